@@ -1,0 +1,112 @@
+"""The published implementation's values (tests/golden/README.md), reproduced."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vdvae_repr.config import ModelConfig
+from vdvae_repr.model.distributions import LogisticMixture, mixture_log_prob
+from vdvae_repr.model.preprocessing import to_input, to_target
+from vdvae_repr.model.vdvae import VDVAE
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+NAMES = ["plain16", "lowbit32", "widths32"]
+
+
+class Golden:
+    def __init__(self, name):
+        self.values = load_file(GOLDEN / f"{name}.safetensors")
+        self.config = ModelConfig.from_published(json.loads((GOLDEN / f"{name}.json").read_text()))
+        weights = {
+            k.removeprefix("state_dict."): v
+            for k, v in self.values.items()
+            if k.startswith("state_dict.")
+        }
+        self.model = VDVAE(self.config).load_published(weights).eval()
+        self.images = self.values["images_uint8"].permute(0, 3, 1, 2)
+
+    def agrees(self, value, key):
+        expected = self.values[key]
+        error = (value.reshape(expected.shape) - expected).norm() / expected.norm().clamp(min=1e-12)
+        assert error < 1e-4, f"{key}: relative error {error:.2e}"
+
+    def noise(self, prefix=""):
+        return lambda spec: self.values[f"{prefix}layer.{spec.index:03d}.eps"]
+
+    def latents(self, count):
+        return {i: self.values[f"layer.{i:03d}.z"] for i in range(count)}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def golden(request):
+    with torch.inference_mode():
+        yield Golden(request.param)
+
+
+def agrees_layers(golden, layers, prefix=""):
+    for spec, layer in zip(golden.model.layers, layers, strict=True):
+        key = f"{prefix}layer.{spec.index:03d}"
+        golden.agrees(layer.mean, f"{key}.q_mean")
+        golden.agrees(layer.log_std, f"{key}.q_logstd")
+        golden.agrees(layer.prior_mean, f"{key}.p_mean")
+        golden.agrees(layer.prior_log_std, f"{key}.p_logstd")
+        golden.agrees(layer.kl, f"{key}.kl")
+
+
+def test_preprocessing(golden):
+    golden.agrees(to_input(golden.images, golden.config).permute(0, 2, 3, 1), "input")
+    golden.agrees(to_target(golden.images, golden.config).permute(0, 2, 3, 1), "target")
+
+
+def test_sampling_pass_and_likelihood(golden):
+    model, config = golden.model, golden.config
+    layers, states, activations = model.infer(to_input(golden.images, config), golden.noise())
+    keys = [k for k in golden.values if k.startswith("activation.")]
+    assert len(keys) == len(activations)
+    for resolution, activation in activations.items():
+        golden.agrees(activation, f"activation.{resolution}")
+    agrees_layers(golden, layers)
+    golden.agrees(model.top_down.final_state(states), "px_z")
+    parameters = model.top_down.mixture_parameters(states)
+    golden.agrees(parameters.permute(0, 2, 3, 1), "likelihood_params")
+    target = to_target(golden.images, config)
+    log_prob = mixture_log_prob(LogisticMixture.from_parameters(parameters), target, config.bits)
+    golden.agrees(-log_prob.sum(dim=(1, 2)) / target[0].numel(), "distortion_per_image")
+
+
+def test_elbo(golden):
+    elbo = golden.model(golden.images, golden.noise())
+    dims = golden.images[0].numel()
+    golden.agrees(elbo.negative.mean() / dims, "stats.elbo")
+    golden.agrees(elbo.distortion.mean() / dims, "stats.distortion")
+    golden.agrees(elbo.rate.mean() / dims, "stats.rate")
+
+
+def test_mean_pass(golden):
+    layers, states, _ = golden.model.infer(to_input(golden.images, golden.config), None)
+    if "meanpass.layer.000.q_mean" in golden.values:
+        keys = {k.rsplit(".", 1)[1] for k in golden.values if k.startswith("meanpass.layer.000")}
+        names = {"q_mean": "mean", "q_logstd": "log_std", "p_mean": "prior_mean"}
+        names |= {"p_logstd": "prior_log_std", "kl": "kl", "z": "z"}
+        for spec, layer in zip(golden.model.layers, layers, strict=True):
+            for key in keys & set(names):
+                value = getattr(layer, names[key])
+                golden.agrees(value, f"meanpass.layer.{spec.index:03d}.{key}")
+    golden.agrees(golden.model.top_down.final_state(states), "meanpass.px_z")
+
+
+@pytest.mark.parametrize("part", ["all", "half"])
+def test_decoding(golden, part):
+    count = len(golden.model.layers) // (1 if part == "all" else 2)
+    states = golden.model.generate(3, golden.latents(count))
+    golden.agrees(golden.model.top_down.final_state(states), f"decode_{part}.px_z")
+
+
+def test_unconditional(golden):
+    key = "uncond_t0.7.px_z"
+    noise = golden.noise("uncond_t0.7.")
+    states = golden.model.generate(len(golden.values[key]), {}, noise, temperature=0.7)
+    golden.agrees(golden.model.top_down.final_state(states), key)

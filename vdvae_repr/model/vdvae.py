@@ -1,0 +1,493 @@
+"""The very deep VAE, from top to bottom as in the paper (Child 2020, arXiv:2011.10650, figure 3).
+
+Images are uint8 (N, H, W, 3) outside; inside, tensors are NCHW float32. q is the posterior, p the
+prior; layer 0 is the coarsest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vdvae_repr.config import ModelConfig
+from vdvae_repr.errors import CheckpointError, ConfigError, LayerError
+from vdvae_repr.model.blocks import Block, BlockSpec, conv, depth_scale, parse_blocks, parse_widths
+from vdvae_repr.model.distributions import (
+    LogisticMixture,
+    gaussian_kl,
+    gaussian_sample,
+    mixture_log_prob,
+    mixture_mean,
+    mixture_sample,
+)
+from vdvae_repr.model.layers import LayerSpec, make_layer_specs, select_layers
+from vdvae_repr.model.preprocessing import as_image_tensor, to_input, to_target, to_uint8
+
+# Gives the standard-normal draws (N, C, R, R) of a layer; None in its place means "send the mean".
+Noise = Callable[[LayerSpec], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPosterior:
+    """What one layer knows of a batch; every tensor (N, C, R, R) but `top_down`, float32."""
+
+    mean: Tensor
+    log_std: Tensor
+    prior_mean: Tensor
+    prior_log_std: Tensor
+    z: Tensor
+    """What was sent down to the next layer."""
+    top_down: Tensor
+    """The state after the layer, (N, width, R, R)."""
+
+    @property
+    def kl(self) -> Tensor:
+        """KL(q || p), elementwise, nats."""
+        return gaussian_kl(self.mean, self.log_std, self.prior_mean, self.prior_log_std)
+
+    @property
+    def delta(self) -> Tensor:
+        """(q_mean - p_mean) / p_std: what the layer adds to what it inherits."""
+        return (self.mean - self.prior_mean) * torch.exp(-self.prior_log_std)
+
+
+class Posterior(Mapping[str, LayerPosterior]):
+    """The posterior of a batch by layer name, coarsest first.
+
+    `kl` (N, layers traversed) is in nats an image; `bottom_up` maps a resolution to the encoder's
+    activation there.
+    """
+
+    def __init__(
+        self, layers: dict[str, LayerPosterior], kl: Tensor, bottom_up: dict[int, Tensor]
+    ) -> None:
+        self._layers = layers
+        self.kl = kl
+        self.bottom_up = bottom_up
+
+    def __getitem__(self, name: str) -> LayerPosterior:
+        """Return one layer; an unknown name lists those read."""
+        if name not in self._layers:
+            raise LayerError(f"layer {name!r} was not read; read are {', '.join(self._layers)}")
+        return self._layers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over layer names, coarsest first."""
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        """Return the number of layers read."""
+        return len(self._layers)
+
+
+@dataclass(frozen=True, slots=True)
+class ELBO:
+    """Terms of the negative evidence lower bound, (N,) each, nats an image."""
+
+    distortion: Tensor
+    rate: Tensor
+    kl: Tensor
+    """(N, layers)."""
+
+    @property
+    def negative(self) -> Tensor:
+        """Return distortion + rate."""
+        return self.distortion + self.rate
+
+
+class BottomUp(nn.Module):
+    """The deterministic encoder: image to one activation a resolution."""
+
+    def __init__(self, config: ModelConfig, widths: Mapping[int, int]) -> None:
+        super().__init__()
+        self.specs = parse_blocks(config.bottom_up, key="model.bottom_up")
+        self.widths = widths
+        self.in_conv = conv(3, config.width, 3)
+        self.blocks = nn.ModuleList()
+        for spec in self.specs:
+            width = widths[spec.resolution]
+            block = Block(width, int(width * config.bottleneck_multiple), width, spec.resolution)
+            depth_scale(block.c4, len(self.specs))
+            self.blocks.append(block)
+
+    def forward(self, x: Tensor) -> dict[int, Tensor]:
+        """Map (N, 3, S, S) to {resolution: (N, width, R, R)}, the last activation of each."""
+        x = self.in_conv(x)
+        activations = {x.shape[-1]: x}
+        for spec, block in zip(self.specs, self.blocks, strict=True):
+            x = x + block(x)
+            if spec.down_rate is not None:
+                x = F.avg_pool2d(x, spec.down_rate)
+                wanted = self.widths[x.shape[-1]]
+                x = F.pad(x, (0, 0, 0, 0, 0, wanted - x.shape[1]))  # going up, new channels are 0
+            activations[x.shape[-1]] = x
+        return activations
+
+
+class TopDownBlock(nn.Module):
+    """One stochastic layer: prior from the state, posterior from state and activation, residual path."""
+
+    def __init__(self, config: ModelConfig, spec: BlockSpec, width: int, num_blocks: int) -> None:
+        super().__init__()
+        middle, r, self.zdim = int(width * config.bottleneck_multiple), spec.resolution, config.zdim
+        self.posterior = Block(2 * width, middle, 2 * config.zdim, r)
+        self.prior = Block(width, middle, 2 * config.zdim + width, r)
+        nn.init.zeros_(self.prior.c4.weight)
+        self.z_proj = conv(config.zdim, width)
+        self.resnet = Block(width, middle, width, r)
+        depth_scale(self.z_proj, num_blocks)
+        depth_scale(self.resnet.c4, num_blocks)
+
+    def infer(self, x: Tensor, activation: Tensor) -> tuple[Tensor, Tensor]:
+        """Return q's mean and log standard deviation, (N, zdim, R, R) each."""
+        q_mean, q_log_std = self.posterior(torch.cat([x, activation], dim=1)).chunk(2, dim=1)
+        return q_mean, q_log_std
+
+    def predict(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return p's mean and log standard deviation, and the state with the prior's features added."""
+        p_mean, p_log_std, features = self.prior(x).split(
+            [self.zdim, self.zdim, x.shape[1]], dim=1
+        )
+        return p_mean, p_log_std, x + features
+
+    def merge(self, x: Tensor, z: Tensor) -> Tensor:
+        """Add a latent to the state and run the residual path."""
+        x = x + self.z_proj(z)
+        return x + self.resnet(x)
+
+
+class TopDown(nn.Module):
+    """The hierarchy of stochastic layers, coarse to fine, and the likelihood's parameters."""
+
+    def __init__(self, config: ModelConfig, widths: Mapping[int, int]) -> None:
+        super().__init__()
+        self.specs = parse_blocks(config.top_down, key="model.top_down")
+        self.layers = make_layer_specs(self.specs, config.zdim)
+        self.widths = widths
+        self.image_size = config.image_size
+        self.blocks = nn.ModuleList(
+            TopDownBlock(config, spec, widths[spec.resolution], len(self.specs))
+            for spec in self.specs
+        )
+        resolutions = sorted({spec.resolution for spec in self.specs})
+        self.constants = nn.ParameterList(
+            nn.Parameter(torch.zeros(1, widths[r], r, r))
+            for r in resolutions
+            if r <= config.no_bias_above
+        )
+        self.gain = nn.Parameter(torch.ones(1, config.width, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(1, config.width, 1, 1))
+        self.out_conv = conv(config.width, 10 * config.num_mixtures)
+
+    def initial_states(self, num_images: int) -> dict[int, Tensor]:
+        """Return the learned constants, one a resolution, for a batch."""
+        return {c.shape[-1]: c.expand(num_images, -1, -1, -1) for c in self.constants}
+
+    def enter(self, index: int, states: dict[int, Tensor], num_images: int) -> Tensor:
+        """Return the state that layer `index` starts from: its resolution's, plus the mixed-in one."""
+        spec = self.specs[index]
+        r = spec.resolution
+        x = states.get(r)
+        if x is None:
+            x = self.gain.new_zeros(num_images, self.widths[r], r, r)
+        if spec.mixin is not None:
+            x = x + F.interpolate(states[spec.mixin][:, : x.shape[1]], scale_factor=r // spec.mixin)
+        return x
+
+    def mixture_parameters(self, states: dict[int, Tensor]) -> Tensor:
+        """Return the likelihood's raw parameters, (N, 10 K, S, S)."""
+        parameters: Tensor = self.out_conv(self.final_state(states))
+        return parameters
+
+    def final_state(self, states: dict[int, Tensor]) -> Tensor:
+        """Return the finest state after gain and bias, (N, width, S, S)."""
+        return states[self.image_size] * self.gain + self.bias
+
+
+class VDVAE(nn.Module):
+    """A very deep VAE. Build with a `ModelConfig`, or load one with `vdvae_repr.load`."""
+
+    def __init__(self, config: ModelConfig, *, name: str = "vdvae") -> None:
+        super().__init__()
+        self.config = config
+        self.name = name
+        widths = _Widths(config.width, parse_widths(config.widths))
+        self.bottom_up = BottomUp(config, widths)
+        self.top_down = TopDown(config, widths)
+        _check_structure(config, self.bottom_up, self.top_down)
+
+    @property
+    def layers(self) -> tuple[LayerSpec, ...]:
+        """The stochastic layers, coarsest first."""
+        return self.top_down.layers
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.top_down.gain.device
+
+    def forward(self, images: Tensor, noise: Noise) -> ELBO:
+        """Return the ELBO's terms of uint8 (N, 3, S, S) images under the posterior draws given."""
+        x, target = to_input(images, self.config), to_target(images, self.config)
+        layers, states, _ = self.infer(x, noise)
+        kl = torch.stack([layer.kl.sum(dim=(1, 2, 3)) for layer in layers], dim=1)
+        mixture = LogisticMixture.from_parameters(self.top_down.mixture_parameters(states).float())
+        distortion = -mixture_log_prob(mixture, target, self.config.bits).sum(dim=(1, 2))
+        return ELBO(distortion=distortion, rate=kl.sum(dim=1), kl=kl)
+
+    def infer(
+        self, x: Tensor, noise: Noise | None, stop: int | None = None
+    ) -> tuple[list[LayerPosterior], dict[int, Tensor], dict[int, Tensor]]:
+        """Run the posterior over the first `stop` layers of a normalised (N, 3, S, S) input.
+
+        Returns the layers, the top-down states by resolution, the bottom-up activations.
+        """
+        activations = self.bottom_up(x)
+        states = self.top_down.initial_states(len(x))
+        layers = []
+        for spec in self.layers[:stop]:
+            block = self.top_down.blocks[spec.index]
+            state = self.top_down.enter(spec.index, states, len(x))
+            q_mean, q_log_std = block.infer(state, activations[spec.resolution])
+            p_mean, p_log_std, state = block.predict(state)
+            z = q_mean if noise is None else gaussian_sample(q_mean, q_log_std, noise(spec))
+            state = block.merge(state, z)
+            states[spec.resolution] = state
+            layers.append(LayerPosterior(q_mean, q_log_std, p_mean, p_log_std, z, state))
+        return layers, states, activations
+
+    def generate(
+        self,
+        num_images: int,
+        latents: Mapping[int, Tensor],
+        noise: Noise | None = None,
+        temperature: float | Sequence[float] = 1.0,
+    ) -> dict[int, Tensor]:
+        """Run the prior, taking given latents by layer index; the rest from noise, or the prior's mean.
+
+        Returns the top-down states by resolution.
+        """
+        temperatures = _per_layer(temperature, len(self.layers))
+        states = self.top_down.initial_states(num_images)
+        for spec in self.layers:
+            block = self.top_down.blocks[spec.index]
+            state = self.top_down.enter(spec.index, states, num_images)
+            p_mean, p_log_std, state = block.predict(state)
+            z = latents.get(spec.index)
+            if z is None:
+                z = p_mean
+                if noise is not None:
+                    z = z + temperatures[spec.index] * torch.exp(p_log_std) * noise(spec)
+            states[spec.resolution] = block.merge(state, z)
+        return states
+
+    @torch.no_grad()
+    def posterior(
+        self,
+        images: Any,
+        layers: str | int | Sequence[str | int] = "all",
+        z: Literal["mean", "sample"] = "mean",
+        *,
+        seed: int = 0,
+        ids: Sequence[str] | None = None,
+    ) -> Posterior:
+        """Read the posterior of chosen layers.
+
+        Args:
+            images: uint8 (N, S, S, 3) array or tensor, or a list of PIL images.
+            layers: selector; the pass stops after the last layer selected.
+            z: what each layer sends down: its mean, or a draw seeded by (seed, image id, layer).
+            seed: of the draws.
+            ids: the images' ids, by default "0", "1", ...
+
+        Raises:
+            DataError: images of another shape or dtype.
+            LayerError: a selector that names no layer.
+        """
+        chosen = select_layers(self.layers, layers)
+        tensor = as_image_tensor(images, self.config.image_size).to(self.device)
+        names = [str(i) for i in range(len(tensor))] if ids is None else list(ids)
+        noise = seeded_noise(seed, names, self.device) if z == "sample" else None
+        read, _, activations = self.infer(
+            to_input(tensor, self.config), noise, stop=chosen[-1].index + 1
+        )
+        kl = torch.stack([layer.kl.sum(dim=(1, 2, 3)) for layer in read], dim=1)
+        return Posterior({spec.name: read[spec.index] for spec in chosen}, kl, activations)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        latents: Posterior | Mapping[str, Any],
+        rest: Literal["mean", "sample"] = "mean",
+        pixels: Literal["mean", "sample"] = "mean",
+        *,
+        temperature: float | Sequence[float] = 1.0,
+        seed: int = 0,
+    ) -> NDArray[np.uint8]:
+        """Return images uint8 (N, S, S, 3) from latents by layer name.
+
+        Args:
+            latents: a posterior (its `z` is used), or {layer name: (N, C, R, R) array}.
+            rest: fills layers not given with the prior's mean or seeded draws.
+            pixels: the likelihood's expectation, rounded, or a seeded draw.
+            temperature: of the draws, one number or one a layer.
+            seed: of all draws.
+
+        Raises:
+            LayerError: an unknown layer, or latents of another shape than the layer's.
+        """
+        given: dict[int, Tensor] = {}
+        by_name = {spec.name: spec for spec in self.layers}
+        for name, value in latents.items():
+            if name not in by_name:
+                select_layers(self.layers, name)
+                raise LayerError(f"expected the name of one layer, found {name!r}")
+            z = torch.as_tensor(value.z if isinstance(value, LayerPosterior) else value)
+            if tuple(z.shape[1:]) != by_name[name].shape:
+                raise LayerError(
+                    f"layer {name}: expected latents (N, {', '.join(map(str, by_name[name].shape))}), "
+                    f"found {tuple(z.shape)}"
+                )
+            given[by_name[name].index] = z.to(self.device, torch.float32)
+        counts = {len(z) for z in given.values()}
+        if len(counts) != 1:
+            raise LayerError(f"expected latents of equally many images, found counts {sorted(counts)}")
+        count = counts.pop()
+        noise = None
+        if rest == "sample":
+            noise = seeded_noise(seed, [str(i) for i in range(count)], self.device)
+        states = self.generate(count, given, noise, temperature)
+        return self._pixels(states, pixels, seed)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        count: int,
+        temperature: float | Sequence[float] = 1.0,
+        seed: int = 0,
+        pixels: Literal["mean", "sample"] = "mean",
+    ) -> NDArray[np.uint8]:
+        """Draw images uint8 (count, S, S, 3) from the prior; temperature 0 is its mean."""
+        noise = seeded_noise(seed, [str(i) for i in range(count)], self.device)
+        return self._pixels(self.generate(count, {}, noise, temperature), pixels, seed)
+
+    def _pixels(self, states: dict[int, Tensor], how: str, seed: int) -> NDArray[np.uint8]:
+        mixture = LogisticMixture.from_parameters(self.top_down.mixture_parameters(states))
+        if how == "mean":
+            return to_uint8(mixture_mean(mixture))
+        return to_uint8(mixture_sample(mixture, torch.Generator("cpu").manual_seed(seed)))
+
+    def load_published(self, state_dict: Mapping[str, Tensor]) -> VDVAE:
+        """Load parameters under the published names; returns self.
+
+        Raises:
+            CheckpointError: names or shapes differ; the first differences are listed.
+        """
+        renamed = from_published_names(state_dict)
+        expected = self.state_dict()
+        differences = [f"{k} is missing" for k in expected if k not in renamed]
+        differences += [f"{k} is not of this model" for k in renamed if k not in expected]
+        differences += [
+            f"{k} is {tuple(renamed[k].shape)}, expected {tuple(expected[k].shape)}"
+            for k in expected
+            if k in renamed and renamed[k].shape != expected[k].shape
+        ]
+        if differences:
+            shown = "; ".join(differences[:3])
+            raise CheckpointError(
+                f"weights of another architecture: {shown} ({len(differences)} differences); "
+                "name the preset they were trained with"
+            )
+        self.load_state_dict(renamed)
+        return self
+
+
+def seeded_noise(seed: int, ids: Sequence[str], device: torch.device) -> Noise:
+    """Return standard-normal draws that depend on (seed, image id, layer index) alone."""
+
+    def draw(layer: LayerSpec) -> Tensor:
+        rows = []
+        for image_id in ids:
+            digest = hashlib.sha256(f"{seed}\0{image_id}\0{layer.index}".encode()).digest()
+            rng = np.random.Generator(np.random.Philox(int.from_bytes(digest[:16], "little")))
+            rows.append(rng.standard_normal(layer.shape, dtype=np.float32))
+        return torch.from_numpy(np.stack(rows)).to(device)
+
+    return draw
+
+
+def fresh_noise(num_images: int, generator: torch.Generator) -> Noise:
+    """Return standard-normal draws from a generator, layer after layer; for training."""
+    return lambda layer: torch.randn(
+        (num_images, *layer.shape), generator=generator, device=generator.device
+    )
+
+
+def from_published_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename openai/vdvae parameters to this package's; a leading `module.` is dropped."""
+    renames = {
+        "encoder.in_conv": "bottom_up.in_conv",
+        "encoder.enc_blocks": "bottom_up.blocks",
+        "decoder.dec_blocks": "top_down.blocks",
+        "decoder.bias_xs": "top_down.constants",
+        "decoder.out_net.out_conv": "top_down.out_conv",
+        "decoder.gain": "top_down.gain",
+        "decoder.bias": "top_down.bias",
+    }
+    renamed = {}
+    for key, value in state_dict.items():
+        name = key.removeprefix("module.")
+        old = max((p for p in renames if name == p or name.startswith(p + ".")), key=len, default="")
+        name = renames.get(old, "") + name.removeprefix(old)
+        if old == "decoder.dec_blocks":
+            name = name.replace(".enc.", ".posterior.")
+        renamed[name] = value
+    return renamed
+
+
+class _Widths(dict[int, int]):
+    """Channels by resolution, with the model's width where none is named."""
+
+    def __init__(self, default: int, named: Mapping[int, int]) -> None:
+        super().__init__(named)
+        self.default = default
+
+    def __missing__(self, resolution: int) -> int:
+        return self.default
+
+
+def _per_layer(temperature: float | Sequence[float], count: int) -> list[float]:
+    values = list(temperature) if isinstance(temperature, Sequence) else [temperature] * count
+    if len(values) != count:
+        raise LayerError(f"expected one temperature or {count}, found {len(values)}")
+    return [float(value) for value in values]
+
+
+def _check_structure(config: ModelConfig, bottom_up: BottomUp, top_down: TopDown) -> None:
+    """Refuse block strings that do not fit together, before any tensor flows."""
+    resolution = config.image_size
+    reached = {resolution}
+    for spec in bottom_up.specs:
+        if spec.resolution != resolution or spec.mixin is not None:
+            raise ConfigError(f"model.bottom_up: expected a block at {resolution}, found {spec}")
+        resolution //= spec.down_rate or 1
+        reached.add(resolution)
+    for spec in top_down.specs:
+        if spec.resolution not in reached:
+            raise ConfigError(
+                f"model.top_down: the encoder never reaches {spec.resolution}x{spec.resolution}; "
+                f"it reaches {sorted(reached)}"
+            )
+    if top_down.specs[-1].resolution != config.image_size:
+        raise ConfigError(
+            f"model.top_down must end at image_size {config.image_size}, "
+            f"found {top_down.specs[-1].resolution}"
+        )
