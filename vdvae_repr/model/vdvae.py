@@ -391,22 +391,25 @@ class VDVAE(nn.Module):
         Raises:
             CheckpointError: names or shapes differ; the first differences are listed.
         """
-        renamed = from_published_names(state_dict)
+        return self.load_weights(from_published_names(state_dict), "state_dict")
+
+    def load_weights(self, weights: Mapping[str, Tensor], where: str) -> VDVAE:
+        """Load parameters under this package's names, strictly; `where` names them in errors."""
         expected = self.state_dict()
-        differences = [f"{k} is missing" for k in expected if k not in renamed]
-        differences += [f"{k} is not of this model" for k in renamed if k not in expected]
+        differences = [f"{k} is missing" for k in expected if k not in weights]
+        differences += [f"{k} is not of this model" for k in weights if k not in expected]
         differences += [
-            f"{k} is {tuple(renamed[k].shape)}, expected {tuple(expected[k].shape)}"
+            f"{k} is {tuple(weights[k].shape)}, expected {tuple(expected[k].shape)}"
             for k in expected
-            if k in renamed and renamed[k].shape != expected[k].shape
+            if k in weights and weights[k].shape != expected[k].shape
         ]
         if differences:
             shown = "; ".join(differences[:3])
             raise CheckpointError(
-                f"weights of another architecture: {shown} ({len(differences)} differences); "
-                "name the preset they were trained with"
+                f"{where}: weights of another architecture: {shown} "
+                f"({len(differences)} differences); name the preset they were trained with"
             )
-        self.load_state_dict(renamed)
+        self.load_state_dict(weights)
         return self
 
 

@@ -1,0 +1,380 @@
+"""What `--data` takes, turned into images, ids, labels and splits.
+
+A folder (class subfolders, or flat), a tar, a CSV manifest, an array file (.npy, .npz, .h5), `digits`,
+`toy-faces`, or a uint8 array. Ids are unique, in natural order (`2.pgm` before `10.pgm`).
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+import tarfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vdvae_repr.config import suggestion
+from vdvae_repr.data.toy import toy_faces
+from vdvae_repr.errors import DataError
+
+SPLITS = ("train", "val", "test")
+BUILT_IN = ("digits", "toy-faces")
+RawImage = Image.Image | NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocessing:
+    """Central square crop, then antialiased bicubic resize, both recorded in the store."""
+
+    size: int
+    """Side of the result, pixels."""
+    crop: int | None = None
+    """Side of the central square taken first; None takes the largest."""
+
+    def __call__(self, image: RawImage) -> NDArray[np.uint8]:
+        """Return uint8 (size, size, 3); transparency is laid over white.
+
+        Raises:
+            DataError: the image is smaller than the crop.
+        """
+        picture = to_rgb(image if isinstance(image, Image.Image) else Image.fromarray(image))
+        width, height = picture.size
+        side = self.crop or min(width, height)
+        if side > min(width, height):
+            raise DataError(f"expected at least {side}x{side} pixels to crop, found {width}x{height}")
+        left, top = (width - side) // 2, (height - side) // 2
+        picture = picture.crop((left, top, left + side, top + side))
+        if side != self.size:
+            picture = picture.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        return np.asarray(picture)
+
+    def to_json(self) -> dict[str, Any]:
+        """Describe the steps for a store's attributes."""
+        return {"crop": self.crop, "size": self.size, "resize": "bicubic, antialiased"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images by index, with what is known of each. Make one with `open_source`."""
+
+    name: str
+    ids: tuple[str, ...]
+    reader: Callable[[int], RawImage] = field(repr=False)
+    labels: NDArray[np.int64]
+    label_names: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    factors: dict[str, NDArray[Any]] = field(default_factory=dict)
+    sizes: Sequence[int] = ()
+    """Bytes of each item, where a file holds it: part of the fingerprint."""
+
+    def __post_init__(self) -> None:
+        """Refuse an empty source, repeated ids, labels of another length."""
+        if not self.ids:
+            raise DataError(f"{self.name}: expected images, found none")
+        if len(set(self.ids)) < len(self.ids):
+            seen: set[str] = set()
+            twice = next(i for i in self.ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
+            raise DataError(f"{self.name}: id {twice!r} occurs twice; ids must be unique")
+        if len(self.labels) != len(self.ids):
+            raise DataError(
+                f"{self.name}: expected {len(self.ids)} labels, found {len(self.labels)}"
+            )
+        if not self.splits:
+            object.__setattr__(self, "splits", ("",) * len(self.ids))
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.ids)
+
+    def read(self, start: int, stop: int) -> Iterator[RawImage]:
+        """Yield raw images start..stop-1, one at a time.
+
+        Raises:
+            DataError: an image cannot be read; the message names it.
+        """
+        for index in range(start, min(stop, len(self))):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                try:
+                    image = self.reader(index)
+                    if isinstance(image, Image.Image):
+                        image.load()
+                except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+                    raise DataError(
+                        f"{self.ids[index]}: more than {Image.MAX_IMAGE_PIXELS} pixels; refused"
+                    ) from error
+                except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+                    raise DataError(
+                        f"{self.ids[index]}: expected a readable image, found a damaged or "
+                        f"different file ({_one_line(error)}); mend or remove it"
+                    ) from error
+            yield image
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 over ids, labels, splits and file sizes: tells whether the source changed."""
+        digest = hashlib.sha256()
+        for part in (self.ids, self.labels.tolist(), self.splits, list(self.sizes)):
+            digest.update(repr(part).encode())
+        return digest.hexdigest()
+
+
+def open_source(data: str | Path | NDArray[np.uint8] | Source) -> Source:
+    """Open whatever `--data` names.
+
+    Raises:
+        DataError: nothing there, no images in it, or contents that cannot be used.
+    """
+    if isinstance(data, Source):
+        return data
+    if isinstance(data, np.ndarray):
+        return _array_source("array", [("", data, None)], ())
+    text, path = str(data), Path(data)
+    if text == "digits":
+        return _digits()
+    if match := re.fullmatch(r"toy-faces(?::(\d+)x(\d+))?", text):
+        people, images = (int(group) for group in match.groups()) if match[1] else (20, 10)
+        return _toy_faces(people, images)
+    if path.is_dir():
+        return _folder(path)
+    if not path.is_file():
+        raise DataError(
+            f"{text}: no such folder or file{suggestion(text, BUILT_IN)}; expected a folder of images, "
+            f"a .tar, a .csv, a .npy, .npz or .h5 file, or one of {', '.join(BUILT_IN)}"
+        )
+    try:
+        if path.name.endswith((".tar", ".tar.gz", ".tgz")):
+            return _tar(path)
+        if path.suffix == ".csv":
+            return _manifest(path)
+        if path.suffix == ".npy":
+            return _array_source(path.name, [("", np.load(path, mmap_mode="r"), None)], ())
+        if path.suffix in (".npz", ".h5", ".hdf5"):
+            return _array_file(path)
+    except (OSError, ValueError, tarfile.TarError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read ({_one_line(error)})") from error
+    raise DataError(f"{path}: expected a .tar, .csv, .npy, .npz or .h5 file, found {path.suffix!r}")
+
+
+def natural_key(text: str) -> list[tuple[int, int, str]]:
+    """Sort key under which `2.pgm` comes before `10.pgm`."""
+    return [
+        (0, int(part), "") if part.isdecimal() else (1, 0, part)
+        for part in re.split(r"(\d+)", text)
+        if part
+    ]
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn any PIL mode into RGB, upright by its EXIF orientation; transparency over white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image).astype(np.float64)
+        scale = 255 / 65535 if values.max(initial=0) > 255 else 1.0
+        image = Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _toy_faces(people: int, images: int) -> Source:
+    toy = toy_faces(people, images)
+    return Source(
+        name=f"toy-faces:{people}x{images}",
+        ids=toy.ids,
+        reader=lambda index: toy.images[index],
+        labels=toy.labels,
+        label_names=toy.label_names,
+        factors=toy.factors,
+    )
+
+
+def _digits() -> Source:
+    """scikit-learn's 1,797 digits; the first two thirds of each class are `train`, the rest `test`."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    labels = digits.target.astype(np.int64)
+    images = np.repeat(np.round(digits.images * 255 / 16).astype(np.uint8)[..., None], 3, axis=3)
+    splits = np.full(len(labels), "test", dtype=object)
+    for label in range(10):
+        members = np.flatnonzero(labels == label)
+        splits[members[: 2 * len(members) // 3]] = "train"
+    return Source(
+        name="digits",
+        ids=tuple(str(i) for i in range(len(labels))),
+        reader=lambda index: images[index],
+        labels=labels,
+        label_names=tuple(str(i) for i in range(10)),
+        splits=tuple(splits),
+    )
+
+
+def _folder(root: Path) -> Source:
+    extensions = Image.registered_extensions()
+    files = {
+        path.relative_to(root).as_posix(): path
+        for path in root.rglob("*")
+        if path.suffix.lower() in extensions and not path.name.startswith(".") and path.is_file()
+    }
+    if not files:
+        raise DataError(f"{root}: expected a folder with images, found none in it")
+    ids = sorted(files, key=natural_key)
+    names, splits = _labels_from_paths(ids)
+    labels, label_names = _number(names)
+    return Source(
+        name=root.name or str(root),
+        ids=tuple(ids),
+        reader=lambda index: Image.open(files[ids[index]]),
+        labels=labels,
+        label_names=label_names,
+        splits=splits,
+        sizes=[files[i].stat().st_size for i in ids],
+    )
+
+
+def _tar(path: Path) -> Source:
+    """Read members in place, never unpacked; a compressed tar is slow out of order."""
+    extensions = Image.registered_extensions()
+    archive = tarfile.open(path)  # noqa: SIM115 (stays open as long as the source lives)
+    members = [
+        member
+        for member in archive
+        if member.isfile() and PurePosixPath(member.name).suffix.lower() in extensions
+    ]
+    members.sort(key=lambda member: natural_key(member.name))
+    if not members:
+        raise DataError(f"{path}: expected a tar with images, found none in it")
+
+    def reader(index: int) -> Image.Image:
+        file = archive.extractfile(members[index])
+        return Image.open(io.BytesIO(file.read() if file else b""))
+
+    ids = [member.name.removeprefix("./") for member in members]
+    names, splits = _labels_from_paths(ids)
+    labels, label_names = _number(names)
+    return Source(
+        name=path.name,
+        ids=tuple(ids),
+        reader=reader,
+        labels=labels,
+        label_names=label_names,
+        splits=splits,
+        sizes=[member.size for member in members],
+    )
+
+
+def _manifest(path: Path) -> Source:
+    """A CSV with `file`, and maybe `label` and `split`; other columns are kept as factors."""
+    with path.open(newline="", encoding="utf-8") as handle:
+        reader = csv.DictReader(handle)
+        columns = reader.fieldnames or []
+        if "file" not in columns:
+            raise DataError(f"{path}: expected a column 'file', found {', '.join(columns) or 'none'}")
+        rows = list(reader)
+    ids = [row["file"] for row in rows]
+    files = [path.parent / i for i in ids]
+    for line, file in enumerate(files, start=2):
+        if not file.is_file():
+            raise DataError(f"{path} line {line}: no such file {file}")
+    labels, label_names = _number([row.get("label") or None for row in rows])
+    extra = [c for c in columns if c not in ("file", "label", "split")]
+    return Source(
+        name=path.name,
+        ids=tuple(ids),
+        reader=lambda index: Image.open(files[index]),
+        labels=labels,
+        label_names=label_names,
+        splits=tuple(row.get("split") or "" for row in rows),
+        factors={c: np.array([row[c] or "" for row in rows]) for c in extra},
+        sizes=[file.stat().st_size for file in files],
+    )
+
+
+def _array_file(path: Path) -> Source:
+    """`images` and maybe `labels`, at the top or in groups train, val, test."""
+    if path.suffix == ".npz":
+        with np.load(path) as archive:
+            content: Any = {key: archive[key] for key in archive.files}
+    else:
+        content = h5py.File(path, "r")
+    parts = []
+    for group in ("", *SPLITS):
+        prefix = f"{group}/" if group else ""
+        if f"{prefix}images" in content:
+            labels = content[f"{prefix}labels"][:] if f"{prefix}labels" in content else None
+            parts.append((group, content[f"{prefix}images"], labels))
+    if not parts:
+        raise DataError(f"{path}: expected a data set 'images', at the top or in train, val, test")
+    names = content["class_names"][:] if "class_names" in content else ()
+    decoded = tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names)
+    return _array_source(path.name, parts, decoded)
+
+
+def _array_source(
+    name: str, parts: Sequence[tuple[str, Any, Any]], label_names: tuple[str, ...]
+) -> Source:
+    ids: list[str] = []
+    splits: list[str] = []
+    labels: list[NDArray[np.int64]] = []
+    place: list[tuple[Any, int]] = []
+    for split, images, part_labels in parts:
+        shape, dtype = images.shape, images.dtype
+        if dtype != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] != 3):
+            raise DataError(f"{name}: expected images uint8 (N, H, W, 3), found {dtype} {shape}")
+        count = len(images)
+        given = np.full(count, -1) if part_labels is None else np.asarray(part_labels)
+        if given.shape != (count,):
+            raise DataError(f"{name}: expected {count} labels, found shape {given.shape}")
+        if not np.issubdtype(given.dtype, np.integer):
+            raise DataError(f"{name}: expected integer labels, found {given.dtype}")
+        ids += [f"{split}/{i}" if split else str(i) for i in range(count)]
+        splits += [split] * count
+        labels.append(given.astype(np.int64))
+        place += [(images, i) for i in range(count)]
+    joined = np.concatenate(labels)
+    if not label_names:
+        label_names = tuple(str(i) for i in range(joined.max(initial=-1) + 1))
+    return Source(
+        name=name,
+        ids=tuple(ids),
+        reader=lambda index: np.asarray(place[index][0][place[index][1]]),
+        labels=joined,
+        label_names=label_names,
+        splits=tuple(splits),
+    )
+
+
+def _labels_from_paths(ids: Sequence[str]) -> tuple[list[str | None], tuple[str, ...]]:
+    """Class folder, else the name before its last underscore; train, val, test on top are splits."""
+    names: list[str | None] = []
+    splits: list[str] = []
+    for image_id in ids:
+        *folders, file = PurePosixPath(image_id).parts
+        split = folders.pop(0) if folders and folders[0] in SPLITS else ""
+        stem, underscore, _ = PurePosixPath(file).stem.rpartition("_")
+        names.append("/".join(folders) if folders else (stem if underscore else None))
+        splits.append(split)
+    return names, tuple(splits)
+
+
+def _number(names: Sequence[str | None]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Number label names from 0 in natural order; -1 where there is none."""
+    distinct = sorted({name for name in names if name is not None}, key=natural_key)
+    numbers = {name: index for index, name in enumerate(distinct)}
+    labels = [-1 if name is None else numbers[name] for name in names]
+    return np.array(labels, dtype=np.int64), tuple(distinct)
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,1 @@
+"""The very deep VAE: architecture, likelihood, layers, weights."""
