@@ -92,7 +92,9 @@ class ModelConfig:
             ConfigError: a needed key is missing, or `dataset` is not a published one.
         """
         h = dict(hyperparameters)
-        missing = [key for key in ("width", "enc_blocks", "dec_blocks", "dataset") if not h.get(key)]
+        missing = [
+            key for key in ("width", "enc_blocks", "dec_blocks", "dataset") if not h.get(key)
+        ]
         if missing:
             raise ConfigError(f"published hyperparameters lack {', '.join(missing)}")
         if h["dataset"] not in PUBLISHED_NORMALISATION:
@@ -158,7 +160,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("steps", "batch_size", "lr", "grad_clip", "skip_threshold", "checkpoint_every"):
+        for name in (
+            "steps",
+            "batch_size",
+            "lr",
+            "grad_clip",
+            "skip_threshold",
+            "checkpoint_every",
+        ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"train.{name} must be above 0, found {getattr(self, name)}")
         if not 0 <= self.ema_rate < 1 or not math.isfinite(self.lr):
@@ -254,8 +263,6 @@ def _build(cls: type[T], table: Mapping[str, Any], section: str) -> T:
         if wanted is float and type(value) is int:
             value = float(value)
         if type(value) is not wanted:
-            raise ConfigError(
-                f"{section}.{name}: expected {wanted.__name__}, found {value!r}"
-            )
+            raise ConfigError(f"{section}.{name}: expected {wanted.__name__}, found {value!r}")
         values[name] = value
     return cls(**values)

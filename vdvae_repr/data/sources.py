@@ -50,7 +50,9 @@ class Preprocessing:
         width, height = picture.size
         side = self.crop or min(width, height)
         if side > min(width, height):
-            raise DataError(f"expected at least {side}x{side} pixels to crop, found {width}x{height}")
+            raise DataError(
+                f"expected at least {side}x{side} pixels to crop, found {width}x{height}"
+            )
         left, top = (width - side) // 2, (height - side) // 2
         picture = picture.crop((left, top, left + side, top + side))
         if side != self.size:
@@ -280,7 +282,9 @@ def _manifest(path: Path) -> Source:
         reader = csv.DictReader(handle)
         columns = reader.fieldnames or []
         if "file" not in columns:
-            raise DataError(f"{path}: expected a column 'file', found {', '.join(columns) or 'none'}")
+            raise DataError(
+                f"{path}: expected a column 'file', found {', '.join(columns) or 'none'}"
+            )
         rows = list(reader)
     ids = [row["file"] for row in rows]
     files = [path.parent / i for i in ids]

@@ -187,9 +187,13 @@ def _eye(canvas: Field, f: dict[str, Any], x: Field, y: Field, step: float, side
     white = _ellipse(x, y, 1.45 * r, r * (1 - 0.15 * max(f["expression"], 0)))
     _paint(canvas, white, (238, 236, 232), step)
     gaze = x - 0.03 * f["yaw"]
-    _paint(canvas, np.maximum(_ellipse(gaze, y, 0.75 * r, 0.75 * r), white), EYES[f["eye_color"]], step)
+    _paint(
+        canvas, np.maximum(_ellipse(gaze, y, 0.75 * r, 0.75 * r), white), EYES[f["eye_color"]], step
+    )
     _paint(canvas, _ellipse(gaze, y, 0.36 * r, 0.36 * r), (12, 10, 10), step)
-    _paint(canvas, _ellipse(gaze - 0.25 * r, y + 0.25 * r, 0.18 * r, 0.18 * r), (255, 255, 255), step)
+    _paint(
+        canvas, _ellipse(gaze - 0.25 * r, y + 0.25 * r, 0.18 * r, 0.18 * r), (255, 255, 255), step
+    )
     arch = -2.0 * r + 4 * x**2 + 0.25 * f["expression"] * -side * x * -1
     brow = 0.7 * np.asarray(HAIR[f["hair_hue"]], dtype=float)
     _paint(canvas, _stroke(x, y, arch, 1.7 * r, f["brow"]), brow, step)
@@ -199,7 +203,9 @@ def _nose(canvas: Field, f: dict[str, Any], x: Field, y: Field, step: float) -> 
     tip = -0.08 + f["nose"]
     shade = 0.72 * _skin(f)
     side = np.sign(f["light"]) or 1.0
-    bridge = np.maximum(np.abs(x + side * (0.02 + 0.12 * (y + 0.1))) - 0.018, np.abs(y - tip / 2) - 0.5 * f["nose"])
+    bridge = np.maximum(
+        np.abs(x + side * (0.02 + 0.12 * (y + 0.1))) - 0.018, np.abs(y - tip / 2) - 0.5 * f["nose"]
+    )
     _paint(canvas, bridge, shade, step, opacity=0.55)
     _paint(canvas, _ellipse(x, y - tip - 0.02, 0.09, 0.035), shade, step, opacity=0.8)
 
@@ -210,6 +216,8 @@ def _mouth(canvas: Field, f: dict[str, Any], x: Field, y: Field, step: float) ->
     lips = 0.55 * _skin(f) + 0.45 * np.array([178.0, 52.0, 58.0])
     thickness = 0.055 * np.sqrt(np.clip(1 - (x / half) ** 2, 0, 1))
     _paint(canvas, np.maximum(np.abs(y - center) - thickness, np.abs(x) - half), lips, step)
-    opening = np.maximum(np.abs(y - center) - thickness * 0.5 * max(smile, 0), np.abs(x) - 0.8 * half)
+    opening = np.maximum(
+        np.abs(y - center) - thickness * 0.5 * max(smile, 0), np.abs(x) - 0.8 * half
+    )
     _paint(canvas, opening, (240, 232, 226), step, opacity=0.9)
     _paint(canvas, np.maximum(np.abs(y - center) - 0.008, np.abs(x) - half), 0.45 * lips, step)

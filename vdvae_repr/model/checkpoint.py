@@ -91,7 +91,9 @@ def _find(model: str | Path) -> Path:
     if path.is_dir():
         inside = path / "model.safetensors"
         if not inside.is_file():
-            raise CheckpointError(f"{path}: expected a run folder with model.safetensors, found none")
+            raise CheckpointError(
+                f"{path}: expected a run folder with model.safetensors, found none"
+            )
         return inside
     if not path.is_file():
         names = packaged_names()
@@ -130,7 +132,9 @@ def _load_published(path: Path, preset: str | None) -> VDVAE:
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{path}: expected a dictionary of tensors, as the published files hold")
+        raise CheckpointError(
+            f"{path}: expected a dictionary of tensors, as the published files hold"
+        )
     weights = from_published_names(state)
     candidates = [preset] if preset else [n for n in preset_names() if _fits(weights, n)]
     if len(candidates) != 1:

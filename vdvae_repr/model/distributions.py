@@ -42,9 +42,7 @@ class LogisticMixture(NamedTuple):
         k = channels // 10
         per_channel = parameters[:, k:].reshape(n, 3, 3 * k, height, width)
         means, log_scales, coefficients = per_channel.split(k, dim=2)
-        return cls(
-            parameters[:, :k], means, log_scales.clamp(min=-7.0), torch.tanh(coefficients)
-        )
+        return cls(parameters[:, :k], means, log_scales.clamp(min=-7.0), torch.tanh(coefficients))
 
     def conditional_means(self, x: Tensor) -> Tensor:
         """Return means (N, 3, K, H, W) given the true pixels x (N, 3, H, W)."""
@@ -67,7 +65,9 @@ def mixture_log_prob(mixture: LogisticMixture, x: Tensor, bits: int = 8) -> Tens
     bins of half-width 1/31 around values spaced 16/255 apart, and no upper edge bin, so that the
     32 values' probabilities sum to between 0.83 and 1.06; published figures are computed so.
     """
-    log_probs = channel_log_probs(x[:, :, None], mixture.conditional_means(x), mixture.log_scales, bits)
+    log_probs = channel_log_probs(
+        x[:, :, None], mixture.conditional_means(x), mixture.log_scales, bits
+    )
     return torch.logsumexp(log_probs.sum(dim=1) + F.log_softmax(mixture.logits, dim=1), dim=1)
 
 
@@ -85,7 +85,9 @@ def channel_log_probs(x: Tensor, means: Tensor, log_scales: Tensor, bits: int) -
     middle = inverse_scale * centred
     log_density = middle - log_scales - 2 * F.softplus(middle)
     inner = torch.where(
-        mass > 1e-5, torch.log(mass.clamp(min=1e-12)), log_density + torch.log(x.new_tensor(2 / levels))
+        mass > 1e-5,
+        torch.log(mass.clamp(min=1e-12)),
+        log_density + torch.log(x.new_tensor(2 / levels)),
     )
     with_top = torch.where(x > 0.999, -F.softplus(lower), inner)
     return torch.where(x < -0.999, upper - F.softplus(upper), with_top)

@@ -153,9 +153,7 @@ class TopDownBlock(nn.Module):
 
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return p's mean and log standard deviation, and the state with the prior's features added."""
-        p_mean, p_log_std, features = self.prior(x).split(
-            [self.zdim, self.zdim, x.shape[1]], dim=1
-        )
+        p_mean, p_log_std, features = self.prior(x).split([self.zdim, self.zdim, x.shape[1]], dim=1)
         return p_mean, p_log_std, x + features
 
     def merge(self, x: Tensor, z: Tensor) -> Tensor:
@@ -359,7 +357,9 @@ class VDVAE(nn.Module):
             given[by_name[name].index] = z.to(self.device, torch.float32)
         counts = {len(z) for z in given.values()}
         if len(counts) != 1:
-            raise LayerError(f"expected latents of equally many images, found counts {sorted(counts)}")
+            raise LayerError(
+                f"expected latents of equally many images, found counts {sorted(counts)}"
+            )
         count = counts.pop()
         noise = None
         if rest == "sample":
@@ -448,7 +448,9 @@ def from_published_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for key, value in state_dict.items():
         name = key.removeprefix("module.")
-        old = max((p for p in renames if name == p or name.startswith(p + ".")), key=len, default="")
+        old = max(
+            (p for p in renames if name == p or name.startswith(p + ".")), key=len, default=""
+        )
         name = renames.get(old, "") + name.removeprefix(old)
         if old == "decoder.dec_blocks":
             name = name.replace(".enc.", ".posterior.")

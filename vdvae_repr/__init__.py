@@ -1,0 +1,63 @@
+"""vdvae-repr: what does each layer of a very deep VAE know, and what is it good for?
+
+Importing this is instant; each name is loaded from its module when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from vdvae_repr.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    LayerError,
+    StoreError,
+    TaskError,
+    VDVAEReprError,
+)
+
+if TYPE_CHECKING:
+    from vdvae_repr.config import ModelConfig
+    from vdvae_repr.latents.extract import extract
+    from vdvae_repr.latents.store import LatentStore
+    from vdvae_repr.model.checkpoint import load
+    from vdvae_repr.model.vdvae import VDVAE
+    from vdvae_repr.tasks import run_task
+    from vdvae_repr.training.trainer import train
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "ModelConfig": "config",
+    "extract": "latents.extract",
+    "LatentStore": "latents.store",
+    "load": "model.checkpoint",
+    "VDVAE": "model.vdvae",
+    "run_task": "tasks",
+    "train": "training.trainer",
+}
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "LatentStore",
+    "LayerError",
+    "ModelConfig",
+    "StoreError",
+    "TaskError",
+    "VDVAE",
+    "VDVAEReprError",
+    "extract",
+    "load",
+    "run_task",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'vdvae_repr' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"vdvae_repr.{_MODULES[name]}"), name)

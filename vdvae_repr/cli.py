@@ -1,0 +1,240 @@
+"""The command line: each command parses, calls one public function, prints.
+
+Results go to standard output, progress to standard error. Exit 0; 2 for bad input, with one line;
+130 after Ctrl-C, with everything finished kept.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vdvae_repr.errors import TaskError, VDVAEReprError
+
+app = typer.Typer(
+    help="What does each layer of a very deep VAE know?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+store_app = typer.Typer(help="Look into a latent store.", no_args_is_help=True)
+app.add_typer(store_app, name="store")
+
+Model = Annotated[
+    str, typer.Option(help="Packaged name, run folder, .safetensors or published .th.")
+]
+Preset = Annotated[
+    str | None, typer.Option(help="Architecture of a .th file, if its shapes do not tell.")
+]
+Data = Annotated[
+    str, typer.Option(help="Folder, .tar, .csv, .npy, .npz, .h5, digits or toy-faces[:PxI].")
+]
+Layer = Annotated[
+    list[str], typer.Option(help="8x8, 8x8.2, 30, 0:31, '<=16x16', all; commas join.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; never chosen for you.")]
+Seed = Annotated[int, typer.Option(help="Of all draws.")]
+
+
+@app.callback()
+def _common(
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+) -> None:
+    if debug:
+        os.environ["VDVAE_REPR_DEBUG"] = "1"
+
+
+@app.command()
+def extract(
+    model: Model = "faces64",
+    preset: Preset = None,
+    data: Data = "toy-faces",
+    layer: Layer = ["all"],  # noqa: B006 (typer copies it)
+    feature: Annotated[list[str], typer.Option(help="mean, delta, log_std, kl, ...")] = ["mean"],  # noqa: B006
+    z: Annotated[str, typer.Option(help="What is sent down: mean or sample.")] = "mean",
+    crop: Annotated[int | None, typer.Option(help="Central square to take first, pixels.")] = None,
+    out: Annotated[Path, typer.Option(help="The store to write.")] = Path("latents.h5"),
+    overwrite: Annotated[bool, typer.Option(help="Replace a finished store.")] = False,
+    no_images: Annotated[bool, typer.Option(help="Leave the images out.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 32,
+    device: Device = "cpu",
+    seed: Seed = 0,
+) -> None:
+    """Read per-layer posterior latents into an HDF5 store; rerun to resume."""
+    from tqdm import tqdm
+
+    import vdvae_repr as vr
+    from vdvae_repr.data.sources import open_source
+
+    if z not in ("mean", "sample"):
+        raise TaskError(f"--z: expected mean or sample, found {z!r}")
+    source = open_source(data)
+    net = vr.load(model, preset=preset, device=device)
+    started = time.monotonic()
+    with tqdm(total=len(source), unit="img", disable=not sys.stderr.isatty()) as bar:
+        store = vr.extract(
+            net, source, out, layers=layer, features=feature,
+            z="sample" if z == "sample" else "mean", seed=seed, crop=crop,
+            batch_size=batch_size, images=not no_images, overwrite=overwrite,
+            report=_log, progress=lambda count: bar.update(count) and None,
+        )  # fmt: skip
+    rate = len(store) / (time.monotonic() - started)
+    print(f"{out}: {len(store)} images, {len(store.layers)} layers, {rate:.0f} images/s")
+
+
+@app.command()
+def probe(
+    task: Annotated[str, typer.Option(help="face_id.")] = "face_id",
+    latents: Annotated[Path, typer.Option(help="The store to read.")] = Path("latents.h5"),
+    layer: Layer = ["all"],  # noqa: B006
+    feature: Annotated[str, typer.Option(help="A stored feature.")] = "mean",
+    pool: Annotated[str | None, typer.Option(help="avg or avg:GRID.")] = None,
+    joint: Annotated[bool, typer.Option(help="All chosen layers as one vector.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for results.jsonl, .csv.")] = None,
+    json_lines: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Measure what each layer is worth, with controls."""
+    import vdvae_repr as vr
+    from vdvae_repr import results
+
+    store = vr.LatentStore.open(latents)
+    show = _log if sys.stderr.isatty() else (lambda line: None)
+    rows = vr.run_task(
+        task, store, layers=layer, feature=feature, pool=pool, joint=joint, seed=seed,
+        notice=_log, progress=show,
+    )  # fmt: skip
+    print(results.to_json_lines(rows) if json_lines else results.table(rows, "rank1"), end="\n")
+    if not json_lines:
+        _log("* chosen on the gallery alone; p: chosen row against the best control's chosen row")
+    if out is not None:
+        results.write(rows, out)
+
+
+@app.command()
+def layers(model: Model = "faces64", preset: Preset = None) -> None:
+    """List a model's stochastic layers."""
+    import vdvae_repr as vr
+
+    print("index  name      shape         dims")
+    for spec in vr.load(model, preset=preset).layers:
+        shape = "x".join(map(str, spec.shape))
+        print(f"{spec.index:5d}  {spec.name:8s}  {shape:12s}  {spec.num_dims}")
+
+
+@app.command()
+def sample(
+    model: Model = "faces64",
+    preset: Preset = None,
+    count: Annotated[int, typer.Option(min=1, help="Images to draw.")] = 16,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of the prior's draws.")] = 0.8,
+    out: Annotated[Path, typer.Option(help="A PNG contact sheet.")] = Path("samples.png"),
+    device: Device = "cpu",
+    seed: Seed = 0,
+) -> None:
+    """Draw images from the prior onto a contact sheet."""
+    import vdvae_repr as vr
+
+    _save_sheet(vr.load(model, preset=preset, device=device).sample(count, temperature, seed), out)
+    print(out)
+
+
+@store_app.command()
+def info(path: Path) -> None:
+    """Print what a store holds."""
+    import vdvae_repr as vr
+
+    store = vr.LatentStore.open(path)
+    for key in ("model", "weights_sha256", "source", "preprocessing", "z", "seed", "created"):
+        print(f"{key:15s} {store.attrs[key]}")
+    print(f"{'images':15s} {len(store)}, {len(store.label_names)} classes")
+    print(f"{'features':15s} {', '.join(store.features)}")
+    print(f"{'layers':15s} {', '.join(spec.name for spec in store.layers)}")
+
+
+@store_app.command()
+def verify(path: Path) -> None:
+    """Read a whole store against its checksums."""
+    import vdvae_repr as vr
+
+    vr.LatentStore.open(path).verify()
+    print(f"{path}: whole")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for what it makes.")] = Path("demo"),
+) -> None:
+    """Toy faces and digits through the packaged model: stores, a table, a picture."""
+    import numpy as np
+
+    import vdvae_repr as vr
+    from vdvae_repr import results
+
+    net = vr.load("faces64")
+    out.mkdir(parents=True, exist_ok=True)
+    faces = vr.extract(net, "toy-faces", out / "toy-faces.h5", overwrite=True, report=_log)
+    digits = vr.extract(
+        net, "digits", out / "digits.h5", layers="<=8x8", overwrite=True, report=_log
+    )
+    print(f"digits: {len(digits)} images, {digits.kl.mean(axis=0).sum():.0f} nats an image")
+    rows = vr.run_task("face_id", faces, layers="<=16x16", notice=_log)
+    results.write(rows, out)
+    print(results.table(rows, "rank1"))
+    images = faces.images()[::25][:8]
+    read = net.posterior(images)
+    rebuilt = [
+        net.decode({spec.name: read[spec.name].z for spec in net.layers[:first]})
+        for first in (1, 5, 11, 16, len(net.layers))
+    ]
+    _save_sheet(np.concatenate([images, *rebuilt]), out / "reconstructions.png")
+    print(
+        f"{out}/reconstructions.png: images, then rebuilt from the first 1, 5, 11, 16 and all layers"
+    )
+
+
+def _save_sheet(images: object, path: Path) -> None:
+    """Write uint8 (N, S, S, 3) images as a PNG, eight a row."""
+    import numpy as np
+    from PIL import Image
+
+    array = np.asarray(images)
+    columns = min(8, len(array))
+    blank = np.zeros((-len(array) % columns, *array.shape[1:]), np.uint8)
+    grid = np.concatenate([array, blank])
+    n, s = len(grid) // columns, array.shape[1]
+    sheet = (
+        grid.reshape(n, columns, s, s, 3).transpose(0, 2, 1, 3, 4).reshape(n * s, columns * s, 3)
+    )
+    try:
+        Image.fromarray(sheet).save(path)
+    except OSError as error:
+        raise TaskError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _log(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def main() -> None:
+    """Run the command line; errors become one line and an exit code."""
+    try:
+        app()
+    except VDVAEReprError as error:
+        if os.environ.get("VDVAE_REPR_DEBUG"):
+            raise
+        _log(f"vdvae-repr: {error}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _log("vdvae-repr: interrupted; what is finished is kept, rerun the same command to resume")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

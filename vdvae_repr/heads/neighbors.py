@@ -1,0 +1,58 @@
+"""Nearest neighbour by cosine similarity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+
+class NearestNeighbor(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """The class of the gallery sample of highest cosine similarity; a zero vector is similar to none.
+
+    Args:
+        center: subtract the gallery's mean first.
+    """
+
+    def __init__(self, *, center: bool = False) -> None:
+        self.center = center
+
+    def fit(self, X: Any, y: Any) -> NearestNeighbor:
+        """Store the gallery X (N, D), y (N,)."""
+        X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
+        check_classification_targets(y)
+        self.classes_, self._labels = np.unique(y, return_inverse=True)
+        self._mean = X.mean(axis=0) if self.center else np.zeros(X.shape[1], X.dtype)
+        self._gallery = _unit(X - self._mean)
+        return self
+
+    def class_scores(self, X: Any) -> NDArray[np.float64]:
+        """Return the best similarity to each class, (N, K), columns in the order of `classes_`."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
+        return self._best(_unit(X - self._mean) @ self._gallery.T)
+
+    def leave_one_out(self) -> NDArray[Any]:
+        """Predict each gallery sample from the others: how to choose a layer on training data."""
+        similarity = self._gallery @ self._gallery.T
+        np.fill_diagonal(similarity, -np.inf)
+        return np.asarray(self.classes_[self._best(similarity).argmax(axis=1)])
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the class of the nearest gallery sample, (N,)."""
+        return np.asarray(self.classes_[self.class_scores(X).argmax(axis=1)])
+
+    def _best(self, similarity: NDArray[Any]) -> NDArray[np.float64]:
+        scores = np.full((len(similarity), len(self.classes_)), -np.inf)
+        for column in range(len(self.classes_)):
+            scores[:, column] = similarity[:, self._labels == column].max(axis=1)
+        return scores
+
+
+def _unit(X: NDArray[Any]) -> NDArray[Any]:
+    length = np.linalg.norm(X, axis=1, keepdims=True)
+    return np.asarray(X / np.where(length > 0, length, 1))

@@ -1,0 +1,101 @@
+"""Result rows: one figure each, with everything needed to read it; to JSON lines, CSV and a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import pandas as pd
+
+from vdvae_repr.errors import TaskError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """One figure; None where a column does not apply, never NaN."""
+
+    task: str
+    protocol: str
+    head: str
+    model: str
+    weights_sha256: str | None = None
+    source: str
+    layer: str | None = None
+    feature: str | None = None
+    pool: str | None = None
+    standardised: bool
+    dims: int
+    n_train: int
+    n_test: int
+    metric: str
+    value: float
+    ci_low: float | None = None
+    ci_high: float | None = None
+    se: float | None = None
+    std: float | None = None
+    chance: float | None = None
+    chosen: bool = False
+    p_value: float | None = None
+    seed: int = 0
+    transductive: bool = False
+    seconds: float | None = None
+
+
+COLUMNS = tuple(field.name for field in fields(Result))
+
+
+def to_json_lines(rows: Sequence[Result]) -> str:
+    """Return one JSON object a line."""
+    return "".join(json.dumps(asdict(row), allow_nan=False) + "\n" for row in rows)
+
+
+def to_frame(rows: Sequence[Result]) -> pd.DataFrame:
+    """Return a table with `COLUMNS`."""
+    return pd.DataFrame([asdict(row) for row in rows], columns=list(COLUMNS))
+
+
+def write(rows: Sequence[Result], folder: str | Path) -> None:
+    """Write `results.jsonl` and `results.csv` into a folder.
+
+    Raises:
+        TaskError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "results.jsonl").write_text(to_json_lines(rows), encoding="utf-8")
+        to_frame(rows).to_csv(folder / "results.csv", index=False)
+    except OSError as error:
+        raise TaskError(
+            f"{folder}: cannot be written ({error.strerror}); choose another --out"
+        ) from error
+
+
+def table(rows: Sequence[Result], metric: str) -> str:
+    """Return an aligned text table of one metric; `*` marks rows chosen on training data."""
+    header = ["", "head", "model", "layer", "dims", metric, "95 % interval", "chance", "p"]
+    lines = [header]
+    for row in rows:
+        if row.metric != metric:
+            continue
+        interval = "" if row.ci_low is None else f"{row.ci_low:.3f} .. {row.ci_high:.3f}"
+        lines.append(
+            [
+                "*" if row.chosen else "",
+                row.head,
+                row.model,
+                row.layer or "",
+                str(row.dims),
+                f"{row.value:.3f}",
+                interval,
+                "" if row.chance is None else f"{row.chance:.3f}",
+                "" if row.p_value is None else f"{row.p_value:.4f}",
+            ]
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
