@@ -82,7 +82,7 @@ def extract(
             net, source, out, layers=layer, features=feature,
             z="sample" if z == "sample" else "mean", seed=seed, crop=crop,
             batch_size=batch_size, images=not no_images, overwrite=overwrite,
-            report=_log, progress=lambda count: bar.update(count) and None,
+            report=_log, progress=bar.update,
         )  # fmt: skip
     rate = len(store) / (time.monotonic() - started)
     print(f"{out}: {len(store)} images, {len(store.layers)} layers, {rate:.0f} images/s")

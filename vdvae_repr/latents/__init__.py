@@ -1,0 +1,1 @@
+"""Latent stores: extraction and reading."""

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,7 +46,7 @@ def extract(
     images: bool = True,
     overwrite: bool = False,
     report: Callable[[str], None] = lambda line: None,
-    progress: Callable[[int], None] = lambda count: None,
+    progress: Callable[[int], object] = lambda count: None,
 ) -> LatentStore:
     """Write a store of chosen layers' features; rerun the same call to resume an interrupted one.
 
@@ -113,7 +114,7 @@ def extract(
                 model, source, preprocessing, chosen, features, z, seed, start, stop,
                 batch_size, images, progress,
             )  # fmt: skip
-            _write_aside(path, lambda file, arrays=arrays: _put_all(file, arrays))
+            _write_aside(path, partial(_put_all, arrays=arrays))
         _write_aside(out, lambda file: _assemble(file, files, identity, source))
     except OSError as error:
         raise StoreError(
@@ -179,7 +180,7 @@ def _claim(path: Path, identity: dict[str, Any]) -> None:
         return
     aside = path.with_suffix(".part")
     aside.write_text(json.dumps(identity))
-    os.replace(aside, path)
+    aside.replace(path)
 
 
 def _compute(
@@ -194,7 +195,7 @@ def _compute(
     stop: int,
     batch_size: int,
     images: bool,
-    progress: Callable[[int], None],
+    progress: Callable[[int], object],
 ) -> Arrays:
     """Read and infer one part; arrays by their path in the store."""
     collected: dict[str, list[NDArray[Any]]] = {}
@@ -229,7 +230,7 @@ def _write_aside(path: Path, write: Callable[[h5py.File], None]) -> None:
         write(file)
     with aside.open("rb") as handle:
         os.fsync(handle.fileno())
-    os.replace(aside, path)
+    aside.replace(path)
 
 
 def _create(file: h5py.File, key: str, shape: tuple[int, ...], dtype: Any) -> h5py.Dataset:

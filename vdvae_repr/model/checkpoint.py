@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,10 +40,8 @@ def load(
         CheckpointError: no such weights, a damaged or unsafe file, another architecture.
     """
     path = _find(model)
-    if path.suffix == ".safetensors":
-        net = _load_own(path)
-    else:
-        net = _load_published(path, preset)
+    own = path.suffix == ".safetensors"
+    net = _load_own(path) if own else _load_published(path, preset)
     try:
         return net.to(device).eval()
     except (RuntimeError, AssertionError) as error:
@@ -67,7 +64,7 @@ def save(
     }
     aside = path.with_name(path.name + ".part")
     save_file(tensors, aside, metadata=metadata)
-    os.replace(aside, path)
+    aside.replace(path)
 
 
 def weights_sha256(model: VDVAE) -> str:

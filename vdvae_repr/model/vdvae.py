@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -200,6 +200,10 @@ class TopDown(nn.Module):
             x = x + F.interpolate(states[spec.mixin][:, : x.shape[1]], scale_factor=r // spec.mixin)
         return x
 
+    def block(self, spec: LayerSpec) -> TopDownBlock:
+        """Return the block of a layer."""
+        return cast(TopDownBlock, self.blocks[spec.index])
+
     def mixture_parameters(self, states: dict[int, Tensor]) -> Tensor:
         """Return the likelihood's raw parameters, (N, 10 K, S, S)."""
         parameters: Tensor = self.out_conv(self.final_state(states))
@@ -252,7 +256,7 @@ class VDVAE(nn.Module):
         states = self.top_down.initial_states(len(x))
         layers = []
         for spec in self.layers[:stop]:
-            block = self.top_down.blocks[spec.index]
+            block = self.top_down.block(spec)
             state = self.top_down.enter(spec.index, states, len(x))
             q_mean, q_log_std = block.infer(state, activations[spec.resolution])
             p_mean, p_log_std, state = block.predict(state)
@@ -276,7 +280,7 @@ class VDVAE(nn.Module):
         temperatures = _per_layer(temperature, len(self.layers))
         states = self.top_down.initial_states(num_images)
         for spec in self.layers:
-            block = self.top_down.blocks[spec.index]
+            block = self.top_down.block(spec)
             state = self.top_down.enter(spec.index, states, num_images)
             p_mean, p_log_std, state = block.predict(state)
             z = latents.get(spec.index)

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,9 @@ def train(
         model.parameters(), lr=recipe.lr, betas=(0.9, 0.9), weight_decay=recipe.weight_decay
     )
     to_bits = 1 / (math.log(2) * images[0].size)
-    record = {"config": {"train": {k: getattr(recipe, k) for k in recipe.__slots__}}}
+    record: dict[str, Any] = {
+        "config": {"train": {k: getattr(recipe, k) for k in recipe.__slots__}}
+    }
     record |= {"images": len(train_images), "images_held_back": len(held_images)}
     started, recent, skipped, order = time.monotonic(), [], 0, rng.permutation(0)
     log = (out / "log.jsonl").open("w", encoding="utf-8")
@@ -90,7 +93,11 @@ def train(
 
         if step % recipe.checkpoint_every == 0 or step == recipe.steps:
             bits, kl = _held_back_bits(average, held_images, recipe.seed, device)
-            row = {"step": step, "images_seen": step * recipe.batch_size, "skipped": skipped}
+            row: dict[str, Any] = {
+                "step": step,
+                "images_seen": step * recipe.batch_size,
+                "skipped": skipped,
+            }
             row |= {"bits_per_dim": float(np.mean(recent)), "held_back_bits_per_dim": bits}
             row |= {"kl_nats": kl, "gradient_norm": float(norm)}
             row |= {"seconds": round(time.monotonic() - started, 1)}
