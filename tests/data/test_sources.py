@@ -1,0 +1,144 @@
+import io
+import struct
+import tarfile
+import zlib
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from vdvae_repr.data.sources import Preprocessing, open_source
+from vdvae_repr.errors import DataError
+
+
+def picture(path, color=(200, 100, 50), mode="RGB", size=(20, 16)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).convert(mode).save(path)
+
+
+def read(source):
+    return [np.asarray(Preprocessing(size=8)(image)) for image in source.read(0, len(source))]
+
+
+def test_class_folders_in_natural_order_with_splits(tmp_path):
+    for name in ("train/b/10.png", "train/b/2.png", "train/a/1.png", "test/a/3.png"):
+        picture(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    source = open_source(tmp_path)
+    assert source.ids == ("test/a/3.png", "train/a/1.png", "train/b/2.png", "train/b/10.png")
+    assert source.splits == ("test", "train", "train", "train")
+    assert source.label_names == ("a", "b")
+    assert source.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_flat_folder_takes_the_name_before_the_last_underscore(tmp_path):
+    for name in ("Ann_Lee_1.png", "Ann_Lee_2.png", "Bo_1.png", "nobody.png"):
+        picture(tmp_path / name)
+    source = open_source(tmp_path)
+    assert source.label_names == ("Ann_Lee", "Bo")
+    assert source.labels.tolist() == [0, 0, 1, -1]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA", "I"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    suffix = "jpg" if mode == "CMYK" else "png"
+    picture(tmp_path / f"a_1.{suffix}", color=(255, 255, 255), mode=mode)
+    (image,) = read(open_source(tmp_path))
+    assert image.shape == (8, 8, 3)
+    assert image.min() > 250
+
+
+def test_crop_takes_the_centre():
+    image = np.zeros((250, 250, 3), np.uint8)
+    image[61:189, 61:189] = 255
+    assert Preprocessing(size=128, crop=128)(image).min() == 255
+    with pytest.raises(DataError, match="at least 300x300"):
+        Preprocessing(size=64, crop=300)(image)
+
+
+def test_tar_is_read_in_place(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(buffer, "PNG")
+    with tarfile.open(tmp_path / "t.tar", "w") as archive:
+        for name in ("A_10.png", "A_9.png"):
+            member = tarfile.TarInfo(name)
+            member.size = len(buffer.getvalue())
+            archive.addfile(member, io.BytesIO(buffer.getvalue()))
+    source = open_source(tmp_path / "t.tar")
+    assert source.ids == ("A_9.png", "A_10.png")
+    assert read(source)[0][0, 0].tolist() == [1, 2, 3]
+
+
+def test_arrays(tmp_path):
+    images = np.arange(4 * 8 * 8 * 3, dtype=np.uint8).reshape(4, 8, 8, 3)
+    np.save(tmp_path / "a.npy", images)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.array([1, 0, 1, 0]))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["train/images"], file["test/images"] = images[:3], images[3:]
+        file["train/labels"], file["test/labels"] = [0, 1, 1], [0]
+    assert open_source(tmp_path / "a.npz").labels.tolist() == [1, 0, 1, 0]
+    source = open_source(tmp_path / "a.h5")
+    assert source.ids == ("train/0", "train/1", "train/2", "test/0")
+    for other in (open_source(tmp_path / "a.npy"), open_source(images), source):
+        assert np.array_equal(np.stack(list(other.read(0, 4))), images)
+    with pytest.raises(DataError, match="uint8"):
+        open_source(images.astype(float))
+
+
+def test_manifest(tmp_path):
+    picture(tmp_path / "x.png")
+    csv = tmp_path / "m.csv"
+    csv.write_text("file,label,split,age\nx.png,Ann,train,30\n")
+    source = open_source(csv)
+    assert (source.label_names, source.splits) == (("Ann",), ("train",))
+    assert source.factors["age"].tolist() == ["30"]
+    csv.write_text("file\nx.png\nx.png\n")
+    with pytest.raises(DataError, match="occurs twice"):
+        open_source(csv)
+    csv.write_text("file\nmissing.png\n")
+    with pytest.raises(DataError, match="line 2: no such file"):
+        open_source(csv)
+    csv.write_text("path\nx.png\n")
+    with pytest.raises(DataError, match="column 'file'"):
+        open_source(csv)
+
+
+def test_digits_hold_back_a_third_of_each_class():
+    source = open_source("digits")
+    assert len(source) == 1797
+    assert set(source.splits) == {"train", "test"}
+
+
+def test_missing_and_empty(tmp_path):
+    with pytest.raises(DataError, match="did you mean 'toy-faces'"):
+        open_source("toyfaces")
+    with pytest.raises(DataError, match="found none"):
+        open_source(tmp_path)
+
+
+def test_damaged_files_are_named(tmp_path):
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, "JPEG")
+    damaged = {
+        "truncated.jpg": buffer.getvalue()[: len(buffer.getvalue()) // 2],
+        "zero.jpg": b"",
+        "text.png": b"this is text",
+    }
+    for name, content in damaged.items():
+        folder = tmp_path / name.split(".")[0]
+        folder.mkdir()
+        (folder / name).write_bytes(content)
+        with pytest.raises(DataError, match=f"{name}: expected a readable image"):
+            read(open_source(folder))
+
+
+def test_decompression_bomb_is_refused(tmp_path):
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk
+    png += struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 0) + b"IDAT"
+    (tmp_path / "bomb.png").write_bytes(png)
+    with pytest.raises(DataError, match=r"bomb.png: more than \d+ pixels"):
+        read(open_source(tmp_path))

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+
+from vdvae_repr.heads.linear import LinearLBFGS
+from vdvae_repr.heads.neighbors import NearestNeighbor
+
+
+def problem(n, d, k, seed=0):
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % k
+    centres = rng.normal(size=(k, d))
+    return (0.4 * centres[y] + rng.normal(size=(n, d))) * rng.uniform(0.1, 9, d), y
+
+
+def objective(scores, weights, y, C):
+    shifted = scores - scores.max(1, keepdims=True)
+    log_prob = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return -C * log_prob[np.arange(len(y)), y].sum() + 0.5 * (weights**2).sum()
+
+
+@pytest.mark.parametrize("C", [1e-4, 1.0, 1e3])
+@pytest.mark.parametrize(("n", "d"), [(60, 300), (120, 20)])
+def test_objective_is_no_worse_than_scikit_learns(n, d, C):
+    X, y = problem(n, d, 5)
+    ours = LinearLBFGS(Cs=[C], tol=1e-9).fit(X, y)
+    Z = StandardScaler().fit_transform(X)
+    theirs = LogisticRegression(C=C, tol=1e-8, max_iter=20_000).fit(Z, y)
+    reference = objective(theirs.decision_function(Z), theirs.coef_, y, C)
+    assert objective(ours.class_scores(X), ours._weights, y, C) <= reference * (1 + 1e-6)
+    new, _ = problem(80, d, 5, seed=1)
+    scores = np.sort(ours.class_scores(new), axis=1)
+    clear = scores[:, -1] - scores[:, -2] > 1e-2
+    expected = theirs.predict(StandardScaler().fit(X).transform(new))
+    assert np.array_equal(ours.predict(new)[clear], expected[clear])
+
+
+def test_c_is_chosen_on_training_data():
+    X, y = load_digits(return_X_y=True)
+    head = LinearLBFGS(Cs=10.0 ** np.arange(-5, 2)).fit(X[:400], y[:400])
+    assert head.search_ == "k-fold"
+    assert sorted(head.Cs)[np.argmax(head.cv_scores_)] == head.C_
+    assert head.score(X[400:], y[400:]) > 0.85
+
+
+def test_one_sample_a_class_fixes_c():
+    head = LinearLBFGS().fit(np.eye(3), [0, 1, 2])
+    assert (head.search_, head.C_) == ("fixed", 1.0)
+
+
+def test_one_class_is_refused():
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        LinearLBFGS().fit(np.eye(3), [1, 1, 1])
+
+
+def test_nearest_neighbour_matches_scikit_learn():
+    X, y = load_digits(return_X_y=True)
+    reference = KNeighborsClassifier(1, metric="cosine").fit(X[:300], y[:300])
+    ours = NearestNeighbor().fit(X[:300], y[:300])
+    assert np.mean(ours.predict(X[300:900]) == reference.predict(X[300:900])) > 0.999
+
+
+def test_leave_one_out_matches_a_loop():
+    X, y = problem(30, 6, 3)
+    head = NearestNeighbor().fit(X, y)
+    keep = ~np.eye(30, dtype=bool)
+    loop = [NearestNeighbor().fit(X[k], y[k]).predict(X[~k])[0] for k in keep]
+    assert head.leave_one_out().tolist() == loop

@@ -1,0 +1,116 @@
+import json
+import os
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import vdvae_repr as vr
+from vdvae_repr.latents import extract as module
+from vdvae_repr.model.vdvae import VDVAE
+
+
+@pytest.fixture
+def store(tiny, images, tmp_path):
+    return vr.extract(tiny, images, tmp_path / "s.h5", features=("mean", "delta"))
+
+
+def test_store_holds_what_the_model_says(store, tiny, images):
+    read = tiny.posterior(images)
+    X, _, ids = store.matrix("8x8.1", "delta")
+    torch.testing.assert_close(torch.from_numpy(X), read["8x8.1"].delta.flatten(1))
+    assert ids == tuple(str(i) for i in range(12))
+    np.testing.assert_allclose(store.kl, read.kl, rtol=1e-5)
+    assert np.array_equal(store.images(), images)
+    everything, _, _ = store.matrix()
+    assert everything.shape == (12, sum(spec.num_dims for spec in tiny.layers))
+    assert store.attrs["schema"] == "vdvae-repr/1"
+    assert not (store.path.parent / "s.h5.parts").exists()
+    store.verify()
+
+
+def test_pooling(store, tiny, images):
+    X, _, _ = store.matrix("16x16", pool="avg:4")
+    mean = tiny.posterior(images)["16x16.0"].mean
+    expected = torch.nn.functional.avg_pool2d(mean, 4).flatten(1)
+    np.testing.assert_allclose(X, expected, atol=1e-5)
+
+
+def test_resume_gives_the_same_store(tiny, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 4)
+    whole = vr.extract(tiny, images, tmp_path / "whole.h5", batch_size=2)
+    calls = []
+
+    def interrupt(count):
+        calls.append(count)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        vr.extract(tiny, images, tmp_path / "r.h5", batch_size=2, progress=interrupt)
+    assert not (tmp_path / "r.h5").exists()
+    assert (tmp_path / "r.h5.parts" / "part-00000.h5").exists()
+    resumed = vr.extract(tiny, images, tmp_path / "r.h5", batch_size=2)
+    assert np.array_equal(resumed.matrix()[0], whole.matrix()[0])
+
+
+def test_another_model_on_resume_is_refused(tiny, images, tmp_path):
+    def interrupt(count):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        vr.extract(tiny, images, tmp_path / "r.h5", progress=interrupt)
+    torch.manual_seed(9)
+    with pytest.raises(vr.StoreError, match="another model, weights_sha256"):
+        vr.extract(VDVAE(tiny.config, name="other").eval(), images, tmp_path / "r.h5")
+
+
+def test_flipped_byte_names_the_layer(store):
+    with h5py.File(store.path) as file:
+        data = file["layers/002/mean"]
+        offset = data.id.get_chunk_info(0).byte_offset
+    store.close()
+    with store.path.open("r+b") as handle:
+        handle.seek(offset + 100)
+        byte = handle.read(1)
+        handle.seek(offset + 100)
+        handle.write(bytes([byte[0] ^ 1]))
+    damaged = vr.LatentStore.open(store.path)
+    with pytest.raises(vr.StoreError, match=r"layer 8x8\.0 is damaged"):
+        damaged.verify()
+    with pytest.raises(vr.StoreError, match=r"layer 8x8\.0 is damaged"):
+        damaged.matrix("8x8.0")
+
+
+def test_bad_requests(store, tiny, images, tmp_path):
+    with pytest.raises(vr.StoreError, match="already exists"):
+        vr.extract(tiny, images, store.path)
+    with pytest.raises(vr.LayerError, match="unknown feature"):
+        vr.extract(tiny, images, tmp_path / "x.h5", features=("means",))
+    with pytest.raises(vr.LayerError, match="repeats mean"):
+        vr.extract(tiny, images, tmp_path / "x.h5", features=("z",))
+    with pytest.raises(vr.StoreError, match="no such store"):
+        vr.LatentStore.open(tmp_path / "none.h5")
+    with pytest.raises(vr.LayerError, match="not stored"):
+        store.matrix(feature="z")
+
+
+def test_folder_that_cannot_be_written(tiny, images, tmp_path, monkeypatch):
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    folder.chmod(0o500)
+    if os.access(folder, os.W_OK):  # root writes anywhere: let the system call refuse
+
+        def refuse(*args, **kwargs):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(module.Path, "mkdir", refuse)
+    with pytest.raises(vr.StoreError, match="cannot be written"):
+        vr.extract(tiny, images, folder / "s.h5")
+
+
+def test_attributes_say_where_it_comes_from(store):
+    layers = json.loads(store.attrs["layers"])
+    assert [row["name"] for row in layers] == ["1x1.0", "4x4.0", "8x8.0", "8x8.1", "16x16.0"]
+    assert json.loads(store.attrs["preprocessing"])["size"] == 16

@@ -1,0 +1,225 @@
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from vdvae_repr.config import ModelConfig, load_config, preset_names, preset_path
+from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError
+from vdvae_repr.model import checkpoint
+from vdvae_repr.model.distributions import (
+    LogisticMixture,
+    gaussian_kl,
+    mixture_log_prob,
+    mixture_mean,
+    mixture_sample,
+)
+from vdvae_repr.model.layers import select_layers
+from vdvae_repr.model.vdvae import VDVAE, seeded_noise
+
+PRESETS = {
+    "cifar10": (43, 412_432, 39_145_700),
+    "imagenet32": (78, 765_216, 119_280_868),
+    "imagenet64": (75, 1_451_040, 125_005_860),
+    "ffhq256": (66, 4_470_816, 114_874_852),
+    "ffhq1024": (70, 27_588_640, 109_366_904),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_counts(name):
+    with torch.device("meta"):
+        model = VDVAE(ModelConfig.from_preset(name))
+    counts = len(model.layers), sum(spec.num_dims for spec in model.layers)
+    assert (*counts, sum(p.numel() for p in model.parameters())) == PRESETS[name]
+
+
+def test_every_preset_parses():
+    assert set(PRESETS) < set(preset_names())
+    for name in preset_names():
+        load_config(preset_path(name))
+
+
+def test_unknown_key_has_a_hint():
+    with pytest.raises(ConfigError, match="did you mean 'lr'"):
+        load_config(preset_path("faces64"), ["train.lrr=1"])
+    with pytest.raises(ConfigError, match="expected int"):
+        load_config(preset_path("faces64"), ["model.width=wide"])
+    assert load_config(preset_path("faces64"), ["train.lr=1e-5"]).train.lr == 1e-5
+
+
+def test_config_survives_json():
+    config = ModelConfig.from_preset("ffhq256")
+    assert ModelConfig.from_json(config.to_json()) == config
+
+
+def test_kl_matches_torch_distributions():
+    q_mean, q_log_std, p_mean, p_log_std = torch.randn(4, 2, 3, 4, 4)
+    expected = kl_divergence(Normal(q_mean, q_log_std.exp()), Normal(p_mean, p_log_std.exp()))
+    torch.testing.assert_close(gaussian_kl(q_mean, q_log_std, p_mean, p_log_std), expected)
+
+
+def test_mixture_probabilities_sum_to_one():
+    """Blue takes all 256 values with red and green fixed; so red and green after summing blue."""
+    torch.manual_seed(1)
+    parameters = torch.randn(1, 30, 1, 1).expand(256, -1, -1, -1)
+    values = (torch.arange(256) - 127.5) / 127.5
+    mixture = LogisticMixture.from_parameters(parameters.double())
+    x = torch.full((256, 3, 1, 1), values[40].item(), dtype=torch.float64)
+    x[:, 2, 0, 0] = values
+    blue = mixture_log_prob(mixture, x).logsumexp(0)
+    # p(red, green) from a mixture whose blue channel is ignored: sum over components by hand
+    from vdvae_repr.model.distributions import channel_log_probs
+
+    one = x[:1]
+    first = LogisticMixture(*(part[:1] for part in mixture))
+    channels = channel_log_probs(one[:, :, None], first.conditional_means(one), first.log_scales, 8)
+    marginal = (channels[:, :2].sum(1) + torch.log_softmax(first.logits, 1)).logsumexp(1)
+    torch.testing.assert_close(blue.squeeze(), marginal.squeeze(), atol=1e-6, rtol=1e-6)
+    red = channel_log_probs(values.double(), torch.tensor(0.3), torch.tensor(-2.0), 8)
+    assert math.isclose(red.exp().sum().item(), 1, abs_tol=1e-5)
+
+
+def test_mixture_samples_have_its_mean():
+    torch.manual_seed(2)
+    parameters = torch.randn(1, 20, 1, 1) * 0.3
+    parameters[:, 4:6] = parameters[:, 10:12] = parameters[:, 16:18] = -4.0  # narrow scales
+    mixture = LogisticMixture.from_parameters(parameters.expand(20_000, -1, -1, -1))
+    drawn = mixture_sample(mixture, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(drawn.mean(0), mixture_mean(mixture)[0], atol=0.02, rtol=0)
+
+
+def test_seeded_noise_is_standard_normal_and_per_image(tiny):
+    spec = tiny.layers[-1]
+    ids = [str(i) for i in range(64)]
+    noise = seeded_noise(3, ids, torch.device("cpu"))(spec)
+    assert abs(noise.mean()) < 0.01
+    assert abs(noise.std() - 1) < 0.01
+    alone = seeded_noise(3, ["5"], torch.device("cpu"))(spec)
+    assert torch.equal(alone[0], noise[5])
+
+
+def test_selectors(tiny):
+    def names(selector):
+        return [spec.name for spec in select_layers(tiny.layers, selector)]
+
+    assert names("8x8") == ["8x8.0", "8x8.1"]
+    assert names("8x8.1,0") == ["1x1.0", "8x8.1"]
+    assert names("1:3") == ["4x4.0", "8x8.0"]
+    assert names("<=4x4") == ["1x1.0", "4x4.0"]
+    assert names(["16x16", "1x1"]) == ["1x1.0", "16x16.0"]
+    for unknown in ("32x32", "8x8.7", "8x4", "99", "eight", ""):
+        with pytest.raises(LayerError, match="the layers are"):
+            names(unknown)
+
+
+def test_posterior_does_not_depend_on_the_batch(tiny, images):
+    whole = tiny.posterior(images, z="sample", ids=[f"i{k}" for k in range(12)])
+    one = tiny.posterior(images[7:8], z="sample", ids=["i7"])
+    for name in whole:
+        torch.testing.assert_close(one[name].z, whole[name].z[7:8], atol=1e-4, rtol=1e-4)
+
+
+def test_decoding_a_posterior_is_decoding_its_latents(tiny, images):
+    read = tiny.posterior(images)
+    a = tiny.decode(read)
+    b = tiny.decode({name: layer.z.numpy() for name, layer in read.items()})
+    assert a.shape == images.shape
+    assert a.dtype == np.uint8
+    assert np.array_equal(a, b)
+    with pytest.raises(LayerError, match="expected latents"):
+        tiny.decode({"8x8.0": np.zeros((2, 4, 4, 4), np.float32)})
+
+
+def test_samples_are_seeded_and_temperature_zero_is_the_prior_mean(tiny):
+    assert np.array_equal(tiny.sample(3, 0.8, seed=4), tiny.sample(3, 0.8, seed=4))
+    assert not np.array_equal(tiny.sample(3, 0.8, seed=4), tiny.sample(3, 0.8, seed=5))
+    assert len(np.unique(tiny.sample(3, 0.0), axis=0)) == 1
+
+
+def test_wrong_images_are_refused(tiny, images):
+    with pytest.raises(DataError, match="expected images of shape"):
+        tiny.posterior(images.astype(np.float32))
+
+
+def test_weights_round_trip(tiny, tmp_path):
+    path = tmp_path / "m.safetensors"
+    checkpoint.save(tiny, path, record={"steps": 1})
+    loaded = checkpoint.load(path)
+    assert checkpoint.weights_sha256(loaded) == checkpoint.weights_sha256(tiny)
+    assert loaded.name == "tiny"
+
+
+def test_published_file_is_recognised_by_its_shapes(tmp_path, monkeypatch, tiny):
+    state = {f"module.{k}": v for k, v in _published(tiny).items()}
+    torch.save(state, tmp_path / "m.th")
+    monkeypatch.setattr(checkpoint, "preset_names", lambda: ["tiny"])
+    monkeypatch.setattr(checkpoint.ModelConfig, "from_preset", lambda name: tiny.config)
+    loaded = checkpoint.load(tmp_path / "m.th")
+    assert checkpoint.weights_sha256(loaded) == checkpoint.weights_sha256(tiny)
+
+
+def test_another_architecture_names_the_first_differences(tmp_path, tiny):
+    torch.save(_published(tiny), tmp_path / "m.th")
+    with pytest.raises(CheckpointError, match="fits no preset"):
+        checkpoint.load(tmp_path / "m.th")
+    with pytest.raises(CheckpointError, match=r"is missing|expected \("):
+        checkpoint.load(tmp_path / "m.th", preset="faces64")
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_malicious_pickle_is_not_executed(tmp_path):
+    victim = tmp_path / "executed"
+    torch.save({"w": Malicious(victim)}, tmp_path / "m.th")
+    with pytest.raises(CheckpointError, match="nothing was run"):
+        checkpoint.load(tmp_path / "m.th")
+    (tmp_path / "raw.th").write_bytes(pickle.dumps(Malicious(victim)))
+    with pytest.raises(CheckpointError):
+        checkpoint.load(tmp_path / "raw.th")
+    assert not victim.exists()
+
+
+def test_missing_and_damaged_weights(tmp_path):
+    with pytest.raises(CheckpointError, match="did you mean 'faces64'"):
+        checkpoint.load("faces46")
+    (tmp_path / "m.safetensors").write_bytes(b"no")
+    with pytest.raises(CheckpointError, match="not a readable"):
+        checkpoint.load(tmp_path / "m.safetensors")
+
+
+def test_packaged_faces64():
+    model = checkpoint.load("faces64")
+    resolutions = [spec.resolution for spec in model.layers]
+    assert len(resolutions) >= 20
+    assert all(resolutions.count(r) > 1 for r in (4, 8, 16, 32))
+    assert sum(p.numel() for p in model.parameters()) <= 4_800_000
+    assert (checkpoint.WEIGHTS_FOLDER / "faces64.safetensors").stat().st_size <= 10_000_000
+
+
+def _published(model):
+    """The model's weights under the published names."""
+    pairs = [
+        ("bottom_up.in_conv", "encoder.in_conv"),
+        ("bottom_up.blocks", "encoder.enc_blocks"),
+        ("top_down.blocks", "decoder.dec_blocks"),
+        ("top_down.constants", "decoder.bias_xs"),
+        ("top_down.out_conv", "decoder.out_net.out_conv"),
+        ("top_down.gain", "decoder.gain"),
+        ("top_down.bias", "decoder.bias"),
+        (".posterior.", ".enc."),
+    ]
+    renamed = {}
+    for key, value in model.state_dict().items():
+        for ours, theirs in pairs:
+            key = key.replace(ours, theirs)
+        renamed[key] = value
+    return renamed

@@ -1,0 +1,65 @@
+import subprocess
+import sys
+
+import pytest
+
+import vdvae_repr as vr
+from vdvae_repr import cli
+
+
+def run(*arguments, cwd=None):
+    command = [sys.executable, "-m", "vdvae_repr.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def test_public_names():
+    assert vr.__all__ == [
+        "CheckpointError", "ConfigError", "DataError", "LatentStore", "LayerError", "ModelConfig",
+        "StoreError", "TaskError", "VDVAE", "VDVAEReprError", "extract", "load", "run_task", "train",
+    ]  # fmt: skip
+    assert all(getattr(vr, name) is not None for name in vr.__all__)
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, vdvae_repr.cli; print([m for m in ('torch', 'sklearn') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_extract_then_probe_as_a_new_user_would(tmp_path):
+    made = run("extract", "--layer", "4x4", "--data", "toy-faces:4x4", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "latents.h5").is_file()
+    probed = run("probe", "--task", "face_id", "--out", "r", cwd=tmp_path)
+    assert probed.returncode == 0, probed.stderr
+    assert "random-init" in probed.stdout
+    assert (tmp_path / "r" / "results.jsonl").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["extract", "--data", "nowhere"], "no such folder or file"),
+        (["extract", "--layer", "7x7"], "no layer matches '7x7'"),
+        (["extract", "--model", "face64"], "did you mean 'faces64'"),
+        (["probe"], "vdvae-repr extract"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(arguments, message, tmp_path):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_interrupt_is_exit_130(monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 130

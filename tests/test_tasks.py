@@ -1,0 +1,89 @@
+import json
+
+import numpy as np
+import pytest
+
+import vdvae_repr as vr
+from vdvae_repr import results
+from vdvae_repr.data.sources import Source
+from vdvae_repr.tasks import paired_bootstrap
+
+
+def people(images_a_person, num_people=4, seed=0):
+    """People who differ in color, with noise."""
+    rng = np.random.default_rng(seed)
+    base = rng.integers(40, 215, (num_people, 1, 1, 1, 3))
+    noise = rng.integers(-25, 25, (num_people, images_a_person, 16, 16, 3))
+    images = (base + noise).astype(np.uint8).reshape(-1, 16, 16, 3)
+    labels = np.repeat(np.arange(num_people), images_a_person)
+    return Source(
+        name="people",
+        ids=tuple(map(str, range(len(images)))),
+        reader=lambda index: images[index],
+        labels=labels,
+        label_names=tuple(f"p{i}" for i in range(num_people)),
+    )
+
+
+@pytest.fixture(scope="module")
+def rows(tiny, tmp_path_factory):
+    store = vr.extract(tiny, people(6), tmp_path_factory.mktemp("t") / "s.h5", layers="<=8x8")
+    return vr.run_task("face_id", store)
+
+
+def test_every_layer_and_control_is_a_row(rows):
+    table = results.to_frame(rows)
+    assert list(table.columns) == list(results.COLUMNS)
+    assert set(table["model"]) == {"tiny", "pixels", "pca", "random-init", "shuffled-labels"}
+    ours = table[(table["model"] == "tiny") & (table["metric"] == "rank1")]
+    for _, group in ours.groupby("head"):
+        assert group["layer"].tolist() == ["1x1.0", "4x4.0", "8x8.0", "8x8.1"]
+        assert group["chosen"].sum() == 1
+        assert group["p_value"].notna().sum() == 1
+    pixels = table[(table["model"] == "pixels") & (table["metric"] == "rank1")]
+    assert (pixels["value"] > 0.9).all()  # people differ in color
+    assert (table["n_train"] == 12).all()
+    assert ((table["ci_low"] <= table["value"]) & (table["value"] <= table["ci_high"])).all()
+
+
+def test_rows_are_strict_json_and_csv(rows, tmp_path):
+    results.write(rows, tmp_path)
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    assert [set(json.loads(line)) for line in lines] == [set(results.COLUMNS)] * len(rows)
+    assert "NaN" not in "".join(lines)
+    assert (tmp_path / "results.csv").exists()
+    assert "*" in results.table(rows, "rank1")
+
+
+def test_one_class_and_one_image_are_refused(tiny, tmp_path):
+    one = vr.extract(tiny, people(4, num_people=1), tmp_path / "one.h5", layers="1x1")
+    with pytest.raises(vr.TaskError, match="at least 2 labelled people, found 1"):
+        vr.run_task("face_id", one)
+    single = vr.extract(tiny, people(1), tmp_path / "single.h5", layers="1x1")
+    with pytest.raises(vr.TaskError, match="at least 2 images of each person"):
+        vr.run_task("face_id", single)
+    with pytest.raises(vr.TaskError, match="unknown task"):
+        vr.run_task("faces", single)
+
+
+def test_no_images_refuses_the_controls(tiny, tmp_path):
+    store = vr.extract(tiny, people(4), tmp_path / "s.h5", layers="1x1", images=False)
+    with pytest.raises(vr.TaskError, match="pixels, pca and random-init"):
+        vr.run_task("face_id", store)
+
+
+def test_an_image_on_both_sides_is_named(tiny, tmp_path):
+    source = people(4)
+    original = source.reader
+    object.__setattr__(source, "reader", lambda i: original(0 if i == 3 else i))
+    store = vr.extract(tiny, source, tmp_path / "s.h5", layers="1x1")
+    with pytest.raises(vr.TaskError, match="3 in the probe is the same image as 0"):
+        vr.run_task("face_id", store)
+
+
+def test_bootstrap_knows_equal_from_different():
+    rng = np.random.default_rng(0)
+    who = np.repeat(np.arange(40), 5)
+    good, poor = rng.random(200) < 0.9, rng.random(200) < 0.5
+    assert paired_bootstrap(good, poor, who, 0) < 0.001
+    assert paired_bootstrap(good, good, who, 0) == 1.0
