@@ -14,7 +14,12 @@ from vdvae_repr.errors import DataError
 
 def picture(path, color=(200, 100, 50), mode="RGB", size=(20, 16)):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, color).convert(mode).save(path)
+    image = Image.new("RGB", size, color)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    else:
+        image = image.convert(mode)
+    image.save(path)
 
 
 def read(source):
@@ -40,7 +45,7 @@ def test_flat_folder_takes_the_name_before_the_last_underscore(tmp_path):
     assert source.labels.tolist() == [0, 0, 1, -1]
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA", "I"])
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA", "I;16"])
 def test_every_mode_becomes_rgb(tmp_path, mode):
     suffix = "jpg" if mode == "CMYK" else "png"
     picture(tmp_path / f"a_1.{suffix}", color=(255, 255, 255), mode=mode)

@@ -12,6 +12,7 @@ import io
 import re
 import tarfile
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -76,7 +77,7 @@ class Source:
     splits: tuple[str, ...] = ()
     factors: dict[str, NDArray[Any]] = field(default_factory=dict)
     sizes: Sequence[int] = ()
-    """Bytes of each item, where a file holds it: part of the fingerprint."""
+    """Bytes of each item's file, or checksums of what is in memory: part of the fingerprint."""
 
     def __post_init__(self) -> None:
         """Refuse an empty source, repeated ids, labels of another length."""
@@ -109,7 +110,7 @@ class Source:
                 try:
                     image = self.reader(index)
                     if isinstance(image, Image.Image):
-                        image.load()
+                        _load(image)
                 except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
                     raise DataError(
                         f"{self.ids[index]}: more than {Image.MAX_IMAGE_PIXELS} pixels; refused"
@@ -153,7 +154,7 @@ def open_source(data: str | Path | NDArray[np.uint8] | Source) -> Source:
             f"a .tar, a .csv, a .npy, .npz or .h5 file, or one of {', '.join(BUILT_IN)}"
         )
     try:
-        if path.name.endswith((".tar", ".tar.gz", ".tgz")):
+        if path.suffix == ".tar":
             return _tar(path)
         if path.suffix == ".csv":
             return _manifest(path)
@@ -198,6 +199,7 @@ def _toy_faces(people: int, images: int) -> Source:
         labels=toy.labels,
         label_names=toy.label_names,
         factors=toy.factors,
+        sizes=[zlib.crc32(image.tobytes()) for image in toy.images],
     )
 
 
@@ -246,21 +248,22 @@ def _folder(root: Path) -> Source:
 
 
 def _tar(path: Path) -> Source:
-    """Read members in place, never unpacked; a compressed tar is slow out of order."""
+    """Read members in place, never unpacked."""
     extensions = Image.registered_extensions()
-    archive = tarfile.open(path)  # noqa: SIM115 (stays open as long as the source lives)
-    members = [
-        member
-        for member in archive
-        if member.isfile() and PurePosixPath(member.name).suffix.lower() in extensions
-    ]
+    with tarfile.open(path, "r:") as archive:
+        members = [
+            member
+            for member in archive
+            if member.isfile() and PurePosixPath(member.name).suffix.lower() in extensions
+        ]
     members.sort(key=lambda member: natural_key(member.name))
     if not members:
         raise DataError(f"{path}: expected a tar with images, found none in it")
 
     def reader(index: int) -> Image.Image:
-        file = archive.extractfile(members[index])
-        return Image.open(io.BytesIO(file.read() if file else b""))
+        with path.open("rb") as file:
+            file.seek(members[index].offset_data)
+            return Image.open(io.BytesIO(file.read(members[index].size)))
 
     ids = [member.name.removeprefix("./") for member in members]
     names, splits = _labels_from_paths(ids)
@@ -356,6 +359,7 @@ def _array_source(
         labels=joined,
         label_names=label_names,
         splits=tuple(splits),
+        sizes=[zlib.crc32(images[i].tobytes()) for images, i in place],
     )
 
 
@@ -378,6 +382,15 @@ def _number(names: Sequence[str | None]) -> tuple[NDArray[np.int64], tuple[str, 
     numbers = {name: index for index, name in enumerate(distinct)}
     labels = [-1 if name is None else numbers[name] for name in names]
     return np.array(labels, dtype=np.int64), tuple(distinct)
+
+
+def _load(image: Image.Image) -> None:
+    """Decode now, and close the file whether that works or not."""
+    try:
+        image.load()
+    except BaseException:
+        image.close()
+        raise
 
 
 def _one_line(error: Exception) -> str:

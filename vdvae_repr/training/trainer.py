@@ -98,14 +98,15 @@ def train(
                 "images_seen": step * recipe.batch_size,
                 "skipped": skipped,
             }
-            row |= {"bits_per_dim": float(np.mean(recent)), "held_back_bits_per_dim": bits}
+            row |= {"bits_per_dim": float(np.mean(recent)) if recent else None}
+            row |= {"held_back_bits_per_dim": bits}
             row |= {"kl_nats": kl, "gradient_norm": float(norm)}
             row |= {"seconds": round(time.monotonic() - started, 1)}
             log.write(json.dumps(row) + "\n")
             log.flush()
             recent = []
             save(average, out / "model.safetensors", record=record | row)
-            progress(f"step {step}: {row['bits_per_dim']:.3f} bits/dim, held back {bits:.3f}")
+            progress(f"step {step}: {bits:.3f} bits/dim held back, {skipped} updates skipped")
     log.close()
     return average
 
