@@ -62,7 +62,7 @@ def test_another_model_on_resume_is_refused(tiny, images, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         vr.extract(tiny, images, tmp_path / "r.h5", progress=interrupt)
     torch.manual_seed(9)
-    with pytest.raises(vr.StoreError, match="another model, weights_sha256"):
+    with pytest.raises(vr.StoreError, match="model was 'tiny', is 'other'; weights_sha256 was"):
         vr.extract(VDVAE(tiny.config, name="other").eval(), images, tmp_path / "r.h5")
 
 
@@ -84,8 +84,10 @@ def test_flipped_byte_names_the_layer(store):
 
 
 def test_bad_requests(store, tiny, images, tmp_path):
-    with pytest.raises(vr.StoreError, match="already exists"):
+    with pytest.raises(vr.StoreError, match=r"already holds another extraction \(features was"):
         vr.extract(tiny, images, store.path)
+    again = vr.extract(tiny, images, store.path, features=("mean", "delta"))
+    assert again.attrs["created"] == store.attrs["created"]
     with pytest.raises(vr.LayerError, match="unknown feature"):
         vr.extract(tiny, images, tmp_path / "x.h5", features=("means",))
     with pytest.raises(vr.LayerError, match="repeats mean"):

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -61,7 +61,7 @@ def extract(
         crop: side of the central square taken before resizing, pixels.
         batch_size: images a forward pass; batches are cut at fixed indices.
         images: keep the preprocessed images, which the controls need.
-        overwrite: replace a finished store.
+        overwrite: replace a finished store; without it, one of the same extraction is returned as it is.
         report: receives a line about what will be written.
         progress: receives the number of images done since the last call.
 
@@ -74,8 +74,6 @@ def extract(
     preprocessing = Preprocessing(size=model.config.image_size, crop=crop)
     chosen = select_layers(model.layers, layers)
     _check_features(features, z)
-    if out.exists() and not overwrite:
-        raise StoreError(f"{out}: already exists; choose another --out, or --overwrite")
     identity = {
         "schema": SCHEMA,
         "model": model.name,
@@ -91,6 +89,15 @@ def extract(
         "images": images,
         "batch_size": batch_size,
     }
+    if out.exists() and not overwrite:
+        store = LatentStore.open(out)
+        if different := _differences(store.attrs, identity):
+            raise StoreError(
+                f"{out}: already holds another extraction ({different}); "
+                "choose another --out, or --overwrite"
+            )
+        report(f"{out}: already complete")
+        return store
     parts = out.with_name(out.name + ".parts")
     report(_size_preview(model, chosen, features, source, out, images))
     try:
@@ -168,19 +175,24 @@ def _size_preview(
 def _claim(path: Path, identity: dict[str, Any]) -> None:
     """Record what these parts belong to, or refuse parts of another extraction by the difference."""
     if path.exists():
-        before = json.loads(path.read_text())
-        different = [key for key in identity if before.get(key) != identity[key]]
-        if different:
-            key = different[0]
+        if different := _differences(json.loads(path.read_text()), identity):
             raise StoreError(
-                f"{path.parent}: holds an unfinished extraction with another {', '.join(different)} "
-                f"({key}: {str(before.get(key))[:60]!r}, now {str(identity[key])[:60]!r}); "
+                f"{path.parent}: holds another, unfinished extraction ({different}); "
                 "rerun that command, or remove the folder"
             )
         return
     aside = path.with_suffix(".part")
     aside.write_text(json.dumps(identity))
     aside.replace(path)
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Name what differs between two extractions, with both values; empty where nothing does."""
+    return "; ".join(
+        f"{key} was {str(before.get(key))[:40]!r}, is {str(value)[:40]!r}"
+        for key, value in now.items()
+        if before.get(key) != value
+    )
 
 
 def _compute(
