@@ -15,6 +15,8 @@ from vdvae_repr.errors import (
     LayerError,
     StoreError,
     TaskError,
+    Terminated,
+    TrainingError,
     VDVAEReprError,
 )
 
@@ -48,6 +50,8 @@ __all__ = [
     "ModelConfig",
     "StoreError",
     "TaskError",
+    "Terminated",
+    "TrainingError",
     "VDVAE",
     "VDVAEReprError",
     "extract",

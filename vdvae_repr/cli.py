@@ -1,7 +1,7 @@
 """The command line: each command parses, calls one public function, prints.
 
 Results go to standard output, progress to standard error. Exit 0; 2 for bad input, with one line;
-130 after Ctrl-C, with everything finished kept.
+143 after SIGTERM and 130 after Ctrl-C, with everything finished kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from vdvae_repr.errors import TaskError, VDVAEReprError
+from vdvae_repr.errors import TaskError, Terminated, VDVAEReprError
 
 app = typer.Typer(
     help="What does each layer of a very deep VAE know?",
@@ -118,6 +118,36 @@ def probe(
 
 
 @app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A TOML of configs/, or your own.")],
+    data: Data = "toy-faces",
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder; runs/NAME if not given.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = False,
+    override: Annotated[
+        list[str], typer.Option("--set", help="train.lr=1e-4, model.width=64")
+    ] = [],  # noqa: B006
+    crop: Annotated[int | None, typer.Option(help="Central square to take first, pixels.")] = None,
+    device: Device = "cpu",
+    precision: Annotated[str, typer.Option(help="fp32, or bf16 by autocast.")] = "fp32",
+    accumulate: Annotated[int, typer.Option(min=1, help="Micro-batches a process.")] = 1,
+) -> None:
+    """Train a VDVAE; under torchrun, on many processes. Rerun with --resume after any stop."""
+    import vdvae_repr as vr
+    from vdvae_repr.config import load_config
+
+    folder = vr.train(
+        load_config(config, override), data, out or Path("runs") / config.stem,
+        resume=resume, changed=tuple(item.partition("=")[0].strip() for item in override),
+        crop=crop, name=config.stem, device=device, precision=precision, accumulate=accumulate,
+        progress=_log,
+    )  # fmt: skip
+    if os.environ.get("RANK", "0") == "0":
+        print(folder)
+
+
+@app.command()
 def layers(model: Model = "faces64", preset: Preset = None) -> None:
     """List a model's stochastic layers."""
     import vdvae_repr as vr
@@ -140,8 +170,9 @@ def sample(
 ) -> None:
     """Draw images from the prior onto a contact sheet."""
     import vdvae_repr as vr
+    from vdvae_repr.data.sheet import save_sheet
 
-    _save_sheet(vr.load(model, preset=preset, device=device).sample(count, temperature, seed), out)
+    save_sheet(vr.load(model, preset=preset, device=device).sample(count, temperature, seed), out)
     print(out)
 
 
@@ -176,6 +207,7 @@ def demo(
 
     import vdvae_repr as vr
     from vdvae_repr import results
+    from vdvae_repr.data.sheet import save_sheet
 
     net = vr.load("faces64")
     out.mkdir(parents=True, exist_ok=True)
@@ -193,29 +225,10 @@ def demo(
         net.decode({spec.name: read[spec.name].z for spec in net.layers[:first]})
         for first in (1, 5, 11, 16, len(net.layers))
     ]
-    _save_sheet(np.concatenate([images, *rebuilt]), out / "reconstructions.png")
+    save_sheet(np.concatenate([images, *rebuilt]), out / "reconstructions.png")
     print(
         f"{out}/reconstructions.png: images, then rebuilt from the first 1, 5, 11, 16 and all layers"
     )
-
-
-def _save_sheet(images: object, path: Path) -> None:
-    """Write uint8 (N, S, S, 3) images as a PNG, eight a row."""
-    import numpy as np
-    from PIL import Image
-
-    array = np.asarray(images)
-    columns = min(8, len(array))
-    blank = np.zeros((-len(array) % columns, *array.shape[1:]), np.uint8)
-    grid = np.concatenate([array, blank])
-    n, s = len(grid) // columns, array.shape[1]
-    sheet = (
-        grid.reshape(n, columns, s, s, 3).transpose(0, 2, 1, 3, 4).reshape(n * s, columns * s, 3)
-    )
-    try:
-        Image.fromarray(sheet).save(path)
-    except OSError as error:
-        raise TaskError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _log(line: str) -> None:
@@ -230,7 +243,7 @@ def main() -> None:
         if os.environ.get("VDVAE_REPR_DEBUG"):
             raise
         _log(f"vdvae-repr: {error}")
-        sys.exit(2)
+        sys.exit(143 if isinstance(error, Terminated) else 2)
     except KeyboardInterrupt:
         _log("vdvae-repr: interrupted; what is finished is kept, rerun the same command to resume")
         sys.exit(130)

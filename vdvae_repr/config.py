@@ -135,7 +135,10 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """Recipe of a training run; AdamW with betas 0.9, 0.9 as published."""
+    """Recipe of a training run; AdamW with betas 0.9, 0.9 as published.
+
+    Gradient norms are those of the loss in nats per dimension, the published unit.
+    """
 
     steps: int
     """Optimiser steps, skipped ones included."""
@@ -144,7 +147,7 @@ class TrainConfig:
     lr: float
     """AdamW step size after warm-up."""
     warmup_steps: int = 100
-    """Steps of linear warm-up."""
+    """Steps of linear warm-up from 0; the first step's rate is 0, as published."""
     weight_decay: float = 0.01
     """AdamW decoupled weight decay."""
     grad_clip: float = 200.0
@@ -153,10 +156,23 @@ class TrainConfig:
     """Gradient norm above which the update is dropped."""
     ema_rate: float = 0.9999
     """Decay of the moving average of the weights."""
+    kl_warmup_steps: int = 0
+    """Steps over which the rate's weight in the loss grows from 0 to 1; 0 as published."""
+    flip: bool = False
+    """Mirror half of the images, drawn anew for each batch."""
+    hold_back: str = "images"
+    """What a tenth of is held back where the data have no `val` split: `images` of each label, or `labels`
+    (people: no one is on both sides)."""
+    log_every: int = 100
+    """Steps that a row of the log averages over."""
     checkpoint_every: int = 1000
-    """Steps between saves."""
+    """Steps between checkpoints."""
+    keep_last: int = 2
+    """Checkpoints kept, the newest; at least two, so that a damaged one can be passed over."""
+    keep_every: int = 0
+    """Also keep the checkpoints of steps that this divides; 0 for none."""
     seed: int = 0
-    """Of initialisation, order and noise."""
+    """Of initialisation, order, flips and noise."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -167,11 +183,21 @@ class TrainConfig:
             "grad_clip",
             "skip_threshold",
             "checkpoint_every",
+            "log_every",
         ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"train.{name} must be above 0, found {getattr(self, name)}")
         if not 0 <= self.ema_rate < 1 or not math.isfinite(self.lr):
             raise ConfigError(f"train.ema_rate must be in [0, 1), found {self.ema_rate}")
+        for name in ("warmup_steps", "kl_warmup_steps", "weight_decay", "keep_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"train.{name} must be at least 0, found {getattr(self, name)}")
+        if self.keep_last < 2:
+            raise ConfigError(f"train.keep_last must be at least 2, found {self.keep_last}")
+        if self.hold_back not in ("images", "labels"):
+            raise ConfigError(
+                f"train.hold_back: expected 'images' or 'labels', found {self.hold_back!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,6 +206,26 @@ class Config:
 
     model: ModelConfig
     train: TrainConfig | None = None
+
+    def to_toml(self) -> str:
+        """Write every value, defaults included, in the form that `load_config` reads."""
+        lines = []
+        for section in ("model", "train"):
+            table = getattr(self, section)
+            if table is not None:
+                lines.append(f"[{section}]")
+                lines += [f"{k} = {json.dumps(v)}" for k, v in dataclasses.asdict(table).items()]
+        return "\n".join(lines) + "\n"
+
+    def differences(self, other: Config) -> list[str]:
+        """Return the keys whose values differ, as `train.lr`."""
+        tables = [dataclasses.asdict(config) for config in (self, other)]
+        return [
+            f"{section}.{key}"
+            for section in ("model", "train")
+            for key in (tables[0][section] or tables[1][section] or {})
+            if (tables[0][section] or {}).get(key) != (tables[1][section] or {}).get(key)
+        ]
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -259,7 +305,7 @@ def _build(cls: type[T], table: Mapping[str, Any], section: str) -> T:
                 raise ConfigError(f"{section}.{name} is missing; every preset must give it")
             continue
         value = table[name]
-        wanted = {"int": int, "float": float, "str": str}[str(field.type)]
+        wanted = {"int": int, "float": float, "str": str, "bool": bool}[str(field.type)]
         if wanted is float and type(value) is int:
             value = float(value)
         if type(value) is not wanted:

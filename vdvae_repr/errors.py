@@ -6,7 +6,9 @@
     ├── CheckpointError   weights that cannot be loaded, or fit no model
     ├── LayerError        a layer selector that selects nothing
     ├── StoreError        a latent store that is damaged, incomplete or another one
-    └── TaskError         a protocol that the data at hand cannot support
+    ├── TaskError         a protocol that the data at hand cannot support
+    ├── TrainingError     a run that cannot go on, or cannot be resumed
+    └── Terminated        SIGTERM came; a checkpoint was written
 
 A message says what was expected, what was found and what to do. The command line prints it and
 exits with 2; library users catch `VDVAEReprError`.
@@ -39,3 +41,11 @@ class StoreError(VDVAEReprError):
 
 class TaskError(VDVAEReprError):
     """A protocol cannot be run on the data given."""
+
+
+class TrainingError(VDVAEReprError):
+    """A training run cannot go on, or cannot be resumed as asked."""
+
+
+class Terminated(VDVAEReprError):
+    """SIGTERM came to a training run, which wrote a checkpoint and stopped; exit 143."""

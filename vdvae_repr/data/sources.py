@@ -11,6 +11,7 @@ import hashlib
 import io
 import re
 import tarfile
+import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ from vdvae_repr.data.toy import toy_faces
 from vdvae_repr.errors import DataError
 
 SPLITS = ("train", "val", "test")
+_OPENING = threading.Lock()  # warning filters belong to the whole process; decoding is outside it
 BUILT_IN = ("digits", "toy-faces")
 RawImage = Image.Image | NDArray[np.uint8]
 
@@ -105,21 +107,21 @@ class Source:
             DataError: an image cannot be read; the message names it.
         """
         for index in range(start, min(stop, len(self))):
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                try:
+            try:
+                with _OPENING, warnings.catch_warnings():
+                    warnings.simplefilter("error", Image.DecompressionBombWarning)
                     image = self.reader(index)
-                    if isinstance(image, Image.Image):
-                        _load(image)
-                except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-                    raise DataError(
-                        f"{self.ids[index]}: more than {Image.MAX_IMAGE_PIXELS} pixels; refused"
-                    ) from error
-                except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-                    raise DataError(
-                        f"{self.ids[index]}: expected a readable image, found a damaged or "
-                        f"different file ({_one_line(error)}); mend or remove it"
-                    ) from error
+                if isinstance(image, Image.Image):
+                    _load(image)
+            except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+                raise DataError(
+                    f"{self.ids[index]}: more than {Image.MAX_IMAGE_PIXELS} pixels; refused"
+                ) from error
+            except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+                raise DataError(
+                    f"{self.ids[index]}: expected a readable image, found a damaged or "
+                    f"different file ({_one_line(error)}); mend or remove it"
+                ) from error
             yield image
 
     def fingerprint(self) -> str:

@@ -149,12 +149,12 @@ class TopDownBlock(nn.Module):
     def infer(self, x: Tensor, activation: Tensor) -> tuple[Tensor, Tensor]:
         """Return q's mean and log standard deviation, (N, zdim, R, R) each."""
         q_mean, q_log_std = self.posterior(torch.cat([x, activation], dim=1)).chunk(2, dim=1)
-        return q_mean, q_log_std
+        return q_mean.float(), q_log_std.float()  # float32 under autocast too
 
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return p's mean and log standard deviation, and the state with the prior's features added."""
         p_mean, p_log_std, features = self.prior(x).split([self.zdim, self.zdim, x.shape[1]], dim=1)
-        return p_mean, p_log_std, x + features
+        return p_mean.float(), p_log_std.float(), x + features
 
     def merge(self, x: Tensor, z: Tensor) -> Tensor:
         """Add a latent to the state and run the residual path."""
@@ -238,7 +238,10 @@ class VDVAE(nn.Module):
 
     def forward(self, images: Tensor, noise: Noise) -> ELBO:
         """Return the ELBO's terms of uint8 (N, 3, S, S) images under the posterior draws given."""
-        x, target = to_input(images, self.config), to_target(images, self.config)
+        return self.elbo(to_input(images, self.config), to_target(images, self.config), noise)
+
+    def elbo(self, x: Tensor, target: Tensor, noise: Noise) -> ELBO:
+        """Return the ELBO's terms of normalised inputs x and targets, both (N, 3, S, S)."""
         layers, states, _ = self.infer(x, noise)
         kl = torch.stack([layer.kl.sum(dim=(1, 2, 3)) for layer in layers], dim=1)
         mixture = LogisticMixture.from_parameters(self.top_down.mixture_parameters(states).float())

@@ -1,0 +1,285 @@
+"""Training runs on a tiny model: the same result however a run is divided, killed or resumed."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import vdvae_repr as vr
+from vdvae_repr.config import load_config
+from vdvae_repr.data.sources import open_source
+from vdvae_repr.training.trainer import joint_noise, ordered, split_indices
+
+TOML = """
+[model]
+image_size = 16
+width = 8
+zdim = 4
+bottom_up = "16x1,16d2,8x1,8d2,4x1,4d4,1x1"
+top_down = "1x1,4m1,8m4,8x1,16m8"
+num_mixtures = 2
+shift = -127.5
+scale = 0.015625
+
+[train]
+steps = 60
+batch_size = 8
+lr = 1e-3
+warmup_steps = 5
+grad_clip = 200
+skip_threshold = 1000
+ema_rate = 0.9
+flip = true
+log_every = 10
+checkpoint_every = 20
+"""
+
+
+@pytest.fixture
+def toml(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(TOML)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    path = tmp_path / "photos.npz"
+    np.savez(path, images=images, labels=np.repeat(np.arange(10), 4))
+    return path
+
+
+def start(toml, photos, out, *arguments, processes=1):
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "vdvae_repr.cli"]
+    command += ["train", str(toml), "--data", str(photos), "--out", str(out), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def run(*arguments, **options):
+    process = start(*arguments, **options)
+    _, errors = process.communicate(timeout=300)
+    return process.returncode, errors
+
+
+def final(out, step=60):
+    folder = out / "checkpoints" / f"step-{step:08d}"
+    return {
+        f"{group} {key}": value.clone()  # not a view of a file that a test may damage
+        for group in ("model", "average", "adamw")
+        for key, value in load_file(folder / f"{group}.safetensors").items()
+    }
+
+
+def log(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def steady(rows):
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_run_killed_at_random_ends_bit_identical(kills, toml, photos, tmp_path):
+    steps = 40 * kills
+    options = ["--set", f"train.steps={steps}", "--set", "train.checkpoint_every=10"]
+    assert run(toml, photos, tmp_path / "whole", *options)[0] == 0
+    out, rng = tmp_path / "killed", random.Random(kills)
+    for kill in range(kills):
+        process = start(toml, photos, out, "--resume", *options)
+        wanted = min(40 * kill + rng.randrange(5, 40), steps - 5)
+        while process.poll() is None:
+            if (out / "log.jsonl").is_file() and (rows := (out / "log.jsonl").read_text()):
+                line = rows.strip().splitlines()[-1]
+                if line.startswith('{"step": ') and int(line[9:].split(",")[0]) >= wanted:
+                    break
+            time.sleep(0.002)
+        process.kill()
+        process.communicate()
+    code, errors = run(toml, photos, out, "--resume", *options)
+    assert code == 0, errors
+    same(final(tmp_path / "whole", steps), final(out, steps))
+    assert steady(log(out)) == steady(log(tmp_path / "whole"))
+
+
+def test_the_joint_batch_may_be_divided(toml, photos, tmp_path):
+    options = ["--set", "train.steps=4", "--set", "train.checkpoint_every=4"]
+    assert run(toml, photos, tmp_path / "one", *options)[0] == 0
+    code, errors = run(toml, photos, tmp_path / "two", *options, processes=2)
+    assert code == 0, errors
+    assert run(toml, photos, tmp_path / "micro", *options, "--accumulate", "4")[0] == 0
+    whole = final(tmp_path / "one", 4)
+    for other in ("two", "micro"):
+        parts = final(tmp_path / other, 4)
+        for key in whole:
+            if "exp_avg." in key:  # the gradients' average
+                error = (whole[key] - parts[key]).abs().max()
+                assert error <= 1e-4 * whole[key].abs().max().clamp(min=1e-6), key
+        first, second = log(tmp_path / "one")[-1], log(tmp_path / other)[-1]
+        assert second["bits_per_dim"] == pytest.approx(first["bits_per_dim"], rel=1e-5)
+        held = "held_back_bits_per_dim"
+        assert second[held] == pytest.approx(first[held], rel=1e-5)
+
+
+def test_a_dead_rank_ends_the_job_and_the_run_resumes(toml, photos, tmp_path):
+    options = ["--set", "train.steps=100000", "--set", "train.checkpoint_every=10"]
+    process = start(toml, photos, tmp_path / "r", *options, processes=2)
+    folder = tmp_path / "r" / "checkpoints" / "step-00000020"
+    while process.poll() is None and not folder.is_dir():
+        time.sleep(0.05)
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    )
+    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    last = int(log(tmp_path / "r")[-1]["step"]) // 10 * 10 + 20
+    finish = ["--resume", "--set", f"train.steps={last}", "--set", "train.checkpoint_every=10"]
+    code, errors = run(toml, photos, tmp_path / "r", *finish, processes=2)
+    assert code == 0, errors
+    assert log(tmp_path / "r")[-1]["step"] == last
+
+
+def test_sigterm_writes_a_checkpoint_and_exits_143(toml, photos, tmp_path):
+    process = start(toml, photos, tmp_path / "r", "--set", "train.steps=100000")
+    while process.poll() is None and not (tmp_path / "r" / "samples").is_dir():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "--resume" in errors
+    step = log(tmp_path / "r")[-1]["step"]
+    assert (tmp_path / "r" / "checkpoints" / f"step-{step:08d}").is_dir()
+    assert vr.load(tmp_path / "r").config.image_size == 16
+
+
+def trained(toml, photos, out, *overrides, **options):
+    config = load_config(toml, overrides)
+    changed = tuple(o.partition("=")[0] for o in overrides)
+    return vr.train(config, photos, out, changed=changed, **options)
+
+
+def test_damaged_checkpoints_are_passed_over(toml, photos, tmp_path, caplog):
+    trained(toml, photos, tmp_path / "r")
+    before = final(tmp_path / "r")
+    damaged = tmp_path / "r" / "checkpoints" / "step-00000060" / "average.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    trained(toml, photos, tmp_path / "r", resume=True)
+    assert "step-00000060 is damaged" in caplog.text
+    same(before, final(tmp_path / "r"))
+
+
+def test_a_run_is_neither_repeated_nor_overwritten(toml, photos, tmp_path):
+    trained(toml, photos, tmp_path / "r")
+    before = (tmp_path / "r" / "model.safetensors").stat().st_mtime_ns
+    with pytest.raises(vr.TrainingError, match="--resume"):
+        trained(toml, photos, tmp_path / "r")
+    said = []
+    trained(toml, photos, tmp_path / "r", resume=True, progress=said.append)
+    assert "finished" in said[-1]
+    assert (tmp_path / "r" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_changed_config_is_refused_by_name(toml, photos, tmp_path):
+    trained(toml, photos, tmp_path / "r", "train.steps=20")
+    with pytest.raises(vr.ConfigError, match=r"train\.lr"):
+        vr.train(load_config(toml, ["train.lr=1e-4"]), photos, tmp_path / "r", resume=True)
+    with pytest.raises(vr.ConfigError, match=r"model\.width"):
+        trained(toml, photos, tmp_path / "r", "model.width=16", resume=True)
+    trained(toml, photos, tmp_path / "r", "train.lr=1e-4", "train.steps=40", resume=True)
+    assert log(tmp_path / "r")[-1]["learning_rate"] == pytest.approx(1e-4)
+
+
+def test_a_threshold_that_skips_everything_stops_the_run(toml, photos, tmp_path):
+    with pytest.raises(vr.TrainingError, match=r"raise that") as error:
+        trained(toml, photos, tmp_path / "r", "train.skip_threshold=1e-6")
+    assert "train.skip_threshold 1e-06" in str(error.value)
+    assert log(tmp_path / "r")[-1]["skipped"] == 50
+
+
+def test_a_loss_that_is_not_finite_moves_nothing(toml, photos, tmp_path):
+    with pytest.raises(vr.TrainingError, match="not finite"):
+        trained(toml, photos, tmp_path / "r", "model.scale=1e30")
+    same_start = {k: v for k, v in final(tmp_path / "r", 40).items() if k.startswith("model ")}
+    assert all(torch.isfinite(v).all() for v in same_start.values())
+    assert all(k.startswith(("model ", "average ")) for k in final(tmp_path / "r", 40))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(toml, photos, tmp_path):
+    trained(toml, photos, tmp_path / "r", "train.steps=20")
+    before = final(tmp_path / "r", 20)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limit[1]))
+        with pytest.raises(vr.TrainingError, match="last good one is step 20"):
+            trained(toml, photos, tmp_path / "r", "train.steps=40", resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    same(before, final(tmp_path / "r", 20))
+    trained(toml, photos, tmp_path / "r", "train.steps=40", resume=True)
+
+
+def test_what_cannot_be_trained_is_refused(toml, photos, tmp_path):
+    with pytest.raises(vr.DataError, match="hold back, found 1 and 0"):
+        trained(toml, np.zeros((1, 16, 16, 3), np.uint8), tmp_path / "r")
+    with pytest.raises(vr.ConfigError, match="divisible by 1 processes x 3"):
+        trained(toml, photos, tmp_path / "r", accumulate=3)
+    with pytest.raises(vr.ConfigError, match="device"):
+        trained(toml, photos, tmp_path / "r", device="cuda")
+    assert not (tmp_path / "r").exists()
+
+
+def test_every_epoch_holds_every_image_once():
+    sequence = np.concatenate([ordered(7, start, 4, seed=3) for start in range(0, 28, 4)])
+    for epoch in range(4):
+        assert sorted(sequence[7 * epoch : 7 * epoch + 7]) == list(range(7))
+    assert len({tuple(sequence[7 * e : 7 * e + 7]) for e in range(4)}) == 4
+
+
+def test_nobody_is_on_both_sides(toml):
+    source = open_source("toy-faces:20x3")
+    for hold_back in ("labels", "images"):
+        recipe = load_config(toml, [f"train.hold_back='{hold_back}'"]).train
+        kept, held = split_indices(source, recipe)
+        assert sorted([*kept, *held]) == list(range(60))
+        assert len(held) == 6
+        if hold_back == "labels":
+            assert not set(source.labels[kept]) & set(source.labels[held])
+
+
+def test_noise_of_rows_is_that_of_the_joint_batch(tiny):
+    device = torch.device("cpu")
+    whole = joint_noise(0, 5, 8, slice(0, 8), device)
+    part = joint_noise(0, 5, 8, slice(2, 5), device)
+    for layer in tiny.layers:
+        assert torch.equal(whole(layer)[2:5], part(layer))
+
+
+def test_bf16_keeps_kl_and_likelihood_in_float32(toml, photos, tmp_path):
+    trained(toml, photos, tmp_path / "a", "train.steps=20")
+    trained(toml, photos, tmp_path / "b", "train.steps=20", precision="bf16")
+    one, other = (log(tmp_path / name)[-1]["bits_per_dim"] for name in "ab")
+    assert one != other
+    assert other == pytest.approx(one, rel=0.02)

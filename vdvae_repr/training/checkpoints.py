@@ -1,0 +1,98 @@
+"""A run's complete states on disk: written aside and renamed, checked by SHA-256 when read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vdvae_repr.errors import TrainingError
+
+logger = logging.getLogger(__name__)
+Tensors = Mapping[str, Mapping[str, Tensor]]
+
+
+def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any]) -> Path:
+    """Write `folder/step-SSSSSSSS`: a safetensors a group, and `state.json` with their checksums.
+
+    Raises:
+        TrainingError: it cannot be written; the checkpoints before it are untouched.
+    """
+    final = folder / f"step-{step:08d}"
+    aside = folder / f".{final.name}.part"
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        digests = {}
+        for name, group in tensors.items():
+            path = aside / f"{name}.safetensors"
+            save_file({k: v.detach().cpu().contiguous().clone() for k, v in group.items()}, path)
+            digests[path.name] = _digest(path)
+        with (aside / "state.json").open("w", encoding="utf-8") as file:
+            json.dump({"step": step, **state, "sha256": digests}, file)
+        for path in aside.iterdir():
+            with path.open("rb") as written:
+                os.fsync(written.fileno())
+        shutil.rmtree(final, ignore_errors=True)
+        aside.rename(final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        kept = checkpoint_steps(folder)
+        last = f"the last good one is step {kept[-1]}" if kept else "there is none before it"
+        raise TrainingError(
+            f"{final}: the checkpoint cannot be written ({error}); {last}; make room and --resume"
+        ) from error
+    return final
+
+
+def read_newest(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+    """Return tensors and state of the newest whole checkpoint; None where there is no checkpoint.
+
+    A damaged one is passed over for the one before, with a warning.
+
+    Raises:
+        TrainingError: every checkpoint is damaged.
+    """
+    steps = checkpoint_steps(folder)
+    for step in reversed(steps):
+        path = folder / f"step-{step:08d}"
+        try:
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            tensors = {}
+            for name, digest in state["sha256"].items():
+                if _digest(path / name) != digest:
+                    raise ValueError(f"{name} does not match its checksum")
+                # clones, because loaded tensors are views of a file that pruning may remove
+                tensors[Path(name).stem] = {k: v.clone() for k, v in load_file(path / name).items()}
+            return tensors, state
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            logger.warning("%s is damaged (%s); trying the one before", path, error)
+    if steps:
+        raise TrainingError(f"{folder}: expected a whole checkpoint, found {len(steps)} damaged")
+    return None
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Return the steps of the checkpoints there, ascending."""
+    return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
+
+
+def prune(folder: Path, keep_last: int, keep_every: int) -> None:
+    """Remove checkpoints but the newest `keep_last` and those of steps that `keep_every` divides."""
+    for step in checkpoint_steps(folder)[:-keep_last]:
+        if not (keep_every and step % keep_every == 0):
+            shutil.rmtree(folder / f"step-{step:08d}")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

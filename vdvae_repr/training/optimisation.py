@@ -1,0 +1,94 @@
+"""The published update: AdamW, warm-up, clipping, skipping, a moving average that moves on steps taken."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vdvae_repr.config import TrainConfig
+from vdvae_repr.model.vdvae import VDVAE
+
+
+class Optimisation:
+    """A model, its moving average and AdamW, moved together (Child 2020; openai/vdvae train.py).
+
+    `step` counts updates, skipped ones included: the schedule follows it.
+    """
+
+    def __init__(self, model: VDVAE, recipe: TrainConfig) -> None:
+        self.model = model
+        self.average = copy.deepcopy(model).eval().requires_grad_(False)
+        self.recipe = recipe
+        self.step = 0
+        self.skipped = 0
+        self.adamw = torch.optim.AdamW(
+            model.parameters(),
+            lr=recipe.lr,
+            betas=(0.9, 0.9),
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+
+    @property
+    def learning_rate(self) -> float:
+        """Rate of the next update: linear from 0 over the warm-up."""
+        return self.recipe.lr * min(1.0, self.step / max(self.recipe.warmup_steps, 1))
+
+    @property
+    def rate_weight(self) -> float:
+        """Weight of the rate in the loss: 1, or linear from 0 over `kl_warmup_steps`."""
+        steps = self.recipe.kl_warmup_steps
+        return min(1.0, self.step / steps) if steps else 1.0
+
+    def clip(self) -> float:
+        """Scale gradients down to `grad_clip`; returns their norm before."""
+        return float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip))
+
+    def update(self, gradient_norm: float, finite: bool) -> bool:
+        """Take the update, unless the loss was not finite or the norm is not below the threshold."""
+        taken = finite and gradient_norm < self.recipe.skip_threshold
+        if taken:
+            for group in self.adamw.param_groups:
+                group["lr"] = self.learning_rate
+            self.adamw.step()
+            averages: list[Tensor] = list(self.average.parameters())
+            values: list[Tensor] = list(self.model.parameters())
+            with torch.no_grad():
+                torch._foreach_lerp_(averages, values, 1 - self.recipe.ema_rate)
+        else:
+            self.skipped += 1
+        self.adamw.zero_grad(set_to_none=True)
+        self.step += 1
+        return taken
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Return everything that moves, by file and parameter name; `step` of AdamW included."""
+        moments: dict[str, Tensor] = {}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.adamw.state.get(parameter, {}).items():
+                moments[f"{key}.{name}"] = value
+        return {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "adamw": moments,
+        }
+
+    def restore(self, tensors: Mapping[str, Mapping[str, Tensor]], where: str) -> None:
+        """Inverse of `tensors`.
+
+        Raises:
+            CheckpointError: tensors of another architecture.
+        """
+        self.model.load_weights(tensors["model"], where)
+        self.average.load_weights(tensors["average"], where)
+        state: dict[int, dict[str, Any]] = {}
+        for index, (name, _) in enumerate(self.model.named_parameters()):
+            keys = ("step", "exp_avg", "exp_avg_sq")
+            if f"step.{name}" in tensors["adamw"]:
+                state[index] = {key: tensors["adamw"][f"{key}.{name}"] for key in keys}
+        groups = self.adamw.state_dict()["param_groups"]
+        self.adamw.load_state_dict({"state": state, "param_groups": groups})
