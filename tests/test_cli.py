@@ -16,7 +16,7 @@ def test_public_names():
     assert vr.__all__ == [
         "CheckpointError", "ConfigError", "DataError", "LatentStore", "LayerError", "ModelConfig",
         "StoreError", "TaskError", "Terminated", "TrainingError", "VDVAE",
-        "VDVAEReprError", "extract", "load", "run_task", "train",
+        "VDVAEReprError", "evaluate", "extract", "load", "run_task", "train",
     ]  # fmt: skip
     assert all(getattr(vr, name) is not None for name in vr.__all__)
 

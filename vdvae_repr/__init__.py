@@ -27,12 +27,14 @@ if TYPE_CHECKING:
     from vdvae_repr.model.checkpoint import load
     from vdvae_repr.model.vdvae import VDVAE
     from vdvae_repr.tasks import run_task
+    from vdvae_repr.training.evaluate import evaluate
     from vdvae_repr.training.trainer import train
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "ModelConfig": "config",
+    "evaluate": "training.evaluate",
     "extract": "latents.extract",
     "LatentStore": "latents.store",
     "load": "model.checkpoint",
@@ -54,6 +56,7 @@ __all__ = [
     "TrainingError",
     "VDVAE",
     "VDVAEReprError",
+    "evaluate",
     "extract",
     "load",
     "run_task",

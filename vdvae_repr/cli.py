@@ -148,6 +148,58 @@ def train(
 
 
 @app.command()
+def evaluate(
+    model: Model = "faces64",
+    preset: Preset = None,
+    data: Data = "toy-faces",
+    split: Annotated[
+        str | None, typer.Option(help="train, val or test; every image if not given.")
+    ] = None,
+    crop: Annotated[int | None, typer.Option(help="Central square to take first, pixels.")] = None,
+    iw: Annotated[int, typer.Option(min=0, help="Draws of the importance-weighted bound.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 16,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    json_lines: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
+) -> None:
+    """Score a whole split: bits per dimension, rate by layer and resolution, active units."""
+    import dataclasses
+    import json
+
+    from tqdm import tqdm
+
+    import vdvae_repr as vr
+    from vdvae_repr.data.sources import open_source
+
+    net, source = vr.load(model, preset=preset, device=device), open_source(data)
+    with tqdm(unit="img", disable=not sys.stderr.isatty()) as bar:
+        found = vr.evaluate(
+            net, source, split=split, crop=crop, batch_size=batch_size, importance_samples=iw,
+            seed=seed, progress=bar.update,
+        )  # fmt: skip
+    if json_lines:
+        print(json.dumps(dataclasses.asdict(found)))
+        return
+
+    def between(interval: tuple[float, float] | None) -> str:
+        return f", 95 % interval {interval[0]:.4f} .. {interval[1]:.4f}" if interval else ""
+
+    print(f"{found.source}, split {found.split}: {found.images} images, seed {found.seed}")
+    interval = between(found.bits_per_dim_interval)
+    print(f"{found.bits_per_dim:.4f} bits/dim{interval}; {found.nats:.1f} nats an image")
+    print(f"distortion {found.distortion_nats:.1f} nats, rate {found.rate_nats:.1f} nats an image")
+    if found.importance_bits_per_dim is not None:
+        bits, interval = found.importance_bits_per_dim, between(found.importance_interval)
+        print(f"importance-weighted, {iw} draws: {bits:.4f} bits/dim{interval}")
+    print("layer     nats      active channels")
+    for name, nats in found.kl_nats.items():
+        active, channels = found.active_units[name]
+        print(f"{name:8s}  {nats:8.2f}  {active}/{channels}")
+    for name, nats in found.kl_nats_by_resolution.items():
+        print(f"all {name:8s}  {nats:.2f} nats")
+
+
+@app.command()
 def layers(model: Model = "faces64", preset: Preset = None) -> None:
     """List a model's stochastic layers."""
     import vdvae_repr as vr
