@@ -14,7 +14,7 @@ import tarfile
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -167,6 +167,25 @@ def open_source(data: str | Path | NDArray[np.uint8] | Source) -> Source:
     except (OSError, ValueError, tarfile.TarError, EOFError) as error:
         raise DataError(f"{path}: cannot be read ({_one_line(error)})") from error
     raise DataError(f"{path}: expected a .tar, .csv, .npy, .npz or .h5 file, found {path.suffix!r}")
+
+
+def read_images(
+    source: Source, preprocessing: Preprocessing, indices: Iterable[int]
+) -> NDArray[np.uint8]:
+    """Return the preprocessed images of some indices, uint8 (N, S, S, 3).
+
+    Raises:
+        DataError: an image cannot be read or preprocessed; the message names it.
+    """
+    images = []
+    for index in map(int, indices):
+        try:
+            images.append(preprocessing(next(source.read(index, index + 1))))
+        except (DataError, OSError, ValueError) as error:
+            name, message = source.ids[index], str(error)
+            named = message if message.startswith(name) else f"{name}: {message}"
+            raise DataError(named) from error
+    return np.stack(images)
 
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:

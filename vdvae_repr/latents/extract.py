@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vdvae_repr.data.sources import Preprocessing, Source, open_source
-from vdvae_repr.errors import DataError, LayerError, StoreError
+from vdvae_repr.data.sources import Preprocessing, Source, open_source, read_images
+from vdvae_repr.errors import LayerError, StoreError
 from vdvae_repr.latents.store import SCHEMA, LatentStore
 from vdvae_repr.model.checkpoint import weights_sha256
 from vdvae_repr.model.layers import LayerSpec, select_layers
@@ -214,13 +214,7 @@ def _compute(
     selector = [spec.index for spec in chosen]
     for first in range(start, stop, batch_size):
         last = min(first + batch_size, stop)
-        batch = []
-        for image_id, image in zip(source.ids[first:last], source.read(first, last), strict=True):
-            try:
-                batch.append(preprocessing(image))
-            except (DataError, OSError, ValueError) as error:
-                raise DataError(f"{image_id}: {error}") from error
-        pixels = np.stack(batch)
+        pixels = read_images(source, preprocessing, range(first, last))
         read = model.posterior(pixels, selector, z, seed=seed, ids=source.ids[first:last])
         arrays: Arrays = {"kl": read.kl.cpu().numpy()}
         if images:

@@ -434,13 +434,6 @@ def seeded_noise(seed: int, ids: Sequence[str], device: torch.device) -> Noise:
     return draw
 
 
-def fresh_noise(num_images: int, generator: torch.Generator) -> Noise:
-    """Return standard-normal draws from a generator, layer after layer; for training."""
-    return lambda layer: torch.randn(
-        (num_images, *layer.shape), generator=generator, device=generator.device
-    )
-
-
 def from_published_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename openai/vdvae parameters to this package's; a leading `module.` is dropped."""
     renames = {

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 Tensors = Mapping[str, Mapping[str, Tensor]]
 
 
-def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any]) -> Path:
+def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any]) -> None:
     """Write `folder/step-SSSSSSSS`: a safetensors a group, and `state.json` with their checksums.
 
     Raises:
@@ -35,7 +35,7 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
         digests = {}
         for name, group in tensors.items():
             path = aside / f"{name}.safetensors"
-            save_file({k: v.detach().cpu().contiguous().clone() for k, v in group.items()}, path)
+            save_file({k: v.detach().cpu().contiguous() for k, v in group.items()}, path)
             digests[path.name] = _digest(path)
         with (aside / "state.json").open("w", encoding="utf-8") as file:
             json.dump({"step": step, **state, "sha256": digests}, file)
@@ -51,7 +51,6 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
         raise TrainingError(
             f"{final}: the checkpoint cannot be written ({error}); {last}; make room and --resume"
         ) from error
-    return final
 
 
 def read_newest(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vdvae_repr.data.sources import Preprocessing, Source, open_source
+from vdvae_repr.data.sources import Preprocessing, Source, open_source, read_images
 from vdvae_repr.errors import DataError
 from vdvae_repr.model.distributions import LogisticMixture, mixture_log_prob
 from vdvae_repr.model.preprocessing import to_input, to_target
@@ -90,20 +90,20 @@ def evaluate(
     channels = [torch.zeros(spec.shape[0], dtype=torch.float64) for spec in model.layers]
     for start in range(0, len(chosen), batch_size):
         indices = chosen[start : start + batch_size]
-        images = np.stack([preprocess(next(source.read(i, i + 1))) for i in indices])
+        images = read_images(source, preprocess, indices)
         ids = [source.ids[i] for i in indices]
         tensor = torch.from_numpy(images).permute(0, 3, 1, 2).to(model.device)
-        layers, distortion, weight = _pass(model, tensor, seed, ids)
+        layers, log_likelihood = _pass(model, tensor, seed, ids)
         by_channel = [layer.kl.double().sum(dim=(2, 3)).cpu() for layer in layers]
         for total, part in zip(channels, by_channel, strict=True):
             total += part.sum(dim=0)
         kl = torch.stack([part.sum(dim=1) for part in by_channel], dim=1)
-        terms.append(torch.cat([distortion[:, None], kl], dim=1))
-        weights = [weight] if importance_samples else []
-        for draw in range(1, importance_samples):
-            again = [f"{image_id}\0draw {draw}" for image_id in ids]
-            weights.append(_pass(model, tensor, seed, again)[2])
-        if weights:
+        terms.append(torch.cat([-log_likelihood.cpu()[:, None], kl], dim=1))
+        if importance_samples:
+            weights = [_log_weight(layers, log_likelihood)]
+            for draw in range(1, importance_samples):
+                again = [f"{image_id}\0draw {draw}" for image_id in ids]
+                weights.append(_log_weight(*_pass(model, tensor, seed, again)))
             bound = torch.logsumexp(torch.stack(weights), dim=0) - math.log(importance_samples)
             importance.append(-bound)
         progress(len(indices))
@@ -114,20 +114,24 @@ def evaluate(
 
 def _pass(
     model: VDVAE, images: Tensor, seed: int, ids: list[str]
-) -> tuple[list[LayerPosterior], Tensor, Tensor]:
-    """Return the layers, the distortion (N,) and log p(x, z) - log q(z | x) (N,), float64 nats."""
+) -> tuple[list[LayerPosterior], Tensor]:
+    """Return the layers and log p(x | z), (N,), float64 nats."""
     noise = seeded_noise(seed, ids, model.device)
     layers, states, _ = model.infer(to_input(images, model.config), noise)
     mixture = LogisticMixture.from_parameters(model.top_down.mixture_parameters(states))
     target = to_target(images, model.config)
     log_prob = mixture_log_prob(mixture, target, model.config.bits)
-    log_likelihood = log_prob.double().sum(dim=(1, 2))
+    return layers, log_prob.double().sum(dim=(1, 2))
+
+
+def _log_weight(layers: list[LayerPosterior], log_likelihood: Tensor) -> Tensor:
+    """Return log p(x, z) - log q(z | x), (N,), float64 nats."""
     log_weight = log_likelihood.clone()
     for layer in layers:
         prior = _standard(layer.z, layer.prior_mean, layer.prior_log_std)
         posterior = _standard(layer.z, layer.mean, layer.log_std)
         log_weight += (prior - posterior).sum(dim=(1, 2, 3))
-    return layers, -log_likelihood.cpu(), log_weight.cpu()
+    return log_weight.cpu()
 
 
 def _standard(z: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ processes: nothing random has to be restored, and a run does not depend on how i
 from __future__ import annotations
 
 import json
-import logging
 import math
 import signal
 import threading
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,18 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 
 from vdvae_repr.config import Config, TrainConfig, load_config
 from vdvae_repr.data.sheet import save_sheet
-from vdvae_repr.data.sources import Preprocessing, Source, open_source
+from vdvae_repr.data.sources import Preprocessing, Source, open_source, read_images
 from vdvae_repr.errors import ConfigError, DataError, Terminated, TrainingError
 from vdvae_repr.model.checkpoint import save
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.model.vdvae import VDVAE, Noise, seeded_noise
 from vdvae_repr.training.checkpoints import checkpoint_steps, prune, read_newest, write_checkpoint
 from vdvae_repr.training.optimisation import Optimisation
-
-logger = logging.getLogger(__name__)
 
 HELD_BACK = 0.1
 EVALUATED = 512  # held-back images, at most, in an evaluation during training
@@ -98,7 +97,7 @@ def train(
     found = _find_run(config, out, resume, changed)
     source = open_source(data)
     trained, held = split_indices(source, recipe)
-    images = Images(source, Preprocessing(size=config.model.image_size, crop=crop))
+    identity = {"images": len(trained), "source": source.fingerprint()}
 
     torch.manual_seed(recipe.seed)
     optimisation = Optimisation(VDVAE(config.model, name=name).to(accelerator.device), recipe)
@@ -108,19 +107,26 @@ def train(
         optimisation.restore(tensors, str(out / "checkpoints"))
         optimisation.step, optimisation.skipped = state["step"], state["skipped"]
         images_seen = state["images_seen"]
-        if (state["images"], state["source"]) != (len(trained), source.fingerprint()):
+        if any(state[key] != value for key, value in identity.items()):
             raise TrainingError(f"{out}: was trained on other data than {source.name}; give those")
         if optimisation.step >= recipe.steps:
-            progress(f"{out}: finished at step {optimisation.step}; nothing to do")
+            if accelerator.is_main_process:
+                progress(f"{out}: finished at step {optimisation.step}; nothing to do")
             return out
     run = _Run(
         config=config, recipe=recipe, out=out, accelerator=accelerator, optimisation=optimisation,
-        images=images, trained=trained, held=held, precision=precision, accumulate=accumulate,
+        source=source, preprocessing=Preprocessing(size=config.model.image_size, crop=crop),
+        identity=identity, trained=trained, held=held, precision=precision, accumulate=accumulate,
         share=share, progress=progress, images_seen=images_seen,
     )  # fmt: skip
-    run.open_log()
-    with _signals() as stopped:
-        run.loop(stopped)
+    try:
+        run.open_log()
+        with _signals() as stopped:
+            run.loop(stopped)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"{out}: {error}; the last checkpoint is whole, go on with --resume"
+        ) from error
     return out
 
 
@@ -131,7 +137,9 @@ class _Run:
     out: Path
     accelerator: Accelerator
     optimisation: Optimisation
-    images: Images
+    source: Source
+    preprocessing: Preprocessing
+    identity: dict[str, Any]
     trained: NDArray[np.intp]
     held: NDArray[np.intp]
     precision: str
@@ -167,7 +175,7 @@ class _Run:
             if skips == SKIPS_IN_A_ROW:
                 raise TrainingError(self._stuck(norm, finite))
             if due:
-                self.checkpoint()
+                self.checkpoint(row)
             if stop == signal.SIGINT:
                 raise KeyboardInterrupt
             if stop:
@@ -177,28 +185,32 @@ class _Run:
         """Yield this process's images of each step, read ahead by threads, as uint8 (n, 3, S, S)."""
         recipe, size = self.recipe, self.recipe.batch_size
         per_rank = self.share * self.accumulate
-        mine = slice(self.accelerator.process_index * per_rank, None)
-        mine = slice(mine.start, mine.start + per_rank)
+        start = self.accelerator.process_index * per_rank
+        mine = slice(start, start + per_rank)
+        first_step, first_image = self.optimisation.step, self.images_seen
 
         def read(step: int) -> Tensor:
-            position = self.images_seen_at_start + (step - self.first_step) * size
+            position = first_image + (step - first_step) * size
             chosen = ordered(len(self.trained), position, size, recipe.seed)[mine]
-            batch = self.images.read(self.trained[chosen])
+            batch = self.read(self.trained[chosen])
             if recipe.flip:
                 rng = np.random.default_rng((recipe.seed, 1, step))
                 flipped = (rng.random(size) < 0.5)[mine]
                 batch[flipped] = batch[flipped, :, ::-1]
             return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
-        self.first_step, self.images_seen_at_start = self.optimisation.step, self.images_seen
         with ThreadPoolExecutor(4) as pool:
-            steps = range(self.first_step, recipe.steps)
+            steps = range(first_step, recipe.steps)
             ahead = [pool.submit(read, step) for step in steps[:4]]
             for step in steps:
                 batch = ahead.pop(0).result()
                 if step + 4 < recipe.steps:
                     ahead.append(pool.submit(read, step + 4))
                 yield batch.to(self.accelerator.device), mine
+
+    def read(self, indices: NDArray[np.intp]) -> NDArray[np.uint8]:
+        """Return preprocessed images, uint8 (N, S, S, 3)."""
+        return read_images(self.source, self.preprocessing, indices)
 
     def forward_backward(
         self, model: Any, batch: tuple[Tensor, slice], stopped: list[int]
@@ -260,8 +272,8 @@ class _Run:
             if start // 16 % world != self.accelerator.process_index:
                 continue
             indices = chosen[start : start + 16]
-            ids = [self.images.source.ids[i] for i in indices]
-            tensor = torch.from_numpy(self.images.read(indices)).permute(0, 3, 1, 2)
+            ids = [self.source.ids[i] for i in indices]
+            tensor = torch.from_numpy(self.read(indices)).permute(0, 3, 1, 2)
             noise = seeded_noise(self.recipe.seed, ids, self.accelerator.device)
             elbo = average(tensor.to(self.accelerator.device), noise)
             parts = torch.cat([elbo.distortion[:, None], elbo.rate[:, None], elbo.kl], dim=1)
@@ -275,7 +287,7 @@ class _Run:
     def samples(self) -> None:
         """Write held-back images, reconstructions from the first k layers, and samples, as published."""
         average, count = self.optimisation.average, min(8, len(self.held))
-        images = self.images.read(self.held[:count])
+        images = self.read(self.held[:count])
         read = average.posterior(images)
         rows = [images]
         fractions = np.linspace(0, 1, 8)[1:-1]
@@ -326,25 +338,23 @@ class _Run:
         )
         self.progress(line + f"  {self.optimisation.skipped} skipped")
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, row: dict[str, Any]) -> None:
         """Write the complete state, and the moving average as the run's model."""
         if self.accelerator.is_main_process:
             optimisation = self.optimisation
             state = {
                 "images_seen": self.images_seen,
                 "skipped": optimisation.skipped,
-                "images": len(self.trained),
-                "source": self.images.source.fingerprint(),
+                **self.identity,
             }
             folder = self.out / "checkpoints"
             write_checkpoint(folder, optimisation.step, optimisation.tensors(), state)
             prune(folder, self.recipe.keep_last, self.recipe.keep_every)
-            rows = (self.out / "log.jsonl").read_text(encoding="utf-8").splitlines()
             record = {
                 "config": self.config.to_toml(),
                 "images": len(self.trained),
                 "images_held_back": len(self.held),
-                **json.loads(rows[-1]),
+                **row,
             }
             save(optimisation.average, self.out / "model.safetensors", record=record)
         self.accelerator.wait_for_everyone()
@@ -361,26 +371,6 @@ class _Run:
             f"{SKIPS_IN_A_ROW} updates in a row were skipped: gradient norm {norm:.4g}, expected below "
             f"train.skip_threshold {self.recipe.skip_threshold:g}; raise that; {remedy}"
         )
-
-
-@dataclass(frozen=True)
-class Images:
-    """A source's images by index, preprocessed."""
-
-    source: Source
-    preprocess: Preprocessing
-
-    def read(self, indices: NDArray[np.intp]) -> NDArray[np.uint8]:
-        """Return uint8 (len(indices), S, S, 3)."""
-        return np.stack([self._one(int(index)) for index in indices])
-
-    def _one(self, index: int) -> NDArray[np.uint8]:
-        try:
-            return self.preprocess(next(self.source.read(index, index + 1)))
-        except DataError as error:
-            name = self.source.ids[index]
-            message = str(error)
-            raise DataError(message if name in message else f"{name}: {message}") from error
 
 
 def split_indices(source: Source, recipe: TrainConfig) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -418,9 +408,13 @@ def ordered(count: int, position: int, size: int, seed: int) -> NDArray[np.intp]
     items = np.empty(size, np.intp)
     for epoch in np.unique(places // count):
         inside = places // count == epoch
-        order = np.random.default_rng((seed, 0, int(epoch))).permutation(count)
-        items[inside] = order[places[inside] % count]
+        items[inside] = _epoch_order(count, int(epoch), seed)[places[inside] % count]
     return items
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(count: int, epoch: int, seed: int) -> NDArray[np.intp]:
+    return np.random.default_rng((seed, 0, epoch)).permutation(count)
 
 
 def joint_noise(seed: int, step: int, size: int, rows: slice, device: torch.device) -> Noise:
