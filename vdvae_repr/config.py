@@ -64,6 +64,8 @@ class ModelConfig:
     """Components of the discretised logistic mixture."""
     bits: int = 8
     """Bits of a pixel that the likelihood models: 8 or 5."""
+    unpool: str = "nearest"
+    """How `8m4` enlarges the 4x4 state: `nearest` as published, or `transposed`, a learned convolution."""
     shift: float
     """Added to a pixel of 0..255 before scaling."""
     scale: float
@@ -76,6 +78,10 @@ class ModelConfig:
                 raise ConfigError(f"model.{name} must be at least 1, found {getattr(self, name)}")
         if self.bits not in (5, 8):
             raise ConfigError(f"model.bits must be 8 or 5, found {self.bits}")
+        if self.unpool not in ("nearest", "transposed"):
+            raise ConfigError(
+                f"model.unpool: expected 'nearest' or 'transposed', found {self.unpool!r}"
+            )
         if not 0 < self.bottleneck_multiple <= 1:
             raise ConfigError(
                 f"model.bottleneck_multiple must be in (0, 1], found {self.bottleneck_multiple}"

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import vdvae_repr as vr
 from vdvae_repr.config import load_config
 from vdvae_repr.data.sources import open_source
-from vdvae_repr.training.trainer import joint_noise, ordered, split_indices
+from vdvae_repr.training.draws import joint_noise, ordered, split_indices
 
 TOML = """
 [model]
@@ -89,7 +89,8 @@ def log(out):
 
 
 def steady(rows):
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+    clocked = ("images_per_second", "data_wait")
+    return [{k: v for k, v in row.items() if k not in clocked} for row in rows]
 
 
 def same(one, other):

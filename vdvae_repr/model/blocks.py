@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -83,8 +84,22 @@ class Block(nn.Module):
         self.c3 = conv(middle_width, middle_width, size)
         self.c4 = conv(middle_width, out_width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, in_width, R, R) to (N, out_width, R, R); the caller adds the residual."""
-        for layer in (self.c1, self.c2, self.c3, self.c4):
+    def forward(self, *activated: Tensor) -> Tensor:
+        """Map GELUs of states, in_width channels in all at (N, ., R, R), to (N, out_width, R, R).
+
+        The caller takes the GELU, so that blocks that read one state share it, and adds the residual.
+        Several states count as one concatenated, which is never made.
+        """
+        x = self.c1(activated[0]) if len(activated) == 1 else _conv_of_parts(self.c1, activated)
+        for layer in (self.c2, self.c3, self.c4):
             x = layer(F.gelu(x))
         return x
+
+
+def _conv_of_parts(layer: nn.Conv2d, parts: Sequence[Tensor]) -> Tensor:
+    """Apply a convolution to the channels of `parts`, in order, without concatenating them."""
+    weights = layer.weight.split([part.shape[1] for part in parts], dim=1)
+    x = F.conv2d(parts[0], weights[0], layer.bias)
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        x = x + F.conv2d(part, weight)
+    return x

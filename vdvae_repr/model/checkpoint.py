@@ -121,17 +121,8 @@ def _load_own(path: Path) -> VDVAE:
 
 
 def _load_published(path: Path, preset: str | None) -> VDVAE:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols: what matters raises
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: holds pickled code or objects other than tensors; refused, nothing was run"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    state = read_th(path)
+    if not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(
             f"{path}: expected a dictionary of tensors, as the published files hold"
         )
@@ -142,6 +133,27 @@ def _load_published(path: Path, preset: str | None) -> VDVAE:
         raise CheckpointError(f"{path}: {found}; name the architecture with --preset")
     config = ModelConfig.from_preset(candidates[0])
     return VDVAE(config, name=candidates[0]).load_weights(weights, str(path))
+
+
+def read_th(path: Path) -> dict[str, Any]:
+    """Read a dictionary that torch.save wrote, onto the CPU; pickled code is never run.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, or one that holds other objects.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols: what matters raises
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: holds pickled code or objects other than tensors; refused, nothing was run"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{path}: expected a dictionary, found {type(state).__name__}")
+    return dict(state)
 
 
 def _fits(weights: Mapping[str, Tensor], preset: str) -> bool:

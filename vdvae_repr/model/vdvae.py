@@ -7,7 +7,7 @@ prior; layer 0 is the coarsest.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from vdvae_repr.config import ModelConfig
 from vdvae_repr.errors import CheckpointError, ConfigError, LayerError
@@ -114,16 +115,19 @@ class BottomUp(nn.Module):
         self.blocks = nn.ModuleList()
         for spec in self.specs:
             width = widths[spec.resolution]
-            block = Block(width, int(width * config.bottleneck_multiple), width, spec.resolution)
+            block = BottomUpBlock(width, int(width * config.bottleneck_multiple), spec.resolution)
             depth_scale(block.c4, len(self.specs))
             self.blocks.append(block)
 
-    def forward(self, x: Tensor) -> dict[int, Tensor]:
-        """Map (N, 3, S, S) to {resolution: (N, width, R, R)}, the last activation of each."""
+    def forward(self, x: Tensor, recompute: Collection[int] = ()) -> dict[int, Tensor]:
+        """Map (N, 3, S, S) to {resolution: (N, width, R, R)}, the last activation of each.
+
+        The activations inside blocks at the resolutions `recompute` are not kept for the backward pass.
+        """
         x = self.in_conv(x)
         activations = {x.shape[-1]: x}
         for spec, block in zip(self.specs, self.blocks, strict=True):
-            x = x + block(x)
+            x = _checkpointed(block, x) if spec.resolution in recompute else block(x)
             if spec.down_rate is not None:
                 x = F.avg_pool2d(x, spec.down_rate)
                 wanted = self.widths[x.shape[-1]]
@@ -132,12 +136,26 @@ class BottomUp(nn.Module):
         return activations
 
 
+class BottomUpBlock(Block):
+    """A bottleneck block with its residual."""
+
+    def __init__(self, width: int, middle_width: int, resolution: int) -> None:
+        super().__init__(width, middle_width, width, resolution)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Map (N, width, R, R) to the same shape."""
+        return x + super().forward(F.gelu(x))
+
+
 class TopDownBlock(nn.Module):
     """One stochastic layer: prior from the state, posterior from state and activation, residual path."""
 
-    def __init__(self, config: ModelConfig, spec: BlockSpec, width: int, num_blocks: int) -> None:
+    def __init__(
+        self, config: ModelConfig, spec: BlockSpec, widths: Mapping[int, int], num_blocks: int
+    ):
         super().__init__()
-        middle, r, self.zdim = int(width * config.bottleneck_multiple), spec.resolution, config.zdim
+        r, self.zdim, width = spec.resolution, config.zdim, widths[spec.resolution]
+        middle = int(width * config.bottleneck_multiple)
         self.posterior = Block(2 * width, middle, 2 * config.zdim, r)
         self.prior = Block(width, middle, 2 * config.zdim + width, r)
         nn.init.zeros_(self.prior.c4.weight)
@@ -145,21 +163,49 @@ class TopDownBlock(nn.Module):
         self.resnet = Block(width, middle, width, r)
         depth_scale(self.z_proj, num_blocks)
         depth_scale(self.resnet.c4, num_blocks)
+        self.unpool: nn.ConvTranspose2d | None = None
+        if spec.mixin is not None and config.unpool == "transposed":
+            rate = r // spec.mixin
+            self.unpool = nn.ConvTranspose2d(widths[spec.mixin], width, rate, stride=rate)
 
-    def infer(self, x: Tensor, activation: Tensor) -> tuple[Tensor, Tensor]:
-        """Return q's mean and log standard deviation, (N, zdim, R, R) each."""
-        q_mean, q_log_std = self.posterior(torch.cat([x, activation], dim=1)).chunk(2, dim=1)
-        return q_mean.float(), q_log_std.float()  # float32 under autocast too
+    def forward(self, x: Tensor, activated: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the state after the layer, and the layer's KL, (N,) nats: what training needs of `read`."""
+        layer = self.read(x, activated, noise)
+        return layer.top_down, layer.kl.sum(dim=(1, 2, 3))
 
-    def predict(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return p's mean and log standard deviation, and the state with the prior's features added."""
-        p_mean, p_log_std, features = self.prior(x).split([self.zdim, self.zdim, x.shape[1]], dim=1)
-        return p_mean.float(), p_log_std.float(), x + features
+    def read(self, x: Tensor, activated: Tensor, noise: Tensor | None) -> LayerPosterior:
+        """Run the layer under its posterior.
+
+        Args:
+            x: the state, (N, width, R, R).
+            activated: GELU of the encoder's activation, (N, width, R, R).
+            noise: standard-normal draws (N, zdim, R, R); None sends the mean down.
+        """
+        shared = F.gelu(x)
+        q_mean, q_log_std = self.posterior(shared, activated).float().chunk(2, dim=1)
+        p_mean, p_log_std, x = self.predict(x, shared)
+        z = q_mean if noise is None else gaussian_sample(q_mean, q_log_std, noise)
+        return LayerPosterior(q_mean, q_log_std, p_mean, p_log_std, z, self.merge(x, z))
+
+    def predict(self, x: Tensor, activated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return p's mean and log standard deviation, and the state x with the prior's features added.
+
+        `activated` is the GELU of x; mean and deviation are float32 under autocast too.
+        """
+        parameters, features = self.prior(activated).split([2 * self.zdim, x.shape[1]], dim=1)
+        p_mean, p_log_std = parameters.float().chunk(2, dim=1)
+        return p_mean, p_log_std, x + features
 
     def merge(self, x: Tensor, z: Tensor) -> Tensor:
         """Add a latent to the state and run the residual path."""
         x = x + self.z_proj(z)
-        return x + self.resnet(x)
+        return x + self.resnet(F.gelu(x))
+
+
+def _checkpointed(module: nn.Module, *inputs: Tensor) -> Any:
+    """Call a module, keeping its inputs alone for the backward pass, which calls it again."""
+    # Nothing is drawn inside, so no random state has to be restored.
+    return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 class TopDown(nn.Module):
@@ -172,8 +218,7 @@ class TopDown(nn.Module):
         self.widths = widths
         self.image_size = config.image_size
         self.blocks = nn.ModuleList(
-            TopDownBlock(config, spec, widths[spec.resolution], len(self.specs))
-            for spec in self.specs
+            TopDownBlock(config, spec, widths, len(self.specs)) for spec in self.specs
         )
         resolutions = sorted({spec.resolution for spec in self.specs})
         self.constants = nn.ParameterList(
@@ -197,7 +242,10 @@ class TopDown(nn.Module):
         if x is None:
             x = self.gain.new_zeros(num_images, self.widths[r], r, r)
         if spec.mixin is not None:
-            x = x + F.interpolate(states[spec.mixin][:, : x.shape[1]], scale_factor=r // spec.mixin)
+            coarse, unpool = states[spec.mixin], self.block(self.layers[index]).unpool
+            if unpool is not None:
+                return x + unpool(coarse)
+            x = x + F.interpolate(coarse[:, : x.shape[1]], scale_factor=r // spec.mixin)
         return x
 
     def block(self, spec: LayerSpec) -> TopDownBlock:
@@ -236,14 +284,27 @@ class VDVAE(nn.Module):
         """Where the parameters are."""
         return self.top_down.gain.device
 
-    def forward(self, images: Tensor, noise: Noise) -> ELBO:
+    def forward(self, images: Tensor, noise: Noise, recompute: Collection[int] = ()) -> ELBO:
         """Return the ELBO's terms of uint8 (N, 3, S, S) images under the posterior draws given."""
-        return self.elbo(to_input(images, self.config), to_target(images, self.config), noise)
+        x, target = to_input(images, self.config), to_target(images, self.config)
+        return self.elbo(x, target, noise, recompute)
 
-    def elbo(self, x: Tensor, target: Tensor, noise: Noise) -> ELBO:
-        """Return the ELBO's terms of normalised inputs x and targets, both (N, 3, S, S)."""
-        layers, states, _ = self.infer(x, noise)
-        kl = torch.stack([layer.kl.sum(dim=(1, 2, 3)) for layer in layers], dim=1)
+    def elbo(
+        self, x: Tensor, target: Tensor, noise: Noise, recompute: Collection[int] = ()
+    ) -> ELBO:
+        """Return the ELBO's terms of normalised inputs x and targets, both (N, 3, S, S).
+
+        Blocks at the resolutions `recompute` keep their inputs alone for the backward pass, which runs
+        them again: less memory, more time, the same gradients.
+        """
+        activated = {r: F.gelu(a) for r, a in self.bottom_up(x, recompute).items()}
+        states, kls = self.top_down.initial_states(len(x)), []
+        for spec in self.layers:
+            r, block = spec.resolution, self.top_down.block(spec)
+            inputs = self.top_down.enter(spec.index, states, len(x)), activated[r], noise(spec)
+            states[r], kl = _checkpointed(block, *inputs) if r in recompute else block(*inputs)
+            kls.append(kl)
+        kl = torch.stack(kls, dim=1)
         mixture = LogisticMixture.from_parameters(self.top_down.mixture_parameters(states).float())
         distortion = -mixture_log_prob(mixture, target, self.config.bits).sum(dim=(1, 2))
         return ELBO(distortion=distortion, rate=kl.sum(dim=1), kl=kl)
@@ -256,17 +317,15 @@ class VDVAE(nn.Module):
         Returns the layers, the top-down states by resolution, the bottom-up activations.
         """
         activations = self.bottom_up(x)
+        activated = {r: F.gelu(a) for r, a in activations.items()}
         states = self.top_down.initial_states(len(x))
         layers = []
         for spec in self.layers[:stop]:
-            block = self.top_down.block(spec)
             state = self.top_down.enter(spec.index, states, len(x))
-            q_mean, q_log_std = block.infer(state, activations[spec.resolution])
-            p_mean, p_log_std, state = block.predict(state)
-            z = q_mean if noise is None else gaussian_sample(q_mean, q_log_std, noise(spec))
-            state = block.merge(state, z)
-            states[spec.resolution] = state
-            layers.append(LayerPosterior(q_mean, q_log_std, p_mean, p_log_std, z, state))
+            drawn = None if noise is None else noise(spec)
+            layer = self.top_down.block(spec).read(state, activated[spec.resolution], drawn)
+            states[spec.resolution] = layer.top_down
+            layers.append(layer)
         return layers, states, activations
 
     def generate(
@@ -285,7 +344,7 @@ class VDVAE(nn.Module):
         for spec in self.layers:
             block = self.top_down.block(spec)
             state = self.top_down.enter(spec.index, states, num_images)
-            p_mean, p_log_std, state = block.predict(state)
+            p_mean, p_log_std, state = block.predict(state, F.gelu(state))
             z = latents.get(spec.index)
             if z is None:
                 z = p_mean
@@ -482,17 +541,37 @@ def _check_structure(config: ModelConfig, bottom_up: BottomUp, top_down: TopDown
     reached = {resolution}
     for spec in bottom_up.specs:
         if spec.resolution != resolution or spec.mixin is not None:
-            raise ConfigError(f"model.bottom_up: expected a block at {resolution}, found {spec}")
+            raise ConfigError(
+                f"model.bottom_up: expected a block at {resolution}, found {_item(spec)}"
+            )
+        if resolution % (spec.down_rate or 1):
+            raise ConfigError(
+                f"model.bottom_up: expected a rate that divides {resolution}, found {_item(spec)}"
+            )
         resolution //= spec.down_rate or 1
         reached.add(resolution)
+    before: set[int] = set()
     for spec in top_down.specs:
-        if spec.resolution not in reached:
+        if spec.resolution not in reached or spec.down_rate is not None:
             raise ConfigError(
-                f"model.top_down: the encoder never reaches {spec.resolution}x{spec.resolution}; "
+                f"model.top_down: the encoder never reaches {_item(spec)}; "
                 f"it reaches {sorted(reached)}"
             )
+        if spec.mixin is not None and (spec.mixin not in before or spec.resolution % spec.mixin):
+            raise ConfigError(
+                f"model.top_down: expected {_item(spec)} to mix in a resolution before it that divides "
+                f"{spec.resolution}, one of {sorted(before)}"
+            )
+        before.add(spec.resolution)
     if top_down.specs[-1].resolution != config.image_size:
         raise ConfigError(
             f"model.top_down must end at image_size {config.image_size}, "
             f"found {top_down.specs[-1].resolution}"
         )
+
+
+def _item(spec: BlockSpec) -> str:
+    """Write a block as block strings do."""
+    if spec.mixin is not None:
+        return f"{spec.resolution}m{spec.mixin}"
+    return str(spec.resolution) if spec.down_rate is None else f"{spec.resolution}d{spec.down_rate}"

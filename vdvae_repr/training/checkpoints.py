@@ -11,11 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vdvae_repr.errors import TrainingError
+from vdvae_repr.errors import CheckpointError, TrainingError
+from vdvae_repr.model.checkpoint import load, read_th
+from vdvae_repr.model.vdvae import from_published_names
 
 logger = logging.getLogger(__name__)
 Tensors = Mapping[str, Mapping[str, Tensor]]
@@ -78,6 +81,65 @@ def read_newest(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, A
     if steps:
         raise TrainingError(f"{folder}: expected a whole checkpoint, found {len(steps)} damaged")
     return None
+
+
+def read_start(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], int]:
+    """Return tensors and step to start a new run from.
+
+    A published run's `NAME-model.th` brings its `NAME-model-ema.th`, `NAME-opt.th` and `NAME-log.jsonl`
+    (openai/vdvae train_helpers.py), each where it lies beside it; anything else that `load` takes gives
+    the weights of both the model and its average, at step 0.
+
+    Raises:
+        CheckpointError: damaged files, moments of another model, or moments without the log that tells
+            their step.
+    """
+    path = Path(path)
+    if not path.name.endswith("-model.th"):
+        weights = load(path).state_dict()
+        return {"model": weights, "average": weights, "adamw": {}}, 0
+    average, moments, log = (
+        path.with_name(path.name.removesuffix("-model.th") + ending)
+        for ending in ("-model-ema.th", "-opt.th", "-log.jsonl")
+    )
+    weights = from_published_names(read_th(path))
+    tensors = {
+        "model": weights,
+        "average": from_published_names(read_th(average)) if average.is_file() else weights,
+        "adamw": _published_moments(moments, weights) if moments.is_file() else {},
+    }
+    if not log.is_file():
+        if moments.is_file():
+            raise CheckpointError(f"{moments}: expected {log.name} beside it, which tells the step")
+        return tensors, 0
+    try:
+        rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        return tensors, max(row["step"] for row in rows if row.get("type") == "train_loss")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{log}: expected lines of JSON, one of type train_loss with its step ({error})"
+        ) from error
+
+
+def _published_moments(path: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name the moments of an AdamW state by parameter; apex keeps `step` in the parameter group."""
+    saved = read_th(path)
+    try:
+        (group,) = saved["param_groups"]
+        entries = [saved["state"][key] for key in group["params"]]
+        moments = {}
+        for entry, (name, weight) in zip(entries, weights.items(), strict=True):
+            for key in ("exp_avg", "exp_avg_sq"):
+                if entry[key].shape != weight.shape:
+                    raise ValueError(f"{key} of {name} is {tuple(entry[key].shape)}")
+                moments[f"{key}.{name}"] = entry[key].float()
+            step = entry["step"] if "step" in entry else group["step"]
+            moments[f"step.{name}"] = torch.as_tensor(step, dtype=torch.float32)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: expected AdamW's moments of {len(weights)} parameters, found others ({error})"
+        ) from error
+    return moments
 
 
 def checkpoint_steps(folder: Path) -> list[int]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed
+from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -48,7 +50,20 @@ class Evaluation:
     importance_interval: tuple[float, float] | None
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Scores:
+    """What `score` finds, each image once, nats, float64."""
+
+    distortion: Tensor
+    """(N,)."""
+    kl: Tensor
+    """By layer, (N, layers)."""
+    channels: list[Tensor]
+    """By layer, mean KL of each latent channel, summed over positions, (zdim,)."""
+    importance: Tensor | None
+    """The negative importance-weighted bound, (N,); None without samples."""
+
+
 def evaluate(
     model: VDVAE,
     data: str | Path | Source | NDArray[np.uint8],
@@ -62,7 +77,8 @@ def evaluate(
 ) -> Evaluation:
     """Score every image of a split, once each; noise depends on seed, image id and layer alone.
 
-    The result does not depend on the batch size beyond rounding.
+    The result does not depend on the batch size beyond rounding, nor on the number of processes: under
+    torchrun each scores a share of the batches, and each returns the whole result.
 
     Args:
         model: in eval mode.
@@ -84,32 +100,72 @@ def evaluate(
         raise DataError(
             f"{source.name}: no image is in split {split!r}; it has {', '.join(known) or 'no splits'}"
         )
-    preprocess = Preprocessing(size=model.config.image_size, crop=crop)
-    terms: list[Tensor] = []
-    importance: list[Tensor] = []
-    channels = [torch.zeros(spec.shape[0], dtype=torch.float64) for spec in model.layers]
-    for start in range(0, len(chosen), batch_size):
-        indices = chosen[start : start + batch_size]
-        images = read_images(source, preprocess, indices)
-        ids = [source.ids[i] for i in indices]
+    preprocessing = Preprocessing(size=model.config.image_size, crop=crop)
+    scores = score(
+        model, source, preprocessing, chosen, batch_size=batch_size,
+        importance_samples=importance_samples, seed=seed, progress=progress,
+    )  # fmt: skip
+    return _summary(model, source, split, seed, importance_samples, scores)
+
+
+@torch.no_grad()
+def score(
+    model: VDVAE,
+    source: Source,
+    preprocessing: Preprocessing,
+    indices: Sequence[int],
+    *,
+    batch_size: int = 16,
+    importance_samples: int = 0,
+    seed: int = 0,
+    progress: Callable[[int], object] = lambda count: None,
+) -> Scores:
+    """Return the likelihood's terms of some images; processes share the batches and all get everything."""
+    rank, world = _process(model.device)
+    layers = len(model.layers)
+    zdim = model.config.zdim
+    # Rows that other processes score stay 0 here, so that a sum over processes puts all together exactly.
+    rows = torch.zeros(len(indices), 2 + layers, dtype=torch.float64)
+    channels = torch.zeros(layers, zdim, dtype=torch.float64)
+    for number, start in enumerate(range(0, len(indices), batch_size)):
+        if number % world != rank:
+            continue
+        part = indices[start : start + batch_size]
+        images = read_images(source, preprocessing, part)
+        ids = [source.ids[i] for i in part]
         tensor = torch.from_numpy(images).permute(0, 3, 1, 2).to(model.device)
-        layers, log_likelihood = _pass(model, tensor, seed, ids)
-        by_channel = [layer.kl.double().sum(dim=(2, 3)).cpu() for layer in layers]
-        for total, part in zip(channels, by_channel, strict=True):
-            total += part.sum(dim=0)
-        kl = torch.stack([part.sum(dim=1) for part in by_channel], dim=1)
-        terms.append(torch.cat([-log_likelihood.cpu()[:, None], kl], dim=1))
+        read, log_likelihood = _pass(model, tensor, seed, ids)
+        kl = torch.stack([layer.kl.double().sum(dim=(2, 3)) for layer in read], dim=1).cpu()
+        mine = rows[start : start + len(part)]
+        mine[:, 0] = -log_likelihood.cpu()
+        mine[:, 2:] = kl.sum(dim=2)
+        channels += kl.sum(dim=0)
         if importance_samples:
-            weights = [_log_weight(layers, log_likelihood)]
+            weights = [_log_weight(read, log_likelihood)]
             for draw in range(1, importance_samples):
                 again = [f"{image_id}\0draw {draw}" for image_id in ids]
                 weights.append(_log_weight(*_pass(model, tensor, seed, again)))
             bound = torch.logsumexp(torch.stack(weights), dim=0) - math.log(importance_samples)
-            importance.append(-bound)
-        progress(len(indices))
-    return _summary(
-        model, source, split, seed, torch.cat(terms), channels, importance_samples, importance
-    )
+            mine[:, 1] = -bound
+        progress(len(part))
+    if world > 1:
+        for tensor in (rows, channels):
+            joint = tensor.to(model.device)
+            torch.distributed.all_reduce(joint)
+            tensor.copy_(joint)
+    return Scores(
+        distortion=rows[:, 0], kl=rows[:, 2:], channels=list(channels / len(indices)),
+        importance=rows[:, 1] if importance_samples else None,
+    )  # fmt: skip
+
+
+def _process(device: torch.device) -> tuple[int, int]:
+    """Return this process's rank and the number of processes, joining those of torchrun first."""
+    if torch.distributed.is_torchelastic_launched() and not torch.distributed.is_initialized():
+        PartialState(cpu=device.type == "cpu")
+    if not torch.distributed.is_initialized():
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
 def _pass(
@@ -145,10 +201,8 @@ def _summary(
     source: Source,
     split: str | None,
     seed: int,
-    terms: Tensor,
-    channels: list[Tensor],
     importance_samples: int,
-    importance: list[Tensor],
+    scores: Scores,
 ) -> Evaluation:
     dims = 3 * model.config.image_size**2
 
@@ -159,21 +213,20 @@ def _summary(
         error = float(nats.std()) / math.sqrt(len(nats)) / (math.log(2) * dims)
         return mean, (mean - 1.96 * error, mean + 1.96 * error)
 
-    count = len(terms)
-    negative = terms.sum(dim=1)
-    kl = dict(zip((s.name for s in model.layers), terms[:, 1:].mean(dim=0).tolist(), strict=True))
+    negative = scores.distortion + scores.kl.sum(dim=1)
+    kl = dict(zip((s.name for s in model.layers), scores.kl.mean(dim=0).tolist(), strict=True))
     by_resolution: dict[str, float] = {}
     active: dict[str, tuple[int, int]] = {}
-    for spec, total in zip(model.layers, channels, strict=True):
+    for spec, channels in zip(model.layers, scores.channels, strict=True):
         key = f"{spec.resolution}x{spec.resolution}"
         by_resolution[key] = by_resolution.get(key, 0.0) + kl[spec.name]
-        active[spec.name] = (int((total / count > ACTIVE_NATS).sum()), len(total))
+        active[spec.name] = (int((channels > ACTIVE_NATS).sum()), len(channels))
     mean_bits, interval = bits(negative)
-    tighter: Any = bits(torch.cat(importance)) if importance else (None, None)
+    tighter: Any = (None, None) if scores.importance is None else bits(scores.importance)
     return Evaluation(
-        source=source.name, split=split or "all", images=count, seed=seed,
+        source=source.name, split=split or "all", images=len(negative), seed=seed,
         nats=float(negative.mean()), bits_per_dim=mean_bits, bits_per_dim_interval=interval,
-        distortion_nats=float(terms[:, 0].mean()), rate_nats=sum(kl.values()), kl_nats=kl,
+        distortion_nats=float(scores.distortion.mean()), rate_nats=sum(kl.values()), kl_nats=kl,
         kl_nats_by_resolution=by_resolution, active_units=active,
         importance_samples=importance_samples, importance_bits_per_dim=tighter[0],
         importance_interval=tighter[1],

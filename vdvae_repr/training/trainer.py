@@ -1,43 +1,44 @@
-"""The training loop: from one process to many under torchrun, resumable at any moment.
-
-Order, flips and noise are functions of the seed and the step alone, drawn for the joint batch of all
-processes: nothing random has to be restored, and a run does not depend on how its batch is divided.
-"""
+"""The training loop: from one process to many under torchrun, resumable at any moment."""
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
 from vdvae_repr.config import Config, TrainConfig, load_config
-from vdvae_repr.data.sheet import save_sheet
 from vdvae_repr.data.sources import Preprocessing, Source, open_source, read_images
-from vdvae_repr.errors import ConfigError, DataError, Terminated, TrainingError
+from vdvae_repr.errors import ConfigError, Terminated, TrainingError
 from vdvae_repr.model.checkpoint import save
-from vdvae_repr.model.layers import LayerSpec
-from vdvae_repr.model.vdvae import VDVAE, Noise, seeded_noise
-from vdvae_repr.training.checkpoints import checkpoint_steps, prune, read_newest, write_checkpoint
+from vdvae_repr.model.layers import select_layers
+from vdvae_repr.model.vdvae import VDVAE
+from vdvae_repr.training.checkpoints import (
+    checkpoint_steps,
+    prune,
+    read_newest,
+    read_start,
+    write_checkpoint,
+)
+from vdvae_repr.training.draws import flipped, joint_noise, ordered, split_indices
 from vdvae_repr.training.optimisation import Optimisation
+from vdvae_repr.training.watch import Probe, Watch, named_terms
 
-HELD_BACK = 0.1
-EVALUATED = 512  # held-back images, at most, in an evaluation during training
 SKIPS_IN_A_ROW = 50
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 EARLY = {1} | {2**power for power in range(3, 14)}  # openai/vdvae train.py
@@ -50,11 +51,19 @@ def train(
     *,
     resume: bool = False,
     changed: tuple[str, ...] = (),
+    init_from: str | Path | None = None,
     crop: int | None = None,
     name: str = "vdvae",
     device: str = "cpu",
     precision: str = "fp32",
     accumulate: int = 1,
+    compile: bool = False,
+    channels_last: bool = False,
+    recompute: Sequence[int] = (),
+    log_with: str | None = None,
+    probe_every: int = 0,
+    probe_data: str | Path | Source | None = None,
+    probe_layers: str | Sequence[str] = "all",
     progress: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Train a VDVAE with the published recipe into the run folder `out`; returns that folder.
@@ -69,38 +78,55 @@ def train(
         out: the run folder.
         resume: go on from the newest checkpoint; without any, start. A finished run is left alone.
         changed: keys, as `train.lr`, that may differ from those of the run that is resumed.
+        init_from: weights that a new run starts from: whatever `load` takes, or a published
+            `NAME-model.th`, with `NAME-model-ema.th`, `NAME-opt.th` and `NAME-log.jsonl` where they lie
+            beside it, to go on from that run's step.
         crop: central square to take first, pixels.
         name: the model's name in its file.
         device: "cpu", "cuda"; never chosen silently.
         precision: "fp32" or "bf16" (autocast; KL and likelihood stay in float32).
         accumulate: micro-batches that a process divides its share of the batch into.
+        compile: run the blocks through torch.compile.
+        channels_last: keep images and activations in that memory format.
+        recompute: resolutions whose activations are computed again in the backward pass, not kept.
+        log_with: a tracker that accelerate knows, as "tensorboard", which receives the log's numbers too.
+        probe_every: steps between probes of layers; 0 for none.
+        probe_data: labelled images to probe with, 512 at most; the images held back, if not given.
+        probe_layers: selector of the layers probed.
         progress: receives one line at each row of the log.
 
     Raises:
-        ConfigError: no recipe, or a resumed run's config differs in keys not named in `changed`.
+        ConfigError: no recipe, a setting that is none, or a resumed run's config differs in keys not named
+            in `changed`.
+        CheckpointError: `init_from` is of another architecture, or damaged.
         DataError: nothing to train on, or an image that cannot be read.
+        TaskError: too few labels to probe with.
         TrainingError: too many skips in a row, a run that is already there, a full disk.
     """
-    recipe = config.train
+    recipe, out = config.train, Path(out)
     if recipe is None:
         raise ConfigError("the preset has no [train] table; choose one to train with")
     if precision not in ("fp32", "bf16"):
         raise ConfigError(f"precision: expected fp32 or bf16, found {precision!r}")
-    accelerator = _accelerator(device)
+    accelerator = _accelerator(device, log_with, out)
     share = recipe.batch_size // (accelerator.num_processes * accumulate)
     if share * accelerator.num_processes * accumulate != recipe.batch_size:
         raise ConfigError(
             f"train.batch_size {recipe.batch_size} must be divisible by "
             f"{accelerator.num_processes} processes x {accumulate} micro-batches"
         )
-    out = Path(out)
     found = _find_run(config, out, resume, changed)
     source = open_source(data)
     trained, held = split_indices(source, recipe)
     identity = {"images": len(trained), "source": source.fingerprint()}
 
     torch.manual_seed(recipe.seed)
-    optimisation = Optimisation(VDVAE(config.model, name=name).to(accelerator.device), recipe)
+    model = VDVAE(config.model, name=name).to(accelerator.device)
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if unknown := set(recompute) - {spec.resolution for spec in model.layers}:
+        raise ConfigError(f"recompute: the model has no layers at {sorted(unknown)}")
+    optimisation = Optimisation(model, recipe)
     images_seen = 0
     if found is not None:
         tensors, state = found
@@ -113,20 +139,46 @@ def train(
             if accelerator.is_main_process:
                 progress(f"{out}: finished at step {optimisation.step}; nothing to do")
             return out
+    elif init_from is not None:
+        tensors, optimisation.step = read_start(init_from)
+        optimisation.restore(tensors, str(init_from))
+        images_seen = optimisation.step * recipe.batch_size
+        if optimisation.step >= recipe.steps:
+            raise ConfigError(
+                f"{init_from} is at step {optimisation.step}, and train.steps is {recipe.steps}; raise that"
+            )
+    if compile:
+        _compile(model)
+    probe = None
+    if probe_every:
+        labelled = source if probe_data is None else open_source(probe_data)
+        among = held if probe_data is None else np.arange(len(labelled))
+        probe = Probe.of(probe_every, labelled, among, select_layers(model.layers, probe_layers))
+    preprocessing = Preprocessing(size=config.model.image_size, crop=crop)
+    watch = Watch(
+        out=out, config=config, recipe=recipe, accelerator=accelerator,
+        average=optimisation.average, source=source, preprocessing=preprocessing,
+        held=held.tolist(), probe=probe, progress=progress,
+    )  # fmt: skip
     run = _Run(
         config=config, recipe=recipe, out=out, accelerator=accelerator, optimisation=optimisation,
-        source=source, preprocessing=Preprocessing(size=config.model.image_size, crop=crop),
-        identity=identity, trained=trained, held=held, precision=precision, accumulate=accumulate,
-        share=share, progress=progress, images_seen=images_seen,
+        watch=watch, source=source, preprocessing=preprocessing, identity=identity, trained=trained,
+        precision=precision, accumulate=accumulate, channels_last=channels_last,
+        recompute=frozenset(recompute), share=share, images_seen=images_seen,
     )  # fmt: skip
     try:
-        run.open_log()
+        watch.open(optimisation.step)
         with _signals() as stopped:
             run.loop(stopped)
     except (OSError, SafetensorError) as error:
         raise TrainingError(
             f"{out}: {error}; the last checkpoint is whole, go on with --resume"
         ) from error
+    except torch._dynamo.exc.TorchDynamoException as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TrainingError(f"torch.compile failed ({reason}); train without it") from error
+    finally:
+        watch.close()
     return out
 
 
@@ -137,41 +189,62 @@ class _Run:
     out: Path
     accelerator: Accelerator
     optimisation: Optimisation
+    watch: Watch
     source: Source
     preprocessing: Preprocessing
     identity: dict[str, Any]
     trained: NDArray[np.intp]
-    held: NDArray[np.intp]
     precision: str
     accumulate: int
+    channels_last: bool
+    recompute: frozenset[int]
     share: int
-    progress: Callable[[str], None]
     images_seen: int
 
     def loop(self, stopped: list[int]) -> None:
         """Update until the last step, a signal, or too many skips."""
-        recipe, optimisation = self.recipe, self.optimisation
+        recipe, optimisation, watch = self.recipe, self.optimisation, self.watch
         model = self.accelerator.prepare_model(optimisation.model)
-        started, first, recent = time.monotonic(), self.images_seen, []
+        dims = 3 * self.config.model.image_size**2
+        recent: list[Tensor] = []
         skips = 0
-        for batch in self.batches():
+        batches = self.batches()
+        seconds = waited = 0.0
+        first = self.images_seen
+        while optimisation.step < recipe.steps:
+            started = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - started
             stats = self.forward_backward(model, batch, stopped)
             norm = optimisation.clip()
             finite, stop = stats["finite"], stats["stop"]
             taken = optimisation.update(norm, finite)
+            seconds += time.perf_counter() - started
             self.images_seen += recipe.batch_size
             skips = 0 if taken else skips + 1
             if finite:
                 recent.append(stats["terms"])
             step = optimisation.step
             due = step % recipe.checkpoint_every == 0 or step == recipe.steps or stop != 0
-            if due or step % recipe.log_every == 0 or step in EARLY or skips == SKIPS_IN_A_ROW:
-                speed = (self.images_seen - first) / (time.monotonic() - started)
-                row = self.row(recent, norm, speed)
+            probing = watch.probe is not None and step % watch.probe.every == 0
+            logging = due or probing or step % recipe.log_every == 0 or step in EARLY
+            if logging or skips == SKIPS_IN_A_ROW:
+                row: dict[str, Any] = {"step": step, "images_seen": self.images_seen}
+                if recent:
+                    row |= named_terms(
+                        torch.stack(recent).mean(dim=0), optimisation.model.layers, dims
+                    )
+                row["gradient_norm"] = norm if math.isfinite(norm) else None
+                row["skipped"] = optimisation.skipped
+                row["learning_rate"] = optimisation.learning_rate
+                row["images_per_second"] = round((self.images_seen - first) / seconds, 2)
+                row["data_wait"] = round(waited / seconds, 4)
                 if step in EARLY or (due and not stop):
-                    row |= self.evaluate()
-                self.log(row, speed)
-                recent = []
+                    row |= watch.evaluate(step)
+                if probing:
+                    row |= watch.probe_layers()
+                watch.log(row, recipe.steps)
+                recent, first, seconds, waited = [], self.images_seen, 0.0, 0.0
             if skips == SKIPS_IN_A_ROW:
                 raise TrainingError(self._stuck(norm, finite))
             if due:
@@ -183,21 +256,22 @@ class _Run:
 
     def batches(self) -> Iterator[tuple[Tensor, slice]]:
         """Yield this process's images of each step, read ahead by threads, as uint8 (n, 3, S, S)."""
-        recipe, size = self.recipe, self.recipe.batch_size
+        recipe, size, device = self.recipe, self.recipe.batch_size, self.accelerator.device
         per_rank = self.share * self.accumulate
         start = self.accelerator.process_index * per_rank
         mine = slice(start, start + per_rank)
         first_step, first_image = self.optimisation.step, self.images_seen
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
 
         def read(step: int) -> Tensor:
             position = first_image + (step - first_step) * size
             chosen = ordered(len(self.trained), position, size, recipe.seed)[mine]
-            batch = self.read(self.trained[chosen])
+            batch = read_images(self.source, self.preprocessing, self.trained[chosen])
             if recipe.flip:
-                rng = np.random.default_rng((recipe.seed, 1, step))
-                flipped = (rng.random(size) < 0.5)[mine]
-                batch[flipped] = batch[flipped, :, ::-1]
-            return torch.from_numpy(batch).permute(0, 3, 1, 2)
+                mirrored = flipped(recipe.seed, step, size)[mine]
+                batch[mirrored] = batch[mirrored, :, ::-1]
+            images = torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+            return images.pin_memory() if device.type == "cuda" else images
 
         with ThreadPoolExecutor(4) as pool:
             steps = range(first_step, recipe.steps)
@@ -206,11 +280,7 @@ class _Run:
                 batch = ahead.pop(0).result()
                 if step + 4 < recipe.steps:
                     ahead.append(pool.submit(read, step + 4))
-                yield batch.to(self.accelerator.device), mine
-
-    def read(self, indices: NDArray[np.intp]) -> NDArray[np.uint8]:
-        """Return preprocessed images, uint8 (N, S, S, 3)."""
-        return read_images(self.source, self.preprocessing, indices)
+                yield batch.to(device, non_blocking=True), mine
 
     def forward_backward(
         self, model: Any, batch: tuple[Tensor, slice], stopped: list[int]
@@ -227,12 +297,12 @@ class _Run:
             last = index == self.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    elbo = model(images[start : start + self.share], noise)
+                    elbo = model(images[start : start + self.share], noise, self.recompute)
                 weighted = elbo.distortion + self.optimisation.rate_weight * elbo.rate
                 loss = weighted.mean() / dims / self.accumulate
                 loss.backward()
-            parts = [elbo.distortion[:, None], elbo.rate[:, None], elbo.kl]
-            terms.append(torch.cat(parts, dim=1).detach().mean(dim=0) / self.accumulate)
+            parts = torch.cat([elbo.distortion[:, None], elbo.kl], dim=1)
+            terms.append(parts.detach().mean(dim=0) / self.accumulate)
         mean = torch.stack(terms).sum(dim=0)
         unfinite = not bool(torch.isfinite(mean).all())
         flags = [float(flag) for flag in (unfinite, *(number in stopped for number in STOPPING))]
@@ -241,102 +311,6 @@ class _Run:
         stop = [number for number, count in zip(STOPPING, joint[-2:], strict=True) if count > 0]
         terms_mean = joint[:-3] / self.accelerator.num_processes
         return {"terms": terms_mean, "finite": bool(joint[-3] == 0), "stop": stop[0] if stop else 0}
-
-    def row(self, recent: list[Tensor], norm: float, speed: float) -> dict[str, Any]:
-        """Return what the log says of the steps since its last row."""
-        step = self.optimisation.step
-        row: dict[str, Any] = {"step": step, "images_seen": self.images_seen}
-        if recent:
-            row |= _named(torch.stack(recent).mean(dim=0), self._layers, self._dims)
-        row["gradient_norm"] = norm if math.isfinite(norm) else None
-        row["skipped"] = self.optimisation.skipped
-        row["learning_rate"] = self.optimisation.learning_rate
-        row["images_per_second"] = round(speed, 2)
-        return row
-
-    @property
-    def _layers(self) -> tuple[LayerSpec, ...]:
-        return self.optimisation.model.layers
-
-    @property
-    def _dims(self) -> int:
-        return 3 * self.config.model.image_size**2
-
-    @torch.no_grad()
-    def evaluate(self) -> dict[str, Any]:
-        """Score the moving average on held-back images, each once, whatever the number of processes."""
-        average, world = self.optimisation.average, self.accelerator.num_processes
-        chosen = self.held[:EVALUATED]
-        total = torch.zeros(2 + len(self._layers), dtype=torch.float64)
-        for start in range(0, len(chosen), 16):
-            if start // 16 % world != self.accelerator.process_index:
-                continue
-            indices = chosen[start : start + 16]
-            ids = [self.source.ids[i] for i in indices]
-            tensor = torch.from_numpy(self.read(indices)).permute(0, 3, 1, 2)
-            noise = seeded_noise(self.recipe.seed, ids, self.accelerator.device)
-            elbo = average(tensor.to(self.accelerator.device), noise)
-            parts = torch.cat([elbo.distortion[:, None], elbo.rate[:, None], elbo.kl], dim=1)
-            total += parts.double().sum(dim=0).cpu()
-        joint = self.accelerator.reduce(total.to(self.accelerator.device), "sum").cpu()
-        named = _named(joint / len(chosen), self._layers, self._dims)
-        if self.accelerator.is_main_process:
-            self.samples()
-        return {f"held_back_{k}": v for k, v in named.items()} | {"held_back_images": len(chosen)}
-
-    def samples(self) -> None:
-        """Write held-back images, reconstructions from the first k layers, and samples, as published."""
-        average, count = self.optimisation.average, min(8, len(self.held))
-        images = self.read(self.held[:count])
-        read = average.posterior(images)
-        rows = [images]
-        fractions = np.linspace(0, 1, 8)[1:-1]
-        for k in np.floor(fractions * len(self._layers)).astype(int):
-            given = {spec.name: read[spec.name].mean for spec in self._layers[: max(k, 1)]}
-            rows.append(average.decode(given, rest="sample", temperature=0.1))
-        rows += [average.sample(count, temperature) for temperature in (1.0, 0.9, 0.8, 0.7)]
-        folder = self.out / "samples"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"step-{self.optimisation.step:08d}.png"
-        save_sheet(np.concatenate(rows), path, columns=count)
-
-    def open_log(self) -> None:
-        """Write the config; cut the log back to the step that the run goes on from."""
-        if self.accelerator.is_main_process:
-            self.out.mkdir(parents=True, exist_ok=True)
-            (self.out / "config.toml").write_text(self.config.to_toml(), encoding="utf-8")
-            path = self.out / "log.jsonl"
-            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-            kept = []
-            for line in lines:
-                try:
-                    step = json.loads(line)["step"]
-                except ValueError:  # half a line, where the run was killed
-                    break
-                if step <= self.optimisation.step:
-                    kept.append(line + "\n")
-            aside = path.with_suffix(".part")
-            aside.write_text("".join(kept), encoding="utf-8")
-            aside.replace(path)
-        self.accelerator.wait_for_everyone()
-
-    def log(self, row: dict[str, Any], speed: float) -> None:
-        """Append a row to the log and report it."""
-        if not self.accelerator.is_main_process:
-            return
-        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        step, steps = self.optimisation.step, self.recipe.steps
-        eta = (steps - step) * self.recipe.batch_size / speed
-        line = f"step {step}/{steps}"
-        if "bits_per_dim" in row:
-            line += f"  {row['bits_per_dim']:.3f} bits/dim"
-        if "held_back_bits_per_dim" in row:
-            line += f"  {row['held_back_bits_per_dim']:.3f} held back"
-        line += (
-            f"  {speed:.1f} images/s  ETA {eta // 3600:.0f}:{eta // 60 % 60:02.0f}:{eta % 60:02.0f}"
-        )
-        self.progress(line + f"  {self.optimisation.skipped} skipped")
 
     def checkpoint(self, row: dict[str, Any]) -> None:
         """Write the complete state, and the moving average as the run's model."""
@@ -353,7 +327,7 @@ class _Run:
             record = {
                 "config": self.config.to_toml(),
                 "images": len(self.trained),
-                "images_held_back": len(self.held),
+                "images_held_back": len(self.watch.held),
                 **row,
             }
             save(optimisation.average, self.out / "model.safetensors", record=record)
@@ -373,76 +347,29 @@ class _Run:
         )
 
 
-def split_indices(source: Source, recipe: TrainConfig) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the indices trained on and those held back, the latter in an order drawn from the seed.
-
-    Raises:
-        DataError: either would be empty.
-    """
-    splits, rng = np.array(source.splits), np.random.default_rng((recipe.seed, 2))
-    usable = np.flatnonzero((splits == "train") | (splits == ""))
-    held = rng.permutation(np.flatnonzero(splits == "val"))
-    if len(held) == 0 and len(usable) > 0:
-        labels = source.labels[usable]
-        groups = np.where(labels < 0, labels.max() + 1 + np.arange(len(labels)), labels)
-        if recipe.hold_back == "labels":
-            distinct = rng.permutation(np.unique(groups))
-            chosen = np.isin(groups, distinct[: round(HELD_BACK * len(distinct))])
-        else:
-            order = rng.permutation(len(usable))
-            by_label = order[np.argsort(labels[order], kind="stable")]
-            chosen = np.zeros(len(usable), bool)
-            chosen[by_label[round(0.5 / HELD_BACK) :: round(1 / HELD_BACK)]] = True
-        held, usable = rng.permutation(usable[chosen]), usable[~chosen]
-    if min(len(usable), len(held)) == 0:
-        raise DataError(
-            f"{source.name}: expected images to train on and some to hold back, "
-            f"found {len(usable)} and {len(held)}"
+def _accelerator(device: str, log_with: str | None, out: Path) -> Accelerator:
+    trackers = [str(tracker.value) for tracker in get_available_trackers()]
+    if log_with is not None and log_with not in trackers:
+        raise ConfigError(
+            f"log_with: expected an installed tracker, {' or '.join(trackers) or 'of which there is none'}, "
+            f"found {log_with!r}; install it with pip"
         )
-    return usable, held
-
-
-def ordered(count: int, position: int, size: int, seed: int) -> NDArray[np.intp]:
-    """Return items position .. position + size - 1 of the endless sequence of shuffled epochs, (size,)."""
-    places = np.arange(position, position + size)
-    items = np.empty(size, np.intp)
-    for epoch in np.unique(places // count):
-        inside = places // count == epoch
-        items[inside] = _epoch_order(count, int(epoch), seed)[places[inside] % count]
-    return items
-
-
-@lru_cache(maxsize=2)
-def _epoch_order(count: int, epoch: int, seed: int) -> NDArray[np.intp]:
-    return np.random.default_rng((seed, 0, epoch)).permutation(count)
-
-
-def joint_noise(seed: int, step: int, size: int, rows: slice, device: torch.device) -> Noise:
-    """Return draws for some rows of a joint batch, the same however it is divided."""
-    word = int(np.random.SeedSequence((seed, 3, step)).generate_state(1, np.uint64)[0] >> 1)
-    generator = torch.Generator(device).manual_seed(word)
-    return lambda layer: torch.randn((size, *layer.shape), generator=generator, device=device)[rows]
-
-
-def _named(terms: Tensor, layers: tuple[LayerSpec, ...], dims: int) -> dict[str, Any]:
-    """Name a vector of distortion, rate, KL by layer (nats an image) for the log."""
-    distortion, rate, *kl = terms.tolist()
-    return {
-        "bits_per_dim": (distortion + rate) / (math.log(2) * dims),
-        "distortion_nats": distortion,
-        "rate_nats": rate,
-        "kl_nats": {spec.name: round(value, 4) for spec, value in zip(layers, kl, strict=True)},
-    }
-
-
-def _accelerator(device: str) -> Accelerator:
-    accelerator = Accelerator(cpu=device == "cpu")
+    accelerator = Accelerator(cpu=device == "cpu", log_with=log_with, project_dir=out)
     if accelerator.device.type != torch.device(device).type:
         raise ConfigError(
             f"device {device} cannot be used: this process has {accelerator.device}; "
             "give that, or start a new process"
         )
     return accelerator
+
+
+def _compile(model: VDVAE) -> None:
+    """Compile block by block: blocks of one shape share their code, where the whole model takes minutes."""
+    blocks = [*model.bottom_up.blocks, *model.top_down.blocks]
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, len(blocks))  # one for each shape of block
+    for block in blocks:
+        block.compile(dynamic=False)
 
 
 def _find_run(

@@ -1,0 +1,76 @@
+"""What a run draws: held-back images, order, flips and noise, all functions of the seed and the step.
+
+They are drawn for the joint batch of all processes: nothing random has to be restored when a run is
+resumed, and a run does not depend on how its batch is divided.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vdvae_repr.config import TrainConfig
+from vdvae_repr.data.sources import Source
+from vdvae_repr.errors import DataError
+from vdvae_repr.model.vdvae import Noise
+
+HELD_BACK = 0.1
+
+
+def split_indices(source: Source, recipe: TrainConfig) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the indices trained on and those held back, the latter in an order drawn from the seed.
+
+    Raises:
+        DataError: either would be empty.
+    """
+    splits, rng = np.array(source.splits), np.random.default_rng((recipe.seed, 2))
+    usable = np.flatnonzero((splits == "train") | (splits == ""))
+    held = rng.permutation(np.flatnonzero(splits == "val"))
+    if len(held) == 0 and len(usable) > 0:
+        labels = source.labels[usable]
+        groups = np.where(labels < 0, labels.max() + 1 + np.arange(len(labels)), labels)
+        if recipe.hold_back == "labels":
+            distinct = rng.permutation(np.unique(groups))
+            chosen = np.isin(groups, distinct[: round(HELD_BACK * len(distinct))])
+        else:
+            order = rng.permutation(len(usable))
+            by_label = order[np.argsort(labels[order], kind="stable")]
+            chosen = np.zeros(len(usable), bool)
+            chosen[by_label[round(0.5 / HELD_BACK) :: round(1 / HELD_BACK)]] = True
+        held, usable = rng.permutation(usable[chosen]), usable[~chosen]
+    if min(len(usable), len(held)) == 0:
+        raise DataError(
+            f"{source.name}: expected images to train on and some to hold back, "
+            f"found {len(usable)} and {len(held)}"
+        )
+    return usable, held
+
+
+def ordered(count: int, position: int, size: int, seed: int) -> NDArray[np.intp]:
+    """Return items position .. position + size - 1 of the endless sequence of shuffled epochs, (size,)."""
+    places = np.arange(position, position + size)
+    items = np.empty(size, np.intp)
+    for epoch in np.unique(places // count):
+        inside = places // count == epoch
+        items[inside] = _epoch_order(count, int(epoch), seed)[places[inside] % count]
+    return items
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(count: int, epoch: int, seed: int) -> NDArray[np.intp]:
+    return np.random.default_rng((seed, 0, epoch)).permutation(count)
+
+
+def flipped(seed: int, step: int, size: int) -> NDArray[np.bool_]:
+    """Return which images of a joint batch are mirrored, (size,): half of them on average."""
+    return np.random.default_rng((seed, 1, step)).random(size) < 0.5
+
+
+def joint_noise(seed: int, step: int, size: int, rows: slice, device: torch.device) -> Noise:
+    """Return draws for some rows of a joint batch, the same however it is divided."""
+    word = int(np.random.SeedSequence((seed, 3, step)).generate_state(1, np.uint64)[0] >> 1)
+    generator = torch.Generator(device).manual_seed(word)
+    return lambda layer: torch.randn((size, *layer.shape), generator=generator, device=device)[rows]

@@ -1,0 +1,197 @@
+"""Watching a run: its log and trackers, the likelihood of held-back images, sample sheets, probes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vdvae_repr.config import Config, TrainConfig
+from vdvae_repr.data.sheet import save_sheet
+from vdvae_repr.data.sources import Preprocessing, Source, read_images
+from vdvae_repr.errors import TaskError
+from vdvae_repr.heads.neighbors import NearestNeighbor
+from vdvae_repr.model.layers import LayerSpec
+from vdvae_repr.model.vdvae import VDVAE
+from vdvae_repr.training.evaluate import score
+
+LOOKED_AT = (
+    512  # held-back or labelled images, at most, in an evaluation or a probe during training
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A probe during training: nearest neighbour by cosine, each image left out of the gallery once."""
+
+    every: int
+    """Steps between probes."""
+    source: Source
+    indices: Sequence[int]
+    """Labelled images, each of a label that occurs more than once."""
+    layers: tuple[LayerSpec, ...]
+
+    @classmethod
+    def of(
+        cls, every: int, source: Source, among: NDArray[np.intp], layers: tuple[LayerSpec, ...]
+    ) -> Probe:
+        """Choose the images: the first 512 of `among` whose label another of them shares.
+
+        Raises:
+            TaskError: fewer than two labels have two images.
+        """
+        labels = source.labels[among]
+        values, counts = np.unique(labels, return_counts=True)
+        repeated = values[(counts > 1) & (values >= 0)]
+        if len(repeated) < 2:
+            raise TaskError(
+                f"{source.name}: a probe during training needs at least 2 labels with 2 images each, "
+                f"found {len(repeated)} among {len(labels)} images; name labelled images to probe with"
+            )
+        chosen = among[np.isin(labels, repeated)][:LOOKED_AT]
+        return cls(every=every, source=source, indices=chosen.tolist(), layers=layers)
+
+    def accuracy(self, model: VDVAE, preprocessing: Preprocessing) -> dict[str, float]:
+        """Return by layer the share of images whose nearest neighbour, by posterior mean, has their label."""
+        parts: dict[str, list[Tensor]] = {spec.name: [] for spec in self.layers}
+        for start in range(0, len(self.indices), 16):
+            batch = self.indices[start : start + 16]
+            images = read_images(self.source, preprocessing, batch)
+            read = model.posterior(images, [spec.index for spec in self.layers])
+            for name, means in parts.items():
+                means.append(read[name].mean.flatten(1).cpu())
+        labels = self.source.labels[self.indices]
+        found = {}
+        for name, means in parts.items():
+            nearest = NearestNeighbor(center=True).fit(torch.cat(means).numpy(), labels)
+            found[name] = float(np.mean(nearest.leave_one_out() == labels))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Reports on a run into its folder: `log.jsonl`, `samples/`, and whatever tracker was asked for."""
+
+    out: Path
+    config: Config
+    recipe: TrainConfig
+    accelerator: Accelerator
+    average: VDVAE
+    source: Source
+    preprocessing: Preprocessing
+    held: Sequence[int]
+    """Images held back, in an order drawn from the seed."""
+    probe: Probe | None
+    progress: Callable[[str], None]
+
+    def open(self, step: int) -> None:
+        """Write the config; cut the log back to the step that the run goes on from; start the tracker."""
+        if self.accelerator.is_main_process:
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / "config.toml").write_text(self.config.to_toml(), encoding="utf-8")
+            path = self.out / "log.jsonl"
+            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+            kept = []
+            for line in lines:
+                try:
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line + "\n")
+                except ValueError:  # half a line, where the run was killed
+                    break
+            aside = path.with_suffix(".part")
+            aside.write_text("".join(kept), encoding="utf-8")
+            aside.replace(path)
+        if self.accelerator.log_with:
+            self.accelerator.init_trackers(self.average.name, dict(_flat(asdict(self.config))))
+        self.accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Let the tracker write what it holds."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+    def evaluate(self, step: int) -> dict[str, Any]:
+        """Score the moving average on held-back images, 512 at most, and write a sample sheet."""
+        held, seed = self.held[:LOOKED_AT], self.recipe.seed
+        scores = score(self.average, self.source, self.preprocessing, held, seed=seed)
+        terms = torch.cat([scores.distortion[:, None], scores.kl], dim=1).mean(dim=0)
+        if self.accelerator.is_main_process:
+            self._samples(step)
+        row = named_terms(terms, self.average.layers, 3 * self.config.model.image_size**2)
+        return {f"held_back_{k}": v for k, v in row.items()} | {"held_back_images": len(held)}
+
+    def probe_layers(self) -> dict[str, Any]:
+        """Probe the moving average's layers, on the main process."""
+        if self.probe is None or not self.accelerator.is_main_process:
+            return {}
+        accuracy = self.probe.accuracy(self.average, self.preprocessing)
+        return {"probe_accuracy": accuracy, "probe_images": len(self.probe.indices)}
+
+    def log(self, row: Mapping[str, Any], steps: int) -> None:
+        """Append a row to the log, hand its numbers to the tracker, and report it in one line."""
+        if not self.accelerator.is_main_process:
+            return
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        step, speed = row["step"], row["images_per_second"]
+        if self.accelerator.trackers:
+            numbers = {k: v for k, v in _flat(row) if isinstance(v, int | float)}
+            self.accelerator.log(numbers, step=step)
+        line = f"step {step}/{steps}"
+        if "bits_per_dim" in row:
+            line += f"  {row['bits_per_dim']:.3f} bits/dim"
+        if "held_back_bits_per_dim" in row:
+            line += f"  {row['held_back_bits_per_dim']:.3f} held back"
+        if "probe_accuracy" in row:
+            best = max(row["probe_accuracy"], key=row["probe_accuracy"].get)
+            line += f"  probe {row['probe_accuracy'][best]:.3f} at {best}"
+        line += f"  {speed:.1f} images/s"
+        if speed:
+            eta = (steps - step) * row["images_seen"] / step / speed
+            line += f"  ETA {eta // 3600:.0f}:{eta // 60 % 60:02.0f}:{eta % 60:02.0f}"
+        self.progress(f"{line}  {row['skipped']} skipped")
+
+    def _samples(self, step: int) -> None:
+        """Write held-back images, reconstructions from the first k layers, and samples, as published."""
+        average, count = self.average, min(8, len(self.held))
+        images = read_images(self.source, self.preprocessing, self.held[:count])
+        read = average.posterior(images)
+        rows = [images]
+        fractions = np.linspace(0, 1, 8)[1:-1]
+        for k in np.floor(fractions * len(average.layers)).astype(int):
+            given = {spec.name: read[spec.name].mean for spec in average.layers[: max(k, 1)]}
+            rows.append(average.decode(given, rest="sample", temperature=0.1))
+        rows += [average.sample(count, temperature) for temperature in (1.0, 0.9, 0.8, 0.7)]
+        folder = self.out / "samples"
+        folder.mkdir(exist_ok=True)
+        save_sheet(np.concatenate(rows), folder / f"step-{step:08d}.png", columns=count)
+
+
+def named_terms(terms: Tensor, layers: Sequence[LayerSpec], dims: int) -> dict[str, Any]:
+    """Name a vector of mean distortion and KL by layer, nats an image, for the log."""
+    distortion, *kl = terms.tolist()
+    rate = sum(kl)
+    return {
+        "bits_per_dim": (distortion + rate) / (math.log(2) * dims),
+        "distortion_nats": distortion,
+        "rate_nats": rate,
+        "kl_nats": {spec.name: round(value, 4) for spec, value in zip(layers, kl, strict=True)},
+    }
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield a nested table's values under keys joined by `/`."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}/")
+        elif value is not None:
+            yield prefix + key, value
