@@ -13,7 +13,7 @@ demo: .venv/installed
 	$(BIN)/vdvae-repr demo --out demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow and not network"
 
 check: .venv/installed
 	$(BIN)/ruff check .

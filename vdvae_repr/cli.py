@@ -33,7 +33,15 @@ Preset = Annotated[
     str | None, typer.Option(help="Architecture of a .th file, if its shapes do not tell.")
 ]
 Data = Annotated[
-    str, typer.Option(help="Folder, .tar, .csv, .npy, .npz, .h5, digits or toy-faces[:PxI].")
+    str,
+    typer.Option(help="Folder, .tar, .csv, .npy, .npz, .h5, or a name, as cifar10 or toy-faces."),
+]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(help="Where named data sets lie; $VDVAE_REPR_DATA_ROOT, or ./data, if not given."),
+]
+Download = Annotated[
+    bool, typer.Option("--download", help="Fetch a named data set that is missing, where possible.")
 ]
 Layer = Annotated[
     list[str], typer.Option(help="8x8, 8x8.2, 30, 0:31, '<=16x16', all; commas join.")
@@ -55,6 +63,8 @@ def extract(
     model: Model = "faces64",
     preset: Preset = None,
     data: Data = "toy-faces",
+    data_root: DataRoot = None,
+    download: Download = False,
     layer: Layer = ["all"],  # noqa: B006 (typer copies it)
     feature: Annotated[list[str], typer.Option(help="mean, delta, log_std, kl, ...")] = ["mean"],  # noqa: B006
     z: Annotated[str, typer.Option(help="What is sent down: mean or sample.")] = "mean",
@@ -74,7 +84,7 @@ def extract(
 
     if z not in ("mean", "sample"):
         raise TaskError(f"--z: expected mean or sample, found {z!r}")
-    source = open_source(data)
+    source = open_source(data, root=data_root, download=download)
     net = vr.load(model, preset=preset, device=device)
     started = time.monotonic()
     with tqdm(total=len(source), unit="img", disable=not sys.stderr.isatty()) as bar:
@@ -121,10 +131,16 @@ def probe(
 def train(
     config: Annotated[Path, typer.Argument(help="A TOML of configs/, or your own.")],
     data: Data = "toy-faces",
+    data_root: DataRoot = None,
+    download: Download = False,
     out: Annotated[
         Path | None, typer.Option(help="The run folder; runs/NAME if not given.")
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = False,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(help="Weights to start from; NAME-model.th goes on with its published run."),
+    ] = None,
     override: Annotated[
         list[str], typer.Option("--set", help="train.lr=1e-4, model.width=64")
     ] = [],  # noqa: B006
@@ -132,18 +148,39 @@ def train(
     device: Device = "cpu",
     precision: Annotated[str, typer.Option(help="fp32, or bf16 by autocast.")] = "fp32",
     accumulate: Annotated[int, typer.Option(min=1, help="Micro-batches a process.")] = 1,
+    compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="Keep activations in that memory format.")
+    ] = False,
+    recompute: Annotated[
+        list[int], typer.Option(help="A resolution whose activations are recomputed, not kept.")
+    ] = [],  # noqa: B006
+    log_with: Annotated[
+        str | None, typer.Option(help="A tracker that accelerate knows, as tensorboard.")
+    ] = None,
+    probe_every: Annotated[int, typer.Option(min=0, help="Steps between probes; 0: none.")] = 0,
+    probe_data: Annotated[
+        str | None,
+        typer.Option(help="Labelled images to probe with; those held back if not given."),
+    ] = None,
+    probe_layer: Annotated[list[str], typer.Option(help="Layers to probe.")] = ["all"],  # noqa: B006
 ) -> None:
     """Train a VDVAE; under torchrun, on many processes. Rerun with --resume after any stop."""
     import vdvae_repr as vr
     from vdvae_repr.config import load_config
+    from vdvae_repr.data.sources import open_source
 
     folder = vr.train(
-        load_config(config, override), data, out or Path("runs") / config.stem,
-        resume=resume, changed=tuple(item.partition("=")[0].strip() for item in override),
+        load_config(config, override), open_source(data, root=data_root, download=download),
+        out or Path("runs") / config.stem, resume=resume, init_from=init_from,
+        changed=tuple(item.partition("=")[0].strip() for item in override),
         crop=crop, name=config.stem, device=device, precision=precision, accumulate=accumulate,
+        compile=compile, channels_last=channels_last, recompute=recompute, log_with=log_with,
+        probe_every=probe_every, probe_layers=probe_layer,
+        probe_data=None if probe_data is None else open_source(probe_data, root=data_root),
         progress=_log,
     )  # fmt: skip
-    if os.environ.get("RANK", "0") == "0":
+    if _is_main_process():
         print(folder)
 
 
@@ -152,6 +189,8 @@ def evaluate(
     model: Model = "faces64",
     preset: Preset = None,
     data: Data = "toy-faces",
+    data_root: DataRoot = None,
+    download: Download = False,
     split: Annotated[
         str | None, typer.Option(help="train, val or test; every image if not given.")
     ] = None,
@@ -162,7 +201,7 @@ def evaluate(
     seed: Seed = 0,
     json_lines: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
 ) -> None:
-    """Score a whole split: bits per dimension, rate by layer and resolution, active units."""
+    """Score a whole split: bits per dimension, rate by layer, active units; torchrun divides it."""
     import dataclasses
     import json
 
@@ -171,12 +210,17 @@ def evaluate(
     import vdvae_repr as vr
     from vdvae_repr.data.sources import open_source
 
-    net, source = vr.load(model, preset=preset, device=device), open_source(data)
-    with tqdm(unit="img", disable=not sys.stderr.isatty()) as bar:
+    net, source = (
+        vr.load(model, preset=preset, device=device),
+        open_source(data, root=data_root, download=download),
+    )
+    with tqdm(unit="img", disable=not (sys.stderr.isatty() and _is_main_process())) as bar:
         found = vr.evaluate(
             net, source, split=split, crop=crop, batch_size=batch_size, importance_samples=iw,
             seed=seed, progress=bar.update,
         )  # fmt: skip
+    if not _is_main_process():
+        return
     if json_lines:
         print(json.dumps(dataclasses.asdict(found)))
         return
@@ -281,6 +325,10 @@ def demo(
     print(
         f"{out}/reconstructions.png: images, then rebuilt from the first 1, 5, 11, 16 and all layers"
     )
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _log(line: str) -> None:

@@ -118,6 +118,8 @@ def test_digits_hold_back_a_third_of_each_class():
 def test_missing_and_empty(tmp_path):
     with pytest.raises(DataError, match="did you mean 'toy-faces'"):
         open_source("toyfaces")
+    with pytest.raises(DataError, match=r"did you mean 'imagenet32'.* one of digits, .*cifar10, "):
+        open_source("imagnet32")
     with pytest.raises(DataError, match="found none"):
         open_source(tmp_path)
 

@@ -1,7 +1,8 @@
 """What `--data` takes, turned into images, ids, labels and splits.
 
-A folder (class subfolders, or flat), a tar, a CSV manifest, an array file (.npy, .npz, .h5), `digits`,
-`toy-faces`, or a uint8 array. Ids are unique, in natural order (`2.pgm` before `10.pgm`).
+A known name (`digits`, `toy-faces`, those of `datasets.DATASETS`), a folder (class subfolders, or flat),
+a tar, a CSV manifest, an array file (.npy, .npz, .h5), or a uint8 array. Ids are unique, in natural
+order (`2.pgm` before `10.pgm`).
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ class Source:
             except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
                 raise DataError(
                     f"{self.ids[index]}: expected a readable image, found a damaged or "
-                    f"different file ({_one_line(error)}); mend or remove it"
+                    f"different file ({one_line(error)}); mend or remove it"
                 ) from error
             yield image
 
@@ -132,28 +133,45 @@ class Source:
         return digest.hexdigest()
 
 
-def open_source(data: str | Path | NDArray[np.uint8] | Source) -> Source:
+def open_source(
+    data: str | Path | NDArray[np.uint8] | Source,
+    *,
+    root: str | Path | None = None,
+    download: bool = False,
+) -> Source:
     """Open whatever `--data` names.
+
+    Args:
+        data: a known name, a folder, a file, images, or a source. A name that is known is that data
+            set whatever lies in the working folder: `./cifar10`, or a `Path`, is a folder.
+        root: where the files of known data sets are; None for the environment variable
+            VDVAE_REPR_DATA_ROOT, else `./data`.
+        download: fetch a known data set that is missing, where that is possible.
 
     Raises:
         DataError: nothing there, no images in it, or contents that cannot be used.
     """
+    from vdvae_repr.data.datasets import DATASETS, open_dataset
+
     if isinstance(data, Source):
         return data
     if isinstance(data, np.ndarray):
         return _array_source("array", [("", data, None)], ())
-    text, path = str(data), Path(data)
-    if text == "digits":
-        return _digits()
-    if match := re.fullmatch(r"toy-faces(?::(\d+)x(\d+))?", text):
-        people, images = (int(group) for group in match.groups()) if match[1] else (20, 10)
-        return _toy_faces(people, images)
+    if isinstance(data, str):
+        if data == "digits":
+            return _digits()
+        if match := re.fullmatch(r"toy-faces(?::(\d+)x(\d+))?", data):
+            people, images = (int(group) for group in match.groups()) if match[1] else (20, 10)
+            return _toy_faces(people, images)
+        if data in DATASETS:
+            return open_dataset(data, root, download=download)
+    path, known = Path(data), (*BUILT_IN, *DATASETS)
     if path.is_dir():
         return _folder(path)
     if not path.is_file():
         raise DataError(
-            f"{text}: no such folder or file{suggestion(text, BUILT_IN)}; expected a folder of images, "
-            f"a .tar, a .csv, a .npy, .npz or .h5 file, or one of {', '.join(BUILT_IN)}"
+            f"{data}: no such folder or file{suggestion(str(data), known)}; expected a folder of images, "
+            f"a .tar, a .csv, a .npy, .npz or .h5 file, or one of {', '.join(known)}"
         )
     try:
         if path.suffix == ".tar":
@@ -165,7 +183,7 @@ def open_source(data: str | Path | NDArray[np.uint8] | Source) -> Source:
         if path.suffix in (".npz", ".h5", ".hdf5"):
             return _array_file(path)
     except (OSError, ValueError, tarfile.TarError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read ({_one_line(error)})") from error
+        raise DataError(f"{path}: cannot be read ({one_line(error)})") from error
     raise DataError(f"{path}: expected a .tar, .csv, .npy, .npz or .h5 file, found {path.suffix!r}")
 
 
@@ -245,7 +263,12 @@ def _digits() -> Source:
     )
 
 
-def _folder(root: Path) -> Source:
+def image_files(root: Path) -> dict[str, Path]:
+    """Return the image files below a folder by id, the path relative to it, in natural order.
+
+    Raises:
+        DataError: there are none.
+    """
     extensions = Image.registered_extensions()
     files = {
         path.relative_to(root).as_posix(): path
@@ -254,9 +277,14 @@ def _folder(root: Path) -> Source:
     }
     if not files:
         raise DataError(f"{root}: expected a folder with images, found none in it")
-    ids = sorted(files, key=natural_key)
+    return {image_id: files[image_id] for image_id in sorted(files, key=natural_key)}
+
+
+def _folder(root: Path) -> Source:
+    files = image_files(root)
+    ids = list(files)
     names, splits = _labels_from_paths(ids)
-    labels, label_names = _number(names)
+    labels, label_names = number_labels(names)
     return Source(
         name=root.name or str(root),
         ids=tuple(ids),
@@ -288,7 +316,7 @@ def _tar(path: Path) -> Source:
 
     ids = [member.name.removeprefix("./") for member in members]
     names, splits = _labels_from_paths(ids)
-    labels, label_names = _number(names)
+    labels, label_names = number_labels(names)
     return Source(
         name=path.name,
         ids=tuple(ids),
@@ -315,7 +343,7 @@ def _manifest(path: Path) -> Source:
     for line, file in enumerate(files, start=2):
         if not file.is_file():
             raise DataError(f"{path} line {line}: no such file {file}")
-    labels, label_names = _number([row.get("label") or None for row in rows])
+    labels, label_names = number_labels([row.get("label") or None for row in rows])
     extra = [c for c in columns if c not in ("file", "label", "split")]
     return Source(
         name=path.name,
@@ -397,7 +425,7 @@ def _labels_from_paths(ids: Sequence[str]) -> tuple[list[str | None], tuple[str,
     return names, tuple(splits)
 
 
-def _number(names: Sequence[str | None]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def number_labels(names: Sequence[str | None]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Number label names from 0 in natural order; -1 where there is none."""
     distinct = sorted({name for name in names if name is not None}, key=natural_key)
     numbers = {name: index for index, name in enumerate(distinct)}
@@ -414,5 +442,6 @@ def _load(image: Image.Image) -> None:
         raise
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Return the first line of an error's message, its type's name if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,475 @@
+import io
+import pickle
+import socket
+import tarfile
+import zipfile
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.model_selection import train_test_split
+
+from vdvae_repr.data import datasets
+from vdvae_repr.data.datasets import DATASETS
+from vdvae_repr.data.sources import open_source
+from vdvae_repr.errors import DataError
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def no_root_in_the_environment(monkeypatch):
+    monkeypatch.delenv("VDVAE_REPR_DATA_ROOT", raising=False)
+
+
+@pytest.fixture
+def small_val(monkeypatch):
+    """Hold back three images, by the published seeds and from the published end."""
+    for rule, (seed, places) in datasets.PUBLISHED_VAL.items():
+        few = slice(3) if places.start is None else slice(-3, None)
+        monkeypatch.setitem(datasets.PUBLISHED_VAL, rule, (seed, few))
+
+
+class Python2Pickler(pickle._Pickler):
+    """Protocol 2 with every text a byte string, as Python 2 and its NumPy wrote them."""
+
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
+
+    def save_string(self, value):
+        value = value.encode() if isinstance(value, str) else value
+        self.write(pickle.BINSTRING + len(value).to_bytes(4, "little") + value)
+
+    dispatch[str] = dispatch[bytes] = save_string
+
+
+def python2_pickle(content):
+    buffer = io.BytesIO()
+    Python2Pickler(buffer, protocol=2).dump(content)
+    old_flags = buffer.getvalue().replace(b"\x89\x88\x87", b"K\x00K\x01\x87")  # of dtype: 0, 1
+    return old_flags.replace(b"numpy._core", b"numpy.core")
+
+
+def rows(count, size):
+    return RNG.integers(0, 256, (count, 3 * size * size), dtype=np.uint8)
+
+
+def images(count, size):
+    return RNG.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def write_png(path, image=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = images(1, 8)[0] if image is None else image
+    Image.fromarray(image).save(path, format="PNG")
+    return image
+
+
+def read(source):
+    return [np.asarray(image) for image in source.read(0, len(source))]
+
+
+def members(source, split):
+    return [i for i, name in zip(source.ids, source.splits, strict=True) if name == split]
+
+
+def write_cifar10(root):
+    """Four images a batch: pixels and labels in file order."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    pixels, labels = rows(24, 32), RNG.integers(0, 10, 24).tolist()
+    for i, name in enumerate([*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]):
+        part = slice(4 * i, 4 * i + 4)
+        batch = {"batch_label": name, "labels": labels[part], "data": pixels[part]}
+        (folder / name).write_bytes(python2_pickle(batch))
+    names = [
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ]
+    (folder / "batches.meta").write_bytes(python2_pickle({"label_names": names}))
+    return pixels, labels
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_cifar10_with_the_published_split(tmp_path, small_val, packed):
+    pixels, labels = write_cifar10(tmp_path)
+    if packed:
+        with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as archive:
+            archive.add(tmp_path / "cifar-10-batches-py", "cifar-10-batches-py")
+        (tmp_path / "cifar-10-batches-py").rename(tmp_path / "elsewhere")
+    source = open_source("cifar10", root=tmp_path)
+    assert source.name == "cifar10"
+    assert source.ids[:5] == tuple(
+        f"data_batch_{b}/{i}" for b, i in ((1, 0), (1, 1), (1, 2), (1, 3), (2, 0))
+    )
+    assert source.labels.tolist() == labels
+    assert source.label_names[3] == "cat"
+    for image, row in zip(read(source), pixels, strict=True):
+        assert image[5, 7].tolist() == [row[32 * 5 + 7 + 1024 * channel] for channel in range(3)]
+    _, val = train_test_split(np.arange(20), test_size=3, random_state=11172018)
+    assert {i for i in range(20) if source.splits[i] == "val"} == set(val)
+    assert source.splits[20:] == ("test",) * 4
+
+
+def test_published_counts_of_cifar10():
+    _, val = train_test_split(np.arange(50_000), test_size=5_000, random_state=11172018)
+    splits = np.array(datasets._hold_back("cifar10", 50_000))
+    assert set(np.flatnonzero(splits == "val")) == set(val)
+    assert (splits == "train").sum() == 45_000
+
+
+def test_cifar100_has_fine_labels(tmp_path):
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    for name, labels in (("train", [99, 0, 7]), ("test", [1, 2])):
+        batch = {
+            "data": rows(len(labels), 32),
+            "fine_labels": labels,
+            "coarse_labels": [0] * len(labels),
+        }
+        (folder / name).write_bytes(python2_pickle(batch))
+    source = open_source("cifar100", root=tmp_path)
+    assert source.labels.tolist() == [99, 0, 7, 1, 2]
+    assert source.splits == ("train",) * 3 + ("test",) * 2
+
+
+class Malicious:
+    def __init__(self, call, *arguments):
+        self.call = (call, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (eval, "__builtin__.eval"),
+        (np.load, "numpy.load"),
+        (np.lib.format.open_memmap, "numpy.lib.*open_memmap"),
+    ],
+)
+def test_a_pickle_that_calls_anything_is_refused(tmp_path, call, named):
+    write_cifar10(tmp_path)
+    written = tmp_path / "written"
+    trap = Malicious(call, f"open({str(written)!r}, 'w')")
+    batch = tmp_path / "cifar-10-batches-py" / "data_batch_2"
+    batch.write_bytes(python2_pickle({"data": trap, "labels": []}))
+    with pytest.raises(DataError, match=rf"data_batch_2: .*refused.* \(it calls {named}"):
+        open_source("cifar10", root=tmp_path)
+    assert not written.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "refused"),
+        (python2_pickle({"labels": [0]}), r"with \[b'data', b'labels'\]"),
+        (python2_pickle([1]), "found list"),
+        (python2_pickle({"data": rows(2, 16), "labels": [0, 1]}), r"uint8 \(N, 3072\)"),
+        (python2_pickle({"data": rows(2, 32), "labels": [0]}), "2 labels in data_batch_2"),
+    ],
+)
+def test_a_damaged_batch_is_named(tmp_path, small_val, content, message):
+    write_cifar10(tmp_path)
+    (tmp_path / "cifar-10-batches-py" / "data_batch_2").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        open_source("cifar10", root=tmp_path)
+
+
+def published_val(seed, count, held_back):
+    """The published code's own words: seed NumPy's global state, permute, take the end."""
+    state = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    permutation = np.random.permutation(count)  # noqa: NPY002
+    np.random.set_state(state)  # noqa: NPY002
+    return set(permutation[-held_back:])
+
+
+def test_old_imagenet_arrays(tmp_path, small_val):
+    train, test = images(10, 32), images(2, 32)
+    np.save(tmp_path / "imagenet32-train.npy", train)
+    np.save(tmp_path / "imagenet32-valid.npy", test)
+    source = open_source("imagenet32", root=tmp_path)
+    assert source.name == "imagenet32 (old)"
+    assert np.array_equal(np.stack(read(source)), np.concatenate([train, test]))
+    val = published_val(42, 10, 3)
+    assert set(members(source, "val")) == {f"imagenet32-train/{i}" for i in val}
+    assert members(source, "test") == ["imagenet32-valid/0", "imagenet32-valid/1"]
+    assert set(source.labels) == {-1}
+    (tmp_path / "imagenet32-valid.npy").unlink()
+    with pytest.raises(DataError, match=r"found no .*imagenet32-valid.npy"):
+        open_source("imagenet32", root=tmp_path)
+
+
+def test_old_imagenet_folders(tmp_path, small_val):
+    train = [write_png(tmp_path / "train_64x64" / f"{i}.png", images(1, 64)[0]) for i in range(12)]
+    test = write_png(tmp_path / "valid_64x64" / "1.png", images(1, 64)[0])
+    source = open_source("imagenet64", root=tmp_path)
+    assert source.name == "imagenet64 (old)"
+    assert np.array_equal(np.stack(read(source)), np.stack([*train, test]))  # 2.png before 10.png
+    assert set(members(source, "val")) == {f"train_64x64/{i}.png" for i in published_val(42, 12, 3)}
+    assert members(source, "test") == ["valid_64x64/1.png"]
+
+
+def write_new_imagenet(root, folder="Imagenet32_{}_npz", save=np.savez):
+    """One image a training batch, two to test."""
+    pixels, labels = rows(12, 32), [1000, 1, *range(2, 12)]
+    for i in range(11):
+        part, name = ("train", f"train_data_batch_{i + 1}") if i < 10 else ("val", "val_data")
+        path = root / folder.format(part) / f"{name}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        chosen = slice(i, i + 1) if i < 10 else slice(10, 12)
+        save(path, data=pixels[chosen], labels=np.array(labels[chosen]), mean=np.zeros(3072))
+    return pixels, np.array(labels) - 1
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize(
+    "folder", ["Imagenet32_{}_npz", "imagenet32", "imagenet32/Imagenet32_{}_npz", "."]
+)
+def test_new_imagenet_batches(tmp_path, small_val, save, folder):
+    pixels, labels = write_new_imagenet(tmp_path, folder, save)
+    source = open_source("imagenet32", root=tmp_path)
+    assert source.name == "imagenet32 (new)"
+    assert source.labels.tolist() == labels.tolist()
+    assert (source.label_names[0], source.label_names[999]) == ("1", "1000")
+    expected = np.stack([np.dstack(row.reshape(3, 32, 32)) for row in pixels])
+    assert np.array_equal(np.stack(read(source)), expected)
+    val = published_val(42, 10, 3)
+    assert set(members(source, "val")) == {f"train_data_batch_{i + 1}/0" for i in val}
+    assert members(source, "test") == ["val_data/0", "val_data/1"]
+
+
+def test_stored_batches_are_memory_mapped(tmp_path):
+    write_new_imagenet(tmp_path)
+    data, _, _ = datasets._npz_batch(tmp_path / "Imagenet32_val_npz" / "val_data.npz")
+    assert isinstance(data, np.memmap)
+
+
+def test_imagenet64_comes_in_two_parts(tmp_path, small_val):
+    for i in range(1, 11):
+        folder = tmp_path / f"Imagenet64_train_part{1 if i < 6 else 2}_npz"
+        folder.mkdir(exist_ok=True)
+        np.savez(folder / f"train_data_batch_{i}.npz", data=rows(1, 64), labels=[i])
+    with pytest.raises(DataError, match=r"found no .*val_data.npz"):
+        open_source("imagenet64", root=tmp_path)
+    (tmp_path / "Imagenet64_val_npz").mkdir()
+    np.savez(tmp_path / "Imagenet64_val_npz" / "val_data.npz", data=rows(1, 64), labels=[11])
+    assert open_source("imagenet64", root=tmp_path).labels.tolist() == list(range(11))
+
+
+def test_old_and_new_imagenet_must_be_told_apart(tmp_path, small_val):
+    write_new_imagenet(tmp_path)
+    np.save(tmp_path / "imagenet32-train.npy", images(4, 32))
+    np.save(tmp_path / "imagenet32-valid.npy", images(1, 32))
+    with pytest.raises(DataError, match="name imagenet32-old or imagenet32-new"):
+        open_source("imagenet32", root=tmp_path)
+    assert open_source("imagenet32-old", root=tmp_path).name == "imagenet32 (old)"
+    assert open_source("imagenet32-new", root=tmp_path).name == "imagenet32 (new)"
+
+
+def test_wrong_arrays_are_refused(tmp_path, small_val):
+    np.save(tmp_path / "ffhq-256.npy", images(9, 32))
+    with pytest.raises(DataError, match=r"\(N, 256, 256, 3\), found uint8 \(9, 32, 32, 3\)"):
+        open_source("ffhq", root=tmp_path)
+    (tmp_path / "ffhq-256.npy").write_bytes(b"no array")
+    with pytest.raises(DataError, match="cannot be read"):
+        open_source("ffhq", root=tmp_path)
+    np.save(tmp_path / "ffhq-256.npy", images(3, 256))
+    with pytest.raises(DataError, match="more than 3 training images, found 3"):
+        open_source("ffhq", root=tmp_path)
+    write_new_imagenet(tmp_path)
+    last = tmp_path / "Imagenet32_val_npz" / "val_data.npz"
+    np.savez(last, data=rows(2, 32), labels=[0, 5])
+    with pytest.raises(DataError, match="labels 1 to 1000, found 0 to 5"):
+        open_source("imagenet32", root=tmp_path)
+    np.savez(last, data=rows(2, 64), labels=[1, 5])
+    with pytest.raises(DataError, match=r"\(N, 3072\), found uint8 \(2, 12288\)"):
+        open_source("imagenet32", root=tmp_path)
+    np.savez(last, labels=[1, 5])
+    with pytest.raises(DataError, match=r"cannot be read .*data.npy"):
+        open_source("imagenet32", root=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["ffhq", "ffhq256"])
+def test_ffhq256_holds_the_published_images_back(tmp_path, small_val, name):
+    pixels = images(8, 256)
+    np.save(tmp_path / "ffhq-256.npy", pixels)
+    source = open_source(name, root=tmp_path)
+    assert set(members(source, "val")) == {f"ffhq-256/{i}" for i in published_val(5, 8, 3)}
+    assert len(members(source, "train")) == 5
+    assert np.array_equal(np.stack(read(source)), pixels)
+
+
+def test_ffhq1024_folders(tmp_path):
+    for name in ("train/0/00000.png", "train/0/00001.png", "valid/65000.png"):
+        write_png(tmp_path / "ffhq1024" / name)
+    source = open_source("ffhq1024", root=tmp_path)
+    assert source.ids == ("train/0/00000.png", "train/0/00001.png", "valid/65000.png")
+    assert source.splits == ("train", "train", "val")
+    assert source.label_names == ()
+
+
+def test_celeba(tmp_path):
+    folder = tmp_path / "celeba"
+    files = ["000001.jpg", "000002.jpg", "000003.jpg"]
+    for file in files:
+        write_png(folder / "img_align_celeba" / file)
+    partition = folder / "list_eval_partition.txt"
+    partition.write_text("000001.jpg 0\n000002.jpg 2\n000003.jpg 1\n")
+    source = open_source("celeba", root=tmp_path)
+    assert (source.ids, source.splits) == (tuple(files), ("train", "test", "val"))
+    assert source.labels.tolist() == [-1, -1, -1]
+    (folder / "identity_CelebA.txt").write_text(
+        "000001.jpg 2880\n000002.jpg 2937\n000003.jpg 2880\n"
+    )
+    source = open_source("celeba", root=tmp_path)
+    assert [source.label_names[label] for label in source.labels] == ["2880", "2937", "2880"]
+    assert len(read(source)) == 3
+    for wrong, message in (("000001.jpg 3\n", "0, 1 or 2"), ("000001.jpg\n", "two columns")):
+        partition.write_text(wrong)
+        with pytest.raises(DataError, match=message):
+            open_source("celeba", root=tmp_path)
+    partition.write_text("000001.jpg 0\n000004.jpg 0\n")
+    with pytest.raises(DataError, match=r"found no .*000004.jpg"):
+        open_source("celeba", root=tmp_path)
+
+
+def test_lfw_takes_the_first_version_there(tmp_path):
+    for place in ("lfw", "lfw_funneled", "lfw-deepfunneled", "lfw_home/lfw_funneled"):
+        for file in ("Bo_Di/Bo_Di_0002.jpg", "Al_Ek/Al_Ek_0001.jpg", "Bo_Di/Bo_Di_0001.jpg"):
+            write_png(tmp_path / place / file)
+        source = open_source("lfw", root=tmp_path)
+        assert source.name == f"lfw ({place.split('/')[-1]})"
+    assert source.ids == ("Al_Ek/Al_Ek_0001.jpg", "Bo_Di/Bo_Di_0001.jpg", "Bo_Di/Bo_Di_0002.jpg")
+    assert (source.label_names, source.labels.tolist()) == (("Al_Ek", "Bo_Di"), [0, 1, 1])
+    assert set(source.splits) == {""}
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_omniglot(tmp_path, zipped):
+    drawn = [
+        ("images_background/Balinese/character01/0108_01.png", "train"),
+        ("images_background/Balinese/character02/0109_01.png", "train"),
+        ("images_background/Greek/character01/0394_01.png", "train"),
+        ("images_evaluation/Angelic/character01/0965_01.png", "test"),
+    ]
+    pixels = [write_png(tmp_path / "omniglot-py" / name) for name, _ in drawn]
+    if zipped:
+        for folder in ("images_background", "images_evaluation"):
+            with zipfile.ZipFile(tmp_path / f"{folder}.zip", "w") as archive:
+                for name, _ in reversed(drawn):
+                    if name.startswith(folder):
+                        archive.write(tmp_path / "omniglot-py" / name, name)
+        (tmp_path / "omniglot-py").rename(tmp_path / "elsewhere")
+    source = open_source("omniglot", root=tmp_path)
+    assert list(zip(source.ids, source.splits, strict=True)) == drawn
+    names = [source.label_names[label] for label in source.labels]
+    assert names[:3] == ["Balinese/character01", "Balinese/character02", "Greek/character01"]
+    assert np.array_equal(np.stack(read(source)), np.stack(pixels))
+
+
+def test_tiny_imagenet(tmp_path):
+    folder = tmp_path / "tiny-imagenet-200"
+    for wnid in ("n01443537", "n01629819"):
+        write_png(folder / "train" / wnid / "images" / f"{wnid}_0.JPEG")
+    for split, count in (("val", 2), ("test", 1)):
+        for i in range(count):
+            write_png(folder / split / "images" / f"{split}_{i}.JPEG")
+    (folder / "val" / "val_annotations.txt").write_text(
+        "val_0.JPEG\tn01629819\t0\t32\t44\t62\nval_1.JPEG\tn01443537\t52\t55\t57\t59\n"
+    )
+    source = open_source("tiny-imagenet", root=tmp_path)
+    assert source.ids[::2] == ("train/n01443537/images/n01443537_0.JPEG", "val/images/val_0.JPEG")
+    assert source.splits == ("train", "train", "val", "val")
+    assert source.labels.tolist() == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_a_missing_data_set_says_what_was_expected_where_and_how_to_get_it(tmp_path, name):
+    root = tmp_path / "nowhere"
+    with pytest.raises(DataError) as caught:
+        open_source(name, root=root)
+    message = str(caught.value)
+    assert message.startswith(f"{name}: expected {DATASETS[name].files} in {root}, found no {root}")
+    assert message.endswith("; --data-root names another place")
+    assert "\n" not in message
+    assert "{" not in message
+
+
+def test_an_incomplete_set_names_the_missing_file(tmp_path):
+    write_cifar10(tmp_path)
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").unlink()
+    with pytest.raises(DataError, match=r"found no .*data_batch_3; torchvision"):
+        open_source("cifar10", root=tmp_path)
+
+
+def test_the_root_is_named_or_in_the_environment_or_data(tmp_path, small_val, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="in data, found no data/cifar-10-batches-py"):
+        open_source("cifar10")
+    write_cifar10(tmp_path / "data")
+    default = open_source("cifar10")
+    write_cifar10(tmp_path / "a")
+    monkeypatch.setenv("VDVAE_REPR_DATA_ROOT", str(tmp_path / "a"))
+    in_environment = open_source("cifar10")
+    named = open_source("cifar10", root="data")
+    assert named.fingerprint() == default.fingerprint() != in_environment.fingerprint()
+
+
+def test_a_known_name_is_the_data_set_and_a_path_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_png(tmp_path / "lfw" / "Al_Ek" / "1.png")
+    write_png(tmp_path / "data" / "lfw" / "Bo_Di" / "1.png")
+    assert open_source("lfw").label_names == ("Bo_Di",)
+    assert open_source("./lfw").label_names == ("Al_Ek",)
+    assert open_source(tmp_path / "lfw").label_names == ("Al_Ek",)
+
+
+def test_downloads_only_what_is_missing(tmp_path, small_val, monkeypatch):
+    calls = []
+
+    def download(root):
+        calls.append(root)
+        if len(calls) == 1:
+            raise OSError("no route to host")
+        write_cifar10(root)
+
+    changed = {f: getattr(DATASETS["cifar10"], f) for f in ("open", "files", "remedy")}
+    monkeypatch.setitem(DATASETS, "cifar10", datasets.Dataset(**changed, download=download))
+    with pytest.raises(DataError, match=r"cannot be downloaded .*no route to host"):
+        open_source("cifar10", root=tmp_path, download=True)
+    for _ in range(2):
+        assert len(open_source("cifar10", root=tmp_path, download=True)) == 24
+    assert calls == [tmp_path, tmp_path]
+    with pytest.raises(DataError, match="registered users"):
+        open_source("imagenet32", root=tmp_path, download=True)
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(
+    ("name", "host", "count"),
+    [
+        ("cifar10", "www.cs.toronto.edu", 60_000),
+        ("cifar100", "www.cs.toronto.edu", 60_000),
+        ("lfw", "ndownloader.figshare.com", 13_233),
+        ("omniglot", "raw.githubusercontent.com", 32_460),
+    ],
+)
+def test_downloads(tmp_path, name, host, count):
+    try:
+        socket.create_connection((host, 443), timeout=5).close()
+    except OSError:
+        pytest.skip(f"{host} cannot be reached")
+    source = open_source(name, root=tmp_path, download=True)
+    assert len(source) == count
+    assert len(list(source.read(0, 1))) == 1

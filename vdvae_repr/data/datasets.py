@@ -1,0 +1,594 @@
+"""Data sets by name: each is read from the files its publishers hand out, under a data root.
+
+The root is `--data-root`, else the environment variable VDVAE_REPR_DATA_ROOT, else `./data`. `DATASETS`
+is the table: what is looked for there, and how to get it. Splits are those of the publishers; where
+openai/vdvae (data.py) draws a validation set from the training images, `val` is that one.
+
+Down-sampled ImageNet exists twice. The *old* images (van den Oord et al. 2016, arXiv:1601.06759), which
+published bits per dimension are measured on, have been withdrawn; the *new* ones (Chrabaszcz et al.
+2017, arXiv:1707.08819) were down-sampled anew. **Likelihoods on the two are not comparable**;
+a source's name says which it is: `imagenet32 (old)`, `imagenet32 (new)`.
+"""
+
+from __future__ import annotations
+
+import bisect
+import errno
+import io
+import itertools
+import logging
+import os
+import pickle
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vdvae_repr.data.sources import (
+    SPLITS,
+    Source,
+    image_files,
+    natural_key,
+    number_labels,
+    one_line,
+)
+from vdvae_repr.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+# Which training images are `val`: these places of RandomState(seed).permutation; openai/vdvae data.py.
+PUBLISHED_VAL = {
+    "cifar10": (11172018, slice(5_000)),  # scikit-learn's train_test_split takes the first
+    "imagenet": (42, slice(-5_000, None)),
+    "ffhq256": (5, slice(-7_000, None)),  # reported there as test too
+}
+
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dataset:
+    """A row of the table."""
+
+    open: Callable[[Path], Source]
+    """Reads it under a root; FileNotFoundError names what is missing."""
+    files: str
+    """What is expected under the root."""
+    remedy: str
+    """How to get it; `{root}` is the root."""
+    download: Callable[[Path], object] | None = None
+    """Fetches it into a root."""
+
+
+class Rows(NamedTuple):
+    """Images of one file, in its order; their ids are `stem/row`."""
+
+    stem: str
+    images: NDArray[np.uint8]  # (N, H, W, 3)
+    labels: NDArray[np.int64]
+
+
+def open_dataset(name: str, root: str | Path | None = None, *, download: bool = False) -> Source:
+    """Open a data set of the table.
+
+    Args:
+        name: a key of `DATASETS`.
+        root: where its files are; None for VDVAE_REPR_DATA_ROOT, else `./data`.
+        download: fetch it if it is missing, where the table knows how.
+
+    Raises:
+        DataError: it is missing or incomplete, cannot be read, or cannot be downloaded.
+    """
+    dataset = DATASETS[name]
+    place = Path(root or os.environ.get("VDVAE_REPR_DATA_ROOT") or "data")
+    try:
+        return dataset.open(place)
+    except FileNotFoundError as error:
+        if not (download and dataset.download):
+            raise DataError(
+                f"{name}: expected {dataset.files} in {place}, found no {error.filename}; "
+                f"{dataset.remedy.format(root=place)}; --data-root names another place"
+            ) from error
+    except _UNREADABLE as error:
+        raise DataError(f"{name} in {place}: cannot be read ({one_line(error)})") from error
+    logger.info("%s: downloading into %s", name, place)
+    try:
+        dataset.download(place)
+    except (RuntimeError, *_UNREADABLE) as error:
+        raise DataError(
+            f"{name}: cannot be downloaded into {place} ({one_line(error)}); "
+            f"{dataset.remedy.format(root=place)}"
+        ) from error
+    return open_dataset(name, place)
+
+
+def _cifar(root: Path, classes: int) -> Source:
+    """Python batches, unpacked or in their .tar.gz: rows of 3,072 bytes, channel by channel.
+
+    CIFAR-10's `val` is the published 5,000 of the 50,000; CIFAR-100 has `train` and `test` alone.
+    Source: cs.toronto.edu/~kriz/cifar.html (Krizhevsky 2009).
+    """
+    if classes == 10:
+        folder, meta, fine = root / "cifar-10-batches-py", "batches.meta", b""
+        names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    else:
+        folder, meta, fine = root / "cifar-100-python", "meta", b"fine_"
+        names = ["train", "test"]
+    archive = root / f"cifar-{classes}-python.tar.gz"
+    if archive.is_file() and not folder.is_dir():
+        files = _tar_members(archive)
+    else:
+        files = {n: (folder / n).read_bytes() for n in (*names, meta) if (folder / n).is_file()}
+    if missing := [name for name in names if name not in files]:
+        raise _missing(folder / missing[0])
+
+    parts = []
+    for name in names:
+        rows, labels = _unpickle(files[name], folder / name, b"data", fine + b"labels")
+        parts.append(Rows(name, _channels_last(rows, 32, folder / name), np.asarray(labels)))
+    label_names = [str(label) for label in range(classes)]
+    if meta in files:
+        (known,) = _unpickle(files[meta], folder / meta, fine + b"label_names")
+        label_names = [label.decode() for label in known]
+    *train, test = (len(part.images) for part in parts)
+    splits = _hold_back("cifar10", sum(train)) if classes == 10 else ["train"] * sum(train)
+    return _row_source(
+        f"cifar{classes}",
+        parts,
+        splits=splits + ["test"] * test,
+        label_names=label_names,
+        sizes=[zlib.crc32(files[name]) for name in names],
+    )
+
+
+def _download_cifar(root: Path, classes: int) -> None:
+    from torchvision.datasets import CIFAR10, CIFAR100  # type: ignore[import-untyped]
+    from torchvision.datasets.utils import (  # type: ignore[import-untyped]
+        download_and_extract_archive,
+    )
+
+    kind = CIFAR10 if classes == 10 else CIFAR100
+    download_and_extract_archive(kind.url, str(root), filename=kind.filename, md5=kind.tgz_md5)
+
+
+def _tar_members(path: Path) -> dict[str, bytes]:
+    """Contents by file name, read in one pass."""
+    files = {}
+    with tarfile.open(path, "r:gz") as archive:
+        for member in archive:
+            if content := archive.extractfile(member):
+                files[PurePosixPath(member.name).name] = content.read()
+    return files
+
+
+_PICKLED_ARRAY = {
+    "_reconstruct": lambda *_: np.empty(0, np.uint8),  # its state, shape included, follows
+    "ndarray": None,  # given to _reconstruct, which needs none
+    "dtype": lambda kind, *_: np.dtype(kind),  # NumPy 2.4 warns of the old flags behind it
+}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Loads what Python 2 pickled, and makes nothing but NumPy arrays and plain values."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return harmless stand-ins for what pickled arrays name; refuse everything else."""
+        numpy = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
+        if module in numpy and name in _PICKLED_ARRAY:
+            return _PICKLED_ARRAY[name]
+        raise pickle.UnpicklingError(f"it calls {module}.{name}")
+
+
+def _unpickle(content: bytes, path: Path, *keys: bytes) -> list[Any]:
+    """Return what a pickled dictionary holds under some keys."""
+    try:
+        loaded = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
+    except Exception as error:  # a damaged pickle may raise anything
+        raise DataError(
+            f"{path}: expected a pickle of arrays, refused what is there ({one_line(error)})"
+        ) from error
+    if not isinstance(loaded, dict) or not set(keys) <= set(loaded):
+        found = list(loaded) if isinstance(loaded, dict) else type(loaded).__name__
+        raise DataError(f"{path}: expected a dictionary with {list(keys)}, found {found}")
+    return [loaded[key] for key in keys]
+
+
+def _imagenet(root: Path, size: int) -> Source:
+    """The old or the new images, whichever are there."""
+    old = [f"imagenet{size}-train.npy", f"train_{size}x{size}"]
+    new = _batch_places(size, "train_data_batch_1")
+    if not any((root / place).exists() for place in new):
+        return _old_imagenet(root, size)
+    if any((root / place).exists() for place in old):
+        raise DataError(
+            f"imagenet{size}: expected the old images or the new, found both in {root}; they are "
+            f"different data: name imagenet{size}-old or imagenet{size}-new"
+        )
+    return _new_imagenet(root, size)
+
+
+_OLD_PARTS = ("train", "valid")
+
+
+def _old_imagenet(root: Path, size: int) -> Source:
+    """Arrays as the published code makes them, memory-mapped, or the folders of PNGs they came from.
+
+    `test` is the validation set, `val` the published 5,000 of the training images. That choice goes by
+    row, and the published script fills rows in the order in which a file system happens to list the
+    PNGs: arrays give their own split back; folders, read in natural order, give 5,000 others.
+    """
+    name, files = f"imagenet{size} (old)", [root / f"imagenet{size}-{p}.npy" for p in _OLD_PARTS]
+    if not files[0].is_file() and (root / f"train_{size}x{size}").is_dir():
+        train, test = (_images_in(_first(root, f"{p}_{size}x{size}")) for p in _OLD_PARTS)
+        splits = _hold_back("imagenet", len(train)) + ["test"] * len(test)
+        return _file_source(name, train | test, splits=splits)
+    parts = [_mapped_rows(file, size) for file in files]
+    train_count, test_count = (len(part.images) for part in parts)
+    splits = _hold_back("imagenet", train_count) + ["test"] * test_count
+    return _row_source(name, parts, splits=splits, sizes=[file.stat().st_size for file in files])
+
+
+def _new_imagenet(root: Path, size: int) -> Source:
+    """Ten .npz batches and `val_data.npz`, which is `test`; `val` is drawn as for the old images.
+
+    Batches stored uncompressed are memory-mapped; compressed ones are held, 3.9 GB for 32x32 and
+    16 GB for 64x64. Labels are 0..999, named by the number in the file, 1..1000.
+    Source: image-net.org/download-images, "Downsampled image data".
+    """
+    stems = [*(f"train_data_batch_{i}" for i in range(1, 11)), "val_data"]
+    parts, checksums = [], []
+    for stem in stems:
+        path = _first(root, *_batch_places(size, stem))
+        rows, labels, checksum = _npz_batch(path)
+        if labels.min(initial=1) < 1 or labels.max(initial=1) > 1000:
+            raise DataError(
+                f"{path}: expected labels 1 to 1000, found {labels.min()} to {labels.max()}"
+            )
+        parts.append(Rows(stem, _channels_last(rows, size, path), labels.astype(np.int64) - 1))
+        checksums.append(checksum)
+    *train, test = (len(part.images) for part in parts)
+    return _row_source(
+        f"imagenet{size} (new)",
+        parts,
+        splits=_hold_back("imagenet", sum(train)) + ["test"] * test,
+        label_names=[str(number) for number in range(1, 1001)],
+        sizes=checksums,
+    )
+
+
+def _batch_places(size: int, stem: str) -> list[str]:
+    """Where a batch may be: in the folder of its zip, or loose; at the top, or in imagenet32/."""
+    train = ["train"] if size == 32 else ["train_part1", "train_part2", "train"]
+    parts = ["val"] if stem == "val_data" else train
+    folders = [*(f"Imagenet{size}_{part}_npz/" for part in parts), ""]
+    return [f"{base}{f}{stem}.npz" for base in ("", f"imagenet{size}/") for f in folders]
+
+
+def _npz_batch(path: Path) -> tuple[NDArray[Any], NDArray[Any], int]:
+    """Return `data`, `labels`, and the checksum that the zip holds of `data`."""
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo("data.npy")
+    with np.load(path) as arrays:
+        stored = member.compress_type == zipfile.ZIP_STORED
+        data = _map_member(path, member) if stored else arrays["data"]
+        return data, arrays["labels"], member.CRC
+
+
+def _map_member(path: Path, member: zipfile.ZipInfo) -> NDArray[Any]:
+    """Memory-map an array that lies uncompressed in a zip, behind two headers: the zip's and its own."""
+    with path.open("rb") as file:
+        file.seek(member.header_offset + 26)
+        file.seek(sum(struct.unpack("<HH", file.read(4))), io.SEEK_CUR)  # the name, extra fields
+        np.lib.format.read_magic(file)
+        shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
+        return np.memmap(path, dtype, "r", file.tell(), shape, "F" if by_column else "C")
+
+
+def _ffhq256(root: Path) -> Source:
+    """One memory-mapped array of 70,000 images; the published split, whose `val` is reported as test.
+
+    Source: openai/vdvae setup_ffhq256.sh (FFHQ, Karras et al. 2019).
+    """
+    file = root / "ffhq-256.npy"
+    part = _mapped_rows(file, 256)
+    splits = _hold_back("ffhq256", len(part.images))
+    return _row_source("ffhq256", [part], splits=splits, sizes=[file.stat().st_size])
+
+
+def _ffhq1024(root: Path) -> Source:
+    """Folders `ffhq1024/train` and `ffhq1024/valid`, subfolders or not; `valid` is `val`."""
+    train, val = (_images_in(_first(root, f"ffhq1024/{part}")) for part in ("train", "valid"))
+    return _file_source("ffhq1024", train | val, splits=["train"] * len(train) + ["val"] * len(val))
+
+
+def _celeba(root: Path) -> Source:
+    """`celeba/` as torchvision lays it out: aligned images, the official partition, people if known.
+
+    Source: mmlab.ie.cuhk.edu.hk/projects/CelebA.html (Liu et al. 2015).
+    """
+    folder = root / "celeba"
+    partition = _two_columns(folder / "list_eval_partition.txt")
+    splits = dict(zip("012", SPLITS, strict=True))
+    if wrong := [line for line in partition.items() if line[1] not in splits]:
+        raise DataError(
+            f"{folder / 'list_eval_partition.txt'}: expected a file and 0, 1 or 2, "
+            f"found {' '.join(wrong[0])!r}"
+        )
+    identities = folder / "identity_CelebA.txt"
+    people = _two_columns(identities) if identities.is_file() else {}
+    return _file_source(
+        "celeba",
+        {file: folder / "img_align_celeba" / file for file in partition},
+        labels=[people.get(file) for file in partition],
+        splits=[splits[number] for number in partition.values()],
+    )
+
+
+_LFW_PLACES = ("lfw_home/lfw_funneled", "lfw-deepfunneled", "lfw_funneled", "lfw")
+
+
+def _lfw(root: Path) -> Source:
+    """A folder a person; of several versions the first of `_LFW_PLACES`, named in the source's name.
+
+    Source: vis-www.cs.umass.edu/lfw (Huang et al. 2007).
+    """
+    folder = _first(root, *_LFW_PLACES)
+    files = image_files(folder)
+    people = [PurePosixPath(file).parent.name for file in files]
+    return _file_source(f"lfw ({folder.name})", files, labels=people)
+
+
+def _download_lfw(root: Path) -> None:
+    from sklearn.datasets import fetch_lfw_people
+
+    fetch_lfw_people(data_home=str(root), min_faces_per_person=500)  # decodes one person's images
+
+
+def _omniglot(root: Path) -> Source:
+    """Background set `train`, evaluation set `test`, as folders or zips; labels are alphabet/character.
+
+    Source: github.com/brendenlake/omniglot, python/ (Lake et al. 2015).
+    """
+    files: dict[str, Path | bytes] = {}
+    splits: list[str] = []
+    for name, split in (("images_background", "train"), ("images_evaluation", "test")):
+        bases = ("omniglot-py/", "omniglot/python/", "omniglot/", "")
+        place = _first(root, *(f"{base}{name}{end}" for end in ("", ".zip") for base in bases))
+        files |= _images_in(place) if place.is_dir() else _zip_members(place, ".png")
+        splits += [split] * (len(files) - len(splits))
+    labels = ["/".join(PurePosixPath(file).parts[1:-1]) for file in files]
+    return _file_source("omniglot", files, labels=labels, splits=splits)
+
+
+def _download_omniglot(root: Path) -> None:
+    from torchvision.datasets import Omniglot
+
+    for background in (True, False):
+        Omniglot(str(root), background=background, download=True)
+
+
+def _zip_members(path: Path, suffix: str) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        names = sorted((n for n in archive.namelist() if n.endswith(suffix)), key=natural_key)
+        return {name: archive.read(name) for name in names}
+
+
+def _tiny_imagenet(root: Path) -> Source:
+    """`tiny-imagenet-200/`: training folders by WordNet id, validation images by their annotations.
+
+    Source: cs231n.stanford.edu/tiny-imagenet-200.zip; its test images carry no labels and are left out.
+    """
+    folder = root / "tiny-imagenet-200"
+    train = _images_in(_first(root, "tiny-imagenet-200/train"))
+    val = _two_columns(folder / "val" / "val_annotations.txt")
+    return _file_source(
+        "tiny-imagenet",
+        train | {f"val/images/{file}": folder / "val" / "images" / file for file in val},
+        labels=[*(PurePosixPath(file).parts[1] for file in train), *val.values()],
+        splits=["train"] * len(train) + ["val"] * len(val),
+    )
+
+
+def _first(root: Path, *places: str) -> Path:
+    """Return the first place under a root that exists."""
+    for place in places:
+        if (root / place).exists():
+            return root / place
+    raise _missing(root / places[0])
+
+
+def _missing(path: Path) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+
+def _images_in(folder: Path) -> dict[str, Path]:
+    """Image files in natural order; ids begin with the folder's name."""
+    return {f"{folder.name}/{file}": path for file, path in image_files(folder).items()}
+
+
+def _two_columns(path: Path) -> dict[str, str]:
+    """First column to second, of a text file without a header line."""
+    rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if short := [row for row in rows if len(row) < 2]:
+        raise DataError(f"{path}: expected two columns, found {' '.join(short[0])!r}")
+    return {row[0]: row[1] for row in rows}
+
+
+def _hold_back(rule: str, count: int) -> list[str]:
+    """Split training images as published: `val` for the rows that `PUBLISHED_VAL` draws."""
+    seed, places = PUBLISHED_VAL[rule]
+    splits = np.full(count, "train", dtype=object)
+    splits[np.random.RandomState(seed).permutation(count)[places]] = "val"
+    if "train" not in splits:
+        held = abs(places.start or places.stop)
+        raise DataError(f"{rule}: expected more than {held} training images, found {count}")
+    return splits.tolist()
+
+
+def _channels_last(rows: object, size: int, path: Path) -> NDArray[np.uint8]:
+    """View rows of 3 planes of size x size bytes as images (N, size, size, 3)."""
+    shape = f"uint8 (N, {3 * size * size})"
+    if not isinstance(rows, np.ndarray):
+        raise DataError(f"{path}: expected rows {shape}, found {type(rows).__name__}")
+    if rows.dtype != np.uint8 or rows.shape != (len(rows), 3 * size * size):
+        raise DataError(f"{path}: expected rows {shape}, found {rows.dtype} {rows.shape}")
+    return rows.reshape(-1, 3, size, size).transpose(0, 2, 3, 1)
+
+
+def _mapped_rows(path: Path, size: int) -> Rows:
+    """Memory-map a .npy file of images; no labels."""
+    images = np.load(path, mmap_mode="r")
+    if images.dtype != np.uint8 or images.shape != (len(images), size, size, 3):
+        raise DataError(
+            f"{path}: expected images uint8 (N, {size}, {size}, 3), "
+            f"found {images.dtype} {images.shape}"
+        )
+    return Rows(path.stem, images, np.full(len(images), -1))
+
+
+def _row_source(
+    name: str,
+    parts: Sequence[Rows],
+    *,
+    splits: Sequence[str],
+    label_names: Sequence[str] = (),
+    sizes: Sequence[int],
+) -> Source:
+    """Lay the rows of several files end to end, none of them copied."""
+    for part in parts:
+        if part.labels.shape != (len(part.images),):
+            raise DataError(
+                f"{name}: expected {len(part.images)} labels in {part.stem}, found {part.labels.shape}"
+            )
+    starts = [0, *itertools.accumulate(len(part.images) for part in parts)]
+
+    def reader(index: int) -> NDArray[np.uint8]:
+        part = bisect.bisect(starts, index) - 1
+        return np.ascontiguousarray(parts[part].images[index - starts[part]])
+
+    return Source(
+        name=name,
+        ids=tuple(f"{part.stem}/{row}" for part in parts for row in range(len(part.images))),
+        reader=reader,
+        labels=np.concatenate([part.labels for part in parts]).astype(np.int64),
+        label_names=tuple(label_names),
+        splits=tuple(splits),
+        sizes=sizes,
+    )
+
+
+def _file_source(
+    name: str,
+    files: Mapping[str, Path | bytes],
+    *,
+    labels: Sequence[str | None] | None = None,
+    splits: Sequence[str] = (),
+) -> Source:
+    """Image files by id, or their contents."""
+    contents = list(files.values())
+    numbers, label_names = number_labels(labels or [None] * len(files))
+
+    def reader(index: int) -> Image.Image:
+        content = contents[index]
+        return Image.open(io.BytesIO(content) if isinstance(content, bytes) else content)
+
+    return Source(
+        name=name,
+        ids=tuple(files),
+        reader=reader,
+        labels=numbers,
+        label_names=label_names,
+        splits=tuple(splits),
+        sizes=[len(c) if isinstance(c, bytes) else c.stat().st_size for c in contents],
+    )
+
+
+def _imagenet_rows(size: int) -> dict[str, Dataset]:
+    name, square, batches = f"imagenet{size}", f"{size}x{size}", f"Imagenet{size}"
+    train = "train_npz/" if size == 32 else f"train_part1_npz/, {batches}_train_part2_npz/"
+    old = f"{name}-train.npy and {name}-valid.npy, or train_{square}/ and valid_{square}/ with PNGs"
+    new = f"{batches}_{train} (train_data_batch_1 to 10.npz) and {batches}_val_npz/ (val_data.npz)"
+    withdrawn = "the old images are withdrawn from image-net.org"
+    register = "image-net.org/download-images gives registered users the new ones"
+    return {
+        name: Dataset(
+            open=partial(_imagenet, size=size),
+            files=f"{old}, or {new}",
+            remedy=f"{withdrawn}, {register}",
+        ),
+        f"{name}-old": Dataset(
+            open=partial(_old_imagenet, size=size), files=old, remedy=f"{withdrawn}, {register}"
+        ),
+        f"{name}-new": Dataset(open=partial(_new_imagenet, size=size), files=new, remedy=register),
+    }
+
+
+_FFHQ256 = Dataset(
+    open=_ffhq256,
+    files="ffhq-256.npy",
+    remedy="openai/vdvae's setup_ffhq256.sh says where it is to be had",
+)
+
+DATASETS: dict[str, Dataset] = {
+    "cifar10": Dataset(
+        open=partial(_cifar, classes=10),
+        files="cifar-10-batches-py/ (data_batch_1 to 5, test_batch) or cifar-10-python.tar.gz",
+        remedy="torchvision.datasets.CIFAR10('{root}', download=True) gets it",
+        download=partial(_download_cifar, classes=10),
+    ),
+    "cifar100": Dataset(
+        open=partial(_cifar, classes=100),
+        files="cifar-100-python/ (train, test) or cifar-100-python.tar.gz",
+        remedy="torchvision.datasets.CIFAR100('{root}', download=True) gets it",
+        download=partial(_download_cifar, classes=100),
+    ),
+    **_imagenet_rows(32),
+    **_imagenet_rows(64),
+    "ffhq": _FFHQ256,
+    "ffhq256": _FFHQ256,
+    "ffhq1024": Dataset(
+        open=_ffhq1024,
+        files="ffhq1024/train/ and ffhq1024/valid/ with PNGs",
+        remedy="github.com/NVlabs/ffhq-dataset has images1024x1024: 00000 to 64999 are train",
+    ),
+    "celeba": Dataset(
+        open=_celeba,
+        files="celeba/ (img_align_celeba/, list_eval_partition.txt, maybe identity_CelebA.txt)",
+        remedy="torchvision.datasets.CelebA('{root}', download=True) gets it, with gdown installed",
+    ),
+    "lfw": Dataset(
+        open=_lfw,
+        files=f"one of {', '.join(f'{place}/' for place in _LFW_PLACES)} with a folder a person",
+        remedy="sklearn.datasets.fetch_lfw_people(data_home='{root}') gets it",
+        download=_download_lfw,
+    ),
+    "omniglot": Dataset(
+        open=_omniglot,
+        files="omniglot-py/ (images_background and images_evaluation, folders or .zip)",
+        remedy="torchvision.datasets.Omniglot('{root}', background=True, download=True) gets it, "
+        "and background=False the other half",
+        download=_download_omniglot,
+    ),
+    "tiny-imagenet": Dataset(
+        open=_tiny_imagenet,
+        files="tiny-imagenet-200/ (train/, val/images/, val/val_annotations.txt)",
+        remedy="unpack cs231n.stanford.edu/tiny-imagenet-200.zip there",
+    ),
+}
