@@ -284,3 +284,139 @@ def test_bf16_keeps_kl_and_likelihood_in_float32(toml, photos, tmp_path):
     one, other = (log(tmp_path / name)[-1]["bits_per_dim"] for name in "ab")
     assert one != other
     assert other == pytest.approx(one, rel=0.02)
+
+
+def published_run(folder, model, steps):
+    """Save a model and AdamW after some steps, under published names in another order, as apex would."""
+    values = dict(reversed(list(zip(published_names(model), model.parameters(), strict=True))))
+    moments = torch.optim.AdamW(values.values(), lr=1e-3, betas=(0.9, 0.9))
+    for _ in range(steps):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        moments.step()
+    torch.save({f"module.{k}": v.detach() for k, v in values.items()}, folder / "x-model.th")
+    torch.save({k: v.detach() + 1 for k, v in values.items()}, folder / "x-model-ema.th")
+    state = moments.state_dict()
+    for entry in state["state"].values():
+        del entry["step"]
+    state["param_groups"][0]["step"] = steps
+    torch.save(state, folder / "x-opt.th")
+    rows = [{"message": "hparams"}, {"type": "train_loss", "step": 40}, {"type": "eval_loss"}]
+    (folder / "x-log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return moments
+
+
+def published_names(model):
+    renames = {
+        "bottom_up.in_conv": "encoder.in_conv",
+        "bottom_up.blocks": "encoder.enc_blocks",
+        "top_down.blocks": "decoder.dec_blocks",
+        "top_down.constants": "decoder.bias_xs",
+        "top_down.out_conv": "decoder.out_net.out_conv",
+        "top_down.gain": "decoder.gain",
+        "top_down.bias": "decoder.bias",
+    }
+    names = []
+    for name, _ in model.named_parameters():
+        new = next(new for new in renames if name.startswith(new))
+        names.append((renames[new] + name.removeprefix(new)).replace(".posterior.", ".enc."))
+    return names
+
+
+def test_a_published_run_goes_on(toml, photos, tmp_path):
+    torch.manual_seed(5)
+    model = vr.VDVAE(load_config(toml).model)
+    moments = published_run(tmp_path, model, steps=7)
+    trained(
+        toml, photos, tmp_path / "r", "train.steps=41", "train.skip_threshold=1e-9",
+        init_from=tmp_path / "x-model.th",
+    )  # fmt: skip
+    found = final(tmp_path / "r", 41)  # one step, which was skipped: everything is as it came
+    for name, parameter in model.named_parameters():
+        assert torch.equal(found[f"model {name}"], parameter)
+        assert torch.equal(found[f"average {name}"], parameter + 1)
+        assert torch.equal(found[f"adamw exp_avg.{name}"], moments.state[parameter]["exp_avg"])
+        assert torch.equal(
+            found[f"adamw exp_avg_sq.{name}"], moments.state[parameter]["exp_avg_sq"]
+        )
+        assert found[f"adamw step.{name}"] == 7
+    assert log(tmp_path / "r")[-1]["step"] == 41
+    assert log(tmp_path / "r")[-1]["images_seen"] == 41 * 8
+
+
+def test_a_published_run_that_is_not_whole_is_refused(toml, photos, tmp_path):
+    published_run(tmp_path, vr.VDVAE(load_config(toml).model), steps=1)
+    start = tmp_path / "x-model.th"
+    with pytest.raises(vr.ConfigError, match=r"at step 40, and train.steps is 40"):
+        trained(toml, photos, tmp_path / "r", "train.steps=40", init_from=start)
+    with pytest.raises(vr.CheckpointError, match="another architecture"):
+        trained(toml, photos, tmp_path / "r", "model.width=16", init_from=start)
+    state = torch.load(tmp_path / "x-opt.th")
+    state["state"][3]["exp_avg"] = torch.zeros(5)
+    torch.save(state, tmp_path / "x-opt.th")
+    with pytest.raises(vr.CheckpointError, match=r"moments of \d+ parameters, found others"):
+        trained(toml, photos, tmp_path / "r", init_from=start)
+    (tmp_path / "x-log.jsonl").unlink()
+    with pytest.raises(vr.CheckpointError, match="which tells the step"):
+        trained(toml, photos, tmp_path / "r", init_from=start)
+    (tmp_path / "x-opt.th").unlink()
+    trained(toml, photos, tmp_path / "r", "train.steps=1", init_from=start)
+
+
+def test_a_run_starts_from_the_weights_of_another(toml, photos, tmp_path):
+    trained(toml, photos, tmp_path / "a", "train.steps=20")
+    trained(
+        toml, photos, tmp_path / "b", "train.steps=1", "train.skip_threshold=1e-9",
+        init_from=tmp_path / "a",
+    )  # fmt: skip
+    average = {k: v for k, v in final(tmp_path / "a", 20).items() if k.startswith("average ")}
+    begun = {k: v for k, v in final(tmp_path / "b", 1).items() if k.startswith("average ")}
+    same(average, begun)
+
+
+def test_a_tracker_receives_the_log(toml, photos, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trained(toml, photos, tmp_path / "r", log_with="tensorboard")
+    (events,) = (tmp_path / "r").glob("*/events.*")
+    accumulated = EventAccumulator(str(events)).Reload()
+    found = {e.step: e.value for e in accumulated.Scalars("bits_per_dim")}
+    rows = log(tmp_path / "r")
+    assert found == pytest.approx({row["step"]: row["bits_per_dim"] for row in rows})
+    assert "kl_nats/8x8.1" in accumulated.Tags()["scalars"]
+    with pytest.raises(vr.ConfigError, match="expected an installed tracker"):
+        trained(toml, photos, tmp_path / "s", log_with="carrier-pigeon")
+
+
+def test_layers_are_probed_during_training(toml, tmp_path):
+    images = np.random.default_rng(0).integers(0, 60, (40, 16, 16, 3), dtype=np.uint8)
+    labels = np.arange(40) % 4
+    images += (60 * labels).astype(np.uint8)[:, None, None, None]  # told apart by brightness
+    np.savez(tmp_path / "easy.npz", images=images, labels=labels)
+    options = {"probe_every": 20, "probe_layers": "<=8x8"}
+    trained(
+        toml, tmp_path / "easy.npz", tmp_path / "r", probe_data=tmp_path / "easy.npz", **options
+    )
+    probed = [row for row in log(tmp_path / "r") if "probe_accuracy" in row]
+    assert [row["step"] for row in probed] == [20, 40, 60]
+    assert list(probed[-1]["probe_accuracy"]) == ["1x1.0", "4x4.0", "8x8.0", "8x8.1"]
+    assert max(probed[-1]["probe_accuracy"].values()) > 0.9
+    assert probed[-1]["probe_images"] == 40
+    with pytest.raises(vr.TaskError, match="at least 2 labels"):
+        trained(toml, images, tmp_path / "s", **options)
+
+
+def test_how_long_the_data_kept_the_step_waiting_is_logged(toml, photos, tmp_path):
+    trained(toml, photos, tmp_path / "r")
+    assert all(0 <= row["data_wait"] < 1 for row in log(tmp_path / "r"))
+
+
+def test_engine_options_change_rounding_alone(toml, photos, tmp_path):
+    trained(toml, photos, tmp_path / "a", "train.steps=10")
+    trained(
+        toml, photos, tmp_path / "b", "train.steps=10", recompute=[16, 8], channels_last=True
+    )  # fmt: skip
+    one, other = (log(tmp_path / name)[-1] for name in "ab")
+    assert other["bits_per_dim"] == pytest.approx(one["bits_per_dim"], rel=1e-4)
+    with pytest.raises(vr.ConfigError, match=r"no layers at \[32\]"):
+        trained(toml, photos, tmp_path / "c", recompute=[32])

@@ -102,6 +102,8 @@ def read_start(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], int]:
         path.with_name(path.name.removesuffix("-model.th") + ending)
         for ending in ("-model-ema.th", "-opt.th", "-log.jsonl")
     )
+    if moments.is_file() and not log.is_file():
+        raise CheckpointError(f"{moments}: expected {log.name} beside it, which tells the step")
     weights = from_published_names(read_th(path))
     tensors = {
         "model": weights,
@@ -109,8 +111,6 @@ def read_start(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], int]:
         "adamw": _published_moments(moments, weights) if moments.is_file() else {},
     }
     if not log.is_file():
-        if moments.is_file():
-            raise CheckpointError(f"{moments}: expected {log.name} beside it, which tells the step")
         return tensors, 0
     try:
         rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
