@@ -170,8 +170,10 @@ class TopDownBlock(nn.Module):
 
     def forward(self, x: Tensor, activated: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return the state after the layer, and the layer's KL, (N,) nats: what training needs of `read`."""
-        layer = self.read(x, activated, noise)
-        return layer.top_down, layer.kl.sum(dim=(1, 2, 3))
+        q_and_p, z, x = self._draw(x, activated, noise)
+        # The KL comes first, so that recomputing ends before the last convolution.
+        kl = gaussian_kl(*q_and_p).sum(dim=(1, 2, 3))
+        return self.merge(x, z), kl
 
     def read(self, x: Tensor, activated: Tensor, noise: Tensor | None) -> LayerPosterior:
         """Run the layer under its posterior.
@@ -181,11 +183,18 @@ class TopDownBlock(nn.Module):
             activated: GELU of the encoder's activation, (N, width, R, R).
             noise: standard-normal draws (N, zdim, R, R); None sends the mean down.
         """
+        q_and_p, z, x = self._draw(x, activated, noise)
+        return LayerPosterior(*q_and_p, z, self.merge(x, z))
+
+    def _draw(
+        self, x: Tensor, activated: Tensor, noise: Tensor | None
+    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor, Tensor]:
+        """Return mean and log standard deviation of q and of p; z; the state that z is merged into."""
         shared = F.gelu(x)
         q_mean, q_log_std = self.posterior(shared, activated).float().chunk(2, dim=1)
         p_mean, p_log_std, x = self.predict(x, shared)
         z = q_mean if noise is None else gaussian_sample(q_mean, q_log_std, noise)
-        return LayerPosterior(q_mean, q_log_std, p_mean, p_log_std, z, self.merge(x, z))
+        return (q_mean, q_log_std, p_mean, p_log_std), z, x
 
     def predict(self, x: Tensor, activated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return p's mean and log standard deviation, and the state x with the prior's features added.
@@ -202,10 +211,10 @@ class TopDownBlock(nn.Module):
         return x + self.resnet(F.gelu(x))
 
 
-def _checkpointed(module: nn.Module, *inputs: Tensor) -> Any:
-    """Call a module, keeping its inputs alone for the backward pass, which calls it again."""
+def _checkpointed(function: Callable[..., Any], *inputs: Tensor) -> Any:
+    """Call a function, keeping its inputs alone for the backward pass, which calls it again."""
     # Nothing is drawn inside, so no random state has to be restored.
-    return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 class TopDown(nn.Module):
@@ -294,8 +303,8 @@ class VDVAE(nn.Module):
     ) -> ELBO:
         """Return the ELBO's terms of normalised inputs x and targets, both (N, 3, S, S).
 
-        Blocks at the resolutions `recompute` keep their inputs alone for the backward pass, which runs
-        them again: less memory, more time, the same gradients.
+        Blocks at the resolutions `recompute` (and the likelihood, if the images' is one) keep their inputs
+        alone for the backward pass, which runs them again: less memory, more time, the same gradients.
         """
         activated = {r: F.gelu(a) for r, a in self.bottom_up(x, recompute).items()}
         states, kls = self.top_down.initial_states(len(x)), []
@@ -305,9 +314,16 @@ class VDVAE(nn.Module):
             states[r], kl = _checkpointed(block, *inputs) if r in recompute else block(*inputs)
             kls.append(kl)
         kl = torch.stack(kls, dim=1)
-        mixture = LogisticMixture.from_parameters(self.top_down.mixture_parameters(states).float())
-        distortion = -mixture_log_prob(mixture, target, self.config.bits).sum(dim=(1, 2))
+        parameters = self.top_down.mixture_parameters(states).float()
+        if self.config.image_size in recompute:
+            distortion = _checkpointed(self._distortion, parameters, target)
+        else:
+            distortion = self._distortion(parameters, target)
         return ELBO(distortion=distortion, rate=kl.sum(dim=1), kl=kl)
+
+    def _distortion(self, parameters: Tensor, target: Tensor) -> Tensor:
+        mixture = LogisticMixture.from_parameters(parameters)
+        return -mixture_log_prob(mixture, target, self.config.bits).sum(dim=(1, 2))
 
     def infer(
         self, x: Tensor, noise: Noise | None, stop: int | None = None
