@@ -13,7 +13,7 @@ import vdvae_repr as vr
 from vdvae_repr.config import TrainConfig
 from vdvae_repr.model.vdvae import VDVAE, seeded_noise
 from vdvae_repr.training.optimisation import Optimisation
-from vdvae_repr.training.trainer import _compile
+from vdvae_repr.training.trainer import compile_blocks
 
 
 def gradients(model, images, *, recompute=()):
@@ -71,7 +71,7 @@ def test_recomputing_saves_memory(tiny, images):
 def test_compiled_blocks_give_the_same_gradients(tiny, images):
     model = copy_of(tiny)
     plain = gradients(model, images)
-    _compile(model)
+    compile_blocks(model)
     close(plain, gradients(model, images), 1e-4)
     close(plain, gradients(model, images, recompute=(16, 8)), 1e-4)
 

@@ -148,7 +148,7 @@ def train(
                 f"{init_from} is at step {optimisation.step}, and train.steps is {recipe.steps}; raise that"
             )
     if compile:
-        _compile(model)
+        compile_blocks(model)
     probe = None
     if probe_every:
         labelled = source if probe_data is None else open_source(probe_data)
@@ -363,7 +363,7 @@ def _accelerator(device: str, log_with: str | None, out: Path) -> Accelerator:
     return accelerator
 
 
-def _compile(model: VDVAE) -> None:
+def compile_blocks(model: VDVAE) -> None:
     """Compile block by block: blocks of one shape share their code, where the whole model takes minutes."""
     blocks = [*model.bottom_up.blocks, *model.top_down.blocks]
     config = torch._dynamo.config
