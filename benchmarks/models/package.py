@@ -1,0 +1,97 @@
+"""Package a run's moving average in float16, and make the tables and pictures of its model card.
+
+    python benchmarks/models/package.py runs/faces64 --data lfw_training_64.tar --name faces64
+
+Writes `vdvae_repr/weights/NAME.safetensors` and `docs/models/NAME_*.png`, and prints the card's tables in
+Markdown. What is scored and drawn is the file as packaged, read back. The likelihood is that of all images
+held back from the run; pictures are of samples and of toy faces, so that no one's photograph is published.
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+import vdvae_repr as vr
+from vdvae_repr.config import load_config
+from vdvae_repr.data.sheet import save_sheet
+from vdvae_repr.data.sources import open_source
+from vdvae_repr.model.checkpoint import WEIGHTS_FOLDER, save
+from vdvae_repr.training.draws import split_indices
+
+TEMPERATURES = (1.0, 0.9, 0.8, 0.7, 0.5)
+PICTURES = Path(__file__).parents[2] / "docs" / "models"
+
+
+def main() -> None:
+    """Package, score, draw."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data", required=True, help="what the run was trained on")
+    parser.add_argument("--name", required=True)
+    options = parser.parse_args()
+    rows = [json.loads(line) for line in (options.run / "log.jsonl").read_text().splitlines()]
+    config = load_config(options.run / "config.toml")
+    trained = vr.load(options.run)
+    trained.name = options.name
+    source = open_source(options.data)
+    kept, held = split_indices(source, config.train)
+    last = rows[-1]
+    record = {
+        "config": config.to_toml(),
+        "data": source.name,
+        "images": len(kept),
+        "images_held_back": len(held),
+        "steps": last["step"],
+        "images_seen": last["images_seen"],
+    }
+    path = WEIGHTS_FOLDER / f"{options.name}.safetensors"
+    save(trained, path, record=record, dtype=torch.float16)
+    model = vr.load(path)
+    splits = np.full(len(source), "train", dtype=object)
+    splits[held] = "val"
+    found = vr.evaluate(model, dataclasses.replace(source, splits=tuple(splits)), split="val")
+    low, high = found.bits_per_dim_interval
+    print(f"{path.stat().st_size / 1e6:.1f} MB; {last['step']} steps, {last['images_seen']} images")
+    print(
+        f"\n{found.images} images held back: {found.bits_per_dim:.3f} ({low:.3f} .. {high:.3f}) bits/dim,"
+    )
+    print(f"distortion {found.distortion_nats:.0f}, rate {found.rate_nats:.0f} nats an image\n")
+    print("| layer | KL, nats an image | active channels |\n| --- | --- | --- |")
+    for name, nats in found.kl_nats.items():
+        active, channels = found.active_units[name]
+        print(f"| {name} | {nats:.2f} | {active}/{channels} |")
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    draw_curve(rows, PICTURES / f"{options.name}_curve.png")
+    samples = [model.sample(8, temperature, seed=1) for temperature in TEMPERATURES]
+    save_sheet(np.concatenate(samples), PICTURES / f"{options.name}_samples.png")
+    toys = open_source("toy-faces")
+    images = np.concatenate(
+        [model.sample(4, 0.8, seed=2), np.stack([toys.reader(i) for i in (0, 50, 100, 150)])]
+    )
+    read = model.posterior(images)
+    rebuilt = [images]
+    for resolution in sorted({spec.resolution for spec in model.layers}):
+        first = [spec.name for spec in model.layers if spec.resolution <= resolution]
+        rebuilt.append(model.decode({name: read[name].mean for name in first}))
+    save_sheet(np.concatenate(rebuilt), PICTURES / f"{options.name}_layers.png")
+
+
+def draw_curve(rows: list[dict], path: Path) -> None:
+    """Draw bits per dimension over images seen: of each stretch of training, and held back."""
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    ax = figure.subplots()
+    for key, label in (("bits_per_dim", "training"), ("held_back_bits_per_dim", "held back")):
+        points = [(row["images_seen"], row[key]) for row in rows if key in row]
+        ax.plot(*zip(*points, strict=True), label=label)
+    ax.set(xlabel="images seen", ylabel="bits per dimension", xscale="log")
+    ax.legend()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
