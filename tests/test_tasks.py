@@ -87,3 +87,17 @@ def test_bootstrap_knows_equal_from_different():
     good, poor = rng.random(200) < 0.9, rng.random(200) < 0.5
     assert paired_bootstrap(good, poor, who, 0) < 0.001
     assert paired_bootstrap(good, good, who, 0) == 1.0
+
+
+def test_joint_rows_hold_the_layers_of_each_selector(tiny, tmp_path):
+    store = vr.extract(tiny, people(6), tmp_path / "s.h5", layers="<=8x8")
+    found = vr.run_task("face_id", store, layers=["<=4x4", "8x8"], joint=True)
+    ours = [row for row in found if row.model == "tiny" and row.metric == "rank1"]
+    assert [row.layer for row in ours] == ["<=4x4", "8x8"] * 2
+    dims = [sum(spec.num_dims for spec in group) for group in (
+        [s for s in store.layers if s.resolution <= 4], [s for s in store.layers if s.resolution == 8]
+    )]  # fmt: skip
+    assert [row.dims for row in ours] == dims * 2
+    assert sum(row.chosen for row in ours) == 2
+    random = [row for row in found if row.model == "random-init" and row.metric == "rank1"]
+    assert [(row.layer, row.dims) for row in random] == [(row.layer, row.dims) for row in ours]

@@ -105,7 +105,7 @@ def probe(
     layer: Layer = ["all"],  # noqa: B006
     feature: Annotated[str, typer.Option(help="A stored feature.")] = "mean",
     pool: Annotated[str | None, typer.Option(help="avg or avg:GRID.")] = None,
-    joint: Annotated[bool, typer.Option(help="All chosen layers as one vector.")] = False,
+    joint: Annotated[bool, typer.Option(help="The layers of each --layer as one vector.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for results.jsonl, .csv.")] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
     seed: Seed = 0,

@@ -7,7 +7,7 @@ and `linear-lbfgs` on the gallery. Everything chosen is chosen on the gallery.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,10 +78,11 @@ def run_task(
     Args:
         task: of `TASKS`.
         store: with labels, and images for the controls.
-        layers: selector; each layer is one row, or all together one, with `joint`.
+        layers: selector; each layer is one row.
         feature: stored feature.
         pool: None, "avg" or "avg:GRID".
-        joint: take the layers together as one feature vector.
+        joint: take the layers that a selector names together, as one feature vector; several selectors
+            make several rows, of which one is chosen.
         seed: of folds, shuffling, random initialisation and bootstrap.
         notice: receives what the reader must know (the split, images left out).
         progress: receives what is being scored.
@@ -100,14 +101,18 @@ def run_task(
         )
     images = store.images()
     _refuse_leaks(images, store.ids, split)
-    chosen = select_layers(store.layers, layers)
-    groups = [[s.name for s in chosen]] if joint else [[s.name] for s in chosen]
+    selectors = [layers] if isinstance(layers, str | int) else list(layers)
+    if not joint:
+        selectors = [spec.name for spec in select_layers(store.layers, selectors)]
+    groups = {
+        str(selector): [spec.name for spec in select_layers(store.layers, selector)]
+        for selector in selectors
+    }
     name = str(store.attrs["model"])
     learned = [
-        _Features(name, "+".join(g) if len(g) < 4 else f"{g[0]}..{g[-1]}",
-                  store.matrix(g, feature, pool)[0])
-        for g in groups
-    ]  # fmt: skip
+        _Features(name, label, store.matrix(group, feature, pool)[0])
+        for label, group in groups.items()
+    ]
     random = _random_init(store, images, groups, feature, pool, seed)
     pixels = images.reshape(len(images), -1).astype(np.float32)
     controls = [_Features("pixels", None, pixels)]
@@ -223,7 +228,7 @@ def _pca(pixels: Array, split: _Split, dims: Sequence[int]) -> list[_Features]:
 def _random_init(
     store: LatentStore,
     images: Array,
-    groups: Sequence[Sequence[str]],
+    groups: Mapping[str, Sequence[str]],
     feature: str,
     pool: str | None,
     seed: int,
@@ -232,7 +237,7 @@ def _random_init(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = VDVAE(ModelConfig.from_json(store.attrs["config"])).eval()
-    names = [name for group in groups for name in group]
+    names = sorted({name for group in groups.values() for name in group})
     parts: dict[str, list[Array]] = {name: [] for name in names}
     for start in range(0, len(images), 32):
         batch, ids = images[start : start + 32], store.ids[start : start + 32]
@@ -245,10 +250,9 @@ def _random_init(
             parts[name].append(value.reshape(len(batch), -1))
     stacked = {name: np.concatenate(values) for name, values in parts.items()}
     return [
-        _Features("random-init", group[0] if len(group) == 1 else f"{group[0]}..{group[-1]}",
-                  np.concatenate([stacked[name] for name in group], axis=1))
-        for group in groups
-    ]  # fmt: skip
+        _Features("random-init", label, np.concatenate([stacked[name] for name in group], axis=1))
+        for label, group in groups.items()
+    ]
 
 
 def _score(

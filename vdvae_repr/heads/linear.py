@@ -123,15 +123,17 @@ class _Reduced:
             values, vectors = np.linalg.eigh(A @ A.T)
             keep = values > 1e-12 * max(values[-1], 1e-300)
             length = np.sqrt(values[keep])
-            self.rotation = A.T @ (vectors[:, keep] / length)  # (D, r), orthonormal columns
+            self.basis = A  # the span's axes are A.T @ rotation, (D, r), which is never made
+            self.rotation = vectors[:, keep] / length
             self.Z = vectors[:, keep] * length
         else:
+            self.basis = np.eye(A.shape[1])
             _, self.rotation = np.linalg.eigh(A.T @ A)
             self.Z = A @ self.rotation
 
     def project(self, X: NDArray[Any]) -> Matrix:
         """Map samples (N, D) to (N, r)."""
-        Z: Matrix = ((X - self.mean) / self.scale) @ self.rotation
+        Z: Matrix = ((X - self.mean) / self.scale) @ self.basis.T @ self.rotation
         return Z
 
     def path(
