@@ -1,10 +1,13 @@
+import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 import vdvae_repr as vr
-from vdvae_repr import cli
+from vdvae_repr.config import preset_path
 
 
 def run(*arguments, cwd=None):
@@ -56,11 +59,17 @@ def test_bad_input_is_one_line_and_exit_2(arguments, message, tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_interrupt_is_exit_130(monkeypatch):
-    def interrupted():
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "app", interrupted)
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 130
+def test_interrupt_is_exit_130_and_one_line(tmp_path):
+    command = [sys.executable, "-m", "vdvae_repr.cli", "train", "faces64.toml", "--out", "r"]
+    shutil.copy(preset_path("faces64"), tmp_path)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    while process.poll() is None and not (tmp_path / "r" / "log.jsonl").is_file():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "--resume" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    assert list((tmp_path / "r" / "checkpoints").glob("step-*"))

@@ -192,7 +192,8 @@ def evaluate(
     data_root: DataRoot = None,
     download: Download = False,
     split: Annotated[
-        str | None, typer.Option(help="train, val or test; every image if not given.")
+        str | None,
+        typer.Option(help="train, val, test, or a run's held-back; every image if not given."),
     ] = None,
     crop: Annotated[int | None, typer.Option(help="Central square to take first, pixels.")] = None,
     iw: Annotated[int, typer.Option(min=0, help="Draws of the importance-weighted bound.")] = 0,
@@ -208,12 +209,18 @@ def evaluate(
     from tqdm import tqdm
 
     import vdvae_repr as vr
+    from vdvae_repr.config import load_config
     from vdvae_repr.data.sources import open_source
+    from vdvae_repr.training.draws import mark_held_back
+    from vdvae_repr.training.evaluate import join_processes
 
-    net, source = (
-        vr.load(model, preset=preset, device=device),
-        open_source(data, root=data_root, download=download),
-    )
+    source = open_source(data, root=data_root, download=download)
+    if split == "held-back":
+        config = load_config(Path(model) / "config.toml")
+        if config.train is None:
+            raise TaskError(f"--split held-back: {model} holds no recipe; give a run folder")
+        source = mark_held_back(source, config.train)
+    net = vr.load(model, preset=preset, device=join_processes(device))
     with tqdm(unit="img", disable=not (sys.stderr.isatty() and _is_main_process())) as bar:
         found = vr.evaluate(
             net, source, split=split, crop=crop, batch_size=batch_size, importance_samples=iw,
@@ -344,9 +351,13 @@ def main() -> None:
             raise
         _log(f"vdvae-repr: {error}")
         sys.exit(143 if isinstance(error, Terminated) else 2)
-    except KeyboardInterrupt:
-        _log("vdvae-repr: interrupted; what is finished is kept, rerun the same command to resume")
-        sys.exit(130)
+    except SystemExit as stopped:
+        if stopped.code == 130:  # typer's, after Ctrl-C
+            _log(
+                "vdvae-repr: interrupted; what is finished is kept: rerun the same command to go on "
+                "(train: with --resume)"
+            )
+        raise
 
 
 if __name__ == "__main__":

@@ -193,7 +193,9 @@ class TrainConfig:
         ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"train.{name} must be above 0, found {getattr(self, name)}")
-        if not 0 <= self.ema_rate < 1 or not math.isfinite(self.lr):
+        if not math.isfinite(self.lr):
+            raise ConfigError(f"train.lr must be finite, found {self.lr}")
+        if not 0 <= self.ema_rate < 1:
             raise ConfigError(f"train.ema_rate must be in [0, 1), found {self.ema_rate}")
         for name in ("warmup_steps", "kl_warmup_steps", "weight_decay", "keep_every"):
             if getattr(self, name) < 0:

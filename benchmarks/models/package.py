@@ -8,7 +8,6 @@ held back from the run; pictures are of samples and of toy faces, so that no one
 """
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from vdvae_repr.config import load_config
 from vdvae_repr.data.sheet import save_sheet
 from vdvae_repr.data.sources import open_source
 from vdvae_repr.model.checkpoint import WEIGHTS_FOLDER, save
-from vdvae_repr.training.draws import split_indices
+from vdvae_repr.training.draws import mark_held_back, split_indices
 
 TEMPERATURES = (1.0, 0.9, 0.8, 0.7, 0.5)
 PICTURES = Path(__file__).parents[2] / "docs" / "models"
@@ -52,9 +51,7 @@ def main() -> None:
     path = WEIGHTS_FOLDER / f"{options.name}.safetensors"
     save(trained, path, record=record, dtype=torch.float16)
     model = vr.load(path)
-    splits = np.full(len(source), "train", dtype=object)
-    splits[held] = "val"
-    found = vr.evaluate(model, dataclasses.replace(source, splits=tuple(splits)), split="val")
+    found = vr.evaluate(model, mark_held_back(source, config.train), split="held-back")
     low, high = found.bits_per_dim_interval
     print(f"{path.stat().st_size / 1e6:.1f} MB; {last['step']} steps, {last['images_seen']} images")
     print(

@@ -11,6 +11,7 @@ import torch
 
 import vdvae_repr as vr
 from vdvae_repr.config import TrainConfig
+from vdvae_repr.model.preprocessing import to_input
 from vdvae_repr.model.vdvae import VDVAE, seeded_noise
 from vdvae_repr.training.optimisation import Optimisation
 from vdvae_repr.training.trainer import compile_blocks
@@ -79,6 +80,36 @@ def test_compiled_blocks_give_the_same_gradients(tiny, images):
 def test_channels_last_gives_the_same_gradients(tiny, images):
     plain = gradients(copy_of(tiny), images)
     close(plain, gradients(copy_of(tiny).to(memory_format=torch.channels_last), images), 1e-4)
+
+
+def test_bf16_leaves_gaussians_and_likelihood_in_float32(tiny, images):
+    tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
+    noise = seeded_noise(0, [str(i) for i in range(12)], tiny.device)
+    convolved = []
+    hook = tiny.top_down.blocks[2].resnet.c2.register_forward_hook(
+        lambda module, inputs, output: convolved.append(output.dtype)
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        layers, _, _ = tiny.infer(to_input(tensor, tiny.config), noise)
+        elbo = tiny(tensor, noise)
+    hook.remove()
+    assert set(convolved) == {torch.bfloat16}
+    fields = ("mean", "log_std", "prior_mean", "prior_log_std", "kl")
+    assert {getattr(layer, f).dtype for layer in layers for f in fields} == {torch.float32}
+    assert {elbo.distortion.dtype, elbo.kl.dtype} == {torch.float32}
+
+
+def test_the_rate_may_be_weighted_in_slowly(tiny):
+    recipe = TrainConfig(steps=9, batch_size=12, lr=1e-3, kl_warmup_steps=4)
+    optimisation = Optimisation(copy_of(tiny), recipe)
+    weights = []
+    for _ in range(6):
+        weights.append(optimisation.rate_weight)
+        optimisation.update(1.0, False)
+    assert weights == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert (
+        Optimisation(copy_of(tiny), dataclasses.replace(recipe, kl_warmup_steps=0)).rate_weight == 1
+    )
 
 
 def test_transposed_unpooling_is_learned(tiny, images):

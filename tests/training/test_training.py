@@ -8,16 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import vdvae_repr as vr
 from vdvae_repr.config import load_config
 from vdvae_repr.data.sources import open_source
-from vdvae_repr.training.draws import joint_noise, ordered, split_indices
+from vdvae_repr.training.checkpoints import checkpoint_steps
+from vdvae_repr.training.draws import joint_noise, mark_held_back, ordered, split_indices
 
 TOML = """
 [model]
@@ -245,6 +248,12 @@ def test_a_full_disk_leaves_the_last_checkpoint(toml, photos, tmp_path):
 def test_what_cannot_be_trained_is_refused(toml, photos, tmp_path):
     with pytest.raises(vr.DataError, match="hold back, found 1 and 0"):
         trained(toml, np.zeros((1, 16, 16, 3), np.uint8), tmp_path / "r")
+    with pytest.raises(vr.DataError, match="expected images, found none"):
+        trained(toml, np.zeros((0, 16, 16, 3), np.uint8), tmp_path / "r")
+    with pytest.raises(vr.ConfigError, match="cpu or cuda, found 'abacus'"):
+        trained(toml, photos, tmp_path / "r", device="abacus")
+    with pytest.raises(vr.TrainingError, match="cannot be written"):
+        trained(toml, photos, photos)
     with pytest.raises(vr.ConfigError, match="divisible by 1 processes x 3"):
         trained(toml, photos, tmp_path / "r", accumulate=3)
     with pytest.raises(vr.ConfigError, match="device"):
@@ -407,8 +416,101 @@ def test_layers_are_probed_during_training(toml, tmp_path):
 
 
 def test_how_long_the_data_kept_the_step_waiting_is_logged(toml, photos, tmp_path):
-    trained(toml, photos, tmp_path / "r")
-    assert all(0 <= row["data_wait"] < 1 for row in log(tmp_path / "r"))
+    source = open_source(photos)
+
+    def slowly(index):
+        time.sleep(0.05)
+        return source.reader(index)
+
+    trained(toml, photos, tmp_path / "fast", "train.steps=10")
+    trained(toml, replace(source, reader=slowly), tmp_path / "slow", "train.steps=10")
+    fast, slow = ([row["data_wait"] for row in log(tmp_path / name)] for name in ("fast", "slow"))
+    assert 0 <= fast[-1] < 0.5 < slow[0] < 1
+
+
+def test_early_evaluations_and_their_sheets(toml, photos, tmp_path):
+    trained(toml, photos, tmp_path / "r", "train.steps=20")
+    scored = [row["step"] for row in log(tmp_path / "r") if "held_back_bits_per_dim" in row]
+    assert scored == [1, 8, 16, 20]
+    sheets = sorted((tmp_path / "r" / "samples").iterdir())
+    assert [sheet.name for sheet in sheets] == [f"step-{step:08d}.png" for step in scored]
+    sheet = np.asarray(Image.open(sheets[-1]))
+    source = open_source(photos)
+    _, held = split_indices(source, load_config(toml).train)
+    originals = np.concatenate([source.reader(i) for i in held[:8]], axis=1)
+    assert sheet.shape == (
+        11 * 16,
+        4 * 16,
+        3,
+    )  # 4 held back; 6 times first k layers, 4 temperatures
+    assert np.array_equal(sheet[:16], originals)
+
+
+def test_channels_last_resumes_bit_identical(toml, photos, tmp_path):
+    trained(toml, photos, tmp_path / "whole", "train.steps=20", channels_last=True)
+    trained(toml, photos, tmp_path / "r", "train.steps=10", channels_last=True)
+    trained(toml, photos, tmp_path / "r", "train.steps=20", channels_last=True, resume=True)
+    same(final(tmp_path / "whole", 20), final(tmp_path / "r", 20))
+
+
+def test_another_crop_or_division_is_not_resumed(toml, photos, tmp_path):
+    trained(toml, photos, tmp_path / "r", "train.steps=10")
+    with pytest.raises(vr.TrainingError, match="another crop"):
+        trained(toml, photos, tmp_path / "r", "train.steps=20", resume=True, crop=8)
+    with pytest.raises(vr.ConfigError, match=r"train\.hold_back"):
+        trained(
+            toml, photos, tmp_path / "r", "train.steps=20", "train.hold_back='labels'", resume=True
+        )
+
+
+def test_checkpoints_kept(toml, photos, tmp_path):
+    options = ("train.checkpoint_every=10", "train.keep_every=15")
+    trained(toml, photos, tmp_path / "r", "train.steps=50", *options)
+    assert checkpoint_steps(tmp_path / "r" / "checkpoints") == [15, 30, 45, 50]
+
+
+def test_damaged_checkpoints_do_not_push_out_whole_ones(toml, photos, tmp_path):
+    folder = tmp_path / "r" / "checkpoints"
+    options = ("train.checkpoint_every=10", "train.keep_last=3")
+    trained(toml, photos, tmp_path / "r", "train.steps=40", *options)
+    for step in (30, 40):
+        (folder / f"step-{step:08d}" / "model.safetensors").write_bytes(b"")
+    (folder / "step-00000030.bak").mkdir()
+    trained(toml, photos, tmp_path / "r", "train.steps=25", *options, resume=True)
+    assert checkpoint_steps(folder) == [20, 25, 30, 40]
+
+
+def test_a_loss_that_is_not_finite_on_any_rank_moves_no_rank(toml, photos, tmp_path):
+    """Rank 1 alone draws NaN at step 2: both skip that update, and go on equal."""
+    script = tmp_path / "spoiled.py"
+    script.write_text(f"""
+import os, torch, vdvae_repr as vr
+from vdvae_repr.config import load_config
+from vdvae_repr.training import trainer
+drawn = trainer.joint_noise
+def spoiled(seed, step, *rest):
+    noise = drawn(seed, step, *rest)
+    bad = step == 2 and os.environ["RANK"] == "1"
+    return (lambda layer: noise(layer) * torch.nan) if bad else noise
+trainer.joint_noise = spoiled
+config = load_config({str(toml)!r}, ["train.steps=4", "train.log_every=1"])
+vr.train(config, {str(photos)!r}, {str(tmp_path / "r")!r})
+""")
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script],
+        check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert [row["skipped"] for row in log(tmp_path / "r")] == [0, 0, 1, 1]
+    assert all(torch.isfinite(value).all() for value in final(tmp_path / "r", 4).values())
+
+
+def test_what_was_held_back_can_be_scored(toml, photos, tmp_path):
+    trained(toml, photos, tmp_path / "r", "train.steps=10")
+    source = mark_held_back(open_source(photos), load_config(toml).train)
+    found = vr.evaluate(vr.load(tmp_path / "r"), source, split="held-back")
+    assert found.images == 4
+    expected = log(tmp_path / "r")[-1]["held_back_bits_per_dim"]
+    assert found.bits_per_dim == pytest.approx(expected, rel=1e-5)
 
 
 def test_engine_options_change_rounding_alone(toml, photos, tmp_path):

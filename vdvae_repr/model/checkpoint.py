@@ -149,7 +149,9 @@ def read_th(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: holds pickled code or objects other than tensors; refused, nothing was run"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except (RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path}: expected a dictionary, found {type(state).__name__}")

@@ -489,7 +489,7 @@ class VDVAE(nn.Module):
             shown = "; ".join(differences[:3])
             raise CheckpointError(
                 f"{where}: weights of another architecture: {shown} "
-                f"({len(differences)} differences); name the preset they were trained with"
+                f"({len(differences)} differences); give the preset or [model] table they were trained with"
             )
         self.load_state_dict(weights)
         return self

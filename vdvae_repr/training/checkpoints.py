@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,7 +97,8 @@ def read_start(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], int]:
     """
     path = Path(path)
     if not path.name.endswith("-model.th"):
-        weights = load(path).state_dict()
+        published = path.suffix in (".th", ".pt", ".pth")
+        weights = from_published_names(read_th(path)) if published else load(path).state_dict()
         return {"model": weights, "average": weights, "adamw": {}}, 0
     average, moments, log = (
         path.with_name(path.name.removesuffix("-model.th") + ending)
@@ -144,12 +146,16 @@ def _published_moments(path: Path, weights: Mapping[str, Tensor]) -> dict[str, T
 
 def checkpoint_steps(folder: Path) -> list[int]:
     """Return the steps of the checkpoints there, ascending."""
-    return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
+    names = (path.name for path in folder.glob("step-*"))
+    return sorted(int(name[5:]) for name in names if re.fullmatch(r"step-\d{8}", name))
 
 
-def prune(folder: Path, keep_last: int, keep_every: int) -> None:
-    """Remove checkpoints but the newest `keep_last` and those of steps that `keep_every` divides."""
-    for step in checkpoint_steps(folder)[:-keep_last]:
+def prune(folder: Path, step: int, keep_last: int, keep_every: int) -> None:
+    """Remove checkpoints but the `keep_last` up to `step` and those of steps that `keep_every` divides.
+
+    Later ones, which a resumed run passed over as damaged, count for nothing.
+    """
+    for step in [found for found in checkpoint_steps(folder) if found <= step][:-keep_last]:
         if not (keep_every and step % keep_every == 0):
             shutil.rmtree(folder / f"step-{step:08d}")
 

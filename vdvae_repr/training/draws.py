@@ -6,6 +6,7 @@ resumed, and a run does not depend on how its batch is divided.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -49,6 +50,14 @@ def split_indices(source: Source, recipe: TrainConfig) -> tuple[NDArray[np.intp]
     return usable, held
 
 
+def mark_held_back(source: Source, recipe: TrainConfig) -> Source:
+    """Return the source with splits `train` and `held-back`, as a run of this recipe divides it."""
+    splits = np.full(len(source), "", dtype=object)
+    for name, indices in zip(("train", "held-back"), split_indices(source, recipe), strict=True):
+        splits[indices] = name
+    return replace(source, splits=tuple(splits))
+
+
 def ordered(count: int, position: int, size: int, seed: int) -> NDArray[np.intp]:
     """Return items position .. position + size - 1 of the endless sequence of shuffled epochs, (size,)."""
     places = np.arange(position, position + size)
@@ -70,7 +79,10 @@ def flipped(seed: int, step: int, size: int) -> NDArray[np.bool_]:
 
 
 def joint_noise(seed: int, step: int, size: int, rows: slice, device: torch.device) -> Noise:
-    """Return draws for some rows of a joint batch, the same however it is divided."""
+    """Return draws for some rows of a joint batch, the same however it is divided.
+
+    A layer's draws are made for the whole joint batch each time: that costs time, never memory.
+    """
     word = int(np.random.SeedSequence((seed, 3, step)).generate_state(1, np.uint64)[0] >> 1)
     generator = torch.Generator(device).manual_seed(word)
     return lambda layer: torch.randn((size, *layer.shape), generator=generator, device=device)[rows]

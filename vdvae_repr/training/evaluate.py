@@ -77,8 +77,8 @@ def evaluate(
 ) -> Evaluation:
     """Score every image of a split, once each; noise depends on seed, image id and layer alone.
 
-    The result does not depend on the batch size beyond rounding, nor on the number of processes: under
-    torchrun each scores a share of the batches, and each returns the whole result.
+    The result does not depend on the batch size beyond rounding, nor on the number of processes: those
+    that `join_processes` joined each score a share of the batches, and each returns the whole result.
 
     Args:
         model: in eval mode.
@@ -121,7 +121,7 @@ def score(
     progress: Callable[[int], object] = lambda count: None,
 ) -> Scores:
     """Return the likelihood's terms of some images; processes share the batches and all get everything."""
-    rank, world = _process(model.device)
+    rank, world = _process()
     layers = len(model.layers)
     zdim = model.config.zdim
     # Rows that other processes score stay 0 here, so that a sum over processes puts all together exactly.
@@ -159,10 +159,16 @@ def score(
     )  # fmt: skip
 
 
-def _process(device: torch.device) -> tuple[int, int]:
-    """Return this process's rank and the number of processes, joining those of torchrun first."""
-    if torch.distributed.is_torchelastic_launched() and not torch.distributed.is_initialized():
-        PartialState(cpu=device.type == "cpu")
+def join_processes(device: str) -> str:
+    """Join the other processes under torchrun, and return this one's device, `cuda` with its number."""
+    if not torch.distributed.is_torchelastic_launched():
+        return device
+    state = PartialState(cpu=device == "cpu")
+    return str(state.device) if device == "cuda" else device
+
+
+def _process() -> tuple[int, int]:
+    """Return this process's rank and the number of processes."""
     if not torch.distributed.is_initialized():
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()

@@ -92,3 +92,6 @@ class Optimisation:
                 state[index] = {key: tensors["adamw"][f"{key}.{name}"] for key in keys}
         groups = self.adamw.state_dict()["param_groups"]
         self.adamw.load_state_dict({"state": state, "param_groups": groups})
+        for parameter, entry in self.adamw.state.items():
+            for key in ("exp_avg", "exp_avg_sq"):  # the fused update wants the parameter's layout
+                entry[key] = torch.empty_like(parameter).copy_(entry[key])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import math
 import signal
 import threading
@@ -40,6 +42,7 @@ from vdvae_repr.training.optimisation import Optimisation
 from vdvae_repr.training.watch import Probe, Watch, named_terms
 
 SKIPS_IN_A_ROW = 50
+FIXED = ("train.seed", "train.hold_back")  # of a run that is resumed
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 EARLY = {1} | {2**power for power in range(3, 14)}  # openai/vdvae train.py
 
@@ -118,14 +121,21 @@ def train(
     found = _find_run(config, out, resume, changed)
     source = open_source(data)
     trained, held = split_indices(source, recipe)
-    identity = {"images": len(trained), "source": source.fingerprint()}
+    identity = {
+        "source": source.fingerprint(),
+        "images": hashlib.sha256(trained.astype(np.int64).tobytes()).hexdigest(),
+        "crop": crop,
+    }
 
     torch.manual_seed(recipe.seed)
     model = VDVAE(config.model, name=name).to(accelerator.device)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     if unknown := set(recompute) - {spec.resolution for spec in model.layers}:
-        raise ConfigError(f"recompute: the model has no layers at {sorted(unknown)}")
+        there = sorted({spec.resolution for spec in model.layers})
+        raise ConfigError(
+            f"recompute: the model has no layers at {sorted(unknown)}; it has some at {there}"
+        )
     optimisation = Optimisation(model, recipe)
     images_seen = 0
     if found is not None:
@@ -133,8 +143,11 @@ def train(
         optimisation.restore(tensors, str(out / "checkpoints"))
         optimisation.step, optimisation.skipped = state["step"], state["skipped"]
         images_seen = state["images_seen"]
-        if any(state[key] != value for key, value in identity.items()):
-            raise TrainingError(f"{out}: was trained on other data than {source.name}; give those")
+        if other := [key for key, value in identity.items() if state[key] != value]:
+            raise TrainingError(
+                f"{out}: was trained on other data than {source.name} (another {' and '.join(other)}); "
+                "give what it was trained on"
+            )
         if optimisation.step >= recipe.steps:
             if accelerator.is_main_process:
                 progress(f"{out}: finished at step {optimisation.step}; nothing to do")
@@ -158,22 +171,20 @@ def train(
     watch = Watch(
         out=out, config=config, recipe=recipe, accelerator=accelerator,
         average=optimisation.average, source=source, preprocessing=preprocessing,
-        held=held.tolist(), probe=probe, progress=progress,
+        held=held.tolist(), probe=probe, batch_size=min(16, share), progress=progress,
     )  # fmt: skip
     run = _Run(
         config=config, recipe=recipe, out=out, accelerator=accelerator, optimisation=optimisation,
         watch=watch, source=source, preprocessing=preprocessing, identity=identity, trained=trained,
         precision=precision, accumulate=accumulate, channels_last=channels_last,
-        recompute=frozenset(recompute), share=share, images_seen=images_seen,
+        recompute=frozenset(recompute), share=share, images_seen=images_seen, init_from=init_from,
     )  # fmt: skip
+    watch.open(optimisation.step)
     try:
-        watch.open(optimisation.step)
         with _signals() as stopped:
             run.loop(stopped)
     except (OSError, SafetensorError) as error:
-        raise TrainingError(
-            f"{out}: {error}; the last checkpoint is whole, go on with --resume"
-        ) from error
+        raise TrainingError(f"{out}: {error}; {run.last_checkpoint()}") from error
     except torch._dynamo.exc.TorchDynamoException as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TrainingError(f"torch.compile failed ({reason}); train without it") from error
@@ -200,6 +211,7 @@ class _Run:
     recompute: frozenset[int]
     share: int
     images_seen: int
+    init_from: str | Path | None
 
     def loop(self, stopped: list[int]) -> None:
         """Update until the last step, a signal, or too many skips."""
@@ -217,7 +229,7 @@ class _Run:
             waited += time.perf_counter() - started
             stats = self.forward_backward(model, batch, stopped)
             norm = optimisation.clip()
-            finite, stop = stats["finite"], stats["stop"]
+            finite, stop = stats["finite"] and math.isfinite(norm), stats["stop"]
             taken = optimisation.update(norm, finite)
             seconds += time.perf_counter() - started
             self.images_seen += recipe.batch_size
@@ -225,7 +237,8 @@ class _Run:
             if finite:
                 recent.append(stats["terms"])
             step = optimisation.step
-            due = step % recipe.checkpoint_every == 0 or step == recipe.steps or stop != 0
+            kept = recipe.keep_every > 0 and step % recipe.keep_every == 0
+            due = step % recipe.checkpoint_every == 0 or kept or step == recipe.steps or stop != 0
             probing = watch.probe is not None and step % watch.probe.every == 0
             logging = due or probing or step % recipe.log_every == 0 or step in EARLY
             if logging or skips == SKIPS_IN_A_ROW:
@@ -323,9 +336,15 @@ class _Run:
             }
             folder = self.out / "checkpoints"
             write_checkpoint(folder, optimisation.step, optimisation.tensors(), state)
-            prune(folder, self.recipe.keep_last, self.recipe.keep_every)
+            prune(folder, optimisation.step, self.recipe.keep_last, self.recipe.keep_every)
             record = {
                 "config": self.config.to_toml(),
+                "data": self.source.name,
+                "data_sha256": self.identity["source"],
+                "crop": self.preprocessing.crop,
+                "precision": self.precision,
+                "init_from": None if self.init_from is None else Path(self.init_from).name,
+                "version": importlib.metadata.version("vdvae-repr"),
                 "images": len(self.trained),
                 "images_held_back": len(self.watch.held),
                 **row,
@@ -334,17 +353,20 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
     def _stuck(self, norm: float, finite: bool) -> str:
-        kept = checkpoint_steps(self.out / "checkpoints")
-        remedy = f"the last checkpoint is step {kept[-1]}" if kept else "there is no checkpoint yet"
         if not finite:
             return (
-                f"the loss was not finite for {SKIPS_IN_A_ROW} updates in a row; lower train.lr "
-                f"({self.recipe.lr:g}) or look at the data; {remedy}"
+                f"the loss or its gradient was not finite for {SKIPS_IN_A_ROW} updates in a row; lower "
+                f"train.lr ({self.recipe.lr:g}) or look at the data; {self.last_checkpoint()}"
             )
         return (
             f"{SKIPS_IN_A_ROW} updates in a row were skipped: gradient norm {norm:.4g}, expected below "
-            f"train.skip_threshold {self.recipe.skip_threshold:g}; raise that; {remedy}"
+            f"train.skip_threshold {self.recipe.skip_threshold:g}; raise that; {self.last_checkpoint()}"
         )
+
+    def last_checkpoint(self) -> str:
+        """Say from where the run can go on."""
+        steps = checkpoint_steps(self.out / "checkpoints")
+        return f"--resume goes on from step {steps[-1]}" if steps else "there is no checkpoint yet"
 
 
 def _accelerator(device: str, log_with: str | None, out: Path) -> Accelerator:
@@ -354,11 +376,16 @@ def _accelerator(device: str, log_with: str | None, out: Path) -> Accelerator:
             f"log_with: expected an installed tracker, {' or '.join(trackers) or 'of which there is none'}, "
             f"found {log_with!r}; install it with pip"
         )
-    accelerator = Accelerator(cpu=device == "cpu", log_with=log_with, project_dir=out)
-    if accelerator.device.type != torch.device(device).type:
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device: expected cpu or cuda, found {device!r}") from error
+    accelerator = Accelerator(cpu=wanted.type == "cpu", log_with=log_with, project_dir=out)
+    here = accelerator.device
+    if here.type != wanted.type or wanted.index not in (None, here.index):
         raise ConfigError(
-            f"device {device} cannot be used: this process has {accelerator.device}; "
-            "give that, or start a new process"
+            f"device {device} cannot be used: this process has {here}; give that, choose a card with "
+            "CUDA_VISIBLE_DEVICES, or start a new process"
         )
     return accelerator
 
@@ -382,9 +409,7 @@ def _find_run(
         raise TrainingError(f"{out}: already holds a run; add --resume, or choose another --out")
     differing = config.differences(load_config(out / "config.toml"))
     refused = [
-        key
-        for key in differing
-        if key not in changed or key.startswith("model.") or key == "train.seed"
+        key for key in differing if key not in changed or key.startswith("model.") or key in FIXED
     ]
     if refused:
         raise ConfigError(

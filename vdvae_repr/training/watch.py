@@ -18,7 +18,7 @@ from torch import Tensor
 from vdvae_repr.config import Config, TrainConfig
 from vdvae_repr.data.sheet import save_sheet
 from vdvae_repr.data.sources import Preprocessing, Source, read_images
-from vdvae_repr.errors import TaskError
+from vdvae_repr.errors import TaskError, TrainingError
 from vdvae_repr.heads.neighbors import NearestNeighbor
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.model.vdvae import VDVAE
@@ -91,28 +91,42 @@ class Watch:
     held: Sequence[int]
     """Images held back, in an order drawn from the seed."""
     probe: Probe | None
+    batch_size: int
+    """Images a forward pass, when scoring."""
     progress: Callable[[str], None]
 
     def open(self, step: int) -> None:
-        """Write the config; cut the log back to the step that the run goes on from; start the tracker."""
+        """Write the config; cut the log back to the step that the run goes on from; start the tracker.
+
+        Raises:
+            TrainingError: the run folder cannot be written.
+        """
+        self.accelerator.wait_for_everyone()  # each has read the config that was there
         if self.accelerator.is_main_process:
-            self.out.mkdir(parents=True, exist_ok=True)
-            (self.out / "config.toml").write_text(self.config.to_toml(), encoding="utf-8")
-            path = self.out / "log.jsonl"
-            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-            kept = []
-            for line in lines:
-                try:
-                    if json.loads(line)["step"] <= step:
-                        kept.append(line + "\n")
-                except ValueError:  # half a line, where the run was killed
-                    break
-            aside = path.with_suffix(".part")
-            aside.write_text("".join(kept), encoding="utf-8")
-            aside.replace(path)
+            try:
+                self.out.mkdir(parents=True, exist_ok=True)
+                _write_aside(self.out / "config.toml", self.config.to_toml())
+                self._cut_log(step)
+            except OSError as error:
+                raise TrainingError(
+                    f"{self.out}: the run folder cannot be written ({error.strerror}); "
+                    "make room, or choose another --out"
+                ) from error
         if self.accelerator.log_with:
             self.accelerator.init_trackers(self.average.name, dict(_flat(asdict(self.config))))
         self.accelerator.wait_for_everyone()
+
+    def _cut_log(self, step: int) -> None:
+        path = self.out / "log.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        kept = []
+        for line in lines:
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except ValueError:  # half a line, where the run was killed
+                break
+        _write_aside(path, "".join(kept))
 
     def close(self) -> None:
         """Let the tracker write what it holds."""
@@ -122,7 +136,14 @@ class Watch:
     def evaluate(self, step: int) -> dict[str, Any]:
         """Score the moving average on held-back images, 512 at most, and write a sample sheet."""
         held, seed = self.held[:LOOKED_AT], self.recipe.seed
-        scores = score(self.average, self.source, self.preprocessing, held, seed=seed)
+        scores = score(
+            self.average,
+            self.source,
+            self.preprocessing,
+            held,
+            batch_size=self.batch_size,
+            seed=seed,
+        )
         terms = torch.cat([scores.distortion[:, None], scores.kl], dim=1).mean(dim=0)
         if self.accelerator.is_main_process:
             self._samples(step)
@@ -156,7 +177,7 @@ class Watch:
             line += f"  probe {row['probe_accuracy'][best]:.3f} at {best}"
         line += f"  {speed:.1f} images/s"
         if speed:
-            eta = (steps - step) * row["images_seen"] / step / speed
+            eta = (steps - step) * self.recipe.batch_size / speed
             line += f"  ETA {eta // 3600:.0f}:{eta // 60 % 60:02.0f}:{eta % 60:02.0f}"
         self.progress(f"{line}  {row['skipped']} skipped")
 
@@ -174,6 +195,13 @@ class Watch:
         folder = self.out / "samples"
         folder.mkdir(exist_ok=True)
         save_sheet(np.concatenate(rows), folder / f"step-{step:08d}.png", columns=count)
+
+
+def _write_aside(path: Path, text: str) -> None:
+    """Write a file whole: beside its place, then renamed."""
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
 
 
 def named_terms(terms: Tensor, layers: Sequence[LayerSpec], dims: int) -> dict[str, Any]:
