@@ -92,6 +92,10 @@ def test_bootstrap_knows_equal_from_different():
 def test_joint_rows_hold_the_layers_of_each_selector(tiny, tmp_path):
     store = vr.extract(tiny, people(6), tmp_path / "s.h5", layers="<=8x8")
     found = vr.run_task("face_id", store, layers=["<=4x4", "8x8"], joint=True)
+    nearest = vr.run_task("face_id", store, layers="8x8", heads=["nearest-neighbor"])
+    assert {row.head for row in nearest} == {"nearest-neighbor"}
+    with pytest.raises(vr.TaskError, match="unknown head 'forest'"):
+        vr.run_task("face_id", store, heads=["forest"])
     ours = [row for row in found if row.model == "tiny" and row.metric == "rank1"]
     assert [row.layer for row in ours] == ["<=4x4", "8x8"] * 2
     dims = [sum(spec.num_dims for spec in group) for group in (

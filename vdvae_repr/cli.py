@@ -106,6 +106,7 @@ def probe(
     feature: Annotated[str, typer.Option(help="A stored feature.")] = "mean",
     pool: Annotated[str | None, typer.Option(help="avg or avg:GRID.")] = None,
     joint: Annotated[bool, typer.Option(help="The layers of each --layer as one vector.")] = False,
+    head: Annotated[list[str] | None, typer.Option(help="nearest-neighbor, linear-lbfgs.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results.jsonl, .csv.")] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
     seed: Seed = 0,
@@ -113,11 +114,13 @@ def probe(
     """Measure what each layer is worth, with controls."""
     import vdvae_repr as vr
     from vdvae_repr import results
+    from vdvae_repr.tasks import HEADS
 
     store = vr.LatentStore.open(latents)
     show = _log if sys.stderr.isatty() else (lambda line: None)
     rows = vr.run_task(
-        task, store, layers=layer, feature=feature, pool=pool, joint=joint, seed=seed,
+        task, store, layers=layer, feature=feature, pool=pool, joint=joint,
+        heads=head or HEADS, seed=seed,
         notice=_log, progress=show,
     )  # fmt: skip
     print(results.to_json_lines(rows) if json_lines else results.table(rows, "rank1"), end="\n")

@@ -26,6 +26,7 @@ from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.results import Result
 
 TASKS = ("face_id",)
+HEADS = ("nearest-neighbor", "linear-lbfgs")
 RESAMPLES = 10_000
 
 Array = NDArray[Any]
@@ -69,6 +70,7 @@ def run_task(
     feature: str = "mean",
     pool: str | None = None,
     joint: bool = False,
+    heads: Sequence[str] = HEADS,
     seed: int = 0,
     notice: Callable[[str], None] = lambda line: None,
     progress: Callable[[str], None] = lambda line: None,
@@ -83,6 +85,7 @@ def run_task(
         pool: None, "avg" or "avg:GRID".
         joint: take the layers that a selector names together, as one feature vector; several selectors
             make several rows, of which one is chosen.
+        heads: of `HEADS`.
         seed: of folds, shuffling, random initialisation and bootstrap.
         notice: receives what the reader must know (the split, images left out).
         progress: receives what is being scored.
@@ -92,6 +95,8 @@ def run_task(
     """
     if task not in TASKS:
         raise TaskError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
+    if unknown := [head for head in heads if head not in HEADS]:
+        raise TaskError(f"unknown head {unknown[0]!r}; the heads are {', '.join(HEADS)}")
     split = closed_set_split(store)
     notice(split.notice)
     if not store.has_images:
@@ -119,7 +124,7 @@ def run_task(
     controls += _pca(pixels, split, [f.X.shape[1] for f in learned])
 
     rows: list[Result] = []
-    for head in ("nearest-neighbor", "linear-lbfgs"):
+    for head in heads:
         scored = []
         for candidate in [*learned, *controls, *random]:
             progress(f"{head}: {candidate.model} {candidate.layer or candidate.X.shape[1]}")
