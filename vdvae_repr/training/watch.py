@@ -24,9 +24,7 @@ from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.training.evaluate import score
 
-LOOKED_AT = (
-    512  # held-back or labelled images, at most, in an evaluation or a probe during training
-)
+LOOKED_AT = 512  # images, at most, in an evaluation or a probe during training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +35,7 @@ class Probe:
     """Steps between probes."""
     source: Source
     indices: Sequence[int]
-    """Labelled images, each of a label that occurs more than once."""
+    """Labelled images, at most 512."""
     layers: tuple[LayerSpec, ...]
 
     @classmethod
