@@ -49,6 +49,7 @@ def test_extract_then_probe_as_a_new_user_would(tmp_path):
         (["extract", "--layer", "7x7"], "no layer matches '7x7'"),
         (["extract", "--model", "face64"], "did you mean 'faces64'"),
         (["probe"], "vdvae-repr extract"),
+        (["evaluate", "--split", "held-back"], "expected a run folder as --model, found faces64"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(arguments, message, tmp_path):

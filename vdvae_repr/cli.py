@@ -219,10 +219,11 @@ def evaluate(
 
     source = open_source(data, root=data_root, download=download)
     if split == "held-back":
-        config = load_config(Path(model) / "config.toml")
-        if config.train is None:
-            raise TaskError(f"--split held-back: {model} holds no recipe; give a run folder")
-        source = mark_held_back(source, config.train)
+        run = Path(model) / "config.toml"
+        recipe = load_config(run).train if run.is_file() else None
+        if recipe is None:
+            raise TaskError(f"--split held-back: expected a run folder as --model, found {model}")
+        source = mark_held_back(source, recipe)
     net = vr.load(model, preset=preset, device=join_processes(device))
     with tqdm(unit="img", disable=not (sys.stderr.isatty() and _is_main_process())) as bar:
         found = vr.evaluate(
