@@ -2,10 +2,13 @@ import json
 
 import numpy as np
 import pytest
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 import vdvae_repr as vr
-from vdvae_repr import results
+from vdvae_repr import results, tasks
+from vdvae_repr.baselines import Features
 from vdvae_repr.data.sources import Source
+from vdvae_repr.heads.neighbors import WeightedNeighbors
 from vdvae_repr.tasks import paired_bootstrap
 
 
@@ -105,3 +108,51 @@ def test_joint_rows_hold_the_layers_of_each_selector(tiny, tmp_path):
     assert sum(row.chosen for row in ours) == 2
     random = [row for row in found if row.model == "random-init" and row.metric == "rank1"]
     assert [(row.layer, row.dims) for row in random] == [(row.layer, row.dims) for row in ours]
+
+
+def test_classification_measures_what_scikit_learn_measures(tiny, tmp_path):
+    source = people(12)
+    order = np.tile(np.repeat(["train", "val", "test"], 4), 4)
+    object.__setattr__(source, "splits", tuple(order))
+    drop = np.flatnonzero((source.labels == 3) & (order == "test"))[
+        :3
+    ]  # so that classes are unequal
+    object.__setattr__(source, "splits", tuple("" if i in drop else s for i, s in enumerate(order)))
+    store = vr.extract(tiny, source, tmp_path / "s.h5", layers="8x8.0")
+    lines = []
+    rows = vr.run_task("classification", store, notice=lines.append)
+    assert "choices are made on split val (16 images)" in lines[0]
+    assert {row.protocol for row in rows} == {"knn", "linear-lbfgs"}
+    X, y, _ = store.matrix("8x8.0", "mean")
+    train, test = (np.array(store.splits) == side for side in ("train", "test"))
+    head = WeightedNeighbors().fit(X[train], y[train])
+    found = {row.metric: row for row in rows if row.head == "knn" and row.model == "tiny"}
+    predicted = head.predict(X[test])
+    assert found["accuracy"].value == accuracy_score(y[test], predicted)
+    balanced = balanced_accuracy_score(y[test], predicted)
+    assert found["balanced_accuracy"].value == pytest.approx(balanced)
+    assert found["top5"].value == 1.0  # of four classes
+    assert found["balanced_accuracy"].ci_low <= balanced <= found["balanced_accuracy"].ci_high
+
+
+def test_equal_scores_are_no_hits(tiny, tmp_path):
+    store = vr.extract(tiny, people(6), tmp_path / "s.h5", layers="1x1.0")
+    flat = Features("pixels", None, np.zeros((len(store), 3), np.float32))
+    split = tasks._split(store, "face_id")
+    scored = tasks._score(
+        "face_id", "nearest-neighbor", flat, split, split.labels, store, "mean", None, 0
+    )
+    assert scored.row.value == 0.25  # always the first of four
+
+
+def test_balanced_intervals_cover_the_truth_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    strata = np.repeat([0, 1], [150, 50])
+    rates = np.array([0.8, 0.3])
+    covered = 0
+    for seed in range(60):
+        hits = (rng.random(200) < rates[strata]).astype(float)
+        means = tasks._resampled_means(hits, np.arange(200), seed, strata)
+        low, high = np.quantile(means, [0.025, 0.975])
+        covered += low <= rates.mean() <= high
+    assert 50 <= covered <= 60  # of 60, 57 expected

@@ -100,13 +100,15 @@ def extract(
 
 @app.command()
 def probe(
-    task: Annotated[str, typer.Option(help="face_id.")] = "face_id",
+    task: Annotated[str, typer.Option(help="face_id, classification.")] = "face_id",
     latents: Annotated[Path, typer.Option(help="The store to read.")] = Path("latents.h5"),
     layer: Layer = ["all"],  # noqa: B006
     feature: Annotated[str, typer.Option(help="A stored feature.")] = "mean",
     pool: Annotated[str | None, typer.Option(help="avg or avg:GRID.")] = None,
     joint: Annotated[bool, typer.Option(help="The layers of each --layer as one vector.")] = False,
-    head: Annotated[list[str] | None, typer.Option(help="nearest-neighbor, linear-lbfgs.")] = None,
+    head: Annotated[
+        list[str] | None, typer.Option(help="linear-lbfgs; nearest-neighbor or knn.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results.jsonl, .csv.")] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
     seed: Seed = 0,
@@ -114,18 +116,18 @@ def probe(
     """Measure what each layer is worth, with controls."""
     import vdvae_repr as vr
     from vdvae_repr import results
-    from vdvae_repr.tasks import HEADS
+    from vdvae_repr.tasks import TASKS
 
     store = vr.LatentStore.open(latents)
     show = _log if sys.stderr.isatty() else (lambda line: None)
     rows = vr.run_task(
         task, store, layers=layer, feature=feature, pool=pool, joint=joint,
-        heads=head or HEADS, seed=seed,
-        notice=_log, progress=show,
+        heads=head, seed=seed, notice=_log, progress=show,
     )  # fmt: skip
-    print(results.to_json_lines(rows) if json_lines else results.table(rows, "rank1"), end="\n")
+    first = TASKS[task].metrics[0]
+    print(results.to_json_lines(rows) if json_lines else results.table(rows, first), end="\n")
     if not json_lines:
-        _log("* chosen on the gallery alone; p: chosen row against the best control's chosen row")
+        _log("* chosen on training data alone; p: chosen row against the best control's chosen row")
     if out is not None:
         results.write(rows, out)
 

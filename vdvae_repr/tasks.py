@@ -1,65 +1,95 @@
 """Tasks: data, split, protocol, heads and controls, to result rows.
 
 `face_id`, protocol `closed-set`: gallery and probe images of known people; nearest neighbour by cosine,
-and `linear-lbfgs` on the gallery. Everything chosen is chosen on the gallery.
+and `linear-lbfgs` on the gallery. `classification`, protocols `linear-lbfgs` and `knn`: of any labelled
+store. Everything chosen is chosen on training data, or on the split `val` where train and test have one.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
 
-from vdvae_repr.config import ModelConfig
+from vdvae_repr import baselines
+from vdvae_repr.baselines import Features
 from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.linear import LinearLBFGS
-from vdvae_repr.heads.neighbors import NearestNeighbor
-from vdvae_repr.latents.store import LatentStore, pool_grid
+from vdvae_repr.heads.neighbors import NearestNeighbor, WeightedNeighbors
+from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.model.layers import select_layers
-from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.results import Result
 
-TASKS = ("face_id",)
-HEADS = ("nearest-neighbor", "linear-lbfgs")
 RESAMPLES = 10_000
+CONTROLS = ("pixels", "pca", "random-init")
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class _Split:
-    """Row numbers of gallery and probe, and everybody's label."""
+class Task:
+    """What a task's rows are made of.
 
-    gallery: NDArray[np.int64]
-    probe: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    notice: str
+    Attributes:
+        heads: their names.
+        metrics: of a row, the one that is compared first.
+        protocol: its name; None where each head has its own.
+        train, test: what the two sides are called.
+        item: what a label tells apart.
+        by_label: whether intervals and comparisons resample labels (people) or test images.
+    """
+
+    heads: tuple[str, ...]
+    metrics: tuple[str, ...]
+    protocol: str | None
+    train: str
+    test: str
+    item: str
+    by_label: bool
+
+
+TASKS = {
+    "face_id": Task(
+        heads=("nearest-neighbor", "linear-lbfgs"), metrics=("rank1", "rank5"), protocol="closed-set",
+        train="gallery", test="probe", item="person", by_label=True,
+    ),
+    "classification": Task(
+        heads=("knn", "linear-lbfgs"), metrics=("accuracy", "balanced_accuracy", "top5"), protocol=None,
+        train="train", test="test", item="class", by_label=False,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Features:
-    """Candidates of one model under one name, and how to standardise them for the linear head."""
+class _Split:
+    """Row numbers of each side, and everybody's label; `val` is empty where nothing is set apart."""
 
-    model: str
-    layer: str | None
-    X: Array
-    standardise: bool = True
+    train: NDArray[np.int64]
+    val: NDArray[np.int64]
+    test: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    notice: str
+
+    def units(self, task: Task) -> NDArray[np.int64]:
+        """What is resampled: of each test image its number."""
+        return self.labels[self.test] if task.by_label else np.arange(len(self.test))
 
 
 @dataclass(frozen=True)
 class _Scored:
-    """A row with what is needed to choose among rows and to compare them."""
+    """A row of the task's first metric with what is needed to choose, to compare, and for the others."""
 
     row: Result
     training_score: float | None
-    correct: NDArray[np.bool_]
-    among_five: NDArray[np.bool_]
+    rank: NDArray[np.int64]  # of each test image's own class, 0 for the first
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        return self.rank == 0
 
 
 def run_task(
@@ -70,7 +100,7 @@ def run_task(
     feature: str = "mean",
     pool: str | None = None,
     joint: bool = False,
-    heads: Sequence[str] = HEADS,
+    heads: Sequence[str] | None = None,
     seed: int = 0,
     notice: Callable[[str], None] = lambda line: None,
     progress: Callable[[str], None] = lambda line: None,
@@ -85,7 +115,7 @@ def run_task(
         pool: None, "avg" or "avg:GRID".
         joint: take the layers that a selector names together, as one feature vector; several selectors
             make several rows, of which one is chosen.
-        heads: of `HEADS`.
+        heads: of the task's; all of them if not given.
         seed: of folds, shuffling, random initialisation and bootstrap.
         notice: receives what the reader must know (the split, images left out).
         progress: receives what is being scored.
@@ -95,9 +125,12 @@ def run_task(
     """
     if task not in TASKS:
         raise TaskError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
-    if unknown := [head for head in heads if head not in HEADS]:
-        raise TaskError(f"unknown head {unknown[0]!r}; the heads are {', '.join(HEADS)}")
-    split = closed_set_split(store)
+    kind = TASKS[task]
+    if unknown := [head for head in heads or () if head not in kind.heads]:
+        raise TaskError(
+            f"unknown head {unknown[0]!r}; the heads of {task} are {', '.join(kind.heads)}"
+        )
+    split = _split(store, task)
     notice(split.notice)
     if not store.has_images:
         raise TaskError(
@@ -105,7 +138,7 @@ def run_task(
             "extract without --no-images"
         )
     images = store.images()
-    _refuse_leaks(images, store.ids, split)
+    _refuse_leaks(images, store.ids, split, kind)
     selectors = [layers] if isinstance(layers, str | int) else list(layers)
     if not joint:
         selectors = [spec.name for spec in select_layers(store.layers, selectors)]
@@ -115,213 +148,197 @@ def run_task(
     }
     name = str(store.attrs["model"])
     learned = [
-        _Features(name, label, store.matrix(group, feature, pool)[0])
+        Features(name, label, store.matrix(group, feature, pool)[0])
         for label, group in groups.items()
     ]
-    random = _random_init(store, images, groups, feature, pool, seed)
-    pixels = images.reshape(len(images), -1).astype(np.float32)
-    controls = [_Features("pixels", None, pixels)]
-    controls += _pca(pixels, split, [f.X.shape[1] for f in learned])
+    raw = baselines.pixels(images)
+    controls = [raw, *baselines.pca(raw, split.train, [f.X.shape[1] for f in learned])]
+    controls += baselines.random_init(store, images, groups, feature, pool, seed)
 
     rows: list[Result] = []
-    for head in heads:
+    for head in heads or kind.heads:
         scored = []
-        for candidate in [*learned, *controls, *random]:
+        for candidate in [*learned, *controls]:
             progress(f"{head}: {candidate.model} {candidate.layer or candidate.X.shape[1]}")
-            scored.append(_score(head, candidate, split, store, feature, pool, seed, split.labels))
+            scored.append(
+                _score(task, head, candidate, split, split.labels, store, feature, pool, seed)
+            )
         ours = _choose([s for s in scored if s.row.model == name])
-        others = [
-            _choose([s for s in scored if s.row.model == model])
-            for model in ("pixels", "pca", "random-init")
-        ]
+        others = [_choose([s for s in scored if s.row.model == model]) for model in CONTROLS]
         picked = next((s for s in ours if s.row.chosen), None)
         rivals = [s for group in others for s in group if s.row.chosen]
         if picked is not None and rivals:
             best = max(rivals, key=lambda s: s.row.value)
-            p = paired_bootstrap(picked.correct, best.correct, split.labels[split.probe], seed)
+            p = paired_bootstrap(picked.correct, best.correct, split.units(kind), seed)
             ours = [replace(s, row=replace(s.row, p_value=p)) if s is picked else s for s in ours]
         shuffled = split.labels.copy()
         rng = np.random.default_rng(seed)
-        shuffled[split.gallery] = rng.permutation(shuffled[split.gallery])
+        shuffled[split.train] = rng.permutation(shuffled[split.train])
         basis = learned[0]
         if picked is not None:
             basis = next(f for f in learned if f.layer == picked.row.layer)
         control = replace(basis, model="shuffled-labels")
-        last = _score(head, control, split, store, feature, pool, seed, shuffled)
+        last = _score(task, head, control, split, shuffled, store, feature, pool, seed)
         for item in [*ours, *(s for group in others for s in group), last]:
-            rows += [item.row, _rank5(item, split.labels[split.probe])]
+            rows += [item.row, *_other_metrics(item, split, kind)]
     return rows
 
 
-def closed_set_split(store: LatentStore) -> _Split:
-    """Gallery = train, probe = test (or val); without splits, the first half of each person's images.
-
-    Raises:
-        TaskError: fewer than two people, or a person with images on one side only.
-    """
+def _split(store: LatentStore, task: str) -> _Split:
+    """The store's splits; without any, the first half of each label's images to train on."""
+    kind = TASKS[task]
     labels, splits = store.labels, np.array(store.splits)
     known = labels >= 0
-    left_out = f"; {np.sum(~known)} unlabelled images left out" if not known.all() else ""
-    people = np.unique(labels[known])
-    if len(people) < 2:
+    groups = np.unique(labels[known])
+    many = "people" if kind.item == "person" else "classes"
+    if len(groups) < 2:
         raise TaskError(
-            f"{store.path}: identification needs at least 2 labelled people, found {len(people)}; "
-            "give a folder with one subfolder a person"
+            f"{store.path}: {task} needs at least 2 labelled {many}, found {len(groups)}; "
+            f"give a folder with one subfolder a {kind.item}"
         )
+    val = np.zeros(len(labels), dtype=bool)
     if (splits == "train").any():
-        test = "test" if (splits == "test").any() else "val"
-        gallery, probe = known & (splits == "train"), known & (splits == test)
-        text = f"gallery: split train, probe: split {test}"
+        tested = "test" if (splits == "test").any() else "val"
+        train, test = known & (splits == "train"), known & (splits == tested)
+        if tested == "test":
+            val = known & (splits == "val")
+        text = f"{kind.train}: split train, {kind.test}: split {tested}"
     else:
-        gallery = np.zeros(len(labels), dtype=bool)
-        for person in people:
-            members = np.flatnonzero(labels == person)
-            gallery[members[: len(members) // 2]] = True
-        probe = known & ~gallery
-        text = "no splits: gallery is the first half of each person's images, probe the rest"
-    for person in people:
-        counts = [int(np.sum(side & (labels == person))) for side in (gallery, probe)]
+        train = np.zeros(len(labels), dtype=bool)
+        for group in groups:
+            members = np.flatnonzero(labels == group)
+            train[members[: len(members) // 2]] = True
+        test = known & ~train
+        text = (
+            f"no splits: {kind.train} is the first half of each {kind.item}'s images, "
+            f"{kind.test} the rest"
+        )
+    for group in groups:
+        counts = [int(np.sum(side & (labels == group))) for side in (train, test)]
         if 0 in counts:
-            name = store.label_names[person] if person < len(store.label_names) else person
+            name = store.label_names[group] if group < len(store.label_names) else group
             raise TaskError(
-                f"{store.path}: expected images of {name} in gallery and probe, "
-                f"found {counts[0]} and {counts[1]}; give at least 2 images of each person"
+                f"{store.path}: expected images of {name} in {kind.train} and {kind.test}, "
+                f"found {counts[0]} and {counts[1]}; give at least 2 images of each {kind.item}"
             )
-    text += f" ({gallery.sum()} and {probe.sum()} images, {len(people)} people){left_out}"
-    return _Split(np.flatnonzero(gallery), np.flatnonzero(probe), labels, text)
+    text += f" ({train.sum()} and {test.sum()} images, {len(groups)} {many})"
+    if val.any():
+        text += f"; choices are made on split val ({val.sum()} images)"
+    if not known.all():
+        text += f"; {np.sum(~known)} unlabelled images left out"
+    rows = [np.flatnonzero(side) for side in (train, val, test)]
+    return _Split(train=rows[0], val=rows[1], test=rows[2], labels=labels, notice=text)
 
 
 def paired_bootstrap(
-    a: NDArray[np.bool_], b: NDArray[np.bool_], people: NDArray[np.int64], seed: int
+    a: NDArray[np.bool_], b: NDArray[np.bool_], units: NDArray[np.int64], seed: int
 ) -> float:
-    """Two-sided p-value that two scores on the same items differ; people are resampled, not images."""
+    """Two-sided p-value that two scores on the same images differ; `units` (N,) are resampled."""
     difference = a.astype(float) - b.astype(float)
-    means = _resampled_means(difference, people, seed)
+    means = _resampled_means(difference, units, seed)
     low, high = float(np.mean(means <= 0)), float(np.mean(means >= 0))
     return min(1.0, 2 * max(min(low, high), 1 / RESAMPLES))
 
 
 def _resampled_means(
-    values: NDArray[np.float64], people: NDArray[np.int64], seed: int
-) -> NDArray[np.float64]:
-    """Means over images of resamples of people, (RESAMPLES,)."""
-    _, index = np.unique(people, return_inverse=True)
-    sums, counts = np.bincount(index, weights=values), np.bincount(index)
-    rng = np.random.default_rng(seed)
-    draws = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
-    return np.asarray((draws @ sums) / (draws @ counts))
-
-
-def _refuse_leaks(images: Array, ids: Sequence[str], split: _Split) -> None:
-    seen = {images[i].tobytes(): i for i in split.gallery}
-    for i in split.probe:
-        if (twin := seen.get(images[i].tobytes())) is not None:
-            raise TaskError(
-                f"{ids[i]} in the probe is the same image as {ids[twin]} in the gallery; remove one"
-            )
-
-
-def _pca(pixels: Array, split: _Split, dims: Sequence[int]) -> list[_Features]:
-    """PCA of the pixels at each layer's dimensions, and at sizes to choose from; not rescaled."""
-    largest = min(len(split.gallery) - 1, pixels.shape[1])
-    sizes = {min(d, largest) for d in dims} | {s for s in (8, 16, 32, 64, 128, 256) if s < largest}
-    pca = PCA(largest, svd_solver="full").fit(pixels[split.gallery])
-    projected = pca.transform(pixels)
-    return [_Features("pca", None, projected[:, :size], False) for size in sorted(sizes)]
-
-
-def _random_init(
-    store: LatentStore,
-    images: Array,
-    groups: Mapping[str, Sequence[str]],
-    feature: str,
-    pool: str | None,
+    values: NDArray[np.float64],
+    units: NDArray[np.int64],
     seed: int,
-) -> list[_Features]:
-    """The same features from the same architecture with its initial weights."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = VDVAE(ModelConfig.from_json(store.attrs["config"])).eval()
-    names = sorted({name for group in groups.values() for name in group})
-    parts: dict[str, list[Array]] = {name: [] for name in names}
-    for start in range(0, len(images), 32):
-        batch, ids = images[start : start + 32], store.ids[start : start + 32]
-        read = model.posterior(
-            batch, names, "sample" if store.attrs["z"] == "sample" else "mean",
-            seed=int(store.attrs["seed"]), ids=ids,
-        )  # fmt: skip
-        for name in names:
-            value = pool_grid(getattr(read[name], feature).numpy(), pool)
-            parts[name].append(value.reshape(len(batch), -1))
-    stacked = {name: np.concatenate(values) for name, values in parts.items()}
-    return [
-        _Features("random-init", label, np.concatenate([stacked[name] for name in group], axis=1))
-        for label, group in groups.items()
-    ]
+    strata: NDArray[np.int64] | None = None,
+) -> NDArray[np.float64]:
+    """Means over images of resamples of units, (RESAMPLES,); with strata, means of the strata's means."""
+    _, unit = np.unique(units, return_inverse=True)
+    _, stratum = np.unique(np.zeros_like(units) if strata is None else strata, return_inverse=True)
+    shape = int(unit.max()) + 1, int(stratum.max()) + 1
+    sums, counts = np.zeros(shape), np.zeros(shape)
+    np.add.at(sums, (unit, stratum), values)
+    np.add.at(counts, (unit, stratum), 1)
+    rng = np.random.default_rng(seed)
+    means = []
+    for _ in range(0, RESAMPLES, 500):  # so that memory stays small
+        draws = rng.multinomial(shape[0], np.full(shape[0], 1 / shape[0]), size=500)
+        with np.errstate(invalid="ignore"):  # a stratum may be missing from a resample
+            means.append(np.nanmean((draws @ sums) / (draws @ counts), axis=1))
+    return np.concatenate(means)
+
+
+def _refuse_leaks(images: Array, ids: Sequence[str], split: _Split, kind: Task) -> None:
+    seen: dict[bytes, tuple[int, str]] = {}
+    for name, side in ((kind.train, split.train), ("val", split.val), (kind.test, split.test)):
+        here = {}
+        for i in side:
+            image = images[i].tobytes()
+            if twin := seen.get(image):
+                raise TaskError(
+                    f"{ids[i]} in the {name} is the same image as {ids[twin[0]]} in the {twin[1]}; remove one"
+                )
+            here[image] = int(i), name
+        seen |= here
 
 
 def _score(
+    task: str,
     head: str,
-    candidate: _Features,
+    candidate: Features,
     split: _Split,
+    labels: NDArray[np.int64],
     store: LatentStore,
     feature: str,
     pool: str | None,
     seed: int,
-    labels: NDArray[np.int64],
 ) -> _Scored:
     started = time.monotonic()
-    X, y = candidate.X, labels
-    gallery, probe = split.gallery, split.probe
+    kind, X, y = TASKS[task], candidate.X, labels[split.train]
     training_score: float | None = None
-    if head == "nearest-neighbor":
-        nearest = NearestNeighbor(center=True).fit(X[gallery], y[gallery])
-        if np.bincount(y[gallery])[np.unique(y[gallery])].min() > 1:
-            training_score = float(np.mean(nearest.leave_one_out() == y[gallery]))
-        scores, classes = nearest.class_scores(X[probe]), nearest.classes_
-        standardised = False
+    standardised = head == "linear-lbfgs" and candidate.standardise
+    fitted: LinearLBFGS | NearestNeighbor | WeightedNeighbors
+    if head == "linear-lbfgs":
+        set_apart = (X[split.val], labels[split.val]) if len(split.val) else None
+        fitted = LinearLBFGS(standardize=standardised, seed=seed).fit(X[split.train], y, set_apart)
+        if fitted.search_ != "fixed":
+            training_score = float(fitted.cv_scores_.max())
     else:
-        linear = LinearLBFGS(standardize=candidate.standardise, seed=seed).fit(
-            X[gallery], y[gallery]
-        )
-        if linear.search_ == "k-fold":
-            training_score = float(linear.cv_scores_.max())
-        scores, classes = linear.class_scores(X[probe]), linear.classes_
-        standardised = candidate.standardise
-    truth = split.labels[probe]
-    own = scores[np.arange(len(probe)), np.searchsorted(classes, truth)]
-    rank = (scores > own[:, None]).sum(axis=1)
-    correct = rank == 0
-    interval = np.quantile(_resampled_means(correct.astype(float), truth, seed), [0.025, 0.975])
+        fitted = NearestNeighbor(center=True) if head == "nearest-neighbor" else WeightedNeighbors()
+        fitted.fit(X[split.train], y)
+        if len(split.val):
+            training_score = float(fitted.score(X[split.val], labels[split.val]))
+        elif np.unique(y, return_counts=True)[1].min() > 1:
+            training_score = float(np.mean(fitted.leave_one_out() == y))
+    scores, truth = fitted.class_scores(X[split.test]), split.labels[split.test]
+    own = np.searchsorted(fitted.classes_, truth)[:, None]
+    value = np.take_along_axis(scores, own, axis=1)
+    before = np.arange(scores.shape[1]) < own  # of equal scores the first class is predicted
+    rank = ((scores > value) | ((scores == value) & before)).sum(axis=1)
+    correct = (rank == 0).astype(float)
+    interval = np.quantile(_resampled_means(correct, split.units(kind), seed), [0.025, 0.975])
     latent = candidate.model not in ("pixels", "pca")
     row = Result(
-        task="face_id",
-        protocol="closed-set",
+        task=task,
+        protocol=kind.protocol or head,
         head=head,
         model=candidate.model,
-        weights_sha256=None if candidate.model in ("pixels", "pca", "random-init")
-        else str(store.attrs["weights_sha256"]),
+        weights_sha256=None if candidate.model in CONTROLS else str(store.attrs["weights_sha256"]),
         source=str(store.attrs["source"]),
         layer=candidate.layer,
         feature=feature if latent else None,
         pool=pool if latent else None,
         standardised=standardised,
         dims=X.shape[1],
-        n_train=len(gallery),
-        n_test=len(probe),
-        metric="rank1",
+        n_train=len(split.train),
+        n_test=len(split.test),
+        metric=kind.metrics[0],
         value=float(correct.mean()),
         ci_low=float(interval[0]),
         ci_high=float(interval[1]),
-        chance=1 / len(classes),
+        chance=1 / len(fitted.classes_),
         seed=seed,
         seconds=round(time.monotonic() - started, 3),
-    )  # fmt: skip
-    return _Scored(row, training_score, correct, rank < 5)
+    )
+    return _Scored(row, training_score, rank)
 
 
 def _choose(scored: Sequence[_Scored]) -> list[_Scored]:
-    """Mark the row of the best score on the gallery; the first of equals, none where none is known."""
+    """Mark the row of the best training score; the first of equals, none where none is known."""
     known = [s.training_score for s in scored if s.training_score is not None]
     if not known:
         return list(scored)
@@ -332,18 +349,23 @@ def _choose(scored: Sequence[_Scored]) -> list[_Scored]:
     ]
 
 
-def _rank5(item: _Scored, people: NDArray[np.int64]) -> Result:
-    """The same row's rank-5 rate."""
-    interval = np.quantile(
-        _resampled_means(item.among_five.astype(float), people, item.row.seed), [0.025, 0.975]
-    )
-    chance = None if item.row.chance is None else min(1.0, 5 * item.row.chance)
-    return replace(
-        item.row,
-        metric="rank5",
-        value=float(item.among_five.mean()),
-        ci_low=float(interval[0]),
-        ci_high=float(interval[1]),
-        chance=chance,
-        p_value=None,
-    )
+def _other_metrics(item: _Scored, split: _Split, kind: Task) -> list[Result]:
+    """The same row in the task's other metrics."""
+    chance, truth = item.row.chance or 0.0, split.labels[split.test]
+    rows = []
+    for metric in kind.metrics[1:]:
+        balanced = metric == "balanced_accuracy"
+        hits = (item.rank < (1 if balanced else 5)).astype(float)
+        strata = truth if balanced else None
+        means = _resampled_means(hits, split.units(kind), item.row.seed, strata)
+        value = (
+            np.mean([hits[truth == label].mean() for label in np.unique(truth)])
+            if balanced
+            else hits.mean()
+        )
+        interval = np.quantile(means, [0.025, 0.975])
+        rows.append(replace(
+            item.row, metric=metric, value=float(value), ci_low=float(interval[0]),
+            ci_high=float(interval[1]), chance=chance if balanced else min(1.0, 5 * chance), p_value=None,
+        ))  # fmt: skip
+    return rows

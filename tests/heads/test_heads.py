@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
+from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from vdvae_repr.heads.linear import LinearLBFGS
-from vdvae_repr.heads.neighbors import NearestNeighbor
+from vdvae_repr.heads.neighbors import NearestNeighbor, WeightedNeighbors
 
 
 def problem(n, d, k, seed=0):
@@ -51,6 +52,26 @@ def test_c_is_chosen_on_training_data():
     assert head.score(X[400:], y[400:]) > 0.85
 
 
+def test_c_is_chosen_on_validation_samples_where_given():
+    X, y = load_digits(return_X_y=True)
+    train, held = (X[:300], y[:300]), (X[300:500], y[300:500])
+    grid = 10.0 ** np.arange(-5, 2)
+    head = LinearLBFGS(Cs=grid).fit(*train, held)
+    scaler = StandardScaler().fit(X[:300])
+    fits = [
+        LogisticRegression(C=C, max_iter=5000).fit(scaler.transform(X[:300]), y[:300]) for C in grid
+    ]
+    expected = [fit.score(scaler.transform(X[300:500]), y[300:500]) for fit in fits]
+    assert head.search_ == "validation"
+    np.testing.assert_allclose(head.cv_scores_, expected, atol=0.011)
+    assert grid[np.argmax(head.cv_scores_)] == head.C_
+    assert head.score(*train) == fits[int(np.argmax(head.cv_scores_))].score(
+        scaler.transform(X[:300]), y[:300]
+    )
+    with pytest.raises(ValueError, match="classes of validation among those of y"):
+        LinearLBFGS(Cs=grid).fit(X[y < 9], y[y < 9], (X, y))
+
+
 def test_one_sample_a_class_fixes_c():
     head = LinearLBFGS().fit(np.eye(3), [0, 1, 2])
     assert (head.search_, head.C_) == ("fixed", 1.0)
@@ -68,9 +89,22 @@ def test_nearest_neighbour_matches_scikit_learn():
     assert np.mean(ours.predict(X[300:900]) == reference.predict(X[300:900])) > 0.999
 
 
-def test_leave_one_out_matches_a_loop():
+@pytest.mark.parametrize("head", [NearestNeighbor(), WeightedNeighbors(k=5)])
+def test_leave_one_out_matches_a_loop(head):
     X, y = problem(30, 6, 3)
-    head = NearestNeighbor().fit(X, y)
     keep = ~np.eye(30, dtype=bool)
-    loop = [NearestNeighbor().fit(X[k], y[k]).predict(X[~k])[0] for k in keep]
-    assert head.leave_one_out().tolist() == loop
+    loop = [clone(head).fit(X[k], y[k]).predict(X[~k])[0] for k in keep]
+    assert head.fit(X, y).leave_one_out().tolist() == loop
+
+
+def test_votes_match_scikit_learn():
+    X, y = load_digits(return_X_y=True)
+    reference = KNeighborsClassifier(20, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
+    reference.fit(X[:300], y[:300])
+    head = WeightedNeighbors().fit(X[:300], y[:300])
+    np.testing.assert_allclose(
+        head.class_scores(X[300:]), reference.predict_proba(X[300:]), atol=1e-6
+    )
+    assert WeightedNeighbors(k=1000).fit(X[:30], y[:30]).class_scores(X[:1]).sum() == pytest.approx(
+        1
+    )

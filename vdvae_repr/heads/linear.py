@@ -34,8 +34,8 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Logistic regression, L2, intercept free, features standardised, C chosen on training data.
 
     The objective is scikit-learn's, C * (sum of log-losses) + ||W||^2 / 2. C is chosen by the accuracy
-    of a seeded stratified k-fold, k = min(5, smallest class), ties to the smaller C; with one
-    sample a class C is 1 (`search_` is then "fixed"). Then it is refitted on all samples.
+    on validation samples, or of a seeded stratified k-fold, k = min(5, smallest class), ties to the
+    smaller C; with one sample a class C is 1 (`search_` is then "fixed"). Then it is refitted on all samples.
 
     Args:
         Cs: the grid, ascending.
@@ -61,11 +61,11 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.tol = tol
         self.max_iter = max_iter
 
-    def fit(self, X: Any, y: Any) -> LinearLBFGS:
-        """Fit on X (N, D), y (N,).
+    def fit(self, X: Any, y: Any, validation: tuple[Any, Any] | None = None) -> LinearLBFGS:
+        """Fit on X (N, D), y (N,); choose C on validation, samples (M, D) and classes (M,), if given.
 
         Raises:
-            ValueError: NaN, other shapes, or a single class.
+            ValueError: NaN, other shapes, a single class, or a class that is in `validation` alone.
 
         Warns:
             ConvergenceWarning: `max_iter` steps did not reach `tol`.
@@ -77,20 +77,26 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError("expected samples of at least 2 classes, found 1 class")
         grid = np.sort(np.asarray(self.Cs, dtype=np.float64).ravel())
         folds = min(5, int(np.bincount(encoded).min()))
-        self.search_ = "fixed" if folds < 2 or len(grid) == 1 else "k-fold"
-        if self.search_ == "fixed":
+        if len(grid) == 1 or (validation is None and folds < 2):
+            self.search_ = "fixed"
             self.C_ = float(grid[0]) if len(grid) == 1 else 1.0
             self.cv_scores_ = np.full(len(grid), np.nan)
+        elif validation is not None:
+            self.search_ = "validation"
+            held, truth = validate_data(
+                self, *validation, dtype=[np.float32, np.float64], reset=False
+            )
+            if not np.isin(truth, self.classes_).all():
+                raise ValueError("expected classes of validation among those of y, found others")
+            found = np.searchsorted(self.classes_, truth)
+            self.cv_scores_ = self._correct(X, encoded, held, found, grid) / len(truth)
+            self.C_ = float(grid[np.argmax(self.cv_scores_)])
         else:
+            self.search_ = "k-fold"
             splitter = StratifiedKFold(folds, shuffle=True, random_state=self.seed)
             correct = np.zeros(len(grid))
             for fit, held in splitter.split(X, encoded):
-                reduced = _Reduced(X[fit], self.standardize)
-                scores = reduced.path(
-                    encoded[fit], len(self.classes_), grid, ON_THE_WAY, self.max_iter
-                )
-                Z = reduced.project(X[held])
-                correct += [((Z @ W + b).argmax(axis=1) == encoded[held]).sum() for W, b in scores]
+                correct += self._correct(X[fit], encoded[fit], X[held], encoded[held], grid)
             self.cv_scores_ = correct / len(y)
             self.C_ = float(grid[np.argmax(self.cv_scores_)])
         self._reduced = _Reduced(X, self.standardize)
@@ -99,6 +105,20 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             encoded, len(self.classes_), up_to, self.tol, self.max_iter
         )
         return self
+
+    def _correct(
+        self,
+        X: NDArray[Any],
+        y: NDArray[np.intp],
+        held: NDArray[Any],
+        truth: NDArray[np.intp],
+        grid: NDArray[np.float64],
+    ) -> Matrix:
+        """Count what is right among samples held back, for each C."""
+        reduced = _Reduced(X, self.standardize)
+        Z = reduced.project(held)
+        path = reduced.path(y, len(self.classes_), grid, ON_THE_WAY, self.max_iter)
+        return np.array([((Z @ W + b).argmax(axis=1) == truth).sum() for W, b in path], dtype=float)
 
     def class_scores(self, X: Any) -> Matrix:
         """Return logits (N, K), columns in the order of `classes_`."""
@@ -154,7 +174,8 @@ class _Reduced:
         """Solve for each C of an ascending grid, classes y (N,) of k: [(weights (r, k), intercept (k,))].
 
         Newton's method (its step by preconditioned conjugate gradients, halved until the objective falls),
-        started from the line through the last two solutions. Works on the objective divided by C * N. `tol` holds for the last C. The Hessian is applied in float32, all else is float64.
+        started from the line through the last two solutions. Works on the objective divided by C * N.
+        `tol` holds for the last C. The Hessian is applied in float32, all else is float64.
         """
         n, r = self.Z.shape
         A = np.column_stack([self.Z, np.ones(n)])
@@ -226,24 +247,24 @@ def _newton_step(
     """Solve Hessian @ step = -gradient to the precision that a Newton step is worth."""
     samples, top = np.arange(len(A)), P.argmax(axis=1)
     scale = np.abs(gradient).max() or 1.0
-    P, penalty, diagonal = (x.astype(np.float32) for x in (P, penalty, diagonal))
+    p, decay, scaling = (x.astype(np.float32) for x in (P, penalty, diagonal))
     residual = (-gradient / scale).astype(np.float32)
     step = np.zeros_like(residual)
-    z = residual / diagonal
+    z = residual / scaling
     direction = z.copy()
     energy = first = np.vdot(residual, z)
     for _ in range(MOST_PRODUCTS):
         V = A @ direction
-        V -= V[samples, top][:, None]  # else P * (V - PV) cancels where a class is nearly certain
-        V -= np.einsum("nk,nk->n", P, V)[:, None]
-        V *= P
+        V -= V[samples, top][:, None]  # else p * (V - pV) cancels where a class is nearly certain
+        V -= np.einsum("nk,nk->n", p, V)[:, None]
+        V *= p
         curved = At @ V
         curved /= len(A)
-        curved += penalty * direction
+        curved += decay * direction
         size = energy / np.vdot(direction, curved)
         step += size * direction
         residual -= size * curved
-        np.divide(residual, diagonal, out=z)
+        np.divide(residual, scaling, out=z)
         previous, energy = energy, np.vdot(residual, z)
         if energy <= FORCING**2 * first:
             break

@@ -1,4 +1,4 @@
-"""Nearest neighbour by cosine similarity."""
+"""Neighbours by cosine similarity: the nearest, and the votes of many."""
 
 from __future__ import annotations
 
@@ -51,6 +51,54 @@ class NearestNeighbor(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         for column in range(len(self.classes_)):
             scores[:, column] = similarity[:, self._labels == column].max(axis=1)
         return scores
+
+
+class WeightedNeighbors(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Protocol `knn`: the k samples of highest cosine similarity s vote with weight exp(s / temperature).
+
+    Source: DINO (Caron et al. 2021) and DINOv2, `eval/knn.py`; 20 and 0.07 are theirs.
+
+    Args:
+        k: voters; all samples where there are fewer.
+        temperature: of the votes.
+    """
+
+    def __init__(self, *, k: int = 20, temperature: float = 0.07) -> None:
+        self.k = k
+        self.temperature = temperature
+
+    def fit(self, X: Any, y: Any) -> WeightedNeighbors:
+        """Store the samples X (N, D), y (N,)."""
+        X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
+        check_classification_targets(y)
+        self.classes_, self._labels = np.unique(y, return_inverse=True)
+        self._samples = _unit(X)
+        return self
+
+    def class_scores(self, X: Any) -> NDArray[np.float64]:
+        """Return the share of votes for each class, (N, K), columns in the order of `classes_`."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
+        return self._votes(_unit(X) @ self._samples.T)
+
+    def leave_one_out(self) -> NDArray[Any]:
+        """Predict each sample from the others: how to choose a layer on training data."""
+        similarity = self._samples @ self._samples.T
+        np.fill_diagonal(similarity, -np.inf)
+        return np.asarray(self.classes_[self._votes(similarity).argmax(axis=1)])
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the class of most votes, (N,)."""
+        return np.asarray(self.classes_[self.class_scores(X).argmax(axis=1)])
+
+    def _votes(self, similarity: NDArray[Any]) -> NDArray[np.float64]:
+        n, k = len(similarity), min(self.k, similarity.shape[1])
+        voters = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+        s = np.take_along_axis(similarity, voters, axis=1).astype(np.float64)
+        weight = np.exp((s - s.max(axis=1, keepdims=True)) / self.temperature)
+        votes = np.zeros((n, len(self.classes_)))
+        np.add.at(votes, (np.arange(n)[:, None], self._labels[voters]), weight)
+        return votes / weight.sum(axis=1, keepdims=True)
 
 
 def _unit(X: NDArray[Any]) -> NDArray[Any]:

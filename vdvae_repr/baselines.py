@@ -1,0 +1,72 @@
+"""Controls, as features of the same images in the same split: pixels, their PCA, random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+
+from vdvae_repr.config import ModelConfig
+from vdvae_repr.latents.store import LatentStore, pool_grid
+from vdvae_repr.model.vdvae import VDVAE
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features X (N, D) of one model under one name, and whether a linear head may rescale them."""
+
+    model: str
+    layer: str | None
+    X: Array
+    standardise: bool = True
+
+
+def pixels(images: Array) -> Features:
+    """Images (N, H, W, 3) uint8 as they are."""
+    return Features("pixels", None, images.reshape(len(images), -1).astype(np.float32))
+
+
+def pca(pixels: Features, train: NDArray[np.int64], dims: Sequence[int]) -> list[Features]:
+    """PCA of the pixels of `train` at each layer's dimensions, and at sizes to choose from; not rescaled."""
+    largest = min(len(train) - 1, pixels.X.shape[1])
+    sizes = {min(d, largest) for d in dims} | {s for s in (8, 16, 32, 64, 128, 256) if s < largest}
+    fitted = PCA(largest, svd_solver="full").fit(pixels.X[train])
+    projected = fitted.transform(pixels.X)
+    return [Features("pca", None, projected[:, :size], False) for size in sorted(sizes)]
+
+
+def random_init(
+    store: LatentStore,
+    images: Array,
+    groups: Mapping[str, Sequence[str]],
+    feature: str,
+    pool: str | None,
+    seed: int,
+) -> list[Features]:
+    """The same features of the same layers, from the same architecture with its initial weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = VDVAE(ModelConfig.from_json(store.attrs["config"])).eval()
+    names = sorted({name for group in groups.values() for name in group})
+    parts: dict[str, list[Array]] = {name: [] for name in names}
+    for start in range(0, len(images), 32):
+        batch, ids = images[start : start + 32], store.ids[start : start + 32]
+        read = model.posterior(
+            batch, names, "sample" if store.attrs["z"] == "sample" else "mean",
+            seed=int(store.attrs["seed"]), ids=ids,
+        )  # fmt: skip
+        for name in names:
+            value = pool_grid(getattr(read[name], feature).numpy(), pool)
+            parts[name].append(value.reshape(len(batch), -1))
+    stacked = {name: np.concatenate(parts.pop(name)) for name in names}
+    return [
+        Features("random-init", label, np.concatenate([stacked[name] for name in group], axis=1))
+        for label, group in groups.items()
+    ]
