@@ -81,15 +81,15 @@ class _Split:
 
 @dataclass(frozen=True)
 class _Scored:
-    """A row of the task's first metric with what is needed to choose, to compare, and for the others."""
+    """Features under a head: where each test image's own class came, 0 for the first, in `rank` (N,)."""
 
-    row: Result
+    features: Features
+    standardised: bool
     training_score: float | None
-    rank: NDArray[np.int64]  # of each test image's own class, 0 for the first
-
-    @property
-    def correct(self) -> NDArray[np.bool_]:
-        return self.rank == 0
+    rank: NDArray[np.intp]
+    seconds: float
+    chosen: bool = False
+    p_value: float | None = None
 
 
 def run_task(
@@ -160,27 +160,20 @@ def run_task(
         scored = []
         for candidate in [*learned, *controls]:
             progress(f"{head}: {candidate.model} {candidate.layer or candidate.X.shape[1]}")
-            scored.append(
-                _score(task, head, candidate, split, split.labels, store, feature, pool, seed)
-            )
-        ours = _choose([s for s in scored if s.row.model == name])
-        others = [_choose([s for s in scored if s.row.model == model]) for model in CONTROLS]
-        picked = next((s for s in ours if s.row.chosen), None)
-        rivals = [s for group in others for s in group if s.row.chosen]
-        if picked is not None and rivals:
-            best = max(rivals, key=lambda s: s.row.value)
-            p = paired_bootstrap(picked.correct, best.correct, split.units(kind), seed)
-            ours = [replace(s, row=replace(s.row, p_value=p)) if s is picked else s for s in ours]
+            scored.append(_score(head, candidate, split, split.labels, seed))
+        models = [_choose([s for s in scored if s.features.model == m]) for m in (name, *CONTROLS)]
+        picked, *rivals = (next((s for s in group if s.chosen), None) for group in models)
+        basis = learned[0] if picked is None else picked.features
+        if picked is not None and any(rivals):
+            best = min((s for s in rivals if s), key=lambda s: (s.rank > 0).sum())
+            p = paired_bootstrap(picked.rank == 0, best.rank == 0, split.units(kind), seed)
+            models[0] = [replace(s, p_value=p) if s is picked else s for s in models[0]]
         shuffled = split.labels.copy()
         rng = np.random.default_rng(seed)
         shuffled[split.train] = rng.permutation(shuffled[split.train])
-        basis = learned[0]
-        if picked is not None:
-            basis = next(f for f in learned if f.layer == picked.row.layer)
-        control = replace(basis, model="shuffled-labels")
-        last = _score(task, head, control, split, shuffled, store, feature, pool, seed)
-        for item in [*ours, *(s for group in others for s in group), last]:
-            rows += [item.row, *_other_metrics(item, split, kind)]
+        control = _score(head, replace(basis, model="shuffled-labels"), split, shuffled, seed)
+        every = [*(s for group in models for s in group), control]
+        rows += _rows(task, head, every, split, store, feature, pool, seed)
     return rows
 
 
@@ -235,7 +228,7 @@ def paired_bootstrap(
 ) -> float:
     """Two-sided p-value that two scores on the same images differ; `units` (N,) are resampled."""
     difference = a.astype(float) - b.astype(float)
-    means = _resampled_means(difference, units, seed)
+    means = _resampled_means(difference[:, None], units, seed)
     low, high = float(np.mean(means <= 0)), float(np.mean(means >= 0))
     return min(1.0, 2 * max(min(low, high), 1 / RESAMPLES))
 
@@ -246,19 +239,20 @@ def _resampled_means(
     seed: int,
     strata: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float64]:
-    """Means over images of resamples of units, (RESAMPLES,); with strata, means of the strata's means."""
+    """Means of values (N, M), or of strata's means, over resamples of units (N,): (RESAMPLES, M)."""
     _, unit = np.unique(units, return_inverse=True)
     _, stratum = np.unique(np.zeros_like(units) if strata is None else strata, return_inverse=True)
-    shape = int(unit.max()) + 1, int(stratum.max()) + 1
-    sums, counts = np.zeros(shape), np.zeros(shape)
+    n, s, m = int(unit.max()) + 1, int(stratum.max()) + 1, values.shape[1]
+    sums, counts = np.zeros((n, s, m)), np.zeros((n, s))
     np.add.at(sums, (unit, stratum), values)
     np.add.at(counts, (unit, stratum), 1)
     rng = np.random.default_rng(seed)
     means = []
     for _ in range(0, RESAMPLES, 500):  # so that memory stays small
-        draws = rng.multinomial(shape[0], np.full(shape[0], 1 / shape[0]), size=500)
+        draws = rng.multinomial(n, np.full(n, 1 / n), size=500).astype(float)
+        total = (draws @ sums.reshape(n, s * m)).reshape(500, s, m)
         with np.errstate(invalid="ignore"):  # a stratum may be missing from a resample
-            means.append(np.nanmean((draws @ sums) / (draws @ counts), axis=1))
+            means.append(np.nanmean(total / (draws @ counts)[:, :, None], axis=1))
     return np.concatenate(means)
 
 
@@ -277,18 +271,10 @@ def _refuse_leaks(images: Array, ids: Sequence[str], split: _Split, kind: Task) 
 
 
 def _score(
-    task: str,
-    head: str,
-    candidate: Features,
-    split: _Split,
-    labels: NDArray[np.int64],
-    store: LatentStore,
-    feature: str,
-    pool: str | None,
-    seed: int,
+    head: str, candidate: Features, split: _Split, labels: NDArray[np.int64], seed: int
 ) -> _Scored:
     started = time.monotonic()
-    kind, X, y = TASKS[task], candidate.X, labels[split.train]
+    X, y = candidate.X, labels[split.train]
     training_score: float | None = None
     standardised = head == "linear-lbfgs" and candidate.standardise
     fitted: LinearLBFGS | NearestNeighbor | WeightedNeighbors
@@ -309,63 +295,58 @@ def _score(
     value = np.take_along_axis(scores, own, axis=1)
     before = np.arange(scores.shape[1]) < own  # of equal scores the first class is predicted
     rank = ((scores > value) | ((scores == value) & before)).sum(axis=1)
-    correct = (rank == 0).astype(float)
-    interval = np.quantile(_resampled_means(correct, split.units(kind), seed), [0.025, 0.975])
-    latent = candidate.model not in ("pixels", "pca")
-    row = Result(
-        task=task,
-        protocol=kind.protocol or head,
-        head=head,
-        model=candidate.model,
-        weights_sha256=None if candidate.model in CONTROLS else str(store.attrs["weights_sha256"]),
-        source=str(store.attrs["source"]),
-        layer=candidate.layer,
-        feature=feature if latent else None,
-        pool=pool if latent else None,
-        standardised=standardised,
-        dims=X.shape[1],
-        n_train=len(split.train),
-        n_test=len(split.test),
-        metric=kind.metrics[0],
-        value=float(correct.mean()),
-        ci_low=float(interval[0]),
-        ci_high=float(interval[1]),
-        chance=1 / len(fitted.classes_),
-        seed=seed,
-        seconds=round(time.monotonic() - started, 3),
-    )
-    return _Scored(row, training_score, rank)
+    seconds = round(time.monotonic() - started, 3)
+    return _Scored(candidate, standardised, training_score, rank, seconds)
 
 
 def _choose(scored: Sequence[_Scored]) -> list[_Scored]:
-    """Mark the row of the best training score; the first of equals, none where none is known."""
+    """Mark what has the best training score; the first of equals, none where none is known."""
     known = [s.training_score for s in scored if s.training_score is not None]
     if not known:
         return list(scored)
     best = next(i for i, s in enumerate(scored) if s.training_score == max(known))
-    return [
-        replace(s, row=replace(s.row, chosen=True)) if i == best else s
-        for i, s in enumerate(scored)
-    ]
+    return [replace(s, chosen=True) if i == best else s for i, s in enumerate(scored)]
 
 
-def _other_metrics(item: _Scored, split: _Split, kind: Task) -> list[Result]:
-    """The same row in the task's other metrics."""
-    chance, truth = item.row.chance or 0.0, split.labels[split.test]
-    rows = []
-    for metric in kind.metrics[1:]:
-        balanced = metric == "balanced_accuracy"
-        hits = (item.rank < (1 if balanced else 5)).astype(float)
-        strata = truth if balanced else None
-        means = _resampled_means(hits, split.units(kind), item.row.seed, strata)
-        value = (
-            np.mean([hits[truth == label].mean() for label in np.unique(truth)])
-            if balanced
-            else hits.mean()
-        )
-        interval = np.quantile(means, [0.025, 0.975])
-        rows.append(replace(
-            item.row, metric=metric, value=float(value), ci_low=float(interval[0]),
-            ci_high=float(interval[1]), chance=chance if balanced else min(1.0, 5 * chance), p_value=None,
-        ))  # fmt: skip
-    return rows
+def _rows(
+    task: str,
+    head: str,
+    scored: Sequence[_Scored],
+    split: _Split,
+    store: LatentStore,
+    feature: str,
+    pool: str | None,
+    seed: int,
+) -> list[Result]:
+    """Make of each scored item a row a metric, with an interval."""
+    kind, truth = TASKS[task], split.labels[split.test]
+    classes = len(np.unique(split.labels[split.train]))
+    rank = np.stack([item.rank for item in scored], axis=1)
+    rows: dict[int, list[Result]] = {index: [] for index in range(len(scored))}
+    for metric in kind.metrics:
+        depth = min(classes, 5 if metric in ("rank5", "top5") else 1)
+        hits = (rank < depth).astype(float)
+        values, strata = hits.mean(axis=0), None
+        if metric == "balanced_accuracy":
+            strata = truth
+            values = np.mean(
+                [hits[truth == label].mean(axis=0) for label in np.unique(truth)], axis=0
+            )
+        means = _resampled_means(hits, split.units(kind), seed, strata)
+        low, high = np.quantile(means, [0.025, 0.975], axis=0)
+        for index, item in enumerate(scored):
+            model = item.features.model
+            latent = model not in ("pixels", "pca")
+            rows[index].append(Result(
+                task=task, protocol=kind.protocol or head, head=head, model=model,
+                weights_sha256=None if model in CONTROLS else str(store.attrs["weights_sha256"]),
+                source=str(store.attrs["source"]), layer=item.features.layer,
+                feature=feature if latent else None, pool=pool if latent else None,
+                standardised=item.standardised, dims=item.features.X.shape[1],
+                n_train=len(split.train), n_test=len(split.test), metric=metric,
+                value=float(values[index]), ci_low=float(low[index]), ci_high=float(high[index]),
+                chance=depth / classes, chosen=item.chosen,
+                p_value=item.p_value if metric == kind.metrics[0] else None,
+                seed=seed, seconds=item.seconds,
+            ))  # fmt: skip
+    return [row for index in rows for row in rows[index]]
