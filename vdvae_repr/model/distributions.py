@@ -47,15 +47,9 @@ class LogisticMixture(NamedTuple):
     def conditional_means(self, x: Tensor) -> Tensor:
         """Return means (N, 3, K, H, W) given the true pixels x (N, 3, H, W)."""
         red, green = x[:, 0, None], x[:, 1, None]
-        c = self.coefficients
-        return torch.stack(
-            [
-                self.means[:, 0],
-                self.means[:, 1] + c[:, 0] * red,
-                self.means[:, 2] + c[:, 1] * red + c[:, 2] * green,
-            ],
-            dim=1,
-        )
+        means, c = self.means.unbind(dim=1), self.coefficients.unbind(dim=1)
+        blue_mean = means[2] + c[1] * red + c[2] * green
+        return torch.stack([means[0], means[1] + c[0] * red, blue_mean], dim=1)
 
 
 def mixture_log_prob(mixture: LogisticMixture, x: Tensor, bits: int = 8) -> Tensor:

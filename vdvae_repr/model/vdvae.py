@@ -316,12 +316,13 @@ class VDVAE(nn.Module):
         kl = torch.stack(kls, dim=1)
         parameters = self.top_down.mixture_parameters(states).float()
         if self.config.image_size in recompute:
-            distortion = _checkpointed(self._distortion, parameters, target)
+            distortion = _checkpointed(self.distortion, parameters, target)
         else:
-            distortion = self._distortion(parameters, target)
+            distortion = self.distortion(parameters, target)
         return ELBO(distortion=distortion, rate=kl.sum(dim=1), kl=kl)
 
-    def _distortion(self, parameters: Tensor, target: Tensor) -> Tensor:
+    def distortion(self, parameters: Tensor, target: Tensor) -> Tensor:
+        """Return the negative log-likelihood (N,), nats an image, of targets under raw parameters."""
         mixture = LogisticMixture.from_parameters(parameters)
         return -mixture_log_prob(mixture, target, self.config.bits).sum(dim=(1, 2))
 

@@ -391,12 +391,16 @@ def _accelerator(device: str, log_with: str | None, out: Path) -> Accelerator:
 
 
 def compile_blocks(model: VDVAE) -> None:
-    """Compile block by block: blocks of one shape share their code, where the whole model takes minutes."""
+    """Compile block by block, and the likelihood: blocks of one shape share their code.
+
+    The whole model as one takes many minutes to compile, and is no faster.
+    """
     blocks = [*model.bottom_up.blocks, *model.top_down.blocks]
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, len(blocks))  # one for each shape of block
     for block in blocks:
         block.compile(dynamic=False)
+    model.distortion = torch.compile(model.distortion, dynamic=False)  # type: ignore[method-assign]
 
 
 def _find_run(
