@@ -17,6 +17,7 @@ from vdvae_repr.model.distributions import (
     mixture_sample,
 )
 from vdvae_repr.model.layers import select_layers
+from vdvae_repr.model.preprocessing import to_input
 from vdvae_repr.model.vdvae import VDVAE, seeded_noise
 
 PRESETS = {
@@ -223,3 +224,17 @@ def _published(model):
             key = key.replace(ours, theirs)
         renamed[key] = value
     return renamed
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN is not in this build")
+def test_fused_inference_equals_the_plain_pass(tiny, images):
+    x = to_input(torch.from_numpy(images).permute(0, 3, 1, 2), tiny.config)
+    plain, states, _ = tiny.infer(x, None)  # with gradients, nothing is fused
+    with torch.no_grad():
+        fused, fused_states, _ = tiny.infer(x, None)
+    assert plain[-1].mean.requires_grad
+    assert not fused[-1].mean.requires_grad
+    for expected, found in zip(plain, fused, strict=True):
+        scale = expected.mean.detach().abs().max()
+        torch.testing.assert_close(found.mean, expected.mean, rtol=0, atol=1e-5 * float(scale))
+    torch.testing.assert_close(fused_states[16], states[16], rtol=1e-4, atol=1e-5)

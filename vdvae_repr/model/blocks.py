@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -84,22 +83,55 @@ class Block(nn.Module):
         self.c3 = conv(middle_width, middle_width, size)
         self.c4 = conv(middle_width, out_width)
 
-    def forward(self, *activated: Tensor) -> Tensor:
+    def forward(self, *activated: Tensor, residual: Tensor | None = None) -> Tensor:
         """Map GELUs of states, in_width channels in all at (N, ., R, R), to (N, out_width, R, R).
 
-        The caller takes the GELU, so that blocks that read one state share it, and adds the residual.
-        Several states count as one concatenated, which is never made.
+        The caller takes the GELU, so that blocks that read one state share it. Several states count as one
+        concatenated, which is never made. A residual is added to the result.
         """
-        x = self.c1(activated[0]) if len(activated) == 1 else _conv_of_parts(self.c1, activated)
-        for layer in (self.c2, self.c3, self.c4):
-            x = layer(F.gelu(x))
-        return x
+        x = conv_gelu(self.c1, *activated)
+        x = conv_gelu(self.c2, x)
+        x = conv_gelu(self.c3, x)
+        return self.c4(x) if residual is None else conv_add(self.c4, x, residual)
 
 
-def _conv_of_parts(layer: nn.Conv2d, parts: Sequence[Tensor]) -> Tensor:
-    """Apply a convolution to the channels of `parts`, in order, without concatenating them."""
-    weights = layer.weight.split([part.shape[1] for part in parts], dim=1)
-    x = F.conv2d(parts[0], weights[0], layer.bias)
-    for part, weight in zip(parts[1:], weights[1:], strict=True):
+def conv_gelu(layer: nn.Conv2d, *parts: Tensor) -> Tensor:
+    """GELU of a convolution of the channels of `parts`, in order, without concatenating them."""
+    if len(parts) == 1:
+        if _fusable(parts[0]):
+            x: Tensor = torch.ops.mkldnn._convolution_pointwise(
+                parts[0], layer.weight, layer.bias, *_geometry(layer), "gelu", [], "none"
+            )
+            return x
+        return F.gelu(layer(parts[0]))
+    first, *weights = layer.weight.split([part.shape[1] for part in parts], dim=1)
+    x = F.conv2d(parts[0], first, layer.bias)
+    for part, weight in zip(parts[1:], weights, strict=True):
         x = x + F.conv2d(part, weight)
-    return x
+    return F.gelu(x)
+
+
+def conv_add(layer: nn.Conv2d, x: Tensor, residual: Tensor) -> Tensor:
+    """Convolve, and add a residual of the result's shape."""
+    if not _fusable(x):
+        return residual + layer(x)
+    added: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
+        x, residual, layer.weight, layer.bias, *_geometry(layer), "add", 1.0, None, [], None
+    )
+    return added
+
+
+def _fusable(x: Tensor) -> bool:
+    """Whether oneDNN can take what follows a convolution into it: float32 inference on a CPU."""
+    return (
+        not torch.is_grad_enabled()
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and torch.backends.mkldnn.is_available()
+    )
+
+
+def _geometry(layer: nn.Conv2d) -> tuple[Any, ...]:
+    """Return a convolution's padding, stride, dilation and groups, as oneDNN's operators take them."""
+    return layer.padding, layer.stride, layer.dilation, layer.groups

@@ -20,7 +20,15 @@ from torch.utils.checkpoint import checkpoint
 
 from vdvae_repr.config import ModelConfig
 from vdvae_repr.errors import CheckpointError, ConfigError, LayerError
-from vdvae_repr.model.blocks import Block, BlockSpec, conv, depth_scale, parse_blocks, parse_widths
+from vdvae_repr.model.blocks import (
+    Block,
+    BlockSpec,
+    conv,
+    conv_add,
+    depth_scale,
+    parse_blocks,
+    parse_widths,
+)
 from vdvae_repr.model.distributions import (
     LogisticMixture,
     gaussian_kl,
@@ -144,7 +152,7 @@ class BottomUpBlock(Block):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """Map (N, width, R, R) to the same shape."""
-        return x + super().forward(F.gelu(x))
+        return super().forward(F.gelu(x), residual=x)
 
 
 class TopDownBlock(nn.Module):
@@ -207,8 +215,14 @@ class TopDownBlock(nn.Module):
 
     def merge(self, x: Tensor, z: Tensor) -> Tensor:
         """Add a latent to the state and run the residual path."""
-        x = x + self.z_proj(z)
-        return x + self.resnet(F.gelu(x))
+        x = conv_add(self.z_proj, z, x)
+        merged: Tensor = self.resnet(F.gelu(x), residual=x)
+        return merged
+
+
+def _channels_last(states: dict[int, Tensor]) -> dict[int, Tensor]:
+    """Return states in the memory format in which convolutions are fastest at inference."""
+    return {r: x.contiguous(memory_format=torch.channels_last) for r, x in states.items()}
 
 
 def _checkpointed(function: Callable[..., Any], *inputs: Tensor) -> Any:
@@ -333,9 +347,9 @@ class VDVAE(nn.Module):
 
         Returns the layers, the top-down states by resolution, the bottom-up activations.
         """
-        activations = self.bottom_up(x)
+        activations = self.bottom_up(x.contiguous(memory_format=torch.channels_last))
         activated = {r: F.gelu(a) for r, a in activations.items()}
-        states = self.top_down.initial_states(len(x))
+        states = _channels_last(self.top_down.initial_states(len(x)))
         layers = []
         for spec in self.layers[:stop]:
             state = self.top_down.enter(spec.index, states, len(x))
@@ -357,7 +371,7 @@ class VDVAE(nn.Module):
         Returns the top-down states by resolution.
         """
         temperatures = _per_layer(temperature, len(self.layers))
-        states = self.top_down.initial_states(num_images)
+        states = _channels_last(self.top_down.initial_states(num_images))
         for spec in self.layers:
             block = self.top_down.block(spec)
             state = self.top_down.enter(spec.index, states, num_images)
