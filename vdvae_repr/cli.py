@@ -285,6 +285,98 @@ def sample(
     print(out)
 
 
+@app.command()
+def decode(
+    latents: Annotated[Path, typer.Argument(help="A store, extracted or imported.")],
+    out: Annotated[Path, typer.Option(help="Folder for one PNG an image, named by its id.")],
+    model: Annotated[
+        str | None, typer.Option(help="With the store's weights; its own name if not given.")
+    ] = None,
+    preset: Preset = None,
+    layer: Layer = ["all"],  # noqa: B006
+    first: Annotated[int | None, typer.Option(min=1, help="The first K layers alone.")] = None,
+    image: Annotated[
+        list[str] | None, typer.Option("--id", help="An image to decode; all if not given.")
+    ] = None,
+    fine_from: Annotated[
+        str | None, typer.Option(help="Id of an image that gives the stored layers not chosen.")
+    ] = None,
+    rest: Annotated[
+        str, typer.Option(help="What is missing: the prior's mean, or sample.")
+    ] = "mean",
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of the prior's draws.")] = 1.0,
+    sheet: Annotated[Path | None, typer.Option(help="A contact sheet of the first 64.")] = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+) -> None:
+    """Turn stored latents back into images."""
+    import numpy as np
+    from PIL import Image
+
+    import vdvae_repr as vr
+    from vdvae_repr.data.sheet import save_sheet
+    from vdvae_repr.latents.decode import decode as decode_store
+
+    if rest not in ("mean", "sample"):
+        raise TaskError(f"--rest: expected mean or sample, found {rest!r}")
+    store = vr.LatentStore.open(latents)
+    net = vr.load(model or str(store.attrs["model"]), preset=preset, device=device)
+    shown: list[np.ndarray] = []
+    done = 0
+    for ids, images in decode_store(
+        store, net, layer if first is None else f"0:{first}", ids=image, fine_from=fine_from,
+        rest="sample" if rest == "sample" else "mean", temperature=temperature, seed=seed,
+    ):  # fmt: skip
+        for image_id, pixels in zip(ids, images, strict=True):
+            path = out / Path(image_id).with_suffix(".png")
+            if not path.resolve().is_relative_to(out.resolve()):
+                raise TaskError(f"id {image_id!r} leads out of {out}; decode the others with --id")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+        shown += list(images[: 64 - len(shown)])
+        done += len(ids)
+    if sheet is not None:
+        save_sheet(np.stack(shown), sheet)
+    print(f"{out}: {done} images")
+
+
+@store_app.command()
+def export(
+    path: Path,
+    out: Annotated[Path, typer.Option(help="A .npz, or a .npy with a .json beside it.")],
+    layer: Layer = ["all"],  # noqa: B006
+    feature: Annotated[str, typer.Option(help="A stored feature.")] = "mean",
+    pool: Annotated[str | None, typer.Option(help="avg or avg:GRID.")] = None,
+    split: Annotated[str | None, typer.Option(help="This split's images alone.")] = None,
+) -> None:
+    """Write one flat matrix, layers side by side in order, with ids and shapes."""
+    import vdvae_repr as vr
+    from vdvae_repr.latents.exchange import export as export_matrix
+
+    store = vr.LatentStore.open(path)
+    rows, columns = export_matrix(store, out, layer, feature=feature, pool=pool, split=split)
+    print(f"{out}: {rows} images x {columns} columns")
+
+
+@store_app.command("import")
+def import_(
+    matrix: Annotated[Path, typer.Argument(help="Predicted latents, .npy or .npz.")],
+    like: Annotated[Path, typer.Option(help="The store whose ids and layers they are of.")],
+    out: Annotated[Path, typer.Option(help="The store to write.")],
+    layer: Layer = ["all"],  # noqa: B006
+    split: Annotated[str | None, typer.Option(help="The split that the rows are of.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a finished store.")] = False,
+) -> None:
+    """Make a store of predicted latents, so that they can be decoded."""
+    import vdvae_repr as vr
+    from vdvae_repr.latents.exchange import import_predicted
+
+    store = import_predicted(
+        matrix, vr.LatentStore.open(like), out, layer, split=split, overwrite=overwrite
+    )
+    print(f"{out}: {len(store)} images, {len(store.layers)} layers")
+
+
 @store_app.command()
 def info(path: Path) -> None:
     """Print what a store holds."""

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import math
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +16,19 @@ from numpy.typing import NDArray
 
 from vdvae_repr.data.sources import Preprocessing, Source, open_source, read_images
 from vdvae_repr.errors import LayerError, StoreError
-from vdvae_repr.latents.store import SCHEMA, LatentStore
+from vdvae_repr.latents.store import (
+    SCHEMA,
+    LatentStore,
+    create_array,
+    describe_images,
+    write_aside,
+)
 from vdvae_repr.model.checkpoint import weights_sha256
 from vdvae_repr.model.layers import LayerSpec, select_layers
 from vdvae_repr.model.vdvae import VDVAE
 
 FEATURES = ("mean", "log_std", "z", "delta", "prior_mean", "prior_log_std", "kl", "top_down")
 PART = 512  # images a part
-CHUNK_BYTES = 2**20
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -84,7 +85,7 @@ def extract(
         "preprocessing": json.dumps(preprocessing.to_json(), sort_keys=True),
         "z": z,
         "seed": seed,
-        "layers": json.dumps([_describe(spec) for spec in chosen]),
+        "layers": json.dumps([spec.to_json() for spec in chosen]),
         "features": json.dumps(list(features)),
         "images": images,
         "batch_size": batch_size,
@@ -121,8 +122,8 @@ def extract(
                 model, source, preprocessing, chosen, features, z, seed, start, stop,
                 batch_size, images, progress,
             )  # fmt: skip
-            _write_aside(path, partial(_put_all, arrays=arrays))
-        _write_aside(out, lambda file: _assemble(file, files, identity, source))
+            write_aside(path, partial(_put_all, arrays=arrays))
+        write_aside(out, lambda file: _assemble(file, files, identity, source))
     except OSError as error:
         raise StoreError(
             f"{out}: cannot be written ({error}); what is finished stays in {parts.name}, "
@@ -140,15 +141,6 @@ def _check_features(features: Sequence[str], z: str) -> None:
         raise LayerError(
             "feature z repeats mean in a mean pass; ask for --feature mean or --z sample"
         )
-
-
-def _describe(spec: LayerSpec) -> dict[str, Any]:
-    return {
-        "index": spec.index,
-        "name": spec.name,
-        "resolution": spec.resolution,
-        "shape": list(spec.shape),
-    }
 
 
 def _size_preview(
@@ -229,25 +221,9 @@ def _compute(
     return {key: np.concatenate(values) for key, values in collected.items()}
 
 
-def _write_aside(path: Path, write: Callable[[h5py.File], None]) -> None:
-    """Write a file beside its place, flush it to the disk, then rename it: whole or absent."""
-    aside = path.with_name(path.name + ".writing")
-    with h5py.File(aside, "w", libver=("v110", "latest")) as file:
-        write(file)
-    with aside.open("rb") as handle:
-        os.fsync(handle.fileno())
-    aside.replace(path)
-
-
-def _create(file: h5py.File, key: str, shape: tuple[int, ...], dtype: Any) -> h5py.Dataset:
-    row = math.prod(shape[1:]) * np.dtype(dtype).itemsize
-    rows = max(1, min(shape[0], CHUNK_BYTES // max(row, 1)))
-    return file.create_dataset(key, shape, dtype, chunks=(rows, *shape[1:]), fletcher32=True)
-
-
 def _put_all(file: h5py.File, arrays: Arrays) -> None:
     for key, value in arrays.items():
-        _create(file, key, value.shape, value.dtype)[:] = value
+        create_array(file, key, value.shape, value.dtype)[:] = value
 
 
 def _assemble(
@@ -263,21 +239,11 @@ def _assemble(
                 data = part[key]
                 if isinstance(data, h5py.Dataset):
                     if key not in file:
-                        _create(file, key, (total, *data.shape[1:]), data.dtype)
+                        create_array(file, key, (total, *data.shape[1:]), data.dtype)
                     file[key][start : start + len(data)] = data[:]
                     count = len(data)
             start += count
-    text = h5py.string_dtype()
-    file.create_dataset("ids", data=list(source.ids), dtype=text)
-    file.create_dataset("splits", data=list(source.splits), dtype=text)
-    labels = _create(file, "labels", source.labels.shape, np.int64)
-    labels[:] = source.labels
-    labels.attrs["names"] = json.dumps(list(source.label_names))
-    for name, values in source.factors.items():
-        kind = {"dtype": text} if values.dtype.kind in "UO" else {}
-        file.create_dataset(f"factors/{name}", data=values.tolist() if kind else values, **kind)
-    file.attrs.update(identity)
-    file.attrs["skipped"] = "[]"
-    file.attrs["created"] = datetime.now(UTC).isoformat(timespec="seconds")
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "h5py")}
-    file.attrs["versions"] = json.dumps(versions)
+    describe_images(
+        file, ids=source.ids, splits=source.splits, labels=source.labels,
+        label_names=source.label_names, factors=source.factors, attrs=identity,
+    )  # fmt: skip

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.utils.data import Dataset
 
 from vdvae_repr.errors import LayerError, StoreError
 from vdvae_repr.model.layers import LayerSpec, select_layers
 
 SCHEMA = "vdvae-repr/1"
+CHUNK_BYTES = 2**20
+SLICE_BYTES = 2**26  # read at once where a matrix is not wanted whole
 Array = NDArray[Any]
 
 
@@ -77,7 +86,13 @@ class LatentStore:
 
     @property
     def kl(self) -> NDArray[np.float32]:
-        """(N, layers traversed), nats an image."""
+        """(N, layers traversed), nats an image.
+
+        Raises:
+            StoreError: none is stored, as of imported predictions.
+        """
+        if "kl" not in self._file:
+            raise StoreError(f"{self.path}: holds no kl; only extraction with a VDVAE makes one")
         return np.asarray(self._read("kl", "kl"))
 
     @property
@@ -111,24 +126,63 @@ class LatentStore:
         Raises:
             LayerError: no such layer or feature. StoreError: a checksum fails, or no such split.
         """
-        if feature not in self.features:
-            raise LayerError(
-                f"feature {feature!r} is not stored; stored are {', '.join(self.features)}"
+        rows = self.rows(split)
+        parts = [
+            self._pooled(spec, feature, pool, rows) for spec in select_layers(self.layers, layers)
+        ]
+        return np.concatenate(parts, axis=1), self.labels[rows], tuple(self.ids[i] for i in rows)
+
+    def slices(
+        self,
+        layers: str | int | Sequence[str | int] = "all",
+        feature: str = "mean",
+        pool: str | None = None,
+        split: str | None = None,
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield the rows of `matrix`, some at a time, so that memory stays small."""
+        rows, chosen = self.rows(split), select_layers(self.layers, layers)
+        size = max(1, SLICE_BYTES // (4 * sum(spec.num_dims for spec in chosen)))
+        for start in range(0, len(rows), size):
+            some = rows[start : start + size]
+            yield np.concatenate(
+                [self._pooled(spec, feature, pool, some) for spec in chosen], axis=1
             )
-        rows = np.ones(len(self), dtype=bool)
-        if split is not None:
-            rows = np.array(self.splits) == split
-            if not rows.any():
-                raise StoreError(
-                    f"{self.path}: no split {split!r}; it has {sorted(set(self.splits))}"
-                )
-        parts = []
-        for spec in select_layers(self.layers, layers):
-            values = self._read(f"layers/{spec.index:03d}/{feature}", f"layer {spec.name}")
-            pooled = pool_grid(values[rows].astype(np.float32), pool)
-            parts.append(pooled.reshape(len(pooled), -1))
-        ids = tuple(i for i, keep in zip(self.ids, rows, strict=True) if keep)
-        return np.concatenate(parts, axis=1), self.labels[rows], ids
+
+    def width(self, spec: LayerSpec, feature: str, pool: str | None = None) -> int:
+        """Return how many columns of `matrix` a layer takes."""
+        return self._pooled(spec, feature, pool, np.array([0])).shape[1]
+
+    def rows(self, split: str | None = None) -> NDArray[np.intp]:
+        """Return the row numbers of a split, of all images without one.
+
+        Raises:
+            StoreError: no such split.
+        """
+        found = np.flatnonzero([split in (None, own) for own in self.splits])
+        if not len(found):
+            raise StoreError(f"{self.path}: no split {split!r}; it has {sorted(set(self.splits))}")
+        return found
+
+    def __getitem__(self, layer: str) -> StoredLayer:
+        """Return a layer, whose features are read by slices: `store["8x8.2"].mean[100:200]`."""
+        chosen = select_layers(self.layers, layer)
+        if len(chosen) != 1:
+            raise LayerError(f"expected the name of one layer, found {layer!r}")
+        return StoredLayer(self, chosen[0])
+
+    def dataset(
+        self,
+        layers: str | int | Sequence[str | int] = "all",
+        feature: str = "mean",
+        pool: str | None = None,
+        split: str | None = None,
+    ) -> StoreDataset:
+        """Return a torch data set of (features (D,) float32, label), read from the file item by item."""
+        specs = select_layers(self.layers, layers)
+        self._key(specs[0], feature)
+        return StoreDataset(
+            self.path, tuple(spec.name for spec in specs), feature, pool, self.rows(split)
+        )
 
     def verify(self) -> None:
         """Read everything once, so that every checksum is tested.
@@ -144,13 +198,153 @@ class LatentStore:
                 parts = key.split("/")
                 self._read(key, names[parts[1]] if parts[0] == "layers" else key)
 
-    def _read(self, key: str, what: str) -> Array:
+    def _key(self, spec: LayerSpec, feature: str) -> str:
+        if feature not in self.features:
+            raise LayerError(
+                f"feature {feature!r} is not stored; stored are {', '.join(self.features)}"
+            )
+        return f"layers/{spec.index:03d}/{feature}"
+
+    def _pooled(
+        self, spec: LayerSpec, feature: str, pool: str | None, rows: NDArray[np.intp]
+    ) -> NDArray[np.float32]:
+        """Return a layer's rows, pooled and flattened, (len(rows), D)."""
+        # One range is read and its rows chosen: HDF5 is slow at lists of rows.
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        values = self._read(self._key(spec, feature), f"layer {spec.name}", slice(first, last))
+        if len(values) > len(rows):
+            values = values[rows - first]
+        pooled = pool_grid(values.astype(np.float32, copy=False), pool)
+        return pooled.reshape(len(pooled), -1)
+
+    def _read(self, key: str, what: str, rows: Any = slice(None)) -> Array:
         try:
-            return np.asarray(self._file[key][:])
+            return np.asarray(self._file[key][rows])
         except (OSError, KeyError) as error:
             raise StoreError(
                 f"{self.path}: {what} is damaged (checksum or data unreadable); extract again"
             ) from error
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """One layer of a store; its features are attributes, read by slices of rows."""
+
+    store: LatentStore
+    spec: LayerSpec
+
+    def __getattr__(self, feature: str) -> StoredFeature:
+        """Return a stored feature; another name lists those stored."""
+        if feature.startswith("_"):
+            raise AttributeError(feature)
+        return StoredFeature(self.store, self.spec, self.store._key(self.spec, feature))
+
+
+@dataclass(frozen=True)
+class StoredFeature:
+    """A feature on the disk, (N, C, R, R); slices of it are arrays."""
+
+    store: LatentStore
+    spec: LayerSpec
+    key: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, R, R)."""
+        return (len(self.store), *self.spec.shape)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.store)
+
+    def __getitem__(self, rows: Any) -> Array:
+        """Read rows, as NumPy would index them."""
+        return self.store._read(self.key, f"layer {self.spec.name}", rows)
+
+
+class StoreDataset(Dataset[tuple[torch.Tensor, int]]):
+    """Rows of a store as (features, label); each process opens the file for itself."""
+
+    def __init__(
+        self,
+        path: Path,
+        layers: tuple[str, ...],
+        feature: str,
+        pool: str | None,
+        rows: NDArray[np.intp],
+    ) -> None:
+        self.path, self.layers, self.feature, self.pool, self.rows = (
+            path,
+            layers,
+            feature,
+            pool,
+            rows,
+        )
+        self._store: LatentStore | None = None
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """Return features (D,) float32 and the label, -1 where there is none."""
+        if self._store is None:
+            self._store = LatentStore.open(self.path)
+        store, row = self._store, self.rows[index : index + 1]
+        if not len(row):
+            raise IndexError(index)
+        parts = [
+            store._pooled(spec, self.feature, self.pool, row)
+            for spec in select_layers(store.layers, self.layers)
+        ]
+        return torch.from_numpy(np.concatenate(parts, axis=1)[0]), int(store.labels[row[0]])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the open file behind when a worker process is started."""
+        return self.__dict__ | {"_store": None}
+
+
+def write_aside(path: Path, write: Callable[[h5py.File], None]) -> None:
+    """Write a file beside its place, flush it to the disk, then rename it: whole or absent."""
+    aside = path.with_name(path.name + ".writing")
+    with h5py.File(aside, "w", libver=("v110", "latest")) as file:
+        write(file)
+    with aside.open("rb") as handle:
+        os.fsync(handle.fileno())
+    aside.replace(path)
+
+
+def create_array(file: h5py.File, key: str, shape: tuple[int, ...], dtype: Any) -> h5py.Dataset:
+    """Create a checksummed data set in chunks of about 1 MiB."""
+    row = math.prod(shape[1:]) * np.dtype(dtype).itemsize
+    rows = max(1, min(shape[0], CHUNK_BYTES // max(row, 1)))
+    return file.create_dataset(key, shape, dtype, chunks=(rows, *shape[1:]), fletcher32=True)
+
+
+def describe_images(
+    file: h5py.File,
+    *,
+    ids: Sequence[str],
+    splits: Sequence[str],
+    labels: NDArray[np.int64],
+    label_names: Sequence[str],
+    factors: Mapping[str, Array],
+    attrs: Mapping[str, Any],
+) -> None:
+    """Write what a store says of its images, (N,) each, and of itself."""
+    text = h5py.string_dtype()
+    file.create_dataset("ids", data=list(ids), dtype=text)
+    file.create_dataset("splits", data=list(splits), dtype=text)
+    create_array(file, "labels", labels.shape, np.int64)[:] = labels
+    file["labels"].attrs["names"] = json.dumps(list(label_names))
+    for name, values in factors.items():
+        kind = {"dtype": text} if values.dtype.kind in "UO" else {}
+        file.create_dataset(f"factors/{name}", data=values.tolist() if kind else values, **kind)
+    file.attrs.update(attrs)
+    file.attrs["skipped"] = "[]"
+    file.attrs["created"] = datetime.now(UTC).isoformat(timespec="seconds")
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "h5py")}
+    file.attrs["versions"] = json.dumps(versions)
 
 
 def pool_grid(values: Array, pool: str | None) -> Array:

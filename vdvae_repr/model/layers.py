@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from vdvae_repr.errors import LayerError
 from vdvae_repr.model.blocks import BlockSpec
@@ -28,6 +29,10 @@ class LayerSpec:
         """Latent dimensions of the layer."""
         channels, height, width = self.shape
         return channels * height * width
+
+    def to_json(self) -> dict[str, Any]:
+        """Describe the layer for a store's attributes."""
+        return asdict(self) | {"shape": list(self.shape)}
 
 
 def make_layer_specs(blocks: Sequence[BlockSpec], zdim: int) -> tuple[LayerSpec, ...]:

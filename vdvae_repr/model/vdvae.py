@@ -426,6 +426,7 @@ class VDVAE(nn.Module):
         *,
         temperature: float | Sequence[float] = 1.0,
         seed: int = 0,
+        ids: Sequence[str] | None = None,
     ) -> NDArray[np.uint8]:
         """Return images uint8 (N, S, S, 3) from latents by layer name.
 
@@ -435,6 +436,7 @@ class VDVAE(nn.Module):
             pixels: the likelihood's expectation, rounded, or a seeded draw.
             temperature: of the draws, one number or one a layer.
             seed: of all draws.
+            ids: the images' ids, by default "0", "1", ...; a draw depends on seed and id, not on the batch.
 
         Raises:
             LayerError: an unknown layer, or latents of another shape than the layer's.
@@ -458,11 +460,10 @@ class VDVAE(nn.Module):
                 f"expected latents of equally many images, found counts {sorted(counts)}"
             )
         count = counts.pop()
-        noise = None
-        if rest == "sample":
-            noise = seeded_noise(seed, [str(i) for i in range(count)], self.device)
+        names = [str(i) for i in range(count)] if ids is None else list(ids)
+        noise = seeded_noise(seed, names, self.device) if rest == "sample" else None
         states = self.generate(count, given, noise, temperature)
-        return self._pixels(states, pixels, seed)
+        return self._pixels(states, pixels, seed, names)
 
     @torch.no_grad()
     def sample(
@@ -473,14 +474,21 @@ class VDVAE(nn.Module):
         pixels: Literal["mean", "sample"] = "mean",
     ) -> NDArray[np.uint8]:
         """Draw images uint8 (count, S, S, 3) from the prior; temperature 0 is its mean."""
-        noise = seeded_noise(seed, [str(i) for i in range(count)], self.device)
-        return self._pixels(self.generate(count, {}, noise, temperature), pixels, seed)
+        names = [str(i) for i in range(count)]
+        noise = seeded_noise(seed, names, self.device)
+        return self._pixels(self.generate(count, {}, noise, temperature), pixels, seed, names)
 
-    def _pixels(self, states: dict[int, Tensor], how: str, seed: int) -> NDArray[np.uint8]:
-        mixture = LogisticMixture.from_parameters(self.top_down.mixture_parameters(states))
+    def _pixels(
+        self, states: dict[int, Tensor], how: str, seed: int, ids: Sequence[str]
+    ) -> NDArray[np.uint8]:
+        parameters = self.top_down.mixture_parameters(states)
         if how == "mean":
-            return to_uint8(mixture_mean(mixture))
-        return to_uint8(mixture_sample(mixture, torch.Generator("cpu").manual_seed(seed)))
+            return to_uint8(mixture_mean(LogisticMixture.from_parameters(parameters)))
+        drawn = []
+        for own, image_id in zip(parameters.split(1), ids, strict=True):
+            generator = torch.Generator("cpu").manual_seed(_seed_of(seed, image_id, "pixels"))
+            drawn.append(mixture_sample(LogisticMixture.from_parameters(own), generator))
+        return to_uint8(torch.cat(drawn))
 
     def load_published(self, state_dict: Mapping[str, Tensor]) -> VDVAE:
         """Load parameters under the published names; returns self.
@@ -516,12 +524,17 @@ def seeded_noise(seed: int, ids: Sequence[str], device: torch.device) -> Noise:
     def draw(layer: LayerSpec) -> Tensor:
         rows = []
         for image_id in ids:
-            digest = hashlib.sha256(f"{seed}\0{image_id}\0{layer.index}".encode()).digest()
-            rng = np.random.Generator(np.random.Philox(int.from_bytes(digest[:16], "little")))
+            key = _seed_of(seed, image_id, str(layer.index), 16)
+            rng = np.random.Generator(np.random.Philox(key))
             rows.append(rng.standard_normal(layer.shape, dtype=np.float32))
         return torch.from_numpy(np.stack(rows)).to(device)
 
     return draw
+
+
+def _seed_of(seed: int, image_id: str, what: str, num_bytes: int = 7) -> int:
+    digest = hashlib.sha256(f"{seed}\0{image_id}\0{what}".encode()).digest()
+    return int.from_bytes(digest[:num_bytes], "little")
 
 
 def from_published_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

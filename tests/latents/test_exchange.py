@@ -1,0 +1,100 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import vdvae_repr as vr
+from vdvae_repr.latents.decode import decode
+from vdvae_repr.latents.exchange import export, import_predicted
+
+
+@pytest.fixture
+def store(tiny, images, tmp_path):
+    return vr.extract(tiny, images, tmp_path / "s.h5", features=("mean", "delta"))
+
+
+def decoded(*args, **options):
+    return np.concatenate([images for _, images in decode(*args, **options)])
+
+
+def test_a_store_decodes_as_its_posterior_does(store, tiny, images):
+    read = tiny.posterior(images)
+    assert np.array_equal(decoded(store, tiny), tiny.decode(read))
+    first = {spec.name: read[spec.name].mean for spec in tiny.layers[:2]}
+    assert np.array_equal(decoded(store, tiny, "0:2"), tiny.decode(first))
+    mixed = decoded(store, tiny, "<=4x4", ids=["3"], fine_from="7")
+    own = {s.name: read[s.name].mean[3 if s.resolution <= 4 else 7][None] for s in tiny.layers}
+    assert np.array_equal(mixed, tiny.decode(own))
+
+
+def test_draws_belong_to_the_image_not_to_the_batch(store, tiny):
+    options = {"rest": "sample", "pixels": "sample", "seed": 3}
+    whole = decoded(store, tiny, "<=4x4", **options)
+    alone = decoded(store, tiny, "<=4x4", ids=["5"], **options)
+    assert np.mean(whole[5] != alone[0]) < 0.01  # rounding may move a pixel by one
+    assert not np.array_equal(whole, decoded(store, tiny, "<=4x4", **(options | {"seed": 4})))
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy"])
+def test_out_and_in_again(store, tiny, tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr("vdvae_repr.latents.store.SLICE_BYTES", 4 * 3000)  # many slices
+    path = tmp_path / f"m{suffix}"
+    assert export(store, path, "<=8x8") == (12, store.matrix("<=8x8")[0].shape[1])
+    loaded = np.load(path)
+    about = dict(loaded) if suffix == ".npz" else json.loads(path.with_suffix(".json").read_text())
+    latents = loaded["latents"] if suffix == ".npz" else loaded
+    assert np.array_equal(latents, store.matrix("<=8x8")[0])
+    assert list(about["ids"]) == list(store.ids)
+    assert list(about["layers"]) == ["1x1.0", "4x4.0", "8x8.0", "8x8.1"]
+    assert list(about["columns"]) == [4, 4 + 64, 4 + 64 + 256, 4 + 64 + 512]
+    back = import_predicted(path, store, tmp_path / "back.h5", "<=8x8")
+    assert np.array_equal(back.matrix()[0], latents)
+    assert np.array_equal(decoded(back, tiny), decoded(store, tiny, "<=8x8"))
+    back.verify()
+
+
+def test_bad_predictions_are_refused(store, tiny, tmp_path):
+    X = store.matrix("<=4x4")[0]
+    out = tmp_path / "p.h5"
+    with pytest.raises(vr.StoreError, match=r"expected 12 rows x 68 columns, .* found 12 x 60"):
+        import_predicted(X[:, :60], store, out, "<=4x4")
+    broken = X.copy()
+    broken[4, 10] = np.nan
+    with pytest.raises(vr.StoreError, match=r"NaN or infinity in layer 4x4\.0, row 4 \(4\)"):
+        import_predicted(broken, store, out, "<=4x4")
+    with pytest.raises(vr.StoreError, match="every id once, found '1' twice"):
+        import_predicted(X[:2], store, out, "<=4x4", ids=["1", "1"])
+    with pytest.raises(vr.StoreError, match="id 'x' is not one of"):
+        import_predicted(X[:1], store, out, "<=4x4", ids=["x"])
+    assert not out.exists()
+    (tmp_path / "text.npy").write_text("no numbers")
+    with pytest.raises(vr.StoreError, match=r"expected a \.npy or \.npz file"):
+        import_predicted(tmp_path / "text.npy", store, out)
+    with pytest.raises(vr.StoreError, match=r"ends in \.npy or \.npz"):
+        export(store, tmp_path / "m.mat")
+
+
+def test_other_weights_do_not_decode(store, tiny):
+    torch.manual_seed(1)
+    other = vr.VDVAE(tiny.config, name="other").eval()
+    with pytest.raises(
+        vr.StoreError, match="latents of tiny with other weights than those of other"
+    ):
+        next(decode(store, other))
+    with pytest.raises(vr.StoreError, match="no image 'nobody'"):
+        next(decode(store, tiny, ids=["nobody"]))
+
+
+def test_slices_of_a_layer_and_a_torch_data_set(store, tiny, images):
+    mean = tiny.posterior(images)["8x8.1"].mean.numpy()
+    np.testing.assert_allclose(store["8x8.1"].mean[2:5], mean[2:5], rtol=1e-5, atol=1e-6)
+    assert store["8x8.1"].delta.shape == mean.shape
+    with pytest.raises(vr.LayerError, match="feature 'z' is not stored"):
+        _ = store["8x8.1"].z
+    with pytest.raises(vr.LayerError, match="expected the name of one layer"):
+        _ = store["8x8"]
+    items = store.dataset("8x8", pool="avg")
+    batches = torch.utils.data.DataLoader(items, batch_size=5, num_workers=2)
+    rows = torch.cat([features for features, _ in batches])
+    assert np.array_equal(rows.numpy(), store.matrix("8x8", pool="avg")[0])

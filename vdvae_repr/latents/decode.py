@@ -1,0 +1,84 @@
+"""From a store's latents, extracted or predicted, back to images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vdvae_repr.errors import StoreError
+from vdvae_repr.latents.store import LatentStore
+from vdvae_repr.model.checkpoint import weights_sha256
+from vdvae_repr.model.layers import select_layers
+from vdvae_repr.model.vdvae import VDVAE
+
+BATCH = 32
+
+
+def decode(
+    store: LatentStore,
+    model: VDVAE,
+    layers: str | int | Sequence[str | int] = "all",
+    *,
+    ids: Sequence[str] | None = None,
+    fine_from: str | None = None,
+    rest: Literal["mean", "sample"] = "mean",
+    pixels: Literal["mean", "sample"] = "mean",
+    temperature: float | Sequence[float] = 1.0,
+    seed: int = 0,
+) -> Iterator[tuple[tuple[str, ...], NDArray[np.uint8]]]:
+    """Yield (ids, images uint8 (n, S, S, 3)) from a store's latents, batch by batch.
+
+    What was sent down is decoded: `z` where it is stored, `mean` otherwise.
+
+    Args:
+        store: of this model's layers.
+        model: with the weights that the latents were read with.
+        layers: selector of the stored layers to take.
+        ids: of the images to decode; all if not given.
+        fine_from: id of the image that the stored layers not selected are taken from.
+        rest: fills what is still missing with the prior's mean or seeded draws.
+        pixels: the likelihood's expectation, rounded, or a seeded draw.
+        temperature: of the draws, one number or one a layer.
+        seed: of the draws.
+
+    Raises:
+        StoreError: latents of other weights, no feature to decode, or an id that is not stored.
+        LayerError: a selector that names none of the stored layers.
+    """
+    if weights_sha256(model) != store.attrs["weights_sha256"]:
+        raise StoreError(
+            f"{store.path}: holds latents of {store.attrs['model']} with other weights than those of "
+            f"{model.name}; give the model that they were extracted with"
+        )
+    feature = next((name for name in ("z", "mean") if name in store.features), None)
+    if feature is None:
+        raise StoreError(
+            f"{store.path}: expected feature z or mean to decode, found {', '.join(store.features)}; "
+            "extract with --feature mean"
+        )
+    chosen = select_layers(store.layers, layers)
+    kept = {spec.name for spec in chosen}
+    place = {image_id: row for row, image_id in enumerate(store.ids)}
+    wanted = list(store.ids) if ids is None else list(ids)
+    for image_id in [*wanted, *([fine_from] if fine_from is not None else [])]:
+        if image_id not in place:
+            raise StoreError(
+                f"{store.path}: no image {image_id!r}; ids are as {store.ids[0]!r}, {len(store)} in all"
+            )
+    for start in range(0, len(wanted), BATCH):
+        batch = wanted[start : start + BATCH]
+        rows = [place[image_id] for image_id in batch]
+        latents: dict[str, NDArray[Any]] = {}
+        for spec in store.layers:
+            values = getattr(store[spec.name], feature)
+            if spec.name in kept:
+                latents[spec.name] = np.stack([values[row] for row in rows])
+            elif fine_from is not None:
+                latents[spec.name] = np.repeat(values[place[fine_from]][None], len(rows), axis=0)
+        yield (
+            tuple(batch),
+            model.decode(latents, rest, pixels, temperature=temperature, seed=seed, ids=batch),
+        )

@@ -1,0 +1,181 @@
+"""In and out of stores: one flat matrix for other tools, and predictions made by them."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from vdvae_repr.errors import StoreError
+from vdvae_repr.latents.store import LatentStore, create_array, describe_images, write_aside
+from vdvae_repr.model.layers import select_layers
+
+ROWS = 256  # of a matrix, read and written at once
+INHERITED = ("schema", "model", "config", "weights_sha256", "preprocessing", "z", "seed")
+
+
+def export(
+    store: LatentStore,
+    out: str | Path,
+    layers: str | int | Sequence[str | int] = "all",
+    *,
+    feature: str = "mean",
+    pool: str | None = None,
+    split: str | None = None,
+) -> tuple[int, int]:
+    """Write one flat float32 matrix (N, D), layers side by side in order, and what its columns are.
+
+    `OUT.npz` holds `latents`, `ids`, `labels`, and of each layer `layers` (name), `shapes` and `columns`
+    (its last column + 1); beside `OUT.npy` the same stands in `OUT.json`. Memory stays small.
+
+    Returns:
+        the matrix's shape.
+
+    Raises:
+        StoreError: another suffix, or `out` cannot be written.
+    """
+    out = Path(out)
+    if out.suffix not in (".npy", ".npz"):
+        raise StoreError(f"{out}: expected a name that ends in .npy or .npz")
+    rows, chosen = store.rows(split), select_layers(store.layers, layers)
+    widths = [store.width(spec, feature, pool) for spec in chosen]
+    shape = (len(rows), sum(widths))
+    about = {
+        "ids": [store.ids[row] for row in rows],
+        "labels": store.labels[rows].tolist(),
+        "layers": [spec.name for spec in chosen],
+        "shapes": [list(spec.shape) for spec in chosen],
+        "columns": np.cumsum(widths).tolist(),
+        "feature": feature,
+        "pool": pool,
+        "model": store.attrs["model"],
+        "weights_sha256": store.attrs["weights_sha256"],
+    }
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    aside = out.with_name(out.name + ".writing")
+    try:
+        if out.suffix == ".npy":
+            with aside.open("wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for part in store.slices(layers, feature, pool, split):
+                    file.write(part.astype("<f4", copy=False).tobytes())
+            out.with_suffix(".json").write_text(json.dumps(about))
+        else:
+            with zipfile.ZipFile(aside, "w") as archive:
+                with archive.open("latents.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array_header_1_0(member, header)
+                    for part in store.slices(layers, feature, pool, split):
+                        member.write(part.astype("<f4", copy=False).tobytes())
+                for key, value in about.items():
+                    if value is not None:
+                        with archive.open(f"{key}.npy", "w") as member:
+                            np.lib.format.write_array(member, np.asarray(value), allow_pickle=False)
+        aside.replace(out)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise StoreError(f"{out}: cannot be written ({error.strerror or error})") from error
+    return shape
+
+
+def import_predicted(
+    matrix: str | Path | NDArray[Any],
+    like: LatentStore,
+    out: str | Path,
+    layers: str | int | Sequence[str | int] = "all",
+    *,
+    ids: Sequence[str] | None = None,
+    split: str | None = None,
+    overwrite: bool = False,
+) -> LatentStore:
+    """Write a store of predicted latents (N, D), under the ids and layer shapes of an existing store.
+
+    Args:
+        matrix: an array, or a .npy or .npz file (`latents`, and `ids` where it has them).
+        like: the store whose layers, labels, splits and weights the prediction is of.
+        out: the new store; its feature is `z` where `like` has one, else `mean`.
+        layers: selector of the layers that the columns are of, in order.
+        ids: of the rows; if not given, those of the file, else those of the split.
+        split: the split of `like` that the rows are of; all images without one.
+        overwrite: replace a finished store.
+
+    Raises:
+        StoreError: wrong shape, NaN or infinity (the layer and row are named), an id twice or unknown.
+    """
+    if isinstance(matrix, str | Path):
+        name = str(matrix)
+        values, found = _read_matrix(Path(matrix))
+        if ids is None and split is None:
+            ids = found
+    else:
+        name, values = "matrix", matrix
+    chosen = select_layers(like.layers, layers)
+    named = [like.ids[row] for row in like.rows(split)] if ids is None else list(ids)
+    width = sum(spec.num_dims for spec in chosen)
+    if values.shape != (len(named), width):
+        raise StoreError(
+            f"{name}: expected {len(named)} rows x {width} columns, {len(chosen)} layers of "
+            f"{like.path.name}, found {' x '.join(map(str, values.shape))}; "
+            "choose the layers with --layer, the rows with --split"
+        )
+    place = {image_id: row for row, image_id in enumerate(like.ids)}
+    if len(set(named)) < len(named):
+        seen: set[str] = set()
+        twice = next(i for i in named if i in seen or seen.add(i))  # type: ignore[func-returns-value]
+        raise StoreError(f"{name}: expected every id once, found {twice!r} twice")
+    if unknown := [image_id for image_id in named if image_id not in place]:
+        raise StoreError(f"{name}: id {unknown[0]!r} is not one of {like.path}")
+    rows = np.array([place[image_id] for image_id in named])
+    out = Path(out)
+    if out.exists() and not overwrite:
+        raise StoreError(f"{out}: exists already; choose another --out, or --overwrite")
+    feature = "z" if "z" in like.features else "mean"
+
+    def write(file: h5py.File) -> None:
+        columns = np.cumsum([0, *(spec.num_dims for spec in chosen)])
+        for spec, first, last in zip(chosen, columns[:-1], columns[1:], strict=True):
+            key = f"layers/{spec.index:03d}/{feature}"
+            data = create_array(file, key, (len(rows), *spec.shape), np.float32)
+            for start in range(0, len(rows), ROWS):
+                part = np.asarray(values[start : start + ROWS, first:last], np.float32)
+                if not np.isfinite(part).all():
+                    row = start + int(np.argwhere(~np.isfinite(part))[0, 0])
+                    raise StoreError(
+                        f"{name}: expected finite numbers, found NaN or infinity in layer {spec.name}, "
+                        f"row {row} ({named[row]})"
+                    )
+                data[start : start + len(part)] = part.reshape(len(part), *spec.shape)
+        attrs = {key: like.attrs[key] for key in INHERITED} | {
+            "source": f"predicted: {Path(name).name}",
+            "layers": json.dumps([spec.to_json() for spec in chosen]),
+            "features": json.dumps([feature]),
+        }
+        describe_images(
+            file, ids=named, splits=[like.splits[row] for row in rows], labels=like.labels[rows],
+            label_names=like.label_names, factors={}, attrs=attrs,
+        )  # fmt: skip
+
+    try:
+        write_aside(out, write)
+    except OSError as error:
+        raise StoreError(f"{out}: cannot be written ({error.strerror or error})") from error
+    return LatentStore.open(out)
+
+
+def _read_matrix(path: Path) -> tuple[NDArray[Any], list[str] | None]:
+    """Return a file's matrix, and its ids where it has some."""
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            return loaded, None
+        if "latents" not in loaded:
+            raise StoreError(f"{path}: expected an array 'latents', found {loaded.files}")
+        ids = loaded["ids"].astype(str).tolist() if "ids" in loaded else None
+        return loaded["latents"], ids
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise StoreError(f"{path}: expected a .npy or .npz file of numbers ({error})") from error
