@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vdvae_repr.config import ModelConfig
     from vdvae_repr.latents.extract import extract
     from vdvae_repr.latents.store import LatentStore
+    from vdvae_repr.latents.transformer import LatentTransformer
     from vdvae_repr.model.checkpoint import load
     from vdvae_repr.model.vdvae import VDVAE
     from vdvae_repr.tasks import run_task
@@ -37,6 +38,7 @@ _MODULES = {
     "evaluate": "training.evaluate",
     "extract": "latents.extract",
     "LatentStore": "latents.store",
+    "LatentTransformer": "latents.transformer",
     "load": "model.checkpoint",
     "VDVAE": "model.vdvae",
     "run_task": "tasks",
@@ -48,6 +50,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "LatentStore",
+    "LatentTransformer",
     "LayerError",
     "ModelConfig",
     "StoreError",

@@ -1,0 +1,124 @@
+"""Images to latent features as a scikit-learn transformer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+from vdvae_repr.data.sources import Preprocessing, RawImage
+from vdvae_repr.errors import DataError, LayerError
+from vdvae_repr.latents.extract import FEATURES
+from vdvae_repr.latents.store import pool_grid
+from vdvae_repr.model.checkpoint import load
+from vdvae_repr.model.layers import select_layers
+from vdvae_repr.model.vdvae import VDVAE
+
+
+class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """A VDVAE's posterior features of images, for a `Pipeline` or `GridSearchCV`; nothing is learned.
+
+    Args:
+        model: a VDVAE, or whatever `vdvae_repr.load` takes.
+        layers: selector; layers stand side by side, coarsest first.
+        feature: as those of a store.
+        pool: None flattens, "avg" takes the mean over the grid, "avg:4" over a 4x4 grid.
+        z: what each layer sends down: its mean, or a draw seeded by seed and the image's position in X.
+        seed: of the draws.
+        crop: side of the central square taken before resizing, pixels.
+        batch_size: images a forward pass.
+        device: where a model that is named is loaded.
+    """
+
+    def __init__(
+        self,
+        model: VDVAE | str | Path = "faces64",
+        *,
+        layers: str | int | list[str | int] = "all",
+        feature: str = "mean",
+        pool: str | None = None,
+        z: Literal["mean", "sample"] = "mean",
+        seed: int = 0,
+        crop: int | None = None,
+        batch_size: int = 32,
+        device: str = "cpu",
+    ) -> None:
+        self.model = model
+        self.layers = layers
+        self.feature = feature
+        self.pool = pool
+        self.z = z
+        self.seed = seed
+        self.crop = crop
+        self.batch_size = batch_size
+        self.device = device
+
+    def fit(self, X: Any, y: Any = None) -> LatentTransformer:
+        """Load the model and check the selection; X and y are not looked at.
+
+        Raises:
+            CheckpointError, LayerError: no such model, layer, feature or pooling.
+        """
+        if self.feature not in FEATURES:
+            raise LayerError(
+                f"unknown feature {self.feature!r}; the features are {', '.join(FEATURES)}"
+            )
+        model = self.model
+        self.model_ = model if isinstance(model, VDVAE) else load(model, device=self.device)
+        self.layers_ = select_layers(self.model_.layers, self.layers)
+        blank = np.zeros((1, *[self.model_.config.image_size] * 2, 3), np.uint8)
+        self._names = [
+            f"{name}_{self.feature}_{column}"
+            for name, values in self._read(blank, ["0"]).items()
+            for column in range(values.shape[1])
+        ]
+        return self
+
+    def transform(self, X: Any) -> NDArray[np.float32]:
+        """Return features (N, D) float32 of images: uint8 (N, H, W, 3), PIL images, or paths of files.
+
+        Raises:
+            DataError: something else than images, or one that cannot be read.
+        """
+        check_is_fitted(self)
+        preprocessing = Preprocessing(size=self.model_.config.image_size, crop=self.crop)
+        rows = []
+        for start in range(0, len(X), self.batch_size):
+            batch = range(start, min(start + self.batch_size, len(X)))
+            pixels = np.stack([preprocessing(_image(X[index], index)) for index in batch])
+            read = self._read(pixels, [str(index) for index in batch])
+            rows.append(np.concatenate(list(read.values()), axis=1))
+        return np.concatenate(rows) if rows else np.zeros((0, len(self._names)), np.float32)
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
+        """Return the columns' names, as `8x8.2_mean_17`."""
+        check_is_fitted(self)
+        return np.array(self._names, dtype=object)
+
+    def _read(self, pixels: NDArray[np.uint8], ids: list[str]) -> dict[str, NDArray[np.float32]]:
+        indices = [spec.index for spec in self.layers_]
+        read = self.model_.posterior(pixels, indices, self.z, seed=self.seed, ids=ids)
+        values = {name: getattr(layer, self.feature).cpu().numpy() for name, layer in read.items()}
+        return {name: pool_grid(v, self.pool).reshape(len(v), -1) for name, v in values.items()}
+
+
+def _image(item: Any, index: int) -> RawImage:
+    if isinstance(item, str | Path):
+        try:
+            return Image.open(item)
+        except OSError as error:
+            raise DataError(f"{item}: cannot be read as an image ({error})") from error
+    if isinstance(item, Image.Image):
+        return item
+    array = np.asarray(item)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise DataError(
+            f"image {index}: expected uint8 (H, W, 3), a PIL image or a path, "
+            f"found {array.dtype} {array.shape}"
+        )
+    return array
