@@ -63,7 +63,10 @@ def random_init(
             seed=int(store.attrs["seed"]), ids=ids,
         )  # fmt: skip
         for name in names:
-            value = pool_grid(getattr(read[name], feature).numpy(), pool)
+            stored = pool_grid(
+                getattr(read[name], feature).numpy(), store.attrs.get("pool") or None
+            )
+            value = pool_grid(stored, pool)
             parts[name].append(value.reshape(len(batch), -1))
     stacked = {name: np.concatenate(parts.pop(name)) for name in names}
     return [

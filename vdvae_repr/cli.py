@@ -69,6 +69,11 @@ def extract(
     feature: Annotated[list[str], typer.Option(help="mean, delta, log_std, kl, ...")] = ["mean"],  # noqa: B006
     z: Annotated[str, typer.Option(help="What is sent down: mean or sample.")] = "mean",
     crop: Annotated[int | None, typer.Option(help="Central square to take first, pixels.")] = None,
+    pool: Annotated[str | None, typer.Option(help="Store avg or avg:GRID, to save disk.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, or float16 to save disk.")] = "float32",
+    on_error: Annotated[
+        str, typer.Option(help="Of an image that cannot be read: raise, or skip and list it.")
+    ] = "raise",
     out: Annotated[Path, typer.Option(help="The store to write.")] = Path("latents.h5"),
     overwrite: Annotated[bool, typer.Option(help="Replace a finished store.")] = False,
     no_images: Annotated[bool, typer.Option(help="Leave the images out.")] = False,
@@ -76,26 +81,36 @@ def extract(
     device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
-    """Read per-layer posterior latents into an HDF5 store; rerun to resume."""
+    """Read per-layer posterior latents into an HDF5 store; rerun to resume; torchrun divides it."""
+    import json
+
     from tqdm import tqdm
 
     import vdvae_repr as vr
     from vdvae_repr.data.sources import open_source
 
-    if z not in ("mean", "sample"):
-        raise TaskError(f"--z: expected mean or sample, found {z!r}")
+    for option, value, allowed in (
+        ("--z", z, ("mean", "sample")),
+        ("--dtype", dtype, ("float32", "float16")),
+        ("--on-error", on_error, ("raise", "skip")),
+    ):
+        if value not in allowed:
+            raise TaskError(f"{option}: expected {' or '.join(allowed)}, found {value!r}")
     source = open_source(data, root=data_root, download=download)
     net = vr.load(model, preset=preset, device=device)
     started = time.monotonic()
     with tqdm(total=len(source), unit="img", disable=not sys.stderr.isatty()) as bar:
         store = vr.extract(
             net, source, out, layers=layer, features=feature,
-            z="sample" if z == "sample" else "mean", seed=seed, crop=crop,
+            z=z, seed=seed, crop=crop, pool=pool, dtype=dtype, on_error=on_error,  # type: ignore[arg-type]
             batch_size=batch_size, images=not no_images, overwrite=overwrite,
             report=_log, progress=bar.update,
         )  # fmt: skip
     rate = len(store) / (time.monotonic() - started)
-    print(f"{out}: {len(store)} images, {len(store.layers)} layers, {rate:.0f} images/s")
+    for item in json.loads(store.attrs["skipped"]):
+        _log(f"skipped: {item['reason']}")
+    if _is_main_process():
+        print(f"{out}: {len(store)} images, {len(store.layers)} layers, {rate:.0f} images/s")
 
 
 @app.command()

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import math
+import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,15 +19,17 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 
 from vdvae_repr.data.sources import Preprocessing, Source, open_source, read_images
-from vdvae_repr.errors import LayerError, StoreError
+from vdvae_repr.errors import DataError, LayerError, StoreError
 from vdvae_repr.latents.store import (
     SCHEMA,
     LatentStore,
     create_array,
     describe_images,
+    pool_grid,
     write_aside,
 )
 from vdvae_repr.model.checkpoint import weights_sha256
@@ -28,7 +37,8 @@ from vdvae_repr.model.layers import LayerSpec, select_layers
 from vdvae_repr.model.vdvae import VDVAE
 
 FEATURES = ("mean", "log_std", "z", "delta", "prior_mean", "prior_log_std", "kl", "top_down")
-PART = 512  # images a part
+PART = 512  # images a part at most, and
+PART_BYTES = 2**28
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -43,13 +53,18 @@ def extract(
     z: Literal["mean", "sample"] = "mean",
     seed: int = 0,
     crop: int | None = None,
+    pool: str | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
     batch_size: int = 32,
     images: bool = True,
+    on_error: Literal["raise", "skip"] = "raise",
     overwrite: bool = False,
     report: Callable[[str], None] = lambda line: None,
     progress: Callable[[int], object] = lambda count: None,
 ) -> LatentStore:
     """Write a store of chosen layers' features; rerun the same call to resume an interrupted one.
+
+    Under torchrun every process calls this, and the parts are divided among them.
 
     Args:
         model: in eval mode.
@@ -60,36 +75,33 @@ def extract(
         z: what each layer sends down: its mean, or a draw seeded by (seed, image id, layer).
         seed: of the draws.
         crop: side of the central square taken before resizing, pixels.
+        pool: None keeps the grid, "avg" its mean, "avg:4" a 4x4 grid.
+        dtype: of the features on the disk.
         batch_size: images a forward pass; batches are cut at fixed indices.
         images: keep the preprocessed images, which the controls need.
+        on_error: of an image that cannot be read: "raise", or "skip" it and list it in the store.
         overwrite: replace a finished store; without it, one of the same extraction is returned as it is.
         report: receives a line about what will be written.
         progress: receives the number of images done since the last call.
 
     Raises:
-        DataError, LayerError: bad source or selector. StoreError: the output exists, belongs to another
-            extraction, does not fit on the disk, or its folder cannot be written.
+        DataError, LayerError: bad source or selector. StoreError: the output exists, is being written by
+            another process, belongs to another extraction, does not fit on the disk, or cannot be written; a
+            value that float16 cannot hold.
     """
     out = Path(out)
     source = open_source(data)
-    preprocessing = Preprocessing(size=model.config.image_size, crop=crop)
     chosen = select_layers(model.layers, layers)
     _check_features(features, z)
-    identity = {
-        "schema": SCHEMA,
-        "model": model.name,
-        "config": model.config.to_json(),
-        "weights_sha256": weights_sha256(model),
-        "source": source.name,
-        "source_sha256": source.fingerprint(),
-        "preprocessing": json.dumps(preprocessing.to_json(), sort_keys=True),
-        "z": z,
-        "seed": seed,
-        "layers": json.dumps([spec.to_json() for spec in chosen]),
-        "features": json.dumps(list(features)),
-        "images": images,
-        "batch_size": batch_size,
-    }
+    if pool is not None:
+        for spec in chosen:
+            pool_grid(np.zeros((1, *spec.shape), np.float32), pool)  # refuses what does not divide
+    run = _Run(
+        model=model, source=source, preprocessing=Preprocessing(size=model.config.image_size, crop=crop),
+        chosen=chosen, features=tuple(features), z=z, seed=seed, pool=pool, dtype=np.dtype(dtype),
+        batch_size=batch_size, images=images, on_error=on_error,
+    )  # fmt: skip
+    identity = run.identity()
     if out.exists() and not overwrite:
         store = LatentStore.open(out)
         if different := _differences(store.attrs, identity):
@@ -99,38 +111,251 @@ def extract(
             )
         report(f"{out}: already complete")
         return store
+    rank, processes = _processes()
     parts = out.with_name(out.name + ".parts")
-    report(_size_preview(model, chosen, features, source, out, images))
+    if rank == 0:
+        report(_size_preview(run, out))
     try:
         parts.mkdir(parents=True, exist_ok=True)
-        _claim(parts / "extraction.json", identity)
+        with _locked(parts / "lock", taken=rank == 0):
+            if rank == 0:
+                _claim(parts / "extraction.json", identity | {"part": run.part})
+            _wait_for_all(processes)
+            files = []
+            for index, start in enumerate(range(0, len(source), run.part)):
+                stop = min(start + run.part, len(source))
+                path = parts / f"part-{index:05d}.h5"
+                files.append(path)
+                if index % processes != rank:
+                    continue
+                if _whole(path):
+                    progress(stop - start)
+                else:
+                    write = partial(run.write, start=start, stop=stop, progress=progress)
+                    write_aside(path, write, (stop - start) * run.row_bytes)
+            _wait_for_all(processes)
+            if rank == 0:
+                size = sum(path.stat().st_size for path in files)
+                write_aside(out, lambda file: _assemble(file, files, identity, source), size)
+                shutil.rmtree(parts)
+            _wait_for_all(processes)
     except OSError as error:
+        kept = f"; what is finished stays in {parts.name}" if parts.exists() else ""
         raise StoreError(
-            f"{out.parent}: cannot be written ({error.strerror}); choose another --out"
+            f"{out}: cannot be written ({error.strerror or error}){kept}; "
+            "make room or choose another --out, then rerun the same command to resume"
         ) from error
-    total = len(source)
-    files = []
-    try:
-        for start in range(0, total, PART):
-            stop = min(start + PART, total)
-            path = parts / f"part-{start // PART:05d}.h5"
-            files.append(path)
-            if path.exists():
-                progress(stop - start)
-                continue
-            arrays = _compute(
-                model, source, preprocessing, chosen, features, z, seed, start, stop,
-                batch_size, images, progress,
-            )  # fmt: skip
-            write_aside(path, partial(_put_all, arrays=arrays))
-        write_aside(out, lambda file: _assemble(file, files, identity, source))
-    except OSError as error:
-        raise StoreError(
-            f"{out}: cannot be written ({error}); what is finished stays in {parts.name}, "
-            "rerun the same command to resume"
-        ) from error
-    shutil.rmtree(parts)
     return LatentStore.open(out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What one extraction computes of each image."""
+
+    model: VDVAE
+    source: Source
+    preprocessing: Preprocessing
+    chosen: tuple[LayerSpec, ...]
+    features: tuple[str, ...]
+    z: Literal["mean", "sample"]
+    seed: int
+    pool: str | None
+    dtype: np.dtype[Any]
+    batch_size: int
+    images: bool
+    on_error: str
+
+    def identity(self) -> dict[str, Any]:
+        """Return the store's attributes, by which an extraction is told from another."""
+        layers = [spec.to_json() | {"shape": self.shape(spec)} for spec in self.chosen]
+        return {
+            "schema": SCHEMA,
+            "model": self.model.name,
+            "config": self.model.config.to_json(),
+            "weights_sha256": weights_sha256(self.model),
+            "source": self.source.name,
+            "source_sha256": self.source.fingerprint(),
+            "preprocessing": json.dumps(self.preprocessing.to_json(), sort_keys=True),
+            "z": self.z,
+            "seed": self.seed,
+            "layers": json.dumps(layers),
+            "features": json.dumps(list(self.features)),
+            "pool": self.pool or "",
+            "dtype": self.dtype.name,
+            "images": self.images,
+            "batch_size": self.batch_size,
+            "on_error": self.on_error,
+        }
+
+    def shape(self, spec: LayerSpec) -> list[int]:
+        """Return what is stored of a layer and image, [C, R, R]."""
+        return list(pool_grid(np.zeros((1, *spec.shape), np.float32), self.pool).shape[1:])
+
+    @property
+    def row_bytes(self) -> int:
+        """What an image takes on the disk."""
+        dims = sum(math.prod(self.shape(spec)) for spec in self.chosen)
+        pixels = 3 * self.model.config.image_size**2 if self.images else 0
+        return dims * len(self.features) * self.dtype.itemsize + pixels
+
+    @property
+    def part(self) -> int:
+        """Images a part: whole batches, few enough that little is lost and memory stays small."""
+        batches = min(PART, PART_BYTES // max(self.row_bytes, 1)) // self.batch_size
+        return max(1, batches) * self.batch_size
+
+    def read(self, first: int, last: int) -> tuple[list[int], list[Any], list[dict[str, str]]]:
+        """Return indices and pixels of what can be read, and what cannot, with the reason."""
+        kept, pixels, skipped = [], [], []
+        for index in range(first, last):
+            try:
+                pixels.append(read_images(self.source, self.preprocessing, [index])[0])
+                kept.append(index)
+            except DataError as error:
+                if self.on_error == "raise":
+                    raise
+                skipped.append({"id": self.source.ids[index], "reason": str(error)})
+        return kept, pixels, skipped
+
+    def arrays(self, indices: Sequence[int], pixels: NDArray[np.uint8]) -> Arrays:
+        """Infer one batch; arrays by their path in the store."""
+        selector, ids = [spec.index for spec in self.chosen], [self.source.ids[i] for i in indices]
+        read = self.model.posterior(pixels, selector, self.z, seed=self.seed, ids=ids)
+        arrays: Arrays = {"index": np.array(indices), "kl": read.kl.cpu().numpy()}
+        if self.images:
+            arrays["images"] = pixels
+        for spec in self.chosen:
+            for feature in self.features:
+                value: torch.Tensor = getattr(read[spec.name], feature)
+                pooled = pool_grid(value.float().cpu().numpy(), self.pool)
+                with np.errstate(over="ignore"):
+                    stored = pooled.astype(self.dtype, copy=False)
+                if self.dtype == np.float16 and not np.isfinite(stored).all():
+                    raise StoreError(
+                        f"layer {spec.name}, {feature}: expected values that float16 holds (below 65,504), "
+                        f"found {np.abs(pooled).max():g}; extract with --dtype float32"
+                    )
+                arrays[f"layers/{spec.index:03d}/{feature}"] = stored
+        return arrays
+
+    def write(
+        self, file: h5py.File, start: int, stop: int, progress: Callable[[int], object]
+    ) -> None:
+        """Write one part; reading, inferring and writing overlap."""
+        bounds = [(a, min(a + self.batch_size, stop)) for a in range(start, stop, self.batch_size)]
+        position, skipped = 0, []
+        written: Future[None] | None = None
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            coming = reader.submit(self.read, *bounds[0])
+            for number, (first, last) in enumerate(bounds):
+                kept, pixels, lost = coming.result()
+                if number + 1 < len(bounds):
+                    coming = reader.submit(self.read, *bounds[number + 1])
+                skipped += lost
+                if kept:
+                    arrays = self.arrays(kept, np.stack(pixels))
+                    if written is not None:
+                        written.result()
+                    written = writer.submit(_put, file, arrays, position, stop - start)
+                    position += len(kept)
+                progress(last - first)
+            if written is not None:
+                written.result()
+        file.attrs["count"] = position
+        file.attrs["skipped"] = json.dumps(skipped)
+
+
+def _put(file: h5py.File, arrays: Arrays, position: int, length: int) -> None:
+    """Write a batch's arrays at a row of data sets of some length, made when they are first needed."""
+    for key, value in arrays.items():
+        if key not in file:
+            create_array(file, key, (length, *value.shape[1:]), value.dtype)
+        file[key][position : position + len(value)] = value
+
+
+def _assemble(
+    file: h5py.File, parts: Sequence[Path], identity: dict[str, Any], source: Source
+) -> None:
+    """Join parts into a store."""
+    opened = [h5py.File(path, "r") for path in parts]
+    try:
+        kept = [part["index"][: part.attrs["count"]] for part in opened if part.attrs["count"]]
+        skipped = [item for part in opened for item in json.loads(part.attrs["skipped"])]
+        if not kept:
+            raise DataError(
+                f"{source.name}: none of {len(source)} images can be read: {skipped[0]['reason']}"
+            )
+        rows, position = np.concatenate(kept), 0
+        for part in opened:
+            count = int(part.attrs["count"])
+            for key in _arrays_of(part) if count else ():
+                if key != "index":
+                    if key not in file:
+                        create_array(file, key, (len(rows), *part[key].shape[1:]), part[key].dtype)
+                    file[key][position : position + count] = part[key][:count]
+            position += count
+    finally:
+        for part in opened:
+            part.close()
+    describe_images(
+        file, ids=[source.ids[i] for i in rows], splits=[source.splits[i] for i in rows],
+        labels=source.labels[rows], label_names=source.label_names,
+        factors={name: values[rows] for name, values in source.factors.items()},
+        attrs=identity, skipped=skipped,
+    )  # fmt: skip
+
+
+def _arrays_of(file: h5py.File) -> list[str]:
+    keys: list[str] = []
+    file.visit(keys.append)
+    return [key for key in keys if isinstance(file[key], h5py.Dataset)]
+
+
+def _whole(path: Path) -> bool:
+    """Whether a part is there with every checksum right; one that is damaged will be made again."""
+    if not path.exists():
+        return False
+    try:
+        with h5py.File(path, "r") as part:
+            for key in _arrays_of(part):
+                part[key][:]
+            return "count" in part.attrs
+    except (OSError, RuntimeError, KeyError):
+        return False
+
+
+@contextmanager
+def _locked(path: Path, *, taken: bool) -> Iterator[None]:
+    """Hold a lock that dies with its process.
+
+    Raises:
+        StoreError: another process holds it.
+    """
+    if not taken:
+        yield
+        return
+    with path.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(
+                f"{path.parent}: another process is writing this store; wait for it, or choose another --out"
+            ) from None
+        yield
+
+
+def _processes() -> tuple[int, int]:
+    """Return rank and number of processes under torchrun, which are joined here; else 0 and 1."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, 1
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=timedelta(days=7))  # parts differ in what they cost
+    return dist.get_rank(), dist.get_world_size()
+
+
+def _wait_for_all(processes: int) -> None:
+    if processes > 1:
+        dist.barrier()
 
 
 def _check_features(features: Sequence[str], z: str) -> None:
@@ -143,17 +368,11 @@ def _check_features(features: Sequence[str], z: str) -> None:
         )
 
 
-def _size_preview(
-    model: VDVAE,
-    chosen: Sequence[LayerSpec],
-    features: Sequence[str],
-    source: Source,
-    out: Path,
-    images: bool,
-) -> str:
+def _size_preview(run: _Run, out: Path) -> str:
     """Say what will be written, and refuse what the disk cannot hold twice (parts and store)."""
-    dims = sum(spec.num_dims for spec in chosen) * len(features)
-    size = len(source) * (4 * dims + (3 * model.config.image_size**2 if images else 0))
+    count = len(run.source)
+    dims = sum(math.prod(run.shape(spec)) for spec in run.chosen) * len(run.features)
+    size = count * run.row_bytes
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
     if 2 * size > free:
@@ -161,7 +380,7 @@ def _size_preview(
             f"{out}: needs {2 * size / 1e9:.1f} GB while it is written, found {free / 1e9:.1f} GB free; "
             "choose fewer layers or another disk"
         )
-    return f"{len(source)} images x {dims} dimensions, {size / 1e6:.1f} MB, to {out}"
+    return f"{count} images x {dims} dimensions ({run.dtype.name}), {size / 1e6:.1f} MB, to {out}"
 
 
 def _claim(path: Path, identity: dict[str, Any]) -> None:
@@ -185,65 +404,3 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         for key, value in now.items()
         if before.get(key) != value
     )
-
-
-def _compute(
-    model: VDVAE,
-    source: Source,
-    preprocessing: Preprocessing,
-    chosen: Sequence[LayerSpec],
-    features: Sequence[str],
-    z: Literal["mean", "sample"],
-    seed: int,
-    start: int,
-    stop: int,
-    batch_size: int,
-    images: bool,
-    progress: Callable[[int], object],
-) -> Arrays:
-    """Read and infer one part; arrays by their path in the store."""
-    collected: dict[str, list[NDArray[Any]]] = {}
-    selector = [spec.index for spec in chosen]
-    for first in range(start, stop, batch_size):
-        last = min(first + batch_size, stop)
-        pixels = read_images(source, preprocessing, range(first, last))
-        read = model.posterior(pixels, selector, z, seed=seed, ids=source.ids[first:last])
-        arrays: Arrays = {"kl": read.kl.cpu().numpy()}
-        if images:
-            arrays["images"] = pixels
-        for spec in chosen:
-            for feature in features:
-                value: torch.Tensor = getattr(read[spec.name], feature)
-                arrays[f"layers/{spec.index:03d}/{feature}"] = value.float().cpu().numpy()
-        for key, value_array in arrays.items():
-            collected.setdefault(key, []).append(value_array)
-        progress(last - first)
-    return {key: np.concatenate(values) for key, values in collected.items()}
-
-
-def _put_all(file: h5py.File, arrays: Arrays) -> None:
-    for key, value in arrays.items():
-        create_array(file, key, value.shape, value.dtype)[:] = value
-
-
-def _assemble(
-    file: h5py.File, parts: Sequence[Path], identity: dict[str, Any], source: Source
-) -> None:
-    total, start = len(source), 0
-    for path in parts:
-        with h5py.File(path, "r") as part:
-            keys: list[str] = []
-            part.visit(keys.append)
-            count = 0
-            for key in keys:
-                data = part[key]
-                if isinstance(data, h5py.Dataset):
-                    if key not in file:
-                        create_array(file, key, (total, *data.shape[1:]), data.dtype)
-                    file[key][start : start + len(data)] = data[:]
-                    count = len(data)
-            start += count
-    describe_images(
-        file, ids=source.ids, splits=source.splits, labels=source.labels,
-        label_names=source.label_names, factors=source.factors, attrs=identity,
-    )  # fmt: skip

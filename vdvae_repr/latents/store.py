@@ -6,7 +6,10 @@ import importlib.metadata
 import json
 import math
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,6 +59,10 @@ class LatentStore:
         """
         path = Path(path)
         if not path.is_file():
+            if path.with_name(path.name + ".parts").is_dir():
+                raise StoreError(
+                    f"{path}: is being written, or was interrupted; rerun its vdvae-repr extract to go on"
+                )
             raise StoreError(
                 f"{path}: no such store; make one with vdvae-repr extract --out {path}"
             )
@@ -64,6 +71,7 @@ class LatentStore:
             if file.attrs.get("schema") != SCHEMA:
                 found = file.attrs.get("schema", "no schema")
                 raise StoreError(f"{path}: expected a store of schema {SCHEMA}, found {found}")
+            _refuse_links(path, file)
             return cls(path, file)
         except (OSError, KeyError, RuntimeError, ValueError) as error:
             raise StoreError(f"{path}: not a readable latent store ({error})") from error
@@ -304,14 +312,76 @@ class StoreDataset(Dataset[tuple[torch.Tensor, int]]):
         return self.__dict__ | {"_store": None}
 
 
-def write_aside(path: Path, write: Callable[[h5py.File], None]) -> None:
-    """Write a file beside its place, flush it to the disk, then rename it: whole or absent."""
+def _refuse_links(path: Path, group: h5py.Group) -> None:
+    """Refuse what would make HDF5 read other files than this one."""
+    for name in group:
+        link = group.get(name, getlink=True)
+        item = group.get(name) if isinstance(link, h5py.HardLink) else None
+        if isinstance(item, h5py.Group):
+            _refuse_links(path, item)
+        elif item is None or item.is_virtual or item.external:
+            raise StoreError(
+                f"{path}: {f'{group.name}/{name}'.lstrip('/')!r} leads to another file; refused"
+            )
+
+
+def write_aside(path: Path, write: Callable[[h5py.File], None], size: int = 0) -> None:
+    """Write a file beside its place, flush it to the disk, then rename it: whole or absent.
+
+    Args:
+        path: its place.
+        write: fills the file.
+        size: bytes to make sure of first, because HDF5 does not survive a disk that fills up under it.
+
+    Raises:
+        OSError: the disk did not take it.
+    """
     aside = path.with_name(path.name + ".writing")
-    with h5py.File(aside, "w", libver=("v110", "latest")) as file:
-        write(file)
-    with aside.open("rb") as handle:
-        os.fsync(handle.fileno())
-    aside.replace(path)
+    try:
+        if size:
+            with aside.open("wb") as handle:
+                os.posix_fallocate(handle.fileno(), 0, size)
+        with _h5py_errors():
+            file = h5py.File(aside, "w", libver=("v110", "latest"))
+            try:
+                write(file)
+            finally:
+                file.close()
+        with aside.open("rb") as handle:
+            os.fsync(handle.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _h5py_errors() -> Iterator[None]:
+    """Turn HDF5's failures to write into an OSError of one line.
+
+    Those that come up while a data set is let go cannot be raised there: Python would print and forget them.
+    """
+    lost: list[BaseException] = []
+    others = sys.unraisablehook
+
+    def record(found: Any) -> None:
+        if "Can't decrement id ref count" in str(found.exc_value):
+            lost.append(found.exc_value)
+        else:
+            others(found)
+
+    sys.unraisablehook = record
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "errno = " not in str(error):
+            raise
+        lost.append(error)
+    finally:
+        sys.unraisablehook = others
+    if lost:
+        found = re.search(r"error message = '([^']*)'", str(lost[0]))
+        raise OSError(found.group(1) if found else str(lost[0]).partition("\n")[0]) from lost[0]
 
 
 def create_array(file: h5py.File, key: str, shape: tuple[int, ...], dtype: Any) -> h5py.Dataset:
@@ -330,6 +400,7 @@ def describe_images(
     label_names: Sequence[str],
     factors: Mapping[str, Array],
     attrs: Mapping[str, Any],
+    skipped: Sequence[Mapping[str, str]] = (),
 ) -> None:
     """Write what a store says of its images, (N,) each, and of itself."""
     text = h5py.string_dtype()
@@ -341,7 +412,7 @@ def describe_images(
         kind = {"dtype": text} if values.dtype.kind in "UO" else {}
         file.create_dataset(f"factors/{name}", data=values.tolist() if kind else values, **kind)
     file.attrs.update(attrs)
-    file.attrs["skipped"] = "[]"
+    file.attrs["skipped"] = json.dumps(list(skipped))
     file.attrs["created"] = datetime.now(UTC).isoformat(timespec="seconds")
     versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "h5py")}
     file.attrs["versions"] = json.dumps(versions)

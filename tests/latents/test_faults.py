@@ -1,0 +1,236 @@
+"""What goes wrong in an extraction: kills, full disks, damage, unreadable images, a second process."""
+
+import json
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+import vdvae_repr as vr
+from vdvae_repr.latents import extract as module
+from vdvae_repr.model.checkpoint import save
+
+ARGUMENTS = ["--data", "photos", "--layer", "<=8x8", "--batch-size", "2", "--out", "s.h5"]
+
+
+@pytest.fixture
+def photos(tiny, tmp_path):
+    """A folder of 24 pictures, and the tiny model in a file beside it."""
+    save(tiny, tmp_path / "tiny.safetensors", record={})
+    rng = np.random.default_rng(0)
+    for index in range(24):
+        path = tmp_path / "photos" / f"p{index % 4}" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+    return tmp_path
+
+
+# Small parts, and the sleep that lets a signal land between two images.
+SLOWLY = (
+    "import sys, time; from vdvae_repr.latents import extract as m; m.PART = 4; "
+    "read = m.read_images; "
+    "m.read_images = lambda *a: (time.sleep({pause}), read(*a))[1]; "
+    "from vdvae_repr.cli import main; sys.argv[0] = 'vdvae-repr'; main()"
+)
+
+
+def command(pause=0.0, *extra):
+    code = SLOWLY.format(pause=pause)
+    return [
+        sys.executable,
+        "-c",
+        code,
+        "extract",
+        "--model",
+        "tiny.safetensors",
+        *ARGUMENTS,
+        *extra,
+    ]
+
+
+def equal(a, b):
+    with h5py.File(a) as first, h5py.File(b) as second:
+        keys = module._arrays_of(first)
+        assert keys == module._arrays_of(second)
+        return all(np.array_equal(first[key][:], second[key][:]) for key in keys)
+
+
+def kill_and_resume(photos, kills, seed):
+    done = subprocess.run(command(), cwd=photos, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (photos / "s.h5").rename(photos / "whole.h5")
+    rng, killed = random.Random(seed), 0
+    while killed < kills:
+        process = subprocess.Popen(command(0.02), cwd=photos, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not (photos / "s.h5.parts" / "extraction.json").exists() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        process.wait()
+        killed += 1
+        assert (photos / "s.h5").exists() == (not (photos / "s.h5.parts").exists())
+        if (photos / "s.h5").exists():
+            assert equal(photos / "s.h5", photos / "whole.h5")
+            (photos / "s.h5").unlink()
+    done = subprocess.run(command(), cwd=photos, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert equal(photos / "s.h5", photos / "whole.h5")
+
+
+def test_three_kills(photos):
+    kill_and_resume(photos, 3, seed=0)
+
+
+@pytest.mark.slow
+def test_twenty_kills(photos):
+    kill_and_resume(photos, 20, seed=1)
+
+
+def test_interrupt_keeps_what_is_finished(photos):
+    process = subprocess.Popen(command(0.2), cwd=photos, stderr=subprocess.PIPE, text=True)
+    while not (photos / "s.h5.parts" / "part-00000.h5").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "what is finished is kept" in errors
+    assert "Traceback" not in errors
+    assert not (photos / "s.h5").exists()
+
+
+def test_full_disk(tiny, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 4)
+    whole = vr.extract(tiny, images, tmp_path / "whole.h5", batch_size=4)
+    size = next(iter(tmp_path.glob("whole.h5"))).stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:  # a file may hold a part, but not the store
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size * 2 // 3, limits[1]))
+        with pytest.raises(
+            vr.StoreError, match=r"s\.h5: cannot be written \(File too large\); .* rerun"
+        ):
+            vr.extract(tiny, images, tmp_path / "s.h5", batch_size=4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert not (tmp_path / "s.h5").exists()
+    assert len(list((tmp_path / "s.h5.parts").glob("part-*.h5"))) == 3
+    resumed = vr.extract(tiny, images, tmp_path / "s.h5", batch_size=4)
+    assert np.array_equal(resumed.matrix()[0], whole.matrix()[0])
+
+
+def test_damaged_part_is_made_again(tiny, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 4)
+    whole = vr.extract(tiny, images, tmp_path / "whole.h5", batch_size=4)
+
+    def interrupt(count):
+        if (tmp_path / "s.h5.parts" / "part-00001.h5").exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        vr.extract(tiny, images, tmp_path / "s.h5", batch_size=4, progress=interrupt)
+    part = tmp_path / "s.h5.parts" / "part-00000.h5"
+    with h5py.File(part) as file:
+        offset = file["layers/002/mean"].id.get_chunk_info(0).byte_offset
+    content = bytearray(part.read_bytes())
+    content[offset + 9] ^= 1
+    part.write_bytes(content)
+    resumed = vr.extract(tiny, images, tmp_path / "s.h5", batch_size=4)
+    assert np.array_equal(resumed.matrix()[0], whole.matrix()[0])
+
+
+def test_unreadable_image_is_named_or_skipped(photos, tiny):
+    bad = photos / "photos" / "p1" / "5.png"
+    bad.write_bytes(b"no picture")
+    with pytest.raises(vr.DataError, match=r"p1/5\.png: expected a readable image"):
+        vr.extract(tiny, photos / "photos", photos / "s.h5", batch_size=4)
+    store = vr.extract(tiny, photos / "photos", photos / "t.h5", batch_size=4, on_error="skip")
+    assert len(store) == 23
+    assert "p1/5.png" not in store.ids
+    assert [item["id"] for item in json.loads(store.attrs["skipped"])] == ["p1/5.png"]
+    bad.unlink()
+    clean = vr.extract(tiny, photos / "photos", photos / "u.h5", batch_size=4)
+    assert clean.ids == store.ids
+    assert np.array_equal(clean.labels, store.labels)
+    np.testing.assert_allclose(clean.matrix()[0], store.matrix()[0], atol=1e-4)
+
+
+def test_a_second_process_is_refused_and_the_lock_dies_with_the_first(photos):
+    first = subprocess.Popen(command(0.3), cwd=photos, stderr=subprocess.DEVNULL)
+    while not (photos / "s.h5.parts" / "extraction.json").exists():
+        assert first.poll() is None
+        time.sleep(0.02)
+    second = subprocess.run(command(), cwd=photos, capture_output=True, text=True, check=False)
+    assert second.returncode == 2
+    assert "another process is writing this store" in second.stderr
+    first.kill()
+    first.wait()
+    third = subprocess.run(command(), cwd=photos, capture_output=True, text=True, check=False)
+    assert third.returncode == 0, third.stderr
+
+
+def test_pooled_and_half_precision_stores(tiny, images, tmp_path):
+    full = vr.extract(tiny, images, tmp_path / "full.h5")
+    pooled = vr.extract(tiny, images, tmp_path / "p.h5", pool="avg:2", dtype="float16")
+    assert np.array_equal(
+        pooled.matrix()[0], full.matrix(pool="avg:2")[0].astype(np.float16).astype(np.float32)
+    )
+    assert pooled["16x16.0"].mean[:2].shape == (2, 4, 2, 2)
+    with pytest.raises(vr.LayerError, match="does not divide 4x4"):
+        vr.extract(tiny, images, tmp_path / "q.h5", pool="avg:3")
+    loud = vr.VDVAE(tiny.config).eval()
+    loud.load_state_dict(tiny.state_dict())
+    loud.top_down.blocks[0].posterior.c4.bias.data[:4] = 1e6
+    with pytest.raises(
+        vr.StoreError, match=r"layer 1x1\.0, mean: expected values that float16 holds"
+    ):
+        vr.extract(loud, images, tmp_path / "r.h5", dtype="float16", layers="1x1")
+
+
+def test_two_processes_write_the_same_store_byte_for_byte(photos, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    alone = subprocess.run(command(), cwd=photos, capture_output=True, text=True, check=False)
+    assert alone.returncode == 0, alone.stderr
+    (photos / "s.h5").rename(photos / "whole.h5")
+    (photos / "job.py").write_text(SLOWLY.format(pause=0.0))
+    joint = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "job.py", "extract", "--model", "tiny.safetensors", *ARGUMENTS,
+    ]  # fmt: skip
+    done = subprocess.run(joint, cwd=photos, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("24 images") == 1
+    assert equal(photos / "s.h5", photos / "whole.h5")
+
+
+def test_a_store_that_is_being_written_is_no_store_yet(tiny, images, tmp_path):
+    def look(count):
+        with pytest.raises(vr.StoreError, match="is being written, or was interrupted"):
+            vr.LatentStore.open(tmp_path / "s.h5")
+
+    vr.extract(tiny, images, tmp_path / "s.h5", progress=look)
+
+
+def test_a_store_that_reads_other_files_is_refused(tiny, images, tmp_path):
+    path = vr.extract(tiny, images, tmp_path / "s.h5").path
+    with h5py.File(path, "r+") as file:
+        file["stolen"] = h5py.ExternalLink("/etc/passwd", "/")
+    with pytest.raises(vr.StoreError, match="'stolen' leads to another file"):
+        vr.LatentStore.open(path)
+    with h5py.File(path, "r+") as file:
+        del file["stolen"]
+        layout = h5py.VirtualLayout((12, 4), np.float32)
+        layout[:] = h5py.VirtualSource("/somewhere/else.h5", "x", (12, 4))
+        file.create_virtual_dataset("layers/099/mean", layout)
+    with pytest.raises(vr.StoreError, match="'layers/099/mean' leads to another file"):
+        vr.LatentStore.open(path)
