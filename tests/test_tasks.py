@@ -152,3 +152,17 @@ def test_balanced_intervals_cover_the_truth_as_often_as_they_say():
     low, high = np.quantile(means, [0.025, 0.975], axis=0)
     covered = np.mean((low <= rates.mean()) & (rates.mean() <= high))
     assert 0.91 <= covered <= 0.98  # 0.95, give or take three deviations and what 200 images blur
+
+
+def test_bottom_up_is_a_row_a_resolution(tiny, tmp_path):
+    store = vr.extract(
+        tiny, people(6), tmp_path / "s.h5", layers="<=8x8", features=["bottom_up"], pool="avg:2"
+    )
+    rows = vr.run_task("face_id", store, feature="bottom_up", heads=["nearest-neighbor"])
+    for model in ("tiny", "random-init"):
+        found = [row for row in rows if row.model == model and row.metric == "rank1"]
+        assert [(row.layer, row.dims) for row in found] == [
+            ("1x1.0", 8),
+            ("4x4.0", 32),
+            ("8x8.0", 32),
+        ]

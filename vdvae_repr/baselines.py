@@ -13,7 +13,8 @@ from sklearn.decomposition import PCA
 
 from vdvae_repr.config import ModelConfig
 from vdvae_repr.latents.store import LatentStore, pool_grid
-from vdvae_repr.model.vdvae import VDVAE
+from vdvae_repr.model.layers import select_layers
+from vdvae_repr.model.vdvae import VDVAE, feature_of
 
 Array = NDArray[Any]
 
@@ -55,6 +56,7 @@ def random_init(
         torch.manual_seed(seed)
         model = VDVAE(ModelConfig.from_json(store.attrs["config"])).eval()
     names = sorted({name for group in groups.values() for name in group})
+    specs = select_layers(model.layers, names)
     parts: dict[str, list[Array]] = {name: [] for name in names}
     for start in range(0, len(images), 32):
         batch, ids = images[start : start + 32], store.ids[start : start + 32]
@@ -62,12 +64,10 @@ def random_init(
             batch, names, "sample" if store.attrs["z"] == "sample" else "mean",
             seed=int(store.attrs["seed"]), ids=ids,
         )  # fmt: skip
-        for name in names:
-            stored = pool_grid(
-                getattr(read[name], feature).numpy(), store.attrs.get("pool") or None
-            )
-            value = pool_grid(stored, pool)
-            parts[name].append(value.reshape(len(batch), -1))
+        for spec in specs:
+            value = feature_of(read, spec, feature).numpy()
+            pooled = pool_grid(pool_grid(value, store.attrs.get("pool") or None), pool)
+            parts[spec.name].append(pooled.reshape(len(batch), -1))
     stacked = {name: np.concatenate(parts.pop(name)) for name in names}
     return [
         Features("random-init", label, np.concatenate([stacked[name] for name in group], axis=1))

@@ -34,7 +34,9 @@ Preset = Annotated[
 ]
 Data = Annotated[
     str,
-    typer.Option(help="Folder, .tar, .csv, .npy, .npz, .h5, or a name, as cifar10 or toy-faces."),
+    typer.Option(
+        help="Folder, .tar or shards, .csv, .npy, .npz, .h5, or a name, as cifar10 or toy-faces."
+    ),
 ]
 DataRoot = Annotated[
     Path | None,

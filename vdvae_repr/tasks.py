@@ -21,7 +21,6 @@ from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.linear import LinearLBFGS
 from vdvae_repr.heads.neighbors import NearestNeighbor, WeightedNeighbors
 from vdvae_repr.latents.store import LatentStore
-from vdvae_repr.model.layers import select_layers
 from vdvae_repr.results import Result
 
 RESAMPLES = 10_000
@@ -141,9 +140,9 @@ def run_task(
     _refuse_leaks(images, store.ids, split, kind)
     selectors = [layers] if isinstance(layers, str | int) else list(layers)
     if not joint:
-        selectors = [spec.name for spec in select_layers(store.layers, selectors)]
+        selectors = [spec.name for spec in store.distinct(selectors, feature)]
     groups = {
-        str(selector): [spec.name for spec in select_layers(store.layers, selector)]
+        str(selector): [spec.name for spec in store.distinct(selector, feature)]
         for selector in selectors
     }
     name = str(store.attrs["model"])

@@ -75,6 +75,26 @@ def test_tar_is_read_in_place(tmp_path):
     assert read(source)[0][0, 0].tolist() == [1, 2, 3]
 
 
+def test_tar_shards_by_a_pattern(tmp_path):
+    for shard in (0, 1, 10):
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8), (shard, 0, 0)).save(buffer, "PNG")
+        with tarfile.open(tmp_path / f"s-{shard:02d}.tar", "w") as archive:
+            for name in (f"b_{shard}.png", f"a_{shard}.png"):
+                member = tarfile.TarInfo(name)
+                member.size = len(buffer.getvalue())
+                archive.addfile(member, io.BytesIO(buffer.getvalue()))
+    source = open_source(str(tmp_path / "s-*.tar"))
+    assert source.ids == ("a_0.png", "b_0.png", "a_1.png", "b_1.png", "a_10.png", "b_10.png")
+    assert [int(image[0, 0, 0]) for image in read(source)] == [0, 0, 1, 1, 10, 10]
+    assert source.label_names == ("a", "b")
+    assert len(open_source(str(tmp_path / "s-{00..01}.tar"))) == 4
+    with pytest.raises(DataError, match=r"expected 3 shards, found no .*s-02\.tar"):
+        open_source(str(tmp_path / "s-{00..02}.tar"))
+    with pytest.raises(DataError, match="expected tar shards, found none that match"):
+        open_source(str(tmp_path / "t-*.tar"))
+
+
 def test_arrays(tmp_path):
     images = np.arange(4 * 8 * 8 * 3, dtype=np.uint8).reshape(4, 8, 8, 3)
     np.save(tmp_path / "a.npy", images)

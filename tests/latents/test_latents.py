@@ -30,6 +30,20 @@ def test_store_holds_what_the_model_says(store, tiny, images):
     store.verify()
 
 
+def test_bottom_up_is_stored_once_a_resolution(tiny, images, tmp_path):
+    store = vr.extract(
+        tiny, images, tmp_path / "b.h5", features=("bottom_up", "mean"), layers="<=8x8"
+    )
+    read = tiny.posterior(images)
+    X, _, _ = store.matrix(feature="bottom_up")
+    expected = torch.cat([read.bottom_up[r].flatten(1) for r in (1, 4, 8)], dim=1)
+    torch.testing.assert_close(torch.from_numpy(X), expected, rtol=1e-4, atol=1e-5)
+    assert store["8x8.1"].bottom_up.shape == (12, 8, 8, 8)
+    transformer = vr.LatentTransformer(tiny, layers="<=8x8", feature="bottom_up")
+    np.testing.assert_allclose(transformer.fit_transform(images), X, rtol=1e-4, atol=1e-5)
+    store.verify()
+
+
 def test_pooling(store, tiny, images):
     X, _, _ = store.matrix("16x16", pool="avg:4")
     mean = tiny.posterior(images)["16x16.0"].mean

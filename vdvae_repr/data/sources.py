@@ -1,8 +1,8 @@
 """What `--data` takes, turned into images, ids, labels and splits.
 
 A known name (`digits`, `toy-faces`, those of `datasets.DATASETS`), a folder (class subfolders, or flat),
-a tar, a CSV manifest, an array file (.npy, .npz, .h5), or a uint8 array. Ids are unique, in natural
-order (`2.pgm` before `10.pgm`).
+a tar or a pattern of tar shards, a CSV manifest, an array file (.npy, .npz, .h5), or a uint8 array. Ids are
+unique, in natural order (`2.pgm` before `10.pgm`), shard by shard.
 """
 
 from __future__ import annotations
@@ -168,6 +168,11 @@ def open_source(
     path, known = Path(data), (*BUILT_IN, *DATASETS)
     if path.is_dir():
         return _folder(path)
+    if path.suffix == ".tar" and re.search(r"[*?\[{]", path.name) and not path.is_file():
+        try:
+            return _tar(_shards(str(path)), path.name)
+        except (OSError, tarfile.TarError, EOFError) as error:
+            raise DataError(f"{path}: cannot be read ({one_line(error)})") from error
     if not path.is_file():
         raise DataError(
             f"{data}: no such folder or file{suggestion(str(data), known)}; expected a folder of images, "
@@ -175,7 +180,7 @@ def open_source(
         )
     try:
         if path.suffix == ".tar":
-            return _tar(path)
+            return _tar([path], path.name)
         if path.suffix == ".csv":
             return _manifest(path)
         if path.suffix == ".npy":
@@ -296,35 +301,54 @@ def _folder(root: Path) -> Source:
     )
 
 
-def _tar(path: Path) -> Source:
-    """Read members in place, never unpacked."""
+def _shards(pattern: str) -> list[Path]:
+    """Return the tars that a pattern names, in natural order: `a-*.tar`, `a-{000..012}.tar`."""
+    if match := re.search(r"\{(\d+)\.\.(\d+)\}", pattern):
+        first, last = match.groups()
+        numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
+        paths = [Path(pattern[: match.start()] + n + pattern[match.end() :]) for n in numbers]
+        if missing := [path for path in paths if not path.is_file()]:
+            raise DataError(f"{pattern}: expected {len(paths)} shards, found no {missing[0]}")
+        return paths
+    where = Path(pattern)
+    paths = sorted(where.parent.glob(where.name), key=lambda path: natural_key(path.name))
+    if not paths:
+        raise DataError(f"{pattern}: expected tar shards, found none that match")
+    return paths
+
+
+def _tar(paths: Sequence[Path], name: str) -> Source:
+    """Read members in place, never unpacked, shard by shard."""
     extensions = Image.registered_extensions()
-    with tarfile.open(path, "r:") as archive:
-        members = [
-            member
-            for member in archive
-            if member.isfile() and PurePosixPath(member.name).suffix.lower() in extensions
-        ]
-    members.sort(key=lambda member: natural_key(member.name))
+    members: list[tuple[Path, tarfile.TarInfo]] = []
+    for path in paths:
+        with tarfile.open(path, "r:") as archive:
+            own = [
+                member
+                for member in archive
+                if member.isfile() and PurePosixPath(member.name).suffix.lower() in extensions
+            ]
+        members += [(path, m) for m in sorted(own, key=lambda member: natural_key(member.name))]
     if not members:
-        raise DataError(f"{path}: expected a tar with images, found none in it")
+        raise DataError(f"{name}: expected a tar with images, found none in it")
 
     def reader(index: int) -> Image.Image:
+        path, member = members[index]
         with path.open("rb") as file:
-            file.seek(members[index].offset_data)
-            return Image.open(io.BytesIO(file.read(members[index].size)))
+            file.seek(member.offset_data)
+            return Image.open(io.BytesIO(file.read(member.size)))
 
-    ids = [member.name.removeprefix("./") for member in members]
+    ids = [member.name.removeprefix("./") for _, member in members]
     names, splits = _labels_from_paths(ids)
     labels, label_names = number_labels(names)
     return Source(
-        name=path.name,
+        name=name,
         ids=tuple(ids),
         reader=reader,
         labels=labels,
         label_names=label_names,
         splits=splits,
-        sizes=[member.size for member in members],
+        sizes=[member.size for _, member in members],
     )
 
 

@@ -43,14 +43,14 @@ def export(
     out = Path(out)
     if out.suffix not in (".npy", ".npz"):
         raise StoreError(f"{out}: expected a name that ends in .npy or .npz")
-    rows, chosen = store.rows(split), select_layers(store.layers, layers)
+    rows, chosen = store.rows(split), store.distinct(layers, feature)
     widths = [store.width(spec, feature, pool) for spec in chosen]
     shape = (len(rows), sum(widths))
     about = {
         "ids": [store.ids[row] for row in rows],
         "labels": store.labels[rows].tolist(),
         "layers": [spec.name for spec in chosen],
-        "shapes": [list(spec.shape) for spec in chosen],
+        "shapes": [list(getattr(store[spec.name], feature).shape[1:]) for spec in chosen],
         "columns": np.cumsum(widths).tolist(),
         "feature": feature,
         "pool": pool,

@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import h5py
 import numpy as np
-import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
@@ -27,6 +26,7 @@ from vdvae_repr.errors import DataError, LayerError, StoreError
 from vdvae_repr.latents.store import (
     SCHEMA,
     LatentStore,
+    array_key,
     create_array,
     describe_images,
     pool_grid,
@@ -34,9 +34,19 @@ from vdvae_repr.latents.store import (
 )
 from vdvae_repr.model.checkpoint import weights_sha256
 from vdvae_repr.model.layers import LayerSpec, select_layers
-from vdvae_repr.model.vdvae import VDVAE
+from vdvae_repr.model.vdvae import VDVAE, feature_of
 
-FEATURES = ("mean", "log_std", "z", "delta", "prior_mean", "prior_log_std", "kl", "top_down")
+FEATURES = (
+    "mean",
+    "log_std",
+    "z",
+    "delta",
+    "prior_mean",
+    "prior_log_std",
+    "kl",
+    "top_down",
+    "bottom_up",
+)
 PART = 512  # images a part at most, and
 PART_BYTES = 2**28
 
@@ -226,7 +236,10 @@ class _Run:
             arrays["images"] = pixels
         for spec in self.chosen:
             for feature in self.features:
-                value: torch.Tensor = getattr(read[spec.name], feature)
+                key = array_key(spec, feature)
+                if key in arrays:
+                    continue
+                value = feature_of(read, spec, feature)
                 pooled = pool_grid(value.float().cpu().numpy(), self.pool)
                 with np.errstate(over="ignore"):
                     stored = pooled.astype(self.dtype, copy=False)
@@ -235,7 +248,7 @@ class _Run:
                         f"layer {spec.name}, {feature}: expected values that float16 holds (below 65,504), "
                         f"found {np.abs(pooled).max():g}; extract with --dtype float32"
                     )
-                arrays[f"layers/{spec.index:03d}/{feature}"] = stored
+                arrays[key] = stored
         return arrays
 
     def write(

@@ -33,7 +33,7 @@ Array = NDArray[Any]
 class LatentStore:
     """Read access to a store; open with `LatentStore.open(path)`.
 
-    Layout: /ids, /labels, /splits, /factors/NAME, /images, /layers/LLL/FEATURE, /kl.
+    Layout: /ids, /labels, /splits, /factors/NAME, /images, /layers/LLL/FEATURE, /bottom_up/RRR, /kl.
     """
 
     def __init__(self, path: Path, file: h5py.File) -> None:
@@ -135,9 +135,8 @@ class LatentStore:
             LayerError: no such layer or feature. StoreError: a checksum fails, or no such split.
         """
         rows = self.rows(split)
-        parts = [
-            self._pooled(spec, feature, pool, rows) for spec in select_layers(self.layers, layers)
-        ]
+        chosen = self.distinct(layers, feature)
+        parts = [self._pooled(spec, feature, pool, rows) for spec in chosen]
         return np.concatenate(parts, axis=1), self.labels[rows], tuple(self.ids[i] for i in rows)
 
     def slices(
@@ -148,8 +147,9 @@ class LatentStore:
         split: str | None = None,
     ) -> Iterator[NDArray[np.float32]]:
         """Yield the rows of `matrix`, some at a time, so that memory stays small."""
-        rows, chosen = self.rows(split), select_layers(self.layers, layers)
-        size = max(1, SLICE_BYTES // (4 * sum(spec.num_dims for spec in chosen)))
+        rows = self.rows(split)
+        chosen = self.distinct(layers, feature)
+        size = max(1, SLICE_BYTES // (4 * sum(self.width(spec, feature) for spec in chosen)))
         for start in range(0, len(rows), size):
             some = rows[start : start + size]
             yield np.concatenate(
@@ -186,8 +186,7 @@ class LatentStore:
         split: str | None = None,
     ) -> StoreDataset:
         """Return a torch data set of (features (D,) float32, label), read from the file item by item."""
-        specs = select_layers(self.layers, layers)
-        self._key(specs[0], feature)
+        specs = self.distinct(layers, feature)
         return StoreDataset(
             self.path, tuple(spec.name for spec in specs), feature, pool, self.rows(split)
         )
@@ -211,7 +210,13 @@ class LatentStore:
             raise LayerError(
                 f"feature {feature!r} is not stored; stored are {', '.join(self.features)}"
             )
-        return f"layers/{spec.index:03d}/{feature}"
+        return array_key(spec, feature)
+
+    def distinct(self, layers: str | int | Sequence[str | int], feature: str) -> list[LayerSpec]:
+        """Return the layers selected; of those that share an array (`bottom_up`) the first alone."""
+        chosen = select_layers(self.layers, layers)
+        by_key = {self._key(spec, feature): spec for spec in reversed(chosen)}
+        return [spec for spec in chosen if by_key[self._key(spec, feature)] is spec]
 
     def _pooled(
         self, spec: LayerSpec, feature: str, pool: str | None, rows: NDArray[np.intp]
@@ -258,8 +263,8 @@ class StoredFeature:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(N, C, R, R)."""
-        return (len(self.store), *self.spec.shape)
+        """(N, C, R, R); smaller where it was pooled."""
+        return tuple(self.store._file[self.key].shape)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -416,6 +421,13 @@ def describe_images(
     file.attrs["created"] = datetime.now(UTC).isoformat(timespec="seconds")
     versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "h5py")}
     file.attrs["versions"] = json.dumps(versions)
+
+
+def array_key(spec: LayerSpec, feature: str) -> str:
+    """Return where a layer's feature stands in a store; `bottom_up` is one array a resolution."""
+    if feature == "bottom_up":
+        return f"bottom_up/{spec.resolution:03d}"
+    return f"layers/{spec.index:03d}/{feature}"
 
 
 def pool_grid(values: Array, pool: str | None) -> Array:

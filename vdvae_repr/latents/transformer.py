@@ -14,10 +14,10 @@ from sklearn.utils.validation import check_is_fitted
 from vdvae_repr.data.sources import Preprocessing, RawImage
 from vdvae_repr.errors import DataError, LayerError
 from vdvae_repr.latents.extract import FEATURES
-from vdvae_repr.latents.store import pool_grid
+from vdvae_repr.latents.store import array_key, pool_grid
 from vdvae_repr.model.checkpoint import load
 from vdvae_repr.model.layers import select_layers
-from vdvae_repr.model.vdvae import VDVAE
+from vdvae_repr.model.vdvae import VDVAE, feature_of
 
 
 class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -103,8 +103,14 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     def _read(self, pixels: NDArray[np.uint8], ids: list[str]) -> dict[str, NDArray[np.float32]]:
         indices = [spec.index for spec in self.layers_]
         read = self.model_.posterior(pixels, indices, self.z, seed=self.seed, ids=ids)
-        values = {name: getattr(layer, self.feature).cpu().numpy() for name, layer in read.items()}
-        return {name: pool_grid(v, self.pool).reshape(len(v), -1) for name, v in values.items()}
+        values = {
+            array_key(spec, self.feature): (spec.name, feature_of(read, spec, self.feature))
+            for spec in reversed(self.layers_)
+        }
+        return {
+            name: pool_grid(value.cpu().numpy(), self.pool).reshape(len(value), -1)
+            for name, value in reversed(values.values())
+        }
 
 
 def _image(item: Any, index: int) -> RawImage:

@@ -97,6 +97,16 @@ class Posterior(Mapping[str, LayerPosterior]):
         return len(self._layers)
 
 
+def feature_of(read: Posterior, spec: LayerSpec, feature: str) -> Tensor:
+    """Return a layer's feature by name; `bottom_up` is its resolution's."""
+    found = (
+        read.bottom_up[spec.resolution]
+        if feature == "bottom_up"
+        else getattr(read[spec.name], feature)
+    )
+    return cast(Tensor, found)
+
+
 @dataclass(frozen=True, slots=True)
 class ELBO:
     """Terms of the negative evidence lower bound, (N,) each, nats an image."""
