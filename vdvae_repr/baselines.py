@@ -62,7 +62,7 @@ def random_init(
         batch, ids = images[start : start + 32], store.ids[start : start + 32]
         read = model.posterior(
             batch, names, "sample" if store.attrs["z"] == "sample" else "mean",
-            seed=int(store.attrs["seed"]), ids=ids,
+            seed=int(store.attrs["seed"]), ids=ids, top_down=feature == "top_down",
         )  # fmt: skip
         for spec in specs:
             value = feature_of(read, spec, feature).numpy()

@@ -64,7 +64,7 @@ def test_preprocessing(golden):
 
 def test_sampling_pass_and_likelihood(golden):
     model, config = golden.model, golden.config
-    layers, states, activations = model.infer(to_input(golden.images, config), golden.noise())
+    layers, _, states, activations = model.infer(to_input(golden.images, config), golden.noise())
     keys = [k for k in golden.values if k.startswith("activation.")]
     assert len(keys) == len(activations)
     for resolution, activation in activations.items():
@@ -87,7 +87,7 @@ def test_elbo(golden):
 
 
 def test_mean_pass(golden):
-    layers, states, _ = golden.model.infer(to_input(golden.images, golden.config), None)
+    layers, _, states, _ = golden.model.infer(to_input(golden.images, golden.config), None)
     if "meanpass.layer.000.q_mean" in golden.values:
         keys = {k.rsplit(".", 1)[1] for k in golden.values if k.startswith("meanpass.layer.000")}
         names = {"q_mean": "mean", "q_logstd": "log_std", "p_mean": "prior_mean"}

@@ -229,12 +229,24 @@ def _published(model):
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN is not in this build")
 def test_fused_inference_equals_the_plain_pass(tiny, images):
     x = to_input(torch.from_numpy(images).permute(0, 3, 1, 2), tiny.config)
-    plain, states, _ = tiny.infer(x, None)  # with gradients, nothing is fused
+    plain, _, states, _ = tiny.infer(x, None)  # with gradients, nothing is fused
     with torch.no_grad():
-        fused, fused_states, _ = tiny.infer(x, None)
+        fused, _, fused_states, _ = tiny.infer(x, None)
     assert plain[-1].mean.requires_grad
     assert not fused[-1].mean.requires_grad
     for expected, found in zip(plain, fused, strict=True):
         scale = expected.mean.detach().abs().max()
         torch.testing.assert_close(found.mean, expected.mean, rtol=0, atol=1e-5 * float(scale))
     torch.testing.assert_close(fused_states[16], states[16], rtol=1e-4, atol=1e-5)
+
+
+def test_the_state_after_a_layer_is_made_when_asked_for(tiny, images):
+    assert tiny.posterior(images)["16x16.0"].top_down is None
+    asked = tiny.posterior(images, "8x8", top_down=True)
+    with torch.no_grad():
+        whole, *_ = tiny.infer(
+            to_input(torch.from_numpy(images).permute(0, 3, 1, 2), tiny.config), None
+        )
+    torch.testing.assert_close(asked["8x8.1"].top_down, whole[3].top_down)
+    assert list(asked) == ["8x8.0", "8x8.1"]
+    assert asked.kl.shape == (12, 4)

@@ -230,7 +230,9 @@ class _Run:
     def arrays(self, indices: Sequence[int], pixels: NDArray[np.uint8]) -> Arrays:
         """Infer one batch; arrays by their path in the store."""
         selector, ids = [spec.index for spec in self.chosen], [self.source.ids[i] for i in indices]
-        read = self.model.posterior(pixels, selector, self.z, seed=self.seed, ids=ids)
+        read = self.model.posterior(
+            pixels, selector, self.z, seed=self.seed, ids=ids, top_down="top_down" in self.features
+        )
         arrays: Arrays = {"index": np.array(indices), "kl": read.kl.cpu().numpy()}
         if self.images:
             arrays["images"] = pixels

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -54,8 +54,8 @@ class LayerPosterior:
     prior_log_std: Tensor
     z: Tensor
     """What was sent down to the next layer."""
-    top_down: Tensor
-    """The state after the layer, (N, width, R, R)."""
+    top_down: Tensor | None
+    """The state after the layer, (N, width, R, R), where it was asked for."""
 
     @property
     def kl(self) -> Tensor:
@@ -193,16 +193,19 @@ class TopDownBlock(nn.Module):
         kl = gaussian_kl(*q_and_p).sum(dim=(1, 2, 3))
         return self.merge(x, z), kl
 
-    def read(self, x: Tensor, activated: Tensor, noise: Tensor | None) -> LayerPosterior:
+    def read(
+        self, x: Tensor, activated: Tensor, noise: Tensor | None, merge: bool = True
+    ) -> LayerPosterior:
         """Run the layer under its posterior.
 
         Args:
             x: the state, (N, width, R, R).
             activated: GELU of the encoder's activation, (N, width, R, R).
             noise: standard-normal draws (N, zdim, R, R); None sends the mean down.
+            merge: run the residual path to the state after the layer.
         """
         q_and_p, z, x = self._draw(x, activated, noise)
-        return LayerPosterior(*q_and_p, z, self.merge(x, z))
+        return LayerPosterior(*q_and_p, z, self.merge(x, z) if merge else None)
 
     def _draw(
         self, x: Tensor, activated: Tensor, noise: Tensor | None
@@ -351,23 +354,42 @@ class VDVAE(nn.Module):
         return -mixture_log_prob(mixture, target, self.config.bits).sum(dim=(1, 2))
 
     def infer(
-        self, x: Tensor, noise: Noise | None, stop: int | None = None
-    ) -> tuple[list[LayerPosterior], dict[int, Tensor], dict[int, Tensor]]:
+        self,
+        x: Tensor,
+        noise: Noise | None,
+        stop: int | None = None,
+        *,
+        keep: Collection[int] | None = None,
+        top_down: bool = True,
+    ) -> tuple[list[LayerPosterior], Tensor, dict[int, Tensor], dict[int, Tensor]]:
         """Run the posterior over the first `stop` layers of a normalised (N, 3, S, S) input.
 
-        Returns the layers, the top-down states by resolution, the bottom-up activations.
+        Args:
+            x: the input.
+            noise: draws by layer; None sends means down.
+            stop: layers to run; all if not given.
+            keep: indices of the layers to return; all if not given.
+            top_down: return the states after the layers too; without, the last layer's is not computed.
+
+        Returns the layers kept, the KL (N, layers run), the top-down states by resolution, the bottom-up
+        activations.
         """
         activations = self.bottom_up(x.contiguous(memory_format=torch.channels_last))
         activated = {r: F.gelu(a) for r, a in activations.items()}
         states = _channels_last(self.top_down.initial_states(len(x)))
-        layers = []
+        layers, kls = [], []
         for spec in self.layers[:stop]:
+            r = spec.resolution
             state = self.top_down.enter(spec.index, states, len(x))
             drawn = None if noise is None else noise(spec)
-            layer = self.top_down.block(spec).read(state, activated[spec.resolution], drawn)
-            states[spec.resolution] = layer.top_down
-            layers.append(layer)
-        return layers, states, activations
+            wanted = top_down or spec.index + 1 != stop
+            layer = self.top_down.block(spec).read(state, activated[r], drawn, merge=wanted)
+            if layer.top_down is not None:
+                states[r] = layer.top_down
+            kls.append(layer.kl.sum(dim=(1, 2, 3)))
+            if keep is None or spec.index in keep:
+                layers.append(layer if top_down else replace(layer, top_down=None))
+        return layers, torch.stack(kls, dim=1), states, activations
 
     def generate(
         self,
@@ -403,8 +425,9 @@ class VDVAE(nn.Module):
         *,
         seed: int = 0,
         ids: Sequence[str] | None = None,
+        top_down: bool = False,
     ) -> Posterior:
-        """Read the posterior of chosen layers.
+        """Read the posterior of chosen layers; only the work that they need is done.
 
         Args:
             images: uint8 (N, S, S, 3) array or tensor, or a list of PIL images.
@@ -412,6 +435,7 @@ class VDVAE(nn.Module):
             z: what each layer sends down: its mean, or a draw seeded by (seed, image id, layer).
             seed: of the draws.
             ids: the images' ids, by default "0", "1", ...
+            top_down: keep the states after the layers too.
 
         Raises:
             DataError: images of another shape or dtype.
@@ -421,11 +445,12 @@ class VDVAE(nn.Module):
         tensor = as_image_tensor(images, self.config.image_size).to(self.device)
         names = [str(i) for i in range(len(tensor))] if ids is None else list(ids)
         noise = seeded_noise(seed, names, self.device) if z == "sample" else None
-        read, _, activations = self.infer(
-            to_input(tensor, self.config), noise, stop=chosen[-1].index + 1
-        )
-        kl = torch.stack([layer.kl.sum(dim=(1, 2, 3)) for layer in read], dim=1)
-        return Posterior({spec.name: read[spec.index] for spec in chosen}, kl, activations)
+        read, kl, _, activations = self.infer(
+            to_input(tensor, self.config), noise, chosen[-1].index + 1,
+            keep=[spec.index for spec in chosen], top_down=top_down,
+        )  # fmt: skip
+        by_name = {spec.name: layer for spec, layer in zip(chosen, read, strict=True)}
+        return Posterior(by_name, kl, activations)
 
     @torch.no_grad()
     def decode(

@@ -179,7 +179,7 @@ def _pass(
 ) -> tuple[list[LayerPosterior], Tensor]:
     """Return the layers and log p(x | z), (N,), float64 nats."""
     noise = seeded_noise(seed, ids, model.device)
-    layers, states, _ = model.infer(to_input(images, model.config), noise)
+    layers, _, states, _ = model.infer(to_input(images, model.config), noise)
     mixture = LogisticMixture.from_parameters(model.top_down.mixture_parameters(states))
     target = to_target(images, model.config)
     log_prob = mixture_log_prob(mixture, target, model.config.bits)
