@@ -99,20 +99,26 @@ def extract(
         if value not in allowed:
             raise TaskError(f"{option}: expected {' or '.join(allowed)}, found {value!r}")
     source = open_source(data, root=data_root, download=download)
+    if device == "cuda":  # one card a process of torchrun
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     net = vr.load(model, preset=preset, device=device)
+    main_process = _is_main_process()
     started = time.monotonic()
-    with tqdm(total=len(source), unit="img", disable=not sys.stderr.isatty()) as bar:
+    with tqdm(
+        total=len(source), unit="img", disable=not (sys.stderr.isatty() and main_process)
+    ) as bar:
         store = vr.extract(
             net, source, out, layers=layer, features=feature,
             z=z, seed=seed, crop=crop, pool=pool, dtype=dtype, on_error=on_error,  # type: ignore[arg-type]
             batch_size=batch_size, images=not no_images, overwrite=overwrite,
-            report=_log, progress=bar.update,
+            report=_log if main_process else lambda line: None, progress=bar.update,
         )  # fmt: skip
+    if not main_process:
+        return
     rate = len(store) / (time.monotonic() - started)
     for item in json.loads(store.attrs["skipped"]):
         _log(f"skipped: {item['reason']}")
-    if _is_main_process():
-        print(f"{out}: {len(store)} images, {len(store.layers)} layers, {rate:.0f} images/s")
+    print(f"{out}: {len(store)} images, {len(store.layers)} layers, {rate:.0f} images/s")
 
 
 @app.command()
@@ -327,6 +333,9 @@ def decode(
     seed: Seed = 0,
 ) -> None:
     """Turn stored latents back into images."""
+    import re
+    from collections import Counter
+
     import numpy as np
     from PIL import Image
 
@@ -336,8 +345,15 @@ def decode(
 
     if rest not in ("mean", "sample"):
         raise TaskError(f"--rest: expected mean or sample, found {rest!r}")
+    if first is not None and layer != ["all"]:
+        raise TaskError("--first and --layer both choose layers; give one of them")
     store = vr.LatentStore.open(latents)
     net = vr.load(model or str(store.attrs["model"]), preset=preset, device=device)
+    short = {
+        i: re.sub(r"\.(png|jpe?g|webp|pgm|ppm|bmp|tiff?)$", "", i, flags=re.I) for i in store.ids
+    }
+    taken = Counter(short.values())
+    names = {i: f"{stem if taken[stem] == 1 else i}.png" for i, stem in short.items()}
     shown: list[np.ndarray] = []
     done = 0
     for ids, images in decode_store(
@@ -345,7 +361,7 @@ def decode(
         rest="sample" if rest == "sample" else "mean", temperature=temperature, seed=seed,
     ):  # fmt: skip
         for image_id, pixels in zip(ids, images, strict=True):
-            path = out / Path(image_id).with_suffix(".png")
+            path = out / names[image_id]
             if not path.resolve().is_relative_to(out.resolve()):
                 raise TaskError(f"id {image_id!r} leads out of {out}; decode the others with --id")
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -241,17 +241,21 @@ def _resampled_means(
     """Means of values (N, M), or of strata's means, over resamples of units (N,): (RESAMPLES, M)."""
     _, unit = np.unique(units, return_inverse=True)
     _, stratum = np.unique(np.zeros_like(units) if strata is None else strata, return_inverse=True)
-    n, s, m = int(unit.max()) + 1, int(stratum.max()) + 1, values.shape[1]
-    sums, counts = np.zeros((n, s, m)), np.zeros((n, s))
-    np.add.at(sums, (unit, stratum), values)
-    np.add.at(counts, (unit, stratum), 1)
+    n, members = (
+        int(unit.max()) + 1,
+        [np.flatnonzero(stratum == i) for i in range(stratum.max() + 1)],
+    )
     rng = np.random.default_rng(seed)
     means = []
     for _ in range(0, RESAMPLES, 500):  # so that memory stays small
         draws = rng.multinomial(n, np.full(n, 1 / n), size=500).astype(float)
-        total = (draws @ sums.reshape(n, s * m)).reshape(500, s, m)
-        with np.errstate(invalid="ignore"):  # a stratum may be missing from a resample
-            means.append(np.nanmean(total / (draws @ counts)[:, :, None], axis=1))
+        total, present = np.zeros((500, values.shape[1])), np.zeros((500, 1))
+        for rows in members:
+            times = draws[:, unit[rows]]
+            count = times.sum(axis=1, keepdims=True)  # 0 where a stratum is missing from a resample
+            total += times @ values[rows] / np.maximum(count, 1)
+            present += count > 0
+        means.append(total / present)
     return np.concatenate(means)
 
 
@@ -290,6 +294,10 @@ def _score(
         elif np.unique(y, return_counts=True)[1].min() > 1:
             training_score = float(np.mean(fitted.leave_one_out() == y))
     scores, truth = fitted.class_scores(X[split.test]), split.labels[split.test]
+    if not np.isfinite(scores).all():
+        raise TaskError(
+            f"{candidate.model} {candidate.layer or X.shape[1]}, {head}: expected finite scores, found others"
+        )
     own = np.searchsorted(fitted.classes_, truth)[:, None]
     value = np.take_along_axis(scores, own, axis=1)
     before = np.arange(scores.shape[1]) < own  # of equal scores the first class is predicted
@@ -340,7 +348,8 @@ def _rows(
                 task=task, protocol=kind.protocol or head, head=head, model=model,
                 weights_sha256=None if model in CONTROLS else str(store.attrs["weights_sha256"]),
                 source=str(store.attrs["source"]), layer=item.features.layer,
-                feature=feature if latent else None, pool=pool if latent else None,
+                feature=feature if latent else None,
+                pool=(pool or store.attrs.get("pool") or None) if latent else None,
                 standardised=item.standardised, dims=item.features.X.shape[1],
                 n_train=len(split.train), n_test=len(split.test), metric=metric,
                 value=float(values[index]), ci_low=float(low[index]), ci_high=float(high[index]),

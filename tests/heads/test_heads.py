@@ -44,6 +44,11 @@ def test_optimum_is_scikit_learns(n, d, k, C):
     np.testing.assert_allclose(mine, expected, atol=1e-3 * np.abs(expected).max())
 
 
+def test_features_that_say_nothing_give_equal_scores():
+    head = LinearLBFGS().fit(np.zeros((8, 3)), [0, 1] * 4)
+    np.testing.assert_array_equal(head.class_scores(np.ones((2, 3))), np.zeros((2, 2)))
+
+
 def test_c_is_chosen_on_training_data():
     X, y = load_digits(return_X_y=True)
     head = LinearLBFGS(Cs=10.0 ** np.arange(-5, 2)).fit(X[:400], y[:400])

@@ -54,6 +54,20 @@ def test_out_and_in_again(store, tiny, tmp_path, suffix, monkeypatch):
     back.verify()
 
 
+def test_the_files_ids_say_whose_a_row_is(store, tiny, tmp_path):
+    X = store.matrix("<=4x4")[0]
+    np.savez(tmp_path / "p.npz", latents=X[::-1], ids=np.array(store.ids)[::-1])
+    back = import_predicted(tmp_path / "p.npz", store, tmp_path / "p.h5", "<=4x4", split="")
+    assert np.array_equal(back.matrix()[0], X[::-1])
+    assert back.ids == store.ids[::-1]
+
+
+def test_what_was_not_sent_down_is_not_decoded(tiny, images, tmp_path):
+    drawn = vr.extract(tiny, images, tmp_path / "d.h5", z="sample", features=["mean"])
+    with pytest.raises(vr.StoreError, match="extract with --feature z"):
+        next(decode(drawn, tiny))
+
+
 def test_bad_predictions_are_refused(store, tiny, tmp_path):
     X = store.matrix("<=4x4")[0]
     out = tmp_path / "p.h5"
@@ -67,6 +81,8 @@ def test_bad_predictions_are_refused(store, tiny, tmp_path):
         import_predicted(X[:2], store, out, "<=4x4", ids=["1", "1"])
     with pytest.raises(vr.StoreError, match="id 'x' is not one of"):
         import_predicted(X[:1], store, out, "<=4x4", ids=["x"])
+    with pytest.raises(vr.StoreError, match="no split 'test'"):
+        import_predicted(X, store, out, "<=4x4", split="test")
     assert not out.exists()
     (tmp_path / "text.npy").write_text("no numbers")
     with pytest.raises(vr.StoreError, match=r"expected a \.npy or \.npz file"):

@@ -77,7 +77,6 @@ def kill_and_resume(photos, kills, seed):
         process.kill()
         process.wait()
         killed += 1
-        assert (photos / "s.h5").exists() == (not (photos / "s.h5.parts").exists())
         if (photos / "s.h5").exists():
             assert equal(photos / "s.h5", photos / "whole.h5")
             (photos / "s.h5").unlink()
@@ -147,6 +146,35 @@ def test_damaged_part_is_made_again(tiny, images, tmp_path, monkeypatch):
     part.write_bytes(content)
     resumed = vr.extract(tiny, images, tmp_path / "s.h5", batch_size=4)
     assert np.array_equal(resumed.matrix()[0], whole.matrix()[0])
+
+
+def test_parts_without_their_record_are_made_again(tiny, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 4)
+
+    def interrupt(count):
+        if (tmp_path / "s.h5.parts" / "part-00001.h5").exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        vr.extract(tiny, images, tmp_path / "s.h5", batch_size=4, progress=interrupt)
+    (tmp_path / "s.h5.parts" / "extraction.json").unlink()
+    other = vr.VDVAE(tiny.config, name="other").eval()
+    found = vr.extract(other, images, tmp_path / "s.h5", batch_size=4)
+    clean = vr.extract(other, images, tmp_path / "t.h5", batch_size=4)
+    assert np.array_equal(found.matrix()[0], clean.matrix()[0])
+
+
+def test_the_preview_counts_what_is_stored(tiny, images, tmp_path):
+    lines = []
+    features = ("top_down", "bottom_up", "mean")
+    store = vr.extract(
+        tiny, images, tmp_path / "s.h5", layers="8x8", features=features, report=lines.append
+    )
+    with h5py.File(store.path) as file:
+        dims = sum(
+            file[key][0].size for key in module._arrays_of(file) if key[:3] in ("lay", "bot")
+        )
+    assert lines[0].startswith(f"12 images x {dims} dimensions (float32)")
 
 
 def test_unreadable_image_is_named_or_skipped(photos, tiny):

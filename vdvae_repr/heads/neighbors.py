@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
+
+BLOCK = 1024  # samples scored at once
 
 
 class NearestNeighbor(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -34,13 +37,12 @@ class NearestNeighbor(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return the best similarity to each class, (N, K), columns in the order of `classes_`."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
-        return self._best(_unit(X - self._mean) @ self._gallery.T)
+        return _by_blocks(_unit(X - self._mean), self._gallery, self._best)
 
     def leave_one_out(self) -> NDArray[Any]:
         """Predict each gallery sample from the others: how to choose a layer on training data."""
-        similarity = self._gallery @ self._gallery.T
-        np.fill_diagonal(similarity, -np.inf)
-        return np.asarray(self.classes_[self._best(similarity).argmax(axis=1)])
+        scores = _by_blocks(self._gallery, self._gallery, self._best, without_self=True)
+        return np.asarray(self.classes_[scores.argmax(axis=1)])
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the class of the nearest gallery sample, (N,)."""
@@ -79,13 +81,12 @@ class WeightedNeighbors(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return the share of votes for each class, (N, K), columns in the order of `classes_`."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
-        return self._votes(_unit(X) @ self._samples.T)
+        return _by_blocks(_unit(X), self._samples, self._votes)
 
     def leave_one_out(self) -> NDArray[Any]:
         """Predict each sample from the others: how to choose a layer on training data."""
-        similarity = self._samples @ self._samples.T
-        np.fill_diagonal(similarity, -np.inf)
-        return np.asarray(self.classes_[self._votes(similarity).argmax(axis=1)])
+        scores = _by_blocks(self._samples, self._samples, self._votes, without_self=True)
+        return np.asarray(self.classes_[scores.argmax(axis=1)])
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the class of most votes, (N,)."""
@@ -99,6 +100,23 @@ class WeightedNeighbors(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         votes = np.zeros((n, len(self.classes_)))
         np.add.at(votes, (np.arange(n)[:, None], self._labels[voters]), weight)
         return votes / weight.sum(axis=1, keepdims=True)
+
+
+def _by_blocks(
+    X: NDArray[Any],
+    samples: NDArray[Any],
+    score: Callable[[NDArray[Any]], NDArray[np.float64]],
+    without_self: bool = False,
+) -> NDArray[np.float64]:
+    """Score similarities of X to samples block by block, so that they never stand in memory at once."""
+    scores = []
+    for start in range(0, len(X), BLOCK):
+        similarity = X[start : start + BLOCK] @ samples.T
+        if without_self:
+            rows = np.arange(len(similarity))
+            similarity[rows, start + rows] = -np.inf
+        scores.append(score(similarity))
+    return np.concatenate(scores)
 
 
 def _unit(X: NDArray[Any]) -> NDArray[Any]:

@@ -59,6 +59,10 @@ def decode(
             f"{store.path}: expected feature z or mean to decode, found {', '.join(store.features)}; "
             "extract with --feature mean"
         )
+    if feature == "mean" and store.attrs["z"] == "sample":
+        raise StoreError(
+            f"{store.path}: holds means of a pass that sent draws down; extract with --feature z to decode it"
+        )
     chosen = select_layers(store.layers, layers)
     kept = {spec.name for spec in chosen}
     place = {image_id: row for row, image_id in enumerate(store.ids)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,13 +45,13 @@ def export(
     if out.suffix not in (".npy", ".npz"):
         raise StoreError(f"{out}: expected a name that ends in .npy or .npz")
     rows, chosen = store.rows(split), store.distinct(layers, feature)
-    widths = [store.width(spec, feature, pool) for spec in chosen]
+    widths = [math.prod(store.shape(spec, feature, pool)) for spec in chosen]
     shape = (len(rows), sum(widths))
     about = {
         "ids": [store.ids[row] for row in rows],
         "labels": store.labels[rows].tolist(),
         "layers": [spec.name for spec in chosen],
-        "shapes": [list(getattr(store[spec.name], feature).shape[1:]) for spec in chosen],
+        "shapes": [list(store.shape(spec, feature, pool)) for spec in chosen],
         "columns": np.cumsum(widths).tolist(),
         "feature": feature,
         "pool": pool,
@@ -65,7 +66,10 @@ def export(
                 np.lib.format.write_array_header_1_0(file, header)
                 for part in store.slices(layers, feature, pool, split):
                     file.write(part.astype("<f4", copy=False).tobytes())
-            out.with_suffix(".json").write_text(json.dumps(about))
+            beside = out.with_suffix(".json")
+            beside_aside = beside.with_name(beside.name + ".writing")
+            beside_aside.write_text(json.dumps(about))
+            beside_aside.replace(beside)
         else:
             with zipfile.ZipFile(aside, "w") as archive:
                 with archive.open("latents.npy", "w", force_zip64=True) as member:
@@ -78,8 +82,9 @@ def export(
                             np.lib.format.write_array(member, np.asarray(value), allow_pickle=False)
         aside.replace(out)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise StoreError(f"{out}: cannot be written ({error.strerror or error})") from error
+    finally:
+        aside.unlink(missing_ok=True)
     return shape
 
 
@@ -110,12 +115,12 @@ def import_predicted(
     if isinstance(matrix, str | Path):
         name = str(matrix)
         values, found = _read_matrix(Path(matrix))
-        if ids is None and split is None:
-            ids = found
+        ids = found if ids is None else ids
     else:
         name, values = "matrix", matrix
     chosen = select_layers(like.layers, layers)
-    named = [like.ids[row] for row in like.rows(split)] if ids is None else list(ids)
+    of_split = [like.ids[row] for row in like.rows(split)]
+    named = of_split if ids is None else list(ids)
     width = sum(spec.num_dims for spec in chosen)
     if values.shape != (len(named), width):
         raise StoreError(
@@ -128,13 +133,18 @@ def import_predicted(
         seen: set[str] = set()
         twice = next(i for i in named if i in seen or seen.add(i))  # type: ignore[func-returns-value]
         raise StoreError(f"{name}: expected every id once, found {twice!r} twice")
-    if unknown := [image_id for image_id in named if image_id not in place]:
-        raise StoreError(f"{name}: id {unknown[0]!r} is not one of {like.path}")
+    if unknown := set(named) - set(of_split):
+        where = like.path if split is None else f"split {split} of {like.path}"
+        raise StoreError(f"{name}: id {min(unknown)!r} is not one of {where}")
     rows = np.array([place[image_id] for image_id in named])
     out = Path(out)
     if out.exists() and not overwrite:
         raise StoreError(f"{out}: exists already; choose another --out, or --overwrite")
-    feature = "z" if "z" in like.features else "mean"
+    feature = next((name for name in ("z", "mean") if name in like.features), None)
+    if feature is None:
+        raise StoreError(
+            f"{like.path}: expected feature z or mean, which can be decoded, found neither"
+        )
 
     def write(file: h5py.File) -> None:
         columns = np.cumsum([0, *(spec.num_dims for spec in chosen)])

@@ -112,22 +112,23 @@ def extract(
         batch_size=batch_size, images=images, on_error=on_error,
     )  # fmt: skip
     identity = run.identity()
-    if out.exists() and not overwrite:
-        store = LatentStore.open(out)
-        if different := _differences(store.attrs, identity):
-            raise StoreError(
-                f"{out}: already holds another extraction ({different}); "
-                "choose another --out, or --overwrite"
-            )
-        report(f"{out}: already complete")
-        return store
     rank, processes = _processes()
     parts = out.with_name(out.name + ".parts")
+    if not overwrite and not parts.exists() and (store := _finished(out, identity)):
+        report(f"{out}: already complete")
+        return store
     if rank == 0:
-        report(_size_preview(run, out))
+        report(_size_preview(run, out, parts))
     try:
         parts.mkdir(parents=True, exist_ok=True)
         with _locked(parts / "lock", taken=rank == 0):
+            # Again, now that nobody else writes: another process may have finished, or have been killed
+            # while it removed its parts.
+            if not overwrite and (store := _finished(out, identity)):
+                if rank == 0:
+                    shutil.rmtree(parts)
+                report(f"{out}: already complete")
+                return store
             if rank == 0:
                 _claim(parts / "extraction.json", identity | {"part": run.part})
             _wait_for_all(processes)
@@ -147,6 +148,8 @@ def extract(
             if rank == 0:
                 size = sum(path.stat().st_size for path in files)
                 write_aside(out, lambda file: _assemble(file, files, identity, source), size)
+                for path in files:
+                    path.unlink()
                 shutil.rmtree(parts)
             _wait_for_all(processes)
     except OSError as error:
@@ -177,7 +180,9 @@ class _Run:
 
     def identity(self) -> dict[str, Any]:
         """Return the store's attributes, by which an extraction is told from another."""
-        layers = [spec.to_json() | {"shape": self.shape(spec)} for spec in self.chosen]
+        layers = [
+            spec.to_json() | {"shape": list(self.shape(spec, "mean"))} for spec in self.chosen
+        ]
         return {
             "schema": SCHEMA,
             "model": self.model.name,
@@ -194,19 +199,30 @@ class _Run:
             "dtype": self.dtype.name,
             "images": self.images,
             "batch_size": self.batch_size,
-            "on_error": self.on_error,
         }
 
-    def shape(self, spec: LayerSpec) -> list[int]:
-        """Return what is stored of a layer and image, [C, R, R]."""
-        return list(pool_grid(np.zeros((1, *spec.shape), np.float32), self.pool).shape[1:])
+    def shape(self, spec: LayerSpec, feature: str) -> tuple[int, ...]:
+        """Return what is stored of a layer's feature and image, (C, R, R)."""
+        channels, *grid = spec.shape
+        if feature in ("top_down", "bottom_up"):
+            channels = self.model.top_down.widths[spec.resolution]
+        return pool_grid(np.zeros((1, channels, *grid), np.float32), self.pool).shape[1:]
+
+    @property
+    def dims(self) -> int:
+        """Numbers stored of an image."""
+        shapes = {
+            array_key(spec, feature): self.shape(spec, feature)
+            for spec in self.chosen
+            for feature in self.features
+        }
+        return sum(map(math.prod, shapes.values()))
 
     @property
     def row_bytes(self) -> int:
         """What an image takes on the disk."""
-        dims = sum(math.prod(self.shape(spec)) for spec in self.chosen)
         pixels = 3 * self.model.config.image_size**2 if self.images else 0
-        return dims * len(self.features) * self.dtype.itemsize + pixels
+        return self.dims * self.dtype.itemsize + pixels
 
     @property
     def part(self) -> int:
@@ -373,6 +389,22 @@ def _wait_for_all(processes: int) -> None:
         dist.barrier()
 
 
+def _finished(out: Path, identity: Mapping[str, Any]) -> LatentStore | None:
+    """Return the store if it is there.
+
+    Raises:
+        StoreError: it is of another extraction.
+    """
+    if not out.exists():
+        return None
+    store = LatentStore.open(out)
+    if different := _differences(store.attrs, identity):
+        raise StoreError(
+            f"{out}: already holds another extraction ({different}); choose another --out, or --overwrite"
+        )
+    return store
+
+
 def _check_features(features: Sequence[str], z: str) -> None:
     for feature in features:
         if feature not in FEATURES:
@@ -383,19 +415,19 @@ def _check_features(features: Sequence[str], z: str) -> None:
         )
 
 
-def _size_preview(run: _Run, out: Path) -> str:
+def _size_preview(run: _Run, out: Path, parts: Path) -> str:
     """Say what will be written, and refuse what the disk cannot hold twice (parts and store)."""
-    count = len(run.source)
-    dims = sum(math.prod(run.shape(spec)) for spec in run.chosen) * len(run.features)
-    size = count * run.row_bytes
+    size = len(run.source) * run.row_bytes
     folder = next(parent for parent in out.absolute().parents if parent.exists())
-    free = shutil.disk_usage(folder).free
-    if 2 * size > free:
+    done = sum(path.stat().st_size for path in parts.glob("part-*"))
+    free, needed = shutil.disk_usage(folder).free, 2 * size - done
+    if needed > free:
         raise StoreError(
-            f"{out}: needs {2 * size / 1e9:.1f} GB while it is written, found {free / 1e9:.1f} GB free; "
+            f"{out}: needs {needed / 1e9:.1f} GB while it is written, found {free / 1e9:.1f} GB free; "
             "choose fewer layers or another disk"
         )
-    return f"{count} images x {dims} dimensions ({run.dtype.name}), {size / 1e6:.1f} MB, to {out}"
+    what = f"{len(run.source)} images x {run.dims} dimensions ({run.dtype.name})"
+    return f"{what}, {size / 1e6:.1f} MB, to {out}"
 
 
 def _claim(path: Path, identity: dict[str, Any]) -> None:
@@ -407,6 +439,8 @@ def _claim(path: Path, identity: dict[str, Any]) -> None:
                 "rerun that command, or remove the folder"
             )
         return
+    for part in path.parent.glob("part-*"):  # whose they are is not known any more
+        part.unlink()
     aside = path.with_suffix(".part")
     aside.write_text(json.dumps(identity))
     aside.replace(path)

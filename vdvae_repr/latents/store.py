@@ -149,16 +149,18 @@ class LatentStore:
         """Yield the rows of `matrix`, some at a time, so that memory stays small."""
         rows = self.rows(split)
         chosen = self.distinct(layers, feature)
-        size = max(1, SLICE_BYTES // (4 * sum(self.width(spec, feature) for spec in chosen)))
-        for start in range(0, len(rows), size):
-            some = rows[start : start + size]
-            yield np.concatenate(
-                [self._pooled(spec, feature, pool, some) for spec in chosen], axis=1
-            )
+        dims = sum(math.prod(self.shape(spec, feature)) for spec in chosen)
+        size = max(1, SLICE_BYTES // (4 * dims))
+        for start in range(0, len(self), size):
+            some = rows[(start <= rows) & (rows < start + size)]
+            if len(some):
+                parts = [self._pooled(spec, feature, pool, some) for spec in chosen]
+                yield np.concatenate(parts, axis=1)
 
-    def width(self, spec: LayerSpec, feature: str, pool: str | None = None) -> int:
-        """Return how many columns of `matrix` a layer takes."""
-        return self._pooled(spec, feature, pool, np.array([0])).shape[1]
+    def shape(self, spec: LayerSpec, feature: str, pool: str | None = None) -> tuple[int, ...]:
+        """Return the shape, (C, R, R), of what `matrix` flattens of a layer."""
+        stored = self._file[self._key(spec, feature)].shape[1:]
+        return pool_grid(np.zeros((1, *stored), np.float32), pool).shape[1:]
 
     def rows(self, split: str | None = None) -> NDArray[np.intp]:
         """Return the row numbers of a split, of all images without one.
@@ -203,7 +205,11 @@ class LatentStore:
         for key in found:
             if isinstance(self._file[key], h5py.Dataset):
                 parts = key.split("/")
-                self._read(key, names[parts[1]] if parts[0] == "layers" else key)
+                what = names[parts[1]] if parts[0] == "layers" else key
+                data = self._file[key]
+                size = max(1, SLICE_BYTES // max(1, data.nbytes // max(1, len(data))))
+                for start in range(0, len(data), size):
+                    self._read(key, what, slice(start, start + size))
 
     def _key(self, spec: LayerSpec, feature: str) -> str:
         if feature not in self.features:
@@ -271,7 +277,7 @@ class StoredFeature:
         return len(self.store)
 
     def __getitem__(self, rows: Any) -> Array:
-        """Read rows, as NumPy would index them."""
+        """Read a row or a slice of rows."""
         return self.store._read(self.key, f"layer {self.spec.name}", rows)
 
 
@@ -294,6 +300,7 @@ class StoreDataset(Dataset[tuple[torch.Tensor, int]]):
             rows,
         )
         self._store: LatentStore | None = None
+        self._opened_by = 0
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -301,8 +308,8 @@ class StoreDataset(Dataset[tuple[torch.Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         """Return features (D,) float32 and the label, -1 where there is none."""
-        if self._store is None:
-            self._store = LatentStore.open(self.path)
+        if self._store is None or self._opened_by != os.getpid():
+            self._store, self._opened_by = LatentStore.open(self.path), os.getpid()
         store, row = self._store, self.rows[index : index + 1]
         if not len(row):
             raise IndexError(index)
@@ -336,14 +343,14 @@ def write_aside(path: Path, write: Callable[[h5py.File], None], size: int = 0) -
     Args:
         path: its place.
         write: fills the file.
-        size: bytes to make sure of first, because HDF5 does not survive a disk that fills up under it.
+        size: bytes that there must be room for now, because HDF5 fails badly where a disk fills up under it.
 
     Raises:
         OSError: the disk did not take it.
     """
     aside = path.with_name(path.name + ".writing")
     try:
-        if size:
+        if size and hasattr(os, "posix_fallocate"):
             with aside.open("wb") as handle:
                 os.posix_fallocate(handle.fileno(), 0, size)
         with _h5py_errors():

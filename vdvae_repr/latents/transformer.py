@@ -118,8 +118,10 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 def _image(item: Any, index: int) -> RawImage:
     if isinstance(item, str | Path):
         try:
-            return Image.open(item)
-        except OSError as error:
+            image = Image.open(item)
+            image.load()
+            return image
+        except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"{item}: cannot be read as an image ({error})") from error
     if isinstance(item, Image.Image):
         return item
