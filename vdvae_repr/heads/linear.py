@@ -52,7 +52,7 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Cs: ArrayLike = C_GRID,
         standardize: bool = True,
         seed: int = 0,
-        tol: float = 1e-10,
+        tol: float = 1e-8,
         max_iter: int = 100,
     ) -> None:
         self.Cs = Cs
@@ -225,7 +225,7 @@ class _Reduced:
                             break
                         size /= 2
                     (W, logits), objective, P = moved, new, new_P
-                    if 0 <= -slope / 2 <= goal * objective:
+                    if abs(slope) / 2 <= goal * objective:
                         break
                 else:
                     warnings.warn(
