@@ -25,6 +25,7 @@ C_GRID = 10 ** np.linspace(-6, 5, 45)  # DINOv2, eval/log_regression.py
 FORCING = 0.3
 FINAL_FORCING = 0.01  # so that the decrement bounds how far the final objective is from its minimum
 MOST_PRODUCTS = 200  # with the Hessian, a step
+SMALL = 10_000_000  # samples x dimensions x classes
 ON_THE_WAY = 1e-6  # tol of the solutions that choose C, or only lead to it
 
 Matrix = NDArray[np.float64]
@@ -53,7 +54,7 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         standardize: bool = True,
         seed: int = 0,
         tol: float = 1e-8,
-        max_iter: int = 100,
+        max_iter: int = 30,
     ) -> None:
         self.Cs = Cs
         self.standardize = standardize
@@ -175,12 +176,14 @@ class _Reduced:
 
         Newton's method (its step by preconditioned conjugate gradients, halved until the objective falls),
         started from the line through the last two solutions. Works on the objective divided by C * N.
-        `tol` holds for the last C. The Hessian is applied in float32, all else is float64.
+        `tol` holds for the last C. Of large problems the Hessian is applied in float32, all else is float64.
         """
         n, r = self.Z.shape
         A = np.column_stack([self.Z, np.ones(n)])
         At = np.ascontiguousarray(A.T)
-        low = A.astype(np.float32), At.astype(np.float32)
+        small = A.size * k < SMALL
+        precision = np.float64 if small else np.float32
+        hessian = A.astype(precision), At.astype(precision)
         energy = (A**2).mean(axis=0)[:, None]
         samples = np.arange(n)
 
@@ -195,8 +198,7 @@ class _Reduced:
         W = last_W = np.zeros((r + 1, k))
         logits = last_logits = np.zeros((n, k))
         solutions = []
-        threads = 1 if A.size * k < 10_000_000 else None  # small products are slower on two
-        with threadpool_limits(threads):
+        with threadpool_limits(1 if small else None):  # small products are slower on two threads
             for C in grid:
                 last = grid[-1] == C
                 goal, forcing = (tol, FINAL_FORCING) if last else (max(tol, ON_THE_WAY), FORCING)
@@ -215,7 +217,7 @@ class _Reduced:
                     gradient = At @ error / n + penalty * W
                     # The columns of Z are orthogonal, so this is nearly the Hessian's diagonal.
                     diagonal = energy * (P * (1 - P)).mean() + penalty + 1e-12
-                    step = _newton_step(*low, P, penalty, gradient, diagonal, forcing)
+                    step = _newton_step(*hessian, P, penalty, gradient, diagonal, forcing)
                     slope, along = float((gradient * step).sum()), A @ step
                     size = 1.0
                     while True:
@@ -238,8 +240,8 @@ class _Reduced:
 
 
 def _newton_step(
-    A: NDArray[np.float32],
-    At: NDArray[np.float32],
+    A: NDArray[Any],
+    At: NDArray[Any],
     P: Matrix,
     penalty: Matrix,
     gradient: Matrix,
@@ -249,8 +251,8 @@ def _newton_step(
     """Solve Hessian @ step = -gradient to the precision that a Newton step is worth."""
     samples, top = np.arange(len(A)), P.argmax(axis=1)
     scale = np.abs(gradient).max() or 1.0
-    p, decay, scaling = (x.astype(np.float32) for x in (P, penalty, diagonal))
-    residual = (-gradient / scale).astype(np.float32)
+    p, decay, scaling = (x.astype(A.dtype) for x in (P, penalty, diagonal))
+    residual = (-gradient / scale).astype(A.dtype)
     step = np.zeros_like(residual)
     z = residual / scaling
     direction = z.copy()
