@@ -3,7 +3,7 @@
 # sets of layers, means and deltas, flat and pooled, with controls; test images touched once. CIFAR-10 images are
 # scaled up to the models' 64x64. Hours on two cores; HEAD=knn leaves the slow head out.
 # DATA is the folder that holds cifar10.h5 and tiny_imagenet/; OUT receives stores and results.
-#   DATA=... OUT=runs/classification MODELS="natural64 faces64" benchmarks/downstream/classification.sh
+#   DATA=... OUT=runs/classification MODELS=faces64 benchmarks/downstream/classification.sh
 set -euo pipefail
 mkdir -p "$OUT"
 sets=(--joint --layer '<=4x4' --layer '<=8x8' --layer '<=16x16' --layer '<=32x32')

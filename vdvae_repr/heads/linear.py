@@ -101,7 +101,7 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.cv_scores_ = correct / len(y)
             self.C_ = float(grid[np.argmax(self.cv_scores_)])
         self._reduced = _Reduced(X, self.standardize)
-        up_to = grid[grid <= self.C_] if self.search_ == "k-fold" else np.array([self.C_])
+        up_to = grid[grid <= self.C_] if self.search_ != "fixed" else np.array([self.C_])
         *_, (self._weights, self.intercept_) = self._reduced.path(
             encoded, len(self.classes_), up_to, self.tol, self.max_iter
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,51 +14,63 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 BLOCK = 1024  # samples scored at once
 
 
-class NearestNeighbor(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """The class of the gallery sample of highest cosine similarity; a zero vector is similar to none.
+class _CosineNeighbors(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Samples compared by cosine similarity; `_scores` makes class scores of similarities."""
+
+    center = False
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Store the samples X (N, D), y (N,)."""
+        X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
+        check_classification_targets(y)
+        self.classes_, self._labels = np.unique(y, return_inverse=True)
+        self._mean = X.mean(axis=0) if self.center else np.zeros(X.shape[1], X.dtype)
+        self._samples = _unit(X - self._mean)
+        return self
+
+    def class_scores(self, X: Any) -> NDArray[np.float64]:
+        """Return a score for each class, (N, K), columns in the order of `classes_`."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
+        return _by_blocks(_unit(X - self._mean), self._samples, self._scores)
+
+    def leave_one_out(self) -> NDArray[Any]:
+        """Predict each sample from the others: how to choose a layer on training data."""
+        scores = _by_blocks(self._samples, self._samples, self._scores, without_self=True)
+        return np.asarray(self.classes_[scores.argmax(axis=1)])
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the class of the highest score, (N,)."""
+        return np.asarray(self.classes_[self.class_scores(X).argmax(axis=1)])
+
+    def _scores(self, similarity: NDArray[Any]) -> NDArray[np.float64]:
+        raise NotImplementedError
+
+
+class NearestNeighbor(_CosineNeighbors):
+    """The class of the sample of highest cosine similarity; a zero vector is similar to none.
+
+    A class's score is its best similarity.
 
     Args:
-        center: subtract the gallery's mean first.
+        center: subtract the samples' mean first.
     """
 
     def __init__(self, *, center: bool = False) -> None:
         self.center = center
 
-    def fit(self, X: Any, y: Any) -> NearestNeighbor:
-        """Store the gallery X (N, D), y (N,)."""
-        X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
-        check_classification_targets(y)
-        self.classes_, self._labels = np.unique(y, return_inverse=True)
-        self._mean = X.mean(axis=0) if self.center else np.zeros(X.shape[1], X.dtype)
-        self._gallery = _unit(X - self._mean)
-        return self
-
-    def class_scores(self, X: Any) -> NDArray[np.float64]:
-        """Return the best similarity to each class, (N, K), columns in the order of `classes_`."""
-        check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
-        return _by_blocks(_unit(X - self._mean), self._gallery, self._best)
-
-    def leave_one_out(self) -> NDArray[Any]:
-        """Predict each gallery sample from the others: how to choose a layer on training data."""
-        scores = _by_blocks(self._gallery, self._gallery, self._best, without_self=True)
-        return np.asarray(self.classes_[scores.argmax(axis=1)])
-
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Return the class of the nearest gallery sample, (N,)."""
-        return np.asarray(self.classes_[self.class_scores(X).argmax(axis=1)])
-
-    def _best(self, similarity: NDArray[Any]) -> NDArray[np.float64]:
+    def _scores(self, similarity: NDArray[Any]) -> NDArray[np.float64]:
         scores = np.full((len(similarity), len(self.classes_)), -np.inf)
         for column in range(len(self.classes_)):
             scores[:, column] = similarity[:, self._labels == column].max(axis=1)
         return scores
 
 
-class WeightedNeighbors(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class WeightedNeighbors(_CosineNeighbors):
     """Protocol `knn`: the k samples of highest cosine similarity s vote with weight exp(s / temperature).
 
-    Source: DINO (Caron et al. 2021) and DINOv2, `eval/knn.py`; 20 and 0.07 are theirs.
+    A class's score is its share of the votes. Source: DINO (Caron et al. 2021) and DINOv2, `eval/knn.py`;
+    20 and 0.07 are theirs.
 
     Args:
         k: voters; all samples where there are fewer.
@@ -69,30 +81,7 @@ class WeightedNeighbors(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.k = k
         self.temperature = temperature
 
-    def fit(self, X: Any, y: Any) -> WeightedNeighbors:
-        """Store the samples X (N, D), y (N,)."""
-        X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
-        check_classification_targets(y)
-        self.classes_, self._labels = np.unique(y, return_inverse=True)
-        self._samples = _unit(X)
-        return self
-
-    def class_scores(self, X: Any) -> NDArray[np.float64]:
-        """Return the share of votes for each class, (N, K), columns in the order of `classes_`."""
-        check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
-        return _by_blocks(_unit(X), self._samples, self._votes)
-
-    def leave_one_out(self) -> NDArray[Any]:
-        """Predict each sample from the others: how to choose a layer on training data."""
-        scores = _by_blocks(self._samples, self._samples, self._votes, without_self=True)
-        return np.asarray(self.classes_[scores.argmax(axis=1)])
-
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Return the class of most votes, (N,)."""
-        return np.asarray(self.classes_[self.class_scores(X).argmax(axis=1)])
-
-    def _votes(self, similarity: NDArray[Any]) -> NDArray[np.float64]:
+    def _scores(self, similarity: NDArray[Any]) -> NDArray[np.float64]:
         n, k = len(similarity), min(self.k, similarity.shape[1])
         voters = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
         s = np.take_along_axis(similarity, voters, axis=1).astype(np.float64)

@@ -74,14 +74,14 @@ def decode(
             )
     for start in range(0, len(wanted), BATCH):
         batch = wanted[start : start + BATCH]
-        rows = [place[image_id] for image_id in batch]
+        rows, back = np.unique([place[image_id] for image_id in batch], return_inverse=True)
         latents: dict[str, NDArray[Any]] = {}
         for spec in store.layers:
             values = getattr(store[spec.name], feature)
             if spec.name in kept:
-                latents[spec.name] = np.stack([values[row] for row in rows])
+                latents[spec.name] = values[rows][back]
             elif fine_from is not None:
-                latents[spec.name] = np.repeat(values[place[fine_from]][None], len(rows), axis=0)
+                latents[spec.name] = np.repeat(values[place[fine_from]][None], len(batch), axis=0)
         yield (
             tuple(batch),
             model.decode(latents, rest, pixels, temperature=temperature, seed=seed, ids=batch),

@@ -103,9 +103,6 @@ def extract(
     source = open_source(data)
     chosen = select_layers(model.layers, layers)
     _check_features(features, z)
-    if pool is not None:
-        for spec in chosen:
-            pool_grid(np.zeros((1, *spec.shape), np.float32), pool)  # refuses what does not divide
     run = _Run(
         model=model, source=source, preprocessing=Preprocessing(size=model.config.image_size, crop=crop),
         chosen=chosen, features=tuple(features), z=z, seed=seed, pool=pool, dtype=np.dtype(dtype),
@@ -148,8 +145,6 @@ def extract(
             if rank == 0:
                 size = sum(path.stat().st_size for path in files)
                 write_aside(out, lambda file: _assemble(file, files, identity, source), size)
-                for path in files:
-                    path.unlink()
                 shutil.rmtree(parts)
             _wait_for_all(processes)
     except OSError as error:

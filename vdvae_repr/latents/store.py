@@ -277,7 +277,7 @@ class StoredFeature:
         return len(self.store)
 
     def __getitem__(self, rows: Any) -> Array:
-        """Read a row or a slice of rows."""
+        """Read a row, a slice of rows, or ascending row numbers."""
         return self.store._read(self.key, f"layer {self.spec.name}", rows)
 
 
