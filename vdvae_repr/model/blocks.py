@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -89,49 +90,19 @@ class Block(nn.Module):
         The caller takes the GELU, so that blocks that read one state share it. Several states count as one
         concatenated, which is never made. A residual is added to the result.
         """
-        x = conv_gelu(self.c1, *activated)
-        x = conv_gelu(self.c2, x)
-        x = conv_gelu(self.c3, x)
-        return self.c4(x) if residual is None else conv_add(self.c4, x, residual)
+        x = F.gelu(_conv_parts(self.c1, activated))
+        x = F.gelu(self.c2(x))
+        x = F.gelu(self.c3(x))
+        return self.c4(x) if residual is None else residual + self.c4(x)
 
 
-def conv_gelu(layer: nn.Conv2d, *parts: Tensor) -> Tensor:
-    """GELU of a convolution of the channels of `parts`, in order, without concatenating them."""
+def _conv_parts(layer: nn.Conv2d, parts: Sequence[Tensor]) -> Tensor:
+    """Convolve the channels of `parts`, in order, without concatenating them."""
     if len(parts) == 1:
-        if _fusable(parts[0]):
-            x: Tensor = torch.ops.mkldnn._convolution_pointwise(
-                parts[0], layer.weight, layer.bias, *_geometry(layer), "gelu", [], "none"
-            )
-            return x
-        return F.gelu(layer(parts[0]))
+        whole: Tensor = layer(parts[0])
+        return whole
     first, *weights = layer.weight.split([part.shape[1] for part in parts], dim=1)
     x = F.conv2d(parts[0], first, layer.bias)
     for part, weight in zip(parts[1:], weights, strict=True):
         x = x + F.conv2d(part, weight)
-    return F.gelu(x)
-
-
-def conv_add(layer: nn.Conv2d, x: Tensor, residual: Tensor) -> Tensor:
-    """Convolve, and add a residual of the result's shape."""
-    if not _fusable(x):
-        return residual + layer(x)
-    added: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
-        x, residual, layer.weight, layer.bias, *_geometry(layer), "add", 1.0, None, [], None
-    )
-    return added
-
-
-def _fusable(x: Tensor) -> bool:
-    """Whether oneDNN can take what follows a convolution into it: float32 inference on a CPU."""
-    return (
-        not torch.is_grad_enabled()
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.is_available()
-    )
-
-
-def _geometry(layer: nn.Conv2d) -> tuple[Any, ...]:
-    """Return a convolution's padding, stride, dilation and groups, as oneDNN's operators take them."""
-    return layer.padding, layer.stride, layer.dilation, layer.groups
+    return x

@@ -5,6 +5,7 @@ Shapes: N images, C latent channels, H W pixels, K mixture components. Pixel val
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,30 @@ def gaussian_kl(q_mean: Tensor, q_log_std: Tensor, p_mean: Tensor, p_log_std: Te
 def gaussian_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
     """Return `mean + exp(log_std) * noise`, noise standard normal, all of one shape."""
     return mean + torch.exp(log_std) * noise
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPosterior:
+    """What one layer knows of a batch; every tensor (N, C, R, R) but `top_down`, float32."""
+
+    mean: Tensor
+    log_std: Tensor
+    prior_mean: Tensor
+    prior_log_std: Tensor
+    z: Tensor
+    """What was sent down to the next layer."""
+    top_down: Tensor | None
+    """The state after the layer, (N, width, R, R), where it was asked for."""
+
+    @property
+    def kl(self) -> Tensor:
+        """KL(q || p), elementwise, nats."""
+        return gaussian_kl(self.mean, self.log_std, self.prior_mean, self.prior_log_std)
+
+    @property
+    def delta(self) -> Tensor:
+        """(q_mean - p_mean) / p_std: what the layer adds to what it inherits."""
+        return (self.mean - self.prior_mean) * torch.exp(-self.prior_log_std)
 
 
 class LogisticMixture(NamedTuple):

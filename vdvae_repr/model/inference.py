@@ -1,0 +1,179 @@
+"""A model's blocks rearranged for inference on a CPU in float32; the results are equal to rounding.
+
+Weights lie in oneDNN's own layout from the first call on, GELUs and additions happen inside convolutions,
+and what two convolutions add to one state is one convolution of their inputs side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vdvae_repr.model.blocks import Block
+from vdvae_repr.model.distributions import LayerPosterior, gaussian_sample
+
+if TYPE_CHECKING:
+    from vdvae_repr.model.vdvae import VDVAE, TopDownBlock
+
+
+@dataclass(frozen=True)
+class InferencePlan:
+    """What stands in for a model's bottom-up blocks, and for `read` of its top-down blocks."""
+
+    bottom_up: Sequence[Callable[[Tensor], Tensor]]
+    layers: Sequence[Callable[[Tensor, Tensor, Tensor | None, bool], LayerPosterior]]
+
+
+# By model, so that a copy of a model, whose weights are others, has none of them.
+_FUSED: WeakKeyDictionary[VDVAE, tuple[object, InferencePlan]] = WeakKeyDictionary()
+_COMPILED: WeakKeyDictionary[VDVAE, InferencePlan] = WeakKeyDictionary()
+_ONEDNN = torch.backends.mkldnn.is_available()
+
+
+def plan_of(model: VDVAE, x: Tensor) -> InferencePlan | None:
+    """Return a model's plan for an input, made anew where weights have changed; None where the blocks serve.
+
+    The blocks serve in training, under gradients and autocast, on other devices and in other precisions.
+    """
+    if model.training or torch.is_grad_enabled():
+        return None
+    if model in _COMPILED:
+        return _COMPILED[model]
+    reduced = torch.is_autocast_enabled("cpu") or x.dtype != torch.float32
+    if x.device.type != "cpu" or reduced or not _ONEDNN:
+        return None
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        return None  # they do not tell when they change
+    weights = [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
+    if model not in _FUSED or _FUSED[model][0] != weights:
+        _FUSED[model] = weights, _fused(model)
+    return _FUSED[model][1]
+
+
+def compile_inference(model: VDVAE) -> None:
+    """Let torch.compile write the code of every block's inference, when it is first called; shapes are fixed.
+
+    On a CPU that oneDNN serves, this is slower than the plan that it takes the place of.
+    """
+    bottom_up, top_down = model.bottom_up.blocks, map(model.top_down.block, model.layers)
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, len(bottom_up) + len(model.layers))
+    _COMPILED[model] = InferencePlan(
+        [torch.compile(block.forward, dynamic=False) for block in bottom_up],
+        [torch.compile(block.read, dynamic=False) for block in top_down],
+    )
+
+
+def _fused(model: VDVAE) -> InferencePlan:
+    widths, blocks = model.top_down.widths, cast(Iterable[Block], model.bottom_up.blocks)
+    return InferencePlan(
+        # The block before a coarser resolution leaves its input, that is kept as an activation, alone.
+        [
+            _BottomUpBlock(block, in_place=spec.down_rate is None)
+            for block, spec in zip(blocks, model.bottom_up.specs, strict=True)
+        ],
+        [_Layer(model.top_down.block(spec), widths[spec.resolution]) for spec in model.layers],
+    )
+
+
+class _Conv:
+    """A same-size convolution of channels-last tensors."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.weight, self.bias, self.packed = weight.detach(), bias, False
+        self.geometry = [weight.shape[-1] // 2] * 2, [1, 1], [1, 1], 1
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d) -> _Conv:
+        return cls(layer.weight, layer.bias)
+
+    def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
+        """Convolve x, and take the GELU if so asked."""
+        after: tuple[Any, ...] = ("gelu", [], "none") if gelu else ("none", [], "")
+        y: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, self._packed(x), self.bias, *self.geometry, *after
+        )
+        return y
+
+    def into(self, y: Tensor, x: Tensor) -> Tensor:
+        """Add the convolution of x to y, in place."""
+        added: Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
+            y, x, self._packed(x), self.bias, *self.geometry, "add", 1.0, None, [], None
+        )
+        return added
+
+    def _packed(self, x: Tensor) -> Tensor:
+        if not self.packed:
+            pack = torch.ops.mkldnn._reorder_convolution_weight
+            self.weight, self.packed = pack(self.weight, *self.geometry, list(x.shape)), True
+        return self.weight
+
+
+class _Bottleneck:
+    """A block up to its last convolution: GELUs of `inputs` channels each to the GELU before it."""
+
+    def __init__(self, block: Block, inputs: Sequence[int]) -> None:
+        first, *others = block.c1.weight.split(list(inputs), dim=1)
+        self.first, self.others = _Conv(first, block.c1.bias), [_Conv(w) for w in others]
+        self.c2, self.c3 = _Conv.of(block.c2), _Conv.of(block.c3)
+
+    def __call__(self, first: Tensor, *others: Tensor) -> Tensor:
+        if others:
+            x = self.first(first)
+            for part, convolution in zip(others, self.others, strict=True):
+                x = convolution.into(x, part)
+            x = F.gelu(x)
+        else:
+            x = self.first(first, gelu=True)
+        return self.c3(self.c2(x, gelu=True), gelu=True)
+
+
+class _BottomUpBlock:
+    """A `BottomUpBlock`; in place, its input becomes its output."""
+
+    def __init__(self, block: Block, in_place: bool) -> None:
+        self.inner, self.last = _Bottleneck(block, [block.c1.in_channels]), _Conv.of(block.c4)
+        self.in_place = in_place
+
+    def __call__(self, x: Tensor) -> Tensor:
+        inner = self.inner(F.gelu(x))
+        return self.last.into(x if self.in_place else x.clone(), inner)
+
+
+class _Layer:
+    """The `read` of a `TopDownBlock`; the state after the layer takes the place of the one before."""
+
+    def __init__(self, block: TopDownBlock, width: int) -> None:
+        self.posterior = _Bottleneck(block.posterior, [width, width])
+        self.prior = _Bottleneck(block.prior, [width])
+        self.resnet = _Bottleneck(block.resnet, [width])
+        self.q, self.last = _Conv.of(block.posterior.c4), _Conv.of(block.resnet.c4)
+        sizes = [2 * block.zdim, width]
+        p, features = block.prior.c4.weight.split(sizes)
+        p_bias, features_bias = block.prior.c4.bias.detach().split(sizes)  # type: ignore[union-attr]
+        self.p = _Conv(p, p_bias)
+        # The prior's features and the projected latent, added to the state at once.
+        both = torch.cat([features, block.z_proj.weight], dim=1)
+        self.into_state = _Conv(both, features_bias + block.z_proj.bias.detach())  # type: ignore[union-attr]
+
+    def __call__(
+        self, x: Tensor, activated: Tensor, noise: Tensor | None, merge: bool
+    ) -> LayerPosterior:
+        x = x.contiguous(memory_format=torch.channels_last)
+        shared = F.gelu(x)
+        q_mean, q_log_std = self.q(self.posterior(shared, activated)).chunk(2, dim=1)
+        hidden = self.prior(shared)
+        p_mean, p_log_std = self.p(hidden).chunk(2, dim=1)
+        z = q_mean if noise is None else gaussian_sample(q_mean, q_log_std, noise)
+        after = None
+        if merge:
+            x = self.into_state.into(x, torch.cat([hidden, z], dim=1))
+            torch.ops.aten.gelu.out(x, out=shared)
+            after = self.last.into(x, self.resnet(shared))
+        return LayerPosterior(q_mean, q_log_std, p_mean, p_log_std, z, after)
