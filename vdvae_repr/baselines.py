@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from sklearn.decomposition import PCA
 
 from vdvae_repr.config import ModelConfig
 from vdvae_repr.latents.store import LatentStore, pool_grid
+from vdvae_repr.model.backbones import Backbone, random_twin
 from vdvae_repr.model.layers import select_layers
 from vdvae_repr.model.vdvae import VDVAE, feature_of
 
@@ -52,20 +54,32 @@ def random_init(
     seed: int,
 ) -> list[Features]:
     """The same features of the same layers, from the same architecture with its initial weights."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = VDVAE(ModelConfig.from_json(store.attrs["config"])).eval()
+    model: VDVAE | Backbone
+    if "backbone" in json.loads(store.attrs["config"]):
+        model = random_twin(store.attrs["config"], seed)
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = VDVAE(ModelConfig.from_json(store.attrs["config"])).eval()
     names = sorted({name for group in groups.values() for name in group})
+    stored, _, draw = feature.partition(":")
+    draws = [int(draw)] if draw else range(store.draws or 1)
     specs = select_layers(model.layers, names)
     parts: dict[str, list[Array]] = {name: [] for name in names}
     for start in range(0, len(images), 32):
         batch, ids = images[start : start + 32], store.ids[start : start + 32]
-        read = model.posterior(
-            batch, names, "sample" if store.attrs["z"] == "sample" else "mean",
-            seed=int(store.attrs["seed"]), ids=ids, top_down=feature == "top_down",
-        )  # fmt: skip
+        if isinstance(model, Backbone):
+            parts[specs[0].name].append(model.activation(batch).numpy().reshape(len(batch), -1))
+            continue
+        reads = [
+            model.posterior(
+                batch, names, store.attrs["z"], seed=int(store.attrs["seed"]), draw=draw, ids=ids,
+                top_down=stored == "top_down",
+            )
+            for draw in draws
+        ]  # fmt: skip
         for spec in specs:
-            value = feature_of(read, spec, feature).numpy()
+            value = np.mean([feature_of(read, spec, stored).numpy() for read in reads], axis=0)
             pooled = pool_grid(pool_grid(value, store.attrs.get("pool") or None), pool)
             parts[spec.name].append(pooled.reshape(len(batch), -1))
     stacked = {name: np.concatenate(parts.pop(name)) for name in names}

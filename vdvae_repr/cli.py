@@ -29,6 +29,9 @@ app.add_typer(store_app, name="store")
 Model = Annotated[
     str, typer.Option(help="Packaged name, run folder, .safetensors or published .th.")
 ]
+Backbone = Annotated[
+    str, typer.Option(help="As elsewhere; or timm:NAME, facenet:vggface2, with @FILE or @random.")
+]
 Preset = Annotated[
     str | None, typer.Option(help="Architecture of a .th file, if its shapes do not tell.")
 ]
@@ -62,15 +65,24 @@ def _common(
 
 @app.command()
 def extract(
-    model: Model = "faces64",
+    model: Backbone = "faces64",
     preset: Preset = None,
     data: Data = "toy-faces",
     data_root: DataRoot = None,
     download: Download = False,
     layer: Layer = ["all"],  # noqa: B006 (typer copies it)
-    feature: Annotated[list[str], typer.Option(help="mean, delta, log_std, kl, ...")] = ["mean"],  # noqa: B006
+    feature: Annotated[
+        list[str] | None, typer.Option(help="mean (if not given), delta, log_std, kl, ...")
+    ] = None,
     z: Annotated[str, typer.Option(help="What is sent down: mean or sample.")] = "mean",
+    draws: Annotated[
+        int | None, typer.Option(min=1, help="Draws of z an image, with --z sample --feature z.")
+    ] = None,
     crop: Annotated[int | None, typer.Option(help="Central square to take first, pixels.")] = None,
+    align: Annotated[
+        bool, typer.Option("--align", help="Put eyes, nose and mouth at fixed places (MTCNN).")
+    ] = False,
+    mirror: Annotated[bool, typer.Option("--mirror", help="Read the mirrored images too.")] = False,
     pool: Annotated[str | None, typer.Option(help="Store avg or avg:GRID, to save disk.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, or float16 to save disk.")] = "float32",
     on_error: Annotated[
@@ -79,7 +91,11 @@ def extract(
     out: Annotated[Path, typer.Option(help="The store to write.")] = Path("latents.h5"),
     overwrite: Annotated[bool, typer.Option(help="Replace a finished store.")] = False,
     no_images: Annotated[bool, typer.Option(help="Leave the images out.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 32,
+    layout: Annotated[
+        str, typer.Option(help="single file, or virtual: it refers to its parts, half the disk.")
+    ] = "single",
+    batch_size: Annotated[str, typer.Option(help="Images a forward pass, or auto.")] = "32",
+    compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
     device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
@@ -90,28 +106,38 @@ def extract(
 
     import vdvae_repr as vr
     from vdvae_repr.data.sources import open_source
+    from vdvae_repr.model.backbones import is_backbone, load_backbone
 
     for option, value, allowed in (
         ("--z", z, ("mean", "sample")),
         ("--dtype", dtype, ("float32", "float16")),
         ("--on-error", on_error, ("raise", "skip")),
+        ("--layout", layout, ("single", "virtual")),
     ):
         if value not in allowed:
             raise TaskError(f"{option}: expected {' or '.join(allowed)}, found {value!r}")
+    if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size)):
+        raise TaskError(f"--batch-size: expected a number from 1, or auto, found {batch_size!r}")
     source = open_source(data, root=data_root, download=download)
     if device == "cuda":  # one card a process of torchrun
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    net = vr.load(model, preset=preset, device=device)
     main_process = _is_main_process()
+    net = (
+        load_backbone(model, device=device, notice=_log if main_process else lambda line: None)
+        if is_backbone(model)
+        else vr.load(model, preset=preset, device=device, compile=compile)
+    )
     started = time.monotonic()
     with tqdm(
         total=len(source), unit="img", disable=not (sys.stderr.isatty() and main_process)
     ) as bar:
         store = vr.extract(
             net, source, out, layers=layer, features=feature,
-            z=z, seed=seed, crop=crop, pool=pool, dtype=dtype, on_error=on_error,  # type: ignore[arg-type]
-            batch_size=batch_size, images=not no_images, overwrite=overwrite,
-            report=_log if main_process else lambda line: None, progress=bar.update,
+            z=z, draws=draws, seed=seed, crop=crop, align=align, mirror=mirror,  # type: ignore[arg-type]
+            pool=pool, dtype=dtype, on_error=on_error, layout=layout,  # type: ignore[arg-type]
+            batch_size="auto" if batch_size == "auto" else int(batch_size), images=not no_images,
+            overwrite=overwrite, report=_log if main_process else lambda line: None,
+            progress=bar.update,
         )  # fmt: skip
     if not main_process:
         return
@@ -126,7 +152,9 @@ def probe(
     task: Annotated[str, typer.Option(help="face_id, classification.")] = "face_id",
     latents: Annotated[Path, typer.Option(help="The store to read.")] = Path("latents.h5"),
     layer: Layer = ["all"],  # noqa: B006
-    feature: Annotated[str, typer.Option(help="A stored feature.")] = "mean",
+    feature: Annotated[
+        str | None, typer.Option(help="A stored feature: mean, if not given; z:2, a draw.")
+    ] = None,
     pool: Annotated[str | None, typer.Option(help="avg or avg:GRID.")] = None,
     joint: Annotated[bool, typer.Option(help="The layers of each --layer as one vector.")] = False,
     head: Annotated[

@@ -96,7 +96,7 @@ def run_task(
     store: LatentStore,
     *,
     layers: str | int | Sequence[str | int] = "all",
-    feature: str = "mean",
+    feature: str | None = None,
     pool: str | None = None,
     joint: bool = False,
     heads: Sequence[str] | None = None,
@@ -110,7 +110,7 @@ def run_task(
         task: of `TASKS`.
         store: with labels, and images for the controls.
         layers: selector; each layer is one row.
-        feature: stored feature.
+        feature: stored feature; if not given, `mean`, or the first where that is not stored.
         pool: None, "avg" or "avg:GRID".
         joint: take the layers that a selector names together, as one feature vector; several selectors
             make several rows, of which one is chosen.
@@ -131,6 +131,8 @@ def run_task(
         )
     split = _split(store, task)
     notice(split.notice)
+    if feature is None:
+        feature = "mean" if "mean" in store.features else store.features[0]
     if not store.has_images:
         raise TaskError(
             f"{store.path}: holds no images, so the controls pixels, pca and random-init cannot run; "

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vdvae_repr.config import suggestion
+from vdvae_repr.data.faces import LANDMARKS, align_face
 from vdvae_repr.data.toy import toy_faces
 from vdvae_repr.errors import DataError
 
@@ -37,20 +38,29 @@ RawImage = Image.Image | NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocessing:
-    """Central square crop, then antialiased bicubic resize, both recorded in the store."""
+    """Central square crop and antialiased bicubic resize, or a face's alignment; recorded in the store."""
 
     size: int
     """Side of the result, pixels."""
     crop: int | None = None
     """Side of the central square taken first; None takes the largest."""
+    align: bool = False
+    """Take the largest face as `faces.align_face` does, instead of a square."""
+
+    def __post_init__(self) -> None:
+        """Refuse two ways to choose a square."""
+        if self.align and self.crop:
+            raise DataError("--crop and --align both choose what is taken of an image; give one")
 
     def __call__(self, image: RawImage) -> NDArray[np.uint8]:
         """Return uint8 (size, size, 3); transparency is laid over white.
 
         Raises:
-            DataError: the image is smaller than the crop.
+            DataError: the image is smaller than the crop, or has no face to align.
         """
         picture = to_rgb(image if isinstance(image, Image.Image) else Image.fromarray(image))
+        if self.align:
+            return np.asarray(align_face(picture, self.size))
         width, height = picture.size
         side = self.crop or min(width, height)
         if side > min(width, height):
@@ -65,7 +75,13 @@ class Preprocessing:
 
     def to_json(self) -> dict[str, Any]:
         """Describe the steps for a store's attributes."""
-        return {"crop": self.crop, "size": self.size, "resize": "bicubic, antialiased"}
+        steps = {"crop": self.crop, "size": self.size, "resize": "bicubic, antialiased"}
+        if not self.align:
+            return steps
+        return steps | {
+            "align": "MTCNN, similarity of 5 landmarks",
+            "landmarks": LANDMARKS.tolist(),
+        }
 
 
 @dataclass(frozen=True)

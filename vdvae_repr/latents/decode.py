@@ -31,7 +31,7 @@ def decode(
 ) -> Iterator[tuple[tuple[str, ...], NDArray[np.uint8]]]:
     """Yield (ids, images uint8 (n, S, S, 3)) from a store's latents, batch by batch.
 
-    What was sent down is decoded: `z` where it is stored, `mean` otherwise.
+    What was sent down is decoded: `z` where it is stored (of several draws the first), `mean` otherwise.
 
     Args:
         store: of this model's layers.
@@ -79,9 +79,12 @@ def decode(
         for spec in store.layers:
             values = getattr(store[spec.name], feature)
             if spec.name in kept:
-                latents[spec.name] = values[rows][back]
+                found = values[rows][back]
             elif fine_from is not None:
-                latents[spec.name] = np.repeat(values[place[fine_from]][None], len(batch), axis=0)
+                found = np.repeat(values[place[fine_from]][None], len(batch), axis=0)
+            else:
+                continue
+            latents[spec.name] = found[:, 0] if found.ndim == 5 else found
         yield (
             tuple(batch),
             model.decode(latents, rest, pixels, temperature=temperature, seed=seed, ids=batch),

@@ -7,10 +7,11 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -18,20 +19,25 @@ from typing import Any, Literal
 
 import h5py
 import numpy as np
+import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vdvae_repr.data.sources import Preprocessing, Source, open_source, read_images
 from vdvae_repr.errors import DataError, LayerError, StoreError
 from vdvae_repr.latents.store import (
+    MIRROR,
     SCHEMA,
     LatentStore,
     array_key,
     create_array,
     describe_images,
+    parts_folder,
     pool_grid,
     write_aside,
 )
+from vdvae_repr.model.backbones import Backbone
 from vdvae_repr.model.checkpoint import weights_sha256
 from vdvae_repr.model.layers import LayerSpec, select_layers
 from vdvae_repr.model.vdvae import VDVAE, feature_of
@@ -47,6 +53,7 @@ FEATURES = (
     "top_down",
     "bottom_up",
 )
+BATCH_SIZES = (4, 8, 16, 32, 64, 128)  # tried by "auto"
 PART = 512  # images a part at most, and
 PART_BYTES = 2**28
 
@@ -54,19 +61,23 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def extract(
-    model: VDVAE,
+    model: VDVAE | Backbone,
     data: str | Path | NDArray[np.uint8] | Source,
     out: str | Path,
     *,
     layers: str | int | Sequence[str | int] = "all",
-    features: Sequence[str] = ("mean",),
+    features: Sequence[str] | None = None,
     z: Literal["mean", "sample"] = "mean",
+    draws: int | None = None,
     seed: int = 0,
     crop: int | None = None,
+    align: bool = False,
+    mirror: bool = False,
     pool: str | None = None,
     dtype: Literal["float32", "float16"] = "float32",
-    batch_size: int = 32,
+    batch_size: int | Literal["auto"] = 32,
     images: bool = True,
+    layout: Literal["single", "virtual"] = "single",
     on_error: Literal["raise", "skip"] = "raise",
     overwrite: bool = False,
     report: Callable[[str], None] = lambda line: None,
@@ -77,18 +88,23 @@ def extract(
     Under torchrun every process calls this, and the parts are divided among them.
 
     Args:
-        model: in eval mode.
+        model: in eval mode: a VDVAE, or a backbone, whose one feature is `activation`.
         data: whatever `open_source` takes.
         out: the store's path; parts lie in `OUT.parts/` until all are there.
         layers: selector.
-        features: of `FEATURES`; `z` needs `z="sample"`.
+        features: of `FEATURES`, `mean` if not given; `z` needs `z="sample"`.
         z: what each layer sends down: its mean, or a draw seeded by (seed, image id, layer).
+        draws: passes of draws that the feature `z` keeps, on a second axis; the kl is their mean.
         seed: of the draws.
         crop: side of the central square taken before resizing, pixels.
+        align: bring the largest face's eyes, nose and mouth to fixed places, by MTCNN; instead of `crop`.
+        mirror: read the mirrored images too, into /mirror.
         pool: None keeps the grid, "avg" its mean, "avg:4" a 4x4 grid.
         dtype: of the features on the disk.
-        batch_size: images a forward pass; batches are cut at fixed indices.
+        batch_size: images a forward pass; batches are cut at fixed indices. "auto" times some and takes
+            the smallest within 5 % of the fastest.
         images: keep the preprocessed images, which the controls need.
+        layout: "virtual" leaves the features in the parts, and the store refers to them: half the disk.
         on_error: of an image that cannot be read: "raise", or "skip" it and list it in the store.
         overwrite: replace a finished store; without it, one of the same extraction is returned as it is.
         report: receives a line about what will be written.
@@ -102,16 +118,24 @@ def extract(
     out = Path(out)
     source = open_source(data)
     chosen = select_layers(model.layers, layers)
-    _check_features(features, z)
-    run = _Run(
-        model=model, source=source, preprocessing=Preprocessing(size=model.config.image_size, crop=crop),
-        chosen=chosen, features=tuple(features), z=z, seed=seed, pool=pool, dtype=np.dtype(dtype),
-        batch_size=batch_size, images=images, on_error=on_error,
-    )  # fmt: skip
-    identity = run.identity()
+    if features is None:
+        features = ("activation",) if isinstance(model, Backbone) else ("mean",)
+    _check_features(model, features, z, draws)
     rank, processes = _processes()
-    parts = out.with_name(out.name + ".parts")
-    if not overwrite and not parts.exists() and (store := _finished(out, identity)):
+    parts, size = parts_folder(out), model.config.image_size
+    run = _Run(
+        model=model, source=source, preprocessing=Preprocessing(size=size, crop=crop, align=align),
+        chosen=chosen, features=tuple(features), z=z, draws=draws, seed=seed, mirror=mirror, pool=pool,
+        dtype=np.dtype(dtype), batch_size=1, images=images, layout=layout, on_error=on_error,
+    )  # fmt: skip
+    if batch_size == "auto":
+        begun = None if overwrite or rank else _begun(out, parts)
+        own = 0 if rank else begun or run.calibrate()
+        batch_size = _same_everywhere(own, processes)
+    run = replace(run, batch_size=batch_size)
+    identity = run.identity()
+    resting = _is_virtual(out) or not parts.exists()
+    if not overwrite and resting and (store := _finished(out, identity)):
         report(f"{out}: already complete")
         return store
     if rank == 0:
@@ -122,10 +146,13 @@ def extract(
             # Again, now that nobody else writes: another process may have finished, or have been killed
             # while it removed its parts.
             if not overwrite and (store := _finished(out, identity)):
-                if rank == 0:
+                if rank == 0 and layout == "single":
                     shutil.rmtree(parts)
                 report(f"{out}: already complete")
                 return store
+            if rank == 0 and overwrite and _is_virtual(out):
+                (parts / "extraction.json").unlink(missing_ok=True)  # parts without it are removed
+                out.unlink()
             if rank == 0:
                 _claim(parts / "extraction.json", identity | {"part": run.part})
             _wait_for_all(processes)
@@ -143,9 +170,10 @@ def extract(
                     write_aside(path, write, (stop - start) * run.row_bytes)
             _wait_for_all(processes)
             if rank == 0:
-                size = sum(path.stat().st_size for path in files)
+                size = sum(path.stat().st_size for path in files) if layout == "single" else 0
                 write_aside(out, lambda file: _assemble(file, files, identity, source), size)
-                shutil.rmtree(parts)
+                if layout == "single":
+                    shutil.rmtree(parts)
             _wait_for_all(processes)
     except OSError as error:
         kept = f"; what is finished stays in {parts.name}" if parts.exists() else ""
@@ -160,17 +188,20 @@ def extract(
 class _Run:
     """What one extraction computes of each image."""
 
-    model: VDVAE
+    model: VDVAE | Backbone
     source: Source
     preprocessing: Preprocessing
     chosen: tuple[LayerSpec, ...]
     features: tuple[str, ...]
     z: Literal["mean", "sample"]
+    draws: int | None
     seed: int
+    mirror: bool
     pool: str | None
     dtype: np.dtype[Any]
     batch_size: int
     images: bool
+    layout: str
     on_error: str
 
     def identity(self) -> dict[str, Any]:
@@ -187,25 +218,28 @@ class _Run:
             "source_sha256": self.source.fingerprint(),
             "preprocessing": json.dumps(self.preprocessing.to_json(), sort_keys=True),
             "z": self.z,
+            "draws": self.draws or 0,
             "seed": self.seed,
+            "mirror": self.mirror,
             "layers": json.dumps(layers),
             "features": json.dumps(list(self.features)),
             "pool": self.pool or "",
             "dtype": self.dtype.name,
             "images": self.images,
+            "layout": self.layout,
             "batch_size": self.batch_size,
         }
 
     def shape(self, spec: LayerSpec, feature: str) -> tuple[int, ...]:
         """Return what is stored of a layer's feature and image, (C, R, R)."""
         channels, *grid = spec.shape
-        if feature in ("top_down", "bottom_up"):
+        if isinstance(self.model, VDVAE) and feature in ("top_down", "bottom_up"):
             channels = self.model.top_down.widths[spec.resolution]
         return pool_grid(np.zeros((1, channels, *grid), np.float32), self.pool).shape[1:]
 
     @property
     def dims(self) -> int:
-        """Numbers stored of an image."""
+        """Numbers stored of an image and a draw."""
         shapes = {
             array_key(spec, feature): self.shape(spec, feature)
             for spec in self.chosen
@@ -217,7 +251,8 @@ class _Run:
     def row_bytes(self) -> int:
         """What an image takes on the disk."""
         pixels = 3 * self.model.config.image_size**2 if self.images else 0
-        return self.dims * self.dtype.itemsize + pixels
+        passes = (self.draws or 1) * (2 if self.mirror else 1)
+        return passes * self.dims * self.dtype.itemsize + pixels
 
     @property
     def part(self) -> int:
@@ -240,29 +275,73 @@ class _Run:
 
     def arrays(self, indices: Sequence[int], pixels: NDArray[np.uint8]) -> Arrays:
         """Infer one batch; arrays by their path in the store."""
-        selector, ids = [spec.index for spec in self.chosen], [self.source.ids[i] for i in indices]
-        read = self.model.posterior(
-            pixels, selector, self.z, seed=self.seed, ids=ids, top_down="top_down" in self.features
-        )
-        arrays: Arrays = {"index": np.array(indices), "kl": read.kl.cpu().numpy()}
+        ids = [self.source.ids[i] for i in indices]
+        arrays: Arrays = {"index": np.array(indices)}
         if self.images:
             arrays["images"] = pixels
+        arrays |= self.read_all(pixels, ids)
+        if self.mirror:
+            flipped = np.ascontiguousarray(pixels[:, :, ::-1])
+            mirrored = self.read_all(flipped, [f"{image_id}\0mirror" for image_id in ids])
+            arrays |= {MIRROR + key: value for key, value in mirrored.items()}
+        return arrays
+
+    def read_all(self, pixels: NDArray[np.uint8], ids: Sequence[str]) -> Arrays:
+        """Return kl and features of one batch; of several draws the features on a second axis."""
+        passes = [self.read_once(pixels, ids, draw) for draw in range(self.draws or 1)]
+        if self.draws is None:
+            return passes[0]
+        stacked = {key: np.stack([p[key] for p in passes], axis=1) for key in passes[0]}
+        return stacked | {"kl": stacked["kl"].mean(axis=1)}  # backbones have no draws
+
+    def read_once(self, pixels: NDArray[np.uint8], ids: Sequence[str], draw: int) -> Arrays:
+        """Return kl and features of one batch and pass; a backbone has no kl."""
+        arrays: Arrays = {}
+        if isinstance(self.model, Backbone):
+            arrays[array_key(self.chosen[0], "activation")] = self.stored(
+                self.model.activation(pixels), self.chosen[0], "activation"
+            )
+            return arrays
+        read = self.model.posterior(
+            pixels, [spec.index for spec in self.chosen], self.z, seed=self.seed, draw=draw, ids=ids,
+            top_down="top_down" in self.features,
+        )  # fmt: skip
+        arrays["kl"] = read.kl.cpu().numpy()
         for spec in self.chosen:
             for feature in self.features:
                 key = array_key(spec, feature)
-                if key in arrays:
-                    continue
-                value = feature_of(read, spec, feature)
-                pooled = pool_grid(value.float().cpu().numpy(), self.pool)
-                with np.errstate(over="ignore"):
-                    stored = pooled.astype(self.dtype, copy=False)
-                if self.dtype == np.float16 and not np.isfinite(stored).all():
-                    raise StoreError(
-                        f"layer {spec.name}, {feature}: expected values that float16 holds (below 65,504), "
-                        f"found {np.abs(pooled).max():g}; extract with --dtype float32"
-                    )
-                arrays[key] = stored
+                if key not in arrays:
+                    arrays[key] = self.stored(feature_of(read, spec, feature), spec, feature)
         return arrays
+
+    def stored(self, value: Tensor, spec: LayerSpec, feature: str) -> NDArray[Any]:
+        """Pool a feature and turn it into what the disk keeps."""
+        pooled = pool_grid(value.float().cpu().numpy(), self.pool)
+        with np.errstate(over="ignore"):
+            stored = pooled.astype(self.dtype, copy=False)
+        if self.dtype == np.float16 and not np.isfinite(stored).all():
+            raise StoreError(
+                f"layer {spec.name}, {feature}: expected values that float16 holds (below 65,504), "
+                f"found {np.abs(pooled).max():g}; extract with --dtype float32"
+            )
+        return stored
+
+    def calibrate(self) -> int:
+        """Return the smallest batch size within 5 % of the fastest, timed on the first images."""
+        _, pixels, _ = self.read(0, min(len(self.source), max(BATCH_SIZES)))
+        rates: dict[int, float] = {}
+        for size in (size for size in BATCH_SIZES if size <= len(pixels)):
+            batch, ids = np.stack(pixels[:size]), [str(row) for row in range(size)]
+            seconds = []
+            for _ in range(3):  # the first warms up
+                started = time.perf_counter()
+                self.read_once(batch, ids, 0)
+                seconds.append(time.perf_counter() - started)
+            rates[size] = size / min(seconds[1:])
+            if rates[size] < 0.9 * max(rates.values()):
+                break
+        near = [size for size, rate in rates.items() if rate >= 0.95 * max(rates.values())]
+        return min(near, default=BATCH_SIZES[0])
 
     def write(
         self, file: h5py.File, start: int, stop: int, progress: Callable[[int], object]
@@ -302,7 +381,8 @@ def _put(file: h5py.File, arrays: Arrays, position: int, length: int) -> None:
 def _assemble(
     file: h5py.File, parts: Sequence[Path], identity: dict[str, Any], source: Source
 ) -> None:
-    """Join parts into a store."""
+    """Join parts into a store, or refer to them."""
+    virtual = identity["layout"] == "virtual"
     opened = [h5py.File(path, "r") for path in parts]
     try:
         kept = [part["index"][: part.attrs["count"]] for part in opened if part.attrs["count"]]
@@ -312,17 +392,31 @@ def _assemble(
                 f"{source.name}: none of {len(source)} images can be read: {skipped[0]['reason']}"
             )
         rows, position = np.concatenate(kept), 0
-        for part in opened:
+        layouts: dict[str, h5py.VirtualLayout] = {}
+        for path, part in zip(parts, opened, strict=True):
             count = int(part.attrs["count"])
             for key in _arrays_of(part) if count else ():
-                if key != "index":
-                    if key not in file:
-                        create_array(file, key, (len(rows), *part[key].shape[1:]), part[key].dtype)
-                    file[key][position : position + count] = part[key][:count]
+                if key == "index":
+                    continue
+                whole = (len(rows), *part[key].shape[1:])
+                if virtual:
+                    layout = layouts.setdefault(key, h5py.VirtualLayout(whole, part[key].dtype))
+                    name = f"{path.parent.name}/{path.name}"
+                    piece = h5py.VirtualSource(name, key, part[key].shape)[:count]
+                    layout[position : position + count] = piece
+                    continue
+                if key not in file:
+                    create_array(file, key, whole, part[key].dtype)
+                file[key][position : position + count] = part[key][:count]
             position += count
+        for key, layout in layouts.items():
+            file.create_virtual_dataset(key, layout)
     finally:
         for part in opened:
             part.close()
+    if virtual:
+        sizes = [(f"{path.parent.name}/{path.name}", path.stat().st_size) for path in parts]
+        identity = identity | {"parts": json.dumps(sizes)}
     describe_images(
         file, ids=[source.ids[i] for i in rows], splits=[source.splits[i] for i in rows],
         labels=source.labels[rows], label_names=source.label_names,
@@ -384,6 +478,31 @@ def _wait_for_all(processes: int) -> None:
         dist.barrier()
 
 
+def _same_everywhere(number: int, processes: int) -> int:
+    """Return the first process's number in every one."""
+    if processes == 1:
+        return number
+    shared = torch.tensor(number)
+    dist.broadcast(shared, 0)
+    return int(shared)
+
+
+def _begun(out: Path, parts: Path) -> int | None:
+    """Return the batch size of a store that is finished or begun; parts are cut by it."""
+    if (claim := parts / "extraction.json").exists():
+        return int(json.loads(claim.read_text())["batch_size"])
+    return int(LatentStore.open(out).attrs["batch_size"]) if out.exists() else None
+
+
+def _is_virtual(out: Path) -> bool:
+    """Whether a store refers to parts; False where there is none, or none that can be read."""
+    try:
+        with h5py.File(out, "r") as file:
+            return "parts" in file.attrs
+    except OSError:
+        return False
+
+
 def _finished(out: Path, identity: Mapping[str, Any]) -> LatentStore | None:
     """Return the store if it is there.
 
@@ -400,7 +519,13 @@ def _finished(out: Path, identity: Mapping[str, Any]) -> LatentStore | None:
     return store
 
 
-def _check_features(features: Sequence[str], z: str) -> None:
+def _check_features(
+    model: VDVAE | Backbone, features: Sequence[str], z: str, draws: int | None
+) -> None:
+    if isinstance(model, Backbone):
+        if list(features) != ["activation"] or z != "mean" or draws is not None:
+            raise LayerError(f"{model.name}: has the feature activation alone, and draws nothing")
+        return
     for feature in features:
         if feature not in FEATURES:
             raise LayerError(f"unknown feature {feature!r}; the features are {', '.join(FEATURES)}")
@@ -408,20 +533,28 @@ def _check_features(features: Sequence[str], z: str) -> None:
         raise LayerError(
             "feature z repeats mean in a mean pass; ask for --feature mean or --z sample"
         )
+    if draws is not None and (draws < 1 or z == "mean" or list(features) != ["z"]):
+        raise LayerError(
+            f"draws are of the feature z alone: expected 1 draw or more with --z sample --feature z, "
+            f"found --draws {draws} --z {z} --feature {' --feature '.join(features)}"
+        )
 
 
 def _size_preview(run: _Run, out: Path, parts: Path) -> str:
-    """Say what will be written, and refuse what the disk cannot hold twice (parts and store)."""
+    """Say what will be written, and refuse what the disk cannot hold; a single file is written twice."""
     size = len(run.source) * run.row_bytes
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     done = sum(path.stat().st_size for path in parts.glob("part-*"))
-    free, needed = shutil.disk_usage(folder).free, 2 * size - done
+    free, times = shutil.disk_usage(folder).free, 2 if run.layout == "single" else 1
+    needed = times * size - done
     if needed > free:
         raise StoreError(
             f"{out}: needs {needed / 1e9:.1f} GB while it is written, found {free / 1e9:.1f} GB free; "
             "choose fewer layers or another disk"
         )
     what = f"{len(run.source)} images x {run.dims} dimensions ({run.dtype.name})"
+    what += f" x {run.draws} draws" if run.draws else ""
+    what += ", and mirrored" if run.mirror else ""
     return f"{what}, {size / 1e6:.1f} MB, to {out}"
 
 

@@ -26,6 +26,7 @@ from vdvae_repr.model.layers import LayerSpec, select_layers
 
 SCHEMA = "vdvae-repr/1"
 CHUNK_BYTES = 2**20
+MIRROR = "mirror/"
 SLICE_BYTES = 2**26  # read at once where a matrix is not wanted whole
 Array = NDArray[Any]
 
@@ -33,12 +34,15 @@ Array = NDArray[Any]
 class LatentStore:
     """Read access to a store; open with `LatentStore.open(path)`.
 
-    Layout: /ids, /labels, /splits, /factors/NAME, /images, /layers/LLL/FEATURE, /bottom_up/RRR, /kl.
+    Layout: /ids, /labels, /splits, /factors/NAME, /images, /layers/LLL/FEATURE, /bottom_up/RRR, /kl, and
+    /mirror/... for the mirrored images. Where z holds several draws an image, (N, S, C, R, R), feature "z"
+    reads their mean, "z:3" the fourth.
     """
 
-    def __init__(self, path: Path, file: h5py.File) -> None:
+    def __init__(self, path: Path, file: h5py.File, *, root: str = "") -> None:
         self.path = path
         self._file = file
+        self._root = root
         self.attrs: dict[str, Any] = dict(file.attrs)
         self.layers = tuple(
             LayerSpec(row["index"], row["name"], row["resolution"], tuple(row["shape"]))
@@ -59,7 +63,7 @@ class LatentStore:
         """
         path = Path(path)
         if not path.is_file():
-            if path.with_name(path.name + ".parts").is_dir():
+            if parts_folder(path).is_dir():
                 raise StoreError(
                     f"{path}: is being written, or was interrupted; rerun its vdvae-repr extract to go on"
                 )
@@ -71,6 +75,7 @@ class LatentStore:
             if file.attrs.get("schema") != SCHEMA:
                 found = file.attrs.get("schema", "no schema")
                 raise StoreError(f"{path}: expected a store of schema {SCHEMA}, found {found}")
+            _check_parts(path, file)
             _refuse_links(path, file)
             return cls(path, file)
         except (OSError, KeyError, RuntimeError, ValueError) as error:
@@ -83,6 +88,21 @@ class LatentStore:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def mirrored(self) -> LatentStore:
+        """Return the store of the same images mirrored, as extraction with --mirror makes it.
+
+        Raises:
+            StoreError: there is none.
+        """
+        if "mirror" not in self._file:
+            raise StoreError(f"{self.path}: holds no mirrored images; extract with --mirror")
+        return LatentStore(self.path, self._file, root="" if self._root else MIRROR)
+
+    @property
+    def draws(self) -> int | None:
+        """Draws of z stored for each image; None where z has no axis of draws."""
+        return self.attrs.get("draws") or None
 
     @property
     def factors(self) -> dict[str, Array]:
@@ -99,9 +119,10 @@ class LatentStore:
         Raises:
             StoreError: none is stored, as of imported predictions.
         """
-        if "kl" not in self._file:
+        key = self._root + "kl"
+        if key not in self._file:
             raise StoreError(f"{self.path}: holds no kl; only extraction with a VDVAE makes one")
-        return np.asarray(self._read("kl", "kl"))
+        return np.asarray(self._read(key, "kl"))
 
     @property
     def has_images(self) -> bool:
@@ -114,7 +135,8 @@ class LatentStore:
             raise StoreError(
                 f"{self.path}: holds no images (--no-images), so pixels, pca and random-init cannot run"
             )
-        return np.asarray(self._read("images", "images"))
+        images = np.asarray(self._read("images", "images"))
+        return np.ascontiguousarray(images[:, :, ::-1]) if self._root else images
 
     def matrix(
         self,
@@ -127,12 +149,12 @@ class LatentStore:
 
         Args:
             layers: selector among the layers stored.
-            feature: one of `features`.
+            feature: one of `features`; of several draws "z" is the mean, "z:3" the fourth.
             pool: None flattens, "avg" takes the mean over the grid, "avg:4" over a 4x4 grid.
             split: keep this split's images only.
 
         Raises:
-            LayerError: no such layer or feature. StoreError: a checksum fails, or no such split.
+            LayerError: no such layer, feature or draw. StoreError: a checksum fails, or no such split.
         """
         rows = self.rows(split)
         chosen = self.distinct(layers, feature)
@@ -159,7 +181,7 @@ class LatentStore:
 
     def shape(self, spec: LayerSpec, feature: str, pool: str | None = None) -> tuple[int, ...]:
         """Return the shape, (C, R, R), of what `matrix` flattens of a layer."""
-        stored = self._file[self._key(spec, feature)].shape[1:]
+        stored = self._file[self._key(spec, feature)].shape[-3:]
         return pool_grid(np.zeros((1, *stored), np.float32), pool).shape[1:]
 
     def rows(self, split: str | None = None) -> NDArray[np.intp]:
@@ -189,9 +211,8 @@ class LatentStore:
     ) -> StoreDataset:
         """Return a torch data set of (features (D,) float32, label), read from the file item by item."""
         specs = self.distinct(layers, feature)
-        return StoreDataset(
-            self.path, tuple(spec.name for spec in specs), feature, pool, self.rows(split)
-        )
+        names = tuple(spec.name for spec in specs)
+        return StoreDataset(self.path, names, feature, pool, self.rows(split), bool(self._root))
 
     def verify(self) -> None:
         """Read everything once, so that every checksum is tested.
@@ -204,7 +225,7 @@ class LatentStore:
         self._file.visit(found.append)
         for key in found:
             if isinstance(self._file[key], h5py.Dataset):
-                parts = key.split("/")
+                parts = key.removeprefix(MIRROR).split("/")
                 what = names[parts[1]] if parts[0] == "layers" else key
                 data = self._file[key]
                 size = max(1, SLICE_BYTES // max(1, data.nbytes // max(1, len(data))))
@@ -212,11 +233,15 @@ class LatentStore:
                     self._read(key, what, slice(start, start + size))
 
     def _key(self, spec: LayerSpec, feature: str) -> str:
-        if feature not in self.features:
+        stored, _, draw = feature.partition(":")
+        if stored not in self.features:
             raise LayerError(
                 f"feature {feature!r} is not stored; stored are {', '.join(self.features)}"
             )
-        return array_key(spec, feature)
+        if draw and not (stored == "z" and self.draws and draw in map(str, range(self.draws))):
+            held = f"draws z:0 to z:{self.draws - 1}" if self.draws else "no draws to choose among"
+            raise LayerError(f"feature {feature!r} is not stored; there are {held}")
+        return self._root + array_key(spec, stored)
 
     def distinct(self, layers: str | int | Sequence[str | int], feature: str) -> list[LayerSpec]:
         """Return the layers selected; of those that share an array (`bottom_up`) the first alone."""
@@ -233,6 +258,9 @@ class LatentStore:
         values = self._read(self._key(spec, feature), f"layer {spec.name}", slice(first, last))
         if len(values) > len(rows):
             values = values[rows - first]
+        if values.ndim == 5:
+            _, _, draw = feature.partition(":")
+            values = values[:, int(draw)] if draw else values.astype(np.float32).mean(axis=1)
         pooled = pool_grid(values.astype(np.float32, copy=False), pool)
         return pooled.reshape(len(pooled), -1)
 
@@ -261,7 +289,7 @@ class StoredLayer:
 
 @dataclass(frozen=True)
 class StoredFeature:
-    """A feature on the disk, (N, C, R, R); slices of it are arrays."""
+    """A feature on the disk, (N, C, R, R), of S draws (N, S, C, R, R); slices of it are arrays."""
 
     store: LatentStore
     spec: LayerSpec
@@ -269,7 +297,7 @@ class StoredFeature:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(N, C, R, R); smaller where it was pooled."""
+        """(N, C, R, R) or (N, S, C, R, R); smaller where it was pooled."""
         return tuple(self.store._file[self.key].shape)
 
     def __len__(self) -> int:
@@ -291,14 +319,10 @@ class StoreDataset(Dataset[tuple[torch.Tensor, int]]):
         feature: str,
         pool: str | None,
         rows: NDArray[np.intp],
+        mirrored: bool,
     ) -> None:
-        self.path, self.layers, self.feature, self.pool, self.rows = (
-            path,
-            layers,
-            feature,
-            pool,
-            rows,
-        )
+        self.path, self.layers, self.feature, self.pool = path, layers, feature, pool
+        self.rows, self.mirrored = rows, mirrored
         self._store: LatentStore | None = None
         self._opened_by = 0
 
@@ -309,7 +333,9 @@ class StoreDataset(Dataset[tuple[torch.Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         """Return features (D,) float32 and the label, -1 where there is none."""
         if self._store is None or self._opened_by != os.getpid():
-            self._store, self._opened_by = LatentStore.open(self.path), os.getpid()
+            opened = LatentStore.open(self.path)
+            self._store = opened.mirrored() if self.mirrored else opened
+            self._opened_by = os.getpid()
         store, row = self._store, self.rows[index : index + 1]
         if not len(row):
             raise IndexError(index)
@@ -324,14 +350,39 @@ class StoreDataset(Dataset[tuple[torch.Tensor, int]]):
         return self.__dict__ | {"_store": None}
 
 
+def parts_folder(path: Path) -> Path:
+    """Return where a store's parts lie: while it is written, and for good with the layout `virtual`."""
+    return path.with_name(path.name + ".parts")
+
+
+def _check_parts(path: Path, file: h5py.File) -> None:
+    """Refuse a virtual store whose parts are not all there: HDF5 would read zeros in their place."""
+    for name, size in json.loads(file.attrs.get("parts", "[]")):
+        part = path.parent / name
+        if not part.resolve().is_relative_to(path.parent.resolve()):
+            raise StoreError(f"{path}: its part {name!r} lies outside its folder; refused")
+        found = part.stat().st_size if part.is_file() else None
+        if found != size:
+            state = "is missing" if found is None else f"has {found} bytes, not {size}"
+            raise StoreError(f"{path}: its part {name} {state}; put it back, or extract again")
+
+
 def _refuse_links(path: Path, group: h5py.Group) -> None:
-    """Refuse what would make HDF5 read other files than this one."""
+    """Refuse what would make HDF5 read other files than this one and its parts."""
+    parts = {name for name, _ in json.loads(group.file.attrs.get("parts", "[]"))}
     for name in group:
         link = group.get(name, getlink=True)
         item = group.get(name) if isinstance(link, h5py.HardLink) else None
         if isinstance(item, h5py.Group):
             _refuse_links(path, item)
-        elif item is None or item.is_virtual or item.external:
+        elif item is not None and item.is_virtual:
+            sources = {source.file_name for source in item.virtual_sources()}
+            if strangers := sources - parts:
+                raise StoreError(
+                    f"{path}: {f'{group.name}/{name}'.lstrip('/')!r} leads to another file, "
+                    f"{min(strangers)!r}, which is none of its parts; refused"
+                )
+        elif item is None or item.external:
             raise StoreError(
                 f"{path}: {f'{group.name}/{name}'.lstrip('/')!r} leads to another file; refused"
             )

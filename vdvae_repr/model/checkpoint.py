@@ -20,6 +20,8 @@ from torch import Tensor
 
 from vdvae_repr.config import ModelConfig, preset_names, suggestion
 from vdvae_repr.errors import CheckpointError
+from vdvae_repr.model.backbones import Backbone
+from vdvae_repr.model.inference import compile_inference
 from vdvae_repr.model.vdvae import VDVAE, from_published_names
 
 FORMAT = "vdvae-repr/1"
@@ -27,7 +29,11 @@ WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
 
 
 def load(
-    model: str | Path, *, preset: str | None = None, device: str | torch.device = "cpu"
+    model: str | Path,
+    *,
+    preset: str | None = None,
+    device: str | torch.device = "cpu",
+    compile: bool = False,
 ) -> VDVAE:
     """Load a VDVAE in eval mode, float32.
 
@@ -36,6 +42,7 @@ def load(
             published `.th` file.
         preset: the architecture of a `.th` file, where its shapes do not tell.
         device: where the parameters go.
+        compile: read posteriors through torch.compile.
 
     Raises:
         CheckpointError: no such weights, a damaged or unsafe file, another architecture.
@@ -44,11 +51,14 @@ def load(
     own = path.suffix == ".safetensors"
     net = _load_own(path) if own else _load_published(path, preset)
     try:
-        return net.to(device).eval()
+        net = net.to(device).eval()
     except (RuntimeError, AssertionError) as error:
         raise CheckpointError(
             f"device {device!s} cannot be used ({str(error).splitlines()[0]}); try --device cpu"
         ) from error
+    if compile:
+        compile_inference(net)
+    return net
 
 
 def save(
@@ -68,7 +78,7 @@ def save(
     aside.replace(path)
 
 
-def weights_sha256(model: VDVAE) -> str:
+def weights_sha256(model: VDVAE | Backbone) -> str:
     """Return the SHA-256 of config and float32 parameters: the identity of a model."""
     digest = hashlib.sha256(model.config.to_json().encode())
     for name, value in sorted(model.state_dict().items()):

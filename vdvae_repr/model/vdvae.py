@@ -7,7 +7,7 @@ prior; layer 0 is the coarsest.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -24,12 +24,12 @@ from vdvae_repr.model.blocks import (
     Block,
     BlockSpec,
     conv,
-    conv_add,
     depth_scale,
     parse_blocks,
     parse_widths,
 )
 from vdvae_repr.model.distributions import (
+    LayerPosterior,
     LogisticMixture,
     gaussian_kl,
     gaussian_sample,
@@ -37,35 +37,12 @@ from vdvae_repr.model.distributions import (
     mixture_mean,
     mixture_sample,
 )
+from vdvae_repr.model.inference import plan_of
 from vdvae_repr.model.layers import LayerSpec, make_layer_specs, select_layers
 from vdvae_repr.model.preprocessing import as_image_tensor, to_input, to_target, to_uint8
 
 # Gives the standard-normal draws (N, C, R, R) of a layer; None in its place means "send the mean".
 Noise = Callable[[LayerSpec], Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class LayerPosterior:
-    """What one layer knows of a batch; every tensor (N, C, R, R) but `top_down`, float32."""
-
-    mean: Tensor
-    log_std: Tensor
-    prior_mean: Tensor
-    prior_log_std: Tensor
-    z: Tensor
-    """What was sent down to the next layer."""
-    top_down: Tensor | None
-    """The state after the layer, (N, width, R, R), where it was asked for."""
-
-    @property
-    def kl(self) -> Tensor:
-        """KL(q || p), elementwise, nats."""
-        return gaussian_kl(self.mean, self.log_std, self.prior_mean, self.prior_log_std)
-
-    @property
-    def delta(self) -> Tensor:
-        """(q_mean - p_mean) / p_std: what the layer adds to what it inherits."""
-        return (self.mean - self.prior_mean) * torch.exp(-self.prior_log_std)
 
 
 class Posterior(Mapping[str, LayerPosterior]):
@@ -137,14 +114,21 @@ class BottomUp(nn.Module):
             depth_scale(block.c4, len(self.specs))
             self.blocks.append(block)
 
-    def forward(self, x: Tensor, recompute: Collection[int] = ()) -> dict[int, Tensor]:
+    def forward(
+        self,
+        x: Tensor,
+        recompute: Collection[int] = (),
+        blocks: Sequence[Callable[[Tensor], Tensor]] | None = None,
+    ) -> dict[int, Tensor]:
         """Map (N, 3, S, S) to {resolution: (N, width, R, R)}, the last activation of each.
 
         The activations inside blocks at the resolutions `recompute` are not kept for the backward pass.
+        `blocks` stand in for the model's own.
         """
         x = self.in_conv(x)
         activations = {x.shape[-1]: x}
-        for spec, block in zip(self.specs, self.blocks, strict=True):
+        own = cast(Iterable[Callable[[Tensor], Tensor]], self.blocks)
+        for spec, block in zip(self.specs, blocks or own, strict=True):
             x = _checkpointed(block, x) if spec.resolution in recompute else block(x)
             if spec.down_rate is not None:
                 x = F.avg_pool2d(x, spec.down_rate)
@@ -228,14 +212,14 @@ class TopDownBlock(nn.Module):
 
     def merge(self, x: Tensor, z: Tensor) -> Tensor:
         """Add a latent to the state and run the residual path."""
-        x = conv_add(self.z_proj, z, x)
+        x = x + self.z_proj(z)
         merged: Tensor = self.resnet(F.gelu(x), residual=x)
         return merged
 
 
 def _channels_last(states: dict[int, Tensor]) -> dict[int, Tensor]:
-    """Return states in the memory format in which convolutions are fastest at inference."""
-    return {r: x.contiguous(memory_format=torch.channels_last) for r, x in states.items()}
+    """Copy states into the memory format in which convolutions are fastest at inference."""
+    return {r: x.clone(memory_format=torch.channels_last) for r, x in states.items()}
 
 
 def _checkpointed(function: Callable[..., Any], *inputs: Tensor) -> Any:
@@ -374,7 +358,9 @@ class VDVAE(nn.Module):
         Returns the layers kept, the KL (N, layers run), the top-down states by resolution, the bottom-up
         activations.
         """
-        activations = self.bottom_up(x.contiguous(memory_format=torch.channels_last))
+        plan = plan_of(self, x)
+        x = x.contiguous(memory_format=torch.channels_last)
+        activations = self.bottom_up(x, blocks=plan and plan.bottom_up)
         activated = {r: F.gelu(a) for r, a in activations.items()}
         states = _channels_last(self.top_down.initial_states(len(x)))
         layers, kls = [], []
@@ -383,12 +369,15 @@ class VDVAE(nn.Module):
             state = self.top_down.enter(spec.index, states, len(x))
             drawn = None if noise is None else noise(spec)
             wanted = top_down or spec.index + 1 != stop
-            layer = self.top_down.block(spec).read(state, activated[r], drawn, merge=wanted)
+            read = plan.layers[spec.index] if plan else self.top_down.block(spec).read
+            layer = read(state, activated[r], drawn, wanted)
             if layer.top_down is not None:
                 states[r] = layer.top_down
             kls.append(layer.kl.sum(dim=(1, 2, 3)))
             if keep is None or spec.index in keep:
-                layers.append(layer if top_down else replace(layer, top_down=None))
+                # A copy, because a plan changes states in place.
+                after = layer.top_down.clone() if top_down and layer.top_down is not None else None
+                layers.append(replace(layer, top_down=after))
         return layers, torch.stack(kls, dim=1), states, activations
 
     def generate(
@@ -424,6 +413,7 @@ class VDVAE(nn.Module):
         z: Literal["mean", "sample"] = "mean",
         *,
         seed: int = 0,
+        draw: int = 0,
         ids: Sequence[str] | None = None,
         top_down: bool = False,
     ) -> Posterior:
@@ -434,6 +424,7 @@ class VDVAE(nn.Module):
             layers: selector; the pass stops after the last layer selected.
             z: what each layer sends down: its mean, or a draw seeded by (seed, image id, layer).
             seed: of the draws.
+            draw: which of a seed's draws.
             ids: the images' ids, by default "0", "1", ...
             top_down: keep the states after the layers too.
 
@@ -444,7 +435,7 @@ class VDVAE(nn.Module):
         chosen = select_layers(self.layers, layers)
         tensor = as_image_tensor(images, self.config.image_size).to(self.device)
         names = [str(i) for i in range(len(tensor))] if ids is None else list(ids)
-        noise = seeded_noise(seed, names, self.device) if z == "sample" else None
+        noise = seeded_noise(seed, names, self.device, draw) if z == "sample" else None
         read, kl, _, activations = self.infer(
             to_input(tensor, self.config), noise, chosen[-1].index + 1,
             keep=[spec.index for spec in chosen], top_down=top_down,
@@ -553,13 +544,13 @@ class VDVAE(nn.Module):
         return self
 
 
-def seeded_noise(seed: int, ids: Sequence[str], device: torch.device) -> Noise:
-    """Return standard-normal draws that depend on (seed, image id, layer index) alone."""
+def seeded_noise(seed: int, ids: Sequence[str], device: torch.device, number: int = 0) -> Noise:
+    """Return standard-normal draws that depend on (seed, number, image id, layer index) alone."""
 
     def draw(layer: LayerSpec) -> Tensor:
-        rows = []
+        rows, what = [], f"{layer.index}\0{number}" if number else str(layer.index)
         for image_id in ids:
-            key = _seed_of(seed, image_id, str(layer.index), 16)
+            key = _seed_of(seed, image_id, what, 16)
             rng = np.random.Generator(np.random.Philox(key))
             rows.append(rng.standard_normal(layer.shape, dtype=np.float32))
         return torch.from_numpy(np.stack(rows)).to(device)

@@ -1,0 +1,243 @@
+"""Draws, mirrored images, virtual stores, alignment, backbones, and the plan that inference runs by."""
+
+import copy
+import json
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vdvae_repr as vr
+from vdvae_repr.data.faces import LANDMARKS, _detector, _similarity
+from vdvae_repr.data.sources import Preprocessing
+from vdvae_repr.latents import extract as module
+from vdvae_repr.latents.decode import decode
+from vdvae_repr.model.backbones import load_backbone
+from vdvae_repr.model.inference import compile_inference, plan_of
+
+
+def test_draws_are_those_of_single_passes(tiny, images, tmp_path):
+    store = vr.extract(tiny, images, tmp_path / "d.h5", features=["z"], z="sample", draws=3, seed=5)
+    assert store["8x8.0"].z.shape == (12, 3, 4, 8, 8)
+    single = [tiny.posterior(images, z="sample", seed=5, draw=draw) for draw in range(3)]
+    for draw, read in enumerate(single):
+        X, _, _ = store.matrix("8x8.0", f"z:{draw}")
+        np.testing.assert_allclose(X, read["8x8.0"].z.flatten(1), rtol=1e-4, atol=1e-5)
+    mean, _, _ = store.matrix("8x8.0", "z")
+    expected = np.mean([read["8x8.0"].z.flatten(1).numpy() for read in single], axis=0)
+    np.testing.assert_allclose(mean, expected, rtol=1e-4, atol=1e-5)
+    kl = np.mean([read.kl.numpy() for read in single], axis=0)
+    np.testing.assert_allclose(store.kl, kl, rtol=1e-4)
+    # The first draw is the pass that --z sample without --draws makes, and what is decoded.
+    alone = vr.extract(tiny, images, tmp_path / "z.h5", features=["z"], z="sample", seed=5)
+    assert np.array_equal(alone.matrix(feature="z")[0], store.matrix(feature="z:0")[0])
+    (_, first), (_, second) = next(iter(decode(alone, tiny))), next(iter(decode(store, tiny)))
+    assert np.array_equal(first, second)
+
+
+def test_draws_that_make_no_sense_are_refused(tiny, images, tmp_path):
+    with pytest.raises(vr.LayerError, match="draws are of the feature z alone"):
+        vr.extract(tiny, images, tmp_path / "d.h5", z="sample", draws=2)
+    store = vr.extract(tiny, images, tmp_path / "d.h5", features=["z"], z="sample", draws=2)
+    with pytest.raises(vr.LayerError, match="z:0 to z:1"):
+        store.matrix(feature="z:2")
+    plain = vr.extract(tiny, images, tmp_path / "m.h5")
+    with pytest.raises(vr.LayerError, match="no draws to choose among"):
+        plain.matrix(feature="mean:0")
+
+
+def test_mirrored_images_are_read_as_images_of_their_own(tiny, images, tmp_path):
+    store = vr.extract(tiny, images, tmp_path / "s.h5", features=["mean", "delta"], mirror=True)
+    other, flipped = store.mirrored(), np.ascontiguousarray(images[:, :, ::-1])
+    read = tiny.posterior(flipped)
+    np.testing.assert_allclose(
+        other.matrix("16x16", "delta")[0], read["16x16.0"].delta.flatten(1), rtol=1e-3, atol=1e-4
+    )
+    np.testing.assert_allclose(other.kl, read.kl, rtol=1e-4)
+    assert np.array_equal(other.images(), flipped)
+    assert np.array_equal(other.dataset("8x8.0")[3][0].numpy(), other.matrix("8x8.0")[0][3])
+    assert np.array_equal(other.mirrored().matrix()[0], store.matrix()[0])
+    store.verify()
+    with pytest.raises(vr.StoreError, match="extract with --mirror"):
+        vr.extract(tiny, images, tmp_path / "p.h5").mirrored()
+
+
+def test_virtual_store_reads_as_a_single_one(tiny, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 4)
+    single = vr.extract(tiny, images, tmp_path / "s.h5", batch_size=2, mirror=True)
+    store = vr.extract(tiny, images, tmp_path / "v.h5", batch_size=2, mirror=True, layout="virtual")
+    assert np.array_equal(store.matrix()[0], single.matrix()[0])
+    assert np.array_equal(store.kl, single.kl)
+    assert np.array_equal(store.mirrored().images(), single.mirrored().images())
+    assert len(list((tmp_path / "v.h5.parts").glob("part-*.h5"))) == 3
+    assert store.path.stat().st_size < single.path.stat().st_size / 4
+    store.verify()
+    again = vr.extract(tiny, images, tmp_path / "v.h5", batch_size=2, mirror=True, layout="virtual")
+    assert again.attrs["created"] == store.attrs["created"]
+    for opened in (store, again):
+        opened.close()
+    # Both move together.
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in ("v.h5", "v.h5.parts"):
+        shutil.move(tmp_path / name, moved / name)
+    monkeypatch.chdir(tmp_path)
+    assert np.array_equal(vr.LatentStore.open(moved / "v.h5").matrix()[0], single.matrix()[0])
+
+
+def test_virtual_store_without_its_parts_is_refused(tiny, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 4)
+    vr.extract(tiny, images, tmp_path / "v.h5", batch_size=2, layout="virtual").close()
+    part = tmp_path / "v.h5.parts" / "part-00001.h5"
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-10])
+    with pytest.raises(vr.StoreError, match=rf"part-00001.h5 has {len(whole) - 10} bytes, not"):
+        vr.LatentStore.open(tmp_path / "v.h5")
+    part.unlink()
+    with pytest.raises(vr.StoreError, match=r"part-00001.h5 is missing"):
+        vr.LatentStore.open(tmp_path / "v.h5")
+    (tmp_path / "outside.h5").write_bytes(whole)
+    part.symlink_to("/etc/hostname")
+    with pytest.raises(vr.StoreError, match="lies outside its folder"):
+        vr.LatentStore.open(tmp_path / "v.h5")
+    part.unlink()
+    part.write_bytes(whole)
+    vr.LatentStore.open(tmp_path / "v.h5").close()
+    with h5py.File(part, "r+") as file:
+        offset = file["layers/002/mean"].id.get_chunk_info(0).byte_offset
+    damaged = bytearray(whole)
+    damaged[offset + 50] ^= 1
+    part.write_bytes(bytes(damaged))
+    with pytest.raises(vr.StoreError, match="damaged"):
+        vr.LatentStore.open(tmp_path / "v.h5").verify()
+
+
+def test_overwriting_a_virtual_store_replaces_its_parts(tiny, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 4)
+    path = tmp_path / "v.h5"
+    vr.extract(tiny, images, path, batch_size=2, layout="virtual").close()
+    with pytest.raises(vr.StoreError, match="already holds another extraction"):
+        vr.extract(tiny, images, path, batch_size=2, layout="virtual", features=["kl"])
+    store = vr.extract(
+        tiny, images[:6], path, batch_size=2, layout="virtual", features=["kl"], overwrite=True
+    )
+    assert len(list((tmp_path / "v.h5.parts").glob("part-*.h5"))) == 2
+    assert store.matrix(feature="kl")[0].shape[0] == 6
+    store.verify()
+
+
+def test_automatic_batch_size_is_recorded_and_kept(tiny, images, tmp_path, monkeypatch):
+    def interrupt(count):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        vr.extract(tiny, images, tmp_path / "s.h5", batch_size="auto", progress=interrupt)
+    begun = json.loads((tmp_path / "s.h5.parts" / "extraction.json").read_text())["batch_size"]
+    assert begun in (4, 8)  # 16 images there are not
+    monkeypatch.setattr(module._Run, "calibrate", lambda run: 1)  # a resumed run asks no clock
+    store = vr.extract(tiny, images, tmp_path / "s.h5", batch_size="auto")
+    assert store.attrs["batch_size"] == begun
+    again = vr.extract(tiny, images, tmp_path / "s.h5", batch_size="auto")
+    assert again.attrs["created"] == store.attrs["created"]
+
+
+def test_similarity_is_the_transform_that_made_the_points():
+    angle, scale, shift = 0.3, 1.7, np.array([4.0, -2.0])
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    found = _similarity(LANDMARKS, LANDMARKS @ (scale * turn).T + shift)
+    np.testing.assert_allclose(found, np.column_stack([scale * turn, shift]), atol=1e-12)
+
+
+def test_an_image_without_a_face_is_named(tiny, tmp_path):
+    Image.new("RGB", (64, 64), "grey").save(tmp_path / "wall.png")
+    with pytest.raises(vr.DataError, match=r"wall.png: expected a face, found none"):
+        vr.extract(tiny, tmp_path, tmp_path / "s.h5", align=True)
+    with pytest.raises(vr.DataError, match="give one"):
+        Preprocessing(size=16, align=True, crop=8)
+
+
+@pytest.mark.shared_data
+def test_aligned_landmarks_lie_where_they_should(shared_data, tiny, tmp_path):
+    """MTCNN, asked again about the aligned image, is the judge; the photo's six faces are its README's."""
+    photo = shared_data / "facenet_test" / "multiface.jpg"
+    assert len(_detector().detect(Image.open(photo))[0]) == 6
+    aligned = Image.fromarray(Preprocessing(size=256, align=True)(Image.open(photo)))
+    _, _, points = _detector().detect(aligned, landmarks=True)
+    gaps = np.abs(np.asarray(points[0], float) / 256 - LANDMARKS)
+    assert gaps.max() < 0.06
+    (tmp_path / "in").mkdir()
+    shutil.copy(photo, tmp_path / "in")
+    Image.new("RGB", (64, 64), "grey").save(tmp_path / "in" / "wall.png")
+    store = vr.extract(tiny, tmp_path / "in", tmp_path / "s.h5", align=True, on_error="skip")
+    assert [item["id"] for item in json.loads(store.attrs["skipped"])] == ["wall.png"]
+    assert "MTCNN" in json.loads(store.attrs["preprocessing"])["align"]
+
+
+def test_backbone_fills_a_store_of_the_same_schema(tmp_path):
+    notices = []
+    backbone = load_backbone("timm:resnet10t@random", notice=notices.append)
+    assert not notices  # random weights were asked for
+    images = np.random.default_rng(0).integers(0, 256, (4, 300, 280, 3), dtype=np.uint8)
+    store = vr.extract(backbone, images, tmp_path / "r.h5", batch_size=2)
+    X, _, _ = store.matrix(feature="activation")
+    pixels = np.stack([Preprocessing(size=backbone.config.image_size)(image) for image in images])
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # ImageNet's
+    inputs = torch.from_numpy(((pixels / 255 - mean) / std).astype(np.float32)).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        np.testing.assert_allclose(X, backbone.network(inputs), rtol=1e-3, atol=1e-5)
+    assert store.attrs["model"] == "timm:resnet10t (random weights)"
+    with pytest.raises(vr.StoreError, match="holds no kl"):
+        _ = store.kl
+    with pytest.raises(vr.LayerError, match="activation alone"):
+        vr.extract(backbone, images, tmp_path / "x.h5", features=["mean"])
+
+
+def test_backbone_takes_weights_from_a_file(tmp_path):
+    source = load_backbone("timm:resnet10t@random").network
+    with torch.no_grad():
+        source.conv1[0].weight.add_(1.0)
+    torch.save(source.state_dict(), tmp_path / "own.pth")
+    loaded = load_backbone(f"timm:resnet10t@{tmp_path / 'own.pth'}")
+    assert torch.equal(loaded.network.conv1[0].weight, source.conv1[0].weight)
+    assert loaded.name == "timm:resnet10t"
+    for name, expected in (
+        ("timm:resnet10t@none.pth", "no such file"),
+        ("timm:resnet10x", "timm has no such model"),
+        ("facenet:lfw", "expected facenet:vggface2 or facenet:casia-webface"),
+    ):
+        with pytest.raises(vr.CheckpointError, match=expected):
+            load_backbone(name)
+
+
+def test_a_plan_follows_the_weights_and_is_not_copied(tiny, images):
+    model = copy.deepcopy(tiny)
+    before = model.posterior(images)["16x16.0"].mean
+    with torch.no_grad():
+        model.bottom_up.in_conv.weight.mul_(1.5)
+    after = model.posterior(images)["16x16.0"].mean
+    assert not torch.allclose(before, after)
+    x = torch.zeros(1, 3, 16, 16)
+    with torch.no_grad():
+        assert plan_of(model, x) is plan_of(model, x)
+        assert plan_of(copy.deepcopy(model), x) is not plan_of(model, x)
+        assert plan_of(model, x.double()) is None
+    assert plan_of(model, x) is None  # gradients are wanted
+
+
+def test_inference_changes_no_parameter(tiny, images):
+    before = copy.deepcopy(tiny.state_dict())
+    tiny.posterior(images[:1], top_down=True)
+    tiny.posterior(images[:1], "1x1")
+    assert all(torch.equal(value, before[key]) for key, value in tiny.state_dict().items())
+
+
+@pytest.mark.slow
+def test_compiled_inference_equals_the_plan(tiny, images):
+    model = copy.deepcopy(tiny)
+    expected = model.posterior(images, "8x8")
+    compile_inference(model)
+    found = model.posterior(images, "8x8")
+    torch.testing.assert_close(found["8x8.1"].delta, expected["8x8.1"].delta, rtol=1e-4, atol=1e-4)
