@@ -188,7 +188,7 @@ def test_backbone_fills_a_store_of_the_same_schema(tmp_path):
     inputs = torch.from_numpy(((pixels / 255 - mean) / std).astype(np.float32)).permute(0, 3, 1, 2)
     with torch.no_grad():
         np.testing.assert_allclose(X, backbone.network(inputs), rtol=1e-3, atol=1e-5)
-    assert store.attrs["model"] == "timm:resnet10t (random weights)"
+    assert store.attrs["model"] == "timm:resnet10t@random"
     with pytest.raises(vr.StoreError, match="holds no kl"):
         _ = store.kl
     with pytest.raises(vr.LayerError, match="activation alone"):

@@ -82,7 +82,7 @@ def load_backbone(
             Without either, the published weights, from the cache or the network; where there are none to be
             had, random ones, and `notice` and the backbone's name say so.
         device: where the parameters go.
-        notice: receives a line about random weights.
+        notice: receives a line where weights are random that were not asked to be.
 
     Raises:
         CheckpointError: no such network, or weights that do not fit.
@@ -105,7 +105,7 @@ def load_backbone(
                 weights = "random"
         if weights == "random":
             network, config = build(what, "random")
-            architecture += " (random weights)"
+            architecture += "@random"
     return Backbone(network, config, architecture).to(device).eval()
 
 
@@ -115,7 +115,7 @@ def random_twin(config_json: str, seed: int) -> Backbone:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network, config = (_timm if architecture == "timm" else _facenet)(what, "random")
-    return Backbone(network, config, f"{architecture}:{what} (random weights)").eval()
+    return Backbone(network, config, f"{architecture}:{what}@random").eval()
 
 
 Weights = Path | str | None

@@ -38,8 +38,8 @@ def load(
     """Load a VDVAE in eval mode, float32.
 
     Args:
-        model: a packaged name ("faces64"), a run folder, a `.safetensors` of this package, or a
-            published `.th` file.
+        model: a packaged name ("faces64"), a run folder, a `.safetensors` of this package, a
+            published `.th` file, or "PRESET@random" for a preset's architecture with its initial weights.
         preset: the architecture of a `.th` file, where its shapes do not tell.
         device: where the parameters go.
         compile: read posteriors through torch.compile.
@@ -47,9 +47,15 @@ def load(
     Raises:
         CheckpointError: no such weights, a damaged or unsafe file, another architecture.
     """
-    path = _find(model)
-    own = path.suffix == ".safetensors"
-    net = _load_own(path) if own else _load_published(path, preset)
+    if str(model).endswith("@random"):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # the same ones each time
+            config = ModelConfig.from_preset(str(model).removesuffix("@random"))
+            net = VDVAE(config, name=str(model))
+    else:
+        path = _find(model)
+        own = path.suffix == ".safetensors"
+        net = _load_own(path) if own else _load_published(path, preset)
     try:
         net = net.to(device).eval()
     except (RuntimeError, AssertionError) as error:

@@ -1,0 +1,272 @@
+"""Speed and memory of reading posteriors on a CPU, beside openai/vdvae's `forward_get_latents`.
+
+    git clone https://github.com/openai/vdvae ../openai-vdvae
+    python benchmarks/speed/extract.py --published ../openai-vdvae
+    python benchmarks/speed/extract.py --cases store images
+
+Cases `imagenet64` (layers 0:31), `cifar10-8x8` and `cifar10`: presets with random weights, the same in
+both, on normalised noise in float32; the mean pass, results left in memory. `published` runs its whole
+pass, `stopped` its encoder and its decoder's blocks up to the last layer wanted, `ours` and `compiled`
+(torch.compile) ours. Variants take turns, a pass each, in one process; ratios pair the passes of one
+round, medians are over rounds, the first round is left out. Operations are those of the path that is
+needed; the rate that they are held against is the best of these convolutions alone, timed in the same
+process. Peak memory is measured in a process of its own for each, as the growth of the resident size
+while the model and the images stand in memory.
+
+Case `store`: faces64, all layers' means, `vr.extract` into a store against `model.posterior` alone.
+Case `images`: the peak resident size of `vdvae-repr extract` over tars of 1,000 and of 20,000 images.
+Prints one JSON object a line.
+"""
+
+import argparse
+import ctypes
+import importlib
+import io
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import vdvae_repr as vr
+
+CASES = {
+    "imagenet64": ("imagenet64", 31),
+    "cifar10-8x8": ("cifar10", 10),
+    "cifar10": ("cifar10", 43),
+}
+CONVOLUTIONS = (
+    (96, 96, 3, 32),
+    (384, 96, 1, 32),
+    (96, 384, 1, 32),
+    (128, 128, 3, 32),
+    (512, 128, 1, 32),
+)
+
+
+def published_model(checkout: Path, preset: str) -> Any:
+    """Build the published model of a preset, with random weights."""
+    sys.path.insert(0, str(checkout))
+    hps, vae = importlib.import_module("hps"), importlib.import_module("vae")
+    sys.path.remove(str(checkout))
+    size = vr.ModelConfig.from_preset(preset).image_size
+    settings = hps.Hyperparams(image_size=size, image_channels=3)
+    parser = hps.add_vae_arguments(argparse.ArgumentParser())
+    hps.parse_args_and_update_hparams(settings, parser, ["--hps", preset])
+    torch.manual_seed(0)
+    return vae.VAE(settings).eval()
+
+
+def passes(
+    case: str, names: Sequence[str], options: argparse.Namespace
+) -> dict[str, Callable[[], Any]]:
+    """Return a pass of each variant named over one batch of noise; their weights are the same."""
+    preset, stop = CASES[case]
+    size = vr.ModelConfig.from_preset(preset).image_size
+    x = torch.randn(options.batch_size, 3, size, size)
+    found: dict[str, Callable[[], Any]] = {}
+    state: dict[str, Tensor] | None = None
+    if {"published", "stopped"} & set(names):
+        theirs = published_model(options.published, preset)
+        state, permuted = theirs.state_dict(), x.permute(0, 2, 3, 1).contiguous()
+
+        def stopped() -> list[Any]:
+            activations = theirs.encoder(permuted)
+            states = {a.shape[2]: a for a in theirs.decoder.bias_xs}
+            read = []
+            for block in theirs.decoder.dec_blocks[:stop]:
+                states, layer = block(states, activations, get_latents=True)
+                read.append(layer)
+            return read
+
+        found["published"], found["stopped"] = lambda: theirs.forward_get_latents(permuted), stopped
+    for name in [name for name in names if name in ("ours", "compiled")]:
+        model = vr.load(f"{preset}@random", compile=name == "compiled")
+        if state is not None:
+            model.load_published(state)
+        found[name] = lambda model=model: model.infer(x, None, stop, top_down=False)
+    return {name: found[name] for name in names}
+
+
+def operations(case: str) -> float:
+    """Return the floating-point operations of the path needed, an image: those of `infer` without a plan."""
+    preset, stop = CASES[case]
+    with torch.device("meta"):
+        model = vr.VDVAE(vr.ModelConfig.from_preset(preset))
+        x = torch.zeros(1, 3, model.config.image_size, model.config.image_size)
+    with FlopCounterMode(display=False) as counter:
+        model.infer(x, None, stop, top_down=False)
+    return float(counter.get_total_flops())
+
+
+def best_rate(batch_size: int) -> float:
+    """Return the most operations a second that one of the convolutions alone reaches."""
+    rates = []
+    for inputs, outputs, size, resolution in CONVOLUTIONS:
+        x = torch.randn(batch_size, inputs, resolution, resolution)
+        x = x.contiguous(memory_format=torch.channels_last)
+        layer = torch.nn.Conv2d(inputs, outputs, size, padding=size // 2)
+        layer = layer.to(memory_format=torch.channels_last)
+        seconds = []
+        for _ in range(12):
+            started = time.perf_counter()
+            layer(x)
+            seconds.append(time.perf_counter() - started)
+        rates.append(2 * layer.weight.numel() * resolution**2 * batch_size / min(seconds))
+    return max(rates)
+
+
+def compare(case: str, options: argparse.Namespace) -> None:
+    """Time the variants of a case in turns."""
+    names = ["published", "stopped"] if options.published is not None else []
+    variants = passes(case, names + ["ours"] + ["compiled"] * options.compile, options)
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    best = best_rate(options.batch_size)
+    for number in range(options.rounds + 1):
+        for name, run in variants.items():
+            started = time.perf_counter()
+            run()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    for name, own in seconds.items():
+        rate = options.batch_size / statistics.median(own)
+        row = {"case": case, "variant": name, "images_per_second": round(rate, 2)}
+        for peer in ("published", "stopped"):
+            if peer in seconds:
+                ratios = [a / b for a, b in zip(seconds[peer], own, strict=True)]
+                row[f"times_{peer}"] = round(statistics.median(ratios), 2)
+        if name != "published":
+            done = rate * operations(case)
+            row |= {"gflops_per_image": round(operations(case) / 1e9, 2)}
+            row |= {"of_best_convolution": round(done / best, 2), "best_gflops": round(best / 1e9)}
+        command = [
+            sys.executable,
+            __file__,
+            "--peak",
+            case,
+            name,
+            "--batch-size",
+            str(options.batch_size),
+        ]
+        if options.published is not None:
+            command += ["--published", str(options.published)]
+        report(row | {"peak_mb": json.loads(subprocess.check_output(command))}, options)
+
+
+def peak(case: str, variant: str, options: argparse.Namespace) -> None:
+    """Print the growth of the resident size over two passes, MB."""
+    run = passes(case, [variant], options)[variant]
+    ctypes.CDLL(None).malloc_trim(0)  # what building the model has left over
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    before = pages * os.sysconf("SC_PAGE_SIZE")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    for _ in range(2):
+        run()
+    line = next(
+        x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM")
+    )
+    print(round((int(line.split()[1]) * 1024 - before) / 2**20))
+
+
+def store_cost(options: argparse.Namespace) -> None:
+    """Time extraction into a store against reading alone."""
+    model, count = vr.load("faces64"), 8 * options.batch_size
+    images = np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+    reading, storing = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(options.rounds + 1):
+            started = time.perf_counter()
+            for first in range(0, count, options.batch_size):
+                model.posterior(images[first : first + options.batch_size])
+            middle = time.perf_counter()
+            path = Path(folder) / f"{number}.h5"
+            vr.extract(model, images, path, batch_size=options.batch_size).close()
+            ended = time.perf_counter()
+            path.unlink()
+            if number:
+                reading.append(middle - started)
+                storing.append(ended - middle)
+    cost = statistics.median(b / a for a, b in zip(reading, storing, strict=True)) - 1
+    rates = {"reading": reading, "storing": storing}
+    row = {
+        f"{name}_images_per_second": round(count / statistics.median(s), 1)
+        for name, s in rates.items()
+    }
+    report(
+        {"case": "store", "model": "faces64", "images": count, "cost": round(cost, 3)} | row,
+        options,
+    )
+
+
+def constant_memory(options: argparse.Namespace) -> None:
+    """Measure the peak resident size of whole extractions of many images."""
+    rng = np.random.default_rng(0)
+    encoded = []
+    for _ in range(64):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, "PNG")
+        encoded.append(buffer.getvalue())
+    with tempfile.TemporaryDirectory() as folder:
+        for count in (1000, 20_000):
+            tar = Path(folder) / f"{count}.tar"
+            with tarfile.open(tar, "w") as archive:
+                for index in range(count):
+                    member = tarfile.TarInfo(f"{index:05d}.png")
+                    member.size = len(encoded[index % 64])
+                    archive.addfile(member, io.BytesIO(encoded[index % 64]))
+            command = [sys.executable, "-m", "vdvae_repr.cli", "extract", "--data", str(tar)]
+            command += ["--layer", "<=8x8", "--out", str(tar.with_suffix(".h5")), "--batch-size"]
+            subprocess.run(
+                [*command, str(options.batch_size)], check=True, stdout=subprocess.DEVNULL
+            )
+            used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # the largest so far
+            report({"case": "images", "images": count, "peak_mb": round(used / 1024)}, options)
+
+
+def report(row: dict[str, Any], options: argparse.Namespace) -> None:
+    """Print a row, with what it was measured on."""
+    machine = {"batch_size": options.batch_size, "threads": torch.get_num_threads()}
+    machine |= {"machine": platform.machine(), "torch": torch.__version__}
+    print(json.dumps(row | machine), flush=True)
+
+
+def main() -> None:
+    """Run the cases asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--published", type=Path, help="a checkout of openai/vdvae")
+    parser.add_argument("--cases", nargs="+", default=[*CASES], choices=[*CASES, "store", "images"])
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="time torch.compile too")
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    with torch.no_grad():
+        if options.peak:
+            peak(*options.peak, options)
+            return
+        for case in options.cases:
+            match case:
+                case "store":
+                    store_cost(options)
+                case "images":
+                    constant_memory(options)
+                case _:
+                    compare(case, options)
+
+
+if __name__ == "__main__":
+    main()
