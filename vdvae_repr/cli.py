@@ -85,6 +85,9 @@ def extract(
     mirror: Annotated[bool, typer.Option("--mirror", help="Read the mirrored images too.")] = False,
     pool: Annotated[str | None, typer.Option(help="Store avg or avg:GRID, to save disk.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, or float16 to save disk.")] = "float32",
+    precision: Annotated[
+        str, typer.Option(help="fp32; tf32 (GPUs) or bf16, faster and less exact.")
+    ] = "fp32",
     on_error: Annotated[
         str, typer.Option(help="Of an image that cannot be read: raise, or skip and list it.")
     ] = "raise",
@@ -134,7 +137,7 @@ def extract(
         store = vr.extract(
             net, source, out, layers=layer, features=feature,
             z=z, draws=draws, seed=seed, crop=crop, align=align, mirror=mirror,  # type: ignore[arg-type]
-            pool=pool, dtype=dtype, on_error=on_error, layout=layout,  # type: ignore[arg-type]
+            pool=pool, dtype=dtype, precision=precision, on_error=on_error, layout=layout,  # type: ignore[arg-type]
             batch_size="auto" if batch_size == "auto" else int(batch_size), images=not no_images,
             overwrite=overwrite, report=_log if main_process else lambda line: None,
             progress=bar.update,

@@ -17,6 +17,8 @@ from vdvae_repr.latents import extract as module
 from vdvae_repr.latents.decode import decode
 from vdvae_repr.model.backbones import load_backbone
 from vdvae_repr.model.inference import compile_inference, plan_of
+from vdvae_repr.model.precision import arithmetic
+from vdvae_repr.model.preprocessing import to_input
 
 
 def test_draws_are_those_of_single_passes(tiny, images, tmp_path):
@@ -232,6 +234,35 @@ def test_inference_changes_no_parameter(tiny, images):
     tiny.posterior(images[:1], top_down=True)
     tiny.posterior(images[:1], "1x1")
     assert all(torch.equal(value, before[key]) for key, value in tiny.state_dict().items())
+
+
+def test_precision_is_what_was_asked_for(tiny, images, tmp_path):
+    seen = []
+
+    class Spy(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if function is torch.conv2d:
+                seen.append((result.dtype, torch.backends.cudnn.allow_tf32))
+            return result
+
+    x = to_input(torch.from_numpy(images).permute(0, 3, 1, 2), tiny.config)
+    for precision, expected in (
+        ("fp32", (torch.float32, False)),
+        ("tf32", (torch.float32, True)),
+        ("bf16", (torch.bfloat16, False)),
+    ):
+        seen.clear()
+        with arithmetic(precision), Spy():
+            tiny.infer(x, None)  # under gradients, so that no plan takes the convolutions away
+        assert set(seen) == {expected}
+    assert torch.backends.cudnn.allow_tf32  # as PyTorch has it
+    with pytest.raises(vr.ConfigError, match="expected fp32, tf32 or bf16, found 'fp16'"):
+        tiny.posterior(images, precision="fp16")
+    exact = vr.extract(tiny, images, tmp_path / "e.h5")
+    rough = vr.extract(tiny, images, tmp_path / "r.h5", precision="bf16")
+    gap = np.abs(rough.matrix("8x8")[0] - exact.matrix("8x8")[0]).max()
+    assert 1e-5 < gap < 0.1 * np.abs(exact.matrix("8x8")[0]).max()
 
 
 @pytest.mark.slow

@@ -51,13 +51,17 @@ class Backbone(nn.Module):
             dims = self.eval().network(blank).shape[1]
         self.layers = (LayerSpec(0, "1x1.0", 1, (dims, 1, 1)),)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.network.parameters()).device
+
     @torch.no_grad()
     def activation(self, images: NDArray[Any]) -> Tensor:
         """Return embeddings (N, D, 1, 1) float32 of uint8 images (N, S, S, 3)."""
-        device = next(self.network.parameters()).device
-        pixels = as_image_tensor(images, self.config.image_size).to(device)
+        pixels = as_image_tensor(images, self.config.image_size).to(self.device)
         mean, std = (
-            torch.tensor(values, device=device)[:, None, None]
+            torch.tensor(values, device=self.device)[:, None, None]
             for values in (self.config.mean, self.config.std)
         )
         embedded: Tensor = self.network((pixels.float() - mean) / std)

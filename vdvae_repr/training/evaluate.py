@@ -18,6 +18,7 @@ from torch import Tensor
 from vdvae_repr.data.sources import Preprocessing, Source, open_source, read_images
 from vdvae_repr.errors import DataError
 from vdvae_repr.model.distributions import LayerPosterior, LogisticMixture, mixture_log_prob
+from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.preprocessing import to_input, to_target
 from vdvae_repr.model.vdvae import VDVAE, seeded_noise
 
@@ -64,6 +65,7 @@ class Scores:
     """The negative importance-weighted bound, (N,); None without samples."""
 
 
+@arithmetic()
 def evaluate(
     model: VDVAE,
     data: str | Path | Source | NDArray[np.uint8],

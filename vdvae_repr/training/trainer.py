@@ -29,6 +29,7 @@ from vdvae_repr.data.sources import Preprocessing, Source, open_source, read_ima
 from vdvae_repr.errors import ConfigError, Terminated, TrainingError
 from vdvae_repr.model.checkpoint import save
 from vdvae_repr.model.layers import select_layers
+from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.training.checkpoints import (
     checkpoint_steps,
@@ -47,6 +48,7 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 EARLY = {1} | {2**power for power in range(3, 14)}  # openai/vdvae train.py
 
 
+@arithmetic()
 def train(
     config: Config,
     data: str | Path | Source | NDArray[np.uint8],
