@@ -1,4 +1,6 @@
-"""Protocol `linear-lbfgs`: multinomial logistic regression with the DINOv2 grid of C, solved exactly fast.
+"""Linear heads: protocols `linear-lbfgs` and `ridge`.
+
+`linear-lbfgs` is multinomial logistic regression with the DINOv2 grid of C, solved exactly fast.
 
 N samples, D features, K classes, r = rank. An L2-regularised linear head depends on the features only
 through their Gram matrix, so with D > N the standardised features are first rotated, without loss,
@@ -15,12 +17,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import StratifiedKFold
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
 
 C_GRID = 10 ** np.linspace(-6, 5, 45)  # DINOv2, eval/log_regression.py
+ALPHAS = 10 ** np.linspace(-4, 4, 17)  # a feature, standardised
 # Of the truncated Newton method: the residual that conjugate gradients leave, in the preconditioned norm.
 FORCING = 0.3
 FINAL_FORCING = 0.01  # so that the decrement bounds how far the final objective is from its minimum
@@ -139,6 +144,61 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the most probable class of each sample, (N,)."""
+        return np.asarray(self.classes_[self.class_scores(X).argmax(axis=1)])
+
+
+class Ridge(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Protocol `ridge`: multi-output ridge regression of +1 and -1, penalty by generalised cross-validation.
+
+    scikit-learn's `RidgeCV` on standardised features, one penalty for all classes: the one of the smallest
+    leave-one-out squared error.
+
+    Args:
+        alphas: the grid of penalties; they multiply a feature, so that they stand for the same strength
+            whatever the number D of dimensions.
+        standardize: give each feature mean 0 and deviation 1 on the training samples; else centre only.
+    """
+
+    def __init__(self, *, alphas: ArrayLike = ALPHAS, standardize: bool = True) -> None:
+        self.alphas = alphas
+        self.standardize = standardize
+
+    def fit(self, X: Any, y: Any) -> Ridge:
+        """Fit on X (N, D), y (N,).
+
+        Raises:
+            ValueError: NaN, other shapes, or a single class.
+        """
+        X, y = validate_data(self, X, y, dtype=[np.float32, np.float64], ensure_min_samples=2)
+        check_classification_targets(y)
+        self.classes_, encoded = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError("expected samples of at least 2 classes, found 1 class")
+        self._scaler = StandardScaler(with_std=self.standardize).fit(X.astype(np.float64))
+        A = self._scaler.transform(X.astype(np.float64))
+        targets = np.where(np.eye(len(self.classes_), dtype=bool)[encoded], 1.0, -1.0)
+        alphas = np.asarray(self.alphas, dtype=np.float64) * A.shape[1]
+        # With a scoring, RidgeCV keeps the leave-one-out predictions.
+        search = RidgeCV(alphas, scoring="neg_mean_squared_error", store_cv_results=True)
+        self._ridge = search.fit(A, targets)
+        self.alpha_ = float(self._ridge.alpha_)
+        best = int(np.flatnonzero(alphas == self._ridge.alpha_)[0])
+        self._left_out = self._ridge.cv_results_[:, :, best]
+        return self
+
+    def leave_one_out(self) -> NDArray[Any]:
+        """Predict each sample from the others: how to choose a layer on training data."""
+        check_is_fitted(self)
+        return np.asarray(self.classes_[self._left_out.argmax(axis=1)])
+
+    def class_scores(self, X: Any) -> Matrix:
+        """Return the regressions' values (N, K), columns in the order of `classes_`."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
+        return np.asarray(self._ridge.predict(self._scaler.transform(X.astype(np.float64))))
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the class of the highest score, (N,)."""
         return np.asarray(self.classes_[self.class_scores(X).argmax(axis=1)])
 
 

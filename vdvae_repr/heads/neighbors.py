@@ -25,14 +25,14 @@ class _CosineNeighbors(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_classification_targets(y)
         self.classes_, self._labels = np.unique(y, return_inverse=True)
         self._mean = X.mean(axis=0) if self.center else np.zeros(X.shape[1], X.dtype)
-        self._samples = _unit(X - self._mean)
+        self._samples = unit(X - self._mean)
         return self
 
     def class_scores(self, X: Any) -> NDArray[np.float64]:
         """Return a score for each class, (N, K), columns in the order of `classes_`."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
-        return _by_blocks(_unit(X - self._mean), self._samples, self._scores)
+        return _by_blocks(unit(X - self._mean), self._samples, self._scores)
 
     def leave_one_out(self) -> NDArray[Any]:
         """Predict each sample from the others: how to choose a layer on training data."""
@@ -108,6 +108,7 @@ def _by_blocks(
     return np.concatenate(scores)
 
 
-def _unit(X: NDArray[Any]) -> NDArray[Any]:
+def unit(X: NDArray[Any]) -> NDArray[Any]:
+    """Scale rows (N, D) to length 1; zeros stay."""
     length = np.linalg.norm(X, axis=1, keepdims=True)
     return np.asarray(X / np.where(length > 0, length, 1))

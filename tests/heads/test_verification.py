@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+from scipy.optimize import brentq
+from sklearn.metrics import roc_auc_score, roc_curve
+
+import vdvae_repr as vr
+from vdvae_repr.heads.verification import (
+    accuracy,
+    auc,
+    best_threshold,
+    cosine_similarity,
+    equal_error_rate,
+    tar_at_far,
+)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    rng = np.random.default_rng(0)
+    same = rng.random(2000) < 0.4
+    return np.round(rng.normal(size=2000) + 1.2 * same, 2), same  # rounded: many are equal
+
+
+def test_cosine_of_pairs():
+    X = np.array([[1.0, 0.0], [1.0, 1.0], [0.0, -2.0]])
+    found = cosine_similarity(X, np.array([0, 0, 1]), np.array([0, 1, 2]))
+    np.testing.assert_allclose(found, [1, np.sqrt(0.5), -np.sqrt(0.5)])
+
+
+def test_threshold_is_the_best_of_all(pairs):
+    similarity, same = pairs
+    values = np.unique(similarity)
+    edges = np.concatenate([[values[0] - 1], (values[1:] + values[:-1]) / 2, [values[-1] + 1]])
+    best = max(np.mean((similarity >= edge) == same) for edge in edges)
+    assert accuracy(similarity, same, best_threshold(similarity, same)) == best
+    separable = best_threshold(np.array([0.1, 0.3, 0.7, 0.9]), np.array([0, 0, 1, 1], bool))
+    assert separable == pytest.approx(0.5)
+
+
+def test_curve_metrics_are_scikit_learns(pairs):
+    similarity, same = pairs
+    assert auc(similarity, same) == roc_auc_score(same, similarity)
+    far, tar, _ = roc_curve(same, similarity, drop_intermediate=False)
+    crossing = brentq(lambda x: np.interp(x, far, tar) - (1 - x), 0, 1)
+    assert equal_error_rate(similarity, same) == pytest.approx(crossing, abs=1e-9)
+    for rate in (0.1, 0.01):
+        allowed = tar[far <= rate + 1e-12].max()
+        assert tar_at_far(similarity, same, rate) == pytest.approx(allowed)
+    assert tar_at_far(similarity, same, 1.0) == 1.0
+
+
+def test_far_finer_than_the_impostors_allow_is_refused(pairs):
+    similarity, same = pairs
+    with pytest.raises(vr.TaskError, match=r"tar@far=0\.001: expected at least 10 impostor pairs"):
+        tar_at_far(similarity, same, 0.001)
+
+
+def test_perfect_and_useless_similarities():
+    same = np.arange(200) % 2 == 0
+    assert equal_error_rate(same.astype(float), same) == 0
+    assert equal_error_rate(np.zeros(200), same) == pytest.approx(0.5)
+    assert tar_at_far(same.astype(float), same, 0.1) == 1.0

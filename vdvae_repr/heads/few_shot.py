@@ -1,0 +1,98 @@
+"""Few-shot heads: fitted on a support set of n ways and k shots; none looks at the queries as a whole.
+
+`HEADS` holds them by the names of the protocol `few-shot`: Snell 2017, Wang 2019, Tian 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.linear_model import RidgeClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from vdvae_repr.heads.linear import LinearLBFGS
+from vdvae_repr.heads.neighbors import NearestNeighbor, unit
+
+
+class NearestPrototype(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """The class whose prototype, the mean of its samples, is nearest.
+
+    ProtoNet at test time (Snell et al. 2017, arXiv:1703.05175, equation 2), and SimpleShot (Wang et al. 2019,
+    arXiv:1911.04623, section 3): `normalize` is its L2N, `normalize` with the base classes' `mean` its CL2N.
+
+    Args:
+        metric: "euclidean" (a class's score is minus the squared distance) or "cosine".
+        mean: (D,), subtracted from all samples first.
+        normalize: scale samples to length 1 before they are averaged.
+    """
+
+    def __init__(
+        self,
+        *,
+        metric: Literal["euclidean", "cosine"] = "euclidean",
+        mean: ArrayLike | None = None,
+        normalize: bool = False,
+    ) -> None:
+        self.metric = metric
+        self.mean = mean
+        self.normalize = normalize
+
+    def fit(self, X: Any, y: Any) -> NearestPrototype:
+        """Average the samples X (N, D) of each class of y (N,).
+
+        Raises:
+            ValueError: NaN, other shapes, a single class, another metric.
+        """
+        if self.metric not in ("euclidean", "cosine"):
+            raise ValueError(f"metric: expected euclidean or cosine, found {self.metric!r}")
+        X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
+        check_classification_targets(y)
+        self.classes_, encoded = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError("expected samples of at least 2 classes, found 1 class")
+        X = self._transform(X)
+        members = np.eye(len(self.classes_), dtype=X.dtype)[encoded]
+        prototypes = members.T @ X / members.sum(axis=0)[:, None]
+        self.prototypes_ = unit(prototypes) if self.metric == "cosine" else prototypes
+        return self
+
+    def class_scores(self, X: Any) -> NDArray[np.float64]:
+        """Return a score for each class, (N, K), columns in the order of `classes_`."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
+        X, prototypes = self._transform(X), self.prototypes_
+        if self.metric == "cosine":
+            return np.asarray(unit(X) @ prototypes.T, dtype=np.float64)
+        squares = (prototypes**2).sum(axis=1) + (X**2).sum(axis=1)[:, None]
+        return np.asarray(2 * X @ prototypes.T - squares, dtype=np.float64)
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the class of the highest score, (N,)."""
+        return np.asarray(self.classes_[self.class_scores(X).argmax(axis=1)])
+
+    def _transform(self, X: NDArray[Any]) -> NDArray[Any]:
+        if self.mean is not None:
+            X = X - np.asarray(self.mean, X.dtype)
+        return unit(X) if self.normalize else X
+
+
+HEADS: dict[str, Callable[[NDArray[Any]], Any]] = {
+    # From the mean of the base classes, (D,), to an estimator.
+    "nearest-prototype": lambda base_mean: NearestPrototype(),
+    "nearest-prototype-cosine": lambda base_mean: NearestPrototype(metric="cosine"),
+    "simpleshot-un": lambda base_mean: NearestPrototype(),
+    "simpleshot-l2n": lambda base_mean: NearestPrototype(normalize=True),
+    "simpleshot-cl2n": lambda base_mean: NearestPrototype(mean=base_mean, normalize=True),
+    "logistic": lambda base_mean: make_pipeline(
+        Normalizer(), LinearLBFGS(Cs=[1.0], standardize=False)
+    ),
+    "ridge": lambda base_mean: make_pipeline(Normalizer(), RidgeClassifier()),
+    "knn-1": lambda base_mean: NearestNeighbor(),
+}
