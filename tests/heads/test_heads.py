@@ -5,8 +5,10 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
 
-from vdvae_repr.heads.linear import LinearLBFGS
+from vdvae_repr.heads.few_shot import NearestPrototype
+from vdvae_repr.heads.linear import LinearLBFGS, Ridge
 from vdvae_repr.heads.neighbors import NearestNeighbor, WeightedNeighbors
 
 
@@ -113,3 +115,10 @@ def test_votes_match_scikit_learn():
     assert WeightedNeighbors(k=1000).fit(X[:30], y[:30]).class_scores(X[:1]).sum() == pytest.approx(
         1
     )
+
+
+@pytest.mark.parametrize(
+    "head", [NearestNeighbor(), WeightedNeighbors(), NearestPrototype(), Ridge(), LinearLBFGS()]
+)
+def test_head_keeps_scikit_learns_contract(head):
+    check_estimator(head, on_skip=None)

@@ -75,7 +75,8 @@ class NearestPrototype(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the class of the highest score, (N,)."""
-        return np.asarray(self.classes_[self.class_scores(X).argmax(axis=1)])
+        best = self.class_scores(X).argmax(axis=1)
+        return np.asarray(self.classes_[best])
 
     def _transform(self, X: NDArray[Any]) -> NDArray[Any]:
         if self.mean is not None:

@@ -44,7 +44,7 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     smaller C; with one sample a class C is 1 (`search_` is then "fixed"). Then it is refitted on all samples.
 
     Args:
-        Cs: the grid, ascending.
+        Cs: the grid; the protocol's if not given.
         standardize: give each feature mean 0 and deviation 1 on the training samples; else centre only.
         seed: of the folds.
         tol: how far above its minimum the final objective may stay, as a fraction of it (by the Newton
@@ -55,7 +55,7 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        Cs: ArrayLike = C_GRID,
+        Cs: ArrayLike | None = None,
         standardize: bool = True,
         seed: int = 0,
         tol: float = 1e-8,
@@ -81,7 +81,7 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_, encoded = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError("expected samples of at least 2 classes, found 1 class")
-        grid = np.sort(np.asarray(self.Cs, dtype=np.float64).ravel())
+        grid = np.sort(np.asarray(C_GRID if self.Cs is None else self.Cs, dtype=np.float64).ravel())
         folds = min(5, int(np.bincount(encoded).min()))
         if len(grid) == 1 or (validation is None and folds < 2):
             self.search_ = "fixed"
@@ -110,6 +110,7 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         *_, (self._weights, self.intercept_) = self._reduced.path(
             encoded, len(self.classes_), up_to, self.tol, self.max_iter
         )
+        self.n_iter_ = self._reduced.steps  # of the final path
         return self
 
     def _correct(
@@ -144,7 +145,8 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the most probable class of each sample, (N,)."""
-        return np.asarray(self.classes_[self.class_scores(X).argmax(axis=1)])
+        best = self.class_scores(X).argmax(axis=1)
+        return np.asarray(self.classes_[best])
 
 
 class Ridge(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -154,12 +156,12 @@ class Ridge(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     leave-one-out squared error.
 
     Args:
-        alphas: the grid of penalties; they multiply a feature, so that they stand for the same strength
-            whatever the number D of dimensions.
+        alphas: the grid of penalties, 17 from 1e-4 to 1e4 if not given; each is multiplied by the number D
+            of dimensions, so that it stands for the same strength whatever D is.
         standardize: give each feature mean 0 and deviation 1 on the training samples; else centre only.
     """
 
-    def __init__(self, *, alphas: ArrayLike = ALPHAS, standardize: bool = True) -> None:
+    def __init__(self, *, alphas: ArrayLike | None = None, standardize: bool = True) -> None:
         self.alphas = alphas
         self.standardize = standardize
 
@@ -177,7 +179,8 @@ class Ridge(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._scaler = StandardScaler(with_std=self.standardize).fit(X.astype(np.float64))
         A = self._scaler.transform(X.astype(np.float64))
         targets = np.where(np.eye(len(self.classes_), dtype=bool)[encoded], 1.0, -1.0)
-        alphas = np.asarray(self.alphas, dtype=np.float64) * A.shape[1]
+        grid = ALPHAS if self.alphas is None else self.alphas
+        alphas = np.asarray(grid, dtype=np.float64) * A.shape[1]
         # With a scoring, RidgeCV keeps the leave-one-out predictions.
         search = RidgeCV(alphas, scoring="neg_mean_squared_error", store_cv_results=True)
         self._ridge = search.fit(A, targets)
@@ -199,7 +202,8 @@ class Ridge(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the class of the highest score, (N,)."""
-        return np.asarray(self.classes_[self.class_scores(X).argmax(axis=1)])
+        best = self.class_scores(X).argmax(axis=1)
+        return np.asarray(self.classes_[best])
 
 
 class _Reduced:
@@ -208,6 +212,7 @@ class _Reduced:
     def __init__(self, X: NDArray[Any], standardize: bool) -> None:
         self.mean = X.mean(axis=0, dtype=np.float64)
         deviation = X.std(axis=0, dtype=np.float64)
+        self.steps = 0
         constant = deviation <= 1e-10 * np.maximum(np.abs(self.mean), 1)
         self.scale = np.where(constant | (not standardize), 1.0, deviation)
         A = (X - self.mean) / self.scale
@@ -272,6 +277,7 @@ class _Reduced:
                 if guess < objective:
                     (W, logits), objective, P = ahead, guess, guess_P
                 for _ in range(max_iter):
+                    self.steps += 1
                     error = P.copy()
                     error[samples, y] -= 1
                     gradient = At @ error / n + penalty * W

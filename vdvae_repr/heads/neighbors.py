@@ -41,7 +41,8 @@ class _CosineNeighbors(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the class of the highest score, (N,)."""
-        return np.asarray(self.classes_[self.class_scores(X).argmax(axis=1)])
+        best = self.class_scores(X).argmax(axis=1)
+        return np.asarray(self.classes_[best])
 
     def _scores(self, similarity: NDArray[Any]) -> NDArray[np.float64]:
         raise NotImplementedError
