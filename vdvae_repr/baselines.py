@@ -74,7 +74,7 @@ def random_init(
         reads = [
             model.posterior(
                 batch, names, store.attrs["z"], seed=int(store.attrs["seed"]), draw=draw, ids=ids,
-                top_down=stored == "top_down",
+                top_down=stored == "top_down", bottom_up=stored == "bottom_up",
             )
             for draw in draws
         ]  # fmt: skip

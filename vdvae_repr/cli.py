@@ -111,19 +111,13 @@ def extract(
     from vdvae_repr.data.sources import open_source
     from vdvae_repr.model.backbones import is_backbone, load_backbone
 
-    for option, value, allowed in (
-        ("--z", z, ("mean", "sample")),
-        ("--dtype", dtype, ("float32", "float16")),
-        ("--on-error", on_error, ("raise", "skip")),
-        ("--layout", layout, ("single", "virtual")),
-    ):
-        if value not in allowed:
-            raise TaskError(f"{option}: expected {' or '.join(allowed)}, found {value!r}")
     if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size)):
         raise TaskError(f"--batch-size: expected a number from 1, or auto, found {batch_size!r}")
     source = open_source(data, root=data_root, download=download)
     if device == "cuda":  # one card a process of torchrun
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    if is_backbone(model) and (compile or preset):
+        raise TaskError("--compile and --preset are for VDVAEs, not for backbones")
     main_process = _is_main_process()
     net = (
         load_backbone(model, device=device, notice=_log if main_process else lambda line: None)
@@ -409,7 +403,9 @@ def export(
     path: Path,
     out: Annotated[Path, typer.Option(help="A .npz, or a .npy with a .json beside it.")],
     layer: Layer = ["all"],  # noqa: B006
-    feature: Annotated[str, typer.Option(help="A stored feature.")] = "mean",
+    feature: Annotated[
+        str | None, typer.Option(help="A stored feature: mean, if not given; z:2, a draw.")
+    ] = None,
     pool: Annotated[str | None, typer.Option(help="avg or avg:GRID.")] = None,
     split: Annotated[str | None, typer.Option(help="This split's images alone.")] = None,
 ) -> None:
@@ -444,12 +440,20 @@ def import_(
 @store_app.command()
 def info(path: Path) -> None:
     """Print what a store holds."""
+    import json
+
     import vdvae_repr as vr
 
     store = vr.LatentStore.open(path)
-    for key in ("model", "weights_sha256", "source", "preprocessing", "z", "seed", "created"):
-        print(f"{key:15s} {store.attrs[key]}")
+    for key in (
+        "model", "weights_sha256", "source", "preprocessing", "z", "draws", "seed", "mirror", "pool", "dtype",
+        "precision", "layout", "created",
+    ):  # fmt: skip
+        if key in store.attrs:  # imported predictions have some of them
+            print(f"{key:15s} {store.attrs[key]}")
     print(f"{'images':15s} {len(store)}, {len(store.label_names)} classes")
+    for item in json.loads(store.attrs["skipped"]):
+        print(f"{'left out':15s} {item['reason']}")
     print(f"{'features':15s} {', '.join(store.features)}")
     print(f"{'layers':15s} {', '.join(spec.name for spec in store.layers)}")
 

@@ -131,8 +131,7 @@ def run_task(
         )
     split = _split(store, task)
     notice(split.notice)
-    if feature is None:
-        feature = "mean" if "mean" in store.features else store.features[0]
+    feature = feature or store.default_feature
     if not store.has_images:
         raise TaskError(
             f"{store.path}: holds no images, so the controls pixels, pca and random-init cannot run; "

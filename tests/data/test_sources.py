@@ -169,3 +169,12 @@ def test_decompression_bomb_is_refused(tmp_path):
     (tmp_path / "bomb.png").write_bytes(png)
     with pytest.raises(DataError, match=r"bomb.png: more than \d+ pixels"):
         read(open_source(tmp_path))
+
+
+def test_a_store_among_the_images_is_not_one_of_them(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    before = open_source(tmp_path).fingerprint()
+    (tmp_path / "latents.h5").write_bytes(b"x")
+    (tmp_path / "latents.h5.lock").write_bytes(b"")
+    assert open_source(tmp_path).ids == ("a.png",)
+    assert open_source(tmp_path).fingerprint() == before

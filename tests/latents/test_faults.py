@@ -3,6 +3,7 @@
 import json
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,25 +63,29 @@ def equal(a, b):
         return all(np.array_equal(first[key][:], second[key][:]) for key in keys)
 
 
-def kill_and_resume(photos, kills, seed):
+def kill_and_resume(photos, kills, seed, *layout):
+    """Kill extractions at random moments; what comes out equals a single store made in one go."""
     done = subprocess.run(command(), cwd=photos, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (photos / "s.h5").rename(photos / "whole.h5")
     rng, killed = random.Random(seed), 0
     while killed < kills:
-        process = subprocess.Popen(command(0.02), cwd=photos, stderr=subprocess.DEVNULL)
+        slow = command(0.02, *layout)
+        process = subprocess.Popen(slow, cwd=photos, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         while not (photos / "s.h5.parts" / "extraction.json").exists() and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.5))
+        killed += process.poll() is None
         process.kill()
         process.wait()
-        killed += 1
         if (photos / "s.h5").exists():
             assert equal(photos / "s.h5", photos / "whole.h5")
             (photos / "s.h5").unlink()
-    done = subprocess.run(command(), cwd=photos, capture_output=True, text=True, check=False)
+            shutil.rmtree(photos / "s.h5.parts", ignore_errors=True)
+    last = command(0.0, *layout)
+    done = subprocess.run(last, cwd=photos, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert equal(photos / "s.h5", photos / "whole.h5")
 
@@ -90,8 +95,9 @@ def test_three_kills(photos):
 
 
 @pytest.mark.slow
-def test_twenty_kills(photos):
-    kill_and_resume(photos, 20, seed=1)
+@pytest.mark.parametrize("layout", ["single", "virtual"])
+def test_twenty_kills(photos, layout):
+    kill_and_resume(photos, 20, 1, "--layout", layout)
 
 
 def test_interrupt_keeps_what_is_finished(photos):

@@ -34,7 +34,7 @@ def test_bottom_up_is_stored_once_a_resolution(tiny, images, tmp_path):
     store = vr.extract(
         tiny, images, tmp_path / "b.h5", features=("bottom_up", "mean"), layers="<=8x8"
     )
-    read = tiny.posterior(images)
+    read = tiny.posterior(images, bottom_up=True)
     X, _, _ = store.matrix(feature="bottom_up")
     expected = torch.cat([read.bottom_up[r].flatten(1) for r in (1, 4, 8)], dim=1)
     torch.testing.assert_close(torch.from_numpy(X), expected, rtol=1e-4, atol=1e-5)

@@ -2,7 +2,9 @@
 
 import copy
 import json
+import resource
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -117,6 +119,49 @@ def test_virtual_store_without_its_parts_is_refused(tiny, images, tmp_path, monk
         vr.LatentStore.open(tmp_path / "v.h5").verify()
 
 
+def test_virtual_store_of_more_parts_than_open_files(tiny, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 1)
+    many = np.concatenate([images] * 5)
+    single = vr.extract(tiny, many, tmp_path / "s.h5", batch_size=1, layers="1x1").matrix()[0]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:  # HDF5 reads what it cannot open as if nothing were there
+        open_now = len(list(Path("/proc/self/fd").iterdir()))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 20, hard))
+        store = vr.extract(
+            tiny, many, tmp_path / "v.h5", batch_size=1, layers="1x1", layout="virtual"
+        )
+        assert np.array_equal(store.matrix()[0], single)
+        assert np.array_equal(store["1x1.0"].mean[50:58], store["1x1.0"].mean[:][50:58])
+        assert np.array_equal(store["1x1.0"].mean[7], store["1x1.0"].mean[:][7])
+        rows = np.array([3, 9, 41])
+        assert np.array_equal(store["1x1.0"].mean[rows], store["1x1.0"].mean[:][rows])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_rerunning_makes_a_missing_part_again(tiny, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 4)
+    options = {"batch_size": 2, "layout": "virtual"}
+    whole = vr.extract(tiny, images, tmp_path / "v.h5", **options).matrix()[0]
+    parts = sorted((tmp_path / "v.h5.parts").glob("part-*.h5"))
+    kept = parts[0].stat().st_mtime_ns
+    parts[1].unlink()
+    again = vr.extract(tiny, images, tmp_path / "v.h5", **options)
+    assert np.array_equal(again.matrix()[0], whole)
+    assert parts[0].stat().st_mtime_ns == kept
+
+
+def test_links_inside_a_part_are_refused(tiny, images, tmp_path):
+    store = vr.extract(tiny, images, tmp_path / "v.h5", layout="virtual")
+    part = tmp_path / "v.h5.parts" / "part-00000.h5"
+    other = vr.extract(tiny, 255 - images, tmp_path / "other.h5").path
+    with h5py.File(part, "r+") as file:
+        del file["layers/000/mean"]
+        file["layers/000/mean"] = h5py.ExternalLink(str(other), "/layers/000/mean")
+    with pytest.raises(vr.StoreError, match="'layers/000/mean' leads to another file"):
+        store.matrix("1x1")
+
+
 def test_overwriting_a_virtual_store_replaces_its_parts(tiny, images, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PART", 4)
     path = tmp_path / "v.h5"
@@ -144,6 +189,64 @@ def test_automatic_batch_size_is_recorded_and_kept(tiny, images, tmp_path, monke
     assert store.attrs["batch_size"] == begun
     again = vr.extract(tiny, images, tmp_path / "s.h5", batch_size="auto")
     assert again.attrs["created"] == store.attrs["created"]
+
+
+def test_unfinished_parts_of_another_extraction_are_discarded_by_overwrite(tiny, images, tmp_path):
+    def interrupt(count):
+        raise KeyboardInterrupt
+
+    path = tmp_path / "s.h5"
+    with pytest.raises(KeyboardInterrupt):
+        vr.extract(tiny, images, path, progress=interrupt)
+    with pytest.raises(vr.StoreError, match=r"unfinished extraction .*features.* --overwrite"):
+        vr.extract(tiny, images, path, features=["kl"])
+    assert vr.extract(tiny, images, path, features=["kl"], overwrite=True).features == ("kl",)
+    assert not (tmp_path / "s.h5.parts").exists()
+    assert not (tmp_path / "s.h5.lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("z", "smaple"), ("dtype", "float64"), ("precision", "fp16"), ("on_error", "skpi"),
+     ("layout", "virtaul"), ("batch_size", 0)],
+)  # fmt: skip
+def test_a_misspelt_option_leaves_nothing_behind(tiny, images, tmp_path, option, value):
+    with pytest.raises(vr.StoreError, match=f"{option}: expected"):
+        vr.extract(tiny, images, tmp_path / "s.h5", **{option: value})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("seed", 1), ("mirror", True), ("pool", "avg"), ("batch_size", 4), ("images", False), ("crop", 8)],
+)  # fmt: skip
+def test_a_changed_option_or_source_is_named_on_resume(tiny, images, tmp_path, option, value):
+    def interrupt(count):
+        raise KeyboardInterrupt
+
+    path = tmp_path / "s.h5"
+    with pytest.raises(KeyboardInterrupt):
+        vr.extract(tiny, images, path, progress=interrupt)
+    name = "preprocessing" if option == "crop" else option
+    with pytest.raises(vr.StoreError, match=f"unfinished extraction .*{name} was"):
+        vr.extract(tiny, images, path, **{option: value})
+    with pytest.raises(vr.StoreError, match="source_sha256 was"):
+        vr.extract(tiny, images[:5], path)
+
+
+def test_images_left_out_before_are_an_error_for_one_who_wants_all(tiny, tmp_path):
+    for index in range(4):
+        Image.new("RGB", (16, 16), (index, 0, 0)).save(tmp_path / f"{index}.png")
+    (tmp_path / "3.png").write_bytes(b"no image")
+    vr.extract(tiny, tmp_path, tmp_path / "v.h5", on_error="skip", layout="virtual").close()
+    (tmp_path / "v.h5").unlink()
+    with pytest.raises(vr.DataError, match=r"3\.png.*left out by --on-error skip"):
+        vr.extract(tiny, tmp_path, tmp_path / "v.h5", layout="virtual")
+
+
+def test_too_few_ids_are_refused(tiny, images):
+    with pytest.raises(vr.DataError, match="expected 12 ids, one an image, found 1"):
+        tiny.posterior(images, z="sample", ids=["a"])
 
 
 def test_similarity_is_the_transform_that_made_the_points():

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from vdvae_repr.config import ModelConfig, TrainConfig
 from vdvae_repr.model.distributions import LogisticMixture, mixture_log_prob
+from vdvae_repr.model.inference import plan_of
 from vdvae_repr.model.preprocessing import to_input, to_target
 from vdvae_repr.model.vdvae import VDVAE, from_published_names
 from vdvae_repr.training.optimisation import Optimisation
@@ -43,8 +44,21 @@ class Golden:
 
 @pytest.fixture(scope="module", params=NAMES)
 def golden(request):
-    with torch.inference_mode():
+    with torch.no_grad():
         yield Golden(request.param)
+
+
+@pytest.fixture(params=["plan", "blocks"])
+def infer(request, golden):
+    """Inference by the plan, and by the blocks that it stands in for."""
+
+    def run(noise):
+        x = to_input(golden.images, golden.config)
+        with torch.set_grad_enabled(request.param == "blocks"):
+            assert (plan_of(golden.model, x) is None) == (request.param == "blocks")
+            return golden.model.infer(x, noise)
+
+    return run
 
 
 def agrees_layers(golden, layers, prefix=""):
@@ -55,6 +69,10 @@ def agrees_layers(golden, layers, prefix=""):
         golden.agrees(layer.prior_mean, f"{key}.p_mean")
         golden.agrees(layer.prior_log_std, f"{key}.p_logstd")
         golden.agrees(layer.kl, f"{key}.kl")
+        p_mean, p_log_std = golden.values[f"{key}.p_mean"], golden.values[f"{key}.p_logstd"]
+        delta = (golden.values[f"{key}.q_mean"] - p_mean) / p_log_std.exp()
+        error = (layer.delta - delta).norm() / delta.norm().clamp(min=1e-6)
+        assert error < 1e-3, f"{key}.delta: relative error {error:.2e}"
 
 
 def test_preprocessing(golden):
@@ -62,9 +80,9 @@ def test_preprocessing(golden):
     golden.agrees(to_target(golden.images, golden.config).permute(0, 2, 3, 1), "target")
 
 
-def test_sampling_pass_and_likelihood(golden):
+def test_sampling_pass_and_likelihood(golden, infer):
     model, config = golden.model, golden.config
-    layers, _, states, activations = model.infer(to_input(golden.images, config), golden.noise())
+    layers, _, states, activations = infer(golden.noise())
     keys = [k for k in golden.values if k.startswith("activation.")]
     assert len(keys) == len(activations)
     for resolution, activation in activations.items():
@@ -86,8 +104,8 @@ def test_elbo(golden):
     golden.agrees(elbo.rate.mean() / dims, "stats.rate")
 
 
-def test_mean_pass(golden):
-    layers, _, states, _ = golden.model.infer(to_input(golden.images, golden.config), None)
+def test_mean_pass(golden, infer):
+    layers, _, states, _ = infer(None)
     if "meanpass.layer.000.q_mean" in golden.values:
         keys = {k.rsplit(".", 1)[1] for k in golden.values if k.startswith("meanpass.layer.000")}
         names = {"q_mean": "mean", "q_logstd": "log_std", "p_mean": "prior_mean"}

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import pickle
 
@@ -227,17 +228,35 @@ def _published(model):
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN is not in this build")
-def test_fused_inference_equals_the_plain_pass(tiny, images):
-    x = to_input(torch.from_numpy(images).permute(0, 3, 1, 2), tiny.config)
-    plain, _, states, _ = tiny.infer(x, None)  # with gradients, nothing is fused
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    "changes", [{}, {"no_bias_above": 4, "widths": "4:12,1:20", "unpool": "transposed"}]
+)
+def test_fused_inference_equals_the_plain_pass(tiny, images, changes, count):
+    torch.manual_seed(1)
+    model = VDVAE(dataclasses.replace(tiny.config, **changes)).eval()
     with torch.no_grad():
-        fused, _, fused_states, _ = tiny.infer(x, None)
-    assert plain[-1].mean.requires_grad
-    assert not fused[-1].mean.requires_grad
-    for expected, found in zip(plain, fused, strict=True):
-        scale = expected.mean.detach().abs().max()
-        torch.testing.assert_close(found.mean, expected.mean, rtol=0, atol=1e-5 * float(scale))
-    torch.testing.assert_close(fused_states[16], states[16], rtol=1e-4, atol=1e-5)
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    x = to_input(torch.from_numpy(images[:count]).permute(0, 3, 1, 2), tiny.config)
+    noise = seeded_noise(0, [str(i) for i in range(count)], tiny.device)
+    for drawn in (None, noise):
+        plain, kl, states, activations = model.infer(x, drawn)  # under gradients, by the blocks
+        with torch.no_grad():
+            fused, fused_kl, fused_states, fused_activations = model.infer(x, drawn)
+        assert plain[-1].mean.requires_grad
+        assert not fused[-1].mean.requires_grad
+        for expected, found in zip(plain, fused, strict=True):
+            for field in dataclasses.fields(expected):
+                one, other = getattr(expected, field.name), getattr(found, field.name)
+                scale = float(one.detach().abs().max())
+                torch.testing.assert_close(other, one, rtol=0, atol=1e-5 * max(scale, 1e-3))
+        torch.testing.assert_close(fused_kl, kl, rtol=1e-4, atol=1e-4)
+        for resolution, state in states.items():
+            torch.testing.assert_close(fused_states[resolution], state, rtol=1e-4, atol=1e-4)
+        for resolution, activation in activations.items():
+            found = fused_activations[resolution]
+            torch.testing.assert_close(found, activation, rtol=1e-4, atol=1e-4)
 
 
 def test_the_state_after_a_layer_is_made_when_asked_for(tiny, images):

@@ -14,6 +14,7 @@ from vdvae_repr.errors import DataError
 # Eyes, nose, corners of the mouth in an aligned image of side 1: where they lie in the central 128 pixels of
 # deep-funneled LFW (median of 60 images, made symmetric), which is how faces64 has seen faces.
 LANDMARKS = np.array([(0.34, 0.405), (0.66, 0.405), (0.50, 0.60), (0.36, 0.757), (0.64, 0.757)])
+SMALLEST = 20  # pixels, the detector's smallest face
 DETECTED_AT = 1024  # pixels; larger images are searched at this size
 
 
@@ -28,8 +29,10 @@ def align_face(picture: Image.Image, size: int) -> Image.Image:
     """
     shrunk = picture.copy()
     shrunk.thumbnail((DETECTED_AT, DETECTED_AT))
-    boxes, _, points = _detector().detect(shrunk, landmarks=True)
-    if boxes is None:
+    boxes = points = None
+    if min(shrunk.size) >= SMALLEST:
+        boxes, _, points = _detector().detect(shrunk, landmarks=True)
+    if boxes is None or points is None:
         raise DataError("expected a face, found none; leave the image out, or do not align")
     boxes, points = np.asarray(boxes, np.float64), np.asarray(points, np.float64)
     largest = int(np.argmax((boxes[:, 2:] - boxes[:, :2]).prod(axis=1)))
@@ -61,4 +64,4 @@ def _similarity(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDA
 def _detector() -> Any:
     from facenet_pytorch import MTCNN
 
-    return MTCNN(keep_all=True, device="cpu")
+    return MTCNN(keep_all=True, min_face_size=SMALLEST, device="cpu")

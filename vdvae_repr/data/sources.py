@@ -32,6 +32,13 @@ from vdvae_repr.errors import DataError
 
 SPLITS = ("train", "val", "test")
 _OPENING = threading.Lock()  # warning filters belong to the whole process; decoding is outside it
+STUBS = (
+    "BUFR",
+    "GRIB",
+    "HDF5",
+    "MPEG",
+    "WMF",
+)  # formats that Pillow names, but does not read by itself
 BUILT_IN = ("digits", "toy-faces")
 RawImage = Image.Image | NDArray[np.uint8]
 
@@ -137,7 +144,8 @@ class Source:
             except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
                 raise DataError(
                     f"{self.ids[index]}: expected a readable image, found a damaged or "
-                    f"different file ({one_line(error)}); mend or remove it"
+                    f"different file ({one_line(error)}); mend or remove it, or leave such images out "
+                    "with --on-error skip"
                 ) from error
             yield image
 
@@ -284,13 +292,19 @@ def _digits() -> Source:
     )
 
 
+def _image_extensions() -> set[str]:
+    """Return the extensions of files whose pixels Pillow reads: a store may lie among the images."""
+    formats = Image.registered_extensions()
+    return {e for e, name in formats.items() if name in Image.OPEN and name not in STUBS}
+
+
 def image_files(root: Path) -> dict[str, Path]:
     """Return the image files below a folder by id, the path relative to it, in natural order.
 
     Raises:
         DataError: there are none.
     """
-    extensions = Image.registered_extensions()
+    extensions = _image_extensions()
     files = {
         path.relative_to(root).as_posix(): path
         for path in root.rglob("*")
@@ -335,8 +349,8 @@ def _shards(pattern: str) -> list[Path]:
 
 def _tar(paths: Sequence[Path], name: str) -> Source:
     """Read members in place, never unpacked, shard by shard."""
-    extensions = Image.registered_extensions()
-    members: list[tuple[Path, tarfile.TarInfo]] = []
+    extensions = _image_extensions()
+    members: list[tuple[Path, str, int, int]] = []  # tar, name, offset, bytes
     for path in paths:
         with tarfile.open(path, "r:") as archive:
             own = [
@@ -344,17 +358,18 @@ def _tar(paths: Sequence[Path], name: str) -> Source:
                 for member in archive
                 if member.isfile() and PurePosixPath(member.name).suffix.lower() in extensions
             ]
-        members += [(path, m) for m in sorted(own, key=lambda member: natural_key(member.name))]
+        own.sort(key=lambda member: natural_key(member.name))
+        members += [(path, member.name, member.offset_data, member.size) for member in own]
     if not members:
         raise DataError(f"{name}: expected a tar with images, found none in it")
 
     def reader(index: int) -> Image.Image:
-        path, member = members[index]
+        path, _, offset, size = members[index]
         with path.open("rb") as file:
-            file.seek(member.offset_data)
-            return Image.open(io.BytesIO(file.read(member.size)))
+            file.seek(offset)
+            return Image.open(io.BytesIO(file.read(size)))
 
-    ids = [member.name.removeprefix("./") for _, member in members]
+    ids = [name.removeprefix("./") for _, name, _, _ in members]
     names, splits = _labels_from_paths(ids)
     labels, label_names = number_labels(names)
     return Source(
@@ -364,7 +379,7 @@ def _tar(paths: Sequence[Path], name: str) -> Source:
         labels=labels,
         label_names=label_names,
         splits=splits,
-        sizes=[member.size for _, member in members],
+        sizes=[size for _, _, _, size in members],
     )
 
 

@@ -26,14 +26,15 @@ def export(
     out: str | Path,
     layers: str | int | Sequence[str | int] = "all",
     *,
-    feature: str = "mean",
+    feature: str | None = None,
     pool: str | None = None,
     split: str | None = None,
 ) -> tuple[int, int]:
     """Write one flat float32 matrix (N, D), layers side by side in order, and what its columns are.
 
     `OUT.npz` holds `latents`, `ids`, `labels`, and of each layer `layers` (name), `shapes` and `columns`
-    (its last column + 1); beside `OUT.npy` the same stands in `OUT.json`. Memory stays small.
+    (its last column + 1); beside `OUT.npy` the same stands in `OUT.json`. Memory stays small. The feature is
+    `mean` if not given, or the first where that is not stored.
 
     Returns:
         the matrix's shape.
@@ -44,6 +45,7 @@ def export(
     out = Path(out)
     if out.suffix not in (".npy", ".npz"):
         raise StoreError(f"{out}: expected a name that ends in .npy or .npz")
+    feature = feature or store.default_feature
     rows, chosen = store.rows(split), store.distinct(layers, feature)
     widths = [math.prod(store.shape(spec, feature, pool)) for spec in chosen]
     shape = (len(rows), sum(widths))
@@ -110,7 +112,8 @@ def import_predicted(
         overwrite: replace a finished store.
 
     Raises:
-        StoreError: wrong shape, NaN or infinity (the layer and row are named), an id twice or unknown.
+        StoreError: wrong shape, other than numbers, NaN or infinity (the layer and row are named), an id
+            twice or unknown.
     """
     if isinstance(matrix, str | Path):
         name = str(matrix)
@@ -118,6 +121,8 @@ def import_predicted(
         ids = found if ids is None else ids
     else:
         name, values = "matrix", matrix
+    if values.dtype.kind not in "fiu":
+        raise StoreError(f"{name}: expected real numbers, found {values.dtype}")
     chosen = select_layers(like.layers, layers)
     of_split = [like.ids[row] for row in like.rows(split)]
     named = of_split if ids is None else list(ids)

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import h5py
 import numpy as np
-import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
@@ -55,6 +54,7 @@ FEATURES = (
     "bottom_up",
 )
 BATCH_SIZES = (4, 8, 16, 32, 64, 128)  # tried by "auto"
+CALIBRATED_BYTES = 2**31  # of latents that "auto" goes to
 PART = 512  # images a part at most, and
 PART_BYTES = 2**28
 
@@ -118,74 +118,96 @@ def extract(
             another process, belongs to another extraction, does not fit on the disk, or cannot be written; a
             value that float16 cannot hold.
     """
+    for name, value, allowed in (
+        ("z", z, ("mean", "sample")),
+        ("dtype", dtype, ("float32", "float16")),
+        ("precision", precision, ("fp32", "tf32", "bf16")),
+        ("on_error", on_error, ("raise", "skip")),
+        ("layout", layout, ("single", "virtual")),
+    ):
+        if value not in allowed:
+            raise StoreError(f"{name}: expected {' or '.join(allowed)}, found {value!r}")
+    if batch_size != "auto" and batch_size < 1:
+        raise StoreError(f"batch_size: expected a number from 1, or auto, found {batch_size!r}")
     out = Path(out)
     source = open_source(data)
     chosen = select_layers(model.layers, layers)
     if features is None:
         features = ("activation",) if isinstance(model, Backbone) else ("mean",)
     _check_features(model, features, z, draws)
-    rank, processes = _processes()
-    parts, size = parts_folder(out), model.config.image_size
+    size = model.config.image_size
     run = _Run(
         model=model, source=source, preprocessing=Preprocessing(size=size, crop=crop, align=align),
         chosen=chosen, features=tuple(features), z=z, draws=draws, seed=seed, mirror=mirror, pool=pool,
-        dtype=np.dtype(dtype), precision=precision, batch_size=1, images=images,
-        layout=layout, on_error=on_error,
+        dtype=np.dtype(dtype), precision=precision, batch_size=0 if batch_size == "auto" else batch_size,
+        images=images, layout=layout, on_error=on_error,
     )  # fmt: skip
-    if batch_size == "auto":
-        begun = None if overwrite or rank else _begun(out, parts)
-        own = 0 if rank else begun or run.calibrate()
-        batch_size = _same_everywhere(own, processes)
-    run = replace(run, batch_size=batch_size)
-    identity = run.identity()
-    resting = _is_virtual(out) or not parts.exists()
-    if not overwrite and resting and (store := _finished(out, identity)):
-        report(f"{out}: already complete")
-        return store
-    if rank == 0:
-        report(_size_preview(run, out, parts))
+    rank, processes = _processes()
+    parts = parts_folder(out)
     try:
-        parts.mkdir(parents=True, exist_ok=True)
-        with _locked(parts / "lock", taken=rank == 0):
-            # Again, now that nobody else writes: another process may have finished, or have been killed
-            # while it removed its parts.
-            if not overwrite and (store := _finished(out, identity)):
-                if rank == 0 and layout == "single":
-                    shutil.rmtree(parts)
-                report(f"{out}: already complete")
-                return store
-            if rank == 0 and overwrite and _is_virtual(out):
-                (parts / "extraction.json").unlink(missing_ok=True)  # parts without it are removed
-                out.unlink()
-            if rank == 0:
-                _claim(parts / "extraction.json", identity | {"part": run.part})
-            _wait_for_all(processes)
-            files = []
-            for index, start in enumerate(range(0, len(source), run.part)):
-                stop = min(start + run.part, len(source))
-                path = parts / f"part-{index:05d}.h5"
-                files.append(path)
-                if index % processes != rank:
-                    continue
-                if _whole(path):
-                    progress(stop - start)
-                else:
-                    write = partial(run.write, start=start, stop=stop, progress=progress)
-                    write_aside(path, write, (stop - start) * run.row_bytes)
-            _wait_for_all(processes)
-            if rank == 0:
-                size = sum(path.stat().st_size for path in files) if layout == "single" else 0
-                write_aside(out, lambda file: _assemble(file, files, identity, source), size)
-                if layout == "single":
-                    shutil.rmtree(parts)
-            _wait_for_all(processes)
+        with _locked(out.with_name(out.name + ".lock")) if rank == 0 else nullcontext():
+            # The first process decides, so that all do the same; None: there is nothing left to do.
+            begun = _begin(run, out, overwrite, report) if rank == 0 else None
+            begun = _from_the_first(begun, processes)
+            if begun is not None:
+                run = replace(run, batch_size=begun["batch_size"])
+                if different := _differences(begun, run.identity()):
+                    raise StoreError(
+                        f"{out}: the processes do not extract the same ({different}); "
+                        "give all of them the same files and weights"
+                    )
+                files = run.write_parts(parts, rank, processes, progress)
+                _wait_for_all(processes)
+                if rank == 0:
+                    _refuse_skipped(files, on_error)
+                    size = sum(path.stat().st_size for path in files) if layout == "single" else 0
+                    write_aside(out, lambda file: _assemble(file, files, begun, source), size)
+                    if layout == "single":
+                        shutil.rmtree(parts)
+                _wait_for_all(processes)
     except OSError as error:
         kept = f"; what is finished stays in {parts.name}" if parts.exists() else ""
         raise StoreError(
             f"{out}: cannot be written ({error.strerror or error}){kept}; "
             "make room or choose another --out, then rerun the same command to resume"
         ) from error
+    for _ in range(60 if rank else 0):  # a shared file system may be late
+        if out.exists():
+            break
+        time.sleep(0.5)
     return LatentStore.open(out)
+
+
+def _begin(
+    run: _Run, out: Path, overwrite: bool, report: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """Make out what is to be done, and claim the parts; None where the store is finished.
+
+    Raises:
+        StoreError: the store or its parts belong to another extraction, or the disk is too small.
+    """
+    parts = parts_folder(out)
+    claim, virtual = parts / "extraction.json", _is_virtual(out)
+    if overwrite and virtual:
+        claim.unlink(missing_ok=True)  # parts without it are removed
+        out.unlink()
+    if not run.batch_size:
+        run = replace(run, batch_size=_begun_with(out, claim, overwrite) or run.calibrate())
+    identity = run.identity()
+    own = not _differences(_read_claim(claim), identity) if claim.exists() else False
+    if virtual and not overwrite and own and not _readable(out):
+        out.unlink()  # a part is missing or cut short, and will be made again
+    if not overwrite and _finished(out, identity):
+        if run.layout == "single" and parts.exists():  # a kill came while they were removed
+            shutil.rmtree(parts)
+        report(f"{out}: already complete")
+        return None
+    report(_size_preview(run, out, parts))
+    parts.mkdir(parents=True, exist_ok=True)
+    if overwrite and claim.exists() and not own:
+        claim.unlink()
+    _claim(claim, identity)
+    return identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +256,7 @@ class _Run:
             "images": self.images,
             "layout": self.layout,
             "batch_size": self.batch_size,
+            "part": self.part,
         }
 
     def shape(self, spec: LayerSpec, feature: str) -> tuple[int, ...]:
@@ -311,7 +334,8 @@ class _Run:
             return arrays
         read = self.model.posterior(
             pixels, [spec.index for spec in self.chosen], self.z, seed=self.seed, draw=draw, ids=ids,
-            top_down="top_down" in self.features, precision=self.precision,
+            top_down="top_down" in self.features, bottom_up="bottom_up" in self.features,
+            precision=self.precision,
         )  # fmt: skip
         arrays["kl"] = read.kl.cpu().numpy()
         for spec in self.chosen:
@@ -335,7 +359,11 @@ class _Run:
 
     def calibrate(self) -> int:
         """Return the smallest batch size within 5 % of the fastest, timed on the first images."""
-        _, pixels, _ = self.read(0, min(len(self.source), max(BATCH_SIZES)))
+        # Four statistics and z of every layer traversed stand in memory at once.
+        traversed = self.model.layers[: self.chosen[-1].index + 1]
+        bytes_an_image = 5 * 4 * sum(spec.num_dims for spec in traversed)
+        most = min(max(BATCH_SIZES), max(1, CALIBRATED_BYTES // bytes_an_image))
+        _, pixels, _ = self.read(0, min(len(self.source), most))
         rates: dict[int, float] = {}
         for size in (size for size in BATCH_SIZES if size <= len(pixels)):
             batch, ids = np.stack(pixels[:size]), [str(row) for row in range(size)]
@@ -348,7 +376,25 @@ class _Run:
             if rates[size] < 0.9 * max(rates.values()):
                 break
         near = [size for size, rate in rates.items() if rate >= 0.95 * max(rates.values())]
-        return min(near, default=BATCH_SIZES[0])
+        return min(near, default=max(1, min(most, BATCH_SIZES[0])))
+
+    def write_parts(
+        self, folder: Path, rank: int, processes: int, progress: Callable[[int], object]
+    ) -> list[Path]:
+        """Write one process's share of the parts, but for those that are whole; returns the paths of all."""
+        files = []
+        for index, start in enumerate(range(0, len(self.source), self.part)):
+            stop = min(start + self.part, len(self.source))
+            path = folder / f"part-{index:05d}.h5"
+            files.append(path)
+            if index % processes != rank:
+                continue
+            if _whole(path):
+                progress(stop - start)
+            else:
+                write = partial(self.write, start=start, stop=stop, progress=progress)
+                write_aside(path, write, (stop - start) * self.row_bytes)
+        return files
 
     def write(
         self, file: h5py.File, start: int, stop: int, progress: Callable[[int], object]
@@ -388,48 +434,66 @@ def _put(file: h5py.File, arrays: Arrays, position: int, length: int) -> None:
 def _assemble(
     file: h5py.File, parts: Sequence[Path], identity: dict[str, Any], source: Source
 ) -> None:
-    """Join parts into a store, or refer to them."""
-    virtual = identity["layout"] == "virtual"
-    opened = [h5py.File(path, "r") for path in parts]
-    try:
-        kept = [part["index"][: part.attrs["count"]] for part in opened if part.attrs["count"]]
-        skipped = [item for part in opened for item in json.loads(part.attrs["skipped"])]
-        if not kept:
-            raise DataError(
-                f"{source.name}: none of {len(source)} images can be read: {skipped[0]['reason']}"
-            )
-        rows, position = np.concatenate(kept), 0
-        layouts: dict[str, h5py.VirtualLayout] = {}
-        for path, part in zip(parts, opened, strict=True):
+    """Join parts into a store, or refer to them; one is open at a time."""
+    rows_of: list[NDArray[np.intp]] = []
+    shapes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+    skipped: list[dict[str, str]] = []
+    for path in parts:
+        with h5py.File(path, "r") as part:
             count = int(part.attrs["count"])
+            rows_of.append(part["index"][:count] if count else np.zeros(0, np.intp))
+            skipped += json.loads(part.attrs["skipped"])
             for key in _arrays_of(part) if count else ():
-                if key == "index":
-                    continue
-                whole = (len(rows), *part[key].shape[1:])
-                if virtual:
-                    layout = layouts.setdefault(key, h5py.VirtualLayout(whole, part[key].dtype))
-                    name = f"{path.parent.name}/{path.name}"
-                    piece = h5py.VirtualSource(name, key, part[key].shape)[:count]
-                    layout[position : position + count] = piece
-                    continue
-                if key not in file:
-                    create_array(file, key, whole, part[key].dtype)
-                file[key][position : position + count] = part[key][:count]
-            position += count
-        for key, layout in layouts.items():
-            file.create_virtual_dataset(key, layout)
-    finally:
-        for part in opened:
-            part.close()
-    if virtual:
-        sizes = [(f"{path.parent.name}/{path.name}", path.stat().st_size) for path in parts]
-        identity = identity | {"parts": json.dumps(sizes)}
+                shapes[key] = part[key].shape[1:], part[key].dtype
+    rows = np.concatenate(rows_of)
+    if not len(rows):
+        raise DataError(
+            f"{source.name}: none of {len(source)} images can be read: {skipped[0]['reason']}"
+        )
+    del shapes["index"]
+    names = [f"{path.parent.name}/{path.name}" for path in parts]
+    edges = np.cumsum([0, *map(len, rows_of)])
+    if identity["layout"] == "virtual":
+        sizes = [path.stat().st_size for path in parts]
+        counts = [len(own) for own in rows_of]
+        identity = identity | {"parts": json.dumps(list(zip(names, sizes, counts, strict=True)))}
+        for key, (shape, dtype) in shapes.items():
+            layout = h5py.VirtualLayout((len(rows), *shape), dtype)
+            for path, name, first, last in zip(parts, names, edges, edges[1:], strict=False):
+                if last > first:
+                    with h5py.File(path, "r") as part:
+                        whole = part[key].shape
+                    layout[first:last] = h5py.VirtualSource(name, key, whole)[: last - first]
+            missing = (
+                np.nan if dtype.kind == "f" else 0
+            )  # what HDF5 reads where a part is not there
+            file.create_virtual_dataset(key, layout, fillvalue=missing)
+    else:
+        for key, (shape, dtype) in shapes.items():
+            create_array(file, key, (len(rows), *shape), dtype)
+        for path, first, last in zip(parts, edges, edges[1:], strict=False):
+            if last > first:
+                with h5py.File(path, "r") as part:
+                    for key in shapes:
+                        file[key][first:last] = part[key][: last - first]
     describe_images(
         file, ids=[source.ids[i] for i in rows], splits=[source.splits[i] for i in rows],
         labels=source.labels[rows], label_names=source.label_names,
         factors={name: values[rows] for name, values in source.factors.items()},
         attrs=identity, skipped=skipped,
     )  # fmt: skip
+
+
+def _refuse_skipped(parts: Sequence[Path], on_error: str) -> None:
+    """Refuse parts of an earlier run that left images out, where this one is to raise."""
+    if on_error == "skip":
+        return
+    for path in parts:
+        with h5py.File(path, "r") as part:
+            for item in json.loads(part.attrs["skipped"]):
+                raise DataError(
+                    f"{item['reason']}; it was left out by --on-error skip: rerun with it, or --overwrite"
+                )
 
 
 def _arrays_of(file: h5py.File) -> list[str]:
@@ -452,23 +516,29 @@ def _whole(path: Path) -> bool:
 
 
 @contextmanager
-def _locked(path: Path, *, taken: bool) -> Iterator[None]:
-    """Hold a lock that dies with its process.
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that dies with its process; its file goes when it is let go.
 
     Raises:
         StoreError: another process holds it.
     """
-    if not taken:
-        yield
-        return
-    with path.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(
-                f"{path.parent}: another process is writing this store; wait for it, or choose another --out"
-            ) from None
-        yield
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StoreError(
+                    f"{path.with_suffix('')}: another process is writing this store; wait for it, "
+                    "or choose another --out"
+                ) from None
+            if not path.exists() or path.stat().st_ino != os.fstat(handle.fileno()).st_ino:
+                continue  # its last holder has just removed it
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 def _processes() -> tuple[int, int]:
@@ -485,20 +555,36 @@ def _wait_for_all(processes: int) -> None:
         dist.barrier()
 
 
-def _same_everywhere(number: int, processes: int) -> int:
-    """Return the first process's number in every one."""
-    if processes == 1:
-        return number
-    shared = torch.tensor(number)
-    dist.broadcast(shared, 0)
-    return int(shared)
+def _from_the_first(value: dict[str, Any] | None, processes: int) -> dict[str, Any] | None:
+    """Return the first process's value in every one."""
+    shared = [value]
+    if processes > 1:
+        dist.broadcast_object_list(shared, 0)
+    return shared[0]
 
 
-def _begun(out: Path, parts: Path) -> int | None:
-    """Return the batch size of a store that is finished or begun; parts are cut by it."""
-    if (claim := parts / "extraction.json").exists():
-        return int(json.loads(claim.read_text())["batch_size"])
-    return int(LatentStore.open(out).attrs["batch_size"]) if out.exists() else None
+def _begun_with(out: Path, claim: Path, overwrite: bool) -> int | None:
+    """Return the batch size of an extraction that is begun or finished, because parts are cut by it."""
+    known = _read_claim(claim) if claim.exists() else {}
+    if not known and out.exists() and not overwrite:
+        known = LatentStore.open(out).attrs
+    return int(known["batch_size"]) if "batch_size" in known else None
+
+
+def _read_claim(path: Path) -> dict[str, Any]:
+    """Return what parts belong to; nothing where the file is no JSON, as after a power cut."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError:
+        return {}
+
+
+def _readable(out: Path) -> bool:
+    try:
+        LatentStore.open(out).close()
+    except StoreError:
+        return False
+    return True
 
 
 def _is_virtual(out: Path) -> bool:
@@ -568,10 +654,10 @@ def _size_preview(run: _Run, out: Path, parts: Path) -> str:
 def _claim(path: Path, identity: dict[str, Any]) -> None:
     """Record what these parts belong to, or refuse parts of another extraction by the difference."""
     if path.exists():
-        if different := _differences(json.loads(path.read_text()), identity):
+        if different := _differences(_read_claim(path), identity):
             raise StoreError(
                 f"{path.parent}: holds another, unfinished extraction ({different}); "
-                "rerun that command, or remove the folder"
+                "rerun that command, or discard it with --overwrite"
             )
         return
     for part in path.parent.glob("part-*"):  # whose they are is not known any more

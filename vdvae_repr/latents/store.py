@@ -43,6 +43,7 @@ class LatentStore:
         self.path = path
         self._file = file
         self._root = root
+        self._parts = _Part.of(path, file)
         self.attrs: dict[str, Any] = dict(file.attrs)
         self.layers = tuple(
             LayerSpec(row["index"], row["name"], row["resolution"], tuple(row["shape"]))
@@ -70,15 +71,21 @@ class LatentStore:
             raise StoreError(
                 f"{path}: no such store; make one with vdvae-repr extract --out {path}"
             )
+        file = None
         try:
             file = h5py.File(path, "r")
             if file.attrs.get("schema") != SCHEMA:
                 found = file.attrs.get("schema", "no schema")
                 raise StoreError(f"{path}: expected a store of schema {SCHEMA}, found {found}")
-            _check_parts(path, file)
+            for part in _Part.of(path, file):
+                part.check(path)
             _refuse_links(path, file)
             return cls(path, file)
-        except (OSError, KeyError, RuntimeError, ValueError) as error:
+        except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            if file is not None:
+                file.close()
+            if isinstance(error, StoreError):
+                raise
             raise StoreError(f"{path}: not a readable latent store ({error})") from error
 
     def __len__(self) -> int:
@@ -98,6 +105,11 @@ class LatentStore:
         if "mirror" not in self._file:
             raise StoreError(f"{self.path}: holds no mirrored images; extract with --mirror")
         return LatentStore(self.path, self._file, root="" if self._root else MIRROR)
+
+    @property
+    def default_feature(self) -> str:
+        """What is read where no feature is named: `mean`, or the first where that is not stored."""
+        return "mean" if "mean" in self.features else self.features[0]
 
     @property
     def draws(self) -> int | None:
@@ -172,7 +184,8 @@ class LatentStore:
         rows = self.rows(split)
         chosen = self.distinct(layers, feature)
         dims = sum(math.prod(self.shape(spec, feature)) for spec in chosen)
-        size = max(1, SLICE_BYTES // (4 * dims))
+        times = (self.draws or 1) if feature == "z" else 1  # the draws that are averaged
+        size = max(1, SLICE_BYTES // (4 * dims * times))
         for start in range(0, len(self), size):
             some = rows[(start <= rows) & (rows < start + size)]
             if len(some):
@@ -266,11 +279,32 @@ class LatentStore:
 
     def _read(self, key: str, what: str, rows: Any = slice(None)) -> Array:
         try:
+            if self._parts:
+                return self._read_parts(key, rows)
             return np.asarray(self._file[key][rows])
         except (OSError, KeyError) as error:
             raise StoreError(
-                f"{self.path}: {what} is damaged (checksum or data unreadable); extract again"
+                f"{self.path}: {what} is damaged (checksum or data unreadable); "
+                "extract again with --overwrite"
             ) from error
+
+    def _read_parts(self, key: str, rows: Any) -> Array:
+        """Read ascending rows from the parts themselves: HDF5 would read zeros where one cannot be opened."""
+        if not self._file[key].is_virtual:
+            return np.asarray(self._file[key][rows])
+        wanted = np.arange(len(self._file[key]))[rows]
+        found = np.empty((np.size(wanted), *self._file[key].shape[1:]), self._file[key].dtype)
+        first = done = 0
+        for part in self._parts:
+            here = np.atleast_1d(wanted)
+            here = here[(first <= here) & (here < first + part.count)] - first
+            if len(here):
+                with h5py.File(part.path, "r") as file:
+                    _refuse_links(part.path, file)
+                    values = file[key][here[0] : here[-1] + 1]
+                found[done : done + len(here)] = values[here - here[0]]
+            first, done = first + part.count, done + len(here)
+        return found if np.ndim(wanted) else found[0]
 
 
 @dataclass(frozen=True)
@@ -355,21 +389,37 @@ def parts_folder(path: Path) -> Path:
     return path.with_name(path.name + ".parts")
 
 
-def _check_parts(path: Path, file: h5py.File) -> None:
-    """Refuse a virtual store whose parts are not all there: HDF5 would read zeros in their place."""
-    for name, size in json.loads(file.attrs.get("parts", "[]")):
-        part = path.parent / name
-        if not part.resolve().is_relative_to(path.parent.resolve()):
-            raise StoreError(f"{path}: its part {name!r} lies outside its folder; refused")
-        found = part.stat().st_size if part.is_file() else None
-        if found != size:
-            state = "is missing" if found is None else f"has {found} bytes, not {size}"
-            raise StoreError(f"{path}: its part {name} {state}; put it back, or extract again")
+@dataclass(frozen=True)
+class _Part:
+    """A file that a virtual store refers to, by its name relative to the store's folder."""
+
+    path: Path
+    name: str
+    size: int
+    count: int
+
+    @classmethod
+    def of(cls, path: Path, file: h5py.File) -> tuple[_Part, ...]:
+        """Return a store's parts in order; none of a single file."""
+        folder = path.resolve().parent
+        rows = json.loads(file.attrs.get("parts", "[]"))
+        return tuple(cls(folder / name, name, size, count) for name, size, count in rows)
+
+    def check(self, store: Path) -> None:
+        """Refuse a part that is missing, cut short or elsewhere: HDF5 would read zeros in its place."""
+        if not self.path.resolve().is_relative_to(store.resolve().parent):
+            raise StoreError(f"{store}: its part {self.name!r} lies outside its folder; refused")
+        found = self.path.stat().st_size if self.path.is_file() else None
+        if found != self.size:
+            state = "is missing" if found is None else f"has {found} bytes, not {self.size}"
+            raise StoreError(
+                f"{store}: its part {self.name} {state}; put it back, or rerun its vdvae-repr extract"
+            )
 
 
 def _refuse_links(path: Path, group: h5py.Group) -> None:
     """Refuse what would make HDF5 read other files than this one and its parts."""
-    parts = {name for name, _ in json.loads(group.file.attrs.get("parts", "[]"))}
+    parts = {part.name for part in _Part.of(path, group.file)}
     for name in group:
         link = group.get(name, getlink=True)
         item = group.get(name) if isinstance(link, h5py.HardLink) else None
@@ -450,7 +500,8 @@ def _h5py_errors() -> Iterator[None]:
 def create_array(file: h5py.File, key: str, shape: tuple[int, ...], dtype: Any) -> h5py.Dataset:
     """Create a checksummed data set in chunks of about 1 MiB."""
     row = math.prod(shape[1:]) * np.dtype(dtype).itemsize
-    rows = max(1, min(shape[0], CHUNK_BYTES // max(row, 1)))
+    chunks = max(1, -(-shape[0] * row // CHUNK_BYTES))
+    rows = max(1, -(-shape[0] // chunks))  # equal, so that the last is not padded
     return file.create_dataset(key, shape, dtype, chunks=(rows, *shape[1:]), fletcher32=True)
 
 

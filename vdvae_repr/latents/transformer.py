@@ -103,8 +103,9 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     def _read(self, pixels: NDArray[np.uint8], ids: list[str]) -> dict[str, NDArray[np.float32]]:
         indices = [spec.index for spec in self.layers_]
         read = self.model_.posterior(
-            pixels, indices, self.z, seed=self.seed, ids=ids, top_down=self.feature == "top_down"
-        )
+            pixels, indices, self.z, seed=self.seed, ids=ids,
+            top_down=self.feature == "top_down", bottom_up=self.feature == "bottom_up",
+        )  # fmt: skip
         values = {
             array_key(spec, self.feature): (spec.name, feature_of(read, spec, self.feature))
             for spec in reversed(self.layers_)

@@ -18,6 +18,7 @@ from vdvae_repr.model.preprocessing import as_image_tensor
 
 FACENET_SETS = ("vggface2", "casia-webface")
 PREFIXES = ("timm:", "facenet:")
+Weights = Path | str | None  # a file, "random", or the published ones
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,10 @@ class Backbone(nn.Module):
             for values in (self.config.mean, self.config.std)
         )
         embedded: Tensor = self.network((pixels.float() - mean) / std)
-        return embedded[:, :, None, None]
+        return embedded.float()[:, :, None, None]
+
+
+Build = Callable[[str, Weights], tuple[nn.Module, BackboneConfig]]
 
 
 def is_backbone(model: str | Path) -> bool:
@@ -94,35 +98,36 @@ def load_backbone(
     architecture, _, weights = name.partition("@")
     build = _timm if architecture.startswith("timm:") else _facenet
     what = architecture.partition(":")[2]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)  # the same random weights each time
+    try:
         if weights != "random":
             try:
                 network, config = build(what, Path(weights) if weights else None)
-            except CheckpointError:
-                raise
-            except Exception as error:  # each of these libraries raises its own
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                return Backbone(network, config, architecture).to(device).eval()
+            except OSError as error:  # nothing in the cache, and no network
                 if weights:
-                    raise CheckpointError(f"{name}: cannot be loaded ({reason})") from error
+                    raise
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
                 notice(f"{name}: no published weights at hand ({reason}); its weights are random")
-                weights = "random"
-        if weights == "random":
-            network, config = build(what, "random")
-            architecture += "@random"
-    return Backbone(network, config, architecture).to(device).eval()
+        return _random(build, what, architecture, seed=0).to(device)
+    except CheckpointError:
+        raise
+    except Exception as error:  # each of these libraries raises its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{name}: cannot be loaded ({reason})") from error
 
 
 def random_twin(config_json: str, seed: int) -> Backbone:
     """Return the backbone that a store's `config` describes, with random weights."""
-    architecture, what = json.loads(config_json)["backbone"].split(":", 1)
+    architecture = json.loads(config_json)["backbone"]
+    kind, what = architecture.split(":", 1)
+    return _random(_timm if kind == "timm" else _facenet, what, architecture, seed)
+
+
+def _random(build: Build, what: str, architecture: str, seed: int) -> Backbone:
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network, config = (_timm if architecture == "timm" else _facenet)(what, "random")
-    return Backbone(network, config, f"{architecture}:{what}@random").eval()
-
-
-Weights = Path | str | None
+        torch.manual_seed(seed)  # the same weights each time
+        network, config = build(what, "random")
+    return Backbone(network, config, f"{architecture}@random").eval()
 
 
 def _timm(what: str, weights: Weights) -> tuple[nn.Module, BackboneConfig]:

@@ -39,6 +39,7 @@ _ONEDNN = torch.backends.mkldnn.is_available()
 def plan_of(model: VDVAE, x: Tensor) -> InferencePlan | None:
     """Return a model's plan for an input, made anew where weights have changed; None where the blocks serve.
 
+    Changes are those that autograd counts: writes through `.data` hide from it.
     The blocks serve in training, under gradients and autocast, on other devices and in other precisions.
     """
     if model.training or torch.is_grad_enabled():
@@ -86,7 +87,8 @@ class _Conv:
     """A same-size convolution of channels-last tensors."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.weight, self.bias, self.packed = weight.detach(), bias, False
+        self.weight, self.bias = weight.detach(), bias
+        self.packed: tuple[torch.Size, Tensor] | None = None
         self.geometry = [weight.shape[-1] // 2] * 2, [1, 1], [1, 1], 1
 
     @classmethod
@@ -109,10 +111,11 @@ class _Conv:
         return added
 
     def _packed(self, x: Tensor) -> Tensor:
-        if not self.packed:
+        known = self.packed
+        if known is None or known[0] != x.shape:  # the best layout depends on the input's shape
             pack = torch.ops.mkldnn._reorder_convolution_weight
-            self.weight, self.packed = pack(self.weight, *self.geometry, list(x.shape)), True
-        return self.weight
+            known = self.packed = x.shape, pack(self.weight, *self.geometry, list(x.shape))
+        return known[1]
 
 
 class _Bottleneck:

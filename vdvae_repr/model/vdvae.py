@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vdvae_repr.config import ModelConfig
-from vdvae_repr.errors import CheckpointError, ConfigError, LayerError
+from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError
 from vdvae_repr.model.blocks import (
     Block,
     BlockSpec,
@@ -50,7 +50,7 @@ class Posterior(Mapping[str, LayerPosterior]):
     """The posterior of a batch by layer name, coarsest first.
 
     `kl` (N, layers traversed) is in nats an image; `bottom_up` maps a resolution to the encoder's
-    activation there.
+    activation there, where it was asked for.
     """
 
     def __init__(
@@ -76,13 +76,10 @@ class Posterior(Mapping[str, LayerPosterior]):
 
 
 def feature_of(read: Posterior, spec: LayerSpec, feature: str) -> Tensor:
-    """Return a layer's feature by name; `bottom_up` is its resolution's."""
-    found = (
-        read.bottom_up[spec.resolution]
-        if feature == "bottom_up"
-        else getattr(read[spec.name], feature)
-    )
-    return cast(Tensor, found)
+    """Return a layer's feature by name, float32; `bottom_up` is its resolution's."""
+    if feature == "bottom_up":
+        return read.bottom_up[spec.resolution].float()
+    return cast(Tensor, getattr(read[spec.name], feature)).float()
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +215,11 @@ class TopDownBlock(nn.Module):
         return merged
 
 
-def _channels_last(states: dict[int, Tensor]) -> dict[int, Tensor]:
-    """Copy states into the memory format in which convolutions are fastest at inference."""
-    return {r: x.clone(memory_format=torch.channels_last) for r, x in states.items()}
+def _channels_last(states: dict[int, Tensor], resolutions: Collection[int]) -> dict[int, Tensor]:
+    """Copy the states of some resolutions into the memory format that is fastest at inference."""
+    return {
+        r: x.clone(memory_format=torch.channels_last) for r, x in states.items() if r in resolutions
+    }
 
 
 def _checkpointed(function: Callable[..., Any], *inputs: Tensor) -> Any:
@@ -346,6 +345,7 @@ class VDVAE(nn.Module):
         *,
         keep: Collection[int] | None = None,
         top_down: bool = True,
+        bottom_up: bool = True,
     ) -> tuple[list[LayerPosterior], Tensor, dict[int, Tensor], dict[int, Tensor]]:
         """Run the posterior over the first `stop` layers of a normalised (N, 3, S, S) input.
 
@@ -354,7 +354,8 @@ class VDVAE(nn.Module):
             noise: draws by layer; None sends means down.
             stop: layers to run; all if not given.
             keep: indices of the layers to return; all if not given.
-            top_down: return the states after the layers too; without, the last layer's is not computed.
+            top_down: return the states after the layers too; without, that after layer `stop` is not made.
+            bottom_up: return the bottom-up activations too; without, they are let go when they are used.
 
         Returns the layers kept, the KL (N, layers run), the top-down states by resolution, the bottom-up
         activations.
@@ -362,8 +363,13 @@ class VDVAE(nn.Module):
         plan = plan_of(self, x)
         x = x.contiguous(memory_format=torch.channels_last)
         activations = self.bottom_up(x, blocks=plan and plan.bottom_up)
-        activated = {r: F.gelu(a) for r, a in activations.items()}
-        states = _channels_last(self.top_down.initial_states(len(x)))
+        used = {spec.resolution for spec in self.layers[:stop]}
+        activated = {
+            r: F.gelu(activations[r] if bottom_up else activations.pop(r)) for r in sorted(used)
+        }
+        if not bottom_up:
+            activations.clear()
+        states = _channels_last(self.top_down.initial_states(len(x)), used)
         layers, kls = [], []
         for spec in self.layers[:stop]:
             r = spec.resolution
@@ -376,8 +382,9 @@ class VDVAE(nn.Module):
                 states[r] = layer.top_down
             kls.append(layer.kl.sum(dim=(1, 2, 3)))
             if keep is None or spec.index in keep:
-                # A copy, because a plan changes states in place.
-                after = layer.top_down.clone() if top_down and layer.top_down is not None else None
+                after = layer.top_down if top_down else None
+                if plan and after is not None:
+                    after = after.clone()  # because a plan changes states in place
                 layers.append(replace(layer, top_down=after))
         return layers, torch.stack(kls, dim=1), states, activations
 
@@ -393,7 +400,8 @@ class VDVAE(nn.Module):
         Returns the top-down states by resolution.
         """
         temperatures = _per_layer(temperature, len(self.layers))
-        states = _channels_last(self.top_down.initial_states(num_images))
+        resolutions = {spec.resolution for spec in self.layers}
+        states = _channels_last(self.top_down.initial_states(num_images), resolutions)
         for spec in self.layers:
             block = self.top_down.block(spec)
             state = self.top_down.enter(spec.index, states, num_images)
@@ -417,6 +425,7 @@ class VDVAE(nn.Module):
         draw: int = 0,
         ids: Sequence[str] | None = None,
         top_down: bool = False,
+        bottom_up: bool = False,
         precision: Precision = "fp32",
     ) -> Posterior:
         """Read the posterior of chosen layers; only the work that they need is done.
@@ -429,20 +438,21 @@ class VDVAE(nn.Module):
             draw: which of a seed's draws.
             ids: the images' ids, by default "0", "1", ...
             top_down: keep the states after the layers too.
+            bottom_up: keep the encoder's activations too.
             precision: fp32; bf16 and tf32 (GPUs) are faster, and off by more than 1e-4.
 
         Raises:
-            DataError: images of another shape or dtype.
+            DataError: images of another shape or dtype, or another number of ids.
             LayerError: a selector that names no layer.
         """
         chosen = select_layers(self.layers, layers)
         tensor = as_image_tensor(images, self.config.image_size).to(self.device)
-        names = [str(i) for i in range(len(tensor))] if ids is None else list(ids)
+        names = _names(ids, len(tensor))
         noise = seeded_noise(seed, names, self.device, draw) if z == "sample" else None
         with arithmetic(precision, self.device.type):
             read, kl, _, activations = self.infer(
                 to_input(tensor, self.config), noise, chosen[-1].index + 1,
-                keep=[spec.index for spec in chosen], top_down=top_down,
+                keep=[spec.index for spec in chosen], top_down=top_down, bottom_up=bottom_up,
             )  # fmt: skip
         by_name = {spec.name: layer for spec, layer in zip(chosen, read, strict=True)}
         return Posterior(by_name, kl, activations)
@@ -491,7 +501,7 @@ class VDVAE(nn.Module):
                 f"expected latents of equally many images, found counts {sorted(counts)}"
             )
         count = counts.pop()
-        names = [str(i) for i in range(count)] if ids is None else list(ids)
+        names = _names(ids, count)
         noise = seeded_noise(seed, names, self.device) if rest == "sample" else None
         states = self.generate(count, given, noise, temperature)
         return self._pixels(states, pixels, seed, names)
@@ -562,6 +572,14 @@ def seeded_noise(seed: int, ids: Sequence[str], device: torch.device, number: in
         return torch.from_numpy(np.stack(rows)).to(device)
 
     return draw
+
+
+def _names(ids: Sequence[str] | None, count: int) -> list[str]:
+    """Return the ids that draws depend on; by default "0", "1", ..."""
+    names = [str(i) for i in range(count)] if ids is None else list(ids)
+    if len(names) != count:
+        raise DataError(f"expected {count} ids, one an image, found {len(names)}")
+    return names
 
 
 def _seed_of(seed: int, image_id: str, what: str, num_bytes: int = 7) -> int:

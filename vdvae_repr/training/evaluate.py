@@ -181,7 +181,9 @@ def _pass(
 ) -> tuple[list[LayerPosterior], Tensor]:
     """Return the layers and log p(x | z), (N,), float64 nats."""
     noise = seeded_noise(seed, ids, model.device)
-    layers, _, states, _ = model.infer(to_input(images, model.config), noise)
+    layers, _, states, _ = model.infer(
+        to_input(images, model.config), noise, top_down=False, bottom_up=False
+    )
     mixture = LogisticMixture.from_parameters(model.top_down.mixture_parameters(states))
     target = to_target(images, model.config)
     log_prob = mixture_log_prob(mixture, target, model.config.bits)
