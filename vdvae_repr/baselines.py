@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from vdvae_repr.config import ModelConfig
-from vdvae_repr.latents.store import LatentStore, pool_grid
+from vdvae_repr.latents.extract import read_features
+from vdvae_repr.latents.store import LatentStore, array_key, pool_grid
 from vdvae_repr.model.backbones import Backbone, random_twin
 from vdvae_repr.model.layers import select_layers
-from vdvae_repr.model.vdvae import VDVAE, feature_of
+from vdvae_repr.model.vdvae import VDVAE
 
 Array = NDArray[Any]
 
@@ -68,18 +69,15 @@ def random_init(
     parts: dict[str, list[Array]] = {name: [] for name in names}
     for start in range(0, len(images), 32):
         batch, ids = images[start : start + 32], store.ids[start : start + 32]
-        if isinstance(model, Backbone):
-            parts[specs[0].name].append(model.activation(batch).numpy().reshape(len(batch), -1))
-            continue
-        reads = [
-            model.posterior(
-                batch, names, store.attrs["z"], seed=int(store.attrs["seed"]), draw=draw, ids=ids,
-                top_down=stored == "top_down", bottom_up=stored == "bottom_up",
-            )
+        passes = [
+            read_features(
+                model, batch, specs, [stored], z=store.attrs["z"], seed=int(store.attrs["seed"]),
+                draw=draw, ids=ids,
+            )[0]
             for draw in draws
         ]  # fmt: skip
         for spec in specs:
-            value = np.mean([feature_of(read, spec, stored).numpy() for read in reads], axis=0)
+            value = np.mean([values[array_key(spec, stored)] for values in passes], axis=0)
             pooled = pool_grid(pool_grid(value, store.attrs.get("pool") or None), pool)
             parts[spec.name].append(pooled.reshape(len(batch), -1))
     stacked = {name: np.concatenate(parts.pop(name)) for name in names}

@@ -21,7 +21,6 @@ import h5py
 import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor
 
 from vdvae_repr.data.sources import Preprocessing, Source, open_source, read_images
 from vdvae_repr.errors import DataError, LayerError, StoreError
@@ -210,6 +209,40 @@ def _begin(
     return identity
 
 
+def read_features(
+    model: VDVAE | Backbone,
+    pixels: NDArray[np.uint8],
+    layers: Sequence[LayerSpec],
+    features: Sequence[str],
+    *,
+    z: Literal["mean", "sample"] = "mean",
+    seed: int = 0,
+    draw: int = 0,
+    ids: Sequence[str] | None = None,
+    precision: Precision = "fp32",
+) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32] | None]:
+    """Return features (N, C, R, R) of images (N, S, S, 3) by their place in a store, and the KL.
+
+    The KL (N, layers traversed) is in nats an image; None of a backbone. The options are those of
+    `VDVAE.posterior`.
+    """
+    if isinstance(model, Backbone):
+        with arithmetic(precision, model.device.type):
+            value = model.activation(pixels)
+        return {array_key(layers[0], "activation"): value.cpu().numpy()}, None
+    read = model.posterior(
+        pixels, [spec.index for spec in layers], z, seed=seed, draw=draw, ids=ids, precision=precision,
+        top_down="top_down" in features, bottom_up="bottom_up" in features,
+    )  # fmt: skip
+    values: dict[str, NDArray[np.float32]] = {}
+    for spec in layers:
+        for feature in features:
+            key = array_key(spec, feature)
+            if key not in values:
+                values[key] = feature_of(read, spec, feature).cpu().numpy()
+    return values, read.kl.cpu().numpy()
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Run:
     """What one extraction computes of each image."""
@@ -325,34 +358,27 @@ class _Run:
 
     def read_once(self, pixels: NDArray[np.uint8], ids: Sequence[str], draw: int) -> Arrays:
         """Return kl and features of one batch and pass; a backbone has no kl."""
-        arrays: Arrays = {}
-        if isinstance(self.model, Backbone):
-            with arithmetic(self.precision, str(self.model.device.type)):
-                value = self.model.activation(pixels)
-            layer = self.chosen[0]
-            arrays[array_key(layer, "activation")] = self.stored(value, layer, "activation")
-            return arrays
-        read = self.model.posterior(
-            pixels, [spec.index for spec in self.chosen], self.z, seed=self.seed, draw=draw, ids=ids,
-            top_down="top_down" in self.features, bottom_up="bottom_up" in self.features,
+        values, kl = read_features(
+            self.model, pixels, self.chosen, self.features, z=self.z, seed=self.seed, draw=draw, ids=ids,
             precision=self.precision,
         )  # fmt: skip
-        arrays["kl"] = read.kl.cpu().numpy()
-        for spec in self.chosen:
-            for feature in self.features:
-                key = array_key(spec, feature)
-                if key not in arrays:
-                    arrays[key] = self.stored(feature_of(read, spec, feature), spec, feature)
-        return arrays
+        kept = {} if kl is None else {"kl": kl}
+        return kept | {key: self.stored(value, key) for key, value in values.items()}
 
-    def stored(self, value: Tensor, spec: LayerSpec, feature: str) -> NDArray[Any]:
+    def stored(self, value: NDArray[np.float32], key: str) -> NDArray[Any]:
         """Pool a feature and turn it into what the disk keeps."""
-        pooled = pool_grid(value.float().cpu().numpy(), self.pool)
+        pooled = pool_grid(value, self.pool)
         with np.errstate(over="ignore"):
             stored = pooled.astype(self.dtype, copy=False)
         if self.dtype == np.float16 and not np.isfinite(stored).all():
+            what = next(
+                f"layer {spec.name}, {feature}"
+                for spec in self.chosen
+                for feature in self.features
+                if array_key(spec, feature) == key
+            )
             raise StoreError(
-                f"layer {spec.name}, {feature}: expected values that float16 holds (below 65,504), "
+                f"{what}: expected values that float16 holds (below 65,504), "
                 f"found {np.abs(pooled).max():g}; extract with --dtype float32"
             )
         return stored

@@ -13,11 +13,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from vdvae_repr.data.sources import Preprocessing, RawImage
 from vdvae_repr.errors import DataError, LayerError
-from vdvae_repr.latents.extract import FEATURES
+from vdvae_repr.latents.extract import FEATURES, read_features
 from vdvae_repr.latents.store import array_key, pool_grid
 from vdvae_repr.model.checkpoint import load
 from vdvae_repr.model.layers import select_layers
-from vdvae_repr.model.vdvae import VDVAE, feature_of
+from vdvae_repr.model.vdvae import VDVAE
 
 
 class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -101,18 +101,14 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return np.array(self._names, dtype=object)
 
     def _read(self, pixels: NDArray[np.uint8], ids: list[str]) -> dict[str, NDArray[np.float32]]:
-        indices = [spec.index for spec in self.layers_]
-        read = self.model_.posterior(
-            pixels, indices, self.z, seed=self.seed, ids=ids,
-            top_down=self.feature == "top_down", bottom_up=self.feature == "bottom_up",
-        )  # fmt: skip
-        values = {
-            array_key(spec, self.feature): (spec.name, feature_of(read, spec, self.feature))
-            for spec in reversed(self.layers_)
-        }
+        values, _ = read_features(
+            self.model_, pixels, self.layers_, [self.feature], z=self.z, seed=self.seed, ids=ids
+        )
+        # Of layers that share an array the first gives its name.
+        names = {array_key(spec, self.feature): spec.name for spec in reversed(self.layers_)}
         return {
-            name: pool_grid(value.cpu().numpy(), self.pool).reshape(len(value), -1)
-            for name, value in reversed(values.values())
+            names[key]: pool_grid(value, self.pool).reshape(len(value), -1)
+            for key, value in values.items()
         }
 
 
