@@ -1,8 +1,11 @@
-"""Face alignment: five landmarks, found by MTCNN, brought to fixed places."""
+"""Faces: alignment by five landmarks that MTCNN finds, and pair lists in LFW's format."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -65,3 +68,81 @@ def _detector() -> Any:
     from facenet_pytorch import MTCNN
 
     return MTCNN(keep_all=True, min_face_size=SMALLEST, device="cpu")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of images by row number, (P,) each: whether they are of one person, and the fold they are in."""
+
+    first: NDArray[np.intp]
+    second: NDArray[np.intp]
+    same: NDArray[np.bool_]
+    fold: NDArray[np.intp]
+
+
+def read_pairs(path: str | Path, ids: Sequence[str]) -> Pairs:
+    """Read a pair list in LFW's format; `ids` say which row an image is, by names as `Name_0001.jpg`.
+
+    The first line is a count (`500`), or folds and a count (`10 300`); for each fold follow so many lines
+    `name i j`, then so many `name1 i name2 j`, tabs between. Source: LFW, README of `pairs.txt`.
+
+    Raises:
+        DataError: a line that is malformed (it is numbered), too few or too many lines, images that are
+            not among the ids, or one name of two images.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as a pair list ({error})") from error
+    while lines and not lines[-1].strip():
+        lines.pop()
+    header = lines[0].split() if lines else []
+    if len(header) not in (1, 2) or not all(item.isdecimal() for item in header):
+        raise DataError(
+            f"{path} line 1: expected a count, or folds and a count, found {lines[0] if lines else ''!r}"
+        )
+    folds, count = (1, int(header[0])) if len(header) == 1 else (int(header[0]), int(header[1]))
+    if len(lines) - 1 != 2 * folds * count:
+        raise DataError(
+            f"{path}: expected {2 * folds * count} pairs ({folds} folds of {count} + {count}), "
+            f"found {len(lines) - 1}"
+        )
+    rows: dict[str, list[int]] = {}
+    for row, image_id in enumerate(ids):
+        rows.setdefault(PurePosixPath(image_id).stem, []).append(row)
+    missing: list[str] = []
+
+    def row_of(name: str, number: str, line: int) -> int:
+        if not number.isdecimal():
+            raise DataError(f"{path} line {line}: expected a number of an image, found {number!r}")
+        stem = f"{name}_{int(number):04d}"
+        found = rows.get(stem, [])
+        if len(found) > 1:
+            raise DataError(
+                f"{path} line {line}: {stem} is the name of {len(found)} images, as {ids[found[0]]}"
+            )
+        if not found:
+            missing.append(f"{stem} (line {line})")
+        return found[0] if found else -1
+
+    first, second, same = [], [], []
+    for line, text in enumerate(lines[1:], start=2):
+        matched = (line - 2) % (2 * count) < count
+        items = text.split("\t")
+        if len(items) != (3 if matched else 4):
+            expected = "name, number, number" if matched else "name, number, name, number"
+            raise DataError(f"{path} line {line}: expected {expected} between tabs, found {text!r}")
+        name, other = items[0], items[0] if matched else items[2]
+        if not matched and name == other:
+            raise DataError(f"{path} line {line}: expected two people, found {name} twice")
+        first.append(row_of(name, items[1], line))
+        second.append(row_of(other, items[-1], line))
+        same.append(matched)
+    if missing:
+        raise DataError(
+            f"{path}: {len(missing)} images are not in the store, as {', '.join(missing[:3])}; "
+            "extract the folder that the list is of"
+        )
+    fold = np.arange(len(same)) // (2 * count)
+    return Pairs(np.array(first), np.array(second), np.array(same), fold)
