@@ -100,12 +100,12 @@ def test_joint_rows_hold_the_layers_of_each_selector(tiny, tmp_path):
     with pytest.raises(vr.TaskError, match="unknown head 'forest'"):
         vr.run_task("face_id", store, heads=["forest"])
     ours = [row for row in found if row.model == "tiny" and row.metric == "rank1"]
-    assert [row.layer for row in ours] == ["<=4x4", "8x8"] * 2
+    assert [row.layer for row in ours] == ["<=4x4", "8x8"] * 3
     dims = [sum(spec.num_dims for spec in group) for group in (
         [s for s in store.layers if s.resolution <= 4], [s for s in store.layers if s.resolution == 8]
     )]  # fmt: skip
-    assert [row.dims for row in ours] == dims * 2
-    assert sum(row.chosen for row in ours) == 2
+    assert [row.dims for row in ours] == dims * 3
+    assert sum(row.chosen for row in ours) == 3
     random = [row for row in found if row.model == "random-init" and row.metric == "rank1"]
     assert [(row.layer, row.dims) for row in random] == [(row.layer, row.dims) for row in ours]
 
@@ -122,7 +122,7 @@ def test_classification_measures_what_scikit_learn_measures(tiny, tmp_path):
     lines = []
     rows = vr.run_task("classification", store, notice=lines.append)
     assert "choices are made on split val (16 images)" in lines[0]
-    assert {row.protocol for row in rows} == {"knn", "linear-lbfgs"}
+    assert {row.protocol for row in rows} == {"knn", "ridge", "linear-lbfgs"}
     X, y, _ = store.matrix("8x8.0", "mean")
     train, test = (np.array(store.splits) == side for side in ("train", "test"))
     head = WeightedNeighbors().fit(X[train], y[train])

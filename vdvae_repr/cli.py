@@ -155,7 +155,7 @@ def probe(
     pool: Annotated[str | None, typer.Option(help="avg or avg:GRID.")] = None,
     joint: Annotated[bool, typer.Option(help="The layers of each --layer as one vector.")] = False,
     head: Annotated[
-        list[str] | None, typer.Option(help="linear-lbfgs; nearest-neighbor or knn.")
+        list[str] | None, typer.Option(help="linear-lbfgs, ridge; nearest-neighbor or knn.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results.jsonl, .csv.")] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,

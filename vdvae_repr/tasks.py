@@ -1,8 +1,9 @@
 """Tasks: data, split, protocol, heads and controls, to result rows.
 
 `face_id`, protocol `closed-set`: gallery and probe images of known people; nearest neighbour by cosine,
-and `linear-lbfgs` on the gallery. `classification`, protocols `linear-lbfgs` and `knn`: of any labelled
-store. Everything chosen is chosen on training data, or on the split `val` where train and test have one.
+`ridge` and `linear-lbfgs` on the gallery. `classification`, protocols `knn`, `ridge` and `linear-lbfgs`: of
+any labelled store. Everything chosen is chosen on training data, or on the split `val` where there is one
+beside train and test.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from vdvae_repr import baselines
 from vdvae_repr.baselines import Features
 from vdvae_repr.errors import TaskError
-from vdvae_repr.heads.linear import LinearLBFGS
+from vdvae_repr.heads.linear import LinearLBFGS, Ridge
 from vdvae_repr.heads.neighbors import NearestNeighbor, WeightedNeighbors
 from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.results import Result
@@ -53,11 +54,13 @@ class Task:
 
 TASKS = {
     "face_id": Task(
-        heads=("nearest-neighbor", "linear-lbfgs"), metrics=("rank1", "rank5"), protocol="closed-set",
+        heads=("nearest-neighbor", "ridge", "linear-lbfgs"), metrics=("rank1", "rank5"),
+        protocol="closed-set",
         train="gallery", test="probe", item="person", by_label=True,
     ),
     "classification": Task(
-        heads=("knn", "linear-lbfgs"), metrics=("accuracy", "balanced_accuracy", "top5"), protocol=None,
+        heads=("knn", "ridge", "linear-lbfgs"), metrics=("accuracy", "balanced_accuracy", "top5"),
+        protocol=None,
         train="train", test="test", item="class", by_label=False,
     ),
 }  # fmt: skip
@@ -280,15 +283,21 @@ def _score(
     started = time.monotonic()
     X, y = candidate.X, labels[split.train]
     training_score: float | None = None
-    standardised = head == "linear-lbfgs" and candidate.standardise
-    fitted: LinearLBFGS | NearestNeighbor | WeightedNeighbors
+    standardised = head in ("ridge", "linear-lbfgs") and candidate.standardise
+    fitted: LinearLBFGS | Ridge | NearestNeighbor | WeightedNeighbors
     if head == "linear-lbfgs":
         set_apart = (X[split.val], labels[split.val]) if len(split.val) else None
         fitted = LinearLBFGS(standardize=standardised, seed=seed).fit(X[split.train], y, set_apart)
         if fitted.search_ != "fixed":
             training_score = float(fitted.cv_scores_.max())
     else:
-        fitted = NearestNeighbor(center=True) if head == "nearest-neighbor" else WeightedNeighbors()
+        match head:
+            case "ridge":
+                fitted = Ridge(standardize=standardised)
+            case "knn":
+                fitted = WeightedNeighbors()
+            case _:
+                fitted = NearestNeighbor(center=True)
         fitted.fit(X[split.train], y)
         if len(split.val):
             training_score = float(fitted.score(X[split.val], labels[split.val]))
