@@ -10,7 +10,8 @@ features=(--feature mean --feature delta)
 vdvae-repr extract --data "$DATA/orl_faces" "${features[@]}" --out "$OUT/orl.h5"
 vdvae-repr extract --data "$DATA/lfw_people/labels.csv" --crop 128 "${features[@]}" --out "$OUT/lfw_people.h5"
 sets=(--joint --layer '<=4x4' --layer '<=8x8' --layer '<=16x16' --layer '<=32x32')
-heads=(${HEAD:+--head "$HEAD"})
+heads=(--head nearest-neighbor --head linear-lbfgs)
+[ -z "${HEAD:-}" ] || heads=(--head "$HEAD")
 for data in orl lfw_people; do
   for feature in mean delta; do
     probe=(vdvae-repr probe --task face_id --latents "$OUT/$data.h5" --feature "$feature" "${heads[@]}")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from safetensors import safe_open
 
 import vdvae_repr as vr
 from vdvae_repr.config import load_config
@@ -40,7 +41,9 @@ def main() -> None:
     source = open_source(options.data)
     kept, held = split_indices(source, config.train)
     last = rows[-1]
-    record = {
+    with safe_open(options.run / "model.safetensors", framework="pt") as file:
+        record = json.loads(file.metadata()["record"])  # of the run's last stretch
+    record |= {
         "config": config.to_toml(),
         "data": source.name,
         "images": len(kept),
