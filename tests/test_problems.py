@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.spatial.distance import cdist
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import normalize
 
 import vdvae_repr as vr
-from vdvae_repr.data.sources import Source
+from vdvae_repr.baselines import Features
+from vdvae_repr.data.sources import Source, open_source
 from vdvae_repr.heads.verification import equal_error_rate, tar_at_far
-from vdvae_repr.tasks.few_shot import FewShot, _gram_pca
+from vdvae_repr.tasks.few_shot import FewShot, OneShot, _gram_pca
+from vdvae_repr.tasks.problem import Scored
 from vdvae_repr.tasks.verification import Verification
 
 PEOPLE, EACH = 12, 8
@@ -197,3 +200,37 @@ def test_components_from_inner_products_are_scikit_learns():
     ours = _gram_pca(X @ X.T, fit, items)[:, :10]
     theirs = PCA(10, svd_solver="full").fit(X[fit]).transform(X[items])
     np.testing.assert_allclose(np.abs(ours), np.abs(theirs), atol=1e-8)
+
+
+@pytest.mark.shared_data
+def test_modified_hausdorff_baseline_has_lakes_error(shared_data, tiny, tmp_path):
+    """Lake et al.'s own baseline, 38.8 % on the 20 runs, through the loader and the scorer."""
+    source = open_source("omniglot-runs", root=shared_data / "omniglot")
+    assert (len(source), source.splits.count("test")) == (800, 400)
+    ink = [
+        np.argwhere(~np.asarray(image.convert("1"))).astype(float) for image in source.read(0, 800)
+    ]
+    ink = [points - points.mean(axis=0) for points in ink]
+    store = vr.extract(tiny, source, tmp_path / "s.h5", layers="1x1")
+    problem = OneShot(store, images=store.images())
+    wrong = []
+    for query in problem.queries:
+        known = problem.known[problem.runs[problem.known] == problem.runs[query]]
+        distances = []
+        for other in known:
+            apart = cdist(ink[query], ink[other])
+            distances.append(max(apart.min(axis=1).mean(), apart.min(axis=0).mean()))
+        wrong.append(source.labels[known[np.argmin(distances)]] != source.labels[query])
+    blank = Features("hausdorff", None, np.zeros((800, 1), np.float32))
+    scored = Scored(blank, False, None, np.array(wrong, float), 0.0)
+    [figure] = problem.figures("error", [scored], 0)
+    assert figure.value == pytest.approx(0.388, abs=0.0006)
+    assert figure.low < 0.388 < figure.high
+    assert figure.chance == 0.95
+    rows = vr.run_task("omniglot_oneshot", store, heads=["nearest-prototype"])
+    pixels = next(row for row in rows if row.model == "pixels")
+    assert 0.5 < pixels.value < 0.95  # 16x16 pixels say little, but something
+    with pytest.raises(vr.TaskError, match="extract with --data omniglot-runs"):
+        vr.run_task(
+            "omniglot_oneshot", vr.extract(tiny, colored(9), tmp_path / "c.h5", layers="1x1")
+        )

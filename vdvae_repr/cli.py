@@ -147,7 +147,10 @@ def extract(
 @app.command()
 def probe(
     task: Annotated[
-        str, typer.Option(help="face_id, face_verification, classification, few_shot.")
+        str,
+        typer.Option(
+            help="face_id, face_verification, classification, few_shot, omniglot_oneshot."
+        ),
     ] = "face_id",
     latents: Annotated[Path, typer.Option(help="The store to read.")] = Path("latents.h5"),
     layer: Layer = ["all"],  # noqa: B006

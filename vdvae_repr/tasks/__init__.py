@@ -1,8 +1,8 @@
 """Tasks: data, split, protocol, heads and controls, to result rows.
 
 `face_id` (`closed-set`), `face_verification` (`lfw-view1`, `lfw-view2`), `classification` (`knn`, `ridge`,
-`linear-lbfgs`) and `few_shot`. Everything chosen is chosen on training data, or on validation data where some
-are set apart.
+`linear-lbfgs`), `few_shot` and `omniglot_oneshot`. Everything chosen is chosen on training data, or on
+validation data where some are set apart.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vdvae_repr.baselines import Features
 from vdvae_repr.errors import TaskError
 from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.results import Result
-from vdvae_repr.tasks.few_shot import FewShot
+from vdvae_repr.tasks.few_shot import FewShot, OneShot
 from vdvae_repr.tasks.identification import Identification
 from vdvae_repr.tasks.problem import Problem, Scored
 from vdvae_repr.tasks.verification import Verification
@@ -53,6 +53,7 @@ TASKS = {
     "few_shot": Task(
         FewShot, FewShot.heads, "accuracy", ("ways", "shots", "queries", "episodes", "class_split")
     ),
+    "omniglot_oneshot": Task(OneShot, OneShot.heads, "error"),
 }
 
 

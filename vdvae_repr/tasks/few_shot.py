@@ -1,4 +1,4 @@
-"""`few_shot`: episodes of n ways and k shots from classes that nothing was fitted on."""
+"""`few_shot`, episodes from classes that nothing was fitted on, and `omniglot_oneshot`, the official runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.few_shot import HEADS
 from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.tasks.problem import Figure, Scored, refuse_leaks
-from vdvae_repr.tasks.resampling import paired_bootstrap
+from vdvae_repr.tasks.resampling import interval, paired_bootstrap, resampled_means
 
 SIDES = ("base", "val", "novel")
 OUTSIDE = 500  # images that PCA is fitted on, drawn among the classes outside an episode
@@ -172,6 +172,78 @@ class FewShot:
             fitted = HEADS[head](mean).fit(support, labels)
             found[number] = np.mean(fitted.predict(query) == truth)
         return found
+
+
+class OneShot:
+    """Protocol `omniglot-oneshot`: 20 runs, in each 20 queries to be told by 20 known drawings; error.
+
+    Nothing is trained, so no layer is chosen; PCA is fitted on the known drawings. Intervals resample runs.
+    Source: Lake et al. 2015, whose human error is 0.045, and that of the modified Hausdorff distance 0.388.
+    """
+
+    heads: tuple[str, ...] = (
+        "nearest-prototype", "nearest-prototype-cosine", "simpleshot-l2n", "logistic", "ridge",
+    )  # fmt: skip
+    metrics: tuple[str, ...] = ("error",)
+    mirrored = False
+
+    def __init__(self, store: LatentStore, *, images: NDArray[np.uint8]) -> None:
+        if "run" not in store.factors or not {"train", "test"} <= set(store.splits):
+            raise TaskError(
+                f"{store.path}: expected the official runs; extract with --data omniglot-runs"
+            )
+        self.labels, self.runs = store.labels, store.factors["run"]
+        splits = np.array(store.splits)
+        self.known, self.queries = (np.flatnonzero(splits == side) for side in ("train", "test"))
+        for run in np.unique(self.runs):
+            own = self.labels[self.known[self.runs[self.known] == run]]
+            asked = self.labels[self.queries[self.runs[self.queries] == run]]
+            if len(set(own)) < len(own) or not set(asked) <= set(own):
+                raise TaskError(
+                    f"{store.path}: run {run}: expected one known drawing of each character that is asked for"
+                )
+        self.n_train = len(self.known)
+        self.n_test = len(self.queries)
+        runs = len(np.unique(self.runs))
+        self.ways = self.n_train / runs
+        self.notice = f"{runs} runs, {self.n_train} known drawings, {self.n_test} queries"
+
+    def protocol(self, head: str) -> str:
+        """Return the protocol's name."""
+        return "omniglot-oneshot"
+
+    def pca(self, raw: Features, dims: Sequence[int]) -> list[Features]:
+        """PCA of the known drawings."""
+        return baselines.pca(raw, self.known, dims)
+
+    def score(self, head: str, features: Features, seed: int, shuffled: bool = False) -> Scored:
+        """Tell each run's queries; the outcome is whether each of them is wrong, (Q,)."""
+        started = time.monotonic()
+        X, rng = _in_span(features.X), np.random.default_rng(seed)
+        wrong = np.zeros(len(self.queries))
+        for run in np.unique(self.runs):
+            known = self.known[self.runs[self.known] == run]
+            here = np.flatnonzero(self.runs[self.queries] == run)
+            labels = self.labels[known]
+            fitted = HEADS[head](np.zeros(X.shape[1])).fit(
+                X[known], rng.permutation(labels) if shuffled else labels
+            )
+            queries = self.queries[here]
+            wrong[here] = fitted.predict(X[queries]) != self.labels[queries]
+        return Scored(features, False, None, wrong, round(time.monotonic() - started, 3))
+
+    def figures(self, metric: str, scored: Sequence[Scored], seed: int) -> list[Figure]:
+        """Return the error of each, a fraction."""
+        wrong = np.stack([item.outcome for item in scored], axis=1)
+        low, high = interval(resampled_means(wrong, self.runs[self.queries], seed))
+        return [
+            Figure(float(value), float(lo), float(hi), chance=1 - 1 / self.ways)
+            for value, lo, hi in zip(wrong.mean(axis=0), low, high, strict=True)
+        ]
+
+    def p_value(self, a: Scored, b: Scored, seed: int) -> float:
+        """Compare errors on the same queries."""
+        return paired_bootstrap(a.outcome, b.outcome, self.runs[self.queries], seed)
 
 
 def _draw(
