@@ -5,11 +5,12 @@ import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 import vdvae_repr as vr
-from vdvae_repr import results, tasks
+from vdvae_repr import results
 from vdvae_repr.baselines import Features
 from vdvae_repr.data.sources import Source
 from vdvae_repr.heads.neighbors import WeightedNeighbors
-from vdvae_repr.tasks import paired_bootstrap
+from vdvae_repr.tasks.identification import Identification
+from vdvae_repr.tasks.resampling import interval, paired_bootstrap, resampled_means
 
 
 def people(images_a_person, num_people=4, seed=0):
@@ -138,9 +139,9 @@ def test_classification_measures_what_scikit_learn_measures(tiny, tmp_path):
 def test_equal_scores_are_no_hits(tiny, tmp_path):
     store = vr.extract(tiny, people(6), tmp_path / "s.h5", layers="1x1.0")
     flat = Features("pixels", None, np.zeros((len(store), 3), np.float32))
-    split = tasks._split(store, "face_id")
-    scored = tasks._score("nearest-neighbor", flat, split, split.labels, seed=0)
-    assert np.mean(scored.rank == 0) == 0.25  # always the first of four
+    problem = Identification(store, images=store.images(), task="face_id")
+    scored = problem.score("nearest-neighbor", flat, seed=0)
+    assert np.mean(scored.outcome == 0) == 0.25  # always the first of four
 
 
 def test_balanced_intervals_cover_the_truth_as_often_as_they_say():
@@ -148,8 +149,8 @@ def test_balanced_intervals_cover_the_truth_as_often_as_they_say():
     strata = np.repeat([0, 1], [150, 50])
     rates = np.array([0.8, 0.3])
     hits = (rng.random((200, 400)) < rates[strata][:, None]).astype(float)
-    means = tasks._resampled_means(hits, np.arange(200), 0, strata)
-    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    means = resampled_means(hits, np.arange(200), 0, strata)
+    low, high = interval(means)
     covered = np.mean((low <= rates.mean()) & (rates.mean() <= high))
     assert 0.91 <= covered <= 0.98  # 0.95, give or take three deviations and what 200 images blur
 

@@ -146,7 +146,12 @@ def extract(
 
 @app.command()
 def probe(
-    task: Annotated[str, typer.Option(help="face_id, classification.")] = "face_id",
+    task: Annotated[
+        str,
+        typer.Option(
+            help="face_id, face_verification, classification, few_shot, omniglot_oneshot."
+        ),
+    ] = "face_id",
     latents: Annotated[Path, typer.Option(help="The store to read.")] = Path("latents.h5"),
     layer: Layer = ["all"],  # noqa: B006
     feature: Annotated[
@@ -155,7 +160,27 @@ def probe(
     pool: Annotated[str | None, typer.Option(help="avg or avg:GRID.")] = None,
     joint: Annotated[bool, typer.Option(help="The layers of each --layer as one vector.")] = False,
     head: Annotated[
-        list[str] | None, typer.Option(help="linear-lbfgs, ridge; nearest-neighbor or knn.")
+        list[str] | None, typer.Option(help="One of the task's heads; all if not given.")
+    ] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="face_verification: pairs to test, in LFW's format.")
+    ] = None,
+    pairs_train: Annotated[
+        Path | None, typer.Option(help="face_verification: pairs to find the threshold on.")
+    ] = None,
+    far: Annotated[
+        list[float] | None, typer.Option(help="face_verification: a false accept rate.")
+    ] = None,
+    ways: Annotated[
+        int | None, typer.Option(min=2, help="few_shot: classes an episode; 5.")
+    ] = None,
+    shots: Annotated[int | None, typer.Option(min=1, help="few_shot: images a class; 1.")] = None,
+    queries: Annotated[
+        int | None, typer.Option(min=1, help="few_shot: images a class to be told; 15.")
+    ] = None,
+    episodes: Annotated[int | None, typer.Option(min=2, help="few_shot: 600.")] = None,
+    class_split: Annotated[
+        Path | None, typer.Option(help="few_shot: a CSV of class and split (base, val, novel).")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results.jsonl, .csv.")] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
@@ -170,9 +195,10 @@ def probe(
     show = _log if sys.stderr.isatty() else (lambda line: None)
     rows = vr.run_task(
         task, store, layers=layer, feature=feature, pool=pool, joint=joint,
-        heads=head, seed=seed, notice=_log, progress=show,
+        heads=head, seed=seed, pairs=pairs, pairs_train=pairs_train, far=far, ways=ways, shots=shots,
+        queries=queries, episodes=episodes, class_split=class_split, notice=_log, progress=show,
     )  # fmt: skip
-    first = TASKS[task].metrics[0]
+    first = TASKS[task].metric
     print(results.to_json_lines(rows) if json_lines else results.table(rows, first), end="\n")
     if not json_lines:
         _log("* chosen on training data alone; p: chosen row against the best control's chosen row")

@@ -378,6 +378,40 @@ def test_omniglot(tmp_path, zipped):
     assert np.array_equal(np.stack(read(source)), np.stack(pixels))
 
 
+def test_omniglot_runs(tmp_path):
+    names = [
+        f"run{run:02d}/{kind}{number:02d}.png"
+        for run in (1, 2)
+        for kind in ("test/item", "training/class")
+        for number in (1, 2)
+    ]
+    for name in names:
+        write_png(tmp_path / "drawn" / name)
+
+    def write(first):
+        with zipfile.ZipFile(tmp_path / "all_runs.zip", "w") as archive:
+            for name in names:
+                archive.write(tmp_path / "drawn" / name, name)
+            for run, pairs in (("run01", first), ("run02", ((1, 1), (2, 2)))):
+                text = "\n".join(
+                    f"{run}/test/item{a:02d}.png {run}/training/class{b:02d}.png" for a, b in pairs
+                )
+                archive.writestr(f"{run}/class_labels.txt", text + "\n")
+
+    write(((1, 2), (2, 1)))
+    source = open_source("omniglot-runs", root=tmp_path)
+    assert source.splits == ("test", "test", "train", "train") * 2
+    assert source.factors["run"].tolist() == [1] * 4 + [2] * 4
+    named = dict(zip(source.ids, (source.label_names[k] for k in source.labels), strict=True))
+    assert named["run01/test/item01.png"] == "run01/class02" == named["run01/training/class02.png"]
+    assert named["run02/test/item01.png"] == "run02/class01"
+    write(((1, 2), (2, 7)))
+    with pytest.raises(
+        DataError, match=r"run01/class_labels.txt line 2: expected a test and a known"
+    ):
+        open_source("omniglot-runs", root=tmp_path)
+
+
 def test_tiny_imagenet(tmp_path):
     folder = tmp_path / "tiny-imagenet-200"
     for wnid in ("n01443537", "n01629819"):

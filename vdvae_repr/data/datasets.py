@@ -24,7 +24,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -377,6 +377,38 @@ def _omniglot(root: Path) -> Source:
     return _file_source("omniglot", files, labels=labels, splits=splits)
 
 
+def _omniglot_runs(root: Path) -> Source:
+    """The 20 official runs of 20-way one-shot classification: `train` the known drawings, `test` the others.
+
+    A label is a run's known drawing, as `run01/class08`; the factor `run` says which run an image is of.
+    Source: github.com/brendenlake/omniglot, python/one-shot-classification (Lake et al. 2015).
+    """
+    place = _first(
+        root, *(f"{base}all_runs.zip" for base in ("omniglot-py/", "omniglot/python/one-shot-classification/",
+        "omniglot/", ""))
+    )  # fmt: skip
+    files = _zip_members(place, ".png")
+    files = {name: content for name, content in files.items() if name.startswith("run")}
+    partner: dict[str, str] = {}
+    for name, text in _zip_members(place, "class_labels.txt").items():
+        for number, line in enumerate(text.decode().split("\n"), start=1):
+            if line.strip():
+                test, _, known = line.strip().partition(" ")
+                if test not in files or known not in files:
+                    raise DataError(
+                        f"{place}: {name} line {number}: expected a test and a known drawing, found {line!r}"
+                    )
+                partner[test] = known
+    labels: list[str | None] = []
+    for name in files:
+        drawing = PurePosixPath(partner.get(name, name))
+        labels.append(f"{drawing.parts[0]}/{drawing.stem}")
+    splits = ["test" if name in partner else "train" for name in files]
+    runs = np.array([int(PurePosixPath(name).parts[0].removeprefix("run")) for name in files])
+    source = _file_source("omniglot-runs", files, labels=labels, splits=splits)
+    return replace(source, factors={"run": runs})
+
+
 def _download_omniglot(root: Path) -> None:
     from torchvision.datasets import Omniglot
 
@@ -585,6 +617,11 @@ DATASETS: dict[str, Dataset] = {
         remedy="torchvision.datasets.Omniglot('{root}', background=True, download=True) gets it, "
         "and background=False the other half",
         download=_download_omniglot,
+    ),
+    "omniglot-runs": Dataset(
+        open=_omniglot_runs,
+        files="omniglot-py/all_runs.zip",
+        remedy="github.com/brendenlake/omniglot has it in python/one-shot-classification",
     ),
     "tiny-imagenet": Dataset(
         open=_tiny_imagenet,

@@ -78,3 +78,33 @@ def tar_at_far(similarity: Scores, same: Flags, far: float) -> float:
         return 1.0
     # Strictly above the first impostor that has to be refused.
     return float(np.mean(genuine > impostors[-passing - 1]))
+
+
+def weighted_roc(similarity: Scores, same: Flags, weights: Scores) -> tuple[Scores, Scores]:
+    """Return false and true accept rates (R, G) under R weightings (R, P) of the pairs, strictest first.
+
+    G counts the distinct similarities, and the threshold above all of them.
+    """
+    order = np.argsort(-similarity, kind="stable")
+    starts = np.flatnonzero(np.diff(similarity[order], prepend=np.inf))
+    rates = []
+    for side in (~same, same):
+        counted = np.add.reduceat(weights[:, order] * side[order], starts, axis=1)
+        summed = np.cumsum(counted, axis=1)
+        share = summed / np.maximum(summed[:, -1:], 1e-12)
+        rates.append(np.concatenate([np.zeros((len(weights), 1)), share], axis=1))
+    return rates[0], rates[1]
+
+
+def read_curve(far: Scores, tar: Scores, metric: str, rate: float = 0.0) -> Scores:
+    """Return `auc`, `eer` or `tar@far` (at `rate`) of each of R curves (R, G)."""
+    if metric == "auc":
+        return np.asarray(np.trapezoid(tar, far, axis=1))
+    if metric == "eer":
+        gap = far - (1 - tar)
+        after = np.argmax(gap >= 0, axis=1)
+        rows = np.arange(len(far))
+        low, high = gap[rows, after - 1], gap[rows, after]
+        share = -low / (high - low)
+        return far[rows, after - 1] + share * (far[rows, after] - far[rows, after - 1])
+    return np.asarray(np.where(far <= rate + 1e-12, tar, 0).max(axis=1))

@@ -1,0 +1,236 @@
+"""Verification and few-shot tasks: on data whose answer is known, and against direct computations."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.spatial.distance import cdist
+from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import normalize
+
+import vdvae_repr as vr
+from vdvae_repr.baselines import Features
+from vdvae_repr.data.sources import Source, open_source
+from vdvae_repr.heads.verification import equal_error_rate, tar_at_far
+from vdvae_repr.tasks.few_shot import FewShot, OneShot, _gram_pca
+from vdvae_repr.tasks.problem import Scored
+from vdvae_repr.tasks.verification import Verification
+
+PEOPLE, EACH = 12, 8
+
+
+def colored(noise, seed=0):
+    """People who differ in color by LFW's names, with noise."""
+    rng = np.random.default_rng(seed)
+    base = rng.integers(40, 215, (PEOPLE, 1, 1, 1, 3))
+    spread = rng.integers(-noise, noise + 1, (PEOPLE, EACH, 16, 16, 3))
+    images = (base + spread).clip(0, 255).astype(np.uint8).reshape(-1, 16, 16, 3)
+    names = [f"P{person:02d}" for person in range(PEOPLE)]
+    return Source(
+        name="colored",
+        ids=tuple(f"{name}/{name}_{number:04d}.png" for name in names for number in range(1, EACH + 1)),
+        reader=lambda index: images[index],
+        labels=np.repeat(np.arange(PEOPLE), EACH),
+        label_names=tuple(names),
+    )  # fmt: skip
+
+
+def write_pairs(path, people, folds, count, seed):
+    rng = np.random.default_rng(seed)
+    lines = [f"{folds}\t{count}" if folds > 1 else str(count)]
+    for fold in range(folds):
+        own = people[fold * len(people) // folds : (fold + 1) * len(people) // folds]
+        for _ in range(count):
+            i, j = rng.choice(EACH, 2, replace=False) + 1
+            lines.append(f"P{rng.choice(own):02d}\t{i}\t{j}")
+        for _ in range(count):
+            a, b = rng.choice(own, 2, replace=False)
+            i, j = rng.integers(1, EACH + 1, 2)
+            lines.append(f"P{a:02d}\t{i}\tP{b:02d}\t{j}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def faces(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("v")
+    store = vr.extract(tiny, colored(60), folder / "s.h5", layers="<=4x4", mirror=True)
+    write_pairs(folder / "test.txt", range(6), 1, 120, 0)
+    write_pairs(folder / "train.txt", range(6, 12), 1, 120, 1)
+    write_pairs(folder / "folds.txt", range(12), 4, 60, 2)
+    return store, folder
+
+
+def test_view_1_takes_its_threshold_from_the_training_pairs(faces):
+    store, folder = faces
+    lines = []
+    options = {"pairs": folder / "test.txt", "pairs_train": folder / "train.txt"}
+    rows = vr.run_task("face_verification", store, notice=lines.append, **options)
+    assert "threshold from 240 pairs; with the mirrored" in lines[0]
+    assert {row.protocol for row in rows} == {"lfw-view1"}
+    problem = Verification(store, images=store.images(), **options)
+    known, test = problem.choose, problem.test
+    X = store.matrix("4x4.0")[0] + store.mirrored().matrix("4x4.0")[0]
+    rows_of = np.unique(np.concatenate([known.first, known.second]))
+    unit = normalize(X - X[rows_of].mean(axis=0))
+    similarity = {
+        name: np.sum(unit[pairs.first] * unit[pairs.second], axis=1)
+        for name, pairs in (("known", known), ("test", test))
+    }
+    edges = np.unique(similarity["known"])
+    right = [np.mean((similarity["known"] >= edge) == known.same) for edge in edges]
+    found = {
+        row.metric: row for row in rows
+        if (row.head, row.model, row.layer) == ("cosine", "tiny", "4x4.0")
+    }  # fmt: skip
+    expected = np.mean((similarity["test"] >= edges[np.argmax(right)] - 1e-9) == test.same)
+    assert found["accuracy"].value == pytest.approx(expected, abs=0.01)
+    assert found["auc"].value == pytest.approx(roc_auc_score(test.same, similarity["test"]))
+    assert found["eer"].value == pytest.approx(equal_error_rate(similarity["test"], test.same))
+    allowed = tar_at_far(similarity["test"], test.same, 0.1)
+    assert found["tar@far=0.1"].value == pytest.approx(allowed)
+    for metric in ("accuracy", "auc", "eer", "tar@far=0.1"):
+        assert found[metric].ci_low <= found[metric].value <= found[metric].ci_high
+    assert "tar@far=0.01" not in found  # 120 impostors are too few, and the notice says so
+    assert "120 impostors are too few for FAR 0.01, 0.001" in lines[0]
+    shuffled = [r for r in rows if r.model == "shuffled-labels" and r.metric == "accuracy"]
+    assert all(abs(row.value - 0.5) < 0.2 for row in shuffled)
+
+
+def test_view_2_states_standard_error_and_deviation_over_folds(faces):
+    store, folder = faces
+    rows = vr.run_task(
+        "face_verification", store, layers="4x4.0", heads=["cosine"], pairs=folder / "folds.txt"
+    )
+    row = next(row for row in rows if row.model == "tiny" and row.metric == "accuracy")
+    assert row.protocol == "lfw-view2"
+    assert row.se == pytest.approx(row.std / 2)  # four folds
+    half = stats.t.ppf(0.975, 3) * row.se
+    assert (row.ci_low, row.ci_high) == pytest.approx((row.value - half, row.value + half))
+    assert row.value > 0.7
+    assert not [row for row in rows if row.model == "pca"]
+
+
+def test_verification_refuses_what_it_cannot_do(faces, tmp_path):
+    store, folder = faces
+    with pytest.raises(vr.TaskError, match="give --pairs"):
+        vr.run_task("face_verification", store)
+    with pytest.raises(vr.TaskError, match="give --pairs-train"):
+        vr.run_task("face_verification", store, pairs=folder / "test.txt")
+    with pytest.raises(vr.TaskError, match="in the training pairs and in the test pairs"):
+        vr.run_task(
+            "face_verification", store, pairs=folder / "test.txt", pairs_train=folder / "test.txt"
+        )
+    with pytest.raises(vr.TaskError, match=r"tar@far=0\.001: expected at least 10 impostor"):
+        vr.run_task(
+            "face_verification", store, pairs=folder / "test.txt",
+            pairs_train=folder / "train.txt", far=[0.001],
+        )  # fmt: skip
+    with pytest.raises(
+        vr.TaskError, match="pairs is an option of face_verification, not of face_id"
+    ):
+        vr.run_task("face_id", store, pairs=folder / "test.txt")
+
+
+def test_few_shot_accuracy_and_interval_are_those_of_the_episodes(tiny, tmp_path):
+    store = vr.extract(tiny, colored(60), tmp_path / "s.h5", layers="4x4.0")
+    options = {"ways": 3, "shots": 2, "queries": 4, "episodes": 40}
+    rows = vr.run_task("few_shot", store, heads=["nearest-prototype"], **options)
+    row = next(row for row in rows if row.model == "tiny")
+    assert (row.protocol, row.n_train, row.n_test, row.chance) == ("few-shot", 6, 12, 1 / 3)
+    problem = FewShot(store, images=store.images(), **options)
+    X, found = store.matrix("4x4.0")[0], []
+    for episode in problem.episodes:
+        assert len(set(episode.classes)) == 3
+        assert not set(episode.support) & set(episode.query)
+        support = X[episode.support].reshape(3, 2, -1).mean(axis=1)
+        distance = ((X[episode.query][:, None] - support) ** 2).sum(axis=2)
+        found.append(np.mean(distance.argmin(axis=1) == np.repeat(np.arange(3), 4)))
+    assert row.value == pytest.approx(np.mean(found))
+    half = stats.t.ppf(0.975, 39) * np.std(found, ddof=1) / np.sqrt(40)
+    assert row.ci_high - row.value == pytest.approx(half)
+    assert not any(row.chosen for row in rows)
+    shuffled = next(row for row in rows if row.model == "shuffled-labels")
+    assert shuffled.value < row.value
+    again = vr.run_task("few_shot", store, heads=["nearest-prototype"], **options)
+    assert [r.value for r in again] == [r.value for r in rows]
+
+
+def test_class_split_says_what_is_novel_and_where_layers_are_chosen(tiny, tmp_path):
+    store = vr.extract(tiny, colored(60), tmp_path / "s.h5", layers="<=4x4")
+    sides = ["base"] * 4 + ["val"] * 4 + ["novel"] * 4
+    lines = [f"P{person:02d},{side}" for person, side in enumerate(sides)]
+    (tmp_path / "split.csv").write_text("\n".join(["class,split", *lines]))
+    options = {"ways": 3, "queries": 4, "episodes": 20, "class_split": tmp_path / "split.csv"}
+    notices = []
+    rows = vr.run_task(
+        "few_shot", store, heads=["simpleshot-cl2n", "knn-1"], notice=notices.append, **options
+    )
+    assert "chosen on episodes of 4 val classes" in notices[0]
+    for head in ("simpleshot-cl2n", "knn-1"):
+        ours = [row for row in rows if row.model == "tiny" and row.head == head]
+        assert sum(row.chosen for row in ours) == 1
+        assert sum(row.p_value is not None for row in ours) == 1
+    problem = FewShot(store, images=store.images(), **options)
+    assert {int(k) for episode in problem.episodes for k in episode.classes} == {8, 9, 10, 11}
+    assert set(store.labels[problem.base]) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,split\n", "expected columns class and split, found name, split"),
+        ("class,split\nP00,train\n", "line 2: expected base, val or novel, found 'train'"),
+        ("class,split\nP99,base\n", "line 2: .* has no class 'P99'"),
+        ("class,split\nP00,base\nP00,novel\n", "class 'P00' is named twice"),
+        ("class,split\nP00,novel\n", "expected at least 5 novel classes of 5 images .* found 1"),
+    ],
+)
+def test_what_is_wrong_with_a_class_split_is_named(tiny, tmp_path, text, message):
+    store = vr.extract(tiny, colored(60), tmp_path / "s.h5", layers="1x1")
+    (tmp_path / "split.csv").write_text(text)
+    with pytest.raises(vr.TaskError, match=message):
+        vr.run_task("few_shot", store, queries=4, class_split=tmp_path / "split.csv")
+
+
+def test_components_from_inner_products_are_scikit_learns():
+    from sklearn.decomposition import PCA
+
+    X = np.random.default_rng(0).normal(size=(30, 50))
+    fit, items = np.arange(20), np.arange(15, 30)
+    ours = _gram_pca(X @ X.T, fit, items)[:, :10]
+    theirs = PCA(10, svd_solver="full").fit(X[fit]).transform(X[items])
+    np.testing.assert_allclose(np.abs(ours), np.abs(theirs), atol=1e-8)
+
+
+@pytest.mark.shared_data
+def test_modified_hausdorff_baseline_has_lakes_error(shared_data, tiny, tmp_path):
+    """Lake et al.'s own baseline, 38.8 % on the 20 runs, through the loader and the scorer."""
+    source = open_source("omniglot-runs", root=shared_data / "omniglot")
+    assert (len(source), source.splits.count("test")) == (800, 400)
+    ink = [
+        np.argwhere(~np.asarray(image.convert("1"))).astype(float) for image in source.read(0, 800)
+    ]
+    ink = [points - points.mean(axis=0) for points in ink]
+    store = vr.extract(tiny, source, tmp_path / "s.h5", layers="1x1")
+    problem = OneShot(store, images=store.images())
+    wrong = []
+    for query in problem.queries:
+        known = problem.known[problem.runs[problem.known] == problem.runs[query]]
+        distances = []
+        for other in known:
+            apart = cdist(ink[query], ink[other])
+            distances.append(max(apart.min(axis=1).mean(), apart.min(axis=0).mean()))
+        wrong.append(source.labels[known[np.argmin(distances)]] != source.labels[query])
+    blank = Features("hausdorff", None, np.zeros((800, 1), np.float32))
+    scored = Scored(blank, False, None, np.array(wrong, float), 0.0)
+    [figure] = problem.figures("error", [scored], 0)
+    assert figure.value == pytest.approx(0.388, abs=0.0006)
+    assert figure.low < 0.388 < figure.high
+    assert figure.chance == 0.95
+    rows = vr.run_task("omniglot_oneshot", store, heads=["nearest-prototype"])
+    pixels = next(row for row in rows if row.model == "pixels")
+    assert 0.5 < pixels.value < 0.95  # 16x16 pixels say little, but something
+    with pytest.raises(vr.TaskError, match="extract with --data omniglot-runs"):
+        vr.run_task(
+            "omniglot_oneshot", vr.extract(tiny, colored(9), tmp_path / "c.h5", layers="1x1")
+        )

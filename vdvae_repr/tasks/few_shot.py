@@ -1,0 +1,321 @@
+"""`few_shot`, episodes from classes that nothing was fitted on, and `omniglot_oneshot`, the official runs."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student
+
+from vdvae_repr import baselines
+from vdvae_repr.baselines import Features
+from vdvae_repr.errors import TaskError
+from vdvae_repr.heads.few_shot import HEADS
+from vdvae_repr.latents.store import LatentStore
+from vdvae_repr.tasks.problem import Figure, Scored, refuse_leaks
+from vdvae_repr.tasks.resampling import interval, paired_bootstrap, resampled_means
+
+SIDES = ("base", "val", "novel")
+OUTSIDE = 500  # images that PCA is fitted on, drawn among the classes outside an episode
+Rows = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class _Episode:
+    classes: NDArray[np.int64]
+    support: Rows
+    query: Rows
+    """Rows, class by class."""
+
+
+class FewShot:
+    """Seeded episodes of the novel classes, the same for all heads and features.
+
+    Without a class split every class is novel; then base statistics come from the classes outside each
+    episode, and no layer is chosen, because nothing is left to choose on.
+    """
+
+    heads: tuple[str, ...] = tuple(HEADS)
+    metrics: tuple[str, ...] = ("accuracy",)
+    mirrored = False
+
+    def __init__(
+        self,
+        store: LatentStore,
+        *,
+        images: NDArray[np.uint8],
+        ways: int = 5,
+        shots: int = 1,
+        queries: int = 15,
+        episodes: int = 600,
+        class_split: str | Path | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.ways, self.shots, self.queries, self.labels = ways, shots, queries, store.labels
+        sides = _read_class_split(class_split, store)
+        needed = shots + queries
+        rows_of = {
+            int(k): np.flatnonzero(store.labels == k) for k in np.unique(store.labels) if k >= 0
+        }
+        enough = {k for k, rows in rows_of.items() if len(rows) >= needed}
+        usable = {side: [k for k in classes if k in enough] for side, classes in sides.items()}
+        if len(usable["novel"]) < ways:
+            raise TaskError(
+                f"{store.path}: expected at least {ways} novel classes of {needed} images ({shots} shots and "
+                f"{queries} queries), found {len(usable['novel'])}; ask for fewer ways, shots or queries"
+            )
+        self.base = np.concatenate([rows_of[k] for k in sides["base"]] or [np.zeros(0, np.intp)])
+        self.episodes = _draw(usable["novel"], rows_of, ways, shots, queries, episodes, seed)
+        choose = next((usable[side] for side in ("val", "base") if len(usable[side]) >= ways), [])
+        self.training = (
+            _draw(choose, rows_of, ways, shots, queries, episodes, seed + 1) if choose else []
+        )
+        used = [
+            (side, np.concatenate([rows_of[k] for k in classes]))
+            for side, classes in sides.items()
+            if classes
+        ]
+        refuse_leaks(images, store.ids, used)
+        self.n_train, self.n_test = ways * shots, ways * queries
+        self.notice = (
+            f"{episodes} episodes of {ways} ways, {shots} shots, {queries} queries a way, from "
+            f"{len(usable['novel'])} novel classes"
+        )
+        if left := len(sides["novel"]) - len(usable["novel"]):
+            self.notice += f"; {left} classes of fewer than {needed} images left out"
+        if choose:
+            where = "val" if len(usable["val"]) >= ways else "base"
+            self.notice += f"; the layer is chosen on episodes of {len(choose)} {where} classes"
+
+    def protocol(self, head: str) -> str:
+        """Return the protocol's name."""
+        return "few-shot"
+
+    def pca(self, raw: Features, dims: Sequence[int]) -> list[Features]:
+        """PCA of the base classes' images; without them, of images outside each episode's classes."""
+        if len(self.base):
+            return baselines.pca(raw, self.base, dims)
+        largest, parts = min(OUTSIDE - 1, raw.X.shape[1]), []
+        X = raw.X.astype(np.float64)
+        gram = X @ X.T
+        rng = np.random.default_rng(0)
+        for episode in self.episodes:
+            outside = np.flatnonzero(~np.isin(self.labels, episode.classes) & (self.labels >= 0))
+            if len(outside) > OUTSIDE:
+                outside = np.sort(rng.choice(outside, OUTSIDE, replace=False))
+            items = np.concatenate([episode.support, episode.query])
+            parts.append(_gram_pca(gram, outside, items))
+            largest = min(largest, parts[-1].shape[1])
+        sizes = {min(d, largest) for d in dims} | {
+            s for s in (8, 16, 32, 64, 128, 256) if s < largest
+        }
+        stacked = np.stack([part[:, :largest] for part in parts]).astype(np.float32)
+        return [Features("pca", None, stacked[:, :, :size], False) for size in sorted(sizes)]
+
+    def score(self, head: str, features: Features, seed: int, shuffled: bool = False) -> Scored:
+        """Fit and test a head on each episode; the outcome is the accuracy (E,) of each."""
+        started = time.monotonic()
+        training = None
+        own = features.X.ndim == 3  # made for each episode
+        X = features.X if own else _in_span(features.X)
+        if self.training and not own:
+            training = float(np.mean(self._accuracies(head, X, self.training, None)))
+        rng = np.random.default_rng(seed) if shuffled else None
+        accuracies = self._accuracies(head, X, self.episodes, rng)
+        return Scored(features, False, training, accuracies, round(time.monotonic() - started, 3))
+
+    def figures(self, metric: str, scored: Sequence[Scored], seed: int) -> list[Figure]:
+        """Return mean accuracy over episodes, with t(.975, E - 1) standard errors on either side."""
+        figures = []
+        for item in scored:
+            mean, std = float(item.outcome.mean()), float(item.outcome.std(ddof=1))
+            se = std / len(item.outcome) ** 0.5
+            half = float(student.ppf(0.975, len(item.outcome) - 1)) * se
+            figures.append(Figure(mean, mean - half, mean + half, se, std, 1 / self.ways))
+        return figures
+
+    def p_value(self, a: Scored, b: Scored, seed: int) -> float:
+        """Compare the accuracies of the same episodes."""
+        return paired_bootstrap(a.outcome, b.outcome, np.arange(len(a.outcome)), seed)
+
+    def _accuracies(
+        self,
+        head: str,
+        X: NDArray[Any],
+        episodes: Sequence[_Episode],
+        rng: np.random.Generator | None,
+    ) -> NDArray[np.float64]:
+        """Return the accuracy of each episode; with rng, under permuted support labels."""
+        y, truth = (np.repeat(np.arange(self.ways), n) for n in (self.shots, self.queries))
+        known = self.labels >= 0
+        total = X[known].sum(axis=0) if X.ndim == 2 else None
+        base = X[self.base].mean(axis=0) if len(self.base) else None
+        found = np.zeros(len(episodes))
+        for number, episode in enumerate(episodes):
+            if total is None:
+                support, query = np.split(X[number], [len(episode.support)])
+                mean = np.zeros(X.shape[2], X.dtype)  # PCA of the outside has centred it
+            else:
+                support, query = X[episode.support], X[episode.query]
+                inside = known & np.isin(self.labels, episode.classes)
+                others = known.sum() - inside.sum()
+                mean = (
+                    base if base is not None else (total - X[inside].sum(axis=0)) / max(others, 1)
+                )
+            labels = y if rng is None else rng.permutation(y)
+            fitted = HEADS[head](mean).fit(support, labels)
+            found[number] = np.mean(fitted.predict(query) == truth)
+        return found
+
+
+class OneShot:
+    """Protocol `omniglot-oneshot`: 20 runs, in each 20 queries to be told by 20 known drawings; error.
+
+    Nothing is trained, so no layer is chosen; PCA is fitted on the known drawings. Intervals resample runs.
+    Source: Lake et al. 2015, whose human error is 0.045, and that of the modified Hausdorff distance 0.388.
+    """
+
+    heads: tuple[str, ...] = (
+        "nearest-prototype", "nearest-prototype-cosine", "simpleshot-l2n", "logistic", "ridge",
+    )  # fmt: skip
+    metrics: tuple[str, ...] = ("error",)
+    mirrored = False
+
+    def __init__(self, store: LatentStore, *, images: NDArray[np.uint8]) -> None:
+        if "run" not in store.factors or not {"train", "test"} <= set(store.splits):
+            raise TaskError(
+                f"{store.path}: expected the official runs; extract with --data omniglot-runs"
+            )
+        self.labels, self.runs = store.labels, store.factors["run"]
+        splits = np.array(store.splits)
+        self.known, self.queries = (np.flatnonzero(splits == side) for side in ("train", "test"))
+        for run in np.unique(self.runs):
+            own = self.labels[self.known[self.runs[self.known] == run]]
+            asked = self.labels[self.queries[self.runs[self.queries] == run]]
+            if len(set(own)) < len(own) or not set(asked) <= set(own):
+                raise TaskError(
+                    f"{store.path}: run {run}: expected one known drawing of each character that is asked for"
+                )
+        self.n_train = len(self.known)
+        self.n_test = len(self.queries)
+        runs = len(np.unique(self.runs))
+        self.ways = self.n_train / runs
+        self.notice = f"{runs} runs, {self.n_train} known drawings, {self.n_test} queries"
+
+    def protocol(self, head: str) -> str:
+        """Return the protocol's name."""
+        return "omniglot-oneshot"
+
+    def pca(self, raw: Features, dims: Sequence[int]) -> list[Features]:
+        """PCA of the known drawings."""
+        return baselines.pca(raw, self.known, dims)
+
+    def score(self, head: str, features: Features, seed: int, shuffled: bool = False) -> Scored:
+        """Tell each run's queries; the outcome is whether each of them is wrong, (Q,)."""
+        started = time.monotonic()
+        X, rng = _in_span(features.X), np.random.default_rng(seed)
+        wrong = np.zeros(len(self.queries))
+        for run in np.unique(self.runs):
+            known = self.known[self.runs[self.known] == run]
+            here = np.flatnonzero(self.runs[self.queries] == run)
+            labels = self.labels[known]
+            fitted = HEADS[head](np.zeros(X.shape[1])).fit(
+                X[known], rng.permutation(labels) if shuffled else labels
+            )
+            queries = self.queries[here]
+            wrong[here] = fitted.predict(X[queries]) != self.labels[queries]
+        return Scored(features, False, None, wrong, round(time.monotonic() - started, 3))
+
+    def figures(self, metric: str, scored: Sequence[Scored], seed: int) -> list[Figure]:
+        """Return the error of each, a fraction."""
+        wrong = np.stack([item.outcome for item in scored], axis=1)
+        low, high = interval(resampled_means(wrong, self.runs[self.queries], seed))
+        return [
+            Figure(float(value), float(lo), float(hi), chance=1 - 1 / self.ways)
+            for value, lo, hi in zip(wrong.mean(axis=0), low, high, strict=True)
+        ]
+
+    def p_value(self, a: Scored, b: Scored, seed: int) -> float:
+        """Compare errors on the same queries."""
+        return paired_bootstrap(a.outcome, b.outcome, self.runs[self.queries], seed)
+
+
+def _draw(
+    classes: Sequence[int],
+    rows_of: dict[int, Rows],
+    ways: int,
+    shots: int,
+    queries: int,
+    count: int,
+    seed: int,
+) -> list[_Episode]:
+    episodes = []
+    for number in range(count):
+        rng = np.random.default_rng([seed, number])
+        chosen = rng.choice(np.array(classes), ways, replace=False)
+        drawn = [rng.choice(rows_of[int(k)], shots + queries, replace=False) for k in chosen]
+        support = np.concatenate([rows[:shots] for rows in drawn])
+        query = np.concatenate([rows[shots:] for rows in drawn])
+        episodes.append(_Episode(chosen, support, query))
+    return episodes
+
+
+def _in_span(X: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return coordinates (N, r), r <= N, with the inner products of the rows of X (N, D)."""
+    A = X.astype(np.float64)
+    if A.shape[1] <= len(A):
+        return A
+    values, vectors = np.linalg.eigh(A @ A.T)
+    keep = values > 1e-12 * max(values[-1], 1e-300)
+    return np.asarray(vectors[:, keep] * np.sqrt(values[keep]))
+
+
+def _gram_pca(gram: NDArray[np.float64], fit: Rows, items: Rows) -> NDArray[np.float64]:
+    """Return principal components (n, r) of rows `items`, fitted on `fit`, from inner products (N, N)."""
+    inner = gram[np.ix_(fit, fit)]
+    column = inner.mean(axis=0)
+    centred = inner - column - column[:, None] + inner.mean()
+    values, vectors = np.linalg.eigh(centred)
+    keep = np.flatnonzero(values > 1e-10 * max(values[-1], 1e-300))[::-1]
+    across = gram[np.ix_(items, fit)]
+    across = across - across.mean(axis=1, keepdims=True) - column + inner.mean()
+    return np.asarray(across @ vectors[:, keep] / np.sqrt(values[keep]))
+
+
+def _read_class_split(path: str | Path | None, store: LatentStore) -> dict[str, list[int]]:
+    """Return the classes of each side; every class is novel without a file."""
+    labels = {int(k) for k in np.unique(store.labels) if k >= 0}
+    if path is None:
+        return {"base": [], "val": [], "novel": sorted(labels)}
+    number = {name: index for index, name in enumerate(store.label_names)}
+    sides: dict[str, list[int]] = {side: [] for side in SIDES}
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as handle:
+            reader = csv.DictReader(handle)
+            if not {"class", "split"} <= set(reader.fieldnames or []):
+                raise TaskError(
+                    f"{path}: expected columns class and split, found {', '.join(reader.fieldnames or [])}"
+                )
+            for line, row in enumerate(reader, start=2):
+                if row["split"] not in SIDES:
+                    raise TaskError(
+                        f"{path} line {line}: expected base, val or novel, found {row['split']!r}"
+                    )
+                if row["class"] not in number:
+                    raise TaskError(
+                        f"{path} line {line}: {store.path} has no class {row['class']!r}"
+                    )
+                sides[row["split"]].append(number[row["class"]])
+    except OSError as error:
+        raise TaskError(f"{path}: cannot be read ({error.strerror})") from error
+    named = [k for side in sides.values() for k in side]
+    if len(set(named)) < len(named):
+        twice = next(k for k in named if named.count(k) > 1)
+        raise TaskError(f"{path}: class {store.label_names[twice]!r} is named twice")
+    return {side: [k for k in classes if k in labels] for side, classes in sides.items()}

@@ -1,0 +1,182 @@
+"""`face_id`, protocol `closed-set`, and `classification`: which of the classes trained on is it?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vdvae_repr import baselines
+from vdvae_repr.baselines import Features
+from vdvae_repr.errors import TaskError
+from vdvae_repr.heads.linear import LinearLBFGS, Ridge
+from vdvae_repr.heads.neighbors import NearestNeighbor, WeightedNeighbors
+from vdvae_repr.latents.store import LatentStore
+from vdvae_repr.tasks.problem import Figure, Scored, refuse_leaks
+from vdvae_repr.tasks.resampling import interval, paired_bootstrap, resampled_means
+
+Rows = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class _Words:
+    """How the two tasks differ in words, heads and units."""
+
+    heads: tuple[str, ...]
+    metrics: tuple[str, ...]
+    train: str
+    test: str
+    item: str
+    many: str
+    closed_set: bool
+
+
+_FACES = _Words(
+    heads=("nearest-neighbor", "ridge", "linear-lbfgs"), metrics=("rank1", "rank5"),
+    train="gallery", test="probe", item="person", many="people", closed_set=True,
+)  # fmt: skip
+_CLASSES = _Words(
+    heads=("knn", "ridge", "linear-lbfgs"), metrics=("accuracy", "balanced_accuracy", "top5"),
+    train="train", test="test", item="class", many="classes", closed_set=False,
+)  # fmt: skip
+
+
+class Identification:
+    """A split of labelled images; what is scored is where each test image's own class comes.
+
+    Intervals and comparisons resample people in `face_id`, test images in `classification`.
+    """
+
+    mirrored = False
+
+    def __init__(self, store: LatentStore, *, images: NDArray[np.uint8], task: str) -> None:
+        self.words = words = _FACES if task == "face_id" else _CLASSES
+        self.heads, self.metrics = words.heads, words.metrics
+        self.labels = store.labels
+        self.train, self.val, self.test, self.notice = _split(store, task, words)
+        self.n_train, self.n_test = len(self.train), len(self.test)
+        truth = self.labels[self.test]
+        self.units = truth if words.closed_set else np.arange(len(truth))
+        sides = [(words.train, self.train), ("val", self.val), (words.test, self.test)]
+        refuse_leaks(images, store.ids, sides)
+
+    def protocol(self, head: str) -> str:
+        """Return `closed-set`, or the head's own name."""
+        return "closed-set" if self.words.closed_set else head
+
+    def pca(self, raw: Features, dims: Sequence[int]) -> list[Features]:
+        """PCA of the training rows."""
+        return baselines.pca(raw, self.train, dims)
+
+    def score(self, head: str, features: Features, seed: int, shuffled: bool = False) -> Scored:
+        """Fit a head; the outcome is the rank (N,) of each test image's own class, 0 the first."""
+        started = time.monotonic()
+        X, labels = features.X, self.labels.copy()
+        if shuffled:
+            labels[self.train] = np.random.default_rng(seed).permutation(labels[self.train])
+        y = labels[self.train]
+        training_score: float | None = None
+        standardised = head in ("ridge", "linear-lbfgs") and features.standardise
+        fitted: LinearLBFGS | Ridge | NearestNeighbor | WeightedNeighbors
+        if head == "linear-lbfgs":
+            set_apart = (X[self.val], labels[self.val]) if len(self.val) else None
+            fitted = LinearLBFGS(standardize=standardised, seed=seed)
+            fitted.fit(X[self.train], y, set_apart)
+            if fitted.search_ != "fixed":
+                training_score = float(fitted.cv_scores_.max())
+        else:
+            match head:
+                case "ridge":
+                    fitted = Ridge(standardize=standardised)
+                case "knn":
+                    fitted = WeightedNeighbors()
+                case _:
+                    fitted = NearestNeighbor(center=True)
+            fitted.fit(X[self.train], y)
+            if len(self.val):
+                training_score = float(fitted.score(X[self.val], labels[self.val]))
+            elif np.unique(y, return_counts=True)[1].min() > 1:
+                training_score = float(np.mean(fitted.leave_one_out() == y))
+        scores, truth = fitted.class_scores(X[self.test]), self.labels[self.test]
+        if not np.isfinite(scores).all():
+            raise TaskError(
+                f"{features.model} {features.layer or X.shape[1]}, {head}: expected finite scores, "
+                "found others"
+            )
+        own = np.searchsorted(fitted.classes_, truth)[:, None]
+        value = np.take_along_axis(scores, own, axis=1)
+        before = np.arange(scores.shape[1]) < own  # of equal scores the first class is predicted
+        rank = ((scores > value) | ((scores == value) & before)).sum(axis=1)
+        seconds = round(time.monotonic() - started, 3)
+        return Scored(features, standardised, training_score, rank, seconds)
+
+    def figures(self, metric: str, scored: Sequence[Scored], seed: int) -> list[Figure]:
+        """Return a metric of each, with a bootstrap's interval."""
+        truth = self.labels[self.test]
+        classes = len(np.unique(self.labels[self.train]))
+        depth = min(classes, 5 if metric in ("rank5", "top5") else 1)
+        hits = (np.stack([item.outcome for item in scored], axis=1) < depth).astype(float)
+        values, strata = hits.mean(axis=0), None
+        if metric == "balanced_accuracy":
+            strata = truth
+            values = np.mean([hits[truth == k].mean(axis=0) for k in np.unique(truth)], axis=0)
+        low, high = interval(resampled_means(hits, self.units, seed, strata))
+        return [
+            Figure(float(v), float(lo), float(hi), chance=depth / classes)
+            for v, lo, hi in zip(values, low, high, strict=True)
+        ]
+
+    def p_value(self, a: Scored, b: Scored, seed: int) -> float:
+        """Compare the shares of test images whose own class comes first."""
+        return paired_bootstrap(a.outcome == 0, b.outcome == 0, self.units, seed)
+
+
+def _split(store: LatentStore, task: str, words: _Words) -> tuple[Rows, Rows, Rows, str]:
+    """Return rows to train on, to choose on and to test on, and what to say of them.
+
+    Without splits, the first half of each label's images is trained on.
+    """
+    labels, splits = store.labels, np.array(store.splits)
+    known = labels >= 0
+    groups = np.unique(labels[known])
+    if len(groups) < 2:
+        raise TaskError(
+            f"{store.path}: {task} needs at least 2 labelled {words.many}, found {len(groups)}; "
+            f"give a folder with one subfolder a {words.item}"
+        )
+    val = np.zeros(len(labels), dtype=bool)
+    if (splits == "train").any():
+        tested = "test" if (splits == "test").any() else "val"
+        train, test = known & (splits == "train"), known & (splits == tested)
+        if tested == "test":
+            val = known & (splits == "val")
+        text = f"{words.train}: split train, {words.test}: split {tested}"
+    else:
+        train = np.zeros(len(labels), dtype=bool)
+        for group in groups:
+            members = np.flatnonzero(labels == group)
+            train[members[: len(members) // 2]] = True
+        test = known & ~train
+        text = (
+            f"no splits: {words.train} is the first half of each {words.item}'s images, "
+            f"{words.test} the rest"
+        )
+    for group in groups:
+        counts = [int(np.sum(side & (labels == group))) for side in (train, test)]
+        if 0 in counts:
+            name: Any = store.label_names[group] if group < len(store.label_names) else group
+            raise TaskError(
+                f"{store.path}: expected images of {name} in {words.train} and {words.test}, "
+                f"found {counts[0]} and {counts[1]}; give at least 2 images of each {words.item}"
+            )
+    text += f" ({train.sum()} and {test.sum()} images, {len(groups)} {words.many})"
+    if val.any():
+        text += f"; choices are made on split val ({val.sum()} images)"
+    if not known.all():
+        text += f"; {np.sum(~known)} unlabelled images left out"
+    rows = [np.flatnonzero(side) for side in (train, val, test)]
+    return rows[0], rows[1], rows[2], text
