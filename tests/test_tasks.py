@@ -9,7 +9,7 @@ from vdvae_repr import results
 from vdvae_repr.baselines import Features
 from vdvae_repr.data.sources import Source
 from vdvae_repr.heads.neighbors import WeightedNeighbors
-from vdvae_repr.tasks.identification import Identification
+from vdvae_repr.tasks.identification import FACES, Identification
 from vdvae_repr.tasks.resampling import interval, paired_bootstrap, resampled_means
 
 
@@ -139,7 +139,7 @@ def test_classification_measures_what_scikit_learn_measures(tiny, tmp_path):
 def test_equal_scores_are_no_hits(tiny, tmp_path):
     store = vr.extract(tiny, people(6), tmp_path / "s.h5", layers="1x1.0")
     flat = Features("pixels", None, np.zeros((len(store), 3), np.float32))
-    problem = Identification(store, images=store.images(), task="face_id")
+    problem = Identification(store, images=store.images(), words=FACES)
     scored = problem.score("nearest-neighbor", flat, seed=0)
     assert np.mean(scored.outcome == 0) == 0.25  # always the first of four
 

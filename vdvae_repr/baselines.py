@@ -40,10 +40,16 @@ def pixels(images: Array) -> Features:
 def pca(pixels: Features, train: NDArray[np.int64], dims: Sequence[int]) -> list[Features]:
     """PCA of the pixels of `train` at each layer's dimensions, and at sizes to choose from; not rescaled."""
     largest = min(len(train) - 1, pixels.X.shape[1])
-    sizes = {min(d, largest) for d in dims} | {s for s in (8, 16, 32, 64, 128, 256) if s < largest}
     fitted = PCA(largest, svd_solver="full").fit(pixels.X[train])
     projected = fitted.transform(pixels.X)
-    return [Features("pca", None, projected[:, :size], False) for size in sorted(sizes)]
+    return [Features("pca", None, projected[:, :size], False) for size in pca_sizes(dims, largest)]
+
+
+def pca_sizes(dims: Sequence[int], largest: int) -> list[int]:
+    """Return numbers of components, `largest` at most: each layer's dimensions, and some to choose from."""
+    return sorted(
+        {min(d, largest) for d in dims} | {s for s in (8, 16, 32, 64, 128, 256) if s < largest}
+    )
 
 
 def random_init(

@@ -86,7 +86,7 @@ def extract(
     pool: Annotated[str | None, typer.Option(help="Store avg or avg:GRID, to save disk.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, or float16 to save disk.")] = "float32",
     precision: Annotated[
-        str, typer.Option(help="fp32; tf32 (GPUs) or bf16, faster and less exact.")
+        str, typer.Option(help="fp32; tf32 (GPUs) or bf16 trade exactness for speed.")
     ] = "fp32",
     on_error: Annotated[
         str, typer.Option(help="Of an image that cannot be read: raise, or skip and list it.")

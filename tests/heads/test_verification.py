@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy.optimize import brentq
@@ -8,8 +10,10 @@ from vdvae_repr.heads.verification import (
     accuracy,
     auc,
     best_threshold,
+    check_far,
     cosine_similarity,
     equal_error_rate,
+    roc,
     tar_at_far,
 )
 
@@ -39,24 +43,37 @@ def test_threshold_is_the_best_of_all(pairs):
 
 def test_curve_metrics_are_scikit_learns(pairs):
     similarity, same = pairs
-    assert auc(similarity, same) == roc_auc_score(same, similarity)
+    curve = roc(similarity, same)
+    assert auc(*curve)[0] == pytest.approx(roc_auc_score(same, similarity))
     far, tar, _ = roc_curve(same, similarity, drop_intermediate=False)
     crossing = brentq(lambda x: np.interp(x, far, tar) - (1 - x), 0, 1)
-    assert equal_error_rate(similarity, same) == pytest.approx(crossing, abs=1e-9)
+    assert equal_error_rate(*curve)[0] == pytest.approx(crossing, abs=1e-9)
     for rate in (0.1, 0.01):
         allowed = tar[far <= rate + 1e-12].max()
-        assert tar_at_far(similarity, same, rate) == pytest.approx(allowed)
-    assert tar_at_far(similarity, same, 1.0) == 1.0
+        assert tar_at_far(*curve, rate)[0] == pytest.approx(allowed)
+    assert tar_at_far(*curve, 1.0)[0] == 1.0
 
 
 def test_far_finer_than_the_impostors_allow_is_refused(pairs):
-    similarity, same = pairs
+    _, same = pairs
     with pytest.raises(vr.TaskError, match=r"tar@far=0\.001: expected at least 10 impostor pairs"):
-        tar_at_far(similarity, same, 0.001)
+        check_far(0.001, int((~same).sum()))
+    check_far(0.01, int((~same).sum()))
+
+
+def test_weighted_curves_are_those_of_repeated_pairs(pairs):
+    similarity, same = pairs
+    times = np.random.default_rng(1).integers(0, 4, (3, len(same)))
+    found = roc(similarity, same, times.astype(float))
+    for row, weights in enumerate(times):
+        curve = roc(np.repeat(similarity, weights), np.repeat(same, weights))
+        for read in (auc, equal_error_rate, partial(tar_at_far, rate=0.1)):
+            assert read(*found)[row] == pytest.approx(read(*curve)[0])
 
 
 def test_perfect_and_useless_similarities():
     same = np.arange(200) % 2 == 0
-    assert equal_error_rate(same.astype(float), same) == 0
-    assert equal_error_rate(np.zeros(200), same) == pytest.approx(0.5)
-    assert tar_at_far(same.astype(float), same, 0.1) == 1.0
+    perfect, useless = roc(same.astype(float), same), roc(np.zeros(200), same)
+    assert equal_error_rate(*perfect)[0] == 0
+    assert equal_error_rate(*useless)[0] == pytest.approx(0.5)
+    assert tar_at_far(*perfect, 0.1)[0] == 1.0

@@ -77,6 +77,9 @@ def test_bad_predictions_are_refused(store, tiny, tmp_path):
     broken[4, 10] = np.nan
     with pytest.raises(vr.StoreError, match=r"NaN or infinity in layer 4x4\.0, row 4 \(4\)"):
         import_predicted(broken, store, out, "<=4x4")
+    for other in (X.astype(str), X.astype(complex)):
+        with pytest.raises(vr.StoreError, match="expected real numbers, found"):
+            import_predicted(other, store, out, "<=4x4")
     with pytest.raises(vr.StoreError, match="every id once, found '1' twice"):
         import_predicted(X[:2], store, out, "<=4x4", ids=["1", "1"])
     with pytest.raises(vr.StoreError, match="id 'x' is not one of"):

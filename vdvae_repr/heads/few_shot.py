@@ -84,13 +84,13 @@ class NearestPrototype(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return unit(X) if self.normalize else X
 
 
-HEADS: dict[str, Callable[[NDArray[Any]], Any]] = {
-    # From the mean of the base classes, (D,), to an estimator.
+HEADS: dict[str, Callable[[Callable[[], NDArray[Any]]], Any]] = {
+    # From what gives the mean of the base classes, (D,), to an estimator.
     "nearest-prototype": lambda base_mean: NearestPrototype(),
     "nearest-prototype-cosine": lambda base_mean: NearestPrototype(metric="cosine"),
     "simpleshot-un": lambda base_mean: NearestPrototype(),
     "simpleshot-l2n": lambda base_mean: NearestPrototype(normalize=True),
-    "simpleshot-cl2n": lambda base_mean: NearestPrototype(mean=base_mean, normalize=True),
+    "simpleshot-cl2n": lambda base_mean: NearestPrototype(mean=base_mean(), normalize=True),
     "logistic": lambda base_mean: make_pipeline(
         Normalizer(), LinearLBFGS(Cs=[1.0], standardize=False)
     ),

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score, roc_curve
 
 from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.neighbors import unit
@@ -46,65 +45,52 @@ def accuracy(similarity: Scores, same: Flags, threshold: float) -> float:
     return float(np.mean((similarity >= threshold) == same))
 
 
-def auc(similarity: Scores, same: Flags) -> float:
-    """Return the area under the ROC curve."""
-    return float(roc_auc_score(same, similarity))
-
-
-def equal_error_rate(similarity: Scores, same: Flags) -> float:
-    """Return where false accepts and false rejects are equal, on the line between two points of the ROC."""
-    far, tar, _ = roc_curve(same, similarity, drop_intermediate=False)
-    gap = far - (1 - tar)  # ascending from -1 to 1
-    after = int(np.argmax(gap >= 0))
-    share = -gap[after - 1] / (gap[after] - gap[after - 1])
-    return float(far[after - 1] + share * (far[after] - far[after - 1]))
-
-
-def tar_at_far(similarity: Scores, same: Flags, far: float) -> float:
-    """Return the share of genuine pairs accepted where at most the share `far` of the impostors is.
+def check_far(far: float, impostors: int) -> None:
+    """Refuse a false accept rate at which fewer than 10 impostor pairs may pass.
 
     Raises:
-        TaskError: fewer than 10 impostors may pass at this rate, so that it is no estimate.
+        TaskError: the true accept rate there would be no estimate.
     """
-    impostors, genuine = np.sort(similarity[~same]), similarity[same]
-    passing = int(np.floor(far * len(impostors) + 1e-9))
-    if passing < PASSING:
+    if far * impostors < PASSING - 1e-9:
         raise TaskError(
             f"tar@far={far:g}: expected at least {PASSING} impostor pairs to pass, found "
-            f"{far * len(impostors):g} of {len(impostors)}; ask for a FAR of "
-            f"{PASSING / max(len(impostors), 1):.2g} or more"
+            f"{far * impostors:g} of {impostors}; ask for a FAR of {PASSING / max(impostors, 1):.2g} or more"
         )
-    if passing == len(impostors):
-        return 1.0
-    # Strictly above the first impostor that has to be refused.
-    return float(np.mean(genuine > impostors[-passing - 1]))
 
 
-def weighted_roc(similarity: Scores, same: Flags, weights: Scores) -> tuple[Scores, Scores]:
-    """Return false and true accept rates (R, G) under R weightings (R, P) of the pairs, strictest first.
+def roc(similarity: Scores, same: Flags, weights: Scores | None = None) -> tuple[Scores, Scores]:
+    """Return false and true accept rates (R, G), strictest first, under R weightings (R, P) of the pairs.
 
-    G counts the distinct similarities, and the threshold above all of them.
+    Without weights every pair counts once, R = 1. G counts the distinct similarities, and the threshold above
+    all of them. A weighting must leave some weight to either side.
     """
+    if weights is None:
+        weights = np.ones((1, len(same)))
     order = np.argsort(-similarity, kind="stable")
     starts = np.flatnonzero(np.diff(similarity[order], prepend=np.inf))
     rates = []
     for side in (~same, same):
         counted = np.add.reduceat(weights[:, order] * side[order], starts, axis=1)
         summed = np.cumsum(counted, axis=1)
-        share = summed / np.maximum(summed[:, -1:], 1e-12)
-        rates.append(np.concatenate([np.zeros((len(weights), 1)), share], axis=1))
+        none = np.zeros((len(weights), 1))
+        rates.append(np.concatenate([none, summed / summed[:, -1:]], axis=1))
     return rates[0], rates[1]
 
 
-def read_curve(far: Scores, tar: Scores, metric: str, rate: float = 0.0) -> Scores:
-    """Return `auc`, `eer` or `tar@far` (at `rate`) of each of R curves (R, G)."""
-    if metric == "auc":
-        return np.asarray(np.trapezoid(tar, far, axis=1))
-    if metric == "eer":
-        gap = far - (1 - tar)
-        after = np.argmax(gap >= 0, axis=1)
-        rows = np.arange(len(far))
-        low, high = gap[rows, after - 1], gap[rows, after]
-        share = -low / (high - low)
-        return far[rows, after - 1] + share * (far[rows, after] - far[rows, after - 1])
+def auc(far: Scores, tar: Scores) -> Scores:
+    """Return the area under each of R curves (R, G)."""
+    return np.asarray(np.trapezoid(tar, far, axis=1))
+
+
+def equal_error_rate(far: Scores, tar: Scores) -> Scores:
+    """Return where false accepts and false rejects are equal, between two points of each curve (R, G)."""
+    gap = far - (1 - tar)  # ascending from -1 to 1
+    rows, after = np.arange(len(far)), np.argmax(gap >= 0, axis=1)
+    low, high = gap[rows, after - 1], gap[rows, after]
+    share = -low / (high - low)
+    return np.asarray(far[rows, after - 1] + share * (far[rows, after] - far[rows, after - 1]))
+
+
+def tar_at_far(far: Scores, tar: Scores, rate: float) -> Scores:
+    """Return the highest true accept rate of each curve (R, G) at a false accept rate of at most `rate`."""
     return np.asarray(np.where(far <= rate + 1e-12, tar, 0).max(axis=1))

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -102,7 +102,7 @@ def extract(
         mirror: read the mirrored images too, into /mirror.
         pool: None keeps the grid, "avg" its mean, "avg:4" a 4x4 grid.
         dtype: of the features on the disk.
-        precision: of the computation; bf16 and tf32 (GPUs) are faster, and off by more than 1e-4.
+        precision: of the computation; bf16 and tf32 (GPUs) trade exactness for speed.
         batch_size: images a forward pass; batches are cut at fixed indices. "auto" times some and takes
             the smallest within 5 % of the fastest.
         images: keep the preprocessed images, which the controls need.
@@ -134,9 +134,9 @@ def extract(
     if features is None:
         features = ("activation",) if isinstance(model, Backbone) else ("mean",)
     _check_features(model, features, z, draws)
-    size = model.config.image_size
+    preprocessing = Preprocessing(size=model.config.image_size, crop=crop, align=align)
     run = _Run(
-        model=model, source=source, preprocessing=Preprocessing(size=size, crop=crop, align=align),
+        model=model, source=source, preprocessing=preprocessing,
         chosen=chosen, features=tuple(features), z=z, draws=draws, seed=seed, mirror=mirror, pool=pool,
         dtype=np.dtype(dtype), precision=precision, batch_size=0 if batch_size == "auto" else batch_size,
         images=images, layout=layout, on_error=on_error,
@@ -193,7 +193,7 @@ def _begin(
     if not run.batch_size:
         run = replace(run, batch_size=_begun_with(out, claim, overwrite) or run.calibrate())
     identity = run.identity()
-    own = not _differences(_read_claim(claim), identity) if claim.exists() else False
+    own = claim.exists() and not _differences(_read_claim(claim), identity)
     if virtual and not overwrite and own and not _readable(out):
         out.unlink()  # a part is missing or cut short, and will be made again
     if not overwrite and _finished(out, identity):
@@ -203,8 +203,8 @@ def _begin(
         return None
     report(_size_preview(run, out, parts))
     parts.mkdir(parents=True, exist_ok=True)
-    if overwrite and claim.exists() and not own:
-        claim.unlink()
+    if overwrite and not own:
+        claim.unlink(missing_ok=True)
     _claim(claim, identity)
     return identity
 
@@ -477,31 +477,37 @@ def _assemble(
             f"{source.name}: none of {len(source)} images can be read: {skipped[0]['reason']}"
         )
     del shapes["index"]
-    names = [f"{path.parent.name}/{path.name}" for path in parts]
     edges = np.cumsum([0, *map(len, rows_of)])
-    if identity["layout"] == "virtual":
-        sizes = [path.stat().st_size for path in parts]
-        counts = [len(own) for own in rows_of]
-        identity = identity | {"parts": json.dumps(list(zip(names, sizes, counts, strict=True)))}
-        for key, (shape, dtype) in shapes.items():
-            layout = h5py.VirtualLayout((len(rows), *shape), dtype)
-            for path, name, first, last in zip(parts, names, edges, edges[1:], strict=False):
-                if last > first:
-                    with h5py.File(path, "r") as part:
-                        whole = part[key].shape
-                    layout[first:last] = h5py.VirtualSource(name, key, whole)[: last - first]
-            missing = (
-                np.nan if dtype.kind == "f" else 0
-            )  # what HDF5 reads where a part is not there
-            file.create_virtual_dataset(key, layout, fillvalue=missing)
+    virtual = identity["layout"] == "virtual"
+    layouts = {
+        key: h5py.VirtualLayout((len(rows), *shape), dtype)
+        for key, (shape, dtype) in shapes.items()
+    }
+    if virtual:
+        pieces = [
+            (f"{path.parent.name}/{path.name}", path.stat().st_size, len(own))
+            for path, own in zip(parts, rows_of, strict=True)
+        ]
+        identity = identity | {"parts": json.dumps(pieces)}
     else:
         for key, (shape, dtype) in shapes.items():
             create_array(file, key, (len(rows), *shape), dtype)
-        for path, first, last in zip(parts, edges, edges[1:], strict=False):
-            if last > first:
-                with h5py.File(path, "r") as part:
-                    for key in shapes:
-                        file[key][first:last] = part[key][: last - first]
+    for path, first, last in zip(parts, edges, edges[1:], strict=False):
+        if last == first:
+            continue
+        with h5py.File(path, "r") as part:
+            for key in shapes:
+                if virtual:
+                    name = f"{path.parent.name}/{path.name}"
+                    piece = h5py.VirtualSource(name, key, part[key].shape)[: last - first]
+                    layouts[key][first:last] = piece
+                else:
+                    file[key][first:last] = part[key][: last - first]
+    if virtual:
+        for key, (_, dtype) in shapes.items():
+            # What HDF5 reads where a part is not there.
+            missing = np.nan if dtype.kind == "f" else 0
+            file.create_virtual_dataset(key, layouts[key], fillvalue=missing)
     describe_images(
         file, ids=[source.ids[i] for i in rows], splits=[source.splits[i] for i in rows],
         labels=source.labels[rows], label_names=source.label_names,
@@ -593,7 +599,7 @@ def _begun_with(out: Path, claim: Path, overwrite: bool) -> int | None:
     """Return the batch size of an extraction that is begun or finished, because parts are cut by it."""
     known = _read_claim(claim) if claim.exists() else {}
     if not known and out.exists() and not overwrite:
-        known = LatentStore.open(out).attrs
+        known = _attributes(out)
     return int(known["batch_size"]) if "batch_size" in known else None
 
 
@@ -607,7 +613,7 @@ def _read_claim(path: Path) -> dict[str, Any]:
 
 def _readable(out: Path) -> bool:
     try:
-        LatentStore.open(out).close()
+        _attributes(out)
     except StoreError:
         return False
     return True
@@ -622,20 +628,24 @@ def _is_virtual(out: Path) -> bool:
         return False
 
 
-def _finished(out: Path, identity: Mapping[str, Any]) -> LatentStore | None:
-    """Return the store if it is there.
+def _finished(out: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether the store is there.
 
     Raises:
         StoreError: it is of another extraction.
     """
     if not out.exists():
-        return None
-    store = LatentStore.open(out)
-    if different := _differences(store.attrs, identity):
+        return False
+    if different := _differences(_attributes(out), identity):
         raise StoreError(
             f"{out}: already holds another extraction ({different}); choose another --out, or --overwrite"
         )
-    return store
+    return True
+
+
+def _attributes(out: Path) -> dict[str, Any]:
+    with closing(LatentStore.open(out)) as store:
+        return store.attrs
 
 
 def _check_features(

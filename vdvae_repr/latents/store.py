@@ -44,6 +44,7 @@ class LatentStore:
         self._file = file
         self._root = root
         self._parts = _Part.of(path, file)
+        self._looked_into: set[str] = set()  # parts found free of links
         self.attrs: dict[str, Any] = dict(file.attrs)
         self.layers = tuple(
             LayerSpec(row["index"], row["name"], row["resolution"], tuple(row["shape"]))
@@ -300,7 +301,9 @@ class LatentStore:
             here = here[(first <= here) & (here < first + part.count)] - first
             if len(here):
                 with h5py.File(part.path, "r") as file:
-                    _refuse_links(part.path, file)
+                    if part.name not in self._looked_into:
+                        _refuse_links(part.path, file)
+                        self._looked_into.add(part.name)
                     values = file[key][here[0] : here[-1] + 1]
                 found[done : done + len(here)] = values[here - here[0]]
             first, done = first + part.count, done + len(here)

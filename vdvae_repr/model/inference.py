@@ -63,12 +63,17 @@ def compile_inference(model: VDVAE) -> None:
     On a CPU that oneDNN serves, this is slower than the plan that it takes the place of.
     """
     bottom_up, top_down = model.bottom_up.blocks, map(model.top_down.block, model.layers)
-    config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, len(bottom_up) + len(model.layers))
+    allow_recompiles(len(bottom_up) + len(model.layers))
     _COMPILED[model] = InferencePlan(
         [torch.compile(block.forward, dynamic=False) for block in bottom_up],
         [torch.compile(block.read, dynamic=False) for block in top_down],
     )
+
+
+def allow_recompiles(blocks: int) -> None:
+    """Let torch.compile make code for so many blocks: one for each shape of block."""
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, blocks)
 
 
 def _fused(model: VDVAE) -> InferencePlan:

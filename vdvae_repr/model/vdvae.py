@@ -439,7 +439,7 @@ class VDVAE(nn.Module):
             ids: the images' ids, by default "0", "1", ...
             top_down: keep the states after the layers too.
             bottom_up: keep the encoder's activations too.
-            precision: fp32; bf16 and tf32 (GPUs) are faster, and off by more than 1e-4.
+            precision: fp32; bf16 and tf32 (GPUs) trade exactness for speed.
 
         Raises:
             DataError: images of another shape or dtype, or another number of ids.

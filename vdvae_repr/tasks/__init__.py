@@ -7,7 +7,7 @@ validation data where some are set apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from vdvae_repr.errors import TaskError
 from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.results import Result
 from vdvae_repr.tasks.few_shot import FewShot, OneShot
-from vdvae_repr.tasks.identification import Identification
+from vdvae_repr.tasks.identification import CLASSES, FACES, Identification
 from vdvae_repr.tasks.problem import Problem, Scored
 from vdvae_repr.tasks.verification import Verification
 
@@ -39,21 +39,20 @@ class Task:
 
 
 TASKS = {
-    "face_id": Task(
-        partial(Identification, task="face_id"),
-        ("nearest-neighbor", "ridge", "linear-lbfgs"),
-        "rank1",
-    ),
+    "face_id": Task(partial(Identification, words=FACES), FACES.heads, FACES.metrics[0]),
     "face_verification": Task(
         Verification, Verification.heads, "accuracy", ("pairs", "pairs_train", "far")
     ),
     "classification": Task(
-        partial(Identification, task="classification"), ("knn", "ridge", "linear-lbfgs"), "accuracy"
+        partial(Identification, words=CLASSES), CLASSES.heads, CLASSES.metrics[0]
     ),
     "few_shot": Task(
-        FewShot, FewShot.heads, "accuracy", ("ways", "shots", "queries", "episodes", "class_split")
+        FewShot,
+        FewShot.heads,
+        FewShot.metrics[0],
+        ("ways", "shots", "queries", "episodes", "class_split", "seed"),
     ),
-    "omniglot_oneshot": Task(OneShot, OneShot.heads, "error"),
+    "omniglot_oneshot": Task(OneShot, OneShot.heads, OneShot.metrics[0]),
 }
 
 
@@ -127,7 +126,7 @@ def run_task(
             "extract without --no-images"
         )
     images = store.images()
-    if task == "few_shot":
+    if "seed" in kind.options:
         options["seed"] = seed
     problem = kind.make(store, images=images, **options)
     notice(problem.notice)
@@ -140,26 +139,31 @@ def run_task(
         for selector in selectors
     }
     name = str(store.attrs["model"])
-    views = [store, store.mirrored()] if problem.mirrored else [store]
+    views = [(store, images)]
+    if problem.mirrored:
+        views.append((store.mirrored(), np.ascontiguousarray(images[:, :, ::-1])))
     learned = _added(
         [
             Features(name, label, view.matrix(group, feature, pool)[0])
             for label, group in groups.items()
         ]
-        for view in views
+        for view, _ in views
     )
-    raw = _added([baselines.pixels(view.images())] for view in views)[0]
+    raw = _added([baselines.pixels(pictures)] for _, pictures in views)[0]
     controls = [raw, *problem.pca(raw, [f.X.shape[1] for f in learned])]
     controls += _added(
-        baselines.random_init(view, view.images(), groups, feature, pool, seed) for view in views
+        baselines.random_init(view, pictures, groups, feature, pool, seed)
+        for view, pictures in views
     )
 
-    rows: list[Result] = []
-    for head in heads or kind.heads:
-        scored = []
-        for candidate in [*learned, *controls]:
+    # Features by features, so that what heads share is worked out once.
+    by_head: dict[str, list[Scored]] = {head: [] for head in heads or kind.heads}
+    for candidate in [*learned, *controls]:
+        for head, scored in by_head.items():
             progress(f"{head}: {candidate.model} {candidate.layer or candidate.X.shape[-1]}")
             scored.append(problem.score(head, candidate, seed))
+    rows: list[Result] = []
+    for head, scored in by_head.items():
         models = [_choose([s for s in scored if s.features.model == m]) for m in (name, *CONTROLS)]
         picked, *rivals = (next((s for s in group if s.chosen), None) for group in models)
         basis = learned[0] if picked is None else picked.features
@@ -175,7 +179,7 @@ def run_task(
     return rows
 
 
-def _added(views: Any) -> list[Features]:
+def _added(views: Iterable[list[Features]]) -> list[Features]:
     """Add up the features of several views of the same images."""
     first, *others = views
     for other in others:

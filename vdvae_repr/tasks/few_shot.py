@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
 
 from vdvae_repr import baselines
 from vdvae_repr.baselines import Features
@@ -58,6 +57,7 @@ class FewShot:
         seed: int = 0,
     ) -> None:
         self.ways, self.shots, self.queries, self.labels = ways, shots, queries, store.labels
+        self._span = _Span()
         sides = _read_class_split(class_split, store)
         needed = shots + queries
         rows_of = {
@@ -112,18 +112,18 @@ class FewShot:
             items = np.concatenate([episode.support, episode.query])
             parts.append(_gram_pca(gram, outside, items))
             largest = min(largest, parts[-1].shape[1])
-        sizes = {min(d, largest) for d in dims} | {
-            s for s in (8, 16, 32, 64, 128, 256) if s < largest
-        }
         stacked = np.stack([part[:, :largest] for part in parts]).astype(np.float32)
-        return [Features("pca", None, stacked[:, :, :size], False) for size in sorted(sizes)]
+        return [
+            Features("pca", None, stacked[:, :, :size], False)
+            for size in baselines.pca_sizes(dims, largest)
+        ]
 
     def score(self, head: str, features: Features, seed: int, shuffled: bool = False) -> Scored:
         """Fit and test a head on each episode; the outcome is the accuracy (E,) of each."""
         started = time.monotonic()
         training = None
         own = features.X.ndim == 3  # made for each episode
-        X = features.X if own else _in_span(features.X)
+        X = features.X if own else self._span(features)
         if self.training and not own:
             training = float(np.mean(self._accuracies(head, X, self.training, None)))
         rng = np.random.default_rng(seed) if shuffled else None
@@ -132,13 +132,7 @@ class FewShot:
 
     def figures(self, metric: str, scored: Sequence[Scored], seed: int) -> list[Figure]:
         """Return mean accuracy over episodes, with t(.975, E - 1) standard errors on either side."""
-        figures = []
-        for item in scored:
-            mean, std = float(item.outcome.mean()), float(item.outcome.std(ddof=1))
-            se = std / len(item.outcome) ** 0.5
-            half = float(student.ppf(0.975, len(item.outcome) - 1)) * se
-            figures.append(Figure(mean, mean - half, mean + half, se, std, 1 / self.ways))
-        return figures
+        return [Figure.of_mean(item.outcome, 1 / self.ways) for item in scored]
 
     def p_value(self, a: Scored, b: Scored, seed: int) -> float:
         """Compare the accuracies of the same episodes."""
@@ -154,22 +148,21 @@ class FewShot:
         """Return the accuracy of each episode; with rng, under permuted support labels."""
         y, truth = (np.repeat(np.arange(self.ways), n) for n in (self.shots, self.queries))
         known = self.labels >= 0
-        total = X[known].sum(axis=0) if X.ndim == 2 else None
-        base = X[self.base].mean(axis=0) if len(self.base) else None
         found = np.zeros(len(episodes))
         for number, episode in enumerate(episodes):
-            if total is None:
+            if X.ndim == 3:
                 support, query = np.split(X[number], [len(episode.support)])
-                mean = np.zeros(X.shape[2], X.dtype)  # PCA of the outside has centred it
             else:
                 support, query = X[episode.support], X[episode.query]
-                inside = known & np.isin(self.labels, episode.classes)
-                others = known.sum() - inside.sum()
-                mean = (
-                    base if base is not None else (total - X[inside].sum(axis=0)) / max(others, 1)
-                )
+
+            def base_mean(episode: _Episode = episode) -> NDArray[Any]:
+                if X.ndim == 3:  # centred on the classes outside already
+                    return np.zeros(X.shape[2], X.dtype)
+                outside = known & ~np.isin(self.labels, episode.classes)
+                return np.asarray(X[self.base if len(self.base) else outside].mean(axis=0))
+
             labels = y if rng is None else rng.permutation(y)
-            fitted = HEADS[head](mean).fit(support, labels)
+            fitted = HEADS[head](base_mean).fit(support, labels)
             found[number] = np.mean(fitted.predict(query) == truth)
         return found
 
@@ -193,6 +186,7 @@ class OneShot:
                 f"{store.path}: expected the official runs; extract with --data omniglot-runs"
             )
         self.labels, self.runs = store.labels, store.factors["run"]
+        self._span = _Span()
         splits = np.array(store.splits)
         self.known, self.queries = (np.flatnonzero(splits == side) for side in ("train", "test"))
         for run in np.unique(self.runs):
@@ -219,13 +213,13 @@ class OneShot:
     def score(self, head: str, features: Features, seed: int, shuffled: bool = False) -> Scored:
         """Tell each run's queries; the outcome is whether each of them is wrong, (Q,)."""
         started = time.monotonic()
-        X, rng = _in_span(features.X), np.random.default_rng(seed)
+        X, rng = self._span(features), np.random.default_rng(seed)
         wrong = np.zeros(len(self.queries))
         for run in np.unique(self.runs):
             known = self.known[self.runs[self.known] == run]
             here = np.flatnonzero(self.runs[self.queries] == run)
             labels = self.labels[known]
-            fitted = HEADS[head](np.zeros(X.shape[1])).fit(
+            fitted = HEADS[head](lambda: np.zeros(X.shape[1])).fit(
                 X[known], rng.permutation(labels) if shuffled else labels
             )
             queries = self.queries[here]
@@ -266,14 +260,22 @@ def _draw(
     return episodes
 
 
-def _in_span(X: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return coordinates (N, r), r <= N, with the inner products of the rows of X (N, D)."""
-    A = X.astype(np.float64)
-    if A.shape[1] <= len(A):
-        return A
-    values, vectors = np.linalg.eigh(A @ A.T)
-    keep = values > 1e-12 * max(values[-1], 1e-300)
-    return np.asarray(vectors[:, keep] * np.sqrt(values[keep]))
+class _Span:
+    """Features in the dimensions that they span; the last are kept, because heads take turns on them."""
+
+    def __init__(self) -> None:
+        self._last: tuple[NDArray[Any], NDArray[np.float64]] | None = None
+
+    def __call__(self, features: Features) -> NDArray[np.float64]:
+        """Return coordinates (N, r), r <= N, with the inner products of the rows of X (N, D)."""
+        if self._last is None or self._last[0] is not features.X:
+            A = features.X.astype(np.float64)
+            if A.shape[1] > len(A):
+                values, vectors = np.linalg.eigh(A @ A.T)
+                keep = values > 1e-12 * max(values[-1], 1e-300)
+                A = vectors[:, keep] * np.sqrt(values[keep])
+            self._last = features.X, A
+        return self._last[1]
 
 
 def _gram_pca(gram: NDArray[np.float64], fit: Rows, items: Rows) -> NDArray[np.float64]:

@@ -23,9 +23,10 @@ Rows = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
-class _Words:
+class Words:
     """How the two tasks differ in words, heads and units."""
 
+    task: str
     heads: tuple[str, ...]
     metrics: tuple[str, ...]
     train: str
@@ -35,12 +36,13 @@ class _Words:
     closed_set: bool
 
 
-_FACES = _Words(
-    heads=("nearest-neighbor", "ridge", "linear-lbfgs"), metrics=("rank1", "rank5"),
+FACES = Words(
+    task="face_id", heads=("nearest-neighbor", "ridge", "linear-lbfgs"), metrics=("rank1", "rank5"),
     train="gallery", test="probe", item="person", many="people", closed_set=True,
 )  # fmt: skip
-_CLASSES = _Words(
-    heads=("knn", "ridge", "linear-lbfgs"), metrics=("accuracy", "balanced_accuracy", "top5"),
+CLASSES = Words(
+    task="classification", heads=("knn", "ridge", "linear-lbfgs"),
+    metrics=("accuracy", "balanced_accuracy", "top5"),
     train="train", test="test", item="class", many="classes", closed_set=False,
 )  # fmt: skip
 
@@ -53,11 +55,11 @@ class Identification:
 
     mirrored = False
 
-    def __init__(self, store: LatentStore, *, images: NDArray[np.uint8], task: str) -> None:
-        self.words = words = _FACES if task == "face_id" else _CLASSES
+    def __init__(self, store: LatentStore, *, images: NDArray[np.uint8], words: Words) -> None:
+        self.words = words
         self.heads, self.metrics = words.heads, words.metrics
         self.labels = store.labels
-        self.train, self.val, self.test, self.notice = _split(store, task, words)
+        self.train, self.val, self.test, self.notice = _split(store, words)
         self.n_train, self.n_test = len(self.train), len(self.test)
         truth = self.labels[self.test]
         self.units = truth if words.closed_set else np.arange(len(truth))
@@ -135,7 +137,7 @@ class Identification:
         return paired_bootstrap(a.outcome == 0, b.outcome == 0, self.units, seed)
 
 
-def _split(store: LatentStore, task: str, words: _Words) -> tuple[Rows, Rows, Rows, str]:
+def _split(store: LatentStore, words: Words) -> tuple[Rows, Rows, Rows, str]:
     """Return rows to train on, to choose on and to test on, and what to say of them.
 
     Without splits, the first half of each label's images is trained on.
@@ -145,7 +147,7 @@ def _split(store: LatentStore, task: str, words: _Words) -> tuple[Rows, Rows, Ro
     groups = np.unique(labels[known])
     if len(groups) < 2:
         raise TaskError(
-            f"{store.path}: {task} needs at least 2 labelled {words.many}, found {len(groups)}; "
+            f"{store.path}: {words.task} needs at least 2 labelled {words.many}, found {len(groups)}; "
             f"give a folder with one subfolder a {words.item}"
         )
     val = np.zeros(len(labels), dtype=bool)

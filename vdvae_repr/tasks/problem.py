@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student
 
 from vdvae_repr.baselines import Features
 from vdvae_repr.errors import TaskError
@@ -36,6 +37,14 @@ class Figure:
     se: float | None = None
     std: float | None = None
     chance: float | None = None
+
+    @classmethod
+    def of_mean(cls, values: NDArray[np.float64], chance: float) -> Figure:
+        """Return the mean of values (N,), with t(.975, N - 1) standard errors on either side."""
+        mean, std = float(values.mean()), float(values.std(ddof=1))
+        se = std / len(values) ** 0.5
+        half = float(student.ppf(0.975, len(values) - 1)) * se
+        return cls(mean, mean - half, mean + half, se, std, chance)
 
 
 class Problem(Protocol):

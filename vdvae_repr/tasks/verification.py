@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
 from sklearn.decomposition import PCA
 
 from vdvae_repr import baselines
@@ -91,7 +91,7 @@ class Verification:
             else list(far)
         )
         for rate in kept:  # one that was asked for and is too fine is an error
-            heads.tar_at_far(np.zeros(len(self.test.same)), self.test.same, rate)
+            heads.check_far(rate, impostors)
         self.metrics = ("accuracy", "auc", "eer", *(f"tar@far={rate:g}" for rate in kept))
         self.n_train = 0 if self.choose is None else len(self.choose.same)
         self.n_test = len(self.test.same)
@@ -156,53 +156,58 @@ class Verification:
             return [self._over_folds(outcome.correct) for outcome in outcomes]
         if metric == "accuracy":
             correct = np.stack([outcome.correct for outcome in outcomes], axis=1)
-            low, high = interval(np.concatenate(list(self._means(correct, seed))))
+            low, high = interval(self._means(correct, seed))
             return [
                 Figure(float(c.mean()), float(lo), float(hi), chance=0.5)
                 for c, lo, hi in zip(correct.T, low, high, strict=True)
             ]
-        what, _, text = metric.partition("=")
-        rate = float(text or 0)
-        chance = rate if text else 0.5
+        what, _, rate = metric.partition("=")
+        readers: dict[str, Callable[[Scores, Scores], Scores]] = {
+            "auc": heads.auc,
+            "eer": heads.equal_error_rate,
+            "tar@far": partial(heads.tar_at_far, rate=float(rate or 0)),
+        }
+        read = readers[what]
+        resampled: list[list[Scores]] = [[] for _ in outcomes]
+        for draws in islice(self._pair_weights(seed), CURVES // AT_ONCE):
+            for own, (similarity, _, same) in zip(resampled, outcomes, strict=True):
+                both = (draws @ same > 0) & (draws @ ~same > 0)  # else there is no curve
+                own.append(read(*heads.roc(similarity, same, draws[both])))
         figures = []
-        for outcome in outcomes:
-            resampled = []
-            for draws in self._pair_weights(seed, CURVES):
-                curve = heads.weighted_roc(outcome.similarity, outcome.same, draws)
-                resampled.append(heads.read_curve(*curve, what, rate))
-            low, high = interval(np.concatenate(resampled))
-            every = np.ones((1, len(outcome.same)))
-            curve = heads.weighted_roc(outcome.similarity, outcome.same, every)
-            value = float(heads.read_curve(*curve, what, rate)[0])
-            figures.append(Figure(value, float(low), float(high), chance=chance))
+        for own, (similarity, _, same) in zip(resampled, outcomes, strict=True):
+            value, (low, high) = (
+                read(*heads.roc(similarity, same))[0],
+                interval(np.concatenate(own)),
+            )
+            chance = float(rate) if rate else 0.5
+            figures.append(Figure(float(value), float(low), float(high), chance=chance))
         return figures
 
     def p_value(self, a: Scored, b: Scored, seed: int) -> float:
         """Compare the shares of pairs that are right."""
         gap = (a.outcome.correct - b.outcome.correct)[:, None]
-        return two_sided(np.concatenate(list(self._means(gap, seed))))
+        return two_sided(self._means(gap, seed))
 
-    def _means(self, values: Scores, seed: int) -> list[Scores]:
-        return [
-            draws @ values / np.maximum(draws.sum(axis=1, keepdims=True), 1)
-            for draws in self._pair_weights(seed)
-        ]
+    def _means(self, values: Scores, seed: int) -> Scores:
+        """Return means of values (P, M) over resamples of people, (RESAMPLES, M)."""
+        return np.concatenate(
+            [
+                draws @ values / np.maximum(draws.sum(axis=1, keepdims=True), 1)
+                for draws in self._pair_weights(seed)
+            ]
+        )
 
-    def _pair_weights(self, seed: int, most: int | None = None) -> list[Scores]:
-        """Return how often each pair counts in each resample of people."""
+    def _pair_weights(self, seed: int) -> Iterator[Scores]:
+        """Yield how often each pair counts in each resample of people, (AT_ONCE, P)."""
         first, second = self.people
-        batches = weights(self.num_people, seed)
-        some = islice(batches, None if most is None else most // AT_ONCE)
-        return [draws[:, first] * draws[:, second] for draws in some]
+        for draws in weights(self.num_people, seed):
+            yield draws[:, first] * draws[:, second]
 
     def _over_folds(self, correct: Scores) -> Figure:
-        means = np.array(
-            [correct[self.test.fold == fold].mean() for fold in np.unique(self.test.fold)]
+        folds = np.unique(self.test.fold)
+        return Figure.of_mean(
+            np.array([correct[self.test.fold == fold].mean() for fold in folds]), chance=0.5
         )
-        mean, std = float(means.mean()), float(means.std(ddof=1))
-        se = std / np.sqrt(len(means))
-        half = float(student.ppf(0.975, len(means) - 1) * se)
-        return Figure(mean, mean - half, mean + half, float(se), std, 0.5)
 
 
 class _Space:

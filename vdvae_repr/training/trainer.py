@@ -28,6 +28,7 @@ from vdvae_repr.config import Config, TrainConfig, load_config
 from vdvae_repr.data.sources import Preprocessing, Source, open_source, read_images
 from vdvae_repr.errors import ConfigError, Terminated, TrainingError
 from vdvae_repr.model.checkpoint import save
+from vdvae_repr.model.inference import allow_recompiles
 from vdvae_repr.model.layers import select_layers
 from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.vdvae import VDVAE
@@ -398,8 +399,7 @@ def compile_blocks(model: VDVAE) -> None:
     The whole model as one takes many minutes to compile, and is no faster.
     """
     blocks = [*model.bottom_up.blocks, *model.top_down.blocks]
-    config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, len(blocks))  # one for each shape of block
+    allow_recompiles(len(blocks))
     for block in blocks:
         block.compile(dynamic=False)
     model.distortion = torch.compile(model.distortion, dynamic=False)  # type: ignore[method-assign]
