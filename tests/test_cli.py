@@ -19,7 +19,7 @@ def test_public_names():
     assert vr.__all__ == [
         "CheckpointError", "ConfigError", "DataError", "LatentStore", "LatentTransformer", "LayerError",
         "ModelConfig", "StoreError", "TaskError", "Terminated", "TrainingError", "VDVAE",
-        "VDVAEReprError", "evaluate", "extract", "load", "run_task", "train",
+        "VDVAEReprError", "atlas", "evaluate", "extract", "load", "plot", "run_task", "train",
     ]  # fmt: skip
     assert all(getattr(vr, name) is not None for name in vr.__all__)
 

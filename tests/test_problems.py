@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.preprocessing import normalize
 
 import vdvae_repr as vr
-from vdvae_repr.baselines import Features
+from vdvae_repr.features import Columns, Features
 from vdvae_repr.data.sources import Source, open_source
 from vdvae_repr.tasks.few_shot import FewShot, OneShot, _gram_pca
 from vdvae_repr.tasks.problem import Scored
@@ -222,7 +222,8 @@ def test_modified_hausdorff_baseline_has_lakes_error(shared_data, tiny, tmp_path
             apart = cdist(ink[query], ink[other])
             distances.append(max(apart.min(axis=1).mean(), apart.min(axis=0).mean()))
         wrong.append(source.labels[known[np.argmin(distances)]] != source.labels[query])
-    blank = Features("hausdorff", None, np.zeros((800, 1), np.float32))
+    zeros = Columns.of_array("hausdorff", np.zeros((800, 1), np.float32))
+    blank = Features("hausdorff", None, (zeros,))
     scored = Scored(blank, False, None, np.array(wrong, float), 0.0)
     [figure] = problem.figures("error", [scored], 0)
     assert figure.value == pytest.approx(0.388, abs=0.0006)

@@ -6,8 +6,8 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 import vdvae_repr as vr
 from vdvae_repr import results
-from vdvae_repr.baselines import Features
 from vdvae_repr.data.sources import Source
+from vdvae_repr.features import Columns, Features
 from vdvae_repr.heads.neighbors import WeightedNeighbors
 from vdvae_repr.tasks.identification import FACES, Identification
 from vdvae_repr.tasks.resampling import interval, paired_bootstrap, resampled_means
@@ -138,7 +138,8 @@ def test_classification_measures_what_scikit_learn_measures(tiny, tmp_path):
 
 def test_equal_scores_are_no_hits(tiny, tmp_path):
     store = vr.extract(tiny, people(6), tmp_path / "s.h5", layers="1x1.0")
-    flat = Features("pixels", None, np.zeros((len(store), 3), np.float32))
+    blank = Columns.of_array("pixels", np.zeros((len(store), 3), np.float32))
+    flat = Features("pixels", None, (blank,))
     problem = Identification(store, images=store.images(), words=FACES)
     scored = problem.score("nearest-neighbor", flat, seed=0)
     assert np.mean(scored.outcome == 0) == 0.25  # always the first of four

@@ -27,19 +27,23 @@ if TYPE_CHECKING:
     from vdvae_repr.latents.transformer import LatentTransformer
     from vdvae_repr.model.checkpoint import load
     from vdvae_repr.model.vdvae import VDVAE
+    from vdvae_repr.report import plots as plot
     from vdvae_repr.tasks import run_task
+    from vdvae_repr.tasks.atlas import atlas
     from vdvae_repr.training.evaluate import evaluate
     from vdvae_repr.training.trainer import train
 
 __version__ = "0.1.0"
 
 _MODULES = {
+    "atlas": "tasks.atlas",
     "ModelConfig": "config",
     "evaluate": "training.evaluate",
     "extract": "latents.extract",
     "LatentStore": "latents.store",
     "LatentTransformer": "latents.transformer",
     "load": "model.checkpoint",
+    "plot": "report.plots",
     "VDVAE": "model.vdvae",
     "run_task": "tasks",
     "train": "training.trainer",
@@ -59,9 +63,11 @@ __all__ = [
     "TrainingError",
     "VDVAE",
     "VDVAEReprError",
+    "atlas",
     "evaluate",
     "extract",
     "load",
+    "plot",
     "run_task",
     "train",
 ]
@@ -70,4 +76,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'vdvae_repr' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"vdvae_repr.{_MODULES[name]}"), name)
+    module = importlib.import_module(f"vdvae_repr.{_MODULES[name]}")
+    return module if name == "plot" else getattr(module, name)

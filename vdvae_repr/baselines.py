@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -13,81 +15,120 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from vdvae_repr.config import ModelConfig
-from vdvae_repr.latents.extract import read_features
-from vdvae_repr.latents.store import LatentStore, array_key, pool_grid
+from vdvae_repr.data.sources import Source
+from vdvae_repr.features import Columns, Features, hash_arrays, hash_text
+from vdvae_repr.latents.extract import extract
+from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.model.backbones import Backbone, random_twin
-from vdvae_repr.model.layers import select_layers
+from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.model.vdvae import VDVAE
+
+SIZES = (8, 16, 32, 64, 128, 256)  # of PCA, to choose from
 
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Features:
-    """Features X (N, D) of one model under one name, and whether a linear head may rescale them."""
-
-    model: str
-    layer: str | None
-    X: Array
-    standardise: bool = True
+def pixels(X: Array) -> Features:
+    """Images, flattened (N, D), as they are."""
+    return Features("pixels", None, (Columns.of_array("pixels", X),))
 
 
-def pixels(images: Array) -> Features:
-    """Images (N, H, W, 3) uint8 as they are."""
-    return Features("pixels", None, images.reshape(len(images), -1).astype(np.float32))
+def pca(X: Array, train: NDArray[np.intp], dims: Sequence[int]) -> list[Features]:
+    """PCA of pixels (N, D), fitted on `train`: at each layer's dimensions, and at sizes to choose from.
+
+    Components are not rescaled.
+    """
+    largest = min(len(train) - 1, X.shape[1])
+
+    @cache
+    def projected() -> Array:
+        fitted = PCA(largest, svd_solver="full").fit(X[train])
+        return np.asarray(fitted.transform(X))
+
+    made_of = cache(lambda: hash_arrays(X, train))
+    return [
+        Features("pca", None, (_leading(size, projected, made_of),), standardise=False)
+        for size in pca_sizes(dims, largest)
+    ]
 
 
-def pca(pixels: Features, train: NDArray[np.int64], dims: Sequence[int]) -> list[Features]:
-    """PCA of the pixels of `train` at each layer's dimensions, and at sizes to choose from; not rescaled."""
-    largest = min(len(train) - 1, pixels.X.shape[1])
-    fitted = PCA(largest, svd_solver="full").fit(pixels.X[train])
-    projected = fitted.transform(pixels.X)
-    return [Features("pca", None, projected[:, :size], False) for size in pca_sizes(dims, largest)]
+def _leading(size: int, projected: Any, made_of: Any) -> Columns:
+    def blocks() -> Iterator[Array]:
+        yield projected()[:, :size]
+
+    return Columns(f"pca {size}", 0, size, blocks, lambda: hash_text("pca", made_of(), str(size)))
 
 
 def pca_sizes(dims: Sequence[int], largest: int) -> list[int]:
     """Return numbers of components, `largest` at most: each layer's dimensions, and some to choose from."""
-    return sorted(
-        {min(d, largest) for d in dims} | {s for s in (8, 16, 32, 64, 128, 256) if s < largest}
-    )
+    return sorted({min(d, largest) for d in dims} | {s for s in SIZES if s < largest})
 
 
-def random_init(
-    store: LatentStore,
-    images: Array,
-    groups: Mapping[str, Sequence[str]],
-    feature: str,
-    pool: str | None,
-    seed: int,
-) -> list[Features]:
-    """The same features of the same layers, from the same architecture with its initial weights."""
-    model: VDVAE | Backbone
-    if "backbone" in json.loads(store.attrs["config"]):
-        model = random_twin(store.attrs["config"], seed)
-    else:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model = VDVAE(ModelConfig.from_json(store.attrs["config"])).eval()
-    names = sorted({name for group in groups.values() for name in group})
-    stored, _, draw = feature.partition(":")
-    draws = [int(draw)] if draw else range(store.draws or 1)
-    specs = select_layers(model.layers, names)
-    parts: dict[str, list[Array]] = {name: [] for name in names}
-    for start in range(0, len(images), 32):
-        batch, ids = images[start : start + 32], store.ids[start : start + 32]
-        passes = [
-            read_features(
-                model, batch, specs, [stored], z=store.attrs["z"], seed=int(store.attrs["seed"]),
-                draw=draw, ids=ids,
-            )[0]
-            for draw in draws
-        ]  # fmt: skip
-        for spec in specs:
-            value = np.mean([values[array_key(spec, stored)] for values in passes], axis=0)
-            pooled = pool_grid(pool_grid(value, store.attrs.get("pool") or None), pool)
-            parts[spec.name].append(pooled.reshape(len(batch), -1))
-    stacked = {name: np.concatenate(parts.pop(name)) for name in names}
-    return [
-        Features("random-init", label, np.concatenate([stacked[name] for name in group], axis=1))
-        for label, group in groups.items()
-    ]
+class RandomTwin:
+    """The same architecture with its initial weights: a store of the same images, made when it is read.
+
+    Use as a context manager: the store lies in a temporary folder.
+
+    Args:
+        store: whose model, layers and images.
+        layers: those wanted.
+        features: those wanted, as they are stored.
+        seed: of the weights.
+    """
+
+    def __init__(
+        self, store: LatentStore, layers: Sequence[str], features: Sequence[str], seed: int
+    ) -> None:
+        self._store, self._layers, self._features, self._seed = store, layers, features, seed
+        self._folder = tempfile.TemporaryDirectory(prefix="vdvae-repr-")
+
+    def __enter__(self) -> RandomTwin:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        """Remove the store."""
+        self._folder.cleanup()
+
+    @cached_property
+    def store(self) -> LatentStore:
+        """The store, extracted at first use."""
+        attrs = self._store.attrs
+        images = self._store.images()
+        source = Source(
+            "images", self._store.ids, lambda i: images[i], np.full(len(images), -1, np.int64)
+        )
+        model: VDVAE | Backbone
+        if "backbone" in json.loads(attrs["config"]):
+            model = random_twin(attrs["config"], self._seed)
+        else:
+            with torch.random.fork_rng():
+                torch.manual_seed(self._seed)
+                model = VDVAE(ModelConfig.from_json(attrs["config"])).eval()
+        return extract(
+            model, source, Path(self._folder.name) / "random-init.h5", layers=list(self._layers),
+            features=list(self._features), z=cast(Literal["mean", "sample"], attrs["z"]),
+            draws=self._store.draws, seed=int(attrs["seed"]), mirror=bool(attrs.get("mirror")),
+            pool=attrs.get("pool") or None, images=False,
+        )  # fmt: skip
+
+    def columns(self, spec: LayerSpec, feature: str, pool: str | None, mirrored: bool) -> Columns:
+        """Return the columns of a layer, of the mirrored images if asked for."""
+
+        def blocks() -> Iterator[Array]:
+            store = self.store.mirrored() if mirrored else self.store
+            return store.columns(spec.name, feature, pool)
+
+        dims = int(np.prod(self._store.shape(spec, feature, pool)))
+        told = (spec.name, feature, str(pool), str(mirrored))
+        name = f"random-init, layer {spec.name}"
+        return Columns(name, spec.resolution, dims, blocks, lambda: hash_text(self._recipe, *told))
+
+    @cached_property
+    def _recipe(self) -> str:
+        attrs = self._store.attrs
+        settings = [str(attrs.get(name)) for name in ("config", "z", "draws", "seed", "pool")]
+        return hash_text(
+            hash_arrays(self._store.images()), *self._store.ids, *settings,
+            str(self._seed), torch.__version__,
+        )  # fmt: skip

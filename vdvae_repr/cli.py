@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -149,18 +149,33 @@ def probe(
     task: Annotated[
         str,
         typer.Option(
-            help="face_id, face_verification, classification, few_shot, omniglot_oneshot."
+            help="face_id, face_verification, classification, few_shot, omniglot_oneshot, factors."
         ),
     ] = "face_id",
     latents: Annotated[Path, typer.Option(help="The store to read.")] = Path("latents.h5"),
-    layer: Layer = ["all"],  # noqa: B006
-    feature: Annotated[
-        str | None, typer.Option(help="A stored feature: mean, if not given; z:2, a draw.")
+    train: Annotated[
+        Path | None, typer.Option(help="A store to learn from, in place of --latents ...")
     ] = None,
-    pool: Annotated[str | None, typer.Option(help="avg or avg:GRID.")] = None,
+    test: Annotated[
+        Path | None, typer.Option(help="... and one of the same weights to be tested on.")
+    ] = None,
+    layer: Layer = ["all"],  # noqa: B006
+    atlas: Annotated[
+        bool,
+        typer.Option(
+            "--atlas", help="Layers singly, cumulatively, without each resolution, and pruned."
+        ),
+    ] = False,
+    feature: Annotated[
+        list[str] | None, typer.Option(help="A stored feature: mean, if not given; z:2, a draw.")
+    ] = None,
+    pool: Annotated[list[str] | None, typer.Option(help="none, avg or avg:GRID.")] = None,
     joint: Annotated[bool, typer.Option(help="The layers of each --layer as one vector.")] = False,
     head: Annotated[
         list[str] | None, typer.Option(help="One of the task's heads; all if not given.")
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="face_id: closed-set, if not given, or open-set.")
     ] = None,
     pairs: Annotated[
         Path | None, typer.Option(help="face_verification: pairs to test, in LFW's format.")
@@ -169,12 +184,15 @@ def probe(
         Path | None, typer.Option(help="face_verification: pairs to find the threshold on.")
     ] = None,
     far: Annotated[
-        list[float] | None, typer.Option(help="face_verification: a false accept rate.")
+        list[float] | None,
+        typer.Option(help="face_verification, open-set: a false accept rate."),
     ] = None,
     ways: Annotated[
         int | None, typer.Option(min=2, help="few_shot: classes an episode; 5.")
     ] = None,
-    shots: Annotated[int | None, typer.Option(min=1, help="few_shot: images a class; 1.")] = None,
+    shots: Annotated[
+        list[int] | None, typer.Option(min=1, help="few_shot: images a class; 1. May be repeated.")
+    ] = None,
     queries: Annotated[
         int | None, typer.Option(min=1, help="few_shot: images a class to be told; 15.")
     ] = None,
@@ -182,28 +200,91 @@ def probe(
     class_split: Annotated[
         Path | None, typer.Option(help="few_shot: a CSV of class and split (base, val, novel).")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for results.jsonl, .csv.")] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="A store of the same images from another model, as timm:resnet50."),
+    ] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Folder for scores done; LATENTS.scores if not given.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for results.jsonl, results.csv and pictures.")
+    ] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
     seed: Seed = 0,
 ) -> None:
-    """Measure what each layer is worth, with controls."""
+    """Measure what each layer is worth, with controls; rerun to go on after a stop."""
+    from tqdm import tqdm
+
     import vdvae_repr as vr
     from vdvae_repr import results
-    from vdvae_repr.tasks import TASKS
+    from vdvae_repr.latents.store import JoinedStore
+    from vdvae_repr.report import pictures
 
-    store = vr.LatentStore.open(latents)
-    show = _log if sys.stderr.isatty() else (lambda line: None)
-    rows = vr.run_task(
-        task, store, layers=layer, feature=feature, pool=pool, joint=joint,
-        heads=head, seed=seed, pairs=pairs, pairs_train=pairs_train, far=far, ways=ways, shots=shots,
-        queries=queries, episodes=episodes, class_split=class_split, notice=_log, progress=show,
-    )  # fmt: skip
-    first = TASKS[task].metric
-    print(results.to_json_lines(rows) if json_lines else results.table(rows, first), end="\n")
+    if (train is None) != (test is None):
+        raise TaskError("--train and --test: expected both, found one")
+    if atlas and (layer != ["all"] or joint):
+        raise TaskError("--atlas takes every layer of the store; leave --layer and --joint out")
+    if train is not None and test is not None:
+        latents = test
+        store: vr.LatentStore = JoinedStore(vr.LatentStore.open(train), vr.LatentStore.open(test))
+    else:
+        store = vr.LatentStore.open(latents)
+    curves: list[Any] = []
+    with tqdm(unit="score", disable=not sys.stderr.isatty()) as bar:
+
+        def show(done: int, total: int, what: str) -> None:
+            bar.total, bar.n = total, done
+            bar.set_description(what)
+
+        how: dict[str, Any] = {
+            "feature": feature, "pool": [None if p == "none" else p for p in pool or ["none"]],
+            "heads": head, "seed": seed, "protocol": protocol, "pairs": pairs, "pairs_train": pairs_train,
+            "far": far, "ways": ways, "queries": queries, "episodes": episodes, "class_split": class_split,
+            "beside": [vr.LatentStore.open(path) for path in beside or ()],
+            "keep": keep or latents.with_name(latents.name + ".scores"),
+            "notice": _log, "progress": show, "curve": curves.append,
+        }  # fmt: skip
+        if atlas:
+            if shots is not None and len(shots) > 1:
+                raise TaskError("--atlas: expected one --shots, found several")
+            found = vr.atlas(task, store, shots=shots[0] if shots else None, **how)
+            rows = found.rows
+        else:
+            found = None
+            rows = vr.run_task(task, store, layers=layer, joint=joint, shots=shots, **how)
+    print(results.to_json_lines(rows) if json_lines else results.table(rows))
     if not json_lines:
         _log("* chosen on training data alone; p: chosen row against the best control's chosen row")
     if out is not None:
         results.write(rows, out)
+        pictures.write(rows, curves, out)
+        if found is not None:
+            pictures.write_atlas(found, out)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="A store.")],
+    b: Annotated[Path, typer.Argument(help="Another, of the same images.")],
+    feature: Annotated[str | None, typer.Option(help="A feature of both; mean.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for similarity.csv and .png.")] = Path(),
+    seed: Seed = 0,
+) -> None:
+    """Compare the layers of two models by linear CKA."""
+    import vdvae_repr as vr
+    from vdvae_repr.report import pictures
+    from vdvae_repr.tasks.atlas import compare as compare_layers
+
+    stores = vr.LatentStore.open(a), vr.LatentStore.open(b)
+    matrix = compare_layers(*stores, feature=feature, seed=seed, notice=_log)
+    names = [
+        [spec.name for spec in s.distinct("all", feature or s.default_feature)] for s in stores
+    ]
+    pictures.write_similarity(matrix, names[0], names[1], out)
+    print(
+        f"{out / 'similarity.csv'}, {out / 'similarity.png'}: {len(names[0])} x {len(names[1])} layers"
+    )
 
 
 @app.command()

@@ -73,20 +73,24 @@ def write(rows: Sequence[Result], folder: str | Path) -> None:
         ) from error
 
 
-def table(rows: Sequence[Result], metric: str) -> str:
-    """Return an aligned text table of one metric; `*` marks rows chosen on training data."""
-    header = ["", "head", "model", "layer", "dims", metric, "95 % interval", "chance", "p"]
+def table(rows: Sequence[Result], metric: str | None = None) -> str:
+    """Return an aligned text table of a metric, each head's first if not given; `*` marks rows chosen."""
+    several = len({(row.feature, row.pool) for row in rows if row.feature}) > 1
+    first = {row.head: row.metric for row in reversed(rows)}
+    name = metric or (first[rows[0].head] if len(set(first.values())) == 1 else "value")
+    header = ["", "head", "model", "layer", "dims", name, "95 % interval", "chance", "p"]
     lines = [header]
     for row in rows:
-        if row.metric != metric:
+        if row.metric != (metric or first[row.head]):
             continue
+        feature = " ".join(filter(None, (row.feature, row.pool))) if several else ""
         interval = "" if row.ci_low is None else f"{row.ci_low:.3f} .. {row.ci_high:.3f}"
         lines.append(
             [
                 "*" if row.chosen else "",
                 row.head,
                 row.model,
-                row.layer or "",
+                f"{row.layer or ''} {feature}".strip(),
                 str(row.dims),
                 f"{row.value:.3f}",
                 interval,

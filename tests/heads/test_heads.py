@@ -2,13 +2,15 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.linear_model import Ridge as RidgeRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from vdvae_repr.heads.few_shot import NearestPrototype
-from vdvae_repr.heads.linear import LinearLBFGS, Ridge
+from vdvae_repr.heads.gram import gram_matrices
+from vdvae_repr.heads.linear import ALPHAS, Fold, LinearLBFGS, Ridge, stratified_folds
 from vdvae_repr.heads.neighbors import NearestNeighbor, WeightedNeighbors
 
 
@@ -117,8 +119,95 @@ def test_votes_match_scikit_learn():
     )
 
 
+@pytest.mark.parametrize(("n", "d"), [(90, 20), (60, 300)])
+@pytest.mark.parametrize("k", [2, 5])
+def test_ridge_is_scikit_learns(n, d, k):
+    X, y = problem(n, d, k)
+    head = Ridge().fit(X, y)
+    A = StandardScaler().fit_transform(X)
+    targets = np.where(np.eye(k, dtype=bool)[y], 1.0, -1.0)
+    search = RidgeCV(ALPHAS * d, scoring="neg_mean_squared_error", store_cv_results=True)
+    search.fit(A, targets)
+    assert head.alpha_ == pytest.approx(search.alpha_)
+    new, _ = problem(40, d, k, seed=1)
+    expected = search.predict((new - X.mean(0)) / X.std(0))
+    np.testing.assert_allclose(head.class_scores(new), expected, atol=1e-8)
+    keep = ~np.eye(n, dtype=bool)
+    left = [
+        RidgeRegression(search.alpha_).fit(A[keep[i]], targets[keep[i]]).predict(A[[i]])[0]
+        for i in range(n)
+    ]
+    assert head.leave_one_out().tolist() == np.argmax(left, axis=1).tolist()
+
+
+def gram(X, *subsets):
+    """Feed columns in blocks of 37."""
+    return gram_matrices(np.split(X, range(37, X.shape[1], 37), axis=1), subsets)
+
+
+def test_precomputed_heads_are_the_heads():
+    X, y = problem(90, 300, 5)
+    train, test = np.arange(60), np.arange(60, 90)
+    splits = stratified_folds(y[train], 0)
+    whole, *parts = gram(
+        X, (train, "standardised"), *((train[fit], "standardised") for fit, _ in splits)
+    )
+    folds = [Fold(f, h, g.inner[train]) for (f, h), g in zip(splits, parts, strict=True)]
+    direct = LinearLBFGS().fit(X[train], y[train])
+    head = LinearLBFGS(precomputed=True).fit(whole.inner[train], y[train], folds=folds)
+    assert head.C_ == direct.C_
+    np.testing.assert_array_equal(head.cv_scores_, direct.cv_scores_)
+    expected = direct.class_scores(X[test])
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(head.class_scores(whole.inner[test]), expected, atol=1e-5 * scale)
+    ridge = Ridge(precomputed=True).fit(whole.inner[train], y[train])
+    np.testing.assert_allclose(
+        ridge.class_scores(whole.inner[test]), Ridge().fit(X[train], y[train]).class_scores(X[test])
+    )
+    (centred,) = gram(X, (train, "centred"))
+    for kind, options in ((NearestNeighbor, {"center": True}), (WeightedNeighbors, {})):
+        same = X - X[train].mean(0)
+        straight = kind(**options).fit(same[train], y[train])
+        cosines = centred.cosines()
+        own = kind(precomputed=True).fit(cosines[train], y[train])
+        np.testing.assert_allclose(
+            own.class_scores(cosines[test]), straight.class_scores(same[test]), atol=1e-12
+        )
+        assert own.leave_one_out().tolist() == straight.leave_one_out().tolist()
+
+
+def test_gram_matrices_of_layers_add_up():
+    X, _ = problem(30, 200, 3)
+    rows = np.arange(0, 30, 2)
+    both, first, second = (gram(x, (rows, "standardised"))[0] for x in (X, X[:, :50], X[:, 50:]))
+    added = first + second
+    np.testing.assert_allclose(added.inner, both.inner, rtol=1e-12, atol=1e-9)
+    np.testing.assert_allclose(
+        added.squares, (StandardScaler().fit(X[rows]).transform(X) ** 2).sum(1)
+    )
+    assert added.dims == both.dims == 200
+
+
+def test_coordinates_keep_inner_products():
+    X, _ = problem(30, 200, 3)
+    (whole,) = gram(X, (np.arange(30), "centred"))
+    Z, A = whole.coordinates(), X - X.mean(0)
+    np.testing.assert_allclose(Z @ Z.T, A @ A.T, atol=1e-9 * np.abs(A @ A.T).max())
+
+
+def test_features_that_are_not_finite_are_named():
+    X, _ = problem(30, 200, 3)
+    X[7, 120] = np.nan
+    with pytest.raises(ValueError, match="row 7"):
+        gram(X, (np.arange(30), "standardised"))
+
+
 @pytest.mark.parametrize(
-    "head", [NearestNeighbor(), WeightedNeighbors(), NearestPrototype(), Ridge(), LinearLBFGS()]
-)
+    "head",
+    [
+        NearestNeighbor(), WeightedNeighbors(), NearestPrototype(), Ridge(), LinearLBFGS(),
+        NearestNeighbor(precomputed=True), WeightedNeighbors(precomputed=True), Ridge(precomputed=True),
+    ],
+)  # fmt: skip
 def test_head_keeps_scikit_learns_contract(head):
     check_estimator(head, on_skip=None)

@@ -1,4 +1,5 @@
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -92,6 +93,26 @@ def test_bad_predictions_are_refused(store, tiny, tmp_path):
         import_predicted(tmp_path / "text.npy", store, out)
     with pytest.raises(vr.StoreError, match=r"ends in \.npy or \.npz"):
         export(store, tmp_path / "m.mat")
+
+
+def test_numbers_too_large_for_float32_are_refused(store, tmp_path):
+    X = store.matrix("<=4x4")[0].astype(np.float64)
+    X[2, 0] = 1e300
+    with pytest.raises(vr.StoreError, match=r"layer 1x1\.0, row 2 \(2\)"):
+        import_predicted(X, store, tmp_path / "p.h5", "<=4x4")
+    assert not (tmp_path / "p.h5").exists()
+
+
+@pytest.mark.parametrize("name", ["m.npz", "m.npy", "p.h5"])
+def test_a_full_disk_leaves_nothing_half_written(store, small_disk, name):
+    (small_disk / "ballast").write_bytes(bytes(2**20 - 2**15))
+    X = store.matrix()[0]
+    assert X.nbytes > 2**16
+    write = partial(import_predicted, X) if name == "p.h5" else export
+    with pytest.raises(vr.StoreError, match=rf"{name}: cannot be written \(No space left") as full:
+        write(store, small_disk / name)
+    assert "\n" not in str(full.value)
+    assert [path.name for path in small_disk.iterdir()] == ["ballast"]
 
 
 def test_other_weights_do_not_decode(store, tiny):

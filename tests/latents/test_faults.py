@@ -1,6 +1,8 @@
 """What goes wrong in an extraction: kills, full disks, damage, unreadable images, a second process."""
 
+import contextlib
 import json
+import os
 import random
 import resource
 import shutil
@@ -8,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -54,6 +57,24 @@ def command(pause=0.0, *extra):
         *ARGUMENTS,
         *extra,
     ]
+
+
+def torchrun(folder, pause=0.0, *extra):
+    """The same by two processes, each in a group of its own; `pid-NUMBER` tells who they are."""
+    mark = "import os, pathlib; pathlib.Path(f'pid-{os.getpid()}').touch(); "
+    (folder / "job.py").write_text(mark + SLOWLY.format(pause=pause))
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "job.py", "extract", "--model", "tiny.safetensors", *ARGUMENTS, *extra,
+    ]  # fmt: skip
+
+
+def parts_of(store):
+    """Names of a store's parts, with what changes when one is made again."""
+    return {
+        path.name: (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in store.with_name(store.name + ".parts").glob("part-*.h5")
+    }
 
 
 def equal(a, b):
@@ -132,6 +153,121 @@ def test_full_disk(tiny, images, tmp_path, monkeypatch):
     assert len(list((tmp_path / "s.h5.parts").glob("part-*.h5"))) == 3
     resumed = vr.extract(tiny, images, tmp_path / "s.h5", batch_size=4)
     assert np.array_equal(resumed.matrix()[0], whole.matrix()[0])
+
+
+# Once two parts are there, another file takes all of the disk, and the next write is HDF5's.
+CROWDED = """
+import pathlib
+from vdvae_repr.latents import extract as m
+read = m.read_images
+def crowded(*args):
+    folder = pathlib.Path(r"{disk}")
+    ballast = folder / "ballast"
+    if (folder / "s.h5.parts" / "part-00001.h5").exists() and not ballast.exists():
+        with ballast.open("wb", buffering=0) as file:
+            try:
+                while file.write(bytes(4096)):
+                    pass
+            except OSError:
+                pass
+    return read(*args)
+m.read_images = crowded
+"""
+
+
+def test_a_disk_that_fills_up_under_hdf5(photos, tiny, small_disk, monkeypatch):
+    monkeypatch.setattr(module, "PART", 4)
+    whole = vr.extract(tiny, photos / "photos", photos / "w.h5", layers="<=8x8", batch_size=2)
+    out = small_disk / "s.h5"
+    there = ["--out", str(out), "--layout", "virtual"]  # the parts stay and can be looked at
+    job = command(0.0, *there)
+    crowded = [*job[:2], CROWDED.format(disk=small_disk) + job[2], *job[3:]]
+    stopped = subprocess.run(crowded, cwd=photos, capture_output=True, text=True, check=False)
+    assert stopped.returncode == 2, stopped.stderr
+    preview, message = stopped.stderr.strip().splitlines()
+    assert preview.startswith("24 images")
+    assert f"{out}: cannot be written (No space left on device)" in message
+    assert message.endswith("rerun the same command to resume")
+    assert not out.exists()
+    finished = parts_of(out)
+    assert "part-00001.h5" in finished
+    assert all(module._whole(small_disk / "s.h5.parts" / name) for name in finished)
+    assert {path.suffix for path in (small_disk / "s.h5.parts").iterdir()} == {".h5", ".json"}
+    full = subprocess.run(job, cwd=photos, capture_output=True, text=True, check=False)
+    assert full.returncode == 2
+    assert "found 0.0 kB free" in full.stderr
+    (small_disk / "ballast").unlink()
+    done = subprocess.run(job, cwd=photos, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert parts_of(out).items() >= finished.items()
+    assert equal(out, whole.path)
+
+
+def test_a_disk_that_is_full_when_a_part_begins(tiny, images, tmp_path, small_disk, monkeypatch):
+    monkeypatch.setattr(module, "PART", 4)
+    whole = vr.extract(tiny, images, tmp_path / "whole.h5", batch_size=4)
+    out, ballast = small_disk / "s.h5", small_disk / "ballast"
+
+    def interrupt(count):
+        if (small_disk / "s.h5.parts" / "part-00000.h5").exists():
+            raise KeyboardInterrupt
+
+    def fill(count):
+        with contextlib.suppress(OSError), ballast.open("ab", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+
+    with pytest.raises(KeyboardInterrupt):
+        vr.extract(tiny, images, out, batch_size=4, progress=interrupt)
+    finished = parts_of(out)
+    with pytest.raises(
+        vr.StoreError, match=r"cannot be written \(No space left on device\)"
+    ) as full:
+        vr.extract(tiny, images, out, batch_size=4, progress=fill)
+    assert "\n" not in str(full.value)
+    assert parts_of(out) == finished
+    ballast.unlink()
+    resumed = vr.extract(tiny, images, out, batch_size=4)
+    assert equal(out, whole.path)
+    for store in (resumed, whole):
+        store.close()
+    assert [path.name for path in small_disk.iterdir()] == ["s.h5"]
+
+
+@pytest.mark.parametrize(("layout", "times"), [("single", 2), ("virtual", 1)])
+def test_a_disk_too_small_is_refused_before_anything_is_written(
+    tiny, images, tmp_path, monkeypatch, layout, times
+):
+    """A single file is there twice while its parts are joined."""
+    row = 4 * sum(spec.num_dims for spec in tiny.layers) + images[0].size
+    needed, free = times * 12 * row, 0
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    free = needed - 1
+    sizes = rf"needs {needed / 1e3:.1f} kB while it is written, found {free / 1e3:.1f} kB free"
+    with pytest.raises(vr.StoreError, match=sizes):
+        vr.extract(tiny, images, tmp_path / "s.h5", layout=layout)
+    assert not list(tmp_path.iterdir())
+    free = needed
+    vr.extract(tiny, images, tmp_path / "s.h5", layout=layout).close()
+
+
+def test_finished_parts_count_as_written(tiny, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 4)
+
+    def interrupt(count):
+        if (tmp_path / "s.h5.parts" / "part-00001.h5").exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        vr.extract(tiny, images, tmp_path / "s.h5", batch_size=4, progress=interrupt)
+    done = sum(path.stat().st_size for path in (tmp_path / "s.h5.parts").glob("part-*"))
+    row = 4 * sum(spec.num_dims for spec in tiny.layers) + images[0].size
+    free = 2 * 12 * row - done - 1
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    with pytest.raises(vr.StoreError, match="while it is written, found"):
+        vr.extract(tiny, images, tmp_path / "s.h5", batch_size=4)
+    free += 1
+    assert len(vr.extract(tiny, images, tmp_path / "s.h5", batch_size=4)) == 12
 
 
 def test_damaged_part_is_made_again(tiny, images, tmp_path, monkeypatch):
@@ -231,19 +367,38 @@ def test_pooled_and_half_precision_stores(tiny, images, tmp_path):
         vr.extract(loud, images, tmp_path / "r.h5", dtype="float16", layers="1x1")
 
 
-def test_two_processes_write_the_same_store_byte_for_byte(photos, monkeypatch):
+def test_two_processes_write_the_same_store_byte_for_byte_killed_or_not(photos, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     alone = subprocess.run(command(), cwd=photos, capture_output=True, text=True, check=False)
     assert alone.returncode == 0, alone.stderr
     (photos / "s.h5").rename(photos / "whole.h5")
-    (photos / "job.py").write_text(SLOWLY.format(pause=0.0))
-    joint = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        "job.py", "extract", "--model", "tiny.safetensors", *ARGUMENTS,
-    ]  # fmt: skip
+    joint = torchrun(photos)
     done = subprocess.run(joint, cwd=photos, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("24 images") == 1
+    assert equal(photos / "s.h5", photos / "whole.h5")
+    (photos / "s.h5").unlink()
+    # Killed midway with their launcher: what they had finished is not made again.
+    for path in photos.glob("pid-*"):
+        path.unlink()
+    slow = torchrun(photos, 0.15, "--layout", "virtual")
+    launcher = subprocess.Popen(slow, cwd=photos, stderr=subprocess.DEVNULL)
+    while len(finished := parts_of(photos / "s.h5")) < 2:
+        assert launcher.poll() is None
+        time.sleep(0.02)
+    launcher.kill()
+    workers = [int(path.name.removeprefix("pid-")) for path in photos.glob("pid-*")]
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
+    launcher.wait()
+    finished = parts_of(photos / "s.h5")
+    assert 2 <= len(finished) < 6
+    assert not (photos / "s.h5").exists()
+    again = torchrun(photos, 0.0, "--layout", "virtual")
+    done = subprocess.run(again, cwd=photos, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert parts_of(photos / "s.h5").items() >= finished.items()
     assert equal(photos / "s.h5", photos / "whole.h5")
 
 
@@ -267,4 +422,25 @@ def test_a_store_that_reads_other_files_is_refused(tiny, images, tmp_path):
         layout[:] = h5py.VirtualSource("/somewhere/else.h5", "x", (12, 4))
         file.create_virtual_dataset("layers/099/mean", layout)
     with pytest.raises(vr.StoreError, match="'layers/099/mean' leads to another file"):
+        vr.LatentStore.open(path)
+
+
+def test_a_store_that_reads_raw_files_or_links_is_refused(tiny, images, tmp_path):
+    (tmp_path / "secret").write_bytes(bytes(range(48)))
+    path = vr.extract(tiny, images, tmp_path / "s.h5").path
+    with h5py.File(path, "r+") as file:
+        file.create_dataset(
+            "factors/stolen", (12,), np.float32, external=[(str(tmp_path / "secret"), 0, 48)]
+        )
+    with pytest.raises(vr.StoreError, match="'factors/stolen' leads to another file"):
+        vr.LatentStore.open(path)
+    with h5py.File(path, "r+") as file:
+        del file["factors/stolen"]
+        file["factors/stolen"] = h5py.SoftLink("/labels")
+    with pytest.raises(vr.StoreError, match="'factors/stolen' leads to"):
+        vr.LatentStore.open(path)
+    with h5py.File(path, "r+") as file:
+        del file["factors/stolen"]
+        file["factors/again"] = file["/"]  # a circle
+    with pytest.raises(vr.StoreError, match="not a readable latent store"):
         vr.LatentStore.open(path)

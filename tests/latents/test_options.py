@@ -1,6 +1,7 @@
 """Draws, mirrored images, virtual stores, alignment, backbones, and the plan that inference runs by."""
 
 import copy
+import dataclasses
 import json
 import resource
 import shutil
@@ -160,6 +161,14 @@ def test_links_inside_a_part_are_refused(tiny, images, tmp_path):
         file["layers/000/mean"] = h5py.ExternalLink(str(other), "/layers/000/mean")
     with pytest.raises(vr.StoreError, match="'layers/000/mean' leads to another file"):
         store.matrix("1x1")
+    with h5py.File(part, "r+") as file:  # a part has no parts, whatever it says
+        del file["layers/000/mean"]
+        layout = h5py.VirtualLayout((12, 4, 1, 1), np.float32)
+        layout[:] = h5py.VirtualSource(str(other), "layers/000/mean", (12, 4, 1, 1))
+        file.create_virtual_dataset("layers/000/mean", layout)
+        file.attrs["parts"] = json.dumps([[str(other), other.stat().st_size, 12]])
+    with pytest.raises(vr.StoreError, match="'layers/000/mean' leads to another file"):
+        store.matrix("1x1")
 
 
 def test_overwriting_a_virtual_store_replaces_its_parts(tiny, images, tmp_path, monkeypatch):
@@ -218,7 +227,9 @@ def test_a_misspelt_option_leaves_nothing_behind(tiny, images, tmp_path, option,
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("seed", 1), ("mirror", True), ("pool", "avg"), ("batch_size", 4), ("images", False), ("crop", 8)],
+    [("seed", 1), ("mirror", True), ("pool", "avg"), ("batch_size", 4), ("images", False), ("crop", 8),
+     ("layers", "<=8x8"), ("z", "sample"), ("dtype", "float16"), ("precision", "bf16"),
+     ("layout", "virtual")],
 )  # fmt: skip
 def test_a_changed_option_or_source_is_named_on_resume(tiny, images, tmp_path, option, value):
     def interrupt(count):
@@ -232,6 +243,27 @@ def test_a_changed_option_or_source_is_named_on_resume(tiny, images, tmp_path, o
         vr.extract(tiny, images, path, **{option: value})
     with pytest.raises(vr.StoreError, match="source_sha256 was"):
         vr.extract(tiny, images[:5], path)
+
+
+def test_a_changed_size_is_named_on_resume(tiny, images, tmp_path):
+    """Of the model's images, and of one picture's file."""
+
+    def interrupt(count):
+        raise KeyboardInterrupt
+
+    for index in range(3):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(images[index]).save(tmp_path / "in" / f"{index}.png")
+    with pytest.raises(KeyboardInterrupt):
+        vr.extract(tiny, tmp_path / "in", tmp_path / "s.h5", progress=interrupt)
+    larger = dataclasses.replace(
+        tiny.config, image_size=32, bottom_up="32x1,32d2," + tiny.config.bottom_up
+    )
+    with pytest.raises(vr.StoreError, match=r"config was .*\b16\b.*, is .*\b32\b"):
+        vr.extract(vr.VDVAE(larger, name="tiny").eval(), tmp_path / "in", tmp_path / "s.h5")
+    Image.new("RGB", (16, 16)).save(tmp_path / "in" / "1.png")
+    with pytest.raises(vr.StoreError, match="source_sha256 was"):
+        vr.extract(tiny, tmp_path / "in", tmp_path / "s.h5")
 
 
 def test_images_left_out_before_are_an_error_for_one_who_wants_all(tiny, tmp_path):

@@ -4,25 +4,27 @@
 
 N samples, D features, K classes, r = rank. An L2-regularised linear head depends on the features only
 through their Gram matrix, so with D > N the standardised features are first rotated, without loss,
-into the r <= N dimensions they span. There a truncated Newton method follows the optimum from C to C. The
-protocol is named after the solver of its source; the optimum is one and the same, whatever finds it.
+into the r <= N dimensions they span; with `precomputed=True` heads take Gram matrices (`heads.gram`) in
+place of features. There a truncated Newton method follows the optimum from C to C. The protocol is named
+after the solver of its source; the optimum is one and the same, whatever finds it.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import StratifiedKFold
-from sklearn.preprocessing import StandardScaler
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
+
+from vdvae_repr.heads.gram import Rows, centre_and_scale
 
 C_GRID = 10 ** np.linspace(-6, 5, 45)  # DINOv2, eval/log_regression.py
 ALPHAS = 10 ** np.linspace(-4, 4, 17)  # a feature, standardised
@@ -36,6 +38,30 @@ ON_THE_WAY = 1e-6  # tol of the solutions that choose C, or only lead to it
 Matrix = NDArray[np.float64]
 
 
+class Fold(NamedTuple):
+    """A fold of precomputed features, standardised on the samples that are fitted on.
+
+    Args:
+        fit: numbers (n,) of those samples.
+        held: numbers of those held back.
+        inner: products (N, n) of all samples with those of `fit`.
+    """
+
+    fit: Rows
+    held: Rows
+    inner: Matrix
+
+
+def stratified_folds(y: NDArray[Any], seed: int) -> list[tuple[Rows, Rows]]:
+    """Split classes y (N,) as `linear-lbfgs` does: (fit, held) k = min(5, smallest class) times."""
+    _, encoded = np.unique(y, return_inverse=True)
+    k = min(5, int(np.bincount(encoded).min()))
+    if k < 2:
+        return []
+    splitter = StratifiedKFold(k, shuffle=True, random_state=seed)
+    return list(splitter.split(np.zeros(len(y)), encoded))
+
+
 class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Logistic regression, L2, intercept free, features standardised, C chosen on training data.
 
@@ -46,6 +72,8 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Args:
         Cs: the grid; the protocol's if not given.
         standardize: give each feature mean 0 and deviation 1 on the training samples; else centre only.
+        precomputed: X holds inner products, of N training samples (N, N) and of others with them (M, N), of
+            features standardised already.
         seed: of the folds.
         tol: how far above its minimum the final objective may stay, as a fraction of it (by the Newton
             decrement); 1e-6 at most while C is chosen.
@@ -57,18 +85,39 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         *,
         Cs: ArrayLike | None = None,
         standardize: bool = True,
+        precomputed: bool = False,
         seed: int = 0,
         tol: float = 1e-8,
         max_iter: int = 30,
     ) -> None:
         self.Cs = Cs
         self.standardize = standardize
+        self.precomputed = precomputed
         self.seed = seed
         self.tol = tol
         self.max_iter = max_iter
 
-    def fit(self, X: Any, y: Any, validation: tuple[Any, Any] | None = None) -> LinearLBFGS:
-        """Fit on X (N, D), y (N,); choose C on validation, samples (M, D) and classes (M,), if given.
+    def __sklearn_tags__(self) -> Any:
+        """Say whether X is pairwise."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.pairwise = self.precomputed
+        return tags
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        validation: tuple[Any, Any] | None = None,
+        folds: Sequence[Fold] | None = None,
+    ) -> LinearLBFGS:
+        """Fit on X (N, D), y (N,).
+
+        Args:
+            X: features; precomputed, inner products (N, N).
+            y: classes (N,).
+            validation: samples (M, D), precomputed (M, N), and classes (M,) to choose C on.
+            folds: precomputed alone: to choose C on, each standardised by itself. Without them the folds are
+                parts of X, scaled as it is.
 
         Raises:
             ValueError: NaN, other shapes, a single class, or a class that is in `validation` alone.
@@ -76,18 +125,13 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Warns:
             ConvergenceWarning: `max_iter` steps did not reach `tol`.
         """
-        X, y = validate_data(self, X, y, dtype=[np.float32, np.float64], ensure_min_samples=2)
-        check_classification_targets(y)
-        self.classes_, encoded = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError("expected samples of at least 2 classes, found 1 class")
+        X, y, self.classes_, encoded = _check(self, X, y)
         grid = np.sort(np.asarray(C_GRID if self.Cs is None else self.Cs, dtype=np.float64).ravel())
-        folds = min(5, int(np.bincount(encoded).min()))
-        if len(grid) == 1 or (validation is None and folds < 2):
-            self.search_ = "fixed"
-            self.C_ = float(grid[0]) if len(grid) == 1 else 1.0
-            self.cv_scores_ = np.full(len(grid), np.nan)
-        elif validation is not None:
+        self._reduced = _Reduced(X, self.standardize, self.precomputed)
+        self.search_, self.C_ = "fixed", float(grid[0]) if len(grid) == 1 else 1.0
+        self.cv_scores_ = np.full(len(grid), np.nan)
+        splits = stratified_folds(encoded, self.seed) if validation is None else []
+        if len(grid) > 1 and validation is not None:
             self.search_ = "validation"
             held, truth = validate_data(
                 self, *validation, dtype=[np.float32, np.float64], reset=False
@@ -95,36 +139,50 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if not np.isin(truth, self.classes_).all():
                 raise ValueError("expected classes of validation among those of y, found others")
             found = np.searchsorted(self.classes_, truth)
-            self.cv_scores_ = self._correct(X, encoded, held, found, grid) / len(truth)
-            self.C_ = float(grid[np.argmax(self.cv_scores_)])
-        else:
+            Z = self._reduced.project(held)
+            self.cv_scores_ = self._correct(self._reduced, encoded, Z, found, grid) / len(truth)
+        elif len(grid) > 1 and splits:
             self.search_ = "k-fold"
-            splitter = StratifiedKFold(folds, shuffle=True, random_state=self.seed)
             correct = np.zeros(len(grid))
-            for fit, held in splitter.split(X, encoded):
-                correct += self._correct(X[fit], encoded[fit], X[held], encoded[held], grid)
+            for reduced, fit, Z, held in self._folds(X, splits, folds):
+                correct += self._correct(reduced, encoded[fit], Z, encoded[held], grid)
             self.cv_scores_ = correct / len(y)
+        if self.search_ != "fixed":
             self.C_ = float(grid[np.argmax(self.cv_scores_)])
-        self._reduced = _Reduced(X, self.standardize)
         up_to = grid[grid <= self.C_] if self.search_ != "fixed" else np.array([self.C_])
-        *_, (self._weights, self.intercept_) = self._reduced.path(
-            encoded, len(self.classes_), up_to, self.tol, self.max_iter
-        )
-        self.n_iter_ = self._reduced.steps  # of the final path
+        path = _Path(self._reduced.Z, encoded, len(self.classes_))
+        *_, (self._weights, self.intercept_) = path.solve(up_to, self.tol, self.max_iter)
+        self.n_iter_ = path.steps
         return self
+
+    def _folds(
+        self,
+        X: NDArray[Any],
+        splits: Sequence[tuple[Rows, Rows]],
+        folds: Sequence[Fold] | None,
+    ) -> Iterator[tuple[_Reduced, Rows, Matrix, Rows]]:
+        """Yield each fold's reduced samples, their numbers, those held back, projected, and their numbers."""
+        if self.precomputed and folds is None:
+            folds = [Fold(fit, held, X[:, fit]) for fit, held in splits]
+        if folds is not None:
+            for fit, held, inner in folds:
+                reduced = _Reduced(inner[fit], False, True)
+                yield reduced, fit, reduced.project(inner[held]), held
+        else:
+            for fit, held in splits:
+                reduced = _Reduced(X[fit], self.standardize, False)
+                yield reduced, fit, reduced.project(X[held]), held
 
     def _correct(
         self,
-        X: NDArray[Any],
+        reduced: _Reduced,
         y: NDArray[np.intp],
-        held: NDArray[Any],
+        Z: Matrix,
         truth: NDArray[np.intp],
         grid: NDArray[np.float64],
     ) -> Matrix:
-        """Count what is right among samples held back, for each C."""
-        reduced = _Reduced(X, self.standardize)
-        Z = reduced.project(held)
-        path = reduced.path(y, len(self.classes_), grid, ON_THE_WAY, self.max_iter)
+        """Count what is right among samples held back, projected, for each C."""
+        path = _Path(reduced.Z, y, len(self.classes_)).solve(grid, ON_THE_WAY, self.max_iter)
         return np.array([((Z @ W + b).argmax(axis=1) == truth).sum() for W, b in path], dtype=float)
 
     def class_scores(self, X: Any) -> Matrix:
@@ -152,41 +210,61 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 class Ridge(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Protocol `ridge`: multi-output ridge regression of +1 and -1, penalty by generalised cross-validation.
 
-    scikit-learn's `RidgeCV` on standardised features, one penalty for all classes: the one of the smallest
-    leave-one-out squared error.
+    What scikit-learn's `RidgeCV` finds (Golub, Heath and Wahba 1979; its leave-one-out form), one penalty for
+    all classes: the one of the smallest leave-one-out squared error.
 
     Args:
-        alphas: the grid of penalties, 17 from 1e-4 to 1e4 if not given; each is multiplied by the number D
-            of dimensions, so that it stands for the same strength whatever D is.
+        alphas: the grid of penalties, 17 from 1e-4 to 1e4 if not given; each is multiplied by the mean
+            squared length of the training samples (the number of dimensions, where features are
+            standardised), so that it stands for the same strength whatever that is.
         standardize: give each feature mean 0 and deviation 1 on the training samples; else centre only.
+        precomputed: X holds inner products, of N training samples (N, N) and of others with them (M, N), of
+            features standardised already.
     """
 
-    def __init__(self, *, alphas: ArrayLike | None = None, standardize: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        alphas: ArrayLike | None = None,
+        standardize: bool = True,
+        precomputed: bool = False,
+    ) -> None:
         self.alphas = alphas
         self.standardize = standardize
+        self.precomputed = precomputed
+
+    def __sklearn_tags__(self) -> Any:
+        """Say whether X is pairwise."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.pairwise = self.precomputed
+        return tags
 
     def fit(self, X: Any, y: Any) -> Ridge:
-        """Fit on X (N, D), y (N,).
+        """Fit on X (N, D), precomputed (N, N), and y (N,).
 
         Raises:
             ValueError: NaN, other shapes, or a single class.
         """
-        X, y = validate_data(self, X, y, dtype=[np.float32, np.float64], ensure_min_samples=2)
-        check_classification_targets(y)
-        self.classes_, encoded = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError("expected samples of at least 2 classes, found 1 class")
-        self._scaler = StandardScaler(with_std=self.standardize).fit(X.astype(np.float64))
-        A = self._scaler.transform(X.astype(np.float64))
+        X, y, self.classes_, encoded = _check(self, X, y)
+        self._reduced = _Reduced(X, self.standardize, self.precomputed)
+        Z = self._reduced.Z
+        squares = (Z**2).sum(axis=0)  # the columns are orthogonal, and each has mean 0
+        U = Z / np.sqrt(np.where(squares > 0, squares, 1))
         targets = np.where(np.eye(len(self.classes_), dtype=bool)[encoded], 1.0, -1.0)
-        grid = ALPHAS if self.alphas is None else self.alphas
-        alphas = np.asarray(grid, dtype=np.float64) * A.shape[1]
-        # With a scoring, RidgeCV keeps the leave-one-out predictions.
-        search = RidgeCV(alphas, scoring="neg_mean_squared_error", store_cv_results=True)
-        self._ridge = search.fit(A, targets)
-        self.alpha_ = float(self._ridge.alpha_)
-        best = int(np.flatnonzero(alphas == self._ridge.alpha_)[0])
-        self._left_out = self._ridge.cv_results_[:, :, best]
+        self.intercept_ = targets.mean(axis=0)
+        loads = U.T @ (targets - self.intercept_)
+        grid = np.asarray(ALPHAS if self.alphas is None else self.alphas, dtype=np.float64)
+        smallest = np.inf
+        for alpha in grid * max(squares.sum() / len(Z), 1e-300):
+            shrink = squares / (squares + alpha)
+            fitted = self.intercept_ + U @ (shrink[:, None] * loads)
+            leverage = 1 / len(Z) + (U**2) @ shrink
+            left_out = (fitted - leverage[:, None] * targets) / (1 - leverage[:, None])
+            error = float(((targets - left_out) ** 2).mean())
+            if error < smallest:
+                smallest, self.alpha_, self._left_out = error, float(alpha), left_out
+        centred = targets - self.intercept_
+        self._weights = (Z.T @ centred) / (squares + self.alpha_)[:, None]
         return self
 
     def leave_one_out(self) -> NDArray[Any]:
@@ -198,7 +276,7 @@ class Ridge(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return the regressions' values (N, K), columns in the order of `classes_`."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
-        return np.asarray(self._ridge.predict(self._scaler.transform(X.astype(np.float64))))
+        return np.asarray(self._reduced.project(X) @ self._weights + self.intercept_)
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the class of the highest score, (N,)."""
@@ -206,43 +284,77 @@ class Ridge(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(self.classes_[best])
 
 
-class _Reduced:
-    """Training features, standardised and rotated into the dimensions they span."""
+def _check(head: Any, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], Rows]:
+    """Return X (N, D), y (N,), the classes and y as their numbers."""
+    X, y = validate_data(head, X, y, dtype=[np.float32, np.float64], ensure_min_samples=2)
+    check_classification_targets(y)
+    classes, encoded = np.unique(y, return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError("expected samples of at least 2 classes, found 1 class")
+    if head.precomputed and X.shape[0] != X.shape[1]:
+        raise ValueError(f"expected inner products (N, N), found {X.shape}")
+    return X, y, classes, encoded
 
-    def __init__(self, X: NDArray[Any], standardize: bool) -> None:
-        self.mean = X.mean(axis=0, dtype=np.float64)
-        deviation = X.std(axis=0, dtype=np.float64)
-        self.steps = 0
-        constant = deviation <= 1e-10 * np.maximum(np.abs(self.mean), 1)
-        self.scale = np.where(constant | (not standardize), 1.0, deviation)
-        A = (X - self.mean) / self.scale
-        self.basis: Matrix | None = None
-        if A.shape[1] > len(A):
-            values, vectors = np.linalg.eigh(A @ A.T)
-            keep = values > 1e-12 * max(values[-1], 1e-300)
-            length = np.sqrt(values[keep])
-            self.basis = A  # the span's axes are A.T @ rotation, (D, r), which is never made
-            self.rotation = vectors[:, keep] / length
-            self.Z = vectors[:, keep] * length
+
+class _Reduced:
+    """Training samples, standardised, centred and rotated into the r dimensions they span: Z (N, r).
+
+    The columns of Z are orthogonal.
+    """
+
+    def __init__(self, X: NDArray[Any], standardize: bool, precomputed: bool) -> None:
+        self._basis: Matrix | None = None
+        self._centring: tuple[Matrix, float] | None = None
+        if precomputed:
+            inner = X.astype(np.float64)
+            self._centring = inner.mean(axis=0), float(inner.mean())
+            inner = self._centred(inner)
         else:
-            _, self.rotation = np.linalg.eigh(A.T @ A)
-            self.Z = A @ self.rotation
+            self._mean, self._scale = centre_and_scale(X, standardize)
+            A = (X - self._mean) / self._scale
+            if A.shape[1] <= len(A):
+                _, self._rotation = np.linalg.eigh(A.T @ A)
+                self.Z = A @ self._rotation
+                return
+            self._basis = A  # the span's axes are A.T @ rotation, (D, r), which is never made
+            inner = A @ A.T
+        values, vectors = np.linalg.eigh(inner)
+        keep = values > 1e-12 * max(values[-1], 1e-300)
+        length = np.sqrt(values[keep])
+        self._rotation = vectors[:, keep] / length
+        self.Z = vectors[:, keep] * length
 
     def project(self, X: NDArray[Any]) -> Matrix:
-        """Map samples (N, D) to (N, r)."""
-        A = (X - self.mean) / self.scale
-        Z: Matrix = (A if self.basis is None else A @ self.basis.T) @ self.rotation
-        return Z
+        """Map samples (M, D), precomputed (M, N), to (M, r)."""
+        if self._centring is not None:
+            return self._centred(X.astype(np.float64)) @ self._rotation
+        A = (X - self._mean) / self._scale
+        return (A if self._basis is None else A @ self._basis.T) @ self._rotation
 
-    def path(
-        self, y: NDArray[np.intp], k: int, grid: NDArray[np.float64], tol: float, max_iter: int
+    def _centred(self, inner: Matrix) -> Matrix:
+        """Centre inner products (M, N) on the N training samples' mean."""
+        assert self._centring is not None
+        column, whole = self._centring
+        return inner - inner.mean(axis=1, keepdims=True) - column + whole
+
+
+class _Path:
+    """The optima of a problem, samples Z (N, r) of classes y (N,), k in all, from C to C."""
+
+    def __init__(self, Z: Matrix, y: Rows, k: int) -> None:
+        self.Z, self.y, self.k = Z, y, k
+        self.steps = 0
+
+    def solve(
+        self, grid: NDArray[np.float64], tol: float, max_iter: int
     ) -> list[tuple[Matrix, Matrix]]:
-        """Solve for each C of an ascending grid, classes y (N,) of k: [(weights (r, k), intercept (k,))].
+        """Solve for each C of an ascending grid: [(weights (r, k), intercept (k,))].
 
         Newton's method (its step by preconditioned conjugate gradients, halved until the objective falls),
         started from the line through the last two solutions. Works on the objective divided by C * N.
         `tol` holds for the last C. Of large problems the Hessian is applied in float32, all else is float64.
         """
+        y, k = self.y, self.k
         n, r = self.Z.shape
         A = np.column_stack([self.Z, np.ones(n)])
         At = np.ascontiguousarray(A.T)

@@ -18,12 +18,24 @@ class _CosineNeighbors(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Samples compared by cosine similarity; `_scores` makes class scores of similarities."""
 
     center = False
+    precomputed: bool
+
+    def __sklearn_tags__(self) -> Any:
+        """Say whether X is pairwise."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.pairwise = self.precomputed
+        return tags
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Store the samples X (N, D), y (N,)."""
+        """Store the samples X (N, D), precomputed their cosines (N, N), and y (N,)."""
         X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
         check_classification_targets(y)
         self.classes_, self._labels = np.unique(y, return_inverse=True)
+        if self.precomputed:
+            if X.shape[0] != X.shape[1]:
+                raise ValueError(f"expected cosines (N, N), found {X.shape}")
+            self._samples = X
+            return self
         self._mean = X.mean(axis=0) if self.center else np.zeros(X.shape[1], X.dtype)
         self._samples = unit(X - self._mean)
         return self
@@ -32,17 +44,22 @@ class _CosineNeighbors(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return a score for each class, (N, K), columns in the order of `classes_`."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
-        return _by_blocks(unit(X - self._mean), self._samples, self._scores)
+        return _by_blocks(
+            X if self.precomputed else unit(X - self._mean), self._similarity, self._scores
+        )
 
     def leave_one_out(self) -> NDArray[Any]:
         """Predict each sample from the others: how to choose a layer on training data."""
-        scores = _by_blocks(self._samples, self._samples, self._scores, without_self=True)
+        scores = _by_blocks(self._samples, self._similarity, self._scores, without_self=True)
         return np.asarray(self.classes_[scores.argmax(axis=1)])
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the class of the highest score, (N,)."""
         best = self.class_scores(X).argmax(axis=1)
         return np.asarray(self.classes_[best])
+
+    def _similarity(self, X: NDArray[Any]) -> NDArray[Any]:
+        return X.copy() if self.precomputed else X @ self._samples.T
 
     def _scores(self, similarity: NDArray[Any]) -> NDArray[np.float64]:
         raise NotImplementedError
@@ -55,10 +72,12 @@ class NearestNeighbor(_CosineNeighbors):
 
     Args:
         center: subtract the samples' mean first.
+        precomputed: X holds cosines, of N samples with each other (N, N) and of others with them (M, N).
     """
 
-    def __init__(self, *, center: bool = False) -> None:
+    def __init__(self, *, center: bool = False, precomputed: bool = False) -> None:
         self.center = center
+        self.precomputed = precomputed
 
     def _scores(self, similarity: NDArray[Any]) -> NDArray[np.float64]:
         scores = np.full((len(similarity), len(self.classes_)), -np.inf)
@@ -76,11 +95,15 @@ class WeightedNeighbors(_CosineNeighbors):
     Args:
         k: voters; all samples where there are fewer.
         temperature: of the votes.
+        precomputed: X holds cosines, of N samples with each other (N, N) and of others with them (M, N).
     """
 
-    def __init__(self, *, k: int = 20, temperature: float = 0.07) -> None:
+    def __init__(
+        self, *, k: int = 20, temperature: float = 0.07, precomputed: bool = False
+    ) -> None:
         self.k = k
         self.temperature = temperature
+        self.precomputed = precomputed
 
     def _scores(self, similarity: NDArray[Any]) -> NDArray[np.float64]:
         n, k = len(similarity), min(self.k, similarity.shape[1])
@@ -94,14 +117,14 @@ class WeightedNeighbors(_CosineNeighbors):
 
 def _by_blocks(
     X: NDArray[Any],
-    samples: NDArray[Any],
+    similarity_to_samples: Callable[[NDArray[Any]], NDArray[Any]],
     score: Callable[[NDArray[Any]], NDArray[np.float64]],
     without_self: bool = False,
 ) -> NDArray[np.float64]:
-    """Score similarities of X to samples block by block, so that they never stand in memory at once."""
+    """Score similarities of X to the samples block by block, so that they never stand in memory at once."""
     scores = []
     for start in range(0, len(X), BLOCK):
-        similarity = X[start : start + BLOCK] @ samples.T
+        similarity = similarity_to_samples(X[start : start + BLOCK])
         if without_self:
             rows = np.arange(len(similarity))
             similarity[rows, start + rows] = -np.inf

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.neighbors import unit
 
+FARS = (0.1, 0.01, 0.001)  # false accept rates, where there are impostors enough
 PASSING = 10  # impostors that must pass at a FAR for its TAR to be an estimate
 
 Scores = NDArray[np.float64]
@@ -45,15 +46,20 @@ def accuracy(similarity: Scores, same: Flags, threshold: float) -> float:
     return float(np.mean((similarity >= threshold) == same))
 
 
-def check_far(far: float, impostors: int) -> None:
-    """Refuse a false accept rate at which fewer than 10 impostor pairs may pass.
+def enough(impostors: int) -> list[float]:
+    """Return the false accept rates of FARS that so many impostors are enough for."""
+    return [rate for rate in FARS if rate * impostors >= PASSING - 1e-9]
+
+
+def check_far(far: float, impostors: int, rate: str = "tar") -> None:
+    """Refuse a false accept rate at which fewer than 10 impostors may pass.
 
     Raises:
-        TaskError: the true accept rate there would be no estimate.
+        TaskError: the rate there would be no estimate.
     """
     if far * impostors < PASSING - 1e-9:
         raise TaskError(
-            f"tar@far={far:g}: expected at least {PASSING} impostor pairs to pass, found "
+            f"{rate}@far={far:g}: expected at least {PASSING} impostors to pass, found "
             f"{far * impostors:g} of {impostors}; ask for a FAR of {PASSING / max(impostors, 1):.2g} or more"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -28,6 +29,7 @@ SCHEMA = "vdvae-repr/1"
 CHUNK_BYTES = 2**20
 MIRROR = "mirror/"
 SLICE_BYTES = 2**26  # read at once where a matrix is not wanted whole
+COLUMN_BYTES = 2**29  # of a layer's columns, all images'
 Array = NDArray[Any]
 
 
@@ -138,6 +140,11 @@ class LatentStore:
         return np.asarray(self._read(key, "kl"))
 
     @property
+    def has_kl(self) -> bool:
+        """Whether the KL of each layer is stored, as extraction with a VDVAE does."""
+        return self._root + "kl" in self._file
+
+    @property
     def has_images(self) -> bool:
         """Whether the preprocessed images are kept, which the pixel controls need."""
         return "images" in self._file
@@ -192,6 +199,36 @@ class LatentStore:
             if len(some):
                 parts = [self._pooled(spec, feature, pool, some) for spec in chosen]
                 yield np.concatenate(parts, axis=1)
+
+    def columns(
+        self, layer: str, feature: str = "mean", pool: str | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield a layer's `matrix` by columns, (N, d) at a time, so that memory stays small."""
+        spec = self[layer].spec
+        dims = math.prod(self.shape(spec, feature, pool))
+        if 4 * len(self) * dims <= COLUMN_BYTES:
+            yield self.matrix(layer, feature, pool)[0]
+            return
+        channels = self.shape(spec, feature, pool)[0]
+        each = dims // channels
+        some = max(1, COLUMN_BYTES // (4 * len(self) * each))
+        for start in range(0, channels, some):
+            wanted = slice(start * each, (start + some) * each)
+            block = np.empty((len(self), len(range(dims)[wanted])), np.float32)
+            first = 0
+            for rows in self.slices(layer, feature, pool):
+                block[first : first + len(rows)] = rows[:, wanted]
+                first += len(rows)
+            yield block
+
+    def digest(self, spec: LayerSpec, feature: str) -> str:
+        """Return a hash of a layer's stored values."""
+        key = self._key(spec, feature)
+        data, sha = self._file[key], hashlib.sha256()
+        size = max(1, SLICE_BYTES // max(1, data.nbytes // max(1, len(data))))
+        for start in range(0, len(data), size):
+            sha.update(self._read(key, f"layer {spec.name}", slice(start, start + size)).tobytes())
+        return sha.hexdigest()
 
     def shape(self, spec: LayerSpec, feature: str, pool: str | None = None) -> tuple[int, ...]:
         """Return the shape, (C, R, R), of what `matrix` flattens of a layer."""
@@ -308,6 +345,85 @@ class LatentStore:
                 found[done : done + len(here)] = values[here - here[0]]
             first, done = first + part.count, done + len(here)
         return found if np.ndim(wanted) else found[0]
+
+
+class JoinedStore(LatentStore):
+    """Two stores from the same weights as one: what is learned on the first is tested on the second.
+
+    Ids are prefixed `train/` and `test/`, which are the splits; labels of one name are one label.
+
+    Raises:
+        StoreError: other weights, options or layers; names the difference.
+    """
+
+    def __init__(self, train: LatentStore, test: LatentStore) -> None:
+        for name in ("weights_sha256", "z", "draws", "pool", "mirror", "preprocessing"):
+            first, second = (str(store.attrs.get(name)) for store in (train, test))
+            if first != second:
+                raise StoreError(
+                    f"{test.path}: expected the {name} of {train.path}, {first}, found {second}; "
+                    "extract both alike"
+                )
+        super().__init__(train.path, train._file)
+        self._stores = train, test
+        self.path = Path(f"{train.path} and {test.path}")
+        self.attrs["source"] = f"{train.attrs['source']} -> {test.attrs['source']}"
+        both = {spec.name for spec in test.layers}
+        self.layers = tuple(spec for spec in train.layers if spec.name in both)
+        self.features = tuple(name for name in train.features if name in test.features)
+        if not self.layers or not self.features:
+            raise StoreError(f"{test.path}: has no layer or feature in common with {train.path}")
+        self.label_names = tuple(dict.fromkeys(train.label_names + test.label_names))
+        number = {name: index for index, name in enumerate(self.label_names)}
+        self.labels = np.concatenate(
+            [
+                [number[store.label_names[k]] if k >= 0 else -1 for k in store.labels]
+                for store in self._stores
+            ]
+        ).astype(np.int64)
+        self.ids = tuple(f"train/{i}" for i in train.ids) + tuple(f"test/{i}" for i in test.ids)
+        self.splits = ("train",) * len(train) + ("test",) * len(test)
+
+    @property
+    def factors(self) -> dict[str, Array]:
+        """The factors that both sources know, (N,) each."""
+        first, second = (store.factors for store in self._stores)
+        return {
+            name: np.concatenate([first[name], second[name]]) for name in first if name in second
+        }
+
+    @property
+    def has_images(self) -> bool:
+        """Whether both keep their images."""
+        return all(store.has_images for store in self._stores)
+
+    def mirrored(self) -> LatentStore:
+        """Return the mirrored images of both."""
+        return JoinedStore(*(store.mirrored() for store in self._stores))
+
+    def images(self) -> NDArray[np.uint8]:
+        """Return the images of both."""
+        return np.concatenate([store.images() for store in self._stores])
+
+    def digest(self, spec: LayerSpec, feature: str) -> str:
+        """Return a hash of a layer's values in both."""
+        return "+".join(store.digest(spec, feature) for store in self._stores)
+
+    def dataset(self, *arguments: Any, **options: Any) -> StoreDataset:
+        """Refuse: it is of two files; make one of each store."""
+        raise StoreError(f"{self.path}: two stores; take a data set of each")
+
+    def _read(self, key: str, what: str, rows: Any = slice(None)) -> Array:
+        wanted = np.arange(len(self))[rows]
+        first = len(self._stores[0])
+        parts = [
+            store._read(key, what, own)
+            for store, own in zip(
+                self._stores, (wanted[wanted < first], wanted[wanted >= first] - first), strict=True
+            )
+            if len(own)
+        ]
+        return np.concatenate(parts)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,16 @@
 """Tasks: data, split, protocol, heads and controls, to result rows.
 
-`face_id` (`closed-set`), `face_verification` (`lfw-view1`, `lfw-view2`), `classification` (`knn`, `ridge`,
-`linear-lbfgs`), `few_shot` and `omniglot_oneshot`. Everything chosen is chosen on training data, or on
-validation data where some are set apart.
+`face_id` (`closed-set`, `open-set`), `face_verification` (`lfw-view1`, `lfw-view2`), `classification` (`knn`,
+`ridge`, `linear-lbfgs`), `few_shot`, `omniglot_oneshot` and `factors`. Everything chosen is chosen on
+training data, or on validation data where some are set apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,43 +18,49 @@ from typing import Any
 import numpy as np
 
 from vdvae_repr import baselines
-from vdvae_repr.baselines import Features
+from vdvae_repr.baselines import RandomTwin
 from vdvae_repr.errors import TaskError
+from vdvae_repr.features import Columns, Features, hash_arrays, hash_text
 from vdvae_repr.latents.store import LatentStore
+from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.results import Result
+from vdvae_repr.tasks.factors import Factors
 from vdvae_repr.tasks.few_shot import FewShot, OneShot
 from vdvae_repr.tasks.identification import CLASSES, FACES, Identification
-from vdvae_repr.tasks.problem import Problem, Scored
+from vdvae_repr.tasks.kept import Kept
+from vdvae_repr.tasks.open_set import OpenSet
+from vdvae_repr.tasks.problem import Curve, Problem, Scored
 from vdvae_repr.tasks.verification import Verification
 
 CONTROLS = ("pixels", "pca", "random-init")
 
-
-@dataclass(frozen=True)
-class Task:
-    """How a problem is made of a store and its images, and the options that it takes."""
-
-    make: Callable[..., Problem]
-    heads: tuple[str, ...]
-    metric: str
-    options: tuple[str, ...] = ()
+Groups = dict[str, list[LayerSpec]]
+"""Layers to be taken together, by the label of their row."""
 
 
-TASKS = {
-    "face_id": Task(partial(Identification, words=FACES), FACES.heads, FACES.metrics[0]),
-    "face_verification": Task(
-        Verification, Verification.heads, "accuracy", ("pairs", "pairs_train", "far")
-    ),
-    "classification": Task(
-        partial(Identification, words=CLASSES), CLASSES.heads, CLASSES.metrics[0]
-    ),
-    "few_shot": Task(
+def _face_id(store: LatentStore, protocol: str = "closed-set", **options: Any) -> Problem:
+    """Make the problem of a protocol of `face_id`."""
+    if protocol == "open-set":
+        return OpenSet(store, **options)
+    if protocol != "closed-set":
+        raise TaskError(f"protocol: expected closed-set or open-set, found {protocol!r}")
+    if "far" in options:
+        raise TaskError("far is an option of face_id's protocol open-set, not of closed-set")
+    options.pop("seed")
+    return Identification(store, words=FACES, **options)
+
+
+TASKS: dict[str, tuple[Callable[..., Problem], tuple[str, ...]]] = {
+    # What makes a problem of a store and its images, and the options that it takes.
+    "face_id": (_face_id, ("protocol", "far", "seed")),
+    "face_verification": (Verification, ("pairs", "pairs_train", "far")),
+    "classification": (partial(Identification, words=CLASSES), ()),
+    "few_shot": (
         FewShot,
-        FewShot.heads,
-        FewShot.metrics[0],
         ("ways", "shots", "queries", "episodes", "class_split", "seed"),
     ),
-    "omniglot_oneshot": Task(OneShot, OneShot.heads, OneShot.metrics[0]),
+    "omniglot_oneshot": (OneShot, ()),
+    "factors": (Factors, ("seed",)),
 }
 
 
@@ -61,21 +69,25 @@ def run_task(
     store: LatentStore,
     *,
     layers: str | int | Sequence[str | int] = "all",
-    feature: str | None = None,
-    pool: str | None = None,
+    feature: str | Sequence[str] | None = None,
+    pool: str | Sequence[str | None] | None = None,
     joint: bool = False,
     heads: Sequence[str] | None = None,
     seed: int = 0,
+    protocol: str | None = None,
     pairs: str | Path | None = None,
     pairs_train: str | Path | None = None,
     far: Sequence[float] | None = None,
     ways: int | None = None,
-    shots: int | None = None,
+    shots: int | Sequence[int] | None = None,
     queries: int | None = None,
     episodes: int | None = None,
     class_split: str | Path | None = None,
+    beside: Sequence[LatentStore] = (),
+    keep: str | Path | None = None,
     notice: Callable[[str], None] = lambda line: None,
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Callable[[int, int, str], None] = lambda done, total, line: None,
+    curve: Callable[[Curve], None] = lambda curve: None,
 ) -> list[Result]:
     """Run a task over layers of a store, with its controls.
 
@@ -83,108 +95,283 @@ def run_task(
         task: of `TASKS`.
         store: with labels, and images for the controls.
         layers: selector; each layer is one row.
-        feature: stored feature; if not given, `mean`, or the first where that is not stored.
-        pool: None, "avg" or "avg:GRID".
+        feature: stored feature, or several; if not given, `mean`, or the first where that is not stored.
+        pool: None, "avg" or "avg:GRID", or several.
         joint: take the layers that a selector names together, as one feature vector; several selectors
-            make several rows, of which one is chosen.
+            make several rows.
         heads: of the task's; all of them if not given.
         seed: of folds, episodes, shuffling, random initialisation and bootstrap.
+        protocol: of face_id, `closed-set` or `open-set`.
         pairs: of face_verification, a list in LFW's format to be tested on.
         pairs_train: of face_verification, a list to find the threshold on.
-        far: of face_verification, false accept rates.
+        far: of face_verification and of open-set, false accept rates.
         ways: of few_shot, classes an episode; 5 if not given.
-        shots: of few_shot, images a class to learn from; 1 if not given.
+        shots: of few_shot, images a class to learn from, or several numbers of them; 1 if not given.
         queries: of few_shot, images a class to tell; 15 if not given.
         episodes: of few_shot; 600 if not given.
         class_split: a CSV of `class` and `split` (base, val or novel) for few_shot.
+        beside: stores of the same images from other models, whose layers become rows too.
+        keep: folder where what was scored is kept, by content, so that the same is not scored again.
         notice: receives what the reader must know (the split, images left out).
-        progress: receives what is being scored.
+        progress: receives how many of how many scores are there, and what is being scored.
+        curve: receives the CMC (face_id) or ROC (face_verification) of chosen rows.
+
+    Returns:
+        Rows; of each head and model, one is `chosen` among all its candidates by training data.
 
     Raises:
         TaskError: the store cannot support the protocol, or has no images for the controls; an option of
             another task.
         DataError: a pair list that is malformed.
     """
-    if task not in TASKS:
-        raise TaskError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
-    kind = TASKS[task]
-    asked = {
-        "pairs": pairs, "pairs_train": pairs_train, "far": far, "ways": ways, "shots": shots,
-        "queries": queries, "episodes": episodes, "class_split": class_split,
-    }  # fmt: skip
-    options: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    if strange := sorted(set(options) - set(kind.options)):
-        owner = next(name for name, other in TASKS.items() if strange[0] in other.options)
-        raise TaskError(f"{strange[0]} is an option of {owner}, not of {task}")
-    if unknown := [head for head in heads or () if head not in kind.heads]:
-        raise TaskError(
-            f"unknown head {unknown[0]!r}; the heads of {task} are {', '.join(kind.heads)}"
-        )
-    if not store.has_images:
-        raise TaskError(
-            f"{store.path}: holds no images, so the controls pixels, pca and random-init cannot run; "
-            "extract without --no-images"
-        )
-    images = store.images()
-    if "seed" in kind.options:
-        options["seed"] = seed
-    problem = kind.make(store, images=images, **options)
-    notice(problem.notice)
-    feature = feature or store.default_feature
     selectors = [layers] if isinstance(layers, str | int) else list(layers)
-    if not joint:
-        selectors = [spec.name for spec in store.distinct(selectors, feature)]
-    groups = {
-        str(selector): [spec.name for spec in store.distinct(selector, feature)]
-        for selector in selectors
-    }
-    name = str(store.attrs["model"])
-    views = [(store, images)]
-    if problem.mirrored:
-        views.append((store.mirrored(), np.ascontiguousarray(images[:, :, ::-1])))
-    learned = _added(
-        [
-            Features(name, label, view.matrix(group, feature, pool)[0])
-            for label, group in groups.items()
-        ]
-        for view, _ in views
-    )
-    raw = _added([baselines.pixels(pictures)] for _, pictures in views)[0]
-    controls = [raw, *problem.pca(raw, [f.X.shape[1] for f in learned])]
-    controls += _added(
-        baselines.random_init(view, pictures, groups, feature, pool, seed)
-        for view, pictures in views
-    )
-
-    # Features by features, so that what heads share is worked out once.
-    by_head: dict[str, list[Scored]] = {head: [] for head in heads or kind.heads}
-    for candidate in [*learned, *controls]:
-        for head, scored in by_head.items():
-            progress(f"{head}: {candidate.model} {candidate.layer or candidate.X.shape[-1]}")
-            scored.append(problem.score(head, candidate, seed))
+    named = features_of(store, feature)
+    groups: dict[str, Groups] = {}
+    for name in named:
+        if joint:
+            groups[name] = {str(s): store.distinct(s, name) for s in selectors}
+        else:
+            groups[name] = {spec.name: [spec] for spec in store.distinct(selectors, name)}
+    asked = {
+        "protocol": protocol, "pairs": pairs, "pairs_train": pairs_train, "far": far, "ways": ways,
+        "queries": queries,
+        "episodes": episodes, "class_split": class_split,
+    }  # fmt: skip
+    several = list(shots) if isinstance(shots, Sequence) else [shots]
     rows: list[Result] = []
-    for head, scored in by_head.items():
-        models = [_choose([s for s in scored if s.features.model == m]) for m in (name, *CONTROLS)]
-        picked, *rivals = (next((s for s in group if s.chosen), None) for group in models)
-        basis = learned[0] if picked is None else picked.features
-        known = [s for s in rivals if s is not None]
-        if picked is not None and known:
-            values = problem.figures(problem.metrics[0], known, seed)
-            best = known[int(np.argmax([figure.value for figure in values]))]
-            p = problem.p_value(picked, best, seed)
-            models[0] = [replace(s, p_value=p) if s is picked else s for s in models[0]]
-        control = problem.score(head, replace(basis, model="shuffled-labels"), seed, shuffled=True)
-        every = [*(s for group in models for s in group), control]
-        rows += _rows(task, head, every, problem, store, feature, pool, seed)
+    for number in several:
+        options = {k: v for k, v in (asked | {"shots": number}).items() if v is not None}
+        with Measurement(
+            task, store, options, heads=heads, seed=seed, beside=beside, keep=keep,
+            notice=notice, progress=progress,
+        ) as run:  # fmt: skip
+            wanted = [(groups[name], name, how) for name in named for how in pools_of(pool)]
+            rows += run.rows(wanted, curve)
     return rows
 
 
-def _added(views: Iterable[list[Features]]) -> list[Features]:
-    """Add up the features of several views of the same images."""
-    first, *others = views
-    for other in others:
-        first = [replace(a, X=a.X + b.X) for a, b in zip(first, other, strict=True)]
-    return list(first)
+class Measurement:
+    """A task on a store: scores candidates and their controls. Use as a context manager."""
+
+    def __init__(
+        self,
+        task: str,
+        store: LatentStore,
+        options: dict[str, Any],
+        *,
+        heads: Sequence[str] | None,
+        seed: int,
+        beside: Sequence[LatentStore],
+        keep: str | Path | None,
+        notice: Callable[[str], None],
+        progress: Callable[[int, int, str], None],
+    ) -> None:
+        self.task, self.store, self.seed = task, store, seed
+        self._beside, self._progress = beside, progress
+        if task not in TASKS:
+            raise TaskError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
+        kind, allowed = TASKS[task]
+        if strange := sorted(set(options) - set(allowed)):
+            owner = next(name for name, (_, theirs) in TASKS.items() if strange[0] in theirs)
+            raise TaskError(f"{strange[0]} is an option of {owner}, not of {task}")
+        if not store.has_images:
+            raise TaskError(
+                f"{store.path}: holds no images, so the controls pixels, pca and random-init cannot run; "
+                "extract without --no-images"
+            )
+        for other in beside:
+            if other.ids != store.ids:
+                raise TaskError(
+                    f"{other.path}: expected the images of {store.path} in their order, found others"
+                )
+        images = store.images()
+        if "seed" in allowed:
+            options = options | {"seed": seed}
+        self.problem = kind(store, images=images, **options)
+        self.heads = list(heads or self.problem.heads)
+        if unknown := [head for head in self.heads if head not in self.problem.heads]:
+            known = ", ".join(self.problem.heads)
+            raise TaskError(f"unknown head {unknown[0]!r}; the heads of {task} are {known}")
+        notice(self.problem.notice)
+        self._pixels = _flat(images)
+        if self.problem.mirrored:
+            self._pixels = self._pixels + _flat(images[:, :, ::-1])
+        self._kept = None if keep is None else Kept(keep, _told(task, options, store, images))
+        self._open = ExitStack()
+        self._made: dict[tuple[Any, ...], Columns] = {}
+
+    def __enter__(self) -> Measurement:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        """Let go of what controls left on the disk."""
+        self._open.close()
+
+    def rows(
+        self,
+        wanted: Sequence[tuple[Groups, str, str | None]],
+        curve: Callable[[Curve], None] = lambda curve: None,
+        pruned: Sequence[Features] = (),
+    ) -> list[Result]:
+        """Score groups of layers, by feature and pooling, with their controls.
+
+        Args:
+            wanted: groups of layers, a stored feature and a pooling, each.
+            curve: receives the curves of chosen rows.
+            pruned: further candidates of the store's model.
+        """
+        specs = {
+            spec.name: spec for groups, _, _ in wanted for own in groups.values() for spec in own
+        }
+        stored = sorted({feature.partition(":")[0] for _, feature, _ in wanted})
+        twin = self._open.enter_context(RandomTwin(self.store, list(specs), stored, self.seed))
+        name = str(self.store.attrs["model"])
+        candidates = list(pruned)
+        for groups, feature, pool in wanted:
+            own = [self.columns(self.store, feature, pool), self.columns(twin, feature, pool)]
+            for label, group in groups.items():
+                for model, columns in zip((name, "random-init"), own, strict=True):
+                    blocks = tuple(columns(spec) for spec in group)
+                    candidates.append(Features(model, label, blocks, feature, pool))
+        for other in self._beside:
+            feature = other.default_feature
+            columns = self.columns(other, feature, None)
+            for spec in other.distinct("all", feature):
+                model = str(other.attrs["model"])
+                candidates.append(Features(model, spec.name, (columns(spec),), feature))
+        candidates += [baselines.pixels(self._pixels)]
+        dims = {f.dims for f in candidates if f.model == name}
+        candidates += self.problem.pca(self._pixels, sorted(dims))
+        models = list(dict.fromkeys([name, *CONTROLS, *(f.model for f in candidates)]))
+        total, done = (len(candidates) + 1) * len(self.heads), 0
+        # Features by features, so that what heads share is worked out once.
+        by_head: dict[str, list[Scored]] = {head: [] for head in self.heads}
+        for candidate in candidates:
+            for head, scored in by_head.items():
+                self._progress(done, total, _called(head, candidate))
+                scored.append(self._score(head, candidate))
+                done += 1
+        rows: list[Result] = []
+        for head, scored in by_head.items():
+            grouped = {m: _choose([s for s in scored if s.features.model == m]) for m in models}
+            rows += self._compared(head, name, grouped, curve)
+            done += 1
+            self._progress(done, total, head)
+        return rows
+
+    def _compared(
+        self, head: str, name: str, grouped: dict[str, list[Scored]], curve: Callable[[Curve], None]
+    ) -> list[Result]:
+        """Compare what was chosen with the best control, add shuffled labels, make rows."""
+        chosen = {m: next((s for s in group if s.chosen), None) for m, group in grouped.items()}
+        picked = chosen[name]
+        rivals = [s for s in (chosen[m] for m in CONTROLS) if s is not None]
+        if picked is not None and rivals:
+            values = self.problem.figures(self.problem.metrics_of(head)[0], rivals, self.seed)
+            best = rivals[int(np.argmax([figure.value for figure in values]))]
+            p = self.problem.p_value(picked, best, self.seed)
+            grouped[name] = [replace(s, p_value=p) if s is picked else s for s in grouped[name]]
+        basis = grouped[name][0].features if picked is None else picked.features
+        control = self._score(head, replace(basis, model="shuffled-labels"), shuffled=True)
+        every = [*(s for group in grouped.values() for s in group), control]
+        for item in every:
+            if item.chosen or item is control:
+                drawn = self.problem.curve(head, item)
+                if drawn is not None:
+                    curve(drawn)
+        return self._rows(head, every)
+
+    def _score(self, head: str, features: Features, shuffled: bool = False) -> Scored:
+        if self._kept is None:
+            return self.problem.score(head, features, self.seed, shuffled)
+        score = partial(self.problem.score, head, features, self.seed, shuffled)
+        return self._kept.get(features, (head, str(self.seed), str(shuffled)), score)
+
+    def columns(
+        self, of: LatentStore | RandomTwin, feature: str, pool: str | None
+    ) -> Callable[[LayerSpec], Columns]:
+        """Return what makes columns of layers, each once; of mirrored images too where they are added."""
+
+        def view(spec: LayerSpec, mirrored: bool) -> Columns:
+            if isinstance(of, RandomTwin):
+                return of.columns(spec, feature, pool, mirrored)
+            return Columns.of_layer(of.mirrored() if mirrored else of, spec, feature, pool)
+
+        def columns(spec: LayerSpec) -> Columns:
+            key = of, spec.name, feature, pool
+            if key not in self._made:
+                own = view(spec, False)
+                self._made[key] = own + view(spec, True) if self.problem.mirrored else own
+            return self._made[key]
+
+        return columns
+
+    def _rows(self, head: str, scored: Sequence[Scored]) -> list[Result]:
+        """Make of each scored item a row a metric."""
+        problem, attrs = self.problem, self.store.attrs
+        names = problem.metrics_of(head)
+        metrics = {m: problem.figures(m, scored, self.seed) for m in names}
+        weights = {str(s.attrs["model"]): str(s.attrs["weights_sha256"]) for s in self._beside}
+        weights |= dict.fromkeys(
+            (str(attrs["model"]), "shuffled-labels"), str(attrs["weights_sha256"])
+        )
+        rows = []
+        for index, item in enumerate(scored):
+            of = item.features
+            for metric, figures in metrics.items():
+                figure = figures[index]
+                rows.append(Result(
+                    task=self.task, protocol=problem.protocol(head), head=head, model=of.model,
+                    weights_sha256=weights.get(of.model), source=str(attrs["source"]), layer=of.layer,
+                    feature=of.feature,
+                    pool=(of.pool or attrs.get("pool") or None) if of.feature else None,
+                    standardised=item.standardised, dims=of.dims,
+                    n_train=problem.n_train, n_test=problem.n_test, metric=metric,
+                    value=figure.value, ci_low=figure.low, ci_high=figure.high, se=figure.se,
+                    std=figure.std, chance=figure.chance, chosen=item.chosen,
+                    p_value=item.p_value if metric == names[0] else None,
+                    seed=self.seed, seconds=item.seconds,
+                ))  # fmt: skip
+        return rows
+
+
+def features_of(store: LatentStore, feature: str | Sequence[str] | None) -> list[str]:
+    """Return the names of stored features that are meant."""
+    if feature is None:
+        return [store.default_feature]
+    return [feature] if isinstance(feature, str) else list(feature)
+
+
+def pools_of(pool: str | Sequence[str | None] | None) -> list[str | None]:
+    """Return the poolings that are meant."""
+    return [pool] if pool is None or isinstance(pool, str) else list(pool)
+
+
+def _flat(images: Any) -> Any:
+    return images.reshape(len(images), -1).astype(np.float32)
+
+
+def _called(head: str, features: Features) -> str:
+    what = [features.model, features.layer or str(features.dims), features.feature, features.pool]
+    return f"{head}: {' '.join(part for part in what if part)}"
+
+
+def _told(task: str, options: dict[str, Any], store: LatentStore, images: Any) -> str:
+    """Return a hash of everything but features, head and seed that a score depends on."""
+    factors = [
+        f"{name} {hash_arrays(np.asarray(values, str))}" for name, values in store.factors.items()
+    ]
+    told = {
+        name: hash_arrays(np.fromfile(given, np.uint8))
+        if isinstance(given, Path | str)
+        else repr(given)
+        for name, given in options.items()
+    }
+    return hash_text(
+        task, json.dumps(told, sort_keys=True), hash_arrays(images, store.labels), *store.ids, *store.splits,
+        *store.label_names, *factors,
+    )  # fmt: skip
 
 
 def _choose(scored: Sequence[Scored]) -> list[Scored]:
@@ -194,37 +381,3 @@ def _choose(scored: Sequence[Scored]) -> list[Scored]:
         return list(scored)
     best = next(i for i, s in enumerate(scored) if s.training_score == max(known))
     return [replace(s, chosen=True) if i == best else s for i, s in enumerate(scored)]
-
-
-def _rows(
-    task: str,
-    head: str,
-    scored: Sequence[Scored],
-    problem: Problem,
-    store: LatentStore,
-    feature: str,
-    pool: str | None,
-    seed: int,
-) -> list[Result]:
-    """Make of each scored item a row a metric."""
-    by_metric = {metric: problem.figures(metric, scored, seed) for metric in problem.metrics}
-    rows = []
-    for index, item in enumerate(scored):
-        model = item.features.model
-        latent = model not in ("pixels", "pca")
-        for metric, figures in by_metric.items():
-            figure = figures[index]
-            rows.append(Result(
-                task=task, protocol=problem.protocol(head), head=head, model=model,
-                weights_sha256=None if model in CONTROLS else str(store.attrs["weights_sha256"]),
-                source=str(store.attrs["source"]), layer=item.features.layer,
-                feature=feature if latent else None,
-                pool=(pool or store.attrs.get("pool") or None) if latent else None,
-                standardised=item.standardised, dims=item.features.X.shape[-1],
-                n_train=problem.n_train, n_test=problem.n_test, metric=metric,
-                value=figure.value, ci_low=figure.low, ci_high=figure.high, se=figure.se, std=figure.std,
-                chance=figure.chance, chosen=item.chosen,
-                p_value=item.p_value if metric == problem.metrics[0] else None,
-                seed=seed, seconds=item.seconds,
-            ))  # fmt: skip
-    return rows

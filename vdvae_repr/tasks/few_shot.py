@@ -6,6 +6,7 @@ import csv
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr import baselines
-from vdvae_repr.baselines import Features
 from vdvae_repr.errors import TaskError
+from vdvae_repr.features import Columns, Features, Workspace, hash_arrays
 from vdvae_repr.heads.few_shot import HEADS
 from vdvae_repr.latents.store import LatentStore
-from vdvae_repr.tasks.problem import Figure, Scored, refuse_leaks
+from vdvae_repr.tasks.problem import Curve, Figure, Scored, refuse_leaks
 from vdvae_repr.tasks.resampling import interval, paired_bootstrap, resampled_means
 
 SIDES = ("base", "val", "novel")
@@ -57,7 +58,7 @@ class FewShot:
         seed: int = 0,
     ) -> None:
         self.ways, self.shots, self.queries, self.labels = ways, shots, queries, store.labels
-        self._span = _Span()
+        self._work = Workspace(store.ids)
         sides = _read_class_split(class_split, store)
         needed = shots + queries
         rows_of = {
@@ -83,6 +84,7 @@ class FewShot:
         ]
         refuse_leaks(images, store.ids, used)
         self.n_train, self.n_test = ways * shots, ways * queries
+        self.fitted = self.base if len(self.base) else np.flatnonzero(store.labels >= 0)
         self.notice = (
             f"{episodes} episodes of {ways} ways, {shots} shots, {queries} queries a way, from "
             f"{len(usable['novel'])} novel classes"
@@ -93,16 +95,20 @@ class FewShot:
             where = "val" if len(usable["val"]) >= ways else "base"
             self.notice += f"; the layer is chosen on episodes of {len(choose)} {where} classes"
 
+    def metrics_of(self, head: str) -> tuple[str, ...]:
+        """Return all metrics."""
+        return self.metrics
+
     def protocol(self, head: str) -> str:
         """Return the protocol's name."""
         return "few-shot"
 
-    def pca(self, raw: Features, dims: Sequence[int]) -> list[Features]:
+    def pca(self, X: NDArray[Any], dims: Sequence[int]) -> list[Features]:
         """PCA of the base classes' images; without them, of images outside each episode's classes."""
         if len(self.base):
-            return baselines.pca(raw, self.base, dims)
-        largest, parts = min(OUTSIDE - 1, raw.X.shape[1]), []
-        X = raw.X.astype(np.float64)
+            return baselines.pca(X, self.base, dims)
+        largest, parts = min(OUTSIDE - 1, X.shape[1]), []
+        X = X.astype(np.float64)
         gram = X @ X.T
         rng = np.random.default_rng(0)
         for episode in self.episodes:
@@ -113,17 +119,14 @@ class FewShot:
             parts.append(_gram_pca(gram, outside, items))
             largest = min(largest, parts[-1].shape[1])
         stacked = np.stack([part[:, :largest] for part in parts]).astype(np.float32)
-        return [
-            Features("pca", None, stacked[:, :, :size], False)
-            for size in baselines.pca_sizes(dims, largest)
-        ]
+        return [_of_episodes(stacked[:, :, :size]) for size in baselines.pca_sizes(dims, largest)]
 
     def score(self, head: str, features: Features, seed: int, shuffled: bool = False) -> Scored:
         """Fit and test a head on each episode; the outcome is the accuracy (E,) of each."""
         started = time.monotonic()
         training = None
-        own = features.X.ndim == 3  # made for each episode
-        X = features.X if own else self._span(features)
+        own = features.model == "pca" and not len(self.base)  # made for each episode
+        X = self._work.matrix(features) if own else self._work.compact(features)
         if self.training and not own:
             training = float(np.mean(self._accuracies(head, X, self.training, None)))
         rng = np.random.default_rng(seed) if shuffled else None
@@ -137,6 +140,10 @@ class FewShot:
     def p_value(self, a: Scored, b: Scored, seed: int) -> float:
         """Compare the accuracies of the same episodes."""
         return paired_bootstrap(a.outcome, b.outcome, np.arange(len(a.outcome)), seed)
+
+    def curve(self, head: str, scored: Scored) -> Curve | None:
+        """There is none."""
+        return None
 
     def _accuracies(
         self,
@@ -186,7 +193,7 @@ class OneShot:
                 f"{store.path}: expected the official runs; extract with --data omniglot-runs"
             )
         self.labels, self.runs = store.labels, store.factors["run"]
-        self._span = _Span()
+        self._work = Workspace(store.ids)
         splits = np.array(store.splits)
         self.known, self.queries = (np.flatnonzero(splits == side) for side in ("train", "test"))
         for run in np.unique(self.runs):
@@ -196,24 +203,28 @@ class OneShot:
                 raise TaskError(
                     f"{store.path}: run {run}: expected one known drawing of each character that is asked for"
                 )
-        self.n_train = len(self.known)
+        self.n_train, self.fitted = len(self.known), self.known
         self.n_test = len(self.queries)
         runs = len(np.unique(self.runs))
         self.ways = self.n_train / runs
         self.notice = f"{runs} runs, {self.n_train} known drawings, {self.n_test} queries"
 
+    def metrics_of(self, head: str) -> tuple[str, ...]:
+        """Return all metrics."""
+        return self.metrics
+
     def protocol(self, head: str) -> str:
         """Return the protocol's name."""
         return "omniglot-oneshot"
 
-    def pca(self, raw: Features, dims: Sequence[int]) -> list[Features]:
+    def pca(self, X: NDArray[Any], dims: Sequence[int]) -> list[Features]:
         """PCA of the known drawings."""
-        return baselines.pca(raw, self.known, dims)
+        return baselines.pca(X, self.known, dims)
 
     def score(self, head: str, features: Features, seed: int, shuffled: bool = False) -> Scored:
         """Tell each run's queries; the outcome is whether each of them is wrong, (Q,)."""
         started = time.monotonic()
-        X, rng = self._span(features), np.random.default_rng(seed)
+        X, rng = self._work.compact(features), np.random.default_rng(seed)
         wrong = np.zeros(len(self.queries))
         for run in np.unique(self.runs):
             known = self.known[self.runs[self.known] == run]
@@ -239,6 +250,10 @@ class OneShot:
         """Compare errors on the same queries."""
         return paired_bootstrap(a.outcome, b.outcome, self.runs[self.queries], seed)
 
+    def curve(self, head: str, scored: Scored) -> Curve | None:
+        """There is none."""
+        return None
+
 
 def _draw(
     classes: Sequence[int],
@@ -260,22 +275,10 @@ def _draw(
     return episodes
 
 
-class _Span:
-    """Features in the dimensions that they span; the last are kept, because heads take turns on them."""
-
-    def __init__(self) -> None:
-        self._last: tuple[NDArray[Any], NDArray[np.float64]] | None = None
-
-    def __call__(self, features: Features) -> NDArray[np.float64]:
-        """Return coordinates (N, r), r <= N, with the inner products of the rows of X (N, D)."""
-        if self._last is None or self._last[0] is not features.X:
-            A = features.X.astype(np.float64)
-            if A.shape[1] > len(A):
-                values, vectors = np.linalg.eigh(A @ A.T)
-                keep = values > 1e-12 * max(values[-1], 1e-300)
-                A = vectors[:, keep] * np.sqrt(values[keep])
-            self._last = features.X, A
-        return self._last[1]
+def _of_episodes(X: NDArray[Any]) -> Features:
+    """Make features of what is fitted for each episode by itself, (E, n, D)."""
+    columns = Columns("pca", 0, X.shape[2], lambda: iter([X]), cache(lambda: hash_arrays(X)))
+    return Features("pca", None, (columns,), standardise=False)
 
 
 def _gram_pca(gram: NDArray[np.float64], fit: Rows, items: Rows) -> NDArray[np.float64]:

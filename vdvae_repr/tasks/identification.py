@@ -5,21 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr import baselines
-from vdvae_repr.baselines import Features
 from vdvae_repr.errors import TaskError
-from vdvae_repr.heads.linear import LinearLBFGS, Ridge
+from vdvae_repr.features import Features, Workspace
+from vdvae_repr.heads.gram import Rows, Scaling
+from vdvae_repr.heads.linear import Fold, LinearLBFGS, Ridge, stratified_folds
 from vdvae_repr.heads.neighbors import NearestNeighbor, WeightedNeighbors
 from vdvae_repr.latents.store import LatentStore
-from vdvae_repr.tasks.problem import Figure, Scored, refuse_leaks
+from vdvae_repr.tasks.problem import Curve, Figure, Scored, refuse_leaks
 from vdvae_repr.tasks.resampling import interval, paired_bootstrap, resampled_means
-
-Rows = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -60,61 +59,42 @@ class Identification:
         self.heads, self.metrics = words.heads, words.metrics
         self.labels = store.labels
         self.train, self.val, self.test, self.notice = _split(store, words)
-        self.n_train, self.n_test = len(self.train), len(self.test)
+        self.n_train, self.n_test, self.fitted = len(self.train), len(self.test), self.train
+        self._work = Workspace(store.ids)
         truth = self.labels[self.test]
         self.units = truth if words.closed_set else np.arange(len(truth))
         sides = [(words.train, self.train), ("val", self.val), (words.test, self.test)]
         refuse_leaks(images, store.ids, sides)
 
+    def metrics_of(self, head: str) -> tuple[str, ...]:
+        """Return all metrics."""
+        return self.metrics
+
     def protocol(self, head: str) -> str:
         """Return `closed-set`, or the head's own name."""
         return "closed-set" if self.words.closed_set else head
 
-    def pca(self, raw: Features, dims: Sequence[int]) -> list[Features]:
+    def pca(self, X: NDArray[Any], dims: Sequence[int]) -> list[Features]:
         """PCA of the training rows."""
-        return baselines.pca(raw, self.train, dims)
+        return baselines.pca(X, self.train, dims)
 
     def score(self, head: str, features: Features, seed: int, shuffled: bool = False) -> Scored:
         """Fit a head; the outcome is the rank (N,) of each test image's own class, 0 the first."""
         started = time.monotonic()
-        X, labels = features.X, self.labels.copy()
+        y = self.labels[self.train]
         if shuffled:
-            labels[self.train] = np.random.default_rng(seed).permutation(labels[self.train])
-        y = labels[self.train]
-        training_score: float | None = None
-        standardised = head in ("ridge", "linear-lbfgs") and features.standardise
-        fitted: LinearLBFGS | Ridge | NearestNeighbor | WeightedNeighbors
-        if head == "linear-lbfgs":
-            set_apart = (X[self.val], labels[self.val]) if len(self.val) else None
-            fitted = LinearLBFGS(standardize=standardised, seed=seed)
-            fitted.fit(X[self.train], y, set_apart)
-            if fitted.search_ != "fixed":
-                training_score = float(fitted.cv_scores_.max())
-        else:
-            match head:
-                case "ridge":
-                    fitted = Ridge(standardize=standardised)
-                case "knn":
-                    fitted = WeightedNeighbors()
-                case _:
-                    fitted = NearestNeighbor(center=True)
-            fitted.fit(X[self.train], y)
-            if len(self.val):
-                training_score = float(fitted.score(X[self.val], labels[self.val]))
-            elif np.unique(y, return_counts=True)[1].min() > 1:
-                training_score = float(np.mean(fitted.leave_one_out() == y))
-        scores, truth = fitted.class_scores(X[self.test]), self.labels[self.test]
-        if not np.isfinite(scores).all():
-            raise TaskError(
-                f"{features.model} {features.layer or X.shape[1]}, {head}: expected finite scores, "
-                "found others"
-            )
-        own = np.searchsorted(fitted.classes_, truth)[:, None]
+            y = np.random.default_rng(seed).permutation(y)
+        validation = (self.val, self.labels[self.val]) if len(self.val) else None
+        found = score_classes(
+            self._work, head, features, self.train, y, self.test, seed, validation
+        )
+        scores = found.scores
+        own = np.searchsorted(found.classes, self.labels[self.test])[:, None]
         value = np.take_along_axis(scores, own, axis=1)
         before = np.arange(scores.shape[1]) < own  # of equal scores the first class is predicted
         rank = ((scores > value) | ((scores == value) & before)).sum(axis=1)
         seconds = round(time.monotonic() - started, 3)
-        return Scored(features, standardised, training_score, rank, seconds)
+        return Scored(features, found.standardised, found.training_score, rank, seconds)
 
     def figures(self, metric: str, scored: Sequence[Scored], seed: int) -> list[Figure]:
         """Return a metric of each, with a bootstrap's interval."""
@@ -135,6 +115,82 @@ class Identification:
     def p_value(self, a: Scored, b: Scored, seed: int) -> float:
         """Compare the shares of test images whose own class comes first."""
         return paired_bootstrap(a.outcome == 0, b.outcome == 0, self.units, seed)
+
+    def curve(self, head: str, scored: Scored) -> Curve | None:
+        """Return the CMC of faces: the share of probes whose own person is among the first x."""
+        if not self.words.closed_set:
+            return None
+        classes = len(np.unique(self.labels[self.train]))
+        share = np.cumsum(np.bincount(scored.outcome, minlength=classes)) / len(scored.outcome)
+        of = scored.features
+        return Curve("cmc", head, of.model, of.layer, np.arange(1.0, classes + 1), share)
+
+
+class ClassScores(NamedTuple):
+    """Scores (M, K) of images, columns in the order of `classes`, and what training data say of the head."""
+
+    scores: NDArray[np.float64]
+    classes: NDArray[np.int64]
+    standardised: bool
+    training_score: float | None
+
+
+def score_classes(
+    work: Workspace,
+    head: str,
+    features: Features,
+    train: Rows,
+    y: NDArray[np.int64],
+    test: Rows,
+    seed: int,
+    validation: tuple[Rows, NDArray[np.int64]] | None = None,
+) -> ClassScores:
+    """Fit a head on images `train` of classes y, and score images `test`; choose on `validation`, if any."""
+    standardised = head in ("ridge", "linear-lbfgs") and features.standardise
+    wide = features.dims > len(train)  # then Gram matrices say all, and are smaller
+    folds: list[Fold] | None = None
+    if not wide:
+        X = work.matrix(features)
+    elif head in ("ridge", "linear-lbfgs"):
+        scaling: Scaling = "standardised" if standardised else "centred"
+        splits: list[tuple[Rows, Rows]] = []
+        if head == "linear-lbfgs" and validation is None:
+            splits = stratified_folds(y, seed)
+        subsets = [(train, scaling), *((train[fit], scaling) for fit, _ in splits)]
+        whole, *parts = work.grams(features, subsets)
+        X = whole.inner
+        if splits:
+            folds = [Fold(*s, g.inner[train]) for s, g in zip(splits, parts, strict=True)]
+    else:
+        (gram,) = work.grams(features, [(train, "raw" if head == "knn" else "centred")])
+        X = gram.cosines()
+    held = None if validation is None else (X[validation[0]], validation[1])
+    fitted: LinearLBFGS | Ridge | NearestNeighbor | WeightedNeighbors
+    match head:
+        case "linear-lbfgs":
+            fitted = LinearLBFGS(standardize=standardised, precomputed=wide, seed=seed)
+            fitted.fit(X[train], y, validation=held, folds=folds)
+        case "ridge":
+            fitted = Ridge(standardize=standardised, precomputed=wide).fit(X[train], y)
+        case "knn":
+            fitted = WeightedNeighbors(precomputed=wide).fit(X[train], y)
+        case _:
+            fitted = NearestNeighbor(center=True, precomputed=wide).fit(X[train], y)
+    training_score: float | None = None
+    if isinstance(fitted, LinearLBFGS):
+        if fitted.search_ != "fixed":
+            training_score = float(fitted.cv_scores_.max())
+    elif held is not None:
+        training_score = float(fitted.score(*held))
+    elif np.unique(y, return_counts=True)[1].min() > 1:
+        training_score = float(np.mean(fitted.leave_one_out() == y))
+    scores = fitted.class_scores(X[test])
+    if not np.isfinite(scores).all():
+        raise TaskError(
+            f"{features.model} {features.layer or features.dims}, {head}: expected finite scores, "
+            "found others"
+        )
+    return ClassScores(scores, fitted.classes_, standardised, training_score)
 
 
 def _split(store: LatentStore, words: Words) -> tuple[Rows, Rows, Rows, str]:

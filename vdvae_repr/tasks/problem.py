@@ -10,21 +10,36 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from vdvae_repr.baselines import Features
 from vdvae_repr.errors import TaskError
+from vdvae_repr.features import Features
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Features under a head: what training data say of them, and what the problem's figures are made of."""
+    """Features under a head: what training data say of them, and what the problem's figures are made of.
+
+    `outcome` is an array that the problem knows how to read.
+    """
 
     features: Features
     standardised: bool
     training_score: float | None
-    outcome: Any
+    outcome: NDArray[Any]
     seconds: float
     chosen: bool = False
     p_value: float | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What rows hold points of: `cmc` (x ranks, y identified) or `roc` (false, true accept rates)."""
+
+    kind: str
+    head: str
+    model: str
+    layer: str | None
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -52,25 +67,29 @@ class Problem(Protocol):
 
     Attributes:
         heads: names of all it knows.
-        metrics: of a row; the first is the one that is compared.
         notice: what the reader must know of the split.
         n_train, n_test: sizes that a row states.
         mirrored: whether features of mirrored images are added.
+        fitted: numbers of the images that something may be learned of.
     """
 
     heads: tuple[str, ...]
-    metrics: tuple[str, ...]
     notice: str
     n_train: int
     n_test: int
     mirrored: bool
+    fitted: NDArray[np.intp]
+
+    def metrics_of(self, head: str) -> tuple[str, ...]:
+        """Return the metrics of a head's rows; the first is the one that is compared."""
+        ...
 
     def protocol(self, head: str) -> str:
         """Return the protocol's name."""
         ...
 
-    def pca(self, raw: Features, dims: Sequence[int]) -> list[Features]:
-        """Return PCA of pixels, fitted on training rows, at these dimensions and at sizes to choose from."""
+    def pca(self, X: NDArray[Any], dims: Sequence[int]) -> list[Features]:
+        """Return PCA of pixels (N, D), fitted on `fitted`: at these sizes, and at some to choose from."""
         ...
 
     def score(self, head: str, features: Features, seed: int, shuffled: bool = False) -> Scored:
@@ -83,6 +102,10 @@ class Problem(Protocol):
 
     def p_value(self, a: Scored, b: Scored, seed: int) -> float:
         """Return the two-sided p-value that the first metric of two differs."""
+        ...
+
+    def curve(self, head: str, scored: Scored) -> Curve | None:
+        """Return the curve that goes with the metrics, if there is one."""
         ...
 
 

@@ -7,22 +7,21 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from vdvae_repr import baselines
-from vdvae_repr.baselines import Features
 from vdvae_repr.data.faces import Pairs, read_pairs
 from vdvae_repr.errors import TaskError
+from vdvae_repr.features import Features, Workspace
 from vdvae_repr.heads import verification as heads
 from vdvae_repr.latents.store import LatentStore
-from vdvae_repr.tasks.problem import Figure, Scored, refuse_leaks
+from vdvae_repr.tasks.problem import Curve, Figure, Scored, refuse_leaks
 from vdvae_repr.tasks.resampling import AT_ONCE, interval, two_sided, weights
 
-FARS = (0.1, 0.01, 0.001)  # where the list has impostors enough
 WHITENED = 128  # components at most
 CURVES = 1_000  # resamples of what is read off the ROC
 Flags = NDArray[np.bool_]
@@ -33,6 +32,11 @@ class _Outcome(NamedTuple):
     similarity: Scores
     threshold: Scores
     same: Flags
+
+    @classmethod
+    def of(cls, scored: Scored) -> _Outcome:
+        similarity, threshold, same = scored.outcome
+        return cls(similarity, threshold, same.astype(bool))
 
     @property
     def correct(self) -> Scores:
@@ -85,16 +89,16 @@ class Verification:
         self.people = person[self.test.first], person[self.test.second]
         self.num_people = int(person.max()) + 1
         impostors = int((~self.test.same).sum())
-        kept = (
-            [rate for rate in FARS if rate * impostors >= heads.PASSING]
-            if far is None
-            else list(far)
-        )
+        kept = heads.enough(impostors) if far is None else list(far)
         for rate in kept:  # one that was asked for and is too fine is an error
             heads.check_far(rate, impostors)
         self.metrics = ("accuracy", "auc", "eer", *(f"tar@far={rate:g}" for rate in kept))
         self.n_train = 0 if self.choose is None else len(self.choose.same)
         self.n_test = len(self.test.same)
+        self.fitted = np.setdiff1d(np.arange(len(store)), tested)
+        if self.choose is not None:
+            self.fitted = _rows(self.choose)
+        self._work = Workspace(store.ids)
         where = (
             f"thresholds from the other {folds - 1} folds"
             if self.choose is None
@@ -102,20 +106,24 @@ class Verification:
         )
         added = "with" if self.mirrored else "without"
         self.notice = f"{self.n_test} pairs, {where}; {added} the mirrored images' features added"
-        if left := [rate for rate in FARS if rate not in kept and far is None]:
+        if left := [rate for rate in heads.FARS if rate not in kept and far is None]:
             self.notice += (
                 f"; {impostors} impostors are too few for FAR {', '.join(map(str, left))}"
             )
         if self.choose is None:
             self.notice += "; without --pairs-train PCA cannot be fitted, and is left out"
 
+    def metrics_of(self, head: str) -> tuple[str, ...]:
+        """Return all metrics."""
+        return self.metrics
+
     def protocol(self, head: str) -> str:
         """Return the view."""
         return "lfw-view2" if self.view2 else "lfw-view1"
 
-    def pca(self, raw: Features, dims: Sequence[int]) -> list[Features]:
+    def pca(self, X: NDArray[Any], dims: Sequence[int]) -> list[Features]:
         """PCA of the training pairs' images."""
-        return [] if self.choose is None else baselines.pca(raw, _rows(self.choose), dims)
+        return [] if self.choose is None else baselines.pca(X, _rows(self.choose), dims)
 
     def score(self, head: str, features: Features, seed: int, shuffled: bool = False) -> Scored:
         """Compare the pairs; the outcome is similarity, threshold and truth of each."""
@@ -123,7 +131,8 @@ class Verification:
         mix: Callable[[Flags], Flags] = lambda same: same  # noqa: E731
         if shuffled:
             mix = np.random.default_rng(seed).permutation
-        X, test, same = features.X, self.test, mix(self.test.same)
+        X = self._work.compact(features)
+        test, same = self.test, mix(self.test.same)
         if self.choose is not None:
             known = mix(self.choose.same)
             space = _Space(X[_rows(self.choose)], head)
@@ -147,11 +156,12 @@ class Verification:
                 thresholds[here] = threshold
             training, outcome = float(np.mean(found)), _Outcome(similarity, thresholds, same)
         seconds = round(time.monotonic() - started, 3)
-        return Scored(features, head == "cosine-whitened", training, outcome, seconds)
+        stacked = np.stack([outcome.similarity, outcome.threshold, outcome.same])
+        return Scored(features, head == "cosine-whitened", training, stacked, seconds)
 
     def figures(self, metric: str, scored: Sequence[Scored], seed: int) -> list[Figure]:
         """Return a metric of each; accuracy over folds has standard error and deviation."""
-        outcomes = [item.outcome for item in scored]
+        outcomes = [_Outcome.of(item) for item in scored]
         if metric == "accuracy" and self.view2:
             return [self._over_folds(outcome.correct) for outcome in outcomes]
         if metric == "accuracy":
@@ -185,8 +195,14 @@ class Verification:
 
     def p_value(self, a: Scored, b: Scored, seed: int) -> float:
         """Compare the shares of pairs that are right."""
-        gap = (a.outcome.correct - b.outcome.correct)[:, None]
+        gap = (_Outcome.of(a).correct - _Outcome.of(b).correct)[:, None]
         return two_sided(self._means(gap, seed))
+
+    def curve(self, head: str, scored: Scored) -> Curve | None:
+        """Return the ROC."""
+        outcome, of = _Outcome.of(scored), scored.features
+        rates = heads.roc(outcome.similarity, outcome.same)
+        return Curve("roc", head, of.model, of.layer, rates[0][0], rates[1][0])
 
     def _means(self, values: Scores, seed: int) -> Scores:
         """Return means of values (P, M) over resamples of people, (RESAMPLES, M)."""
@@ -213,14 +229,14 @@ class Verification:
 class _Space:
     """Where cosines are taken: centred on training images, or their whitened principal components."""
 
-    def __init__(self, X: NDArray[np.float32], head: str) -> None:
+    def __init__(self, X: NDArray[Any], head: str) -> None:
         self.mean = X.mean(axis=0, dtype=np.float64).astype(X.dtype)
         self.pca: PCA | None = None
         if head == "cosine-whitened":
             size = min(WHITENED, len(X) - 1, X.shape[1])
             self.pca = PCA(size, whiten=True, svd_solver="full").fit(X)
 
-    def similarity(self, X: NDArray[np.float32], pairs: Pairs) -> Scores:
+    def similarity(self, X: NDArray[Any], pairs: Pairs) -> Scores:
         """Return the cosine (P,) of each pair of rows of X."""
         rows = _rows(pairs)
         own = X[rows] - self.mean if self.pca is None else self.pca.transform(X[rows])

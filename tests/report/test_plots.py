@@ -1,0 +1,313 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
+
+import vdvae_repr as vr
+from vdvae_repr.results import Result
+
+LAYERS = ["1x1.0", "4x4.0", "4x4.1", "8x8.0", "8x8.1", "8x8.2"]
+TOGETHER = ["<=1x1", "<=4x4", "<=8x8"]
+
+
+def row(model, head, value, layer=None, **columns):
+    defaults = {
+        "task": "face_id", "protocol": "closed-set", "source": "people", "metric": "rank1", "dims": 16,
+        "feature": "mean" if layer else None, "standardised": False, "n_train": 100, "n_test": 100,
+        "chance": 0.1, "ci_low": value - 0.05, "ci_high": value + 0.03,
+    }  # fmt: skip
+    return Result(model=model, head=head, value=value, layer=layer, **(defaults | columns))
+
+
+def run(heads=("knn", "ridge"), names=LAYERS, chosen=3, **columns):
+    """Rows as a task makes them; knn's first, values by layer random."""
+    rng = np.random.default_rng(len(names))
+    rows = []
+    for head in heads:
+        for index, name in enumerate(names):
+            value = 0.4 + rng.random() / 10
+            rows.append(row("faces64", head, value, name, chosen=index == chosen, **columns))
+            rows.append(row("random-init", head, value - 0.2, name, chosen=index == 0, **columns))
+        for size, value in ((8, 0.3), (16, 0.36), (32, 0.33)):
+            rows.append(row("pca", head, value, dims=size, chosen=size == 32, **columns))
+        rows.append(row("pixels", head, 0.28 if head == "knn" else 0.27, **columns))
+        rows.append(row("shuffled-labels", head, 0.11, names[0], **columns))
+    return rows
+
+
+def few_shot(shots, ways=5, **options):
+    return run(
+        task="few_shot", protocol="few-shot", metric="accuracy", chance=1 / ways, n_train=ways * shots,
+        **options,
+    )  # fmt: skip
+
+
+def line(ax, label):
+    (found,) = (artist for artist in ax.lines if artist.get_label() == label)
+    return found
+
+
+def values(rows, **columns):
+    return [r.value for r in rows if all(getattr(r, name) == v for name, v in columns.items())]
+
+
+def stars(ax):
+    drawn = [c.get_offsets() for c in ax.collections if isinstance(c, PathCollection)]
+    return np.concatenate([np.zeros((0, 2)), *drawn]).tolist()
+
+
+def legend(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+DRAWN = {
+    "layers": lambda ax: vr.plot.layers(run(), ax=ax),
+    "layers, one head": lambda ax: vr.plot.layers(run(), "rank1", "ridge", ax),
+    "layers together": lambda ax: vr.plot.layers(run(names=TOGETHER, chosen=1), ax=ax),
+    "one layer": lambda ax: vr.plot.layers(run(names=["8x8.0"], chosen=0), ax=ax),
+    "cumulative": lambda ax: vr.plot.cumulative(run(names=TOGETHER, chosen=1), [2, 40, 900], ax=ax),
+    "shots": lambda ax: vr.plot.shots([*few_shot(1), *few_shot(5)], ax=ax),
+    "cmc": lambda ax: vr.plot.cmc({"faces64": ([1, 2, 3], [0.4, 0.6, 0.7])}, ax, people=10),
+    "roc": lambda ax: vr.plot.roc({"a": ([0, 0.01, 1], [0.2, 0.4, 1])}, ax),
+    "similarity": lambda ax: vr.plot.similarity(np.eye(6), LAYERS, ax=ax),
+    "factors": lambda ax: vr.plot.factors(np.full((6, 2), 0.5), LAYERS, ["pose", "hair"], ax),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_draws_on_the_axes_given_or_on_its_own(name, tmp_path):
+    figure = Figure(layout="constrained")
+    left, right = figure.subplots(1, 2)
+    assert DRAWN[name](right) is right
+    assert not left.has_data()
+    assert right.has_data()
+    assert right.get_xlabel()
+    assert right.get_ylabel()
+    own = DRAWN[name](None)
+    assert own.figure is not figure
+    own.figure.savefig(tmp_path / "plot.png")
+    if own.get_legend():  # beside the data
+        own.figure.canvas.draw()
+        assert own.get_legend().get_window_extent().x0 >= own.get_window_extent().x1
+
+
+def test_layers_are_drawn_from_the_coarsest_with_the_rows_values():
+    rows = run(names=LAYERS[::-1])
+    ax = vr.plot.layers(rows)
+    assert [text.get_text() for text in ax.get_xticklabels()] == LAYERS
+    for head in ("knn", "ridge"):
+        x, y = line(ax, head).get_data()
+        assert list(x) == list(range(6))
+        assert list(y) == values(rows, model="faces64", head=head)[::-1]
+    assert line(ax, "knn").get_color() != line(ax, "ridge").get_color()
+
+
+def test_intervals_are_those_of_the_rows():
+    rows = run(["knn"])
+    ax = vr.plot.layers(rows)
+    (area,) = (c for c in ax.collections if len(c.get_paths()[0].vertices) > 2 * len(LAYERS))
+    own = [r for r in rows if r.model == "faces64"]
+    corners = {tuple(np.round(v, 9)) for v in area.get_paths()[0].vertices}
+    for x, r in enumerate(own):
+        assert {(x, round(r.ci_low, 9)), (x, round(r.ci_high, 9))} <= corners
+    assert "95 % interval" in legend(ax)
+    without = vr.plot.layers([row("faces64", "knn", 0.5, "1x1.0", ci_low=None, ci_high=None)])
+    assert "95 % interval" not in legend(without)
+
+
+@pytest.mark.parametrize("chosen", [0, 4])
+def test_the_star_is_at_the_chosen_layer(chosen):
+    rows = run(chosen=chosen)
+    expected = [[chosen, r.value] for r in rows if r.model == "faces64" and r.chosen]
+    assert stars(vr.plot.layers(rows)) == expected
+    assert stars(vr.plot.layers(rows, head="ridge")) == expected[1:]
+    none = vr.plot.layers(run(chosen=None))
+    assert stars(none) == []
+    assert "chosen without test data" not in legend(none)
+
+
+def test_bands_cover_the_resolutions():
+    ax = vr.plot.layers(run())
+    extents = [patch.get_extents().transformed(ax.transData.inverted()) for patch in ax.patches]
+    assert [(box.x0, box.x1) for box in extents] == [
+        pytest.approx(ends) for ends in ((-0.5, 0.5), (0.5, 2.5), (2.5, 5.5))
+    ]
+    assert [(text.get_text(), text.get_position()[0]) for text in ax.texts] == [
+        ("1x1", 0), ("4x4", 1.5), ("8x8", 4),
+    ]  # fmt: skip
+    assert not vr.plot.layers(run(names=TOGETHER)).patches
+
+
+def test_controls_are_drawn_at_their_chosen_row_or_at_their_best():
+    ax = vr.plot.layers(run(), head="ridge")
+    assert set(line(ax, "pca").get_ydata()) == {0.33}  # chosen, though 0.36 is there
+    assert set(line(ax, "pixels").get_ydata()) == {0.27}  # not chosen, the only one
+    assert set(line(ax, "shuffled-labels").get_ydata()) == {0.11}
+    assert set(line(ax, "chance").get_ydata()) == {0.1}
+    assert line(ax, "chance").get_linestyle() == ":"
+    random = values(run(), model="random-init", head="ridge")
+    assert list(line(ax, "random-init").get_ydata()) == random
+    both = vr.plot.layers(run())
+    assert set(line(both, "pixels, best head").get_ydata()) == {0.28}
+    errors = [row("faces64", "knn", 0.3, "1x1.0", metric="error")]
+    errors += [row("pca", "knn", value, metric="error") for value in (0.5, 0.4)]
+    ax = vr.plot.layers(errors)
+    assert set(line(ax, "pca").get_ydata()) == {0.4}  # the best error is the lowest
+    assert "lower is better" in ax.get_ylabel()
+
+
+def test_layers_taken_together_are_drawn_in_the_order_of_the_rows():
+    rows = run(["knn"], names=["0:4", "<=4x4", "0:12"])
+    ax = vr.plot.layers(rows)
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["0:4", "<=4x4", "0:12"]
+    assert list(line(ax, "knn").get_ydata()) == values(rows, model="faces64")
+    both = vr.plot.layers(run(names=["<=8x8", "8x8.1", "<=4x4", "8x8.0"]))
+    names = [text.get_text() for text in both.get_xticklabels()]
+    assert names == ["8x8.0", "8x8.1", "<=8x8", "<=4x4"]
+
+
+def test_the_first_metric_is_drawn_unless_another_is_asked_for():
+    rows = [*run(), *run(["knn"], metric="rank5", chance=0.5)]
+    assert vr.plot.layers(rows).get_ylabel() == "rank1"
+    ax = vr.plot.layers(rows, metric="rank5")
+    assert ax.get_ylabel() == "rank5"
+    assert set(line(ax, "chance").get_ydata()) == {0.5}
+
+
+def test_panels_hold_what_layers_draws_of_each_head():
+    rows = run()
+    panels = [ax for ax in vr.plot.layer_panels(rows).axes if ax.has_data()]
+    for head, panel in zip(("knn", "ridge"), panels, strict=True):
+        alone = vr.plot.layers(rows, head=head)
+        assert panel.get_title(loc="left") == head
+        assert [a.get_label() for a in panel.lines] == [a.get_label() for a in alone.lines]
+        for drawn, expected in zip(panel.lines, alone.lines, strict=True):
+            assert drawn.get_color() == expected.get_color()
+            assert list(drawn.get_ydata()) == list(expected.get_ydata())
+    assert legend(panels[0]) == [
+        "pixels", "pca", "random-init", "shuffled-labels", "chance", "95 % interval",
+        "chosen without test data",
+    ]  # fmt: skip
+
+
+def test_cumulative_is_drawn_over_the_nats_given():
+    rows = run(names=TOGETHER, chosen=2)
+    ax = vr.plot.cumulative(rows, np.array([2.0, 40, 900]))
+    assert ax.get_xscale() == "log"
+    assert "nats an image" in ax.get_xlabel()
+    assert list(line(ax, "ridge").get_xdata()) == [2, 40, 900]
+    assert list(line(ax, "ridge").get_ydata()) == values(rows, model="faces64", head="ridge")
+    assert [x for x, _ in stars(ax)] == [900, 900]
+    named = [(text.get_text(), text.get_position()[0]) for text in ax.texts]
+    assert named == list(zip(TOGETHER, [2, 40, 900], strict=True))
+    close = vr.plot.cumulative(rows, [2, 900, 900.1])
+    assert [text.get_text() for text in close.texts] == TOGETHER[
+        :2
+    ]  # the third would cover the second
+    assert vr.plot.cumulative(rows, [0, 40, 900]).get_xscale() == "linear"
+    for wrong in ([2, 40], [2, 40, -1], [2, 40, np.nan], 3):
+        with pytest.raises(vr.TaskError, match="expected 3 nats"):
+            vr.plot.cumulative(rows, wrong)
+
+
+def test_shots_are_those_of_the_layer_that_validation_chose():
+    rows = [*few_shot(5, chosen=2), *few_shot(1, chosen=3)]
+    ax = vr.plot.shots(rows)
+    x, y = line(ax, "ridge (8x8.0, 4x4.1)").get_data()
+    assert list(x) == [1, 5]
+    one, five = (
+        values(rows, model="faces64", head="ridge", chosen=True, n_train=n) for n in (5, 25)
+    )
+    assert list(y) == one + five
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["1", "5"]
+    assert ax.get_ylabel() == "accuracy, 5 ways"
+    assert set(line(ax, "pca, best head").get_ydata()) == {0.33}
+
+
+def test_shots_never_pick_the_best_layer_on_the_test_classes():
+    rows = few_shot(1, chosen=None)
+    with pytest.raises(vr.TaskError, match=r"no chosen layer; pass layer=, one of 1x1.0, 4x4.0"):
+        vr.plot.shots(rows)
+    ax = vr.plot.shots(rows, layer="8x8.1")
+    assert list(line(ax, "knn (8x8.1)").get_ydata()) == values(
+        rows, model="faces64", head="knn", layer="8x8.1"
+    )
+    random = max(values(rows, model="random-init", layer="8x8.1"))
+    assert list(line(ax, "random-init, best head").get_ydata()) == [random]
+
+
+def test_curves_are_drawn_as_given_and_controls_grey():
+    x, y = np.array([0, 1e-3, 1e-1, 1]), np.array([0.1, 0.4, 0.8, 1])
+    ax = vr.plot.roc({"faces64": (x, y), "random-init 8x8.2": (x, y / 2)})
+    assert np.array_equal(line(ax, "faces64").get_xydata(), np.stack([x, y], axis=1))
+    assert ax.get_xscale() == "log"
+    assert ax.get_xlim() == (1e-3, 1)
+    assert np.array_equal(*line(ax, "chance").get_data())
+    assert float(line(ax, "random-init 8x8.2").get_color()) < 1  # a shade of grey
+    ax = vr.plot.cmc({"faces64": ([1, 2, 3], [0.2, 0.4, 0.5])}, people=10)
+    assert line(ax, "chance").get_xydata().tolist() == [[1, 0.1], [3, 0.3]]
+    assert legend(vr.plot.cmc({"faces64": ([1, 2], [0.2, 0.4])})) == ["faces64"]
+
+
+def test_similarity_shows_the_matrix_from_0_to_1_with_lines_between_resolutions():
+    matrix = np.random.default_rng(0).random((6, 3))
+    ax = vr.plot.similarity(matrix, LAYERS, LAYERS[:3])
+    (image,) = ax.images
+    assert np.array_equal(image.get_array(), matrix)
+    assert image.get_clim() == (0, 1)
+    across = [a.get_ydata()[0] for a in ax.lines if a.get_ydata()[0] == a.get_ydata()[1]]
+    down = [a.get_xdata()[0] for a in ax.lines if a.get_xdata()[0] == a.get_xdata()[1]]
+    assert (across, down) == ([0.5, 2.5], [0.5])
+    assert [text.get_text() for text in ax.get_yticklabels()] == LAYERS
+    assert [text.get_text() for text in ax.get_xticklabels()] == LAYERS[:3]
+
+
+def test_factors_writes_the_numbers_into_the_cells():
+    matrix = np.arange(12).reshape(6, 2) / 12
+    matrix[0, 0] = np.nan
+    ax = vr.plot.factors(matrix, LAYERS, ["pose", "hair"], metric="r2")
+    written = {text.get_position(): text.get_text() for text in ax.texts}
+    assert written == {
+        (j, i): f"{matrix[i, j]:.2f}" for i in range(6) for j in range(2) if (i, j) != (0, 0)
+    }
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: vr.plot.layers([]), "found none"),
+        (lambda: vr.plot.layers(run(), metric="auc"), "no metric 'auc'; pass metric=, one of rank1"),
+        (lambda: vr.plot.layers(run(), head="tree"), "no head 'tree'; pass head=, one of knn, ridge"),
+        (lambda: vr.plot.layers([row("pixels", "knn", 0.5)]), "rows of pixels alone"),
+        (lambda: vr.plot.layers([*run(), *run(feature="delta")]), "one feature, found mean, delta"),
+        (lambda: vr.plot.layers([*run(), *run(source="others")]), "one source, found people, others"),
+        (lambda: vr.plot.layers([*few_shot(1), *few_shot(5)]), "one row of layer 1x1.0 by knn, found 2"),
+        (lambda: vr.plot.layers([*run(), *run()]), "one row of layer 1x1.0 by knn, found 2"),
+        (lambda: vr.plot.layer_panels([]), "found none"),
+        (lambda: vr.plot.shots(run()), "protocol few-shot, found none"),
+        (lambda: vr.plot.shots(few_shot(1), layer="7x7.0"), "no layer '7x7.0'; pass layer="),
+        (lambda: vr.plot.shots([*few_shot(1), *few_shot(1, 20)]), "one number of ways, found 5, 20"),
+        (lambda: vr.plot.cmc({}), "expected curves by label"),
+        (lambda: vr.plot.cmc({"a": ([1, 2], [0.5])}), "a: expected two arrays of one length"),
+        (lambda: vr.plot.roc({"a": ([0.0], [0.5])}), "false accept rates above zero"),
+        (lambda: vr.plot.similarity(np.eye(5), LAYERS), "6 rows and 6 columns"),
+        (lambda: vr.plot.factors(np.ones((6, 3)), LAYERS, ["pose"]), "6 rows and 1 columns"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_picture_is_refused_in_one_line(draw, message):
+    with pytest.raises(vr.TaskError, match=message) as caught:
+        draw()
+    assert "\n" not in str(caught.value)
+
+
+def test_plots_need_neither_torch_nor_pyplot():
+    code = (
+        "import sys, vdvae_repr as vr; assert 'matplotlib' not in sys.modules; vr.plot.layers; "
+        "assert 'matplotlib' not in sys.modules; vr.plot.cmc({'a': ([1, 2], [0.5, 0.6])}); "
+        "print([m for m in ('torch', 'sklearn', 'matplotlib.pyplot') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,216 @@
+"""Features as tasks see them: blocks of columns, read when they are wanted, and their Gram matrices.
+
+Nothing wide stands in memory for longer than it is worked on, and what candidates share (a layer's Gram
+matrices, those of all layers up to it) is worked out once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vdvae_repr.errors import TaskError
+from vdvae_repr.heads.gram import Gram, Rows, Scaling, gram_matrices
+from vdvae_repr.latents.store import LatentStore
+from vdvae_repr.model.layers import LayerSpec
+
+KEPT_BYTES = 2**32  # of Gram matrices
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Columns of features that belong together, as those of one layer.
+
+    Args:
+        name: in messages.
+        group: what their Gram matrices are summed by first, as the layer's resolution.
+        dims: their number.
+        blocks: yields all of them, (N, d) float32 at a time.
+        digest: returns a hash of their content.
+    """
+
+    name: str
+    group: int
+    dims: int
+    blocks: Callable[[], Iterator[Array]]
+    digest: Callable[[], str]
+
+    @classmethod
+    def of_array(cls, name: str, X: Array) -> Columns:
+        """Make columns of an array (N, D) in memory."""
+        return cls(name, 0, X.shape[1], lambda: iter([X]), cache(lambda: hash_arrays(X)))
+
+    @classmethod
+    def of_layer(
+        cls, store: LatentStore, spec: LayerSpec, feature: str, pool: str | None
+    ) -> Columns:
+        """Make columns of a store's layer."""
+        dims = int(np.prod(store.shape(spec, feature, pool)))
+        return cls(
+            f"layer {spec.name}",
+            spec.resolution,
+            dims,
+            lambda: store.columns(spec.name, feature, pool),
+            cache(lambda: hash_text(store.digest(spec, feature), str(pool))),
+        )
+
+    def __add__(self, other: Columns) -> Columns:
+        """Add the same columns of another view of the images."""
+
+        def blocks() -> Iterator[Array]:
+            for a, b in zip(self.blocks(), other.blocks(), strict=True):
+                yield a + b
+
+        return Columns(
+            self.name,
+            self.group,
+            self.dims,
+            blocks,
+            lambda: hash_text(self.digest(), "+", other.digest()),
+        )
+
+    def __getitem__(self, kept: NDArray[np.bool_]) -> Columns:
+        """Keep some of the columns, by flags (D,)."""
+
+        def blocks() -> Iterator[Array]:
+            start = 0
+            for block in self.blocks():
+                flags = kept[start : start + block.shape[1]]
+                start += block.shape[1]
+                if flags.any():
+                    yield block[:, flags]
+
+        return Columns(
+            self.name,
+            self.group,
+            int(kept.sum()),
+            blocks,
+            lambda: hash_text(self.digest(), hash_arrays(kept)),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Features of one model under one name: columns side by side.
+
+    `standardise` says whether a linear head may rescale them.
+    """
+
+    model: str
+    layer: str | None
+    columns: tuple[Columns, ...]
+    feature: str | None = None
+    pool: str | None = None
+    standardise: bool = True
+
+    @property
+    def dims(self) -> int:
+        """Return the number of dimensions."""
+        return sum(columns.dims for columns in self.columns)
+
+
+class Workspace:
+    """Reads features of the images `ids`, and keeps what the next candidate is likely to want."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self.ids = ids
+        self._matrix: tuple[tuple[Columns, ...], Array] | None = None
+        self._coordinates: tuple[tuple[Any, ...], Array] | None = None
+        self._grams: OrderedDict[tuple[Any, ...], Gram] = OrderedDict()
+
+    def matrix(self, features: Features) -> Array:
+        """Return features side by side, (N, D) float32; the last are kept.
+
+        Raises:
+            TaskError: a value that is not finite; names the layer and the image.
+        """
+        if self._matrix is None or self._matrix[0] != features.columns:
+            self._matrix = None
+            parts = [block for columns in features.columns for block in self._checked(columns)]
+            X = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+            self._matrix = features.columns, X
+        return self._matrix[1]
+
+    def coordinates(
+        self, features: Features, rows: Rows | None = None, scaling: Scaling = "raw"
+    ) -> Array:
+        """Return wide features (N, D) as `Gram.coordinates` (N, r), of `rows` or all; the last are kept."""
+        rows = np.arange(len(self.ids)) if rows is None else rows
+        key = features.columns, rows.tobytes(), scaling
+        if self._coordinates is None or self._coordinates[0] != key:
+            self._coordinates = None
+            (gram,) = self.grams(features, [(rows, scaling)])
+            self._coordinates = key, gram.coordinates()
+        return self._coordinates[1]
+
+    def compact(self, features: Features) -> Array:
+        """Return features with the inner products of X (N, D), in N dimensions at most."""
+        wide = features.dims > len(self.ids)
+        return self.coordinates(features) if wide else self.matrix(features)
+
+    def grams(self, features: Features, subsets: Sequence[tuple[Rows, Scaling]]) -> list[Gram]:
+        """Return `gram_matrices` of features, summed over their columns; the last are kept."""
+        found = self._sum(features.columns, subsets)
+        while len(self._grams) > 1 and self._size() > KEPT_BYTES:
+            self._grams.popitem(last=False)
+        return found
+
+    def _sum(
+        self, columns: tuple[Columns, ...], subsets: Sequence[tuple[Rows, Scaling]]
+    ) -> list[Gram]:
+        """Sum within groups of columns first: so the sums of whole groups come up, and can be kept."""
+        keys = [(columns, rows.tobytes(), scaling) for rows, scaling in subsets]
+        missing = [s for s, key in zip(subsets, keys, strict=True) if key not in self._grams]
+        if missing and len(columns) == 1:
+            new = gram_matrices(self._checked(columns[0]), missing)
+        elif missing:
+            groups = [tuple(own) for _, own in groupby(columns, key=lambda c: c.group)]
+            last = groups[-1] if len(groups) > 1 else columns[-1:]
+            parts = self._sum(columns[: -len(last)], missing), self._sum(last, missing)
+            new = [a + b for a, b in zip(*parts, strict=True)]
+        else:
+            new = []
+        made = iter(new)
+        found = [self._grams.pop(key) if key in self._grams else next(made) for key in keys]
+        self._grams.update(zip(keys, found, strict=True))  # the newest stand last
+        return found
+
+    def _size(self) -> int:
+        return sum(gram.inner.nbytes for gram in self._grams.values())
+
+    def _checked(self, columns: Columns) -> Iterator[Array]:
+        for block in columns.blocks():
+            finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
+            if not finite.all():
+                raise TaskError(
+                    f"{columns.name}: expected finite features, found others for "
+                    f"{self.ids[int(finite.argmin())]}; extract again"
+                )
+            yield block
+
+
+def hash_arrays(*arrays: Array) -> str:
+    """Return a hash of arrays' shapes, types and values."""
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(f"{array.shape}{array.dtype.str}".encode())
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
+
+
+def hash_text(*parts: str) -> str:
+    """Return a hash of texts."""
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(f"{len(part)}:{part}".encode())
+    return sha.hexdigest()

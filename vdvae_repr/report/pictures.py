@@ -1,0 +1,114 @@
+"""Result rows and atlases as files: pictures, and tables that rows do not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from vdvae_repr.errors import TaskError
+from vdvae_repr.report import plots
+from vdvae_repr.results import Result
+from vdvae_repr.tasks.atlas import Atlas
+from vdvae_repr.tasks.factors import layer_by_factor
+from vdvae_repr.tasks.problem import Curve
+
+
+def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None:
+    """Write `layers.png`; for faces `cmc.png` or `roc.png`, for few-shot `shots.png`, for factors a matrix.
+
+    With several features or poolings there is a `layers-FEATURE-POOL.png` for each.
+    """
+    if rows[0].task == "factors":
+        table = layer_by_factor(rows)
+        table.to_csv(folder / "factors.csv")
+        _save(
+            plots.factors(table.to_numpy(), list(table.index), list(table.columns)),
+            folder / "factors.png",
+        )
+        return
+    shots = sorted({row.n_train for row in rows}) if rows[0].task == "few_shot" else []
+    some = [row for row in rows if not shots or row.n_train == shots[0]]
+    kinds = list(dict.fromkeys((row.feature, row.pool) for row in some if row.feature))
+    for feature, pool in kinds:
+        own = [row for row in some if not row.feature or (row.feature, row.pool) == (feature, pool)]
+        name = "layers" if len(kinds) == 1 else _file_name("layers", feature, pool)
+        plots.layer_panels(own).savefig(folder / f"{name}.png", dpi=100)
+    if shots and len(shots) > 1 and any(row.chosen for row in rows if row.feature):
+        _save(plots.shots(rows), folder / "shots.png")
+    for kind, draw in (("cmc", plots.cmc), ("roc", plots.roc)):
+        heads = list(dict.fromkeys(curve.head for curve in curves if curve.kind == kind))
+        for head in heads:
+            lines = {_called(c): (c.x, c.y) for c in curves if c.kind == kind and c.head == head}
+            ax = draw(lines)
+            ax.set_title(head, loc="left")
+            _save(ax, folder / (f"{kind}.png" if len(heads) == 1 else f"{kind}-{head}.png"))
+
+
+def write_atlas(atlas: Atlas, folder: Path) -> None:
+    """Write `rate_accuracy.csv` and `.png`, and for each feature `similarity-FEATURE.csv` and `.png`."""
+    for feature, matrix in atlas.similarity.items():
+        write_similarity(matrix, atlas.layers[feature], atlas.layers[feature], folder, feature)
+    if not atlas.nats:
+        return
+    atlas.rate_accuracy().to_csv(folder / "rate_accuracy.csv", index=False)
+    kinds = list(dict.fromkeys((r.feature, r.pool) for r in atlas.rows if r.layer in atlas.nats))
+    for feature, pool in kinds:
+        for head in dict.fromkeys(row.head for row in atlas.rows):
+            own = [
+                row
+                for row in atlas.rows
+                if row.head == head
+                and (
+                    not row.feature
+                    or ((row.feature, row.pool) == (feature, pool) and row.layer in atlas.nats)
+                )
+            ]
+            nats = [
+                atlas.nats[name]
+                for name in dict.fromkeys(r.layer for r in own if r.feature)
+                if name
+            ]
+            ax = plots.cumulative(own, nats, head=head)
+            _save(ax, folder / f"{_file_name('rate_accuracy', head, feature, pool)}.png")
+
+
+def write_similarity(
+    matrix: NDArray[Any],
+    names: Sequence[str],
+    others: Sequence[str],
+    folder: Path,
+    feature: str = "",
+) -> None:
+    """Write linear CKA between layers, (K, L), as `similarity.csv` and `similarity.png`.
+
+    Raises:
+        TaskError: the folder cannot be written.
+    """
+    name = _file_name("similarity", feature)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        table = pd.DataFrame(np.round(matrix, 6), index=list(names), columns=list(others))
+        table.to_csv(folder / f"{name}.csv")
+    except OSError as error:
+        raise TaskError(
+            f"{folder}: cannot be written ({error.strerror}); choose another --out"
+        ) from error
+    same = list(names) == list(others)
+    _save(plots.similarity(matrix, names, None if same else others), folder / f"{name}.png")
+
+
+def _file_name(*parts: str | None) -> str:
+    return "-".join(part for part in parts if part).replace(":", "")
+
+
+def _called(curve: Curve) -> str:
+    return " ".join(filter(None, (curve.model, curve.layer)))
+
+
+def _save(ax: Any, path: Path) -> None:
+    ax.figure.savefig(path, dpi=100, bbox_inches="tight")

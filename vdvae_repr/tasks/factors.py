@@ -1,0 +1,154 @@
+"""`factors`: how much each layer knows of each known factor of the images, by ridge regression."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.linear_model import RidgeCV
+
+from vdvae_repr import baselines
+from vdvae_repr.errors import TaskError
+from vdvae_repr.features import Features, Workspace
+from vdvae_repr.heads.gram import Scaling, centre_and_scale
+from vdvae_repr.heads.linear import ALPHAS, Ridge
+from vdvae_repr.latents.store import LatentStore
+from vdvae_repr.results import Result
+from vdvae_repr.tasks.problem import Curve, Figure, Scored, refuse_leaks
+from vdvae_repr.tasks.resampling import interval, paired_bootstrap, resampled_means
+
+HEAD = "ridge:"
+CONTROLS = ("random-init", "shuffled-labels")  # which have layers too
+
+
+class Factors:
+    """Each factor is a head, `ridge:NAME`: R2 of numbers, accuracy of categories.
+
+    Tested on people whom nothing was learned of, so that a factor that belongs to a person is not read off
+    who it is: split train against the others, or, without splits, half of the people, drawn by the seed.
+    Numbers are regressed by scikit-learn's RidgeCV on standardised features, categories told by the head
+    `ridge`, the penalty by generalised cross-validation. Intervals and comparisons resample people.
+    """
+
+    mirrored = False
+
+    def __init__(self, store: LatentStore, *, images: NDArray[np.uint8], seed: int = 0) -> None:
+        self.factors = {HEAD + name: values for name, values in store.factors.items()}
+        if not self.factors:
+            raise TaskError(
+                f"{store.path}: knows no factors of its images; extract --data toy-faces:100x5"
+            )
+        self.heads = tuple(self.factors)
+        labels, splits = store.labels, np.array(store.splits)
+        known = labels >= 0
+        people = np.unique(labels[known])
+        if (splits == "train").any():
+            train = known & (splits == "train")
+            text = "fitted on split train, tested on the other splits"
+        else:
+            some = np.random.default_rng(seed).permutation(people)[: len(people) // 2]
+            train = known & np.isin(labels, some)
+            text = f"fitted on {len(some)} people, drawn with seed {seed}, tested on the others"
+        self.train, self.test = np.flatnonzero(train), np.flatnonzero(known & ~train)
+        self.n_train, self.n_test, self.fitted = len(self.train), len(self.test), self.train
+        if min(self.n_train, self.n_test) < 10:
+            raise TaskError(
+                f"{store.path}: expected at least 10 images to fit on and to test on, found "
+                f"{self.n_train} and {self.n_test}"
+            )
+        refuse_leaks(images, store.ids, [("train", self.train), ("test", self.test)])
+        self.units = labels[self.test]
+        self.notice = f"{text} ({self.n_train} and {self.n_test} images)"
+        self._work = Workspace(store.ids)
+
+    def protocol(self, head: str) -> str:
+        """Return the task's name."""
+        return "factors"
+
+    def metrics_of(self, head: str) -> tuple[str, ...]:
+        """Return R2 of numbers, accuracy of categories."""
+        return ("accuracy",) if self._categorical(head) else ("r2",)
+
+    def pca(self, X: NDArray[Any], dims: Sequence[int]) -> list[Features]:
+        """PCA of the training images."""
+        return baselines.pca(X, self.train, dims)
+
+    def score(self, head: str, features: Features, seed: int, shuffled: bool = False) -> Scored:
+        """Fit a factor; the outcome is each test image's loss, squared or 0 and 1, and the truth, (2, N)."""
+        started = time.monotonic()
+        values = self.factors[head]
+        y, truth = values[self.train], values[self.test]
+        if shuffled:
+            y = np.random.default_rng(seed).permutation(y)
+        Z = self._standardised(features)
+        if self._categorical(head):
+            told = Ridge(standardize=False).fit(Z[self.train], y)
+            training = float(np.mean(told.leave_one_out() == y))
+            loss = (told.predict(Z[self.test]) != truth).astype(float)
+        else:
+            strength = float((Z[self.train] ** 2).sum(axis=1).mean())
+            regression = RidgeCV(ALPHAS * max(strength, 1e-300)).fit(Z[self.train], y)
+            training = float(1 + regression.best_score_ / max(float(y.var()), 1e-300))
+            loss = (regression.predict(Z[self.test]) - truth) ** 2
+        seconds = round(time.monotonic() - started, 3)
+        outcome = np.stack([loss, truth.astype(float)])
+        return Scored(features, features.standardise, training, outcome, seconds)
+
+    def figures(self, metric: str, scored: Sequence[Scored], seed: int) -> list[Figure]:
+        """Return a metric of each, with a bootstrap's interval."""
+        truth = scored[0].outcome[1]
+        losses = np.stack([item.outcome[0] for item in scored], axis=1)
+        resampled = resampled_means(np.column_stack([losses, truth, truth**2]), self.units, seed)
+        spread, chance = np.ones(len(resampled)), 0.0
+        whole = 1.0
+        if metric == "r2":
+            spread = np.maximum(resampled[:, -1] - resampled[:, -2] ** 2, 1e-300)
+            whole = max(float(truth.var()), 1e-300)
+        else:
+            chance = float(np.unique(truth, return_counts=True)[1].max() / len(truth))
+        low, high = interval(1 - resampled[:, :-2] / spread[:, None])
+        return [
+            Figure(float(1 - loss / whole), float(lo), float(hi), chance=chance)
+            for loss, lo, hi in zip(losses.mean(axis=0), low, high, strict=True)
+        ]
+
+    def p_value(self, a: Scored, b: Scored, seed: int) -> float:
+        """Compare losses on the same images."""
+        return paired_bootstrap(a.outcome[0], b.outcome[0], self.units, seed)
+
+    def curve(self, head: str, scored: Scored) -> Curve | None:
+        """There is none."""
+        return None
+
+    def _categorical(self, head: str) -> bool:
+        return self.factors[head].dtype.kind != "f"
+
+    def _standardised(self, features: Features) -> NDArray[Any]:
+        """Return coordinates (N, r) of features standardised on the training images."""
+        if features.dims > self.n_train:
+            scaling: Scaling = "standardised" if features.standardise else "centred"
+            return self._work.coordinates(features, self.train, scaling)
+        X = self._work.matrix(features).astype(np.float64)
+        mean, scale = centre_and_scale(X[self.train], features.standardise)
+        return np.asarray((X - mean) / scale)
+
+
+def layer_by_factor(rows: Sequence[Result]) -> pd.DataFrame:
+    """Return a table of what each layer of the model knows of each factor: R2, or accuracy of categories."""
+    own = [
+        row
+        for row in rows
+        if row.head.startswith(HEAD) and row.feature and row.model not in CONTROLS
+    ]
+    table = pd.DataFrame(
+        [
+            {"layer": row.layer, "factor": row.head.removeprefix(HEAD), "value": row.value}
+            for row in own
+        ]
+    )
+    order = list(dict.fromkeys(table["layer"]))
+    return table.pivot(index="layer", columns="factor", values="value").loc[order]

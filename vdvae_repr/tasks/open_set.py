@@ -1,0 +1,153 @@
+"""`face_id`, protocol `open-set`: who is it, of the people known, or nobody of them?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vdvae_repr import baselines
+from vdvae_repr.errors import TaskError
+from vdvae_repr.features import Features, Workspace
+from vdvae_repr.heads.verification import FARS, check_far, enough
+from vdvae_repr.latents.store import LatentStore
+from vdvae_repr.tasks.identification import FACES, score_classes
+from vdvae_repr.tasks.problem import Curve, Figure, Scored, refuse_leaks
+from vdvae_repr.tasks.resampling import interval, two_sided, weights
+
+
+class OpenSet:
+    """Probes of people in the gallery, and of people who are not.
+
+    A probe is identified where its own person has the highest score, and that score is above the threshold
+    which the false accept rate lets: the share of unknown people's probes whose highest score is above it.
+    Unknown are the people without a gallery image; where there is none, every second person, drawn by the
+    seed. Intervals and comparisons resample people. Source: Best-Rowden et al. 2014.
+    """
+
+    heads = FACES.heads
+    mirrored = False
+
+    def __init__(
+        self,
+        store: LatentStore,
+        *,
+        images: NDArray[np.uint8],
+        far: Sequence[float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        labels, splits = store.labels, np.array(store.splits)
+        known = labels >= 0
+        people = np.unique(labels[known])
+        if (splits == "train").any():
+            gallery, probe = known & (splits == "train"), known & np.isin(splits, ("val", "test"))
+            text = "gallery: split train, probe: the other splits"
+        else:
+            gallery = np.zeros(len(labels), dtype=bool)
+            for person in people:
+                members = np.flatnonzero(labels == person)
+                gallery[members[: len(members) // 2]] = True
+            probe = known & ~gallery
+            text = "no splits: gallery is the first half of each person's images, probe the rest"
+        strangers = np.setdiff1d(people, labels[gallery])
+        if not len(strangers):
+            drawn = np.random.default_rng(seed).permutation(people)[: len(people) // 2]
+            strangers = np.sort(drawn)
+            gallery &= ~np.isin(labels, strangers)
+            text += (
+                f"; {len(strangers)} people, drawn with seed {seed}, are kept out of the gallery"
+            )
+        self.train, self.test = np.flatnonzero(gallery), np.flatnonzero(probe)
+        self.labels, self.fitted = labels, self.train
+        self.stranger = np.isin(labels[self.test], strangers)
+        self.n_train, self.n_test = len(self.train), len(self.test)
+        self.num_known = len(np.unique(labels[self.train]))
+        if self.num_known < 2 or self.stranger.all() or not self.stranger.any():
+            raise TaskError(
+                f"{store.path}: open-set needs probes of at least 2 people in the gallery and of others; "
+                f"found {self.num_known} in the gallery, {int((~self.stranger).sum())} probes of theirs "
+                f"and {int(self.stranger.sum())} of others"
+            )
+        refuse_leaks(images, store.ids, [("gallery", self.train), ("probe", self.test)])
+        impostors = int(self.stranger.sum())
+        rates = enough(impostors) if far is None else list(far)
+        for rate in rates:
+            check_far(rate, impostors, "dir")
+        if not rates:
+            check_far(max(FARS), impostors, "dir")
+        self.metrics = tuple(f"dir@far={rate:g}" for rate in rates)
+        self.notice = (
+            f"{text} ({self.n_train} and {self.n_test} images; {self.num_known} people known, "
+            f"{len(strangers)} unknown)"
+        )
+        if left := [f"{rate:g}" for rate in FARS if far is None and rate not in rates]:
+            self.notice += f"; {impostors} impostors are too few for FAR {', '.join(left)}"
+        self._work = Workspace(store.ids)
+
+    def protocol(self, head: str) -> str:
+        """Return `open-set`."""
+        return "open-set"
+
+    def metrics_of(self, head: str) -> tuple[str, ...]:
+        """Return all metrics."""
+        return self.metrics
+
+    def pca(self, X: NDArray[Any], dims: Sequence[int]) -> list[Features]:
+        """PCA of the gallery."""
+        return baselines.pca(X, self.train, dims)
+
+    def score(self, head: str, features: Features, seed: int, shuffled: bool = False) -> Scored:
+        """Fit a head; the outcome is each probe's highest score, and whether its own person's, (2, P)."""
+        started = time.monotonic()
+        y = self.labels[self.train]
+        if shuffled:
+            y = np.random.default_rng(seed).permutation(y)
+        found = score_classes(self._work, head, features, self.train, y, self.test, seed)
+        own = found.classes[found.scores.argmax(axis=1)] == self.labels[self.test]
+        outcome = np.stack([found.scores.max(axis=1), own])
+        seconds = round(time.monotonic() - started, 3)
+        return Scored(features, found.standardised, found.training_score, outcome, seconds)
+
+    def figures(self, metric: str, scored: Sequence[Scored], seed: int) -> list[Figure]:
+        """Return the detection and identification rate of each."""
+        rate = float(metric.partition("=")[2])
+        figures = []
+        for item in scored:
+            (value,) = self._rates(item, np.ones((1, len(self.test))), rate)
+            low, high = interval(self._resampled(item, rate, seed))
+            chance = rate / self.num_known
+            figures.append(Figure(float(value), float(low), float(high), chance=chance))
+        return figures
+
+    def p_value(self, a: Scored, b: Scored, seed: int) -> float:
+        """Compare the rates at the first false accept rate."""
+        rate = float(self.metrics[0].partition("=")[2])
+        return two_sided(self._resampled(a, rate, seed) - self._resampled(b, rate, seed))
+
+    def curve(self, head: str, scored: Scored) -> Curve | None:
+        """There is none."""
+        return None
+
+    def _resampled(self, item: Scored, rate: float, seed: int) -> NDArray[np.float64]:
+        """Return the rate over resamples of people, (RESAMPLES,)."""
+        _, person = np.unique(self.labels[self.test], return_inverse=True)
+        draws = weights(int(person.max()) + 1, seed)
+        return np.concatenate([self._rates(item, times[:, person], rate) for times in draws])
+
+    def _rates(self, item: Scored, times: NDArray[np.float64], rate: float) -> NDArray[np.float64]:
+        """Return detection and identification rates (B,) where each probe counts `times` (B, P)."""
+        score, own = item.outcome
+        strangers = np.flatnonzero(self.stranger)
+        strangers = strangers[np.argsort(-score[strangers], kind="stable")]
+        passed = times[:, strangers].cumsum(axis=1)
+        accepted = (passed <= rate * passed[:, -1:] + 1e-9).sum(axis=1)
+        # The threshold is the highest score of those that must not pass.
+        padded = np.append(score[strangers], -np.inf)
+        threshold = padded[accepted]
+        known = ~self.stranger
+        right = own[known].astype(bool) & (score[known] > threshold[:, None])
+        total = times[:, known].sum(axis=1)
+        return np.asarray((times[:, known] * right).sum(axis=1) / np.maximum(total, 1))
