@@ -160,10 +160,7 @@ class Workspace:
 
     def grams(self, features: Features, subsets: Sequence[tuple[Rows, Scaling]]) -> list[Gram]:
         """Return `gram_matrices` of features, summed over their columns; the last are kept."""
-        found = self._sum(features.columns, subsets)
-        while len(self._grams) > 1 and self._size() > KEPT_BYTES:
-            self._grams.popitem(last=False)
-        return found
+        return self._sum(features.columns, subsets)
 
     def _sum(
         self, columns: tuple[Columns, ...], subsets: Sequence[tuple[Rows, Scaling]]
@@ -183,6 +180,8 @@ class Workspace:
         made = iter(new)
         found = [self._grams.pop(key) if key in self._grams else next(made) for key in keys]
         self._grams.update(zip(keys, found, strict=True))  # the newest stand last
+        while len(self._grams) > 1 and self._size() > KEPT_BYTES:
+            self._grams.popitem(last=False)
         return found
 
     def _size(self) -> int:

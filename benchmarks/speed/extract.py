@@ -13,7 +13,8 @@ needed; the rate that they are held against is the best of these convolutions al
 process. Peak memory is measured in a process of its own for each, as the growth of the resident size
 while the model and the images stand in memory.
 
-Case `store`: faces64, all layers' means, `vr.extract` into a store against `model.posterior` alone.
+Case `store`: faces64, all layers' means, `vr.extract` into a store (a single file, written twice; and a
+virtual one, written once) against `model.posterior` alone; and the rate at which the disk takes new files.
 Case `images`: the peak resident size of `vdvae-repr extract` over tars of 1,000 and of 20,000 images.
 Prints one JSON object a line.
 """
@@ -183,33 +184,43 @@ def peak(case: str, variant: str, options: argparse.Namespace) -> None:
 
 
 def store_cost(options: argparse.Namespace) -> None:
-    """Time extraction into a store against reading alone."""
-    model, count = vr.load("faces64"), 8 * options.batch_size
+    """Time extraction into a store, of each layout, against reading alone; and writing to the disk alone."""
+    model, count = vr.load("faces64"), 32 * options.batch_size
     images = np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
-    reading, storing = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(options.rounds + 1):
-            started = time.perf_counter()
-            for first in range(0, count, options.batch_size):
-                model.posterior(images[first : first + options.batch_size])
-            middle = time.perf_counter()
-            path = Path(folder) / f"{number}.h5"
-            vr.extract(model, images, path, batch_size=options.batch_size).close()
-            ended = time.perf_counter()
-            path.unlink()
-            if number:
-                reading.append(middle - started)
-                storing.append(ended - middle)
-    cost = statistics.median(b / a for a, b in zip(reading, storing, strict=True)) - 1
-    rates = {"reading": reading, "storing": storing}
-    row = {
-        f"{name}_images_per_second": round(count / statistics.median(s), 1)
-        for name, s in rates.items()
-    }
-    report(
-        {"case": "store", "model": "faces64", "images": count, "cost": round(cost, 3)} | row,
-        options,
-    )
+
+    def read(path: Path) -> None:
+        for first in range(0, count, options.batch_size):
+            model.posterior(images[first : first + options.batch_size])
+
+    def single(path: Path) -> None:
+        vr.extract(model, images, path, batch_size=options.batch_size).close()
+
+    def virtual(path: Path) -> None:
+        vr.extract(model, images, path, batch_size=options.batch_size, layout="virtual").close()
+
+    def write(path: Path) -> None:
+        block = np.ones(2**20, np.uint8)
+        with path.open("wb") as file:
+            for _ in range(512):
+                file.write(block)
+
+    seconds: dict[str, list[float]] = {f.__name__: [] for f in (read, single, virtual, write)}
+    for number in range(options.rounds + 1):
+        for run in (read, single, virtual, write):
+            with tempfile.TemporaryDirectory() as folder:
+                started = time.perf_counter()
+                run(Path(folder) / "store.h5")
+                if number:
+                    seconds[run.__name__].append(time.perf_counter() - started)
+    row: dict[str, Any] = {"case": "store", "model": "faces64", "images": count}
+    for name in ("read", "single", "virtual"):
+        row[f"{name}_images_per_second"] = round(count / statistics.median(seconds[name]), 1)
+    for name in ("single", "virtual"):
+        pairs = zip(seconds["read"], seconds[name], strict=True)
+        row[f"{name}_cost"] = round(statistics.median(b / a for a, b in pairs) - 1, 3)
+    row["disk_takes_mb_per_second"] = round(512 / statistics.median(seconds["write"]))
+    row["stored_mb_per_image"] = round(4 * sum(s.num_dims for s in model.layers) / 2**20, 3)
+    report(row, options)
 
 
 def constant_memory(options: argparse.Namespace) -> None:

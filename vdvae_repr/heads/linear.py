@@ -131,6 +131,8 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.search_, self.C_ = "fixed", float(grid[0]) if len(grid) == 1 else 1.0
         self.cv_scores_ = np.full(len(grid), np.nan)
         splits = stratified_folds(encoded, self.seed) if validation is None else []
+        path = _Path(self._reduced.Z, encoded, len(self.classes_))
+        solved: list[tuple[Matrix, Matrix]] = []  # those that validation has led to already
         if len(grid) > 1 and validation is not None:
             self.search_ = "validation"
             held, truth = validate_data(
@@ -139,19 +141,21 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if not np.isin(truth, self.classes_).all():
                 raise ValueError("expected classes of validation among those of y, found others")
             found = np.searchsorted(self.classes_, truth)
-            Z = self._reduced.project(held)
-            self.cv_scores_ = self._correct(self._reduced, encoded, Z, found, grid) / len(truth)
+            solved = path.solve(grid, ON_THE_WAY, self.max_iter)
+            self.cv_scores_ = _correct(solved, self._reduced.project(held), found) / len(truth)
         elif len(grid) > 1 and splits:
             self.search_ = "k-fold"
             correct = np.zeros(len(grid))
             for reduced, fit, Z, held in self._folds(X, splits, folds):
-                correct += self._correct(reduced, encoded[fit], Z, encoded[held], grid)
+                own = _Path(reduced.Z, encoded[fit], len(self.classes_))
+                correct += _correct(own.solve(grid, ON_THE_WAY, self.max_iter), Z, encoded[held])
             self.cv_scores_ = correct / len(y)
         if self.search_ != "fixed":
             self.C_ = float(grid[np.argmax(self.cv_scores_)])
         up_to = grid[grid <= self.C_] if self.search_ != "fixed" else np.array([self.C_])
-        path = _Path(self._reduced.Z, encoded, len(self.classes_))
-        *_, (self._weights, self.intercept_) = path.solve(up_to, self.tol, self.max_iter)
+        *_, (self._weights, self.intercept_) = path.solve(
+            up_to, self.tol, self.max_iter, solved[: len(up_to)]
+        )
         self.n_iter_ = path.steps
         return self
 
@@ -172,18 +176,6 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             for fit, held in splits:
                 reduced = _Reduced(X[fit], self.standardize, False)
                 yield reduced, fit, reduced.project(X[held]), held
-
-    def _correct(
-        self,
-        reduced: _Reduced,
-        y: NDArray[np.intp],
-        Z: Matrix,
-        truth: NDArray[np.intp],
-        grid: NDArray[np.float64],
-    ) -> Matrix:
-        """Count what is right among samples held back, projected, for each C."""
-        path = _Path(reduced.Z, y, len(self.classes_)).solve(grid, ON_THE_WAY, self.max_iter)
-        return np.array([((Z @ W + b).argmax(axis=1) == truth).sum() for W, b in path], dtype=float)
 
     def class_scores(self, X: Any) -> Matrix:
         """Return logits (N, K), columns in the order of `classes_`."""
@@ -338,6 +330,11 @@ class _Reduced:
         return inner - inner.mean(axis=1, keepdims=True) - column + whole
 
 
+def _correct(path: Sequence[tuple[Matrix, Matrix]], Z: Matrix, truth: Rows) -> Matrix:
+    """Count what solutions get right among samples Z (M, r) of classes (M,)."""
+    return np.array([((Z @ W + b).argmax(axis=1) == truth).sum() for W, b in path], dtype=float)
+
+
 class _Path:
     """The optima of a problem, samples Z (N, r) of classes y (N,), k in all, from C to C."""
 
@@ -346,9 +343,15 @@ class _Path:
         self.steps = 0
 
     def solve(
-        self, grid: NDArray[np.float64], tol: float, max_iter: int
+        self,
+        grid: NDArray[np.float64],
+        tol: float,
+        max_iter: int,
+        near: Sequence[tuple[Matrix, Matrix]] = (),
     ) -> list[tuple[Matrix, Matrix]]:
         """Solve for each C of an ascending grid: [(weights (r, k), intercept (k,))].
+
+        With solutions of the grid `near` at hand, the last alone is solved anew, from there.
 
         Newton's method (its step by preconditioned conjugate gradients, halved until the objective falls),
         started from the line through the last two solutions. Works on the objective divided by C * N.
@@ -372,11 +375,11 @@ class _Path:
             P /= total
             return float(loss + 0.5 * (penalty * W**2).sum()), P
 
-        W = last_W = np.zeros((r + 1, k))
-        logits = last_logits = np.zeros((n, k))
-        solutions = []
+        W = last_W = np.vstack(near[-1]) if near else np.zeros((r + 1, k))
+        logits = last_logits = A @ W
+        solutions = list(near[:-1])
         with threadpool_limits(1 if small else None):  # small products are slower on two threads
-            for C in grid:
+            for C in grid[len(solutions) :]:
                 last = grid[-1] == C
                 goal, forcing = (tol, FINAL_FORCING) if last else (max(tol, ON_THE_WAY), FORCING)
                 # Of two classes scikit-learn penalises w = W_1 - W_0 alone, ||w||^2 = 2 ||W||^2.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,33 +27,37 @@ def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None
     if rows[0].task == "factors":
         table = layer_by_factor(rows)
         table.to_csv(folder / "factors.csv")
-        _save(
-            plots.factors(table.to_numpy(), list(table.index), list(table.columns)),
-            folder / "factors.png",
-        )
+        ax = plots.factors(
+            table.to_numpy(), list(table.index), list(table.columns),
+            metric="R2, or accuracy of categories",
+        )  # fmt: skip
+        _save(ax, folder / "factors.png")
         return
     shots = sorted({row.n_train for row in rows}) if rows[0].task == "few_shot" else []
     some = [row for row in rows if not shots or row.n_train == shots[0]]
     kinds = list(dict.fromkeys((row.feature, row.pool) for row in some if row.feature))
     for feature, pool in kinds:
         own = [row for row in some if not row.feature or (row.feature, row.pool) == (feature, pool)]
+        if any(_is_single(row) for row in own):  # an atlas has a picture of its own for the others
+            own = [row for row in own if not row.feature or _is_single(row)]
         name = "layers" if len(kinds) == 1 else _file_name("layers", feature, pool)
         plots.layer_panels(own).savefig(folder / f"{name}.png", dpi=100)
     if shots and len(shots) > 1 and any(row.chosen for row in rows if row.feature):
         _save(plots.shots(rows), folder / "shots.png")
-    for kind, draw in (("cmc", plots.cmc), ("roc", plots.roc)):
+    for kind in ("cmc", "roc"):
         heads = list(dict.fromkeys(curve.head for curve in curves if curve.kind == kind))
         for head in heads:
             lines = {_called(c): (c.x, c.y) for c in curves if c.kind == kind and c.head == head}
-            ax = draw(lines)
+            people = max(len(x) for x, _ in lines.values())
+            ax = plots.cmc(lines, people=people) if kind == "cmc" else plots.roc(lines)
             ax.set_title(head, loc="left")
             _save(ax, folder / (f"{kind}.png" if len(heads) == 1 else f"{kind}-{head}.png"))
 
 
 def write_atlas(atlas: Atlas, folder: Path) -> None:
     """Write `rate_accuracy.csv` and `.png`, and for each feature `similarity-FEATURE.csv` and `.png`."""
-    for feature, matrix in atlas.similarity.items():
-        write_similarity(matrix, atlas.layers[feature], atlas.layers[feature], folder, feature)
+    for name, matrix in atlas.similarity.items():
+        write_similarity(matrix, atlas.layers[name], atlas.layers[name], folder, name)
     if not atlas.nats:
         return
     atlas.rate_accuracy().to_csv(folder / "rate_accuracy.csv", index=False)
@@ -68,11 +73,8 @@ def write_atlas(atlas: Atlas, folder: Path) -> None:
                     or ((row.feature, row.pool) == (feature, pool) and row.layer in atlas.nats)
                 )
             ]
-            nats = [
-                atlas.nats[name]
-                for name in dict.fromkeys(r.layer for r in own if r.feature)
-                if name
-            ]
+            spent = dict.fromkeys(row.layer for row in own if row.layer and row.feature)
+            nats = [atlas.nats[layer] for layer in spent]
             ax = plots.cumulative(own, nats, head=head)
             _save(ax, folder / f"{_file_name('rate_accuracy', head, feature, pool)}.png")
 
@@ -104,6 +106,10 @@ def write_similarity(
 
 def _file_name(*parts: str | None) -> str:
     return "-".join(part for part in parts if part).replace(":", "")
+
+
+def _is_single(row: Result) -> bool:
+    return re.fullmatch(r"\d+x\d+\.\d+", row.layer or "") is not None
 
 
 def _called(curve: Curve) -> str:
