@@ -1,6 +1,7 @@
 """What goes wrong in an extraction: kills, full disks, damage, unreadable images, a second process."""
 
 import contextlib
+import fcntl
 import json
 import os
 import random
@@ -155,11 +156,11 @@ def test_full_disk(tiny, images, tmp_path, monkeypatch):
     assert np.array_equal(resumed.matrix()[0], whole.matrix()[0])
 
 
-# Once two parts are there, another file takes all of the disk, and the next write is HDF5's.
+# Once two parts are there, another file takes all that is left of the disk while HDF5 writes a third.
 CROWDED = """
 import pathlib
 from vdvae_repr.latents import extract as m
-read = m.read_images
+uncrowded = m.read_images
 def crowded(*args):
     folder = pathlib.Path(r"{disk}")
     ballast = folder / "ballast"
@@ -170,7 +171,7 @@ def crowded(*args):
                     pass
             except OSError:
                 pass
-    return read(*args)
+    return uncrowded(*args)
 m.read_images = crowded
 """
 
@@ -195,7 +196,8 @@ def test_a_disk_that_fills_up_under_hdf5(photos, tiny, small_disk, monkeypatch):
     assert {path.suffix for path in (small_disk / "s.h5.parts").iterdir()} == {".h5", ".json"}
     full = subprocess.run(job, cwd=photos, capture_output=True, text=True, check=False)
     assert full.returncode == 2
-    assert "found 0.0 kB free" in full.stderr
+    assert full.stderr.strip().splitlines()[-1] == message
+    assert parts_of(out) == finished
     (small_disk / "ballast").unlink()
     done = subprocess.run(job, cwd=photos, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -232,6 +234,32 @@ def test_a_disk_that_is_full_when_a_part_begins(tiny, images, tmp_path, small_di
     for store in (resumed, whole):
         store.close()
     assert [path.name for path in small_disk.iterdir()] == ["s.h5"]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system sets nothing aside")
+@pytest.mark.parametrize(
+    "options",
+    [{"features": ["mean", "delta", "kl"], "mirror": True}, {"layers": "<=4x4", "batch_size": 5},
+     {"layers": "1x1", "pool": "avg", "images": False}, {"features": ["z"], "z": "sample", "draws": 3}],
+)  # fmt: skip
+@pytest.mark.parametrize("layout", ["single", "virtual"])
+def test_no_file_takes_more_than_was_set_aside_for_it(
+    tiny, images, tmp_path, monkeypatch, options, layout
+):
+    """Else a disk that fills up meets HDF5, which does not survive it."""
+    monkeypatch.setattr(module, "PART", 5)
+    reserve, reserved = os.posix_fallocate, {}
+
+    def record(handle, start, length):
+        reserve(handle, start, length)
+        reserved[os.fstat(handle).st_ino] = length
+
+    monkeypatch.setattr(os, "posix_fallocate", record)
+    vr.extract(tiny, images, tmp_path / "s.h5", layout=layout, **options).close()
+    files = list(tmp_path.rglob("*.h5"))
+    assert len(files) >= (1 if layout == "single" else 2)
+    for file in files:
+        assert file.stat().st_size < reserved[file.stat().st_ino]
 
 
 @pytest.mark.parametrize(("layout", "times"), [("single", 2), ("virtual", 1)])
@@ -349,6 +377,23 @@ def test_a_second_process_is_refused_and_the_lock_dies_with_the_first(photos):
     assert third.returncode == 0, third.stderr
 
 
+def test_what_a_stray_process_is_writing_is_left_to_it(tiny, images, tmp_path):
+    """One of several processes may outlive the one that holds the lock."""
+
+    def interrupt(count):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        vr.extract(tiny, images, tmp_path / "s.h5", progress=interrupt)
+    stray = tmp_path / "s.h5.parts" / "part-00000.h5.writing"
+    with stray.open("wb") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(vr.StoreError, match=r"part-00000\.h5: another process is writing it"):
+            vr.extract(tiny, images, tmp_path / "s.h5")
+        assert stray.exists()
+    assert len(vr.extract(tiny, images, tmp_path / "s.h5")) == 12
+
+
 def test_pooled_and_half_precision_stores(tiny, images, tmp_path):
     full = vr.extract(tiny, images, tmp_path / "full.h5")
     pooled = vr.extract(tiny, images, tmp_path / "p.h5", pool="avg:2", dtype="float16")
@@ -442,5 +487,5 @@ def test_a_store_that_reads_raw_files_or_links_is_refused(tiny, images, tmp_path
     with h5py.File(path, "r+") as file:
         del file["factors/stolen"]
         file["factors/again"] = file["/"]  # a circle
-    with pytest.raises(vr.StoreError, match="not a readable latent store"):
+    with pytest.raises(vr.StoreError, match="groups inside groups"):
         vr.LatentStore.open(path)

@@ -257,7 +257,10 @@ def test_a_changed_size_is_named_on_resume(tiny, images, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         vr.extract(tiny, tmp_path / "in", tmp_path / "s.h5", progress=interrupt)
     larger = dataclasses.replace(
-        tiny.config, image_size=32, bottom_up="32x1,32d2," + tiny.config.bottom_up
+        tiny.config,
+        image_size=32,
+        bottom_up="32x1,32d2," + tiny.config.bottom_up,
+        top_down=tiny.config.top_down + ",32m16",
     )
     with pytest.raises(vr.StoreError, match=r"config was .*\b16\b.*, is .*\b32\b"):
         vr.extract(vr.VDVAE(larger, name="tiny").eval(), tmp_path / "in", tmp_path / "s.h5")

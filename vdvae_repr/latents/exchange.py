@@ -14,7 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr.errors import StoreError
-from vdvae_repr.latents.store import LatentStore, create_array, describe_images, write_aside
+from vdvae_repr.latents.store import (
+    IMAGE_BYTES,
+    LatentStore,
+    create_array,
+    describe_images,
+    write_aside,
+)
 from vdvae_repr.model.layers import select_layers
 
 ROWS = 256  # of a matrix, read and written at once
@@ -157,7 +163,8 @@ def import_predicted(
             key = f"layers/{spec.index:03d}/{feature}"
             data = create_array(file, key, (len(rows), *spec.shape), np.float32)
             for start in range(0, len(rows), ROWS):
-                part = np.asarray(values[start : start + ROWS, first:last], np.float32)
+                with np.errstate(over="ignore"):  # becomes infinity, and is refused
+                    part = np.asarray(values[start : start + ROWS, first:last], np.float32)
                 if not np.isfinite(part).all():
                     row = start + int(np.argwhere(~np.isfinite(part))[0, 0])
                     raise StoreError(
@@ -176,7 +183,7 @@ def import_predicted(
         )  # fmt: skip
 
     try:
-        write_aside(out, write)
+        write_aside(out, write, (4 * width + IMAGE_BYTES) * len(rows))
     except OSError as error:
         raise StoreError(f"{out}: cannot be written ({error.strerror or error})") from error
     return LatentStore.open(out)

@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,10 +26,12 @@ from numpy.typing import NDArray
 from vdvae_repr.data.sources import Preprocessing, Source, open_source, read_images
 from vdvae_repr.errors import DataError, LayerError, StoreError
 from vdvae_repr.latents.store import (
+    IMAGE_BYTES,
     MIRROR,
     SCHEMA,
     LatentStore,
     array_key,
+    chunk_rows,
     create_array,
     describe_images,
     parts_folder,
@@ -159,7 +162,9 @@ def extract(
                 _wait_for_all(processes)
                 if rank == 0:
                     _refuse_skipped(files, on_error)
-                    size = sum(path.stat().st_size for path in files) if layout == "single" else 0
+                    size = IMAGE_BYTES * len(source) + 2**14 * len(files)
+                    if layout == "single":
+                        size += sum(path.stat().st_size for path in files)
                     write_aside(out, lambda file: _assemble(file, files, begun, source), size)
                     if layout == "single":
                         shutil.rmtree(parts)
@@ -239,7 +244,7 @@ def read_features(
         for feature in features:
             key = array_key(spec, feature)
             if key not in values:
-                values[key] = feature_of(read, spec, feature).cpu().numpy()
+                values[key] = feature_of(read, spec, feature).contiguous().cpu().numpy()
     return values, read.kl.cpu().numpy()
 
 
@@ -300,14 +305,19 @@ class _Run:
         return pool_grid(np.zeros((1, channels, *grid), np.float32), self.pool).shape[1:]
 
     @property
-    def dims(self) -> int:
-        """Numbers stored of an image and a draw."""
+    def widths(self) -> list[int]:
+        """Numbers stored of an image and a draw, by array."""
         shapes = {
             array_key(spec, feature): self.shape(spec, feature)
             for spec in self.chosen
             for feature in self.features
         }
-        return sum(map(math.prod, shapes.values()))
+        return [math.prod(shape) for shape in shapes.values()]
+
+    @property
+    def dims(self) -> int:
+        """Numbers stored of an image and a draw."""
+        return sum(self.widths)
 
     @property
     def row_bytes(self) -> int:
@@ -321,6 +331,18 @@ class _Run:
         """Images a part: whole batches, few enough that little is lost and memory stays small."""
         batches = min(PART, PART_BYTES // max(self.row_bytes, 1)) // self.batch_size
         return max(1, batches) * self.batch_size
+
+    def part_bytes(self, images: int) -> int:
+        """Return what a part takes on the disk: whole chunks, and 1 kB that HDF5 wants of an array."""
+        rows = [(self.draws or 1) * width * self.dtype.itemsize for width in self.widths]
+        rows.append(4 * len(self.model.layers))  # kl
+        rows *= 2 if self.mirror else 1
+        rows += [8, 3 * self.model.config.image_size**2 if self.images else 0]  # index, images
+        lengths = (chunk_rows(images, row, self.part) for row in rows)
+        return sum(
+            -(-images // length) * length * row + 2**10
+            for length, row in zip(lengths, rows, strict=True)
+        )
 
     def read(self, first: int, last: int) -> tuple[list[int], list[Any], list[dict[str, str]]]:
         """Return indices and pixels of what can be read, and what cannot, with the reason."""
@@ -419,7 +441,7 @@ class _Run:
                 progress(stop - start)
             else:
                 write = partial(self.write, start=start, stop=stop, progress=progress)
-                write_aside(path, write, (stop - start) * self.row_bytes)
+                write_aside(path, write, self.part_bytes(stop - start))
         return files
 
     def write(
@@ -440,7 +462,7 @@ class _Run:
                     arrays = self.arrays(kept, np.stack(pixels))
                     if written is not None:
                         written.result()
-                    written = writer.submit(_put, file, arrays, position, stop - start)
+                    written = writer.submit(_put, file, arrays, position, stop - start, self.part)
                     position += len(kept)
                 progress(last - first)
             if written is not None:
@@ -449,11 +471,11 @@ class _Run:
         file.attrs["skipped"] = json.dumps(skipped)
 
 
-def _put(file: h5py.File, arrays: Arrays, position: int, length: int) -> None:
+def _put(file: h5py.File, arrays: Arrays, position: int, length: int, part: int) -> None:
     """Write a batch's arrays at a row of data sets of some length, made when they are first needed."""
     for key, value in arrays.items():
         if key not in file:
-            create_array(file, key, (length, *value.shape[1:]), value.dtype)
+            create_array(file, key, (length, *value.shape[1:]), value.dtype, part)
         file[key][position : position + len(value)] = value
 
 
@@ -491,7 +513,7 @@ def _assemble(
         identity = identity | {"parts": json.dumps(pieces)}
     else:
         for key, (shape, dtype) in shapes.items():
-            create_array(file, key, (len(rows), *shape), dtype)
+            create_array(file, key, (len(rows), *shape), dtype, int(identity["part"]))
     for path, first, last in zip(parts, edges, edges[1:], strict=False):
         if last == first:
             continue
@@ -502,7 +524,7 @@ def _assemble(
                     piece = h5py.VirtualSource(name, key, part[key].shape)[: last - first]
                     layouts[key][first:last] = piece
                 else:
-                    file[key][first:last] = part[key][: last - first]
+                    _copy(part[key], file[key], int(first), int(last))
     if virtual:
         for key, (_, dtype) in shapes.items():
             # What HDF5 reads where a part is not there.
@@ -514,6 +536,18 @@ def _assemble(
         factors={name: values[rows] for name, values in source.factors.items()},
         attrs=identity, skipped=skipped,
     )  # fmt: skip
+
+
+def _copy(part: h5py.Dataset, whole: h5py.Dataset, first: int, last: int) -> None:
+    """Copy a part's rows to rows first..last-1 of the whole: where chunks are the same, as they are."""
+    rows = whole.chunks[0]
+    if part.chunks != whole.chunks or first % rows or len(part) != last - first:
+        whole[first:last] = part[: last - first]
+        return
+    others = (0,) * (whole.ndim - 1)
+    for row in range(0, last - first, rows):
+        mask, chunk = part.id.read_direct_chunk((row, *others))
+        whole.id.write_direct_chunk((first + row, *others), chunk, mask)
 
 
 def _refuse_skipped(parts: Sequence[Path], on_error: str) -> None:
@@ -678,13 +712,23 @@ def _size_preview(run: _Run, out: Path, parts: Path) -> str:
     needed = times * size - done
     if needed > free:
         raise StoreError(
-            f"{out}: needs {needed / 1e9:.1f} GB while it is written, found {free / 1e9:.1f} GB free; "
+            f"{out}: needs {_in_units(needed)} while it is written, found {_in_units(free)} free; "
             "choose fewer layers or another disk"
         )
     what = f"{len(run.source)} images x {run.dims} dimensions ({run.dtype.name})"
     what += f" x {run.draws} draws" if run.draws else ""
     what += ", and mirrored" if run.mirror else ""
-    return f"{what}, {size / 1e6:.1f} MB, to {out}"
+    return f"{what}, {_in_units(size)}, to {out}"
+
+
+def _in_units(size: float) -> str:
+    """Write a number of bytes for people, as 3.2 GB."""
+    units = ["kB", "MB", "GB", "TB"]
+    size /= 1000
+    while size >= 1000 and len(units) > 1:
+        size /= 1000
+        units.pop(0)
+    return f"{size:.1f} {units[0]}"
 
 
 def _claim(path: Path, identity: dict[str, Any]) -> None:
@@ -705,8 +749,13 @@ def _claim(path: Path, identity: dict[str, Any]) -> None:
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Name what differs between two extractions, with both values; empty where nothing does."""
-    return "; ".join(
-        f"{key} was {str(before.get(key))[:40]!r}, is {str(value)[:40]!r}"
-        for key, value in now.items()
-        if before.get(key) != value
-    )
+    found = []
+    for key, value in now.items():
+        if before.get(key) != value:
+            old, new = str(before.get(key)), str(value)
+            # Of long values, as layers, what stands around the first difference.
+            alike = (a == b for a, b in zip(old, new, strict=False))
+            start = max(0, len(list(takewhile(bool, alike))) - 20)
+            old, new = (("..." if start else "") + text[start : start + 40] for text in (old, new))
+            found.append(f"{key} was {old!r}, is {new!r}")
+    return "; ".join(found)

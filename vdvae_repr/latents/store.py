@@ -9,7 +9,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,7 +28,9 @@ from vdvae_repr.model.layers import LayerSpec, select_layers
 SCHEMA = "vdvae-repr/1"
 CHUNK_BYTES = 2**20
 MIRROR = "mirror/"
+DEPTH = 3  # of groups: mirror/layers/LLL
 SLICE_BYTES = 2**26  # read at once where a matrix is not wanted whole
+IMAGE_BYTES = 2**8  # of an image's id, split, label and factors, about
 COLUMN_BYTES = 2**29  # of a layer's columns, all images'
 Array = NDArray[Any]
 
@@ -80,9 +82,10 @@ class LatentStore:
             if file.attrs.get("schema") != SCHEMA:
                 found = file.attrs.get("schema", "no schema")
                 raise StoreError(f"{path}: expected a store of schema {SCHEMA}, found {found}")
-            for part in _Part.of(path, file):
+            parts = _Part.of(path, file)
+            for part in parts:
                 part.check(path)
-            _refuse_links(path, file)
+            _refuse_links(path, file, [part.name for part in parts])
             return cls(path, file)
         except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             if file is not None:
@@ -339,7 +342,7 @@ class LatentStore:
             if len(here):
                 with h5py.File(part.path, "r") as file:
                     if part.name not in self._looked_into:
-                        _refuse_links(part.path, file)
+                        _refuse_links(part.path, file, ())
                         self._looked_into.add(part.name)
                     values = file[key][here[0] : here[-1] + 1]
                 found[done : done + len(here)] = values[here - here[0]]
@@ -536,17 +539,18 @@ class _Part:
             )
 
 
-def _refuse_links(path: Path, group: h5py.Group) -> None:
-    """Refuse what would make HDF5 read other files than this one and its parts."""
-    parts = {part.name for part in _Part.of(path, group.file)}
+def _refuse_links(path: Path, group: h5py.Group, parts: Iterable[str]) -> None:
+    """Refuse what would make HDF5 read other files than this one and its parts, or read in a circle."""
+    if group.name.count("/") > DEPTH:
+        raise StoreError(f"{path}: not a readable latent store (groups inside groups)")
     for name in group:
         link = group.get(name, getlink=True)
         item = group.get(name) if isinstance(link, h5py.HardLink) else None
         if isinstance(item, h5py.Group):
-            _refuse_links(path, item)
+            _refuse_links(path, item, parts)
         elif item is not None and item.is_virtual:
             sources = {source.file_name for source in item.virtual_sources()}
-            if strangers := sources - parts:
+            if strangers := sources.difference(parts):
                 raise StoreError(
                     f"{path}: {f'{group.name}/{name}'.lstrip('/')!r} leads to another file, "
                     f"{min(strangers)!r}, which is none of its parts; refused"
@@ -563,28 +567,44 @@ def write_aside(path: Path, write: Callable[[h5py.File], None], size: int = 0) -
     Args:
         path: its place.
         write: fills the file.
-        size: bytes that there must be room for now, because HDF5 fails badly where a disk fills up under it.
+        size: bytes that are set aside for it, because a disk that fills up under HDF5 ends the process.
 
     Raises:
-        OSError: the disk did not take it.
+        OSError: the disk did not take it. StoreError: another process is writing the same file.
     """
     aside = path.with_name(path.name + ".writing")
     try:
-        if size and hasattr(os, "posix_fallocate"):
-            with aside.open("wb") as handle:
-                os.posix_fallocate(handle.fileno(), 0, size)
+        _set_aside(aside, 0)  # fails where nothing is open yet
         with _h5py_errors():
             file = h5py.File(aside, "w", libver=("v110", "latest"))
             try:
+                _set_aside(aside, size)
                 write(file)
             finally:
                 file.close()
-        with aside.open("rb") as handle:
+        with aside.open("r+b") as handle:
+            handle.truncate(_end_of_hdf5(handle.read(36)))
             os.fsync(handle.fileno())
         aside.replace(path)
+    except BlockingIOError as error:  # HDF5 locks what it writes
+        raise StoreError(
+            f"{path}: another process is writing it, as one that torchrun left behind; wait for it or end it"
+        ) from error
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def _set_aside(path: Path, size: int) -> None:
+    """Allocate blocks of the disk to a file, which need not exist; nothing where the system cannot."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("ab") as handle:
+            os.posix_fallocate(handle.fileno(), 0, size + size // 16 + 2**14)
+
+
+def _end_of_hdf5(head: bytes) -> int:
+    """Return where an HDF5 file ends by its superblock, of version 2 or 3: HDF5 specification, II.A."""
+    return int.from_bytes(head[28:36], "little")
 
 
 @contextmanager
@@ -605,6 +625,8 @@ def _h5py_errors() -> Iterator[None]:
     sys.unraisablehook = record
     try:
         yield
+    except BlockingIOError:
+        raise
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "errno = " not in str(error):
             raise
@@ -613,15 +635,28 @@ def _h5py_errors() -> Iterator[None]:
         sys.unraisablehook = others
     if lost:
         found = re.search(r"error message = '([^']*)'", str(lost[0]))
-        raise OSError(found.group(1) if found else str(lost[0]).partition("\n")[0]) from lost[0]
+        what = found.group(1) if found else getattr(lost[0], "strerror", None) or str(lost[0])
+        raise OSError(what.partition("\n")[0]) from lost[0]
 
 
-def create_array(file: h5py.File, key: str, shape: tuple[int, ...], dtype: Any) -> h5py.Dataset:
-    """Create a checksummed data set in chunks of about 1 MiB."""
-    row = math.prod(shape[1:]) * np.dtype(dtype).itemsize
-    chunks = max(1, -(-shape[0] * row // CHUNK_BYTES))
-    rows = max(1, -(-shape[0] // chunks))  # equal, so that the last is not padded
+def create_array(
+    file: h5py.File, key: str, shape: tuple[int, ...], dtype: Any, part: int | None = None
+) -> h5py.Dataset:
+    """Create a checksummed data set in chunks of at most about 1 MiB.
+
+    Their rows divide `part`, the rows of a part, so that chunks of parts are chunks of the whole.
+    """
+    rows = chunk_rows(shape[0], math.prod(shape[1:]) * np.dtype(dtype).itemsize, part)
     return file.create_dataset(key, shape, dtype, chunks=(rows, *shape[1:]), fletcher32=True)
+
+
+def chunk_rows(length: int, row: int, part: int | None = None) -> int:
+    """Return the rows of a chunk: of `length` rows of `row` bytes, as equal as can be or dividing `part`."""
+    most = max(1, CHUNK_BYTES // max(1, row))
+    if part is None:
+        return max(1, -(-length // max(1, -(-length // most))))
+    rows = next(part // n for n in range(-(-part // most), part + 1) if part % n == 0)
+    return max(1, min(rows, length))
 
 
 def describe_images(

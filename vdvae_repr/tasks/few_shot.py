@@ -6,7 +6,7 @@ import csv
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ class FewShot:
     ) -> NDArray[np.float64]:
         """Return the accuracy of each episode; with rng, under permuted support labels."""
         y, truth = (np.repeat(np.arange(self.ways), n) for n in (self.shots, self.queries))
-        known = self.labels >= 0
+        outside = _Outside(X, self.base, self.labels)
         found = np.zeros(len(episodes))
         for number, episode in enumerate(episodes):
             if X.ndim == 3:
@@ -165,13 +165,38 @@ class FewShot:
             def base_mean(episode: _Episode = episode) -> NDArray[Any]:
                 if X.ndim == 3:  # centred on the classes outside already
                     return np.zeros(X.shape[2], X.dtype)
-                outside = known & ~np.isin(self.labels, episode.classes)
-                return np.asarray(X[self.base if len(self.base) else outside].mean(axis=0))
+                return outside.mean(episode.classes)
 
             labels = y if rng is None else rng.permutation(y)
             fitted = HEADS[head](base_mean).fit(support, labels)
             found[number] = np.mean(fitted.predict(query) == truth)
         return found
+
+
+class _Outside:
+    """Means of features X (N, D) of the base classes; without them, of all but an episode's classes."""
+
+    def __init__(self, X: NDArray[Any], base: Rows, labels: NDArray[np.int64]) -> None:
+        self._X, self._base, self._labels = X, base, labels
+
+    @cached_property
+    def _of_base(self) -> NDArray[Any]:
+        return np.asarray(self._X[self._base].mean(axis=0))
+
+    @cached_property
+    def _sums(self) -> dict[int, tuple[NDArray[Any], int]]:
+        rows = {
+            int(k): np.flatnonzero(self._labels == k) for k in np.unique(self._labels) if k >= 0
+        }
+        return {k: (self._X[r].sum(axis=0, dtype=np.float64), len(r)) for k, r in rows.items()}
+
+    def mean(self, classes: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the mean (D,)."""
+        if len(self._base):
+            return self._of_base
+        others = [self._sums[k] for k in self._sums if k not in classes]
+        total = np.sum([part for part, _ in others], axis=0)
+        return np.asarray(total / max(1, sum(count for _, count in others)), self._X.dtype)
 
 
 class OneShot:
