@@ -1,0 +1,243 @@
+import numpy as np
+import pytest
+from sklearn.linear_model import RidgeCV
+from sklearn.metrics import r2_score
+from sklearn.preprocessing import StandardScaler
+
+import vdvae_repr as vr
+from vdvae_repr.data.sources import Source
+from vdvae_repr.heads.linear import ALPHAS
+from vdvae_repr.latents import store as store_module
+from vdvae_repr.latents.store import JoinedStore
+from vdvae_repr.tasks.atlas import compare, linear_cka
+from vdvae_repr.tasks.factors import Factors, layer_by_factor
+from vdvae_repr.tasks.identification import Identification
+from vdvae_repr.tasks.open_set import OpenSet
+
+
+def people(images_a_person, num_people=6, seed=0):
+    """People who differ in color, with noise; factors: a number and a category."""
+    rng = np.random.default_rng(seed)
+    base = np.random.default_rng(1).integers(40, 215, (num_people, 1, 1, 1, 3))
+    bright = rng.uniform(-40, 40, (num_people, images_a_person, 1, 1, 1))
+    noise = rng.integers(-25, 25, (num_people, images_a_person, 16, 16, 3))
+    images = np.clip(base + bright + noise, 0, 255).astype(np.uint8).reshape(-1, 16, 16, 3)
+    labels = np.repeat(np.arange(num_people), images_a_person)
+    return Source(
+        name="people",
+        ids=tuple(f"{seed}-{i}" for i in range(len(images))),
+        reader=lambda index: images[index],
+        labels=labels,
+        label_names=tuple(f"p{i}" for i in range(num_people)),
+        factors={"bright": bright.ravel(), "dark": (bright.ravel() < 0).astype(np.int64)},
+    )
+
+
+@pytest.fixture(scope="module")
+def store(tiny, tmp_path_factory):
+    path = tmp_path_factory.mktemp("atlas") / "s.h5"
+    return vr.extract(tiny, people(8), path, features=["mean", "kl"])
+
+
+@pytest.fixture(scope="module")
+def found(store):
+    lines = []
+    atlas = vr.atlas("face_id", store, notice=lines.append)
+    assert not any("no pruning" in line for line in lines)
+    return atlas
+
+
+def test_sums_of_gram_matrices_are_features_side_by_side(store, found):
+    cumulative = [f"0:{k}" for k in range(2, 6)]
+    without = ["4x4,8x8,16x16", "1x1,8x8,16x16", "1x1,4x4,16x16", "1x1,4x4,8x8"]
+    joint = vr.run_task("face_id", store, layers=cumulative + without, joint=True)
+    value = {(r.head, r.layer, r.metric): r.value for r in found.rows if r.model in ("tiny",)}
+    ours = [r for r in joint if r.model == "tiny"]
+    assert len(ours) == 8 * 3 * 2
+    for row in ours:
+        assert value[row.head, row.layer, row.metric] == row.value
+    singles = [r.layer for r in found.rows if r.model == "tiny" and r.layer == "8x8.0"]
+    assert len(singles) == 6
+    for head in ("nearest-neighbor", "ridge", "linear-lbfgs"):
+        for model in ("tiny", "random-init"):
+            rows = [r for r in found.rows if (r.head, r.model, r.metric) == (head, model, "rank1")]
+            assert sum(row.chosen for row in rows) == 1
+
+
+def test_pruning_keeps_what_has_the_highest_kl(store, found):
+    total = sum(spec.num_dims for spec in store.layers)
+    pruned = {r.layer: r.dims for r in found.rows if r.layer and "by kl" in r.layer}
+    assert pruned == {f"{s} % by kl": round(s / 100 * total) for s in (30, 10, 3)}
+    # 3 % of the dimensions, found directly: the same score as a head on those columns.
+    train = np.concatenate([np.flatnonzero(store.labels == k)[:4] for k in range(6)])
+    nats = store.matrix(feature="kl")[0][train].mean(axis=0)
+    best = np.sort(np.argsort(-nats)[: pruned["3 % by kl"]])
+    X, y, _ = store.matrix()
+    X = X[:, best] - X[train][:, best].mean(axis=0)
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    test = np.setdiff1d(np.arange(len(y)), train)
+    hits = y[train][(X[test] @ X[train].T).argmax(axis=1)] == y[test]
+    (row,) = [
+        r for r in found.rows
+        if (r.layer, r.head, r.metric) == ("3 % by kl", "nearest-neighbor", "rank1") and r.model == "tiny"
+    ]  # fmt: skip
+    assert row.value == pytest.approx(hits.mean())
+
+
+def test_nats_are_those_of_all_layers_up_to_one(store, found):
+    spent = store.kl.mean(axis=0).cumsum()
+    assert found.nats == pytest.approx({f"0:{k + 1}": spent[k] for k in range(5)}, rel=1e-5)
+    table = found.rate_accuracy()
+    assert set(table["layer"]) == {"0:2", "0:3", "0:4", "0:5"}
+    assert (table["nats"] == table["layer"].map(found.nats)).all()
+
+
+def test_cka_is_kornblith_s(store, found):
+    rng = np.random.default_rng(0)
+    X, Y = rng.normal(size=(20, 5)), rng.normal(size=(20, 8))
+    X, Y = X - X.mean(0), Y - Y.mean(0)
+    direct = np.linalg.norm(Y.T @ X) ** 2 / np.linalg.norm(X.T @ X) / np.linalg.norm(Y.T @ Y)
+    turned = 3 * X @ np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    assert linear_cka([X @ X.T], [Y @ Y.T])[0, 0] == pytest.approx(direct)
+    assert linear_cka([turned @ turned.T], [Y @ Y.T])[0, 0] == pytest.approx(direct)
+    matrix = found.similarity["mean"]
+    np.testing.assert_allclose(np.diag(matrix), 1)
+    np.testing.assert_allclose(compare(store, store), matrix)
+
+
+@pytest.mark.parametrize("layout", ["single", "virtual"])
+def test_columns_are_the_matrix_in_pieces(tiny, tmp_path, monkeypatch, layout):
+    source = people(3)
+    store = vr.extract(tiny, source, tmp_path / "s.h5", mirror=True, layout=layout, batch_size=4)
+    whole = store.matrix("16x16.0")[0]
+    digest = store.digest(store.layers[-1], "mean")
+    monkeypatch.setattr(store_module, "COLUMN_BYTES", 18 * 4 * 256)
+    monkeypatch.setattr(store_module, "SLICE_BYTES", 4 * 2000)
+    for own in (store, store.mirrored()):
+        blocks = list(own.columns("16x16.0"))
+        assert len(blocks) == 4
+        np.testing.assert_array_equal(np.concatenate(blocks, axis=1), own.matrix("16x16.0")[0])
+    np.testing.assert_array_equal(np.concatenate(list(store.columns("16x16.0")), axis=1), whole)
+    assert store.digest(store.layers[-1], "mean") == digest
+    assert store.digest(store.layers[-2], "mean") != digest
+
+
+def test_learned_on_one_store_and_tested_on_another(tiny, tmp_path):
+    first, second = people(6, seed=0), people(4, seed=5)
+    a, b = (
+        vr.extract(tiny, s, tmp_path / f"{i}.h5", layers="<=8x8")
+        for i, s in enumerate((first, second))
+    )
+    both = Source(
+        name="both", ids=first.ids + second.ids,
+        reader=lambda i: first.reader(i) if i < 36 else second.reader(i - 36),
+        labels=np.concatenate([first.labels, second.labels]), label_names=first.label_names,
+        splits=("train",) * 36 + ("test",) * 24,
+    )  # fmt: skip
+    one = vr.extract(tiny, both, tmp_path / "both.h5", layers="<=8x8")
+    joined = JoinedStore(a, b)
+    np.testing.assert_allclose(joined.matrix()[0], one.matrix()[0], atol=1e-4)
+    for task in ("face_id", "classification"):
+        there, here = (vr.run_task(task, s) for s in (joined, one))
+        assert [(r.layer, r.value) for r in there] == [(r.layer, r.value) for r in here]
+    other = vr.extract(vr.VDVAE(tiny.config).eval(), second, tmp_path / "o.h5", layers="<=8x8")
+    with pytest.raises(vr.StoreError, match="expected the weights_sha256"):
+        JoinedStore(a, other)
+
+
+def test_open_set_rates_match_a_loop(store):
+    problem = OpenSet(store, images=store.images(), far=[0.9])
+    features = _features(store, "8x8.0")
+    scored = problem.score("nearest-neighbor", features, 0)
+    best, own = scored.outcome
+    strangers = np.sort(best[problem.stranger])[::-1]
+    threshold = strangers[int(0.9 * len(strangers))]
+    known = ~problem.stranger
+    expected = np.mean(
+        [right and s > threshold for right, s in zip(own[known], best[known], strict=True)]
+    )
+    (figure,) = problem.figures("dir@far=0.9", [scored], 0)
+    assert figure.value == pytest.approx(expected)
+    assert figure.low <= figure.value <= figure.high
+    assert problem.num_known == 3
+    rows = vr.run_task("face_id", store, layers="8x8", protocol="open-set", far=[0.9])
+    assert {(row.protocol, row.metric) for row in rows} == {("open-set", "dir@far=0.9")}
+    with pytest.raises(vr.TaskError, match=r"dir@far=0\.01: expected at least 10 impostors"):
+        vr.run_task("face_id", store, protocol="open-set", far=[0.01])
+    with pytest.raises(vr.TaskError, match="far is an option of face_id's protocol open-set"):
+        vr.run_task("face_id", store, far=[0.1])
+
+
+def test_factors_are_scikit_learns_ridge_on_other_people(store):
+    problem = Factors(store, images=store.images())
+    assert not set(store.labels[problem.train]) & set(store.labels[problem.test])
+    scored = problem.score("ridge:bright", _features(store, "1x1.0"), 0)
+    (figure,) = problem.figures("r2", [scored], 0)
+    X, _, _ = store.matrix("1x1.0")
+    A = StandardScaler().fit(X[problem.train]).transform(X)
+    y = store.factors["bright"]
+    ridge = RidgeCV(ALPHAS * X.shape[1]).fit(A[problem.train], y[problem.train])
+    assert figure.value == pytest.approx(
+        r2_score(y[problem.test], ridge.predict(A[problem.test])), abs=1e-4
+    )
+    rows = vr.run_task("factors", store, layers="<=8x8")
+    table = layer_by_factor(rows)
+    assert list(table.columns) == ["bright", "dark"]
+    assert list(table.index) == ["1x1.0", "4x4.0", "8x8.0", "8x8.1"]
+    assert {(r.head, r.metric) for r in rows} == {
+        ("ridge:bright", "r2"),
+        ("ridge:dark", "accuracy"),
+    }
+
+
+def test_what_was_scored_is_kept(store, tmp_path, monkeypatch):
+    calls = []
+    score = Identification.score
+    monkeypatch.setattr(
+        Identification, "score", lambda self, *a: (calls.append(a), score(self, *a))[1]
+    )
+    how = {"layers": "<=4x4", "heads": ["nearest-neighbor"], "keep": tmp_path / "kept"}
+
+    def stop(done, total, line):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        vr.run_task("face_id", store, progress=stop, **how)
+    assert len(calls) == 2
+    first = vr.run_task("face_id", store, **how)
+    done = len(calls)
+    assert vr.run_task("face_id", store, **how) == first
+    assert len(calls) == done  # nothing was scored twice
+    assert vr.run_task("face_id", store, layers="<=4x4", heads=["nearest-neighbor"]) != []
+    fresh = len(calls) - done
+    assert done == fresh  # the interrupted run's two were not scored again
+    vr.run_task("face_id", store, **(how | {"heads": ["ridge"]}))
+    assert len(calls) == done + 2 * fresh
+    (tmp_path / "file").touch()
+    with pytest.raises(vr.TaskError, match="choose another folder to keep scores in"):
+        vr.run_task("face_id", store, **(how | {"keep": tmp_path / "file"}))
+
+
+def test_stores_beside_and_features_that_are_not_finite(store, tiny, tmp_path):
+    twin = vr.extract(
+        vr.VDVAE(tiny.config, name="twin").eval(), people(8), tmp_path / "t.h5", layers="1x1"
+    )
+    rows = vr.run_task("face_id", store, layers="1x1", heads=["ridge"], beside=[twin])
+    (row,) = [r for r in rows if r.model == "twin" and r.metric == "rank1"]
+    assert row.weights_sha256 == twin.attrs["weights_sha256"] != store.attrs["weights_sha256"]
+    other = vr.extract(tiny, people(3), tmp_path / "u.h5", layers="1x1")
+    with pytest.raises(vr.TaskError, match="expected the images of"):
+        vr.run_task("face_id", store, beside=[other])
+    twin.close()
+    with store_module.h5py.File(twin.path, "r+") as file:
+        file["layers/000/mean"][5] = np.nan
+    with pytest.raises(vr.TaskError, match=r"layer 1x1\.0: expected finite features.*0-5"):
+        vr.run_task("face_id", vr.LatentStore.open(twin.path), heads=["ridge"])
+
+
+def _features(store, layer):
+    from vdvae_repr.features import Columns, Features
+
+    (spec,) = [spec for spec in store.layers if spec.name == layer]
+    return Features("tiny", layer, (Columns.of_layer(store, spec, "mean", None),), "mean")
