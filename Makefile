@@ -21,3 +21,4 @@ check: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) test
+	$(BIN)/python benchmarks/notebooks/execute.py
