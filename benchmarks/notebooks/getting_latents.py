@@ -153,7 +153,7 @@ for selector, feature, pool in asked:
     X, y, ids = store.matrix(selector, feature=feature, pool=pool)
     count = len(store.distinct(selector, feature))
     rows.append((selector, feature, pool, count, X.shape, X.dtype))
-pd.DataFrame(rows, columns=["selector", "feature", "pool", "layers", "X", "dtype"])
+pd.DataFrame(rows, columns=["selector", "feature", "pool", "layers", "X", "dtype"]).fillna("")
 
 # %% [markdown]
 # What does not fit into memory is read by slices: rows of a layer, a matrix piece by piece, or a torch data
@@ -232,8 +232,8 @@ table.style.format("{:.1f}", subset=["nats", "error_after"]).format(
 
 # %%
 last = {r: int(layers.index[layers.resolution == r].max()) + 1 for r in resolutions}
-figure, axes = plt.subplots(5, 7, figsize=(8.5, 6.2), layout="constrained")
-for row, person in enumerate([0, 2, 4, 9, 13]):
+figure, axes = plt.subplots(4, 7, figsize=(7.2, 4.3), layout="constrained")
+for row, person in enumerate([0, 2, 4, 13]):
     titles = ["picture", *(f"up to {r}x{r}" for r in resolutions)]
     pictures = [people[person], *(rebuilt(k)[person] for k in last.values())]
     show(axes[row], pictures, titles if row == 0 else ())
@@ -241,18 +241,35 @@ for row, person in enumerate([0, 2, 4, 9, 13]):
 # %% [markdown]
 # ## Coarse of one, fine of another
 #
-# Layers of two pictures may be mixed: below, the layers up to a resolution come from the first picture, all others
-# from the second.
+# Latents are arrays by name, so two pictures can be crossed: the layers up to a resolution from one, all others
+# from the other. These come from the store, whose means are what `posterior` gives.
 
 # %%
-first, second = model.posterior(people[[0]]), model.posterior(people[[9]])
-mixed = [
-    model.decode({name: (first if i < k else second)[name].z for i, name in enumerate(names)})[0]
-    for k in last.values()
-]
-figure, axes = plt.subplots(1, 8, figsize=(9, 1.6), layout="constrained")
-titles = ["first", *(f"first up to {r}x{r}" for r in resolutions), "second"]
-show(axes, [people[0], *mixed, people[9]], [title.replace(" up", "\nup") for title in titles])
+means = {name: store[name].mean[::6] for name in names}  # of the same 16 people
+others = np.roll(np.arange(16), -1)  # each with the next
+
+
+def crossed(k):
+    """Pictures whose first k layers are each person's own, and all others the next person's."""
+    return model.decode({n: means[n] if i < k else means[n][others] for i, n in enumerate(names)})
+
+
+mixed = {f"{r}x{r}": crossed(last[r]) for r in (1, 4, 8, 16, 32)}
+figure, axes = plt.subplots(3, 7, figsize=(7.2, 3.3), layout="constrained")
+titles = ["coarse of this", *(f"up to {r}" for r in mixed), "fine of this"]
+for row, person in enumerate([0, 3, 9]):
+    pictures = [people[person], *(mixed[r][person] for r in mixed), people[others[person]]]
+    show(axes[row], pictures, titles if row == 0 else ())
+
+# %%
+crossing = pd.DataFrame(
+    {
+        "from the coarse one": [distance(pictures, people) for pictures in mixed.values()],
+        "from the fine one": [distance(pictures, people[others]) for pictures in mixed.values()],
+    },
+    index=pd.Index([f"coarse up to {r}" for r in mixed], name="RMS difference, grey levels"),
+)
+crossing.round(1)
 
 # %% [markdown]
 # ## The answer
@@ -260,13 +277,26 @@ show(axes, [people[0], *mixed, people[9]], [title.replace(" up", "\nup") for tit
 # %%
 most = share.idxmax()
 coarse = share[share.index <= 8].sum() / share.sum()
-halved = next(r for r in resolutions if table.error_after[r] < nothing / 2)
+after = table.error_after
+nearer = crossing["from the coarse one"] < crossing["from the fine one"]
+turn = nearer.idxmax().removeprefix("coarse up to ")
+before = list(mixed)[list(mixed).index(turn) - 1]
+far, near = crossing.loc[f"coarse up to {before}"]
+assert coarse < 0.1
+assert after[8] < nothing / 2
+assert not nearer.iloc[0]
+assert nearer.iloc[-1]
 print(
-    f"Of {share.sum():,.0f} nats in a picture {coarse:.1%} lie in the layers up to 8x8, "
-    f"and most, {share[most] / share.sum():.0%}, at {most}x{most}.\n"
-    f"The few coarse ones decide how it looks: up to {halved}x{halved} the error of a picture rebuilt is "
-    f"{table.error_after[halved]:.0f} grey levels, of {nothing:.0f} without any layer; all layers leave {left[-1]:.0f}.\n"
+    f"Of {share.sum():,.0f} nats in a picture {coarse:.1%} lie in the layers up to 8x8, and most, "
+    f"{share[most] / share.sum():.0%}, at {most}x{most}.\n"
+    f"The few coarse ones hold the rough picture: with the layers up to 4x4, which tell colours and light, the error is "
+    f"{after[4]:.0f} grey levels,\nup to 8x8 {after[8]:.0f}, of {nothing:.0f} without any layer; up to 16x16 it is "
+    f"{after[16]:.0f}, and all layers leave {left[-1]:.0f}.\n"
+    f"But the fine ones hold more than detail: crossed with the fine layers of another picture, those up to {before} "
+    f"are overruled\n(the result is {near:.0f} grey levels from the fine picture, {far:.0f} from the coarse one), "
+    f"and only from {turn} on the result is nearer to the coarse one.\n"
     "How to get them: model.posterior for pictures at hand, vr.extract and store.matrix for many, and "
     "model.decode for the way back."
 )
+store.close()
 folder.cleanup()
