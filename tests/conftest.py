@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vdvae_repr.config import ModelConfig
+from vdvae_repr.data.sources import Source
 from vdvae_repr.model.vdvae import VDVAE
 
 
@@ -41,3 +42,26 @@ def tiny():
 @pytest.fixture
 def images():
     return np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def people():
+    """Draws a source of people who differ in color, with noise; factors: a number and a category."""
+
+    def draw(images_a_person, num_people=6, seed=0):
+        rng = np.random.default_rng(seed)
+        base = np.random.default_rng(1).integers(40, 215, (num_people, 1, 1, 1, 3))
+        bright = rng.uniform(-40, 40, (num_people, images_a_person, 1, 1, 1))
+        noise = rng.integers(-25, 25, (num_people, images_a_person, 16, 16, 3))
+        images = np.clip(base + bright + noise, 0, 255).astype(np.uint8).reshape(-1, 16, 16, 3)
+        labels = np.repeat(np.arange(num_people), images_a_person)
+        return Source(
+            name="people",
+            ids=tuple(f"{seed}-{i}" for i in range(len(images))),
+            reader=lambda index: images[index],
+            labels=labels,
+            label_names=tuple(f"p{i}" for i in range(num_people)),
+            factors={"bright": bright.ravel(), "dark": (bright.ravel() < 0).astype(np.int64)},
+        )
+
+    return draw

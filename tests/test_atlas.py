@@ -15,26 +15,8 @@ from vdvae_repr.tasks.identification import Identification
 from vdvae_repr.tasks.open_set import OpenSet
 
 
-def people(images_a_person, num_people=6, seed=0):
-    """People who differ in color, with noise; factors: a number and a category."""
-    rng = np.random.default_rng(seed)
-    base = np.random.default_rng(1).integers(40, 215, (num_people, 1, 1, 1, 3))
-    bright = rng.uniform(-40, 40, (num_people, images_a_person, 1, 1, 1))
-    noise = rng.integers(-25, 25, (num_people, images_a_person, 16, 16, 3))
-    images = np.clip(base + bright + noise, 0, 255).astype(np.uint8).reshape(-1, 16, 16, 3)
-    labels = np.repeat(np.arange(num_people), images_a_person)
-    return Source(
-        name="people",
-        ids=tuple(f"{seed}-{i}" for i in range(len(images))),
-        reader=lambda index: images[index],
-        labels=labels,
-        label_names=tuple(f"p{i}" for i in range(num_people)),
-        factors={"bright": bright.ravel(), "dark": (bright.ravel() < 0).astype(np.int64)},
-    )
-
-
 @pytest.fixture(scope="module")
-def store(tiny, tmp_path_factory):
+def store(tiny, tmp_path_factory, people):
     path = tmp_path_factory.mktemp("atlas") / "s.h5"
     return vr.extract(tiny, people(8), path, features=["mean", "kl"])
 
@@ -106,7 +88,7 @@ def test_cka_is_kornblith_s(store, found):
 
 
 @pytest.mark.parametrize("layout", ["single", "virtual"])
-def test_columns_are_the_matrix_in_pieces(tiny, tmp_path, monkeypatch, layout):
+def test_columns_are_the_matrix_in_pieces(tiny, tmp_path, monkeypatch, layout, people):
     source = people(3)
     store = vr.extract(tiny, source, tmp_path / "s.h5", mirror=True, layout=layout, batch_size=4)
     whole = store.matrix("16x16.0")[0]
@@ -122,7 +104,7 @@ def test_columns_are_the_matrix_in_pieces(tiny, tmp_path, monkeypatch, layout):
     assert store.digest(store.layers[-2], "mean") != digest
 
 
-def test_learned_on_one_store_and_tested_on_another(tiny, tmp_path):
+def test_learned_on_one_store_and_tested_on_another(tiny, tmp_path, people):
     first, second = people(6, seed=0), people(4, seed=5)
     a, b = (
         vr.extract(tiny, s, tmp_path / f"{i}.h5", layers="<=8x8")
@@ -219,7 +201,7 @@ def test_what_was_scored_is_kept(store, tmp_path, monkeypatch):
         vr.run_task("face_id", store, **(how | {"keep": tmp_path / "file"}))
 
 
-def test_stores_beside_and_features_that_are_not_finite(store, tiny, tmp_path):
+def test_stores_beside_and_features_that_are_not_finite(store, tiny, tmp_path, people):
     twin = vr.extract(
         vr.VDVAE(tiny.config, name="twin").eval(), people(8), tmp_path / "t.h5", layers="1x1"
     )

@@ -6,32 +6,17 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 import vdvae_repr as vr
 from vdvae_repr import results
-from vdvae_repr.data.sources import Source
 from vdvae_repr.features import Columns, Features
 from vdvae_repr.heads.neighbors import WeightedNeighbors
 from vdvae_repr.tasks.identification import FACES, Identification
 from vdvae_repr.tasks.resampling import interval, paired_bootstrap, resampled_means
 
 
-def people(images_a_person, num_people=4, seed=0):
-    """People who differ in color, with noise."""
-    rng = np.random.default_rng(seed)
-    base = rng.integers(40, 215, (num_people, 1, 1, 1, 3))
-    noise = rng.integers(-25, 25, (num_people, images_a_person, 16, 16, 3))
-    images = (base + noise).astype(np.uint8).reshape(-1, 16, 16, 3)
-    labels = np.repeat(np.arange(num_people), images_a_person)
-    return Source(
-        name="people",
-        ids=tuple(map(str, range(len(images)))),
-        reader=lambda index: images[index],
-        labels=labels,
-        label_names=tuple(f"p{i}" for i in range(num_people)),
-    )
-
-
 @pytest.fixture(scope="module")
-def rows(tiny, tmp_path_factory):
-    store = vr.extract(tiny, people(6), tmp_path_factory.mktemp("t") / "s.h5", layers="<=8x8")
+def rows(tiny, tmp_path_factory, people):
+    store = vr.extract(
+        tiny, people(6, num_people=4), tmp_path_factory.mktemp("t") / "s.h5", layers="<=8x8"
+    )
     return vr.run_task("face_id", store)
 
 
@@ -59,25 +44,25 @@ def test_rows_are_strict_json_and_csv(rows, tmp_path):
     assert "*" in results.table(rows, "rank1")
 
 
-def test_one_class_and_one_image_are_refused(tiny, tmp_path):
+def test_one_class_and_one_image_are_refused(tiny, tmp_path, people):
     one = vr.extract(tiny, people(4, num_people=1), tmp_path / "one.h5", layers="1x1")
     with pytest.raises(vr.TaskError, match="at least 2 labelled people, found 1"):
         vr.run_task("face_id", one)
-    single = vr.extract(tiny, people(1), tmp_path / "single.h5", layers="1x1")
+    single = vr.extract(tiny, people(1, num_people=4), tmp_path / "single.h5", layers="1x1")
     with pytest.raises(vr.TaskError, match="at least 2 images of each person"):
         vr.run_task("face_id", single)
     with pytest.raises(vr.TaskError, match="unknown task"):
         vr.run_task("faces", single)
 
 
-def test_no_images_refuses_the_controls(tiny, tmp_path):
-    store = vr.extract(tiny, people(4), tmp_path / "s.h5", layers="1x1", images=False)
+def test_no_images_refuses_the_controls(tiny, tmp_path, people):
+    store = vr.extract(tiny, people(4, num_people=4), tmp_path / "s.h5", layers="1x1", images=False)
     with pytest.raises(vr.TaskError, match="pixels, pca and random-init"):
         vr.run_task("face_id", store)
 
 
-def test_an_image_on_both_sides_is_named(tiny, tmp_path):
-    source = people(4)
+def test_an_image_on_both_sides_is_named(tiny, tmp_path, people):
+    source = people(4, num_people=4)
     original = source.reader
     object.__setattr__(source, "reader", lambda i: original(0 if i == 3 else i))
     store = vr.extract(tiny, source, tmp_path / "s.h5", layers="1x1")
@@ -93,8 +78,8 @@ def test_bootstrap_knows_equal_from_different():
     assert paired_bootstrap(good, good, who, 0) == 1.0
 
 
-def test_joint_rows_hold_the_layers_of_each_selector(tiny, tmp_path):
-    store = vr.extract(tiny, people(6), tmp_path / "s.h5", layers="<=8x8")
+def test_joint_rows_hold_the_layers_of_each_selector(tiny, tmp_path, people):
+    store = vr.extract(tiny, people(6, num_people=4), tmp_path / "s.h5", layers="<=8x8")
     found = vr.run_task("face_id", store, layers=["<=4x4", "8x8"], joint=True)
     nearest = vr.run_task("face_id", store, layers="8x8", heads=["nearest-neighbor"])
     assert {row.head for row in nearest} == {"nearest-neighbor"}
@@ -111,8 +96,8 @@ def test_joint_rows_hold_the_layers_of_each_selector(tiny, tmp_path):
     assert [(row.layer, row.dims) for row in random] == [(row.layer, row.dims) for row in ours]
 
 
-def test_classification_measures_what_scikit_learn_measures(tiny, tmp_path):
-    source = people(12)
+def test_classification_measures_what_scikit_learn_measures(tiny, tmp_path, people):
+    source = people(12, num_people=4)
     order = np.tile(np.repeat(["train", "val", "test"], 4), 4)
     object.__setattr__(source, "splits", tuple(order))
     drop = np.flatnonzero((source.labels == 3) & (order == "test"))[
@@ -136,8 +121,8 @@ def test_classification_measures_what_scikit_learn_measures(tiny, tmp_path):
     assert found["balanced_accuracy"].ci_low <= balanced <= found["balanced_accuracy"].ci_high
 
 
-def test_equal_scores_are_no_hits(tiny, tmp_path):
-    store = vr.extract(tiny, people(6), tmp_path / "s.h5", layers="1x1.0")
+def test_equal_scores_are_no_hits(tiny, tmp_path, people):
+    store = vr.extract(tiny, people(6, num_people=4), tmp_path / "s.h5", layers="1x1.0")
     blank = Columns.of_array("pixels", np.zeros((len(store), 3), np.float32))
     flat = Features("pixels", None, (blank,))
     problem = Identification(store, images=store.images(), words=FACES)
@@ -156,9 +141,14 @@ def test_balanced_intervals_cover_the_truth_as_often_as_they_say():
     assert 0.91 <= covered <= 0.98  # 0.95, give or take three deviations and what 200 images blur
 
 
-def test_bottom_up_is_a_row_a_resolution(tiny, tmp_path):
+def test_bottom_up_is_a_row_a_resolution(tiny, tmp_path, people):
     store = vr.extract(
-        tiny, people(6), tmp_path / "s.h5", layers="<=8x8", features=["bottom_up"], pool="avg:2"
+        tiny,
+        people(6, num_people=4),
+        tmp_path / "s.h5",
+        layers="<=8x8",
+        features=["bottom_up"],
+        pool="avg:2",
     )
     rows = vr.run_task("face_id", store, feature="bottom_up", heads=["nearest-neighbor"])
     for model in ("tiny", "random-init"):

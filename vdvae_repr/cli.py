@@ -253,7 +253,7 @@ def probe(
         else:
             found = None
             rows = vr.run_task(task, store, layers=layer, joint=joint, shots=shots, **how)
-    print(results.to_json_lines(rows) if json_lines else results.table(rows))
+    print(results.to_json_lines(rows) if json_lines else results.table(rows) + "\n", end="")
     if not json_lines:
         _log("* chosen on training data alone; p: chosen row against the best control's chosen row")
     if out is not None:

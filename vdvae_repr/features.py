@@ -61,7 +61,7 @@ class Columns:
             spec.resolution,
             dims,
             lambda: store.columns(spec.name, feature, pool),
-            cache(lambda: hash_text(store.digest(spec, feature), str(pool))),
+            cache(lambda: hash_text(store.digest(spec, feature), feature, str(pool))),
         )
 
     def __add__(self, other: Columns) -> Columns:
@@ -167,7 +167,8 @@ class Workspace:
     ) -> list[Gram]:
         """Sum within groups of columns first: so the sums of whole groups come up, and can be kept."""
         keys = [(columns, rows.tobytes(), scaling) for rows, scaling in subsets]
-        missing = [s for s, key in zip(subsets, keys, strict=True) if key not in self._grams]
+        known = {key: self._grams.pop(key) for key in keys if key in self._grams}
+        missing = [s for s, key in zip(subsets, keys, strict=True) if key not in known]
         if missing and len(columns) == 1:
             new = gram_matrices(self._checked(columns[0]), missing)
         elif missing:
@@ -178,7 +179,7 @@ class Workspace:
         else:
             new = []
         made = iter(new)
-        found = [self._grams.pop(key) if key in self._grams else next(made) for key in keys]
+        found = [known[key] if key in known else next(made) for key in keys]
         self._grams.update(zip(keys, found, strict=True))  # the newest stand last
         while len(self._grams) > 1 and self._size() > KEPT_BYTES:
             self._grams.popitem(last=False)

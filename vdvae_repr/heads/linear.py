@@ -391,6 +391,7 @@ class _Path:
                 guess, guess_P = value(*ahead)
                 if guess < objective:
                     (W, logits), objective, P = ahead, guess, guess_P
+                converged = False
                 for _ in range(max_iter):
                     self.steps += 1
                     error = P.copy()
@@ -407,10 +408,13 @@ class _Path:
                         if new <= objective + 1e-4 * size * slope or size < 1e-8:
                             break
                         size /= 2
-                    (W, logits), objective, P = moved, new, new_P
-                    if abs(slope) / 2 <= goal * objective:
+                    converged = abs(slope) / 2 <= goal * objective
+                    if not new <= objective:  # rounding hides any way down
                         break
-                else:
+                    (W, logits), objective, P = moved, new, new_P
+                    if converged:
+                        break
+                if not converged:
                     warnings.warn(
                         f"no convergence in {max_iter} Newton steps at C = {C:g}; raise max_iter or tol",
                         ConvergenceWarning,

@@ -120,7 +120,7 @@ class LatentStore:
     @property
     def draws(self) -> int | None:
         """Draws of z stored for each image; None where z has no axis of draws."""
-        return self.attrs.get("draws") or None
+        return int(self.attrs.get("draws") or 0) or None
 
     @property
     def factors(self) -> dict[str, Array]:
@@ -367,7 +367,7 @@ class JoinedStore(LatentStore):
                     f"{test.path}: expected the {name} of {train.path}, {first}, found {second}; "
                     "extract both alike"
                 )
-        super().__init__(train.path, train._file)
+        super().__init__(train.path, train._file, root=train._root)
         self._stores = train, test
         self.path = Path(f"{train.path} and {test.path}")
         self.attrs["source"] = f"{train.attrs['source']} -> {test.attrs['source']}"
@@ -396,6 +396,17 @@ class JoinedStore(LatentStore):
         }
 
     @property
+    def kl(self) -> NDArray[np.float32]:
+        """(N, layers traversed in both), nats an image."""
+        both = [store.kl for store in self._stores]
+        return np.concatenate([kl[:, : min(kl.shape[1] for kl in both)] for kl in both])
+
+    @property
+    def has_kl(self) -> bool:
+        """Whether the KL of each layer is stored in both."""
+        return all(store.has_kl for store in self._stores)
+
+    @property
     def has_images(self) -> bool:
         """Whether both keep their images."""
         return all(store.has_images for store in self._stores)
@@ -419,11 +430,11 @@ class JoinedStore(LatentStore):
     def _read(self, key: str, what: str, rows: Any = slice(None)) -> Array:
         wanted = np.arange(len(self))[rows]
         first = len(self._stores[0])
+        sides = wanted[wanted < first], wanted[wanted >= first] - first
+        # Ranges, whose rows are chosen: HDF5 is slow at lists of rows.
         parts = [
-            store._read(key, what, own)
-            for store, own in zip(
-                self._stores, (wanted[wanted < first], wanted[wanted >= first] - first), strict=True
-            )
+            store._read(key, what, slice(own[0], own[-1] + 1))[own - own[0]]
+            for store, own in zip(self._stores, sides, strict=True)
             if len(own)
         ]
         return np.concatenate(parts)

@@ -34,7 +34,12 @@ def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None
         _save(ax, folder / "factors.png")
         return
     shots = sorted({row.n_train for row in rows}) if rows[0].task == "few_shot" else []
-    some = [row for row in rows if not shots or row.n_train == shots[0]]
+    own_models = (rows[0].model, "random-init", "shuffled-labels")  # others stand in the tables
+    some = [
+        row
+        for row in rows
+        if (not row.feature or row.model in own_models) and (not shots or row.n_train == shots[0])
+    ]
     kinds = list(dict.fromkeys((row.feature, row.pool) for row in some if row.feature))
     for feature, pool in kinds:
         own = [row for row in some if not row.feature or (row.feature, row.pool) == (feature, pool)]
@@ -43,7 +48,8 @@ def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None
         name = "layers" if len(kinds) == 1 else _file_name("layers", feature, pool)
         plots.layer_panels(own).savefig(folder / f"{name}.png", dpi=100)
     if shots and len(shots) > 1 and any(row.chosen for row in rows if row.feature):
-        _save(plots.shots(rows), folder / "shots.png")
+        kept = [row for row in rows if not row.feature or row.model in own_models]
+        _save(plots.shots(kept), folder / "shots.png")
     for kind in ("cmc", "roc"):
         heads = list(dict.fromkeys(curve.head for curve in curves if curve.kind == kind))
         for head in heads:

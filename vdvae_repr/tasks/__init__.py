@@ -33,6 +33,7 @@ from vdvae_repr.tasks.problem import Curve, Problem, Scored
 from vdvae_repr.tasks.verification import Verification
 
 CONTROLS = ("pixels", "pca", "random-init")
+FILES = ("pairs", "pairs_train", "class_split")  # options that name one
 
 Groups = dict[str, list[LayerSpec]]
 """Layers to be taken together, by the label of their row."""
@@ -167,13 +168,14 @@ class Measurement:
         progress: Callable[[int, int, str], None],
     ) -> None:
         self.task, self.store, self.seed = task, store, seed
-        self._beside, self._progress = beside, progress
+        self._progress = progress
         if task not in TASKS:
             raise TaskError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
         kind, allowed = TASKS[task]
         if strange := sorted(set(options) - set(allowed)):
-            owner = next(name for name, (_, theirs) in TASKS.items() if strange[0] in theirs)
-            raise TaskError(f"{strange[0]} is an option of {owner}, not of {task}")
+            owners = [name for name, (_, theirs) in TASKS.items() if strange[0] in theirs]
+            whose = f"an option of {owners[0]}, not" if owners else "no option"
+            raise TaskError(f"{strange[0]} is {whose} of {task}")
         if not store.has_images:
             raise TaskError(
                 f"{store.path}: holds no images, so the controls pixels, pca and random-init cannot run; "
@@ -184,6 +186,7 @@ class Measurement:
                 raise TaskError(
                     f"{other.path}: expected the images of {store.path} in their order, found others"
                 )
+        self._beside = dict(zip(_names([store, *beside])[1:], beside, strict=True))
         images = store.images()
         if "seed" in allowed:
             options = options | {"seed": seed}
@@ -234,11 +237,10 @@ class Measurement:
                 for model, columns in zip((name, "random-init"), own, strict=True):
                     blocks = tuple(columns(spec) for spec in group)
                     candidates.append(Features(model, label, blocks, feature, pool))
-        for other in self._beside:
+        for model, other in self._beside.items():
             feature = other.default_feature
             columns = self.columns(other, feature, None)
             for spec in other.distinct("all", feature):
-                model = str(other.attrs["model"])
                 candidates.append(Features(model, spec.name, (columns(spec),), feature))
         candidates += [baselines.pixels(self._pixels)]
         dims = {f.dims for f in candidates if f.model == name}
@@ -312,7 +314,7 @@ class Measurement:
         problem, attrs = self.problem, self.store.attrs
         names = problem.metrics_of(head)
         metrics = {m: problem.figures(m, scored, self.seed) for m in names}
-        weights = {str(s.attrs["model"]): str(s.attrs["weights_sha256"]) for s in self._beside}
+        weights = {name: str(s.attrs["weights_sha256"]) for name, s in self._beside.items()}
         weights |= dict.fromkeys(
             (str(attrs["model"]), "shuffled-labels"), str(attrs["weights_sha256"])
         )
@@ -348,6 +350,13 @@ def pools_of(pool: str | Sequence[str | None] | None) -> list[str | None]:
     return [pool] if pool is None or isinstance(pool, str) else list(pool)
 
 
+def _names(stores: Sequence[LatentStore]) -> list[str]:
+    """Return the models' names, numbered from the second of a name on: `faces64 (2)`."""
+    names = [str(store.attrs["model"]) for store in stores]
+    before = [names[:i].count(name) for i, name in enumerate(names)]
+    return [f"{n} ({count + 1})" if count else n for n, count in zip(names, before, strict=True)]
+
+
 def _flat(images: Any) -> Any:
     return images.reshape(len(images), -1).astype(np.float32)
 
@@ -363,9 +372,7 @@ def _told(task: str, options: dict[str, Any], store: LatentStore, images: Any) -
         f"{name} {hash_arrays(np.asarray(values, str))}" for name, values in store.factors.items()
     ]
     told = {
-        name: hash_arrays(np.fromfile(given, np.uint8))
-        if isinstance(given, Path | str)
-        else repr(given)
+        name: hash_arrays(np.fromfile(given, np.uint8)) if name in FILES else repr(given)
         for name, given in options.items()
     }
     return hash_text(

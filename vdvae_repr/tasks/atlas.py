@@ -180,9 +180,10 @@ def _pruned(
     """Return the latent dimensions of highest KL, of all layers together."""
     latent = [name for name in names if name.partition(":")[0] in LATENT]
     store, fitted = run.store, run.problem.fitted
-    if "kl" not in store.features or not latent or store.attrs.get("pool"):
+    if "kl" not in store.features or not latent or store.attrs.get("pool") or not len(fitted):
         notice(
-            "no pruning: it takes the features mean or delta, and kl in the store (extract --feature kl)"
+            "no pruning: it takes the features mean or delta, kl in the store (extract --feature kl), and "
+            "images to learn from"
         )
         return []
     specs = store.distinct("all", "kl")
@@ -218,6 +219,9 @@ def _centred_grams(
     grams = []
     for spec in store.distinct("all", feature):
         blocks = (block[rows] for block in store.columns(spec.name, feature))
-        (gram,) = gram_matrices(blocks, [(np.arange(len(rows)), "centred")])
+        try:
+            (gram,) = gram_matrices(blocks, [(np.arange(len(rows)), "centred")])
+        except ValueError as error:
+            raise TaskError(f"{store.path}: layer {spec.name}: {error}; extract again") from error
         grams.append(gram.inner)
     return grams

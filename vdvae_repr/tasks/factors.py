@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,8 @@ class Factors:
     """Each factor is a head, `ridge:NAME`: R2 of numbers, accuracy of categories.
 
     Tested on people whom nothing was learned of, so that a factor that belongs to a person is not read off
-    who it is: split train against the others, or, without splits, half of the people, drawn by the seed.
+    who it is: without splits, half of the people, drawn by the seed. With splits, train against the others;
+    the notice says where people are on both sides.
     Numbers are regressed by scikit-learn's RidgeCV on standardised features, categories told by the head
     `ridge`, the penalty by generalised cross-validation. Intervals and comparisons resample people.
     """
@@ -37,12 +39,11 @@ class Factors:
     mirrored = False
 
     def __init__(self, store: LatentStore, *, images: NDArray[np.uint8], seed: int = 0) -> None:
-        self.factors = {HEAD + name: values for name, values in store.factors.items()}
-        if not self.factors:
+        given = {HEAD + name: _values(values) for name, values in store.factors.items()}
+        if not given:
             raise TaskError(
                 f"{store.path}: knows no factors of its images; extract --data toy-faces:100x5"
             )
-        self.heads = tuple(self.factors)
         labels, splits = store.labels, np.array(store.splits)
         known = labels >= 0
         people = np.unique(labels[known])
@@ -62,7 +63,24 @@ class Factors:
             )
         refuse_leaks(images, store.ids, [("train", self.train), ("test", self.test)])
         self.units = labels[self.test]
+        self.factors = {
+            head: values
+            for head, values in given.items()
+            if all(len(np.unique(values[side])) > 1 for side in (self.train, self.test))
+        }
+        self.heads = tuple(self.factors)
+        if not self.factors:
+            raise TaskError(
+                f"{store.path}: expected factors that vary among the images, found "
+                f"{', '.join(store.factors)}, the same on all; extract --data toy-faces:100x5"
+            )
         self.notice = f"{text} ({self.n_train} and {self.n_test} images)"
+        if left := [head.removeprefix(HEAD) for head in given if head not in self.factors]:
+            self.notice += f"; {', '.join(left)} left out, the same on all images of a side"
+        if shared := len(np.intersect1d(labels[self.train], labels[self.test])):
+            self.notice += (
+                f"; {shared} people are on both sides, so what is theirs tells who they are"
+            )
         self._work = Workspace(store.ids)
 
     def protocol(self, head: str) -> str:
@@ -137,16 +155,38 @@ class Factors:
         return np.asarray((X - mean) / scale)
 
 
+def _values(found: NDArray[Any]) -> NDArray[Any]:
+    """Return numbers (N,) float64, text that reads so included; categories, integers or text, by number."""
+    if found.dtype.kind in "fOU":
+        with suppress(ValueError):
+            values = found.astype(np.float64)
+            if found.dtype.kind == "f" or (values % 1).any():
+                return values
+    return np.unique(found, return_inverse=True)[1]
+
+
 def layer_by_factor(rows: Sequence[Result]) -> pd.DataFrame:
-    """Return a table of what each layer of the model knows of each factor: R2, or accuracy of categories."""
+    """Return a table of what each layer knows of each factor: R2, or accuracy of categories.
+
+    Layers are called by model, feature and pooling too, where there are several.
+    """
     own = [
         row
         for row in rows
         if row.head.startswith(HEAD) and row.feature and row.model not in CONTROLS
     ]
+    several = [
+        name
+        for name in ("model", "feature", "pool")
+        if len({getattr(row, name) for row in own}) > 1
+    ]
+
+    def called(row: Result) -> str:
+        return " ".join(filter(None, (row.layer, *(getattr(row, name) for name in several))))
+
     table = pd.DataFrame(
         [
-            {"layer": row.layer, "factor": row.head.removeprefix(HEAD), "value": row.value}
+            {"layer": called(row), "factor": row.head.removeprefix(HEAD), "value": row.value}
             for row in own
         ]
     )

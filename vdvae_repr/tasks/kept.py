@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -38,15 +40,8 @@ class Kept:
         key = hash_text(_code(), self.told, *how, str(features.standardise), *digests)
         path = self.folder / f"{key[:32]}.npz"
         if path.is_file():
-            with np.load(path) as found:
-                training = float(found["training_score"])
-                return Scored(
-                    features,
-                    bool(found["standardised"]),
-                    None if np.isnan(training) else training,
-                    found["outcome"],
-                    float(found["seconds"]),
-                )
+            with suppress(OSError, ValueError, EOFError, KeyError, BadZipFile):  # damaged: again
+                return _read(path, features)
         scored = score()
         aside = path.with_suffix(f".{os.getpid()}")
         try:
@@ -69,10 +64,24 @@ class Kept:
         return scored
 
 
+def _read(path: Path, features: Features) -> Scored:
+    with path.open("rb") as handle, np.load(handle) as found:
+        training = float(found["training_score"])
+        return Scored(
+            features,
+            bool(found["standardised"]),
+            None if np.isnan(training) else training,
+            found["outcome"],
+            float(found["seconds"]),
+        )
+
+
 @cache
 def _code() -> str:
     """Return a hash of the code that scores depend on, and of the libraries under it."""
     package = Path(__file__).parents[1]
-    files = [*package.glob("heads/*.py"), *package.glob("tasks/*.py"), package / "features.py"]
-    text = [path.read_text(encoding="utf-8") for path in [*sorted(files), package / "baselines.py"]]
+    folders = ("model", "latents", "heads", "tasks")  # the first two make random-init
+    files = [path for folder in folders for path in sorted(package.glob(f"{folder}/*.py"))]
+    files += [package / "features.py", package / "baselines.py"]
+    text = [path.read_text(encoding="utf-8") for path in files]
     return hash_text(*text, *(version(name) for name in ("numpy", "scipy", "scikit-learn")))

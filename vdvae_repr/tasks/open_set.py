@@ -132,10 +132,14 @@ class OpenSet:
         return None
 
     def _resampled(self, item: Scored, rate: float, seed: int) -> NDArray[np.float64]:
-        """Return the rate over resamples of people, (RESAMPLES,)."""
+        """Return the rate over resamples of people that hold known and unknown ones, (B,)."""
         _, person = np.unique(self.labels[self.test], return_inverse=True)
-        draws = weights(int(person.max()) + 1, seed)
-        return np.concatenate([self._rates(item, times[:, person], rate) for times in draws])
+        rates = []
+        for draws in weights(int(person.max()) + 1, seed):
+            times = draws[:, person]
+            both = times[:, self.stranger].any(axis=1) & times[:, ~self.stranger].any(axis=1)
+            rates.append(self._rates(item, times[both], rate))
+        return np.concatenate(rates)
 
     def _rates(self, item: Scored, times: NDArray[np.float64], rate: float) -> NDArray[np.float64]:
         """Return detection and identification rates (B,) where each probe counts `times` (B, P)."""

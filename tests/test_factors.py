@@ -1,0 +1,151 @@
+"""Factors: scores of ridge regression against scikit-learn, on factors whose answer is known."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import RidgeCV
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.preprocessing import StandardScaler
+
+import vdvae_repr as vr
+from vdvae_repr.data.sources import Source
+from vdvae_repr.features import Columns, Features
+from vdvae_repr.heads.linear import ALPHAS
+from vdvae_repr.report import pictures
+from vdvae_repr.tasks.factors import Factors, layer_by_factor
+
+
+def knowing(source, **factors):
+    """The same images, of which other factors are known."""
+    splits = factors.pop("splits", ())
+    return Source(
+        name="known", ids=source.ids, reader=source.reader, labels=source.labels,
+        label_names=source.label_names, factors=factors, splits=splits,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def problem(tiny, people, tmp_path_factory):
+    rng = np.random.default_rng(0)
+    factors = {"size": rng.uniform(-3, 9, 240), "kind": rng.integers(0, 3, 240)}
+    source = knowing(people(20, num_people=12), **factors)
+    path = tmp_path_factory.mktemp("factors") / "s.h5"
+    store = vr.extract(tiny, source, path, layers="1x1")
+    return Factors(store, images=store.images())
+
+
+def measured(problem, head, X):
+    features = Features("x", None, (Columns.of_array("x", X.astype(np.float32)),))
+    scored = problem.score(head, features, 0)
+    (figure,) = problem.figures(problem.metrics_of(head)[0], [scored], 0)
+    assert figure.low <= figure.value <= figure.high
+    return figure, scored
+
+
+@pytest.mark.parametrize("dims", [10, 500])
+def test_scores_are_scikit_learns(problem, dims):
+    rng = np.random.default_rng(1)
+    size, kind = problem.factors["ridge:size"], problem.factors["ridge:kind"]
+    X = rng.normal(size=(240, dims)) * rng.uniform(0.1, 9, dims)
+    X[:, :2] += np.column_stack([size, kind])
+    A = StandardScaler().fit(X[problem.train]).transform(X)
+    fitted, tested = A[problem.train], A[problem.test]
+    regression = RidgeCV(ALPHAS * dims).fit(fitted, size[problem.train])
+    expected = r2_score(size[problem.test], regression.predict(tested))
+    figure, scored = measured(problem, "ridge:size", X)
+    assert figure.value == pytest.approx(expected, abs=1e-4)
+    left_out = 1 + regression.best_score_ / size[problem.train].var()
+    assert scored.training_score == pytest.approx(left_out, abs=1e-4)
+    # Categories: one regression of +1 and -1 each, with one penalty for all.
+    targets = 2.0 * np.eye(3)[kind[problem.train]] - 1
+    regression = RidgeCV(ALPHAS * dims).fit(fitted, targets)
+    expected = accuracy_score(kind[problem.test], regression.predict(tested).argmax(axis=1))
+    figure, _ = measured(problem, "ridge:kind", X)
+    assert figure.value == pytest.approx(expected)
+    most = np.unique(kind[problem.test], return_counts=True)[1].max() / len(problem.test)
+    assert figure.chance == pytest.approx(most)
+
+
+def test_what_is_the_factor_knows_it_and_noise_does_not(problem):
+    noise = np.random.default_rng(2).normal(size=(240, 40))
+    size = problem.factors["ridge:size"][:, None]
+    assert measured(problem, "ridge:size", 0.5 * size + 100)[0].value > 0.999
+    assert measured(problem, "ridge:size", np.hstack([size, noise]))[0].value > 0.99
+    assert abs(measured(problem, "ridge:size", noise)[0].value) < 0.2
+    kind = np.eye(3)[problem.factors["ridge:kind"]]
+    assert measured(problem, "ridge:kind", kind)[0].value == 1.0
+    features = Features("x", None, (Columns.of_array("x", size.astype(np.float32)),))
+    shuffled = problem.score("ridge:size", features, 0, shuffled=True)
+    known = problem.score("ridge:size", features, 0)
+    assert problem.figures("r2", [shuffled], 0)[0].value < 0.1
+    assert problem.p_value(known, shuffled, 0) < 0.001
+
+
+def test_a_person_is_on_one_side(problem, tiny, people, tmp_path):
+    labels = np.repeat(np.arange(12), 20)
+    sides = [set(labels[side]) for side in (problem.train, problem.test)]
+    assert [len(side) for side in sides] == [6, 6]
+    assert not sides[0] & sides[1]
+    assert "fitted on 6 people, drawn with seed 0, tested on the others" in problem.notice
+    source = people(20)
+    mixed = knowing(source, size=np.arange(120.0), splits=("train", "test") * 60)
+    store = vr.extract(tiny, mixed, tmp_path / "m.h5", layers="1x1")
+    other = Factors(store, images=store.images())
+    assert "6 people are on both sides" in other.notice
+    np.testing.assert_array_equal(other.train, np.arange(0, 120, 2))
+
+
+def test_text_and_factors_that_do_not_vary(tiny, people, tmp_path):
+    side = np.where(np.arange(48) % 2, "left", "right")
+    length = np.array([f"{x:.3f}" for x in np.linspace(0, 1, 48)])
+    source = knowing(
+        people(8), side=side, length=length, always=np.ones(48), never=np.zeros(48, int)
+    )
+    store = vr.extract(tiny, source, tmp_path / "s.h5", layers="1x1")
+    lines = []
+    rows = vr.run_task("factors", store, notice=lines.append)
+    assert "always, never left out" in lines[0]
+    assert {(row.head, row.metric) for row in rows} == {
+        ("ridge:side", "accuracy"),
+        ("ridge:length", "r2"),
+    }
+    np.testing.assert_array_equal(
+        Factors(store, images=store.images()).factors["ridge:length"], length.astype(float)
+    )
+    constant = vr.extract(
+        tiny, knowing(people(8), always=np.ones(48)), tmp_path / "c.h5", layers="1x1"
+    )
+    with pytest.raises(vr.TaskError, match="that vary among the images, found always"):
+        vr.run_task("factors", constant)
+
+
+def test_a_store_that_knows_no_factors_is_refused(tiny, images, tmp_path):
+    store = vr.extract(tiny, images, tmp_path / "s.h5", layers="1x1")
+    with pytest.raises(vr.TaskError, match=r"knows no factors .*; extract --data toy-faces"):
+        vr.run_task("factors", store)
+
+
+def test_toy_faces_from_end_to_end(tiny, tmp_path):
+    path = tmp_path / "s.h5"
+    store = vr.extract(tiny, "toy-faces:24x4", path, layers="<=8x8", features=["mean", "delta"])
+    heads = ["ridge:nuisance_background_brightness", "ridge:identity_hair_style"]
+    rows = vr.run_task("factors", store, heads=heads)
+    assert {(r.protocol, r.n_train, r.n_test) for r in rows} == {("factors", 48, 48)}
+    table = layer_by_factor(rows)
+    assert list(table.index) == ["1x1.0", "4x4.0", "8x8.0", "8x8.1"]
+    assert set(table.columns) == {"nuisance_background_brightness", "identity_hair_style"}
+    for row in rows:
+        if row.model == "tiny":
+            assert table.loc[row.layer, row.head.removeprefix("ridge:")] == row.value
+    bright = [r for r in rows if r.head == heads[0] and r.chosen and r.model in ("tiny", "pixels")]
+    assert len(bright) == 2
+    assert all(row.value > 0.5 for row in bright)  # even random weights see how bright it is
+    pictures.write(rows, [], tmp_path)
+    assert (tmp_path / "factors.png").stat().st_size > 1000
+    assert len((tmp_path / "factors.csv").read_text().splitlines()) == 5
+    both = vr.run_task(
+        "factors", store, layers="1x1", heads=heads[:1], feature=["mean", "delta"], beside=[store]
+    )
+    assert list(layer_by_factor(both).index) == [
+        "1x1.0 tiny mean", "1x1.0 tiny delta",
+        *(f"{name} tiny (2) mean" for name in ("1x1.0", "4x4.0", "8x8.0", "8x8.1")),
+    ]  # fmt: skip

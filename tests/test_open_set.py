@@ -1,0 +1,137 @@
+"""Open-set identification against loops over thresholds, and who counts as unknown."""
+
+import numpy as np
+import pytest
+
+import vdvae_repr as vr
+from vdvae_repr.data.sources import Source
+from vdvae_repr.features import Features
+from vdvae_repr.heads.neighbors import NearestNeighbor
+from vdvae_repr.tasks.open_set import OpenSet
+from vdvae_repr.tasks.problem import Scored
+
+
+def with_splits(source, splits):
+    return Source(
+        name="split", ids=source.ids, reader=source.reader, labels=source.labels,
+        label_names=source.label_names, splits=tuple(splits),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def store(tiny, people, tmp_path_factory):
+    """Three people with a gallery, and p1, p4 and p5 without."""
+    source = people(36)
+    splits = np.array(["train", "val", "test", "test"] * 54)
+    splits[np.isin(source.labels, (1, 4, 5)) & (splits == "train")] = "test"
+    path = tmp_path_factory.mktemp("open") / "s.h5"
+    return vr.extract(tiny, with_splits(source, splits), path, layers="<=4x4")
+
+
+def direct(score, own, stranger, far):
+    """The best share of known probes over all thresholds that let a share `far` of strangers pass."""
+    best = 0.0
+    for threshold in np.append(score, -np.inf):
+        if np.mean(score[stranger] > threshold) <= far + 1e-12:
+            best = max(best, np.mean(own[~stranger] & (score[~stranger] > threshold)))
+    return best
+
+
+def test_rates_are_those_of_a_loop_over_thresholds(store):
+    problem = OpenSet(store, images=store.images(), far=[0.5, 0.17])
+    rng = np.random.default_rng(0)
+    for number in range(10):
+        score = rng.normal(size=problem.n_test) + ~problem.stranger
+        if number > 4:
+            score = score.round(1)  # equal scores pass together or not at all
+        own = (rng.random(problem.n_test) < 0.8) & ~problem.stranger
+        item = Scored(Features("x", None, ()), False, None, np.stack([score, own]), 0.0)
+        for far in (0.5, 0.17):
+            (figure,) = problem.figures(f"dir@far={far:g}", [item], 0)
+            assert figure.value == pytest.approx(direct(score, own, problem.stranger, far))
+            assert figure.low <= figure.value <= figure.high
+        assert problem.p_value(item, item, 0) == 1.0
+
+
+def test_a_row_is_what_the_head_says_by_hand(store):
+    rows = vr.run_task(
+        "face_id", store, layers="4x4", heads=["nearest-neighbor"], protocol="open-set", far=[0.3]
+    )
+    (row,) = [row for row in rows if row.model == "tiny"]
+    X, y, _ = store.matrix("4x4.0")
+    gallery = np.array(store.splits) == "train"
+    head = NearestNeighbor(center=True).fit(X[gallery], y[gallery])
+    scores = head.class_scores(X[~gallery])
+    own = head.classes_[scores.argmax(axis=1)] == y[~gallery]
+    stranger = np.isin(y[~gallery], (1, 4, 5))
+    assert row.value == pytest.approx(direct(scores.max(axis=1), own, stranger, 0.3))
+    assert (row.protocol, row.metric) == ("open-set", "dir@far=0.3")
+    assert row.chance == pytest.approx(0.3 / 3)
+    assert (row.n_train, row.n_test) == (27, 189)
+    assert row.value > 0.3  # people differ in color
+    shuffled = next(row for row in rows if row.model == "shuffled-labels")
+    assert shuffled.value < row.value
+
+
+def test_resamples_without_a_stranger_say_nothing(tiny, people, tmp_path):
+    """Strangers who score highest let nobody pass, however people are drawn."""
+    source = people(12, num_people=3)
+    splits = np.where(source.labels == 2, "test", np.array(["train", "test"] * 18))
+    store = vr.extract(tiny, with_splits(source, splits), tmp_path / "s.h5", layers="1x1")
+    problem = OpenSet(store, images=store.images(), far=[0.9])
+    outcome = np.stack([problem.stranger.astype(float), ~problem.stranger])
+    item = Scored(Features("x", None, ()), False, None, outcome, 0.0)
+    (figure,) = problem.figures("dir@far=0.9", [item], 0)
+    assert (figure.value, figure.low, figure.high) == (0.0, 0.0, 0.0)
+
+
+def test_unknown_are_the_people_without_a_gallery_image(store):
+    problem = OpenSet(store, images=store.images())
+    splits = np.array(store.splits)
+    assert set(store.labels[problem.train]) == {0, 2, 3}
+    assert (splits[problem.train] == "train").all()
+    assert set(problem.test) == set(np.flatnonzero(splits != "train"))
+    assert set(store.labels[problem.test][problem.stranger]) == {1, 4, 5}
+    assert "27 and 189 images; 3 people known, 3 unknown" in problem.notice
+
+
+def test_far_rates_are_those_that_impostors_are_enough_for(store):
+    problem = OpenSet(store, images=store.images())
+    assert problem.metrics == ("dir@far=0.1",)  # 10 of 108 impostors
+    assert "108 impostors are too few for FAR 0.01, 0.001" in problem.notice
+    problem = OpenSet(store, images=store.images(), far=[0.5, 0.2])
+    assert problem.metrics == ("dir@far=0.5", "dir@far=0.2")
+    with pytest.raises(vr.TaskError, match=r"dir@far=0\.09: .* found 9\.72 of 108; .* 0\.093 or"):
+        OpenSet(store, images=store.images(), far=[0.5, 0.09])
+
+
+def test_where_all_have_a_gallery_half_of_the_people_are_drawn(tiny, people, tmp_path):
+    store = vr.extract(tiny, people(12, num_people=9), tmp_path / "s.h5", layers="1x1")
+    drawn = []
+    for seed in (0, 0, 1):
+        problem = OpenSet(store, images=store.images(), far=[0.5], seed=seed)
+        known = set(store.labels[problem.train])
+        unknown = set(store.labels[problem.test][problem.stranger])
+        assert (len(known), len(unknown)) == (5, 4)
+        assert not known & unknown
+        assert f"4 people, drawn with seed {seed}, are kept out of the gallery" in problem.notice
+        first = np.flatnonzero(np.isin(store.labels, list(known))).reshape(5, 12)[:, :6]
+        assert problem.train.tolist() == first.ravel().tolist()
+        drawn.append(unknown)
+    assert drawn[0] == drawn[1] != drawn[2]
+    with pytest.raises(
+        vr.TaskError, match=r"dir@far=0\.1: .* found 2\.4 of 24; .* of 0\.42 or more"
+    ):
+        vr.run_task("face_id", store, protocol="open-set")
+
+
+def test_a_store_without_probes_of_people_known_is_refused(tiny, people, tmp_path):
+    source = people(12, num_people=4)
+    splits = np.where(source.labels < 2, "train", "test")
+    store = vr.extract(tiny, with_splits(source, splits), tmp_path / "s.h5", layers="1x1")
+    with pytest.raises(vr.TaskError, match="found 2 in the gallery, 0 probes of theirs and 24"):
+        vr.run_task("face_id", store, protocol="open-set")
+    with pytest.raises(vr.TaskError, match="expected closed-set or open-set, found 'half-open'"):
+        vr.run_task("face_id", store, protocol="half-open")
+    with pytest.raises(vr.TaskError, match="protocol is an option of face_id, not of classific"):
+        vr.run_task("classification", store, protocol="open-set")
