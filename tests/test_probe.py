@@ -79,7 +79,7 @@ def test_train_on_one_store_and_test_on_another(folder):
     printed = command(
         "probe", "--train", folder / "a.h5", "--test", folder / "b.h5", "--layer", "8x8", "--json", *QUICK
     )  # fmt: skip
-    rows = [json.loads(line) for line in printed.splitlines() if line]
+    rows = [json.loads(line) for line in printed.splitlines()]
     stores = [vr.LatentStore.open(folder / name) for name in ("a.h5", "b.h5")]
     expected = vr.run_task(
         "face_id", JoinedStore(*stores), layers="8x8", heads=["nearest-neighbor"]
@@ -97,7 +97,7 @@ def test_an_open_set_atlas_of_two_stores(folder):
         "probe", "--train", folder / "a.h5", "--test", folder / "b.h5", "--protocol", "open-set",
         "--far", "0.9", "--atlas", "--json", *QUICK,
     )  # fmt: skip
-    rows = [json.loads(line) for line in printed.splitlines() if line]
+    rows = [json.loads(line) for line in printed.splitlines()]
     layers = [row["layer"] for row in rows if row["model"] == "tiny"]
     assert layers == [
         "1x1.0", "4x4.0", "0:2", "8x8.0", "0:3", "8x8.1", "0:4", "4x4,8x8", "1x1,8x8", "1x1,4x4",

@@ -88,6 +88,8 @@ class RandomTwin:
 
     def __exit__(self, *reason: object) -> None:
         """Remove the store."""
+        if "store" in self.__dict__:
+            self.store.close()
         self._folder.cleanup()
 
     @cached_property

@@ -624,6 +624,12 @@ def main() -> None:
             raise
         _log(f"vdvae-repr: {error}")
         sys.exit(143 if isinstance(error, Terminated) else 2)
+    except OSError as error:  # where a command writes, and no store, which says more
+        if os.environ.get("VDVAE_REPR_DEBUG"):
+            raise
+        what = f"{error.filename}: " if error.filename else ""
+        _log(f"vdvae-repr: {what}{error.strerror or error}; make room, or choose another --out")
+        sys.exit(2)
     except SystemExit as stopped:
         if stopped.code == 130:  # typer's, after Ctrl-C
             _log(

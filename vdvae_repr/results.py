@@ -11,6 +11,8 @@ import pandas as pd
 
 from vdvae_repr.errors import TaskError
 
+CONTROLS = ("pixels", "pca", "random-init", "shuffled-labels")  # values of `model`
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 import vdvae_repr as vr
 from vdvae_repr.latents.decode import decode
 from vdvae_repr.latents.exchange import export, import_predicted
+from vdvae_repr.model.checkpoint import save
 
 
 @pytest.fixture
@@ -138,3 +141,25 @@ def test_slices_of_a_layer_and_a_torch_data_set(store, tiny, images):
     batches = torch.utils.data.DataLoader(items, batch_size=5, num_workers=2)
     rows = torch.cat([features for features, _ in batches])
     assert np.array_equal(rows.numpy(), store.matrix("8x8", pool="avg")[0])
+
+
+def test_decoding_onto_a_full_disk_is_one_line(store, tiny, small_disk, tmp_path):
+    (small_disk / "ballast").write_bytes(bytes(2**20))
+    save(tiny, tmp_path / "tiny.safetensors", record={})
+    command = [
+        sys.executable,
+        "-m",
+        "vdvae_repr.cli",
+        "decode",
+        "s.h5",
+        "--model",
+        "tiny.safetensors",
+    ]
+    for where in (["--out", small_disk / "d"], ["--out", "d", "--sheet", small_disk / "s.png"]):
+        done = subprocess.run(
+            [*command, *where], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2
+        assert "No space left on device" in done.stderr
+        assert "make room" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1

@@ -25,4 +25,6 @@ def save_sheet(images: NDArray[np.uint8], path: str | Path, columns: int = 8) ->
     try:
         Image.fromarray(tiles.reshape(rows * side, columns * side, 3)).save(path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror}); make room or choose another place"
+        ) from error

@@ -51,7 +51,7 @@ def enough(impostors: int) -> list[float]:
     return [rate for rate in FARS if rate * impostors >= PASSING - 1e-9]
 
 
-def check_far(far: float, impostors: int, rate: str = "tar") -> None:
+def check_far(far: float, impostors: int, metric: str = "tar") -> None:
     """Refuse a false accept rate at which fewer than 10 impostors may pass.
 
     Raises:
@@ -59,7 +59,7 @@ def check_far(far: float, impostors: int, rate: str = "tar") -> None:
     """
     if far * impostors < PASSING - 1e-9:
         raise TaskError(
-            f"{rate}@far={far:g}: expected at least {PASSING} impostors to pass, found "
+            f"{metric}@far={far:g}: expected at least {PASSING} impostors to pass, found "
             f"{far * impostors:g} of {impostors}; ask for a FAR of {PASSING / max(impostors, 1):.2g} or more"
         )
 

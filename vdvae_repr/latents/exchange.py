@@ -90,7 +90,9 @@ def export(
                             np.lib.format.write_array(member, np.asarray(value), allow_pickle=False)
         aside.replace(out)
     except OSError as error:
-        raise StoreError(f"{out}: cannot be written ({error.strerror or error})") from error
+        raise StoreError(
+            f"{out}: cannot be written ({error.strerror or error}); make room or choose another place"
+        ) from error
     finally:
         aside.unlink(missing_ok=True)
     return shape
@@ -185,7 +187,9 @@ def import_predicted(
     try:
         write_aside(out, write, (4 * width + IMAGE_BYTES) * len(rows))
     except OSError as error:
-        raise StoreError(f"{out}: cannot be written ({error.strerror or error})") from error
+        raise StoreError(
+            f"{out}: cannot be written ({error.strerror or error}); make room or choose another place"
+        ) from error
     return LatentStore.open(out)
 
 

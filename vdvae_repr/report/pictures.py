@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 
 from vdvae_repr.errors import TaskError
 from vdvae_repr.report import plots
-from vdvae_repr.results import Result
+from vdvae_repr.report.plots import is_single
+from vdvae_repr.results import CONTROLS, Result
 from vdvae_repr.tasks.atlas import Atlas
 from vdvae_repr.tasks.factors import layer_by_factor
 from vdvae_repr.tasks.problem import Curve
@@ -34,21 +34,18 @@ def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None
         _save(ax, folder / "factors.png")
         return
     shots = sorted({row.n_train for row in rows}) if rows[0].task == "few_shot" else []
-    own_models = (rows[0].model, "random-init", "shuffled-labels")  # others stand in the tables
-    some = [
-        row
-        for row in rows
-        if (not row.feature or row.model in own_models) and (not shots or row.n_train == shots[0])
-    ]
+    kept = [row for row in rows if row.model in (rows[0].model, *CONTROLS)]  # none of stores beside
+    some = [row for row in kept if not shots or row.n_train == shots[0]]
     kinds = list(dict.fromkeys((row.feature, row.pool) for row in some if row.feature))
     for feature, pool in kinds:
         own = [row for row in some if not row.feature or (row.feature, row.pool) == (feature, pool)]
-        if any(_is_single(row) for row in own):  # an atlas has a picture of its own for the others
-            own = [row for row in own if not row.feature or _is_single(row)]
+        if any(
+            is_single(row.layer) for row in own
+        ):  # an atlas has a picture of its own for the others
+            own = [row for row in own if not row.feature or is_single(row.layer)]
         name = "layers" if len(kinds) == 1 else _file_name("layers", feature, pool)
         plots.layer_panels(own).savefig(folder / f"{name}.png", dpi=100)
     if shots and len(shots) > 1 and any(row.chosen for row in rows if row.feature):
-        kept = [row for row in rows if not row.feature or row.model in own_models]
         _save(plots.shots(kept), folder / "shots.png")
     for kind in ("cmc", "roc"):
         heads = list(dict.fromkeys(curve.head for curve in curves if curve.kind == kind))
@@ -112,10 +109,6 @@ def write_similarity(
 
 def _file_name(*parts: str | None) -> str:
     return "-".join(part for part in parts if part).replace(":", "")
-
-
-def _is_single(row: Result) -> bool:
-    return re.fullmatch(r"\d+x\d+\.\d+", row.layer or "") is not None
 
 
 def _called(curve: Curve) -> str:

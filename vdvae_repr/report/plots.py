@@ -608,6 +608,11 @@ def _font(count: int) -> float:
     return min(9.0, 460 / count)
 
 
+def is_single(name: str | None) -> bool:
+    """Whether a row's layer is a single one, `8x8.2`."""
+    return _place(name or "") is not None
+
+
 def _place(name: str) -> tuple[float, int] | None:
     """Return resolution and number of a single layer, `8x8.2`; None for any other name."""
     match = re.fullmatch(r"(\d+)x\1\.(\d+)", name)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from vdvae_repr.errors import TaskError
 from vdvae_repr.features import Columns, Features, hash_arrays, hash_text
 from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.model.layers import LayerSpec
-from vdvae_repr.results import Result
+from vdvae_repr.results import CONTROLS, Result
 from vdvae_repr.tasks.factors import Factors
 from vdvae_repr.tasks.few_shot import FewShot, OneShot
 from vdvae_repr.tasks.identification import CLASSES, FACES, Identification
@@ -32,7 +31,7 @@ from vdvae_repr.tasks.open_set import OpenSet
 from vdvae_repr.tasks.problem import Curve, Problem, Scored
 from vdvae_repr.tasks.verification import Verification
 
-CONTROLS = ("pixels", "pca", "random-init")
+RIVALS = CONTROLS[:3]  # that a layer must beat; shuffled labels are a check of the protocol
 FILES = ("pairs", "pairs_train", "class_split")  # options that name one
 
 Groups = dict[str, list[LayerSpec]]
@@ -135,24 +134,23 @@ def run_task(
             groups[name] = {spec.name: [spec] for spec in store.distinct(selectors, name)}
     asked = {
         "protocol": protocol, "pairs": pairs, "pairs_train": pairs_train, "far": far, "ways": ways,
-        "queries": queries,
-        "episodes": episodes, "class_split": class_split,
+        "queries": queries, "episodes": episodes, "class_split": class_split,
     }  # fmt: skip
     several = list(shots) if isinstance(shots, Sequence) else [shots]
     rows: list[Result] = []
     for number in several:
         options = {k: v for k, v in (asked | {"shots": number}).items() if v is not None}
-        with Measurement(
+        run = Measurement(
             task, store, options, heads=heads, seed=seed, beside=beside, keep=keep,
             notice=notice, progress=progress,
-        ) as run:  # fmt: skip
-            wanted = [(groups[name], name, how) for name in named for how in pools_of(pool)]
-            rows += run.rows(wanted, curve)
+        )  # fmt: skip
+        wanted = [(groups[name], name, how) for name in named for how in pools_of(pool)]
+        rows += run.rows(wanted, curve)
     return rows
 
 
 class Measurement:
-    """A task on a store: scores candidates and their controls. Use as a context manager."""
+    """A task on a store: scores candidates and their controls."""
 
     def __init__(
         self,
@@ -200,16 +198,7 @@ class Measurement:
         if self.problem.mirrored:
             self._pixels = self._pixels + _flat(images[:, :, ::-1])
         self._kept = None if keep is None else Kept(keep, _told(task, options, store, images))
-        self._open = ExitStack()
         self._made: dict[tuple[Any, ...], Columns] = {}
-
-    def __enter__(self) -> Measurement:
-        """Return itself."""
-        return self
-
-    def __exit__(self, *reason: object) -> None:
-        """Let go of what controls left on the disk."""
-        self._open.close()
 
     def rows(
         self,
@@ -228,7 +217,16 @@ class Measurement:
             spec.name: spec for groups, _, _ in wanted for own in groups.values() for spec in own
         }
         stored = sorted({feature.partition(":")[0] for _, feature, _ in wanted})
-        twin = self._open.enter_context(RandomTwin(self.store, list(specs), stored, self.seed))
+        with RandomTwin(self.store, list(specs), stored, self.seed) as twin:
+            return self._rows_of(wanted, twin, curve, pruned)
+
+    def _rows_of(
+        self,
+        wanted: Sequence[tuple[Groups, str, str | None]],
+        twin: RandomTwin,
+        curve: Callable[[Curve], None],
+        pruned: Sequence[Features],
+    ) -> list[Result]:
         name = str(self.store.attrs["model"])
         candidates = list(pruned)
         for groups, feature, pool in wanted:
@@ -245,7 +243,7 @@ class Measurement:
         candidates += [baselines.pixels(self._pixels)]
         dims = {f.dims for f in candidates if f.model == name}
         candidates += self.problem.pca(self._pixels, sorted(dims))
-        models = list(dict.fromkeys([name, *CONTROLS, *(f.model for f in candidates)]))
+        models = list(dict.fromkeys([name, *RIVALS, *(f.model for f in candidates)]))
         total, done = (len(candidates) + 1) * len(self.heads), 0
         # Features by features, so that what heads share is worked out once.
         by_head: dict[str, list[Scored]] = {head: [] for head in self.heads}
@@ -268,7 +266,7 @@ class Measurement:
         """Compare what was chosen with the best control, add shuffled labels, make rows."""
         chosen = {m: next((s for s in group if s.chosen), None) for m, group in grouped.items()}
         picked = chosen[name]
-        rivals = [s for s in (chosen[m] for m in CONTROLS) if s is not None]
+        rivals = [s for s in (chosen[m] for m in RIVALS) if s is not None]
         if picked is not None and rivals:
             values = self.problem.figures(self.problem.metrics_of(head)[0], rivals, self.seed)
             best = rivals[int(np.argmax([figure.value for figure in values]))]

@@ -16,20 +16,13 @@ from vdvae_repr.features import Columns, Features
 from vdvae_repr.heads.gram import gram_matrices
 from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.model.layers import LayerSpec
-from vdvae_repr.results import Result
+from vdvae_repr.results import CONTROLS, Result
 from vdvae_repr.tasks import Groups, Measurement, features_of, pools_of
 from vdvae_repr.tasks.problem import Curve
 
 SHARES = (0.3, 0.1, 0.03)  # of all latent dimensions, kept by pruning
-LATENT = (
-    "mean",
-    "log_std",
-    "z",
-    "delta",
-    "prior_mean",
-    "prior_log_std",
-    "kl",
-)  # a number a latent dimension
+# Features of a number a latent dimension.
+LATENT = ("mean", "log_std", "z", "delta", "prior_mean", "prior_log_std", "kl")
 CKA_IMAGES = 2_000
 
 
@@ -56,7 +49,7 @@ class Atlas:
         table = [
             {"nats": self.nats[row.layer]} | {name: getattr(row, name) for name in kept}
             for row in self.rows
-            if row.layer in self.nats and row.model not in ("random-init", "shuffled-labels")
+            if row.layer in self.nats and row.model not in CONTROLS
         ]
         return pd.DataFrame(table, columns=["nats", *kept])
 
@@ -82,7 +75,7 @@ def atlas(
     may learn from; it needs the feature `kl` in the store.
 
     Args:
-        task: as those below, as `run_task` has it.
+        task: of `TASKS`.
         store: with images for the controls.
         feature: stored feature, or several.
         pool: None, "avg" or "avg:GRID", or several.
@@ -100,13 +93,12 @@ def atlas(
     """
     names = features_of(store, feature)
     given = {name: value for name, value in options.items() if value is not None}
-    with Measurement(
+    run = Measurement(
         task, store, given, heads=heads, seed=seed, beside=beside, keep=keep, notice=notice,
         progress=progress,
-    ) as run:  # fmt: skip
-        pruned = _pruned(run, names, notice)
-        wanted = [(_groups(store, name), name, how) for name in names for how in pools_of(pool)]
-        rows = run.rows(wanted, curve, pruned)
+    )  # fmt: skip
+    wanted = [(_groups(store, name), name, how) for name in names for how in pools_of(pool)]
+    rows = run.rows(wanted, curve, _pruned(run, names, notice))
     layers = {name: [spec.name for spec in store.distinct("all", name)] for name in names}
     similarity = {}
     for name in names:

@@ -18,12 +18,11 @@ from vdvae_repr.features import Features, Workspace
 from vdvae_repr.heads.gram import Scaling, centre_and_scale
 from vdvae_repr.heads.linear import ALPHAS, Ridge
 from vdvae_repr.latents.store import LatentStore
-from vdvae_repr.results import Result
+from vdvae_repr.results import CONTROLS, Result
 from vdvae_repr.tasks.problem import Curve, Figure, Scored, refuse_leaks
 from vdvae_repr.tasks.resampling import interval, paired_bootstrap, resampled_means
 
 HEAD = "ridge:"
-CONTROLS = ("random-init", "shuffled-labels")  # which have layers too
 
 
 class Factors:
@@ -170,11 +169,7 @@ def layer_by_factor(rows: Sequence[Result]) -> pd.DataFrame:
 
     Layers are called by model, feature and pooling too, where there are several.
     """
-    own = [
-        row
-        for row in rows
-        if row.head.startswith(HEAD) and row.feature and row.model not in CONTROLS
-    ]
+    own = [row for row in rows if row.head.startswith(HEAD) and row.model not in CONTROLS]
     several = [
         name
         for name in ("model", "feature", "pool")

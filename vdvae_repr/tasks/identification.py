@@ -17,7 +17,7 @@ from vdvae_repr.heads.gram import Rows, Scaling
 from vdvae_repr.heads.linear import Fold, LinearLBFGS, Ridge, stratified_folds
 from vdvae_repr.heads.neighbors import NearestNeighbor, WeightedNeighbors
 from vdvae_repr.latents.store import LatentStore
-from vdvae_repr.tasks.problem import Curve, Figure, Scored, refuse_leaks
+from vdvae_repr.tasks.problem import Curve, Figure, Scored, first_halves, refuse_leaks
 from vdvae_repr.tasks.resampling import interval, paired_bootstrap, resampled_means
 
 
@@ -214,10 +214,7 @@ def _split(store: LatentStore, words: Words) -> tuple[Rows, Rows, Rows, str]:
             val = known & (splits == "val")
         text = f"{words.train}: split train, {words.test}: split {tested}"
     else:
-        train = np.zeros(len(labels), dtype=bool)
-        for group in groups:
-            members = np.flatnonzero(labels == group)
-            train[members[: len(members) // 2]] = True
+        train = first_halves(labels)
         test = known & ~train
         text = (
             f"no splits: {words.train} is the first half of each {words.item}'s images, "

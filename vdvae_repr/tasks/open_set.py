@@ -15,7 +15,7 @@ from vdvae_repr.features import Features, Workspace
 from vdvae_repr.heads.verification import FARS, check_far, enough
 from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.tasks.identification import FACES, score_classes
-from vdvae_repr.tasks.problem import Curve, Figure, Scored, refuse_leaks
+from vdvae_repr.tasks.problem import Curve, Figure, Scored, first_halves, refuse_leaks
 from vdvae_repr.tasks.resampling import interval, two_sided, weights
 
 
@@ -46,10 +46,7 @@ class OpenSet:
             gallery, probe = known & (splits == "train"), known & np.isin(splits, ("val", "test"))
             text = "gallery: split train, probe: the other splits"
         else:
-            gallery = np.zeros(len(labels), dtype=bool)
-            for person in people:
-                members = np.flatnonzero(labels == person)
-                gallery[members[: len(members) // 2]] = True
+            gallery = first_halves(labels)
             probe = known & ~gallery
             text = "no splits: gallery is the first half of each person's images, probe the rest"
         strangers = np.setdiff1d(people, labels[gallery])

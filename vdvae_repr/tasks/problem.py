@@ -109,6 +109,15 @@ class Problem(Protocol):
         ...
 
 
+def first_halves(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Flag the first half of each label's images, of labels (N,), -1 where none: a gallery without splits."""
+    first = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels[labels >= 0]):
+        members = np.flatnonzero(labels == label)
+        first[members[: len(members) // 2]] = True
+    return first
+
+
 def refuse_leaks(
     images: NDArray[Any], ids: Sequence[str], sides: Sequence[tuple[str, NDArray[np.intp]]]
 ) -> None:

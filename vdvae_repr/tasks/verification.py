@@ -95,9 +95,8 @@ class Verification:
         self.metrics = ("accuracy", "auc", "eer", *(f"tar@far={rate:g}" for rate in kept))
         self.n_train = 0 if self.choose is None else len(self.choose.same)
         self.n_test = len(self.test.same)
-        self.fitted = np.setdiff1d(np.arange(len(store)), tested)
-        if self.choose is not None:
-            self.fitted = _rows(self.choose)
+        others = np.setdiff1d(np.arange(len(store)), tested)
+        self.fitted = others if self.choose is None else _rows(self.choose)
         self._work = Workspace(store.ids)
         where = (
             f"thresholds from the other {folds - 1} folds"
