@@ -310,7 +310,9 @@ def factors(
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
             color = "black" if value > 0.5 else "white"
-            ax.text(column, row, f"{value:.2f}", color=color, ha="center", va="center", fontsize=size)
+            ax.text(
+                column, row, f"{value:.2f}", color=color, ha="center", va="center", fontsize=size
+            )
     if metric:
         ax.figure.colorbar(image, ax=ax, label=metric, fraction=0.05, pad=0.02)
     _name_cells(ax, layers, factors)
