@@ -141,7 +141,7 @@ def extract(
     rate = len(store) / (time.monotonic() - started)
     for item in json.loads(store.attrs["skipped"]):
         _log(f"skipped: {item['reason']}")
-    print(f"{out}: {len(store)} images, {len(store.layers)} layers, {rate:.0f} images/s")
+    print(f"{out}: {len(store)} images, {len(store.layers)} layers, {rate:.1f} images/s")
 
 
 @app.command()

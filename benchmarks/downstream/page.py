@@ -1,0 +1,105 @@
+"""Tables of results folders, as Markdown: the rows chosen, each against its controls, then every layer.
+
+    python benchmarks/downstream/page.py runs/classification/faces64-cifar10-*
+
+Folders of one task, protocol and data set share tables; those of `--joint` are of sets of layers.
+"""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+CONTROLS = {"pixels": "pixels", "pca": "PCA", "random-init": "random-init"}
+
+
+def read(folders: Iterable[Path]) -> pd.DataFrame:
+    """Return the rows of all folders, each head's first metric alone."""
+    parts = []
+    for folder in folders:
+        rows = pd.read_json(folder / "results.jsonl", lines=True)
+        rows = rows[rows.metric == rows.groupby(["protocol", "head"]).metric.transform("first")]
+        layers = rows.loc[~rows.model.isin([*CONTROLS, "shuffled-labels"]), "layer"]
+        joint = layers.dropna().str.startswith("<").any()
+        parts.append(rows.assign(kind="sets of layers" if joint else "single layers"))
+    rows = pd.concat(parts, ignore_index=True)
+    rows["read"] = (rows.feature + " " + rows.pool.replace("none", "").fillna("")).str.strip()
+    return rows
+
+
+def figure(row: pd.Series) -> str:
+    """Return a value with its interval."""
+    value = f"{row.value:.3f}"
+    return value if pd.isna(row.ci_low) else f"{value} ({row.ci_low:.3f} .. {row.ci_high:.3f})"
+
+
+def table(lines: list[list[str]]) -> str:
+    """Return a Markdown table; the first line is its head."""
+    head, *body = (f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([head, "|" + " --- |" * len(lines[0]), *body])
+
+
+def chosen(rows: pd.DataFrame, model: str) -> str:
+    """Return the table of rows that were chosen on training data alone."""
+    lines = [["read", "head", model, *CONTROLS.values(), "shuffled labels", "p"]]
+    for (kind, head, read), part in rows.groupby(["kind", "head", "read"], sort=False):
+        own = part[(part.model == model) & part.chosen]
+        if own.empty:
+            continue
+        same = rows[(rows.kind == kind) & (rows["head"] == head)]
+        best = []
+        for control in CONTROLS:
+            found = same[(same.model == control) & same.chosen & same["read"].isin([read, ""])]
+            best.append(figure(found.iloc[-1]) if len(found) else "")
+        shuffled = same[(same.model == "shuffled-labels") & (same["read"] == read)]
+        row = own.iloc[0]
+        p = "" if pd.isna(row.p_value) else f"{row.p_value:.4f}"
+        lines.append(
+            [
+                f"`{read}`, {kind}",
+                f"`{head}`",
+                f"**{figure(row)}** ({row.layer})",
+                *best,
+                figure(shuffled.iloc[0]) if len(shuffled) else "",
+                p,
+            ]
+        )
+    return table(lines)
+
+
+def every_layer(rows: pd.DataFrame, model: str, head: str) -> str:
+    """Return the table of all layers and sets by one head, and of all controls."""
+    rows = rows[rows["head"] == head]
+    own = rows[rows.model.isin([model, "random-init"])]
+    columns = list(dict.fromkeys((row.model, row.read) for row in own.itertuples()))
+    lines = [["layer", *(read if of == model else f"{of}, {read}" for of, read in columns)]]
+    for layer in dict.fromkeys(own.layer):
+        cells = []
+        for of, read in columns:
+            found = own[(own.layer == layer) & (own.model == of) & (own["read"] == read)]
+            cells.append(figure(found.iloc[-1]) if len(found) else "")
+        lines.append([str(layer), *cells])
+    for control in ("pixels", "pca"):
+        for _, row in rows[rows.model == control].drop_duplicates(["dims"]).iterrows():
+            name = f"PCA, {row.dims} dimensions" if control == "pca" else control
+            lines.append([name, figure(row), *[""] * (len(columns) - 1)])
+    return table(lines)
+
+
+def main() -> None:
+    """Print the page of the folders given."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--model", default="faces64")
+    options = parser.parse_args()
+    rows = read(options.folders)
+    print(chosen(rows, options.model))
+    for head in dict.fromkeys(rows["head"]):
+        metric = rows.loc[rows["head"] == head, "metric"].iloc[0]
+        print(f"\n### `{head}`, every layer, {metric}\n")
+        print(every_layer(rows, options.model, head))
+
+
+if __name__ == "__main__":
+    main()
