@@ -47,8 +47,8 @@ class Verification:
     """Pairs of images, compared by cosine after the training images' mean is subtracted.
 
     With training pairs (`lfw-view1`) the threshold comes from them; without (`lfw-view2`) that of each fold
-    from the other folds. Intervals and comparisons resample people: a pair counts as often as its two
-    people together.
+    from the other folds. Intervals and comparisons resample people: a pair counts as often as its person,
+    or as its two people together, so that each kind keeps its share on average.
     """
 
     heads: tuple[str, ...] = ("cosine", "cosine-whitened")
@@ -215,8 +215,11 @@ class Verification:
     def _pair_weights(self, seed: int) -> Iterator[Scores]:
         """Yield how often each pair counts in each resample of people, (AT_ONCE, P)."""
         first, second = self.people
+        # A pair of one person counts as often as the person (not its square), two people's as their product over
+        # its mean of 1 - 1/n: each pair once on average, so that resamples keep the list's balance.
+        mean = 1 - 1 / self.num_people
         for draws in weights(self.num_people, seed):
-            yield draws[:, first] * draws[:, second]
+            yield draws[:, first] * np.where(first == second, 1, draws[:, second] / mean)
 
     def _over_folds(self, correct: Scores) -> Figure:
         folds = np.unique(self.test.fold)
