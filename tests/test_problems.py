@@ -105,13 +105,6 @@ def test_resamples_of_people_keep_the_balance_of_the_pair_list(faces):
     same = problem.test.same
     assert times[:, same].mean() == pytest.approx(1, abs=0.03)
     assert times[:, ~same].mean() == pytest.approx(1, abs=0.03)
-    # Who always answers "same" is right half of the time in the list, and in the middle of all resamples.
-    always = Scored(
-        None, False, 0.5, np.stack([np.ones(len(same)), np.zeros(len(same)), same]), 0.0
-    )
-    figure = problem.figures("accuracy", [always], 0)[0]
-    assert figure.value == 0.5
-    assert (figure.low + figure.high) / 2 == pytest.approx(0.5, abs=0.06)
 
 
 def test_view_2_states_standard_error_and_deviation_over_folds(faces):

@@ -215,8 +215,8 @@ class Verification:
     def _pair_weights(self, seed: int) -> Iterator[Scores]:
         """Yield how often each pair counts in each resample of people, (AT_ONCE, P)."""
         first, second = self.people
-        # A pair of one person counts as often as the person (not its square), two people's as their product over
-        # its mean of 1 - 1/n: each pair once on average, so that resamples keep the list's balance.
+        # A pair of one person counts as often as the person (not its square), two people's as their product
+        # over its mean of 1 - 1/n: each pair once on average, so that resamples keep the list's balance.
         mean = 1 - 1 / self.num_people
         for draws in weights(self.num_people, seed):
             yield draws[:, first] * np.where(first == second, 1, draws[:, second] / mean)
