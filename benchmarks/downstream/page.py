@@ -24,7 +24,8 @@ def read(folders: Iterable[Path]) -> pd.DataFrame:
         joint = layers.dropna().str.startswith("<").any()
         parts.append(rows.assign(kind="sets of layers" if joint else "single layers"))
     rows = pd.concat(parts, ignore_index=True)
-    rows["read"] = (rows.feature + " " + rows.pool.replace("none", "").fillna("")).str.strip()
+    pool = rows.pool.astype(object).fillna("").replace("none", "")
+    rows["read"] = (rows.feature.astype(object).fillna("") + " " + pool).str.strip()
     return rows
 
 
