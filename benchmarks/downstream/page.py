@@ -15,7 +15,7 @@ CONTROLS = {"pixels": "pixels", "pca": "PCA", "random-init": "random-init"}
 
 
 def read(folders: Iterable[Path]) -> pd.DataFrame:
-    """Return the rows of all folders, each head's first metric alone."""
+    """Return the rows of all folders, each head's first metric alone; episodes by what they learn from."""
     parts = []
     for folder in folders:
         rows = pd.read_json(folder / "results.jsonl", lines=True)
@@ -24,6 +24,8 @@ def read(folders: Iterable[Path]) -> pd.DataFrame:
         joint = layers.dropna().str.startswith("<").any()
         parts.append(rows.assign(kind="sets of layers" if joint else "single layers"))
     rows = pd.concat(parts, ignore_index=True)
+    episodes = rows.n_train.map(", learning from {} images".format)
+    rows["kind"] += episodes.where(rows.task == "few_shot", "")
     pool = rows.pool.astype(object).fillna("").replace("none", "")
     rows["read"] = (rows.feature.astype(object).fillna("") + " " + pool).str.strip()
     return rows
@@ -69,9 +71,8 @@ def chosen(rows: pd.DataFrame, model: str) -> str:
     return table(lines)
 
 
-def every_layer(rows: pd.DataFrame, model: str, head: str) -> str:
-    """Return the table of all layers and sets by one head, and of all controls."""
-    rows = rows[rows["head"] == head]
+def every_layer(rows: pd.DataFrame, model: str) -> str:
+    """Return the table of all layers and sets, and of all controls, by one head."""
     own = rows[rows.model.isin([model, "random-init"])]
     columns = list(dict.fromkeys((row.model, row.read) for row in own.itertuples()))
     lines = [["layer", *(read if of == model else f"{of}, {read}" for of, read in columns)]]
@@ -95,11 +96,13 @@ def main() -> None:
     parser.add_argument("--model", default="faces64")
     options = parser.parse_args()
     rows = read(options.folders)
-    print(chosen(rows, options.model))
-    for head in dict.fromkeys(rows["head"]):
-        metric = rows.loc[rows["head"] == head, "metric"].iloc[0]
-        print(f"\n### `{head}`, every layer, {metric}\n")
-        print(every_layer(rows, options.model, head))
+    if rows.chosen.any():
+        print(chosen(rows, options.model))
+    rows["setting"] = rows.kind.str.partition(", ")[2]
+    for (head, setting), part in rows.groupby(["head", "setting"], sort=False):
+        title = ", ".join(filter(None, (f"`{head}`", setting, "every layer", part.metric.iloc[0])))
+        print(f"\n### {title}\n")
+        print(every_layer(part, options.model))
 
 
 if __name__ == "__main__":
