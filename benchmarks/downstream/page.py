@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-CONTROLS = {"pixels": "pixels", "pca": "PCA", "random-init": "random-init"}
+from vdvae_repr.results import CONTROLS
 
 
 def read(folders: Iterable[Path]) -> pd.DataFrame:
@@ -20,8 +20,7 @@ def read(folders: Iterable[Path]) -> pd.DataFrame:
     for folder in folders:
         rows = pd.read_json(folder / "results.jsonl", lines=True)
         rows = rows[rows.metric == rows.groupby(["protocol", "head"]).metric.transform("first")]
-        layers = rows.loc[~rows.model.isin([*CONTROLS, "shuffled-labels"]), "layer"]
-        joint = layers.dropna().str.startswith("<").any()
+        joint = rows.loc[~rows.model.isin(CONTROLS), "layer"].str.startswith("<").any()
         parts.append(rows.assign(kind="sets of layers" if joint else "single layers"))
     rows = pd.concat(parts, ignore_index=True)
     episodes = rows.n_train.map(", learning from {} images".format)
@@ -45,27 +44,19 @@ def table(lines: list[list[str]]) -> str:
 
 def chosen(rows: pd.DataFrame, model: str) -> str:
     """Return the table of rows that were chosen on training data alone."""
-    lines = [["read", "head", model, *CONTROLS.values(), "shuffled labels", "p"]]
-    for (kind, head, read), part in rows.groupby(["kind", "head", "read"], sort=False):
-        own = part[(part.model == model) & part.chosen]
-        if own.empty:
-            continue
-        same = rows[(rows.kind == kind) & (rows["head"] == head)]
-        best = []
-        for control in CONTROLS:
-            found = same[(same.model == control) & same.chosen & same["read"].isin([read, ""])]
-            best.append(figure(found.iloc[-1]) if len(found) else "")
-        shuffled = same[(same.model == "shuffled-labels") & (same["read"] == read)]
-        row = own.iloc[0]
-        p = "" if pd.isna(row.p_value) else f"{row.p_value:.4f}"
+    lines = [["read", "head", model, *CONTROLS, "p"]]
+    shown = rows[rows.chosen | (rows.model == "shuffled-labels")]
+    for _, row in rows[rows.chosen & (rows.model == model)].iterrows():
+        same = shown[(shown.kind == row.kind) & (shown["head"] == row["head"])]
+        same = same[same["read"].isin([row["read"], ""])]
+        controls = [same[same.model == control] for control in CONTROLS]
         lines.append(
             [
-                f"`{read}`, {kind}",
-                f"`{head}`",
+                f"`{row['read']}`, {row.kind}",
+                f"`{row['head']}`",
                 f"**{figure(row)}** ({row.layer})",
-                *best,
-                figure(shuffled.iloc[0]) if len(shuffled) else "",
-                p,
+                *(figure(found.iloc[-1]) if len(found) else "" for found in controls),
+                "" if pd.isna(row.p_value) else f"{row.p_value:.4f}",
             ]
         )
     return table(lines)
@@ -93,16 +84,16 @@ def main() -> None:
     """Print the page of the folders given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--model", default="faces64")
     options = parser.parse_args()
     rows = read(options.folders)
+    (model,) = set(rows.model) - set(CONTROLS)
     if rows.chosen.any():
-        print(chosen(rows, options.model))
+        print(chosen(rows, model))
     rows["setting"] = rows.kind.str.partition(", ")[2]
     for (head, setting), part in rows.groupby(["head", "setting"], sort=False):
         title = ", ".join(filter(None, (f"`{head}`", setting, "every layer", part.metric.iloc[0])))
         print(f"\n### {title}\n")
-        print(every_layer(part, options.model))
+        print(every_layer(part, model))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A model's blocks rearranged for inference on a CPU in float32; the results are equal to rounding.
 
 GELUs and additions happen inside oneDNN's convolutions, and what two convolutions add to one state is one
-convolution of their inputs side by side. Weights stay as the model has them: a copy in oneDNN's own layout
+convolution of their inputs side by side. Weights stay in the model's layout: a copy in oneDNN's own
 brought no speed that was measurable, and as much memory again as the model.
 """
 
