@@ -193,6 +193,11 @@ def test_coordinates_keep_inner_products():
     (whole,) = gram(X, (np.arange(30), "centred"))
     Z, A = whole.coordinates(), X - X.mean(0)
     np.testing.assert_allclose(Z @ Z.T, A @ A.T, atol=1e-9 * np.abs(A @ A.T).max())
+    some = np.r_[0:10, 0:10]  # twice, so that they span no more than 10 dimensions
+    Z = gram(X, (some, "raw"))[0].coordinates()
+    span, _ = np.linalg.qr(X[:10].T)  # what numpy projects on
+    assert Z.shape == (30, 10)
+    np.testing.assert_allclose(Z @ Z.T, X @ span @ span.T @ X.T, atol=1e-9 * np.abs(X @ X.T).max())
 
 
 def test_features_that_are_not_finite_are_named():

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import lapack, solve_triangular
 
 BLOCK_BYTES = 2**27  # of float64 worked on at once
 
@@ -48,10 +49,15 @@ class Gram:
         return self.inner / length[:, None] / length[self.rows]
 
     def coordinates(self) -> Matrix:
-        """Return all samples in the space that those of `rows` span, (N, r), r <= n."""
-        values, vectors = np.linalg.eigh(self.inner[self.rows])
-        keep = values > 1e-12 * max(values[-1], 1e-300)
-        return np.asarray(self.inner @ (vectors[:, keep] / np.sqrt(values[keep])))
+        """Return all samples in the space that those of `rows` span, (N, r), r <= n.
+
+        By a pivoted Cholesky factorisation, which serves as well as eigenvectors at a tenth of their price.
+        """
+        among = self.inner[self.rows]
+        factor, order, rank, _ = lapack.dpstrf(among, tol=1e-12 * among.diagonal().max(), lower=1)
+        spanning = self.inner[:, order[:rank] - 1]
+        found = solve_triangular(factor[:rank, :rank], spanning.T, lower=True).T
+        return np.ascontiguousarray(found)
 
 
 def gram_matrices(
