@@ -450,7 +450,17 @@ class _Run:
         """Write one part; reading, inferring and writing overlap."""
         bounds = [(a, min(a + self.batch_size, stop)) for a in range(start, stop, self.batch_size)]
         position, skipped = 0, []
+        # Kept open: HDF5 writes and checksums a chunk that is not full each time its data set is closed.
+        made: dict[str, h5py.Dataset] = {}
         written: Future[None] | None = None
+
+        def put(arrays: Arrays, position: int) -> None:
+            for key, value in arrays.items():
+                if key not in made:
+                    shape = stop - start, *value.shape[1:]
+                    made[key] = create_array(file, key, shape, value.dtype, self.part)
+                made[key][position : position + len(value)] = value
+
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             coming = reader.submit(self.read, *bounds[0])
             for number, (first, last) in enumerate(bounds):
@@ -462,21 +472,13 @@ class _Run:
                     arrays = self.arrays(kept, np.stack(pixels))
                     if written is not None:
                         written.result()
-                    written = writer.submit(_put, file, arrays, position, stop - start, self.part)
+                    written = writer.submit(put, arrays, position)
                     position += len(kept)
                 progress(last - first)
             if written is not None:
                 written.result()
         file.attrs["count"] = position
         file.attrs["skipped"] = json.dumps(skipped)
-
-
-def _put(file: h5py.File, arrays: Arrays, position: int, length: int, part: int) -> None:
-    """Write a batch's arrays at a row of data sets of some length, made when they are first needed."""
-    for key, value in arrays.items():
-        if key not in file:
-            create_array(file, key, (length, *value.shape[1:]), value.dtype, part)
-        file[key][position : position + len(value)] = value
 
 
 def _assemble(
