@@ -2,7 +2,7 @@
 
     python benchmarks/downstream/page.py runs/classification/faces64-cifar10-*
 
-Folders of one task, protocol and data set share tables; those of `--joint` are of sets of layers.
+Folders of one task, protocol and data set share tables; those of `--joint` are of sets of layers, of `--atlas` of both.
 """
 
 import argparse
@@ -20,8 +20,9 @@ def read(folders: Iterable[Path]) -> pd.DataFrame:
     for folder in folders:
         rows = pd.read_json(folder / "results.jsonl", lines=True)
         rows = rows[rows.metric == rows.groupby(["protocol", "head"]).metric.transform("first")]
-        joint = rows.loc[~rows.model.isin(CONTROLS), "layer"].str.startswith("<").any()
-        parts.append(rows.assign(kind="sets of layers" if joint else "single layers"))
+        sets = rows.loc[~rows.model.isin(CONTROLS), "layer"].str.contains("[<:,]")
+        kind = "layers singly and together" if sets.any() else "single layers"
+        parts.append(rows.assign(kind="sets of layers" if sets.all() else kind))
     rows = pd.concat(parts, ignore_index=True)
     episodes = rows.n_train.map(", learning from {} images".format)
     rows["kind"] += episodes.where(rows.task == "few_shot", "")
