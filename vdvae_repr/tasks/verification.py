@@ -98,6 +98,7 @@ class Verification:
         others = np.setdiff1d(np.arange(len(store)), tested)
         self.fitted = others if self.choose is None else _rows(self.choose)
         self._work = Workspace(store.ids)
+        self._read: tuple[Sequence[Scored], int, dict[str, list[Figure]]] | None = None
         where = (
             f"thresholds from the other {folds - 1} folds"
             if self.choose is None
@@ -170,26 +171,32 @@ class Verification:
                 Figure(float(c.mean()), float(lo), float(hi), chance=0.5)
                 for c, lo, hi in zip(correct.T, low, high, strict=True)
             ]
-        what, _, rate = metric.partition("=")
+        if self._read is None or self._read[0] is not scored or self._read[1] != seed:
+            self._read = scored, seed, self._of_curves(outcomes, seed)
+        return self._read[2][metric]
+
+    def _of_curves(self, outcomes: Sequence[_Outcome], seed: int) -> dict[str, list[Figure]]:
+        """Return what is read off ROC curves, all of it from the same ones, which are what takes long."""
         readers: dict[str, Callable[[Scores, Scores], Scores]] = {
             "auc": heads.auc,
             "eer": heads.equal_error_rate,
-            "tar@far": partial(heads.tar_at_far, rate=float(rate or 0)),
         }
-        read = readers[what]
-        resampled: list[list[Scores]] = [[] for _ in outcomes]
+        rates = {m: float(m.partition("=")[2]) for m in self.metrics if m.startswith("tar@far=")}
+        readers |= {m: partial(heads.tar_at_far, rate=rate) for m, rate in rates.items()}
+        resampled: dict[str, list[list[Scores]]] = {m: [[] for _ in outcomes] for m in readers}
         for draws in islice(self._pair_weights(seed), CURVES // AT_ONCE):
-            for own, (similarity, _, same) in zip(resampled, outcomes, strict=True):
+            for number, (similarity, _, same) in enumerate(outcomes):
                 both = (draws @ same > 0) & (draws @ ~same > 0)  # else there is no curve
-                own.append(read(*heads.roc(similarity, same, draws[both])))
-        figures = []
-        for own, (similarity, _, same) in zip(resampled, outcomes, strict=True):
-            value, (low, high) = (
-                read(*heads.roc(similarity, same))[0],
-                interval(np.concatenate(own)),
-            )
-            chance = float(rate) if rate else 0.5
-            figures.append(Figure(float(value), float(low), float(high), chance=chance))
+                curves = heads.roc(similarity, same, draws[both])
+                for m, read in readers.items():
+                    resampled[m][number].append(read(*curves))
+        figures: dict[str, list[Figure]] = {m: [] for m in readers}
+        for number, (similarity, _, same) in enumerate(outcomes):
+            curve = heads.roc(similarity, same)
+            for m, read in readers.items():
+                low, high = interval(np.concatenate(resampled[m][number]))
+                value = float(read(*curve)[0])
+                figures[m].append(Figure(value, float(low), float(high), chance=rates.get(m, 0.5)))
         return figures
 
     def p_value(self, a: Scored, b: Scored, seed: int) -> float:
