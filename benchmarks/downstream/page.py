@@ -2,7 +2,8 @@
 
     python benchmarks/downstream/page.py runs/classification/faces64-cifar10-*
 
-Folders of one task, protocol and data set share tables; those of `--joint` are of sets of layers, of `--atlas` of both.
+Folders of one task, protocol and data set share tables; those of `--joint` are of sets of
+layers, of `--atlas` of both.
 """
 
 import argparse
