@@ -1,6 +1,6 @@
 """Tables of results folders, as Markdown: the rows chosen, each against its controls, then every layer.
 
-    python benchmarks/downstream/page.py runs/classification/faces64-cifar10-*
+    python benchmarks/downstream/page.py runs/classification/faces64-cifar10-{mean,delta}{,-avg4,-sets}
 
 Folders of one task, protocol and data set share tables; those of `--joint` are of sets of
 layers, of `--atlas` of both.
@@ -21,7 +21,7 @@ def read(folders: Iterable[Path]) -> pd.DataFrame:
     for folder in folders:
         rows = pd.read_json(folder / "results.jsonl", lines=True)
         rows = rows[rows.metric == rows.groupby(["protocol", "head"]).metric.transform("first")]
-        sets = rows.loc[~rows.model.isin(CONTROLS), "layer"].str.contains("[<:,]")
+        sets = ~rows.loc[~rows.model.isin(CONTROLS), "layer"].str.fullmatch(r"\d+x\d+\.\d+")
         kind = "layers singly and together" if sets.any() else "single layers"
         parts.append(rows.assign(kind="sets of layers" if sets.all() else kind))
     rows = pd.concat(parts, ignore_index=True)

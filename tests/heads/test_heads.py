@@ -198,6 +198,8 @@ def test_coordinates_keep_inner_products():
     span, _ = np.linalg.qr(X[:10].T)  # what numpy projects on
     assert Z.shape == (30, 10)
     np.testing.assert_allclose(Z @ Z.T, X @ span @ span.T @ X.T, atol=1e-9 * np.abs(X @ X.T).max())
+    nothing = gram(np.zeros((30, 200)), (np.arange(30), "raw"))[0]
+    assert nothing.coordinates().shape == (30, 0)
 
 
 def test_features_that_are_not_finite_are_named():
