@@ -21,6 +21,7 @@ from vdvae_repr.latents.extract import extract
 from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.model.backbones import Backbone, random_twin
 from vdvae_repr.model.layers import LayerSpec
+from vdvae_repr.model.precision import Precision
 from vdvae_repr.model.vdvae import VDVAE
 
 SIZES = (8, 16, 32, 64, 128, 256)  # of PCA, to choose from
@@ -112,6 +113,7 @@ class RandomTwin:
             features=list(self._features), z=cast(Literal["mean", "sample"], attrs["z"]),
             draws=self._store.draws, seed=int(attrs["seed"]), mirror=bool(attrs.get("mirror")),
             pool=attrs.get("pool") or None, images=False,
+            precision=cast(Precision, attrs.get("precision", "fp32")),
         )  # fmt: skip
 
     def columns(self, spec: LayerSpec, feature: str, pool: str | None, mirrored: bool) -> Columns:
@@ -129,7 +131,9 @@ class RandomTwin:
     @cached_property
     def _recipe(self) -> str:
         attrs = self._store.attrs
-        settings = [str(attrs.get(name)) for name in ("config", "z", "draws", "seed", "pool")]
+        settings = [
+            str(attrs.get(name)) for name in ("config", "z", "draws", "seed", "pool", "precision")
+        ]
         return hash_text(
             hash_arrays(self._store.images()), *self._store.ids, *settings,
             str(self._seed), torch.__version__,

@@ -13,6 +13,7 @@ from vdvae_repr.heads.verification import (
     check_far,
     cosine_similarity,
     equal_error_rate,
+    finest,
     roc,
     tar_at_far,
 )
@@ -59,6 +60,17 @@ def test_far_finer_than_the_impostors_allow_is_refused(pairs):
     with pytest.raises(vr.TaskError, match=r"tar@far=0\.001: expected at least 10 impostors"):
         check_far(0.001, int((~same).sum()))
     check_far(0.01, int((~same).sum()))
+    for far in (0, -0.1, 1.5):
+        with pytest.raises(vr.TaskError, match="expected a rate above 0, and 1 at most"):
+            check_far(far, 3000)
+    with pytest.raises(vr.TaskError, match="found 5 of 5; take more of them"):
+        check_far(1, 5)
+
+
+def test_the_finest_rate_is_the_first_of_two_digits_that_is_not_refused():
+    assert [finest(n) for n in (10, 33, 50, 3000)] == [1, 0.31, 0.2, 0.0034]
+    for impostors in range(10, 4000, 7):
+        check_far(finest(impostors), impostors)
 
 
 def test_weighted_curves_are_those_of_repeated_pairs(pairs):

@@ -30,6 +30,8 @@ def test_a_store_decodes_as_its_posterior_does(store, tiny, images):
     mixed = decoded(store, tiny, "<=4x4", ids=["3"], fine_from="7")
     own = {s.name: read[s.name].mean[3 if s.resolution <= 4 else 7][None] for s in tiny.layers}
     assert np.array_equal(mixed, tiny.decode(own))
+    with pytest.raises(vr.StoreError, match="nothing is left to take from '7'"):
+        decoded(store, tiny, ids=["3"], fine_from="7")
 
 
 def test_draws_belong_to_the_image_not_to_the_batch(store, tiny):

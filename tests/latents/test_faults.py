@@ -458,6 +458,15 @@ def test_a_store_that_is_being_written_is_no_store_yet(tiny, images, tmp_path):
     vr.extract(tiny, images, tmp_path / "s.h5", progress=look)
 
 
+def test_a_store_cut_short_is_refused(tiny, images, tmp_path):
+    path = vr.extract(tiny, images, tmp_path / "s.h5", layers="1x1").path
+    whole = path.read_bytes()
+    for size in (0, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(vr.StoreError, match=r"s\.h5: not a readable latent store"):
+            vr.LatentStore.open(path)
+
+
 def test_a_store_that_reads_other_files_is_refused(tiny, images, tmp_path):
     path = vr.extract(tiny, images, tmp_path / "s.h5").path
     with h5py.File(path, "r+") as file:

@@ -198,13 +198,14 @@ def test_missing_and_damaged_weights(tmp_path):
         checkpoint.load(tmp_path / "m.safetensors")
 
 
-def test_packaged_faces64():
-    model = checkpoint.load("faces64")
+@pytest.mark.parametrize("name", ["faces64", "natural64"])
+def test_packaged_models(name):
+    model = checkpoint.load(name)
     resolutions = [spec.resolution for spec in model.layers]
     assert len(resolutions) >= 20
     assert all(resolutions.count(r) > 1 for r in (4, 8, 16, 32))
     assert sum(p.numel() for p in model.parameters()) <= 4_800_000
-    assert (checkpoint.WEIGHTS_FOLDER / "faces64.safetensors").stat().st_size <= 10_000_000
+    assert (checkpoint.WEIGHTS_FOLDER / f"{name}.safetensors").stat().st_size <= 10_000_000
 
 
 def _published(model):

@@ -56,7 +56,9 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         """Refuse two ways to choose a square."""
-        if self.align and self.crop:
+        if self.crop is not None and self.crop < 1:
+            raise DataError(f"--crop: expected pixels, 1 at least, found {self.crop}")
+        if self.align and self.crop is not None:
             raise DataError("--crop and --align both choose what is taken of an image; give one")
 
     def __call__(self, image: RawImage) -> NDArray[np.uint8]:

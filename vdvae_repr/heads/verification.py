@@ -6,6 +6,7 @@ threshold.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -52,16 +53,26 @@ def enough(impostors: int) -> list[float]:
 
 
 def check_far(far: float, impostors: int, metric: str = "tar") -> None:
-    """Refuse a false accept rate at which fewer than 10 impostors may pass.
+    """Refuse what is no rate, and one at which fewer than 10 impostors may pass.
 
     Raises:
         TaskError: the rate there would be no estimate.
     """
+    if not 0 < far <= 1:
+        raise TaskError(f"{metric}@far={far:g}: expected a rate above 0, and 1 at most")
     if far * impostors < PASSING - 1e-9:
+        more = f"ask for a FAR of {finest(impostors):g} or more"
         raise TaskError(
             f"{metric}@far={far:g}: expected at least {PASSING} impostors to pass, found "
-            f"{far * impostors:g} of {impostors}; ask for a FAR of {PASSING / max(impostors, 1):.2g} or more"
+            f"{far * impostors:g} of {impostors}; {more if impostors >= PASSING else 'take more of them'}"
         )
+
+
+def finest(impostors: int) -> float:
+    """Return the lowest false accept rate, of two digits, that so many impostors are enough for."""
+    least = PASSING / impostors
+    step = 10.0 ** (math.floor(math.log10(least)) - 1)
+    return float(f"{math.ceil(least / step - 1e-9) * step:.2g}")
 
 
 def roc(similarity: Scores, same: Flags, weights: Scores | None = None) -> tuple[Scores, Scores]:

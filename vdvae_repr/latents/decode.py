@@ -65,6 +65,11 @@ def decode(
         )
     chosen = select_layers(store.layers, layers)
     kept = {spec.name for spec in chosen}
+    if fine_from is not None and len(chosen) == len(store.layers):
+        raise StoreError(
+            f"{store.path}: every stored layer is chosen, so nothing is left to take from {fine_from!r}; "
+            "choose fewer, as with --first 12"
+        )
     place = {image_id: row for row, image_id in enumerate(store.ids)}
     wanted = list(store.ids) if ids is None else list(ids)
     for image_id in [*wanted, *([fine_from] if fine_from is not None else [])]:

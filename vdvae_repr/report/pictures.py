@@ -45,8 +45,10 @@ def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None
             own = [row for row in own if not row.feature or is_single(row.layer)]
         name = "layers" if len(kinds) == 1 else _file_name("layers", feature, pool)
         plots.layer_panels(own).savefig(folder / f"{name}.png", dpi=100)
-    if shots and len(shots) > 1 and any(row.chosen for row in rows if row.feature):
-        _save(plots.shots(kept), folder / "shots.png")
+    layers = {row.layer for row in kept if row.feature and row.model == rows[0].model}
+    only = layers.pop() if len(layers) == 1 else None
+    if len(shots) > 1 and (only or any(row.chosen for row in rows if row.feature)):
+        _save(plots.shots(kept, only), folder / "shots.png")
     for kind in ("cmc", "roc"):
         heads = list(dict.fromkeys(curve.head for curve in curves if curve.kind == kind))
         for head in heads:

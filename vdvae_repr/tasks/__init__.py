@@ -107,7 +107,7 @@ def run_task(
         far: of face_verification and of open-set, false accept rates.
         ways: of few_shot, classes an episode; 5 if not given.
         shots: of few_shot, images a class to learn from, or several numbers of them; 1 if not given.
-        queries: of few_shot, images a class to tell; 15 if not given.
+        queries: of few_shot, images a class to tell; if not given 15, or as many as small classes hold.
         episodes: of few_shot; 600 if not given.
         class_split: a CSV of `class` and `split` (base, val or novel) for few_shot.
         beside: stores of the same images from other models, whose layers become rows too.

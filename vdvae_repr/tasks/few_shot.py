@@ -22,6 +22,7 @@ from vdvae_repr.tasks.problem import Curve, Figure, Scored, refuse_leaks
 from vdvae_repr.tasks.resampling import interval, paired_bootstrap, resampled_means
 
 SIDES = ("base", "val", "novel")
+QUERIES = 15  # a way, unless classes are small
 OUTSIDE = 500  # images that PCA is fitted on, drawn among the classes outside an episode
 Rows = NDArray[np.intp]
 
@@ -52,18 +53,25 @@ class FewShot:
         images: NDArray[np.uint8],
         ways: int = 5,
         shots: int = 1,
-        queries: int = 15,
+        queries: int | None = None,
         episodes: int = 600,
         class_split: str | Path | None = None,
         seed: int = 0,
     ) -> None:
-        self.ways, self.shots, self.queries, self.labels = ways, shots, queries, store.labels
         self._work = Workspace(store.ids)
         sides = _read_class_split(class_split, store)
-        needed = shots + queries
         rows_of = {
             int(k): np.flatnonzero(store.labels == k) for k in np.unique(store.labels) if k >= 0
         }
+        if not rows_of:
+            raise TaskError(
+                f"{store.path}: expected labelled images (a folder a class, or a CSV), found no label"
+            )
+        if queries is None:  # as many as enough classes hold
+            sizes = sorted((len(rows_of[k]) for k in sides["novel"]), reverse=True)
+            queries = max(1, min([QUERIES, *(size - shots for size in sizes[ways - 1 : ways])]))
+        self.ways, self.shots, self.queries, self.labels = ways, shots, queries, store.labels
+        needed = shots + queries
         enough = {k for k, rows in rows_of.items() if len(rows) >= needed}
         usable = {side: [k for k in classes if k in enough] for side, classes in sides.items()}
         if len(usable["novel"]) < ways:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vdvae_repr import baselines
 from vdvae_repr.errors import TaskError
 from vdvae_repr.features import Features, Workspace
-from vdvae_repr.heads.verification import FARS, check_far, enough
+from vdvae_repr.heads.verification import FARS, PASSING, check_far, enough, finest
 from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.tasks.identification import FACES, score_classes
 from vdvae_repr.tasks.problem import Curve, Figure, Scored, first_halves, refuse_leaks
@@ -71,10 +71,10 @@ class OpenSet:
         refuse_leaks(images, store.ids, [("gallery", self.train), ("probe", self.test)])
         impostors = int(self.stranger.sum())
         rates = enough(impostors) if far is None else list(far)
+        if not rates:
+            rates = [finest(impostors) if impostors >= PASSING else max(FARS)]
         for rate in rates:
             check_far(rate, impostors, "dir")
-        if not rates:
-            check_far(max(FARS), impostors, "dir")
         self.metrics = tuple(f"dir@far={rate:g}" for rate in rates)
         self.notice = (
             f"{text} ({self.n_train} and {self.n_test} images; {self.num_known} people known, "
