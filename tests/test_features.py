@@ -8,6 +8,7 @@ from sklearn.preprocessing import StandardScaler
 
 import vdvae_repr as vr
 from vdvae_repr import features as module
+from vdvae_repr.baselines import RandomTwin
 from vdvae_repr.data.sources import Source
 from vdvae_repr.features import Columns, Features, Workspace
 from vdvae_repr.heads.linear import LinearLBFGS, Ridge
@@ -206,6 +207,12 @@ def test_layers_of_other_images_are_not_compared(two, tiny, people, tmp_path):
     stranger = vr.extract(tiny, people(6, seed=2), tmp_path / "s.h5", layers="1x1")
     with pytest.raises(vr.TaskError, match=r"expected the images of .* in their order"):
         compare(two[0], stranger)
+
+
+def test_random_weights_read_with_the_precision_of_the_store(tiny, images, tmp_path):
+    store = vr.extract(tiny, images, tmp_path / "s.h5", layers="1x1", precision="bf16")
+    with RandomTwin(store, ["1x1.0"], ["mean"], 0) as twin:
+        assert twin.store.attrs["precision"] == "bf16"
 
 
 @pytest.mark.parametrize("task", ["face_id", "few_shot"])

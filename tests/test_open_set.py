@@ -121,6 +121,9 @@ def test_where_all_have_a_gallery_half_of_the_people_are_drawn(tiny, people, tmp
     assert drawn[0] == drawn[1] != drawn[2]
     # 24 impostors are too few for any of the usual rates: the finest that they allow.
     assert OpenSet(store, images=store.images()).metrics == ("dir@far=0.42",)
+    few = vr.extract(tiny, people(4, num_people=4), tmp_path / "few.h5", layers="1x1")
+    with pytest.raises(vr.TaskError, match="found 4 of 4; take more of them"):
+        OpenSet(few, images=few.images())
     with pytest.raises(
         vr.TaskError, match=r"dir@far=0\.1: .* found 2\.4 of 24; .* of 0\.42 or more"
     ):

@@ -11,6 +11,7 @@ from sklearn.preprocessing import normalize
 import vdvae_repr as vr
 from vdvae_repr.data.sources import Source, open_source
 from vdvae_repr.features import Columns, Features
+from vdvae_repr.report import pictures
 from vdvae_repr.tasks.few_shot import FewShot, OneShot, _gram_pca
 from vdvae_repr.tasks.problem import Scored
 from vdvae_repr.tasks.verification import Verification
@@ -171,6 +172,19 @@ def test_queries_are_fifteen_unless_classes_are_small(tiny, tmp_path, monkeypatc
     assert FewShot(store, images=store.images(), shots=2, episodes=2).queries == EACH - 2
     monkeypatch.setattr("vdvae_repr.tasks.few_shot.QUERIES", 4)
     assert FewShot(store, images=store.images(), shots=2, episodes=2).queries == 4
+
+
+@pytest.mark.parametrize("features", [["mean"], ["mean", "delta"]])
+def test_a_curve_over_shots_is_drawn_of_each_feature(tiny, tmp_path, features):
+    store = vr.extract(tiny, colored(60), tmp_path / "s.h5", layers="4x4.0", features=features)
+    rows = vr.run_task(
+        "few_shot", store, feature=features, shots=[1, 2], ways=3, episodes=5, heads=["knn-1"]
+    )
+    (tmp_path / "out").mkdir()
+    pictures.write(rows, [], tmp_path / "out")
+    ends = [""] if len(features) == 1 else ["-mean", "-delta"]
+    expected = {f"{stem}{end}.png" for stem in ("layers", "shots") for end in ends}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == expected
 
 
 def test_images_without_labels_have_no_classes(tiny, images, tmp_path):

@@ -54,6 +54,12 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     assert image.min() > 250
 
 
+@pytest.mark.parametrize("crop", [0, -3])
+def test_a_crop_of_nothing_is_refused(crop):
+    with pytest.raises(DataError, match=f"expected pixels, 1 at least, found {crop}"):
+        Preprocessing(size=64, crop=crop)
+
+
 def test_crop_takes_the_centre():
     image = np.zeros((250, 250, 3), np.uint8)
     image[61:189, 61:189] = 255

@@ -63,14 +63,17 @@ def test_far_finer_than_the_impostors_allow_is_refused(pairs):
     for far in (0, -0.1, 1.5):
         with pytest.raises(vr.TaskError, match="expected a rate above 0, and 1 at most"):
             check_far(far, 3000)
-    with pytest.raises(vr.TaskError, match="found 5 of 5; take more of them"):
-        check_far(1, 5)
+    for few in (0, 5):
+        with pytest.raises(vr.TaskError, match=f"found {few} of {few}; take more of them"):
+            check_far(1, few)
 
 
 def test_the_finest_rate_is_the_first_of_two_digits_that_is_not_refused():
     assert [finest(n) for n in (10, 33, 50, 3000)] == [1, 0.31, 0.2, 0.0034]
-    for impostors in range(10, 4000, 7):
+    for impostors in range(10, 4000):
         check_far(finest(impostors), impostors)
+        with pytest.raises(vr.TaskError, match="expected at least 10 impostors"):
+            check_far(0.9 * finest(impostors), impostors)
 
 
 def test_weighted_curves_are_those_of_repeated_pairs(pairs):

@@ -55,7 +55,7 @@ class Preprocessing:
     """Take the largest face as `faces.align_face` does, instead of a square."""
 
     def __post_init__(self) -> None:
-        """Refuse two ways to choose a square."""
+        """Refuse a square of nothing, and two ways to choose it."""
         if self.crop is not None and self.crop < 1:
             raise DataError(f"--crop: expected pixels, 1 at least, found {self.crop}")
         if self.align and self.crop is not None:

@@ -61,10 +61,12 @@ def check_far(far: float, impostors: int, metric: str = "tar") -> None:
     if not 0 < far <= 1:
         raise TaskError(f"{metric}@far={far:g}: expected a rate above 0, and 1 at most")
     if far * impostors < PASSING - 1e-9:
-        more = f"ask for a FAR of {finest(impostors):g} or more"
+        advice = "take more of them"
+        if impostors >= PASSING:
+            advice = f"ask for a FAR of {finest(impostors):g} or more"
         raise TaskError(
             f"{metric}@far={far:g}: expected at least {PASSING} impostors to pass, found "
-            f"{far * impostors:g} of {impostors}; {more if impostors >= PASSING else 'take more of them'}"
+            f"{far * impostors:g} of {impostors}; {advice}"
         )
 
 

@@ -45,7 +45,8 @@ def decode(
         seed: of the draws.
 
     Raises:
-        StoreError: latents of other weights, no feature to decode, or an id that is not stored.
+        StoreError: latents of other weights, no feature to decode, an id that is not stored, or
+            `fine_from` where every stored layer is selected.
         LayerError: a selector that names none of the stored layers.
     """
     if weights_sha256(model) != store.attrs["weights_sha256"]:

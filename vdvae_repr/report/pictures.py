@@ -22,7 +22,7 @@ from vdvae_repr.tasks.problem import Curve
 def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None:
     """Write `layers.png`; for faces `cmc.png` or `roc.png`, for few-shot `shots.png`, for factors a matrix.
 
-    With several features or poolings there is a `layers-FEATURE-POOL.png` for each.
+    With several features or poolings there is a `layers-FEATURE-POOL.png` for each, and `shots` likewise.
     """
     if rows[0].task == "factors":
         table = layer_by_factor(rows)
@@ -35,20 +35,23 @@ def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None
         return
     shots = sorted({row.n_train for row in rows}) if rows[0].task == "few_shot" else []
     kept = [row for row in rows if row.model in (rows[0].model, *CONTROLS)]  # none of stores beside
-    some = [row for row in kept if not shots or row.n_train == shots[0]]
-    kinds = list(dict.fromkeys((row.feature, row.pool) for row in some if row.feature))
+    kinds = list(dict.fromkeys((row.feature, row.pool) for row in kept if row.feature))
     for feature, pool in kinds:
-        own = [row for row in some if not row.feature or (row.feature, row.pool) == (feature, pool)]
+        of_kind = [
+            row for row in kept if not row.feature or (row.feature, row.pool) == (feature, pool)
+        ]
+        own = [row for row in of_kind if not shots or row.n_train == shots[0]]
         if any(
             is_single(row.layer) for row in own
         ):  # an atlas has a picture of its own for the others
             own = [row for row in own if not row.feature or is_single(row.layer)]
-        name = "layers" if len(kinds) == 1 else _file_name("layers", feature, pool)
-        plots.layer_panels(own).savefig(folder / f"{name}.png", dpi=100)
-    layers = {row.layer for row in kept if row.feature and row.model == rows[0].model}
-    only = layers.pop() if len(layers) == 1 else None
-    if len(shots) > 1 and (only or any(row.chosen for row in rows if row.feature)):
-        _save(plots.shots(kept, only), folder / "shots.png")
+        which = () if len(kinds) == 1 else (feature, pool)
+        panels = plots.layer_panels(own)
+        panels.savefig(folder / f"{_file_name('layers', *which)}.png", dpi=100)
+        layers = {row.layer for row in of_kind if row.feature}
+        only = layers.pop() if len(layers) == 1 else None
+        if len(shots) > 1 and (only or any(row.chosen for row in of_kind if row.feature)):
+            _save(plots.shots(of_kind, only), folder / f"{_file_name('shots', *which)}.png")
     for kind in ("cmc", "roc"):
         heads = list(dict.fromkeys(curve.head for curve in curves if curve.kind == kind))
         for head in heads:

@@ -68,8 +68,8 @@ class FewShot:
                 f"{store.path}: expected labelled images (a folder a class, or a CSV), found no label"
             )
         if queries is None:  # as many as enough classes hold
-            sizes = sorted((len(rows_of[k]) for k in sides["novel"]), reverse=True)
-            queries = max(1, min([QUERIES, *(size - shots for size in sizes[ways - 1 : ways])]))
+            largest = sorted((len(rows_of[k]) for k in sides["novel"]), reverse=True)[:ways]
+            queries = max(1, min([QUERIES, *(size - shots for size in largest)]))
         self.ways, self.shots, self.queries, self.labels = ways, shots, queries, store.labels
         needed = shots + queries
         enough = {k for k, rows in rows_of.items() if len(rows) >= needed}

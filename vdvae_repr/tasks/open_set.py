@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vdvae_repr import baselines
 from vdvae_repr.errors import TaskError
 from vdvae_repr.features import Features, Workspace
-from vdvae_repr.heads.verification import FARS, PASSING, check_far, enough, finest
+from vdvae_repr.heads.verification import FARS, check_far, enough, finest
 from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.tasks.identification import FACES, score_classes
 from vdvae_repr.tasks.problem import Curve, Figure, Scored, first_halves, refuse_leaks
@@ -72,7 +72,7 @@ class OpenSet:
         impostors = int(self.stranger.sum())
         rates = enough(impostors) if far is None else list(far)
         if not rates:
-            rates = [finest(impostors) if impostors >= PASSING else max(FARS)]
+            rates = [min(finest(impostors), 1.0)]
         for rate in rates:
             check_far(rate, impostors, "dir")
         self.metrics = tuple(f"dir@far={rate:g}" for rate in rates)
