@@ -119,7 +119,57 @@ def test_view_2_states_standard_error_and_deviation_over_folds(faces):
     half = stats.t.ppf(0.975, 3) * row.se
     assert (row.ci_low, row.ci_high) == pytest.approx((row.value - half, row.value + half))
     assert row.value > 0.7
-    assert not [row for row in rows if row.model == "pca"]
+
+
+@pytest.mark.parametrize("head", ["cosine", "cosine-whitened"])
+@pytest.mark.parametrize("view", [1, 2])
+def test_components_are_those_of_the_training_images(faces, head, view):
+    """PCA of pixels and whitening, each fold by scikit-learn on the images that none of its pairs are of."""
+    from sklearn.decomposition import PCA
+
+    store, folder = faces
+    lists = {"pairs": folder / "folds.txt"}
+    if view == 1:
+        lists = {"pairs": folder / "test.txt", "pairs_train": folder / "train.txt"}
+    rows = vr.run_task("face_verification", store, layers="4x4.0", heads=[head], **lists)
+    problem = Verification(store, images=store.images(), **lists)
+    images = store.images().astype(float)
+    both = (images + images[:, :, ::-1]).reshape(len(images), -1)
+    layer = (store.matrix("4x4.0")[0] + store.mirrored().matrix("4x4.0")[0]).astype(float)
+    test, known = problem.test, problem.choose
+    folds = np.unique(test.fold)
+
+    def training(fold):
+        here = test.fold == fold
+        of, some = (test, ~here) if known is None else (known, slice(None))
+        tested = np.union1d(test.first[here], test.second[here])
+        return here, np.setdiff1d(np.union1d(of.first[some], of.second[some]), tested)
+
+    def expected(X, components):
+        similarity = np.zeros(len(test.same))
+        for fold in folds:
+            here, learnt_of = training(fold)
+            fitted = PCA(components, svd_solver="full").fit(X[learnt_of])
+            own = fitted.transform(X)
+            if head == "cosine-whitened":
+                deviations = np.sqrt(fitted.explained_variance_)
+                beyond_rounding = deviations > 1e-6 * deviations[0]
+                own = (own / deviations)[:, beyond_rounding][:, :128]
+            own = normalize(own)
+            similarity[here] = np.sum(own[test.first[here]] * own[test.second[here]], axis=1)
+        return roc_auc_score(test.same, similarity)
+
+    found = {(r.model, r.dims): r for r in rows if r.metric == "auc"}
+    sizes = [size for model, size in found if model == "pca"]
+    largest = min(len(training(fold)[1]) for fold in folds) - 1
+    assert max(sizes) == min(layer.shape[1], largest)
+    for size in sizes:
+        assert found["pca", size].value == pytest.approx(expected(both, size), abs=1e-6)
+    if head == "cosine-whitened":
+        value = found["tiny", layer.shape[1]].value
+        size = min(128, largest, layer.shape[1])
+        assert value == pytest.approx(expected(layer, size), abs=1e-6)
+    assert sum(r.chosen for r in rows if (r.model, r.metric) == ("pca", "accuracy")) == 1
 
 
 def test_verification_refuses_what_it_cannot_do(faces, tmp_path):

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
+from scipy.linalg import eigh
 
 from vdvae_repr import baselines
 from vdvae_repr.data.faces import Pairs, read_pairs
 from vdvae_repr.errors import TaskError
-from vdvae_repr.features import Features, Workspace
+from vdvae_repr.features import Columns, Features, Workspace, hash_arrays, hash_text
 from vdvae_repr.heads import verification as heads
 from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.tasks.problem import Curve, Figure, Scored, refuse_leaks
@@ -47,8 +47,9 @@ class Verification:
     """Pairs of images, compared by cosine after the training images' mean is subtracted.
 
     With training pairs (`lfw-view1`) the threshold comes from them; without (`lfw-view2`) that of each fold
-    from the other folds. Intervals and comparisons resample people: a pair counts as often as its person,
-    or as its two people together, so that each kind keeps its share on average.
+    from the other folds, and so do means and principal components. Intervals and comparisons resample people:
+    a pair counts as often as its person, or as its two people together, so that each kind keeps its share on
+    average.
     """
 
     heads: tuple[str, ...] = ("cosine", "cosine-whitened")
@@ -74,6 +75,13 @@ class Verification:
                 f"{pairs}: one fold, so that nothing says where the threshold is; give --pairs-train"
             )
         self.view2 = self.choose is None
+        lists = [self.test] if self.choose is None else [self.test, self.choose]
+        columns = zip(*((p.first, p.second, p.same, p.fold) for p in lists), strict=True)
+        self._pairs = Pairs(*(np.concatenate(column) for column in columns))
+        if self.choose is None:
+            self._tested = [self.test.fold == fold for fold in range(folds)]
+        else:
+            self._tested = [np.arange(len(self._pairs.same)) < len(self.test.same)]
         self.mirrored = "mirror" in store.attrs and bool(store.attrs["mirror"])
         tested = _rows(self.test)
         if self.choose is not None:
@@ -110,8 +118,6 @@ class Verification:
             self.notice += (
                 f"; {impostors} impostors are too few for FAR {', '.join(map(str, left))}"
             )
-        if self.choose is None:
-            self.notice += "; without --pairs-train PCA cannot be fitted, and is left out"
 
     def metrics_of(self, head: str) -> tuple[str, ...]:
         """Return all metrics."""
@@ -122,42 +128,60 @@ class Verification:
         return "lfw-view2" if self.view2 else "lfw-view1"
 
     def pca(self, X: NDArray[Any], dims: Sequence[int]) -> list[Features]:
-        """PCA of the training pairs' images."""
-        return [] if self.choose is None else baselines.pca(X, _rows(self.choose), dims)
+        """PCA of each fold's training images; the columns are the pixels, and `score` projects them."""
+        training = [self._training(tested) for tested in self._tested]
+        sizes = baselines.pca_sizes(dims, min(min(map(len, training)) - 1, X.shape[1]))
+        self._by_size = cache(lambda: self._of_components(X, sizes))
+        made_of = cache(lambda: hash_arrays(X))
+        return [
+            Features("pca", None, (_pixels(X, size, made_of),), standardise=False) for size in sizes
+        ]
 
     def score(self, head: str, features: Features, seed: int, shuffled: bool = False) -> Scored:
         """Compare the pairs; the outcome is similarity, threshold and truth of each."""
         started = time.monotonic()
-        mix: Callable[[Flags], Flags] = lambda same: same  # noqa: E731
+        same = self._pairs.same
         if shuffled:
-            mix = np.random.default_rng(seed).permutation
-        X = self._work.compact(features)
-        test, same = self.test, mix(self.test.same)
-        if self.choose is not None:
-            known = mix(self.choose.same)
-            space = _Space(X[_rows(self.choose)], head)
-            own = space.similarity(X, self.choose)
-            threshold = heads.best_threshold(own, known)
-            training = heads.accuracy(own, known, threshold)
-            outcome = _Outcome(space.similarity(X, test), np.full(len(same), threshold), same)
-        else:
-            similarity, thresholds = np.zeros(len(same)), np.zeros(len(same))
-            found = []
-            for fold in np.unique(test.fold):
-                here = test.fold == fold
-                others = Pairs(
-                    *(column[~here] for column in (test.first, test.second, same, test.fold))
-                )
-                space = _Space(X[np.setdiff1d(_rows(others), _rows(test, here))], head)
-                own = space.similarity(X, others)
-                threshold = heads.best_threshold(own, others.same)
-                found.append(heads.accuracy(own, others.same, threshold))
-                similarity[here] = space.similarity(X, test)[here]
-                thresholds[here] = threshold
-            training, outcome = float(np.mean(found)), _Outcome(similarity, thresholds, same)
+            rng = np.random.default_rng(seed)
+            same = np.concatenate(
+                [rng.permutation(side) for side in np.split(same, [self.n_test]) if len(side)]
+            )
+        similarity, thresholds = np.zeros(len(same)), np.zeros(len(same))
+        found = []
+        for tested, cosines in zip(self._tested, self._cosines(head, features), strict=True):
+            threshold = heads.best_threshold(cosines[~tested], same[~tested])
+            found.append(heads.accuracy(cosines[~tested], same[~tested], threshold))
+            similarity[tested], thresholds[tested] = cosines[tested], threshold
+        outcome = np.stack([similarity, thresholds, same])[:, : self.n_test]
         seconds = round(time.monotonic() - started, 3)
-        stacked = np.stack([outcome.similarity, outcome.threshold, outcome.same])
-        return Scored(features, head == "cosine-whitened", training, stacked, seconds)
+        return Scored(features, head == "cosine-whitened", float(np.mean(found)), outcome, seconds)
+
+    def _cosines(self, head: str, features: Features) -> Iterator[Scores]:
+        """Yield for each fold the cosine (P,) of every pair, as the fold's training images say."""
+        if features.model == "pca":
+            yield from self._by_size()[head, features.dims]
+            return
+        X = self._work.compact(features)
+        for tested in self._tested:
+            yield _cosines(X, self._pairs, self._training(tested), head)
+
+    def _of_components(
+        self, X: NDArray[Any], sizes: Sequence[int]
+    ) -> dict[tuple[str, int], list[Scores]]:
+        """Return `_cosines` of each number of components, from one decomposition a fold."""
+        pixels = self._work.compact(baselines.pixels(X))
+        found: dict[tuple[str, int], list[Scores]] = {(h, s): [] for h in self.heads for s in sizes}
+        for tested in self._tested:
+            training = self._training(tested)
+            mean, axes, _ = _components(pixels[training], max(sizes))
+            projected = (pixels - mean) @ axes
+            for (head, size), cosines in found.items():
+                cosines.append(_cosines(projected[:, :size], self._pairs, training, head))
+        return found
+
+    def _training(self, tested: Flags) -> NDArray[np.intp]:
+        """Return the rows of images that no tested pair is of."""
+        return np.setdiff1d(_rows(self._pairs, ~tested), _rows(self._pairs, tested))
 
     def figures(self, metric: str, scored: Sequence[Scored], seed: int) -> list[Figure]:
         """Return a metric of each; accuracy over folds has standard error and deviation."""
@@ -235,22 +259,42 @@ class Verification:
         )
 
 
-class _Space:
-    """Where cosines are taken: centred on training images, or their whitened principal components."""
+def _cosines(X: NDArray[Any], pairs: Pairs, training: NDArray[np.intp], head: str) -> Scores:
+    """Return the cosine (P,) of each pair of rows of X (N, D), centred or whitened by the training rows."""
+    rows = _rows(pairs)
+    if head == "cosine-whitened":
+        mean, axes, deviations = _components(X[training], WHITENED)
+        own = (X[rows] - mean) @ (axes / deviations)
+    else:
+        own = X[rows] - X[training].mean(axis=0, dtype=np.float64).astype(X.dtype)
+    first, second = (np.searchsorted(rows, side) for side in (pairs.first, pairs.second))
+    return heads.cosine_similarity(own, first, second)
 
-    def __init__(self, X: NDArray[Any], head: str) -> None:
-        self.mean = X.mean(axis=0, dtype=np.float64).astype(X.dtype)
-        self.pca: PCA | None = None
-        if head == "cosine-whitened":
-            size = min(WHITENED, len(X) - 1, X.shape[1])
-            self.pca = PCA(size, whiten=True, svd_solver="full").fit(X)
 
-    def similarity(self, X: NDArray[Any], pairs: Pairs) -> Scores:
-        """Return the cosine (P,) of each pair of rows of X."""
-        rows = _rows(pairs)
-        own = X[rows] - self.mean if self.pca is None else self.pca.transform(X[rows])
-        first, second = (np.searchsorted(rows, side) for side in (pairs.first, pairs.second))
-        return heads.cosine_similarity(own, first, second)
+def _components(X: NDArray[Any], most: int) -> tuple[Scores, Scores, Scores]:
+    """Return mean (D,), axes (D, k) and deviations (k,) of the leading principal components of X (N, D).
+
+    k is `most`, or as many as deviate by more than 1e-6 of the first: less is rounding of float32, which
+    whitening would make as large as the rest. By eigenvectors of the smaller of X X' and X' X, which takes a
+    fifth of the time of singular values where few are wanted.
+    """
+    mean = X.mean(axis=0, dtype=np.float64)
+    A = X - mean
+    wide = A.shape[1] > len(A)
+    products = A @ A.T if wide else A.T @ A
+    size = min(most, len(A) - 1, A.shape[1])
+    values, vectors = eigh(products, subset_by_index=[len(products) - size, len(products) - 1])
+    varying = values > 1e-12 * values[-1]
+    values, vectors = values[varying][::-1], vectors[:, varying][:, ::-1]
+    axes = A.T @ vectors / np.sqrt(values) if wide else vectors
+    return mean, axes, np.sqrt(values / (len(A) - 1))
+
+
+def _pixels(X: NDArray[Any], size: int, made_of: Callable[[], str]) -> Columns:
+    """Make columns of pixels that are said to be so many components."""
+    return Columns(
+        f"pca {size}", 0, size, lambda: iter([X]), lambda: hash_text("pca", made_of(), str(size))
+    )
 
 
 def _rows(pairs: Pairs, some: Flags | slice = slice(None)) -> NDArray[np.intp]:
