@@ -208,6 +208,8 @@ def test_stores_beside_and_features_that_are_not_finite(store, tiny, tmp_path, p
     rows = vr.run_task("face_id", store, layers="1x1", heads=["ridge"], beside=[twin])
     (row,) = [r for r in rows if r.model == "twin" and r.metric == "rank1"]
     assert row.weights_sha256 == twin.attrs["weights_sha256"] != store.attrs["weights_sha256"]
+    with pytest.raises(vr.TaskError, match=r"t\.h5: .*8x8"):  # what is asked for is asked of both
+        vr.run_task("face_id", store, layers="8x8", beside=[twin])
     other = vr.extract(tiny, people(3), tmp_path / "u.h5", layers="1x1")
     with pytest.raises(vr.TaskError, match="expected the images of"):
         vr.run_task("face_id", store, beside=[other])

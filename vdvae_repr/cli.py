@@ -216,6 +216,12 @@ def probe(
         list[Path] | None,
         typer.Option(help="A store of the same images from another model, as timm:resnet50."),
     ] = None,
+    drawn: Annotated[
+        Path | None,
+        typer.Option(
+            help="A store of draws (--z sample --draws 8 --feature z) of the same images and layers."
+        ),
+    ] = None,
     keep: Annotated[
         Path | None, typer.Option(help="Folder for scores done; LATENTS.scores if not given.")
     ] = None,
@@ -235,6 +241,8 @@ def probe(
 
     if (train is None) != (test is None):
         raise TaskError("--train and --test: expected both, found one")
+    if atlas and drawn is not None:
+        raise TaskError("--drawn compares single layers, or those of --layer; leave --atlas out")
     if atlas and (layer != ["all"] or joint):
         raise TaskError("--atlas takes every layer of the store; leave --layer and --joint out")
     if train is not None and test is not None:
@@ -243,6 +251,7 @@ def probe(
     else:
         store = vr.LatentStore.open(latents)
     curves: list[Any] = []
+    noise: list[results.Noise] = []
     with tqdm(unit="score", disable=not sys.stderr.isatty()) as bar:
 
         def show(done: int, total: int, what: str) -> None:
@@ -264,13 +273,20 @@ def probe(
             rows = found.rows
         else:
             found = None
-            rows = vr.run_task(task, store, layers=layer, joint=joint, shots=shots, **how)
+            rows = vr.run_task(
+                task, store, layers=layer, joint=joint, shots=shots,
+                drawn=None if drawn is None else vr.LatentStore.open(drawn), noise=noise.append, **how,
+            )  # fmt: skip
     print(results.to_json_lines(rows) if json_lines else results.table(rows) + "\n", end="")
     if not json_lines:
         _log("* chosen on training data alone; p: chosen row against the best control's chosen row")
+        if noise:
+            print(f"\n{results.noise_table(noise)}")
+            _log(f"z: of {noise[0].draws} draws; p: paired test against the mean")
     if out is not None:
-        results.write(rows, out)
+        results.write(rows, out, noise)
         pictures.write(rows, curves, out)
+        pictures.write_noise(noise, out)
         if found is not None:
             pictures.write_atlas(found, out)
 

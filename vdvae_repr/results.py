@@ -45,6 +45,27 @@ class Result:
     seconds: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Noise:
+    """What drawing costs a layer: a head's first metric of its mean, of one z, and of the mean of several z.
+
+    `p_one_z` and `p_mean_of_z` are of the paired test of either against the mean.
+    """
+
+    head: str
+    n_train: int
+    layer: str | None
+    pool: str | None
+    dims: int
+    draws: int
+    metric: str
+    mean: float
+    one_z: float
+    mean_of_z: float
+    p_one_z: float
+    p_mean_of_z: float
+
+
 COLUMNS = tuple(field.name for field in fields(Result))
 
 
@@ -58,8 +79,8 @@ def to_frame(rows: Sequence[Result]) -> pd.DataFrame:
     return pd.DataFrame([asdict(row) for row in rows], columns=list(COLUMNS))
 
 
-def write(rows: Sequence[Result], folder: str | Path) -> None:
-    """Write `results.jsonl` and `results.csv` into a folder.
+def write(rows: Sequence[Result], folder: str | Path, noise: Sequence[Noise] = ()) -> None:
+    """Write `results.jsonl` and `results.csv` into a folder, and `noise.csv` where there is some.
 
     Raises:
         TaskError: the folder cannot be written.
@@ -69,6 +90,8 @@ def write(rows: Sequence[Result], folder: str | Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.jsonl").write_text(to_json_lines(rows), encoding="utf-8")
         to_frame(rows).to_csv(folder / "results.csv", index=False)
+        if noise:
+            pd.DataFrame([asdict(row) for row in noise]).to_csv(folder / "noise.csv", index=False)
     except OSError as error:
         raise TaskError(
             f"{folder}: cannot be written ({error.strerror}); choose another --out"
@@ -100,7 +123,25 @@ def table(rows: Sequence[Result], metric: str | None = None) -> str:
                 "" if row.p_value is None else f"{row.p_value:.4f}",
             ]
         )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return _aligned(lines)
+
+
+def noise_table(rows: Sequence[Noise]) -> str:
+    """Return an aligned text table of what drawing costs."""
+    header = ["head", "layer", "dims", "metric", "mean", "one z", "p", "mean of z", "p"]
+    lines = [header]
+    for row in rows:
+        layer = " ".join(filter(None, (row.layer, row.pool)))
+        one = [f"{row.one_z:.3f}", f"{row.p_one_z:.4f}"]
+        several = [f"{row.mean_of_z:.3f}", f"{row.p_mean_of_z:.4f}"]
+        lines.append(
+            [row.head, layer, str(row.dims), row.metric, f"{row.mean:.3f}", *one, *several]
+        )
+    return _aligned(lines)
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines

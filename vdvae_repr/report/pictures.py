@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vdvae_repr.errors import TaskError
 from vdvae_repr.report import plots
 from vdvae_repr.report.plots import is_single
-from vdvae_repr.results import CONTROLS, Result
+from vdvae_repr.results import CONTROLS, Noise, Result
 from vdvae_repr.tasks.atlas import Atlas
 from vdvae_repr.tasks.factors import layer_by_factor
 from vdvae_repr.tasks.problem import Curve
@@ -60,6 +60,15 @@ def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None
             ax = plots.cmc(lines, people=people) if kind == "cmc" else plots.roc(lines)
             ax.set_title(head, loc="left")
             _save(ax, folder / (f"{kind}.png" if len(heads) == 1 else f"{kind}-{head}.png"))
+
+
+def write_noise(rows: Sequence[Noise], folder: Path) -> None:
+    """Write what drawing costs as a `noise-HEAD.png` for each head, number of images and pooling."""
+    for head, n_train, pool in dict.fromkeys((row.head, row.n_train, row.pool) for row in rows):
+        own = [row for row in rows if (row.head, row.n_train, row.pool) == (head, n_train, pool)]
+        several = len({row.n_train for row in rows if row.head == head}) > 1
+        name = _file_name("noise", head, str(n_train) if several else None, pool)
+        _save(plots.noise(own), folder / f"{name}.png")
 
 
 def write_atlas(atlas: Atlas, folder: Path) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from vdvae_repr.results import Result
+    from vdvae_repr.results import Noise, Result
 
 # The palette of Okabe and Ito (2008), which color-blind readers can tell apart, without its yellow.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -139,9 +139,48 @@ def cumulative(
             _above(ax, at[name], name, upright=True)
             last = place
     ax.set_xlabel("nats an image, up to and including the layer")
-    ax.set_ylabel(run.label)
+    ax.set_ylabel(_direction(run.metric))
     _title(ax, run.title)
     _legend(ax, _entries(ax, run))
+    return ax
+
+
+def noise(rows: Sequence[Noise], ax: Axes | None = None) -> Axes:
+    """Draw a layer's mean, one z and the mean of several; a ring is a draw that differs from the mean.
+
+    Differs: p < 0.05 in the paired test, not corrected for the number of layers.
+
+    Args:
+        rows: of one head, one number of training images and one pooling.
+        ax: to draw on.
+
+    Raises:
+        TaskError: no rows, or of several runs.
+    """
+    if not rows:
+        raise TaskError("expected rows to draw, found none")
+    head, metric, draws = (
+        _one((getattr(r, c) for r in rows), c) for c in ("head", "metric", "draws")
+    )
+    _one(((row.n_train, row.pool) for row in rows), "number of training images and pooling")
+    ax = ax or _axes()
+    at = range(len(rows))
+    series = {"mean": "mean", "one_z": "z, one draw", "mean_of_z": f"z, mean of {draws} draws"}
+    for index, (column, label) in enumerate(series.items()):
+        values = [getattr(row, column) for row in rows]
+        look = _look(index)
+        ax.plot(at, values, label=label, linewidth=1.8, markersize=4, zorder=4, **look)
+        if column == "mean":
+            continue
+        apart = [i for i in at if getattr(rows[i], f"p_{column}") < 0.05]
+        ax.scatter(
+            apart, [values[i] for i in apart], s=110, facecolors="none", edgecolors=look["color"],
+            zorder=5, label="differs from the mean, p < 0.05" if index == 1 else None,
+        )  # fmt: skip
+    _name_layers(ax, [str(row.layer) for row in rows])
+    ax.set_ylabel(_direction(metric))
+    _title(ax, f"What drawing costs: {head}")
+    _legend(ax, _entries(ax))
     return ax
 
 
@@ -191,7 +230,7 @@ def shots(
     ax.set_xticks([size / ways for size in sizes], [f"{size / ways:g}" for size in sizes])
     ax.minorticks_off()
     ax.set_xlabel("shots (images a class to learn from)")
-    ax.set_ylabel(f"{run.label}, {ways} ways")
+    ax.set_ylabel(f"{_direction(run.metric)}, {ways} ways")
     _title(ax, run.title)
     _legend(ax, _entries(ax, run, stars=False))
     return ax
@@ -414,11 +453,11 @@ class _Run:
             parts.append(self.heads[0])
         return f"{first.task} on {first.source}: {', '.join(part for part in parts if part)}"
 
-    @property
-    def label(self) -> str:
-        """The metric, and its direction where that is down."""
-        name = self.metric.replace("_", " ")
-        return f"{name} (lower is better)" if self.metric in LOWER_IS_BETTER else name
+
+def _direction(metric: str) -> str:
+    """Return a metric's name, and its direction where that is down."""
+    name = metric.replace("_", " ")
+    return f"{name} (lower is better)" if metric in LOWER_IS_BETTER else name
 
 
 def _draw_layers(ax: Axes, run: _Run, names: Sequence[str] | None = None) -> None:
@@ -433,6 +472,12 @@ def _draw_layers(ax: Axes, run: _Run, names: Sequence[str] | None = None) -> Non
         else:
             _across(ax, run, control)
     _chance(ax, run)
+    _name_layers(ax, names)
+    ax.set_ylabel(_direction(run.metric))
+
+
+def _name_layers(ax: Axes, names: Sequence[str]) -> None:
+    """Name layers along x, in bands of resolution."""
     for number, (start, stop) in enumerate(pairwise(_edges(names))):
         place = _place(names[start])
         if place is None:  # layers taken together
@@ -446,7 +491,6 @@ def _draw_layers(ax: Axes, run: _Run, names: Sequence[str] | None = None) -> Non
     _name_x(ax, names, _font(len(names)))
     ax.set_xlim(-0.5, len(names) - 0.5)
     ax.set_xlabel("layer, coarsest first" if _place(names[0]) else "layers taken together")
-    ax.set_ylabel(run.label)
 
 
 def _line(

@@ -8,21 +8,21 @@ training data, or on validation data where some are set apart.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vdvae_repr import baselines
 from vdvae_repr.baselines import RandomTwin
-from vdvae_repr.errors import TaskError
+from vdvae_repr.errors import LayerError, TaskError
 from vdvae_repr.features import Columns, Features, hash_arrays, hash_text
 from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.model.layers import LayerSpec
-from vdvae_repr.results import CONTROLS, Result
+from vdvae_repr.results import CONTROLS, Noise, Result
 from vdvae_repr.tasks.factors import Factors
 from vdvae_repr.tasks.few_shot import FewShot, OneShot
 from vdvae_repr.tasks.identification import CLASSES, FACES, Identification
@@ -36,6 +36,25 @@ FILES = ("pairs", "pairs_train", "class_split")  # options that name one
 
 Groups = dict[str, list[LayerSpec]]
 """Layers to be taken together, by the label of their row."""
+
+
+class Wanted(NamedTuple):
+    """Groups of a store's layers under a stored feature and a pooling, and the model's name in rows.
+
+    Draws are compared with means, and not to be chosen.
+    """
+
+    model: str
+    store: LatentStore
+    groups: Groups
+    feature: str
+    pool: str | None = None
+    choosable: bool = True
+
+    @property
+    def pooled(self) -> str | None:
+        """How the features are pooled, at reading or before."""
+        return self.pool or self.store.attrs.get("pool") or None
 
 
 def _face_id(store: LatentStore, protocol: str = "closed-set", **options: Any) -> Problem:
@@ -84,10 +103,12 @@ def run_task(
     episodes: int | None = None,
     class_split: str | Path | None = None,
     beside: Sequence[LatentStore] = (),
+    drawn: LatentStore | None = None,
     keep: str | Path | None = None,
     notice: Callable[[str], None] = lambda line: None,
     progress: Callable[[int, int, str], None] = lambda done, total, line: None,
     curve: Callable[[Curve], None] = lambda curve: None,
+    noise: Callable[[Noise], None] = lambda noise: None,
 ) -> list[Result]:
     """Run a task over layers of a store, with its controls.
 
@@ -110,11 +131,15 @@ def run_task(
         queries: of few_shot, images a class to tell; if not given 15, or as many as small classes hold.
         episodes: of few_shot; 600 if not given.
         class_split: a CSV of `class` and `split` (base, val or novel) for few_shot.
-        beside: stores of the same images from other models, whose layers become rows too.
+        beside: stores of the same images from other models, whose layers become rows too: those selected of
+            a VDVAE beside a VDVAE, all of another backbone.
+        drawn: store of several draws of z of the same images by the same weights; one draw of each layer
+            (feature `z:0`) and the mean of them (`z`) become rows beside `mean`, never chosen.
         keep: folder where what was scored is kept, by content, so that the same is not scored again.
         notice: receives what the reader must know (the split, images left out).
         progress: receives how many of how many scores are there, and what is being scored.
         curve: receives the CMC (face_id) or ROC (face_verification) of chosen rows.
+        noise: receives what drawing costs each layer, with paired tests.
 
     Returns:
         Rows; of each head and model, one is `chosen` among all its candidates by training data.
@@ -125,13 +150,31 @@ def run_task(
         DataError: a pair list that is malformed.
     """
     selectors = [layers] if isinstance(layers, str | int) else list(layers)
-    named = features_of(store, feature)
-    groups: dict[str, Groups] = {}
-    for name in named:
+
+    def selected(model: str, of: LatentStore, name: str, how: str | None) -> Wanted:
         if joint:
-            groups[name] = {str(s): store.distinct(s, name) for s in selectors}
-        else:
-            groups[name] = {spec.name: [spec] for spec in store.distinct(selectors, name)}
+            return Wanted(model, of, {str(s): of.distinct(s, name) for s in selectors}, name, how)
+        return Wanted(model, of, {s.name: [s] for s in of.distinct(selectors, name)}, name, how)
+
+    read = [(name, how) for name in features_of(store, feature) for how in pools_of(pool)]
+    own = str(store.attrs["model"])
+    wanted = [selected(own, store, *how) for how in read]
+    for model, other in names_beside(store, beside).items():
+        if _is_backbone(other) != _is_backbone(store):
+            wanted.append(singly(model, other))
+            continue
+        try:
+            wanted += [selected(model, other, *how) for how in read]
+        except LayerError as error:
+            raise TaskError(f"{other.path}: {error}") from error
+    if drawn is not None:
+        _check_drawn(drawn, store, wanted)
+        wanted += [
+            item._replace(store=drawn, feature=feature, choosable=False)
+            for feature in ("z:0", "z")
+            for item in wanted
+            if item.model == own
+        ]
     asked = {
         "protocol": protocol, "pairs": pairs, "pairs_train": pairs_train, "far": far, "ways": ways,
         "queries": queries, "episodes": episodes, "class_split": class_split,
@@ -144,8 +187,7 @@ def run_task(
             task, store, options, heads=heads, seed=seed, beside=beside, keep=keep,
             notice=notice, progress=progress,
         )  # fmt: skip
-        wanted = [(groups[name], name, how) for name in named for how in pools_of(pool)]
-        rows += run.rows(wanted, curve)
+        rows += run.rows(wanted, curve, noise=noise)
     return rows
 
 
@@ -180,11 +222,8 @@ class Measurement:
                 "extract without --no-images"
             )
         for other in beside:
-            if other.ids != store.ids:
-                raise TaskError(
-                    f"{other.path}: expected the images of {store.path} in their order, found others"
-                )
-        self._beside = dict(zip(_names([store, *beside])[1:], beside, strict=True))
+            _check_images(other, store)
+        self._beside = names_beside(store, beside)
         images = store.images()
         if "seed" in allowed:
             options = options | {"seed": seed}
@@ -202,44 +241,45 @@ class Measurement:
 
     def rows(
         self,
-        wanted: Sequence[tuple[Groups, str, str | None]],
+        wanted: Sequence[Wanted],
         curve: Callable[[Curve], None] = lambda curve: None,
         pruned: Sequence[Features] = (),
+        noise: Callable[[Noise], None] = lambda noise: None,
     ) -> list[Result]:
         """Score groups of layers, by feature and pooling, with their controls.
 
         Args:
-            wanted: groups of layers, a stored feature and a pooling, each.
+            wanted: of the store, of those beside, and of that of draws.
             curve: receives the curves of chosen rows.
             pruned: further candidates of the store's model.
+            noise: receives what drawing costs.
         """
-        specs = {
-            spec.name: spec for groups, _, _ in wanted for own in groups.values() for spec in own
-        }
-        stored = sorted({feature.partition(":")[0] for _, feature, _ in wanted})
-        with RandomTwin(self.store, list(specs), stored, self.seed) as twin:
-            return self._rows_of(wanted, twin, curve, pruned)
+        own = [item for item in wanted if item.store is self.store]
+        specs = {spec.name for item in own for group in item.groups.values() for spec in group}
+        layers = [spec.name for spec in self.store.layers if spec.name in specs]
+        stored = sorted({item.feature.partition(":")[0] for item in own})
+        with RandomTwin(self.store, layers, stored, self.seed) as twin:
+            return self._rows_of(wanted, twin, curve, pruned, noise)
 
     def _rows_of(
         self,
-        wanted: Sequence[tuple[Groups, str, str | None]],
+        wanted: Sequence[Wanted],
         twin: RandomTwin,
         curve: Callable[[Curve], None],
         pruned: Sequence[Features],
+        noise: Callable[[Noise], None],
     ) -> list[Result]:
         name = str(self.store.attrs["model"])
-        candidates = list(pruned)
-        for groups, feature, pool in wanted:
-            own = [self.columns(self.store, feature, pool), self.columns(twin, feature, pool)]
-            for label, group in groups.items():
-                for model, columns in zip((name, "random-init"), own, strict=True):
+        candidates, never_chosen = list(pruned), []
+        for item in wanted:
+            sides = {item.model: self.columns(item.store, item.feature, item.pool)}
+            if item.model == name and item.choosable:
+                sides["random-init"] = self.columns(twin, item.feature, item.pool)
+            for label, group in item.groups.items():
+                for model, columns in sides.items():
                     blocks = tuple(columns(spec) for spec in group)
-                    candidates.append(Features(model, label, blocks, feature, pool))
-        for model, other in self._beside.items():
-            feature = other.default_feature
-            columns = self.columns(other, feature, None)
-            for spec in other.distinct("all", feature):
-                candidates.append(Features(model, spec.name, (columns(spec),), feature))
+                    candidates.append(Features(model, label, blocks, item.feature, item.pooled))
+                    never_chosen += [] if item.choosable else candidates[-1:]
         candidates += [baselines.pixels(self._pixels)]
         dims = {f.dims for f in candidates if f.model == name}
         candidates += self.problem.pca(self._pixels, sorted(dims))
@@ -250,15 +290,43 @@ class Measurement:
         for candidate in candidates:
             for head, scored in by_head.items():
                 self._progress(done, total, _called(head, candidate))
-                scored.append(self._score(head, candidate))
+                score = self._score(head, candidate)
+                if candidate in never_chosen:
+                    score = replace(score, training_score=None)
+                scored.append(score)
                 done += 1
         rows: list[Result] = []
         for head, scored in by_head.items():
             grouped = {m: _choose([s for s in scored if s.features.model == m]) for m in models}
             rows += self._compared(head, name, grouped, curve)
+            for found in self._noise_of(head, scored, wanted):
+                noise(found)
             done += 1
             self._progress(done, total, head)
         return rows
+
+    def _noise_of(
+        self, head: str, scored: Sequence[Scored], wanted: Sequence[Wanted]
+    ) -> Iterator[Noise]:
+        """Compare one draw of a layer, and the mean of draws, with its mean."""
+        by_read = {
+            (s.features.layer, s.features.pool, s.features.feature): s
+            for s in scored
+            if s.features.model == self.store.attrs["model"]
+        }
+        metric = self.problem.metrics_of(head)[0]
+        for item in wanted:
+            if item.choosable or item.feature != "z:0":
+                continue
+            for layer in item.groups:
+                reads = [by_read[layer, item.pooled, feature] for feature in ("mean", "z:0", "z")]
+                values = [f.value for f in self.problem.figures(metric, reads, self.seed)]
+                p = [self.problem.p_value(drawn, reads[0], self.seed) for drawn in reads[1:]]
+                yield Noise(
+                    head=head, n_train=self.problem.n_train, layer=layer, pool=item.pooled,
+                    dims=reads[0].features.dims, draws=item.store.draws or 0, metric=metric,
+                    mean=values[0], one_z=values[1], mean_of_z=values[2], p_one_z=p[0], p_mean_of_z=p[1],
+                )  # fmt: skip
 
     def _compared(
         self, head: str, name: str, grouped: dict[str, list[Scored]], curve: Callable[[Curve], None]
@@ -325,7 +393,7 @@ class Measurement:
                     task=self.task, protocol=problem.protocol(head), head=head, model=of.model,
                     weights_sha256=weights.get(of.model), source=str(attrs["source"]), layer=of.layer,
                     feature=of.feature,
-                    pool=(of.pool or attrs.get("pool") or None) if of.feature else None,
+                    pool=of.pool,
                     standardised=item.standardised, dims=of.dims,
                     n_train=problem.n_train, n_test=problem.n_test, metric=metric,
                     value=figure.value, ci_low=figure.low, ci_high=figure.high, se=figure.se,
@@ -334,6 +402,12 @@ class Measurement:
                     seed=self.seed, seconds=item.seconds,
                 ))  # fmt: skip
         return rows
+
+
+def singly(model: str, store: LatentStore) -> Wanted:
+    """Return every layer of a store, by the feature that is read where none is named."""
+    feature = store.default_feature
+    return Wanted(model, store, {s.name: [s] for s in store.distinct("all", feature)}, feature)
 
 
 def features_of(store: LatentStore, feature: str | Sequence[str] | None) -> list[str]:
@@ -348,11 +422,45 @@ def pools_of(pool: str | Sequence[str | None] | None) -> list[str | None]:
     return [pool] if pool is None or isinstance(pool, str) else list(pool)
 
 
-def _names(stores: Sequence[LatentStore]) -> list[str]:
-    """Return the models' names, numbered from the second of a name on: `faces64 (2)`."""
-    names = [str(store.attrs["model"]) for store in stores]
+def _is_backbone(store: LatentStore) -> bool:
+    return "backbone" in json.loads(store.attrs["config"])
+
+
+def _check_images(other: LatentStore, store: LatentStore) -> None:
+    if other.ids != store.ids:
+        raise TaskError(
+            f"{other.path}: expected the images of {store.path} in their order, found others"
+        )
+
+
+def _check_drawn(drawn: LatentStore, store: LatentStore, wanted: Sequence[Wanted]) -> None:
+    """Refuse a store of draws from which no sampling noise of what is wanted can be told."""
+    _check_images(drawn, store)
+    if (drawn.draws or 0) < 2:
+        raise TaskError(
+            f"{drawn.path}: expected several draws of z; extract with --z sample --draws 8 --feature z"
+        )
+    for name, what in (("weights_sha256", "weights"), ("pool", "pooling")):
+        if drawn.attrs.get(name) != store.attrs.get(name):
+            raise TaskError(
+                f"{drawn.path}: expected draws by the {what} of {store.path}, found others; extract again"
+            )
+    own = [item for item in wanted if item.model == store.attrs["model"]]
+    if others := {item.feature for item in own} - {"mean"}:
+        raise TaskError(
+            f"draws are compared with the feature mean alone, found {min(others)}; leave it out"
+        )
+    specs = [spec for item in own for group in item.groups.values() for spec in group]
+    if missing := [spec.name for spec in specs if spec not in drawn.layers]:
+        raise TaskError(f"{drawn.path}: expected draws of layer {missing[0]} too; extract again")
+
+
+def names_beside(store: LatentStore, beside: Sequence[LatentStore]) -> dict[str, LatentStore]:
+    """Return stores by their models' names, numbered from the second of a name on: `faces64 (2)`."""
+    names = [str(of.attrs["model"]) for of in (store, *beside)]
     before = [names[:i].count(name) for i, name in enumerate(names)]
-    return [f"{n} ({count + 1})" if count else n for n, count in zip(names, before, strict=True)]
+    told = [f"{n} ({count + 1})" if count else n for n, count in zip(names, before, strict=True)]
+    return dict(zip(told[1:], beside, strict=True))
 
 
 def _flat(images: Any) -> Any:

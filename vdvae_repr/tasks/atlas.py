@@ -17,7 +17,15 @@ from vdvae_repr.heads.gram import gram_matrices
 from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.results import CONTROLS, Result
-from vdvae_repr.tasks import Groups, Measurement, features_of, pools_of
+from vdvae_repr.tasks import (
+    Groups,
+    Measurement,
+    Wanted,
+    features_of,
+    names_beside,
+    pools_of,
+    singly,
+)
 from vdvae_repr.tasks.problem import Curve
 
 SHARES = (0.3, 0.1, 0.03)  # of all latent dimensions, kept by pruning
@@ -81,7 +89,7 @@ def atlas(
         pool: None, "avg" or "avg:GRID", or several.
         heads: of the task's.
         seed: of all draws.
-        beside: stores of the same images from other models.
+        beside: stores of the same images from other models, whose layers become rows singly.
         keep: folder of scores.
         notice: receives what the reader must know.
         progress: receives how far it is.
@@ -97,7 +105,13 @@ def atlas(
         task, store, given, heads=heads, seed=seed, beside=beside, keep=keep, notice=notice,
         progress=progress,
     )  # fmt: skip
-    wanted = [(_groups(store, name), name, how) for name in names for how in pools_of(pool)]
+    own = str(store.attrs["model"])
+    wanted = [
+        Wanted(own, store, _groups(store, name), name, how)
+        for name in names
+        for how in pools_of(pool)
+    ]
+    wanted += [singly(model, other) for model, other in names_beside(store, beside).items()]
     rows = run.rows(wanted, curve, _pruned(run, names, notice))
     layers = {name: [spec.name for spec in store.distinct("all", name)] for name in names}
     similarity = {}
