@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
-from sklearn.linear_model import RidgeCV
+from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
+from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
 from sklearn.preprocessing import StandardScaler
 
 import vdvae_repr as vr
@@ -158,7 +159,12 @@ def test_factors_are_scikit_learns_ridge_on_other_people(store):
     X, _, _ = store.matrix("1x1.0")
     A = StandardScaler().fit(X[problem.train]).transform(X)
     y = store.factors["bright"]
-    ridge = RidgeCV(ALPHAS * X.shape[1]).fit(A[problem.train], y[problem.train])
+    ridge = GridSearchCV(
+        Ridge(),
+        {"alpha": ALPHAS * X.shape[1]},
+        cv=LeaveOneGroupOut(),
+        scoring="neg_mean_squared_error",
+    ).fit(A[problem.train], y[problem.train], groups=store.labels[problem.train])
     assert figure.value == pytest.approx(
         r2_score(y[problem.test], ridge.predict(A[problem.test])), abs=1e-4
     )

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from sklearn.linear_model import RidgeCV
+from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.metrics import accuracy_score, r2_score
+from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
 from sklearn.preprocessing import StandardScaler
 
 import vdvae_repr as vr
@@ -49,17 +50,27 @@ def test_scores_are_scikit_learns(problem, dims):
     X[:, :2] += np.column_stack([size, kind])
     A = StandardScaler().fit(X[problem.train]).transform(X)
     fitted, tested = A[problem.train], A[problem.test]
-    regression = RidgeCV(ALPHAS * dims).fit(fitted, size[problem.train])
-    expected = r2_score(size[problem.test], regression.predict(tested))
+
+    def by_scikit_learn(targets):
+        """Ridge regression, its penalty found by leaving each person out."""
+        search = GridSearchCV(
+            Ridge(),
+            {"alpha": ALPHAS * dims},
+            cv=LeaveOneGroupOut(),
+            scoring="neg_mean_squared_error",
+        )
+        search.fit(fitted, targets, groups=problem.groups)
+        return search, search.predict(tested)
+
+    search, predicted = by_scikit_learn(size[problem.train])
     figure, scored = measured(problem, "ridge:size", X)
-    assert figure.value == pytest.approx(expected, abs=1e-4)
-    left_out = 1 + regression.best_score_ / size[problem.train].var()
-    assert scored.training_score == pytest.approx(left_out, abs=1e-4)
+    assert figure.value == pytest.approx(r2_score(size[problem.test], predicted), abs=1e-6)
+    left_out = 1 + search.best_score_ / size[problem.train].var()
+    assert scored.training_score == pytest.approx(left_out, abs=1e-6)
     # Categories: one regression of +1 and -1 each, with one penalty for all.
-    targets = 2.0 * np.eye(3)[kind[problem.train]] - 1
-    regression = RidgeCV(ALPHAS * dims).fit(fitted, targets)
-    expected = accuracy_score(kind[problem.test], regression.predict(tested).argmax(axis=1))
+    _, predicted = by_scikit_learn(2.0 * np.eye(3)[kind[problem.train]] - 1)
     figure, _ = measured(problem, "ridge:kind", X)
+    expected = accuracy_score(kind[problem.test], predicted.argmax(axis=1))
     assert figure.value == pytest.approx(expected)
     most = np.unique(kind[problem.test], return_counts=True)[1].max() / len(problem.test)
     assert figure.chance == pytest.approx(most)
@@ -78,6 +89,24 @@ def test_what_is_the_factor_knows_it_and_noise_does_not(problem):
     known = problem.score("ridge:size", features, 0)
     assert problem.figures("r2", [shuffled], 0)[0].value < 0.1
     assert problem.p_value(known, shuffled, 0) < 0.001
+
+
+def test_a_factor_of_people_is_not_learned_as_who_they_are(problem):
+    """Told by nothing but who people are: the penalty must be found on people left out."""
+    rng = np.random.default_rng(4)
+    person = np.repeat(np.arange(12), 20)
+    X = rng.normal(size=(12, 50))[person] + 0.1 * rng.normal(size=(240, 50))
+    value = rng.normal(size=12)[person]
+    problem.factors["ridge:own"] = value
+    try:
+        _, scored = measured(problem, "ridge:own", X)
+    finally:
+        del problem.factors["ridge:own"]
+    A = StandardScaler().fit(X[problem.train]).transform(X)
+    known = value[problem.train]
+    by_image = RidgeCV(ALPHAS * 50).fit(A[problem.train], known)
+    assert 1 + by_image.best_score_ / known.var() > 0.9  # what a person's other images say
+    assert scored.training_score < 0.3
 
 
 def test_a_person_is_on_one_side(problem, tiny, people, tmp_path):

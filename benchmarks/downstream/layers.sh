@@ -9,7 +9,7 @@ lfw=(--data "$DATA/lfw_people/labels.csv" --crop 128)
 both=(--feature mean --feature delta)
 heads=(--task face_id --head nearest-neighbor --head ridge)
 for model in faces64 natural64; do
-  vdvae-repr extract --model "$model" --data toy-faces:100x5 "${both[@]}" --out "$OUT/$model-toy.h5"
+  vdvae-repr extract --model "$model" --data toy-faces:400x5 "${both[@]}" --out "$OUT/$model-toy.h5"
   vdvae-repr probe --task factors --latents "$OUT/$model-toy.h5" "${both[@]}" --out "$OUT/$model-factors"
   vdvae-repr extract --model "$model" "${lfw[@]}" "${both[@]}" --feature kl --out "$OUT/$model-lfw.h5"
   vdvae-repr probe "${heads[@]}" --atlas --latents "$OUT/$model-lfw.h5" "${both[@]}" --out "$OUT/$model-lfw-atlas"
