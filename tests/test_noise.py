@@ -89,7 +89,9 @@ def test_layers_together_and_pooled_are_compared_too(stores):
         plots.noise([])
     ax = plots.noise(found[:2])
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert labels[:1] + labels[-1:] == ["mean", "z, mean of 3 draws"]
+    assert labels == [
+        "mean", "z, one draw", "z, mean of 3 draws", "differs from the mean, p < 0.05",
+    ]  # fmt: skip
 
 
 def test_the_command_writes_a_table_and_a_picture(stores, tmp_path):

@@ -303,6 +303,13 @@ def test_what_makes_no_picture_is_refused_in_one_line(draw, message):
     assert "\n" not in str(caught.value)
 
 
+def test_factors_of_one_layer_have_room_for_their_names(tmp_path):
+    names = [f"nuisance_background_{i}" for i in range(23)]
+    ax = vr.plot.factors(np.full((1, 23), 0.5), ["4x4.0"], names, metric="r2")
+    ax.figure.savefig(tmp_path / "one.png")  # a warning of no room would be an error
+    assert ax.get_window_extent().height > 20
+
+
 def test_plots_need_neither_torch_nor_pyplot():
     code = (
         "import sys, vdvae_repr as vr; assert 'matplotlib' not in sys.modules; vr.plot.layers; "

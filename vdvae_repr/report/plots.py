@@ -157,6 +157,8 @@ def noise(rows: Sequence[Noise], ax: Axes | None = None) -> Axes:
     Raises:
         TaskError: no rows, or of several runs.
     """
+    from matplotlib.lines import Line2D
+
     if not rows:
         raise TaskError("expected rows to draw, found none")
     head, metric, draws = (
@@ -174,13 +176,16 @@ def noise(rows: Sequence[Noise], ax: Axes | None = None) -> Axes:
             continue
         apart = [i for i in at if getattr(rows[i], f"p_{column}") < 0.05]
         ax.scatter(
-            apart, [values[i] for i in apart], s=110, facecolors="none", edgecolors=look["color"],
-            zorder=5, label="differs from the mean, p < 0.05" if index == 1 else None,
+            apart, [values[i] for i in apart], s=110, facecolors="none", edgecolors=look["color"], zorder=5,
         )  # fmt: skip
     _name_layers(ax, [str(row.layer) for row in rows])
     ax.set_ylabel(_direction(metric))
     _title(ax, f"What drawing costs: {head}")
-    _legend(ax, _entries(ax))
+    ring = Line2D(
+        [], [], color="0.4", marker="o", markersize=10, fillstyle="none", linestyle="none"
+    )
+    ring.set_label("differs from the mean, p < 0.05")
+    _legend(ax, [*_entries(ax), ring])
     return ax
 
 
@@ -341,7 +346,7 @@ def factors(
         TaskError: a matrix of another shape.
     """
     values = _matrix(matrix, layers, factors)
-    ax = ax or _axes(height=1.5 + 0.32 * len(layers))
+    ax = ax or _axes(height=2.5 + 0.32 * len(layers))
     image = ax.imshow(
         values, cmap="cividis", vmin=0, vmax=1, interpolation="nearest", aspect="auto"
     )
