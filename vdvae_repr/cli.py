@@ -309,7 +309,8 @@ def compare(
     names = [
         [spec.name for spec in s.distinct("all", feature or s.default_feature)] for s in stores
     ]
-    pictures.write_similarity(matrix, names[0], names[1], out)
+    models = str(stores[0].attrs["model"]), str(stores[1].attrs["model"])
+    pictures.write_similarity(matrix, names[0], names[1], out, models=models)
     print(
         f"{out / 'similarity.csv'}, {out / 'similarity.png'}: {len(names[0])} x {len(names[1])} layers"
     )

@@ -254,7 +254,8 @@ def test_curves_are_drawn_as_given_and_controls_grey():
 
 def test_similarity_shows_the_matrix_from_0_to_1_with_lines_between_resolutions():
     matrix = np.random.default_rng(0).random((6, 3))
-    ax = vr.plot.similarity(matrix, LAYERS, LAYERS[:3])
+    ax = vr.plot.similarity(matrix, LAYERS, LAYERS[:3], models=("faces64", "other"))
+    assert (ax.get_ylabel(), ax.get_xlabel()) == ("layer of faces64", "layer of other")
     (image,) = ax.images
     assert np.array_equal(image.get_array(), matrix)
     assert image.get_clim() == (0, 1)

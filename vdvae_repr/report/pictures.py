@@ -74,7 +74,7 @@ def write_noise(rows: Sequence[Noise], folder: Path) -> None:
 def write_atlas(atlas: Atlas, folder: Path) -> None:
     """Write `rate_accuracy.csv` and `.png`, and for each feature `similarity-FEATURE.csv` and `.png`."""
     for name, matrix in atlas.similarity.items():
-        write_similarity(matrix, atlas.layers[name], atlas.layers[name], folder, name)
+        write_similarity(matrix, atlas.layers[name], None, folder, name)
     if not atlas.nats:
         return
     atlas.rate_accuracy().to_csv(folder / "rate_accuracy.csv", index=False)
@@ -99,11 +99,14 @@ def write_atlas(atlas: Atlas, folder: Path) -> None:
 def write_similarity(
     matrix: NDArray[Any],
     names: Sequence[str],
-    others: Sequence[str],
+    others: Sequence[str] | None,
     folder: Path,
     feature: str = "",
+    models: tuple[str, str] | None = None,
 ) -> None:
     """Write linear CKA between layers, (K, L), as `similarity.csv` and `similarity.png`.
+
+    Between layers of one model, `others` is None.
 
     Raises:
         TaskError: the folder cannot be written.
@@ -111,14 +114,13 @@ def write_similarity(
     name = _file_name("similarity", feature)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        table = pd.DataFrame(np.round(matrix, 6), index=list(names), columns=list(others))
+        table = pd.DataFrame(np.round(matrix, 6), index=list(names), columns=list(others or names))
         table.to_csv(folder / f"{name}.csv")
     except OSError as error:
         raise TaskError(
             f"{folder}: cannot be written ({error.strerror}); choose another --out"
         ) from error
-    same = list(names) == list(others)
-    _save(plots.similarity(matrix, names, None if same else others), folder / f"{name}.png")
+    _save(plots.similarity(matrix, names, others, models=models), folder / f"{name}.png")
 
 
 def _file_name(*parts: str | None) -> str:

@@ -303,6 +303,8 @@ def similarity(
     names: Sequence[str],
     other_names: Sequence[str] | None = None,
     ax: Axes | None = None,
+    *,
+    models: tuple[str, str] | None = None,
 ) -> Axes:
     """Draw the similarity (CKA) of layers as a map from 0 to 1, with lines where the resolution changes.
 
@@ -311,6 +313,7 @@ def similarity(
         names: of layers, K.
         other_names: of another model's layers, L; the same layers if not given.
         ax: to draw on.
+        models: whose layers they are, for the axes.
 
     Raises:
         TaskError: a matrix of another shape.
@@ -322,6 +325,9 @@ def similarity(
     ax.figure.colorbar(image, ax=ax, label="CKA", fraction=0.05, pad=0.02)
     _name_cells(ax, names, columns)
     ax.set_xlabel("layer" if other_names is None else "layer of the other model")
+    if models is not None:
+        ax.set_ylabel(f"layer of {models[0]}")
+        ax.set_xlabel(f"layer of {models[1]}")
     return ax
 
 
