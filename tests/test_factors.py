@@ -88,7 +88,7 @@ def test_what_is_the_factor_knows_it_and_noise_does_not(problem):
     shuffled = problem.score("ridge:size", features, 0, shuffled=True)
     known = problem.score("ridge:size", features, 0)
     assert problem.figures("r2", [shuffled], 0)[0].value < 0.1
-    assert problem.p_value(known, shuffled, 0) < 0.001
+    assert problem.p_values([(known, shuffled)], 0)[0] < 0.001
 
 
 def test_a_factor_of_people_is_not_learned_as_who_they_are(problem):
@@ -107,6 +107,14 @@ def test_a_factor_of_people_is_not_learned_as_who_they_are(problem):
     by_image = RidgeCV(ALPHAS * 50).fit(A[problem.train], known)
     assert 1 + by_image.best_score_ / known.var() > 0.9  # what a person's other images say
     assert scored.training_score < 0.3
+
+
+def test_intervals_leave_out_resamples_that_are_all_alike(tiny, people, tmp_path):
+    """A factor of people, of which a resample of three may hold one alone: R2 is of none there."""
+    source = knowing(people(8, num_people=6), own=np.repeat(np.arange(6) + 0.5, 8))
+    store = vr.extract(tiny, source, tmp_path / "s.h5", layers="1x1")
+    rows = vr.run_task("factors", store)
+    assert all(-1e6 < row.ci_low <= row.ci_high < 1 + 1e-9 for row in rows)
 
 
 def test_a_person_is_on_one_side(problem, tiny, people, tmp_path):
@@ -140,6 +148,10 @@ def test_text_and_factors_that_do_not_vary(tiny, people, tmp_path):
     np.testing.assert_array_equal(
         Factors(store, images=store.images()).factors["ridge:length"], length.astype(float)
     )
+    lacking = np.where(np.arange(48) == 9, np.nan, np.linspace(0, 1, 48))
+    gap = vr.extract(tiny, knowing(people(8), length=lacking), tmp_path / "g.h5", layers="1x1")
+    with pytest.raises(vr.TaskError, match="expected a number as length of 0-9, found none"):
+        vr.run_task("factors", gap)
     constant = vr.extract(
         tiny, knowing(people(8), always=np.ones(48)), tmp_path / "c.h5", layers="1x1"
     )

@@ -110,7 +110,10 @@ def test_the_command_writes_a_table_and_a_picture(stores, tmp_path):
         }  # fmt: skip
         assert dict(zip(table["layer"], table[column], strict=True)) == pytest.approx(told)
     assert (out / "noise-nearest-neighbor.png").stat().st_size > 1000
-    with pytest.raises(vr.TaskError, match="leave --atlas out"):
+    done = CliRunner().invoke(app, [str(part) for part in [*arguments, "--json"]])
+    assert [json.loads(line)["value"] for line in done.stdout.splitlines()]
+    assert "mean of z" in done.stderr
+    with pytest.raises(vr.TaskError, match="leave --atlas, --train"):
         raise CliRunner().invoke(app, [str(part) for part in [*arguments, "--atlas"]]).exception
 
 
@@ -125,8 +128,10 @@ def test_stores_that_tell_no_noise_are_refused(stores, tiny, people, tmp_path):
     for store, message in (
         (mean, "expected several draws of z; extract with --z sample --draws 8 --feature z"),
         (extracted("u", images=people(4), **DRAWS), "expected the images of"),
-        (extracted("w", other, **DRAWS), "expected draws by the weights of"),
-        (extracted("p", pool="avg", **DRAWS), "expected draws by the pooling of"),
+        (extracted("w", other, **DRAWS), "expected the weights_sha256 of"),
+        (extracted("c", crop=8, **DRAWS), "expected the preprocessing of"),
+        (extracted("p", pool="avg", **DRAWS), "expected the pool of"),
+        (extracted("m", mirror=True, **DRAWS), "expected the mirror of"),
         (extracted("l", layers="<=4x4", **DRAWS), r"expected draws of layer 8x8\.0 too"),
     ):
         with pytest.raises(vr.TaskError, match=message):

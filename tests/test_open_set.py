@@ -50,7 +50,7 @@ def test_rates_are_those_of_a_loop_over_thresholds(store):
             (figure,) = problem.figures(f"dir@far={far:g}", [item], 0)
             assert figure.value == pytest.approx(direct(score, own, problem.stranger, far))
             assert figure.low <= figure.value <= figure.high
-        assert problem.p_value(item, item, 0) == 1.0
+        assert problem.p_values([(item, item)], 0) == [1.0]
 
 
 def test_a_row_is_what_the_head_says_by_hand(store):

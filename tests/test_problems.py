@@ -174,6 +174,13 @@ def test_components_are_those_of_the_training_images(faces, head, view):
 
 def test_verification_refuses_what_it_cannot_do(faces, tmp_path):
     store, folder = faces
+    twice = "2\t1\nP00\t1\t2\nP00\t1\tP01\t1\nP02\t1\t2\nP02\t3\tP00\t2\n"
+    (tmp_path / "twice.txt").write_text(twice)
+    with pytest.raises(vr.TaskError, match=r"twice\.txt: P00/P00_0002\.png is in 2 folds"):
+        vr.run_task("face_verification", store, pairs=tmp_path / "twice.txt")
+    (tmp_path / "none.txt").write_text("2\t0\n")
+    with pytest.raises(vr.DataError, match="line 1: expected at least one pair of each kind"):
+        vr.run_task("face_verification", store, pairs=tmp_path / "none.txt")
     with pytest.raises(vr.TaskError, match="give --pairs"):
         vr.run_task("face_verification", store)
     with pytest.raises(vr.TaskError, match="give --pairs-train"):

@@ -74,8 +74,9 @@ def test_bootstrap_knows_equal_from_different():
     rng = np.random.default_rng(0)
     who = np.repeat(np.arange(40), 5)
     good, poor = rng.random(200) < 0.9, rng.random(200) < 0.5
-    assert paired_bootstrap(good, poor, who, 0) < 0.001
-    assert paired_bootstrap(good, good, who, 0) == 1.0
+    both = paired_bootstrap([(good, poor), (good, good)], who, 0)
+    assert both[0] < 0.001
+    assert both[1] == 1.0
 
 
 def test_joint_rows_hold_the_layers_of_each_selector(tiny, tmp_path, people):

@@ -241,8 +241,10 @@ def probe(
 
     if (train is None) != (test is None):
         raise TaskError("--train and --test: expected both, found one")
-    if atlas and drawn is not None:
-        raise TaskError("--drawn compares single layers, or those of --layer; leave --atlas out")
+    if drawn is not None and (atlas or train is not None):
+        raise TaskError(
+            "--drawn compares layers of --latents with draws of them; leave --atlas, --train and --test out"
+        )
     if atlas and (layer != ["all"] or joint):
         raise TaskError("--atlas takes every layer of the store; leave --layer and --joint out")
     if train is not None and test is not None:
@@ -280,9 +282,9 @@ def probe(
     print(results.to_json_lines(rows) if json_lines else results.table(rows) + "\n", end="")
     if not json_lines:
         _log("* chosen on training data alone; p: chosen row against the best control's chosen row")
-        if noise:
-            print(f"\n{results.noise_table(noise)}")
-            _log(f"z: of {noise[0].draws} draws; p: paired test against the mean")
+    if noise:
+        print(f"\n{results.noise_table(noise)}", file=sys.stderr if json_lines else sys.stdout)
+        _log(f"z: of {noise[0].draws} draws; p: paired test against the mean")
     if out is not None:
         results.write(rows, out, noise)
         pictures.write(rows, curves, out)

@@ -128,15 +128,14 @@ def table(rows: Sequence[Result], metric: str | None = None) -> str:
 
 def noise_table(rows: Sequence[Noise]) -> str:
     """Return an aligned text table of what drawing costs."""
-    header = ["head", "layer", "dims", "metric", "mean", "one z", "p", "mean of z", "p"]
+    header = ["head", "train", "layer", "dims", "metric", "mean", "one z", "p", "mean of z", "p"]
     lines = [header]
     for row in rows:
         layer = " ".join(filter(None, (row.layer, row.pool)))
         one = [f"{row.one_z:.3f}", f"{row.p_one_z:.4f}"]
         several = [f"{row.mean_of_z:.3f}", f"{row.p_mean_of_z:.4f}"]
-        lines.append(
-            [row.head, layer, str(row.dims), row.metric, f"{row.mean:.3f}", *one, *several]
-        )
+        what = [row.head, str(row.n_train), layer, str(row.dims), row.metric]
+        lines.append([*what, f"{row.mean:.3f}", *one, *several])
     return _aligned(lines)
 
 

@@ -17,6 +17,7 @@ import vdvae_repr as vr
 from vdvae_repr.data.faces import LANDMARKS, _detector, _similarity
 from vdvae_repr.data.sources import Preprocessing
 from vdvae_repr.latents import extract as module
+from vdvae_repr.latents import store as store_module
 from vdvae_repr.latents.decode import decode
 from vdvae_repr.model.backbones import load_backbone
 from vdvae_repr.model.inference import compile_inference, plan_of
@@ -41,6 +42,16 @@ def test_draws_are_those_of_single_passes(tiny, images, tmp_path):
     assert np.array_equal(alone.matrix(feature="z")[0], store.matrix(feature="z:0")[0])
     (_, first), (_, second) = next(iter(decode(alone, tiny))), next(iter(decode(store, tiny)))
     assert np.array_equal(first, second)
+
+
+def test_draws_are_read_some_rows_at_a_time(tiny, images, tmp_path, monkeypatch):
+    store = vr.extract(tiny, images, tmp_path / "d.h5", features=["z"], z="sample", draws=3)
+    whole = {feature: store.matrix("8x8.1", feature)[0] for feature in ("z", "z:2")}
+    monkeypatch.setattr(store_module, "SLICE_BYTES", 1)  # a row at a time
+    for feature, expected in whole.items():
+        np.testing.assert_array_equal(store.matrix("8x8.1", feature)[0], expected)
+        (block,) = store.columns("8x8.1", feature)
+        np.testing.assert_array_equal(block, expected)
 
 
 def test_draws_that_make_no_sense_are_refused(tiny, images, tmp_path):

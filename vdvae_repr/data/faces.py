@@ -103,6 +103,10 @@ def read_pairs(path: str | Path, ids: Sequence[str]) -> Pairs:
             f"{path} line 1: expected a count, or folds and a count, found {lines[0] if lines else ''!r}"
         )
     folds, count = (1, int(header[0])) if len(header) == 1 else (int(header[0]), int(header[1]))
+    if folds < 1 or count < 1:
+        raise DataError(
+            f"{path} line 1: expected at least one pair of each kind, found {lines[0]!r}"
+        )
     if len(lines) - 1 != 2 * folds * count:
         raise DataError(
             f"{path}: expected {2 * folds * count} pairs ({folds} folds of {count} + {count}), "

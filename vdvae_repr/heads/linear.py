@@ -292,28 +292,42 @@ class GroupedRidge:
     def __init__(self, X: NDArray[Any], groups: NDArray[Any], others: NDArray[Any]) -> None:
         mean = X.mean(axis=0, dtype=np.float64)
         A = X - mean
-        self._squares, self._U = np.linalg.eigh(A @ A.T)
-        self._squares = self._squares.clip(0)
-        self._others = (others - mean) @ (A.T @ self._U)
+        if A.shape[1] < len(A):
+            squares, V = np.linalg.eigh(A.T @ A)
+            lengths = np.sqrt(squares.clip(0))
+            self._U = A @ V / np.where(lengths > 0, lengths, 1)
+            self._others = (others - mean) @ V * lengths
+        else:
+            squares, self._U = np.linalg.eigh(A @ A.T)
+            self._others = (others - mean) @ (A.T @ self._U)
+        self._squares = squares.clip(0)
+        self._alphas = ALPHAS * max(self._squares.sum() / len(A), 1e-300)
         self._members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+        self._inverses = [
+            [np.linalg.inv(np.eye(len(own)) - self._hat(own, alpha)) for own in self._members]
+            for alpha in self._alphas
+        ]
+
+    def _hat(self, own: Rows, alpha: float) -> Matrix:
+        """Return the block of the hat matrix of some samples."""
+        shrink = self._squares / (self._squares + alpha)
+        return 1 / len(self._U) + (self._U[own] * shrink) @ self._U[own].T
 
     def solve(self, targets: Matrix) -> tuple[Matrix, Matrix]:
         """Predict targets (N, K): of the other samples (M, K), and of each group from the others (N, K)."""
         U, squares = self._U, self._squares
         mean = targets.mean(axis=0)
         loads = U.T @ (targets - mean)
-        smallest, best = np.inf, (targets, 1.0)
-        for alpha in ALPHAS * max(squares.mean(), 1e-300):
+        smallest = np.inf
+        for alpha, inverses in zip(self._alphas, self._inverses, strict=True):
             shrink = squares / (squares + alpha)
             residuals = targets - mean - U @ (shrink[:, None] * loads)
             errors = np.empty_like(residuals)
-            for own in self._members:
-                hat = 1 / len(U) + (U[own] * shrink) @ U[own].T
-                errors[own] = np.linalg.solve(np.eye(len(own)) - hat, residuals[own])
+            for own, inverse in zip(self._members, inverses, strict=True):
+                errors[own] = inverse @ residuals[own]
             if (error := float((errors**2).mean())) < smallest:
-                smallest, best = error, (targets - errors, float(alpha))
-        left_out, alpha = best
-        return mean + self._others @ (loads / (squares + alpha)[:, None]), left_out
+                smallest, left_out, best = error, targets - errors, alpha
+        return mean + self._others @ (loads / (squares + best)[:, None]), left_out
 
 
 def _check(head: Any, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], Rows]:

@@ -195,8 +195,7 @@ class LatentStore:
         rows = self.rows(split)
         chosen = self.distinct(layers, feature)
         dims = sum(math.prod(self.shape(spec, feature)) for spec in chosen)
-        times = (self.draws or 1) if feature == "z" else 1  # the draws that are averaged
-        size = max(1, SLICE_BYTES // (4 * dims * times))
+        size = max(1, SLICE_BYTES // (4 * dims))
         for start in range(0, len(self), size):
             some = rows[(start <= rows) & (rows < start + size)]
             if len(some):
@@ -309,14 +308,26 @@ class LatentStore:
         """Return a layer's rows, pooled and flattened, (len(rows), D)."""
         # One range is read and its rows chosen: HDF5 is slow at lists of rows.
         first, last = int(rows[0]), int(rows[-1]) + 1
-        values = self._read(self._key(spec, feature), f"layer {spec.name}", slice(first, last))
+        key, what = self._key(spec, feature), f"layer {spec.name}"
+        if self._file[key].ndim == 5:
+            values = self._of_draws(key, what, first, last, feature.partition(":")[2])
+        else:
+            values = self._read(key, what, slice(first, last))
         if len(values) > len(rows):
             values = values[rows - first]
-        if values.ndim == 5:
-            _, _, draw = feature.partition(":")
-            values = values[:, int(draw)] if draw else values.astype(np.float32).mean(axis=1)
         pooled = pool_grid(values.astype(np.float32, copy=False), pool)
         return pooled.reshape(len(pooled), -1)
+
+    def _of_draws(self, key: str, what: str, first: int, last: int, draw: str) -> Array:
+        """Return one draw of a range of rows, or the mean of all, read some rows at a time."""
+        shape = self._file[key].shape[1:]
+        values = np.empty((last - first, *shape[1:]), np.float32)
+        size = max(1, SLICE_BYTES // (4 * math.prod(shape)))
+        for start in range(first, last, size):
+            read = self._read(key, what, slice(start, min(start + size, last)))
+            some = read[:, int(draw)] if draw else read.mean(axis=1, dtype=np.float32)
+            values[start - first : start - first + len(read)] = some
+        return values
 
     def _read(self, key: str, what: str, rows: Any = slice(None)) -> Array:
         try:

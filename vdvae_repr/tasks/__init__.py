@@ -315,18 +315,25 @@ class Measurement:
             if s.features.model == self.store.attrs["model"]
         }
         metric = self.problem.metrics_of(head)[0]
-        for item in wanted:
-            if item.choosable or item.feature != "z:0":
-                continue
-            for layer in item.groups:
-                reads = [by_read[layer, item.pooled, feature] for feature in ("mean", "z:0", "z")]
-                values = [f.value for f in self.problem.figures(metric, reads, self.seed)]
-                p = [self.problem.p_value(drawn, reads[0], self.seed) for drawn in reads[1:]]
-                yield Noise(
-                    head=head, n_train=self.problem.n_train, layer=layer, pool=item.pooled,
-                    dims=reads[0].features.dims, draws=item.store.draws or 0, metric=metric,
-                    mean=values[0], one_z=values[1], mean_of_z=values[2], p_one_z=p[0], p_mean_of_z=p[1],
-                )  # fmt: skip
+        rows = [
+            (layer, item.pooled, item.store.draws or 0)
+            for item in wanted
+            if item.feature == "z:0" and not item.choosable
+            for layer in item.groups
+        ]
+        if not rows:
+            return
+        reads = [by_read[layer, pool, z] for layer, pool, _ in rows for z in ("mean", "z:0", "z")]
+        values = iter([figure.value for figure in self.problem.figures(metric, reads, self.seed)])
+        means = [mean for mean in reads[::3] for _ in range(2)]
+        drawn = [score for number, score in enumerate(reads) if number % 3]
+        p = iter(self.problem.p_values(list(zip(drawn, means, strict=True)), self.seed))
+        for (layer, pool, draws), mean in zip(rows, reads[::3], strict=True):
+            yield Noise(
+                head=head, n_train=self.problem.n_train, layer=layer, pool=pool, dims=mean.features.dims,
+                draws=draws, metric=metric, mean=next(values), one_z=next(values), mean_of_z=next(values),
+                p_one_z=next(p), p_mean_of_z=next(p),
+            )  # fmt: skip
 
     def _compared(
         self, head: str, name: str, grouped: dict[str, list[Scored]], curve: Callable[[Curve], None]
@@ -338,7 +345,7 @@ class Measurement:
         if picked is not None and rivals:
             values = self.problem.figures(self.problem.metrics_of(head)[0], rivals, self.seed)
             best = rivals[int(np.argmax([figure.value for figure in values]))]
-            p = self.problem.p_value(picked, best, self.seed)
+            (p,) = self.problem.p_values([(picked, best)], self.seed)
             grouped[name] = [replace(s, p_value=p) if s is picked else s for s in grouped[name]]
         basis = grouped[name][0].features if picked is None else picked.features
         control = self._score(head, replace(basis, model="shuffled-labels"), shuffled=True)
@@ -440,10 +447,10 @@ def _check_drawn(drawn: LatentStore, store: LatentStore, wanted: Sequence[Wanted
         raise TaskError(
             f"{drawn.path}: expected several draws of z; extract with --z sample --draws 8 --feature z"
         )
-    for name, what in (("weights_sha256", "weights"), ("pool", "pooling")):
-        if drawn.attrs.get(name) != store.attrs.get(name):
+    for name in ("weights_sha256", "preprocessing", "pool", "mirror"):
+        if (drawn.attrs.get(name) or None) != (store.attrs.get(name) or None):
             raise TaskError(
-                f"{drawn.path}: expected draws by the {what} of {store.path}, found others; extract again"
+                f"{drawn.path}: expected the {name} of {store.path}, found another; extract one of them again"
             )
     own = [item for item in wanted if item.model == store.attrs["model"]]
     if others := {item.feature for item in own} - {"mean"}:

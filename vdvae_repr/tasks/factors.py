@@ -70,6 +70,13 @@ class Factors:
             if all(len(np.unique(values[side])) > 1 for side in (self.train, self.test))
         }
         self.heads = tuple(self.factors)
+        for head, values in self.factors.items():
+            if not (finite := np.isfinite(values[known])).all():
+                image = store.ids[int(np.flatnonzero(known)[finite.argmin()])]
+                name = head.removeprefix(HEAD)
+                raise TaskError(
+                    f"{store.path}: expected a number as {name} of {image}, found none; leave the image out"
+                )
         if not self.factors:
             raise TaskError(
                 f"{store.path}: expected factors that vary among the images, found "
@@ -125,22 +132,27 @@ class Factors:
         truth = scored[0].outcome[1]
         losses = np.stack([item.outcome[0] for item in scored], axis=1)
         resampled = resampled_means(np.column_stack([losses, truth, truth**2]), self.units, seed)
-        spread, chance = np.ones(len(resampled)), 0.0
-        whole = 1.0
+        spread, whole, chance = np.ones(len(resampled)), 1.0, 0.0
         if metric == "r2":
-            spread = np.maximum(resampled[:, -1] - resampled[:, -2] ** 2, 1e-300)
-            whole = max(float(truth.var()), 1e-300)
+            spread = resampled[:, -1] - resampled[:, -2] ** 2
+            whole = float(truth.var())
         else:
             chance = float(np.unique(truth, return_counts=True)[1].max() / len(truth))
-        low, high = interval(1 - resampled[:, :-2] / spread[:, None])
+        varying = spread > 1e-9 * whole  # R2 is of none where a resample's people are all alike
+        bounds = [[None] * losses.shape[1]] * 2
+        if varying.any():
+            bounds = [
+                b.tolist() for b in interval(1 - resampled[varying, :-2] / spread[varying, None])
+            ]
         return [
-            Figure(float(1 - loss / whole), float(lo), float(hi), chance=chance)
-            for loss, lo, hi in zip(losses.mean(axis=0), low, high, strict=True)
+            Figure(float(1 - loss / whole), lo, hi, chance=chance)
+            for loss, lo, hi in zip(losses.mean(axis=0), *bounds, strict=True)
         ]
 
-    def p_value(self, a: Scored, b: Scored, seed: int) -> float:
+    def p_values(self, pairs: Sequence[tuple[Scored, Scored]], seed: int) -> list[float]:
         """Compare losses on the same images."""
-        return paired_bootstrap(a.outcome[0], b.outcome[0], self.units, seed)
+        losses = [(a.outcome[0], b.outcome[0]) for a, b in pairs]
+        return paired_bootstrap(losses, self.units, seed)
 
     def curve(self, head: str, scored: Scored) -> Curve | None:
         """There is none."""

@@ -145,9 +145,10 @@ class FewShot:
         """Return mean accuracy over episodes, with t(.975, E - 1) standard errors on either side."""
         return [Figure.of_mean(item.outcome, 1 / self.ways) for item in scored]
 
-    def p_value(self, a: Scored, b: Scored, seed: int) -> float:
+    def p_values(self, pairs: Sequence[tuple[Scored, Scored]], seed: int) -> list[float]:
         """Compare the accuracies of the same episodes."""
-        return paired_bootstrap(a.outcome, b.outcome, np.arange(len(a.outcome)), seed)
+        outcomes = [(a.outcome, b.outcome) for a, b in pairs]
+        return paired_bootstrap(outcomes, np.arange(len(pairs[0][0].outcome)), seed)
 
     def curve(self, head: str, scored: Scored) -> Curve | None:
         """There is none."""
@@ -279,9 +280,10 @@ class OneShot:
             for value, lo, hi in zip(wrong.mean(axis=0), low, high, strict=True)
         ]
 
-    def p_value(self, a: Scored, b: Scored, seed: int) -> float:
+    def p_values(self, pairs: Sequence[tuple[Scored, Scored]], seed: int) -> list[float]:
         """Compare errors on the same queries."""
-        return paired_bootstrap(a.outcome, b.outcome, self.runs[self.queries], seed)
+        outcomes = [(a.outcome, b.outcome) for a, b in pairs]
+        return paired_bootstrap(outcomes, self.runs[self.queries], seed)
 
     def curve(self, head: str, scored: Scored) -> Curve | None:
         """There is none."""

@@ -112,9 +112,10 @@ class Identification:
             for v, lo, hi in zip(values, low, high, strict=True)
         ]
 
-    def p_value(self, a: Scored, b: Scored, seed: int) -> float:
+    def p_values(self, pairs: Sequence[tuple[Scored, Scored]], seed: int) -> list[float]:
         """Compare the shares of test images whose own class comes first."""
-        return paired_bootstrap(a.outcome == 0, b.outcome == 0, self.units, seed)
+        right = [(a.outcome == 0, b.outcome == 0) for a, b in pairs]
+        return paired_bootstrap(right, self.units, seed)
 
     def curve(self, head: str, scored: Scored) -> Curve | None:
         """Return the CMC of faces: the share of probes whose own person is among the first x."""

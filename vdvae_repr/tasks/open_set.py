@@ -119,10 +119,13 @@ class OpenSet:
             figures.append(Figure(float(value), float(low), float(high), chance=chance))
         return figures
 
-    def p_value(self, a: Scored, b: Scored, seed: int) -> float:
+    def p_values(self, pairs: Sequence[tuple[Scored, Scored]], seed: int) -> list[float]:
         """Compare the rates at the first false accept rate."""
         rate = float(self.metrics[0].partition("=")[2])
-        return two_sided(self._resampled(a, rate, seed) - self._resampled(b, rate, seed))
+        return [
+            two_sided(self._resampled(a, rate, seed) - self._resampled(b, rate, seed))
+            for a, b in pairs
+        ]
 
     def curve(self, head: str, scored: Scored) -> Curve | None:
         """There is none."""

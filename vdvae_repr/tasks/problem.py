@@ -100,8 +100,8 @@ class Problem(Protocol):
         """Return a metric of each."""
         ...
 
-    def p_value(self, a: Scored, b: Scored, seed: int) -> float:
-        """Return the two-sided p-value that the first metric of two differs."""
+    def p_values(self, pairs: Sequence[tuple[Scored, Scored]], seed: int) -> list[float]:
+        """Return the two-sided p-value that the first metric of two differs, for each pair."""
         ...
 
     def curve(self, head: str, scored: Scored) -> Curve | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,11 @@ def interval(resampled: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def paired_bootstrap(
-    a: NDArray[Any], b: NDArray[Any], units: NDArray[np.int64], seed: int
-) -> float:
-    """Two-sided p-value that two scores of the same items differ; `units` (N,) are resampled."""
-    difference = a.astype(float) - b.astype(float)
-    return two_sided(resampled_means(difference[:, None], units, seed))
+    pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]], units: NDArray[np.int64], seed: int
+) -> list[float]:
+    """Two-sided p-values that two scores (N,) of the same items differ; `units` (N,) are resampled."""
+    gaps = np.stack([a.astype(float) - b.astype(float) for a, b in pairs], axis=1)
+    return [two_sided(gap) for gap in resampled_means(gaps, units, seed).T]
 
 
 def two_sided(differences: NDArray[Any]) -> float:

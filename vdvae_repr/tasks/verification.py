@@ -96,6 +96,16 @@ class Verification:
         _, person = np.unique(people, return_inverse=True)
         self.people = person[self.test.first], person[self.test.second]
         self.num_people = int(person.max()) + 1
+        tested_of = [_rows(self._pairs, tested) for tested in self._tested]
+        often = np.bincount(np.concatenate(tested_of), minlength=len(store))
+        if (often > 1).any():
+            raise TaskError(
+                f"{pairs}: {store.ids[int(often.argmax())]} is in {often.max()} folds; keep it in one"
+            )
+        if (least := min(len(self._training(tested)) for tested in self._tested)) < 2:
+            raise TaskError(
+                f"expected at least 2 images to learn of, found {least}; give more pairs"
+            )
         impostors = int((~self.test.same).sum())
         kept = heads.enough(impostors) if far is None else list(far)
         for rate in kept:  # one that was asked for and is too fine is an error
@@ -170,18 +180,21 @@ class Verification:
     ) -> dict[tuple[str, int], list[Scores]]:
         """Return `_cosines` of each number of components, from one decomposition a fold."""
         pixels = self._work.compact(baselines.pixels(X))
+        first, second = self._pairs.first, self._pairs.second
         found: dict[tuple[str, int], list[Scores]] = {(h, s): [] for h in self.heads for s in sizes}
         for tested in self._tested:
-            training = self._training(tested)
-            mean, axes, _ = _components(pixels[training], max(sizes))
+            mean, axes, deviations = _components(pixels[self._training(tested)], max(sizes))
             projected = (pixels - mean) @ axes
-            for (head, size), cosines in found.items():
-                cosines.append(_cosines(projected[:, :size], self._pairs, training, head))
+            whitened = projected[:, :WHITENED] / deviations[:WHITENED]
+            for size in sizes:
+                for head, own in (("cosine", projected), ("cosine-whitened", whitened)):
+                    cosines = heads.cosine_similarity(own[:, :size], first, second)
+                    found[head, size].append(cosines)
         return found
 
     def _training(self, tested: Flags) -> NDArray[np.intp]:
-        """Return the rows of images that no tested pair is of."""
-        return np.setdiff1d(_rows(self._pairs, ~tested), _rows(self._pairs, tested))
+        """Return the rows of the images of all other pairs."""
+        return _rows(self._pairs, ~tested)
 
     def figures(self, metric: str, scored: Sequence[Scored], seed: int) -> list[Figure]:
         """Return a metric of each; accuracy over folds has standard error and deviation."""
@@ -223,10 +236,10 @@ class Verification:
                 figures[m].append(Figure(value, float(low), float(high), chance=rates.get(m, 0.5)))
         return figures
 
-    def p_value(self, a: Scored, b: Scored, seed: int) -> float:
+    def p_values(self, pairs: Sequence[tuple[Scored, Scored]], seed: int) -> list[float]:
         """Compare the shares of pairs that are right."""
-        gap = (_Outcome.of(a).correct - _Outcome.of(b).correct)[:, None]
-        return two_sided(self._means(gap, seed))
+        gaps = [_Outcome.of(a).correct - _Outcome.of(b).correct for a, b in pairs]
+        return [two_sided(gap) for gap in self._means(np.stack(gaps, axis=1), seed).T]
 
     def curve(self, head: str, scored: Scored) -> Curve | None:
         """Return the ROC."""
@@ -291,7 +304,7 @@ def _components(X: NDArray[Any], most: int) -> tuple[Scores, Scores, Scores]:
 
 
 def _pixels(X: NDArray[Any], size: int, made_of: Callable[[], str]) -> Columns:
-    """Make columns of pixels that are said to be so many components."""
+    """Make columns that hold the pixels, and count as so many components, which each fold finds anew."""
     return Columns(
         f"pca {size}", 0, size, lambda: iter([X]), lambda: hash_text("pca", made_of(), str(size))
     )
