@@ -361,7 +361,7 @@ def factors(
         if np.isfinite(value):
             color = "black" if value > 0.5 else "white"
             ax.text(
-                column, row, f"{value:.2f}", color=color, ha="center", va="center", fontsize=size
+                column, row, f"{round(value, 2) + 0.0:.2f}", color=color, ha="center", va="center", fontsize=size
             )
     if metric:
         ax.figure.colorbar(image, ax=ax, label=metric, fraction=0.05, pad=0.02)
