@@ -360,9 +360,8 @@ def factors(
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
             color = "black" if value > 0.5 else "white"
-            ax.text(
-                column, row, f"{round(value, 2) + 0.0:.2f}", color=color, ha="center", va="center", fontsize=size
-            )
+            number = f"{round(value, 2) + 0.0:.2f}"  # not -0.00
+            ax.text(column, row, number, color=color, ha="center", va="center", fontsize=size)
     if metric:
         ax.figure.colorbar(image, ax=ax, label=metric, fraction=0.05, pad=0.02)
     _name_cells(ax, layers, factors)
