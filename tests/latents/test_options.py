@@ -285,6 +285,13 @@ def test_images_left_out_before_are_an_error_for_one_who_wants_all(tiny, tmp_pat
         Image.new("RGB", (16, 16), (index, 0, 0)).save(tmp_path / f"{index}.png")
     (tmp_path / "3.png").write_bytes(b"no image")
     vr.extract(tiny, tmp_path, tmp_path / "v.h5", on_error="skip", layout="virtual").close()
+    assert (
+        len(vr.extract(tiny, tmp_path, tmp_path / "v.h5", on_error="skip", layout="virtual")) == 3
+    )
+    with pytest.raises(
+        vr.DataError, match=r"3\.png.*left out by --on-error skip"
+    ):  # of a whole store
+        vr.extract(tiny, tmp_path, tmp_path / "v.h5", layout="virtual")
     (tmp_path / "v.h5").unlink()
     with pytest.raises(vr.DataError, match=r"3\.png.*left out by --on-error skip"):
         vr.extract(tiny, tmp_path, tmp_path / "v.h5", layout="virtual")

@@ -204,6 +204,7 @@ def _begin(
     if not overwrite and _finished(out, identity):
         if run.layout == "single" and parts.exists():  # a kill came while they were removed
             shutil.rmtree(parts)
+        _refuse_skipped([out], run.on_error)
         report(f"{out}: already complete")
         return None
     report(_size_preview(run, out, parts))
@@ -552,11 +553,11 @@ def _copy(part: h5py.Dataset, whole: h5py.Dataset, first: int, last: int) -> Non
         whole.id.write_direct_chunk((first + row, *others), chunk, mask)
 
 
-def _refuse_skipped(parts: Sequence[Path], on_error: str) -> None:
-    """Refuse parts of an earlier run that left images out, where this one is to raise."""
+def _refuse_skipped(paths: Sequence[Path], on_error: str) -> None:
+    """Refuse parts or a store of an earlier run that left images out, where this one is to raise."""
     if on_error == "skip":
         return
-    for path in parts:
+    for path in paths:
         with h5py.File(path, "r") as part:
             for item in json.loads(part.attrs["skipped"]):
                 raise DataError(
