@@ -53,6 +53,10 @@ def test_an_atlas_is_rows_pictures_and_tables(folder, tmp_path):
     assert {"layers.png", "similarity-mean.png", "cmc.png"} <= written
     assert any(name.startswith("rate_accuracy-nearest-neighbor") for name in written)
     assert (folder / "a.h5.scores").is_dir()
+    (out / "notes.txt").touch()
+    command("probe", "--latents", folder / "a.h5", "--layer", "4x4.0", "--out", out, *QUICK)
+    now = {path.name for path in out.iterdir()}  # of the last run alone, and what is the user's
+    assert now == {"results.jsonl", "results.csv", "layers.png", "cmc.png", "notes.txt"}
 
 
 @pytest.mark.parametrize(
@@ -126,7 +130,7 @@ def test_without_the_kl_of_each_dimension_nothing_is_pruned(tiny, people, tmp_pa
     own = [row.layer for row in found.rows if (row.model, row.metric) == ("tiny", "rank1")]
     assert own == ["1x1.0", "4x4.0", "0:2"]
     assert found.nats == pytest.approx(
-        {"0:1": store.kl[:, 0].mean(), "0:2": store.kl.sum(1).mean()}
+        {"1x1.0": store.kl[:, 0].mean(), "0:2": store.kl.sum(1).mean()}
     )
 
 

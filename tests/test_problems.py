@@ -121,6 +121,27 @@ def test_view_2_states_standard_error_and_deviation_over_folds(faces):
     assert row.value > 0.7
 
 
+def test_view_2_without_mirrored_images_says_so_in_its_rows(faces, tiny, tmp_path):
+    _, folder = faces
+    store = vr.extract(tiny, colored(60), tmp_path / "s.h5", layers="1x1")
+    rows = vr.run_task("face_verification", store, heads=["cosine"], pairs=folder / "folds.txt")
+    assert {row.protocol for row in rows} == {"lfw-view2-unmirrored"}
+
+
+def test_view_2_chooses_no_row_of_several(faces):
+    """All its pairs are tested on; a row chosen on them would be above chance where nothing is known."""
+    store, folder = faces
+    how = {"heads": ["cosine"], "pairs": folder / "folds.txt"}
+    lines = []
+    rows = vr.run_task("face_verification", store, layers="all", notice=lines.append, **how)
+    assert len({row.layer for row in rows if row.model == "tiny"}) > 1
+    assert not any(row.chosen or row.p_value is not None for row in rows if row.model == "tiny")
+    assert "no pairs are left to choose a row on" in lines[0]
+    rows = vr.run_task("face_verification", store, layers="4x4.0", **how)
+    (alone,) = [row for row in rows if row.p_value is not None]
+    assert (alone.model, alone.layer, alone.chosen) == ("tiny", "4x4.0", True)
+
+
 @pytest.mark.parametrize("head", ["cosine", "cosine-whitened"])
 @pytest.mark.parametrize("view", [1, 2])
 def test_components_are_those_of_the_training_images(faces, head, view):
@@ -217,11 +238,39 @@ def test_few_shot_accuracy_and_interval_are_those_of_the_episodes(tiny, tmp_path
     assert row.value == pytest.approx(np.mean(found))
     half = stats.t.ppf(0.975, 39) * np.std(found, ddof=1) / np.sqrt(40)
     assert row.ci_high - row.value == pytest.approx(half)
-    assert not any(row.chosen for row in rows)
+    assert all(row.chosen for row in rows if row.model in ("tiny", "pixels", "random-init"))
+    pca = [row for row in rows if row.model == "pca"]
+    assert [row.dims for row in pca if row.chosen] == [row.dims]  # as many as the layer's
+    assert row.p_value is not None
     shuffled = next(row for row in rows if row.model == "shuffled-labels")
     assert shuffled.value < row.value
     again = vr.run_task("few_shot", store, heads=["nearest-prototype"], **options)
     assert [r.value for r in again] == [r.value for r in rows]
+
+
+def test_of_several_layers_none_is_chosen_where_nothing_is_set_apart(tiny, tmp_path):
+    store = vr.extract(
+        tiny, colored(60), tmp_path / "s.h5", layers="<=8x8", features=["mean", "kl"]
+    )
+    notices = []
+    found = vr.atlas("few_shot", store, heads=["knn-1"], episodes=5, ways=3, notice=notices.append)
+    assert not any(
+        row.chosen or row.p_value is not None for row in found.rows if row.model == "tiny"
+    )
+    assert any(
+        "no pruning" in line for line in notices
+    )  # by images that are asked for, it would be
+
+
+@pytest.mark.parametrize(
+    ("option", "least"), [("ways", 2), ("shots", 1), ("queries", 1), ("episodes", 2)]
+)
+def test_episodes_too_small_to_say_anything_are_refused(tiny, tmp_path, option, least):
+    store = vr.extract(tiny, colored(60), tmp_path / "s.h5", layers="1x1")
+    with pytest.raises(
+        vr.TaskError, match=f"{option}: expected at least {least}, found {least - 1}"
+    ):
+        vr.run_task("few_shot", store, **{option: least - 1})
 
 
 def test_queries_are_fifteen_unless_classes_are_small(tiny, tmp_path, monkeypatch):
@@ -277,7 +326,8 @@ def test_class_split_says_what_is_novel_and_where_layers_are_chosen(tiny, tmp_pa
         ("class,split\nP00,train\n", "line 2: expected base, val or novel, found 'train'"),
         ("class,split\nP99,base\n", "line 2: .* has no class 'P99'"),
         ("class,split\nP00,base\nP00,novel\n", "class 'P00' is named twice"),
-        ("class,split\nP00,novel\n", "expected at least 5 novel classes of 5 images .* found 1"),
+        ("class,split\nP00,base\nP01,novel\n", "expected at least 5 novel classes of 5 .* found 1"),
+        ("class,split\nP00,val\nP01,novel\n", "expected base classes with images, .* found none"),
     ],
 )
 def test_what_is_wrong_with_a_class_split_is_named(tiny, tmp_path, text, message):

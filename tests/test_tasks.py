@@ -55,6 +55,21 @@ def test_one_class_and_one_image_are_refused(tiny, tmp_path, people):
         vr.run_task("faces", single)
 
 
+def test_what_is_left_out_and_what_cannot_be_chosen_is_said(tiny, tmp_path, people):
+    source = people(2)
+    store = vr.extract(tiny, source, tmp_path / "s.h5", layers="<=4x4")
+    notices = []
+    rows = vr.run_task("face_id", store, notice=notices.append)
+    assert "of some person one image alone is in gallery" in notices[0]
+    assert not any(row.chosen for row in rows if row.model == "tiny")
+    source = people(16)
+    object.__setattr__(source, "splits", ("train", "train", "test", "") * 24)
+    store = vr.extract(tiny, source, tmp_path / "splits.h5", layers="1x1")
+    for protocol in ("closed-set", "open-set"):
+        vr.run_task("face_id", store, protocol=protocol, heads=["ridge"], notice=notices.append)
+        assert "24 images of no split left out" in notices[-1]
+
+
 def test_no_images_refuses_the_controls(tiny, tmp_path, people):
     store = vr.extract(tiny, people(4, num_people=4), tmp_path / "s.h5", layers="1x1", images=False)
     with pytest.raises(vr.TaskError, match="pixels, pca and random-init"):

@@ -54,7 +54,7 @@ Layer = Annotated[
     list[str], typer.Option(help="8x8, 8x8.2, 30, 0:31, '<=16x16', all; commas join.")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; never chosen for you.")]
-Seed = Annotated[int, typer.Option(help="Of all draws.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of all draws.")]
 
 
 @app.callback()
@@ -252,6 +252,8 @@ def probe(
         store: vr.LatentStore = JoinedStore(vr.LatentStore.open(train), vr.LatentStore.open(test))
     else:
         store = vr.LatentStore.open(latents)
+    if out is not None:
+        results.make(out)
     curves: list[Any] = []
     noise: list[results.Noise] = []
     with tqdm(unit="score", disable=not sys.stderr.isatty()) as bar:
@@ -265,7 +267,7 @@ def probe(
             "heads": head, "seed": seed, "protocol": protocol, "pairs": pairs, "pairs_train": pairs_train,
             "far": far, "ways": ways, "queries": queries, "episodes": episodes, "class_split": class_split,
             "beside": [vr.LatentStore.open(path) for path in beside or ()],
-            "keep": keep or latents.with_name(latents.name + ".scores"),
+            "keep": keep or Path(f"{latents}.scores"),
             "notice": _log, "progress": show, "curve": curves.append,
         }  # fmt: skip
         if atlas:
@@ -280,12 +282,17 @@ def probe(
                 drawn=None if drawn is None else vr.LatentStore.open(drawn), noise=noise.append, **how,
             )  # fmt: skip
     print(results.to_json_lines(rows) if json_lines else results.table(rows) + "\n", end="")
-    if not json_lines:
+    if not json_lines and any(row.chosen for row in rows):
         _log("* chosen on training data alone; p: chosen row against the best control's chosen row")
+    elif not json_lines:
+        _log(
+            "no row is chosen, as no data are set apart to choose on; one alone is compared with controls"
+        )
     if noise:
         print(f"\n{results.noise_table(noise)}", file=sys.stderr if json_lines else sys.stdout)
         _log(f"z: of {noise[0].draws} draws; p: paired test against the mean")
     if out is not None:
+        pictures.clear(out)
         results.write(rows, out, noise)
         pictures.write(rows, curves, out)
         pictures.write_noise(noise, out)

@@ -12,6 +12,7 @@ import pandas as pd
 from vdvae_repr.errors import TaskError
 
 CONTROLS = ("pixels", "pca", "random-init", "shuffled-labels")  # values of `model`
+LOWER_IS_BETTER = ("eer", "error")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,15 +80,29 @@ def to_frame(rows: Sequence[Result]) -> pd.DataFrame:
     return pd.DataFrame([asdict(row) for row in rows], columns=list(COLUMNS))
 
 
+def make(folder: str | Path) -> Path:
+    """Make a folder for results, before they take time.
+
+    Raises:
+        TaskError: it cannot be made.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TaskError(
+            f"{folder}: cannot be made ({error.strerror}); choose another --out"
+        ) from error
+    return Path(folder)
+
+
 def write(rows: Sequence[Result], folder: str | Path, noise: Sequence[Noise] = ()) -> None:
     """Write `results.jsonl` and `results.csv` into a folder, and `noise.csv` where there is some.
 
     Raises:
         TaskError: the folder cannot be written.
     """
-    folder = Path(folder)
+    folder = make(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.jsonl").write_text(to_json_lines(rows), encoding="utf-8")
         to_frame(rows).to_csv(folder / "results.csv", index=False)
         if noise:

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 from sklearn.base import clone
@@ -214,7 +216,20 @@ def test_features_that_are_not_finite_are_named():
     [
         NearestNeighbor(), WeightedNeighbors(), NearestPrototype(), Ridge(), LinearLBFGS(),
         NearestNeighbor(precomputed=True), WeightedNeighbors(precomputed=True), Ridge(precomputed=True),
+        LinearLBFGS(precomputed=True),
     ],
 )  # fmt: skip
 def test_head_keeps_scikit_learns_contract(head):
-    check_estimator(head, on_skip=None)
+    no_products = {"check_decision_proba_consistency": "gives pairwise estimators features"}
+    failing = no_products if isinstance(head, LinearLBFGS) and head.precomputed else {}
+    check_estimator(head, on_skip=None, expected_failed_checks=failing)
+
+
+def test_linear_lbfgs_converges_where_the_gradient_is_rounding():
+    points = [3, 0, 0, 1, 0, 2, 1, 1, 1, 2, 2, 1, 0, 3, 1, 0, 2, 0, 4, 4, 2, 3, 3, 2]
+    X, y = np.reshape(points, (12, 2)).astype(float), np.array([1, 1, 1, 2, 2, 2] * 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        head = LinearLBFGS(Cs=[1e-6], standardize=False).fit(X, y)
+    theirs = LogisticRegression(C=1e-6, tol=1e-8).fit(X, y)
+    np.testing.assert_allclose(head.decision_function(X), theirs.decision_function(X), atol=1e-7)

@@ -94,7 +94,8 @@ def read_pairs(path: str | Path, ids: Sequence[str]) -> Pairs:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as a pair list ({error})") from error
+        why = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be read as a pair list ({why})") from error
     while lines and not lines[-1].strip():
         lines.pop()
     header = lines[0].split() if lines else []

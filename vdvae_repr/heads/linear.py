@@ -492,6 +492,7 @@ def _newton_step(
     scale = np.abs(gradient).max() or 1.0
     p, decay, scaling = (x.astype(A.dtype) for x in (P, penalty, diagonal))
     residual = (-gradient / scale).astype(A.dtype)
+    residual[-1] -= residual[-1].mean()  # one number added to all intercepts changes nothing
     step = np.zeros_like(residual)
     z = residual / scaling
     direction = z.copy()
@@ -506,7 +507,11 @@ def _newton_step(
         curved = At @ V
         curved /= len(A)
         curved += decay * direction
-        size = energy / np.vdot(direction, curved)
+        curved[-1] -= curved[-1].mean()
+        curvature = np.vdot(direction, curved)
+        if not curvature > 0:  # what is left is rounding
+            break
+        size = energy / curvature
         step += size * direction
         residual -= size * curved
         np.divide(residual, scaling, out=z)

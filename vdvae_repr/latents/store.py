@@ -530,7 +530,7 @@ class StoreDataset(Dataset[tuple[torch.Tensor, int]]):
 
 def parts_folder(path: Path) -> Path:
     """Return where a store's parts lie: while it is written, and for good with the layout `virtual`."""
-    return path.with_name(path.name + ".parts")
+    return Path(f"{path}.parts")
 
 
 @dataclass(frozen=True)

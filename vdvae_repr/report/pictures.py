@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,22 +16,39 @@ from vdvae_repr.report import plots
 from vdvae_repr.report.plots import is_single
 from vdvae_repr.results import CONTROLS, Noise, Result
 from vdvae_repr.tasks.atlas import Atlas
-from vdvae_repr.tasks.factors import layer_by_factor
+from vdvae_repr.tasks.factors import HEAD, layer_by_factor
 from vdvae_repr.tasks.problem import Curve
+
+# Files that are made of rows; `compare` makes `similarity` alone.
+MADE = re.compile(
+    r"(layers|shots|cmc|roc|noise|factors|rate_accuracy)(-.*)?\.png|similarity-.*\.(png|csv)"
+    r"|(noise|factors|rate_accuracy)\.csv"
+)
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier run left in its folder, so that no picture lies beside other rows."""
+    for path in folder.iterdir() if (folder / "results.jsonl").is_file() else ():
+        if MADE.fullmatch(path.name):
+            path.unlink()
 
 
 def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None:
     """Write `layers.png`; for faces `cmc.png` or `roc.png`, for few-shot `shots.png`, for factors a matrix.
 
     With several features or poolings there is a `layers-FEATURE-POOL.png` for each, and `shots` likewise.
+    Of several numbers of shots `layers` draws the fewest.
     """
     if rows[0].task == "factors":
         table = layer_by_factor(rows)
         table.to_csv(folder / "factors.csv")
+        chance = {row.head.removeprefix(HEAD): row.chance for row in rows if row.chance}
         ax = plots.factors(
-            table.to_numpy(), list(table.index), list(table.columns),
-            metric="R2, or accuracy of categories",
+            table.to_numpy(), list(table.index), list(table.columns), chance=chance,
+            metric="R2; of categories accuracy, from chance on",
         )  # fmt: skip
+        models = dict.fromkeys(row.model for row in rows if row.model not in CONTROLS)
+        ax.set_title(f"factors of {rows[0].source}: {', '.join(models)}", loc="left")
         _save(ax, folder / "factors.png")
         return
     shots = sorted({row.n_train for row in rows}) if rows[0].task == "few_shot" else []
@@ -43,8 +61,12 @@ def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None
         own = [row for row in of_kind if not shots or row.n_train == shots[0]]
         if any(
             is_single(row.layer) for row in own
-        ):  # an atlas has a picture of its own for the others
-            own = [row for row in own if not row.feature or is_single(row.layer)]
+        ):  # of an atlas, what stands for a whole set is not drawn
+            own = [
+                row
+                for row in own
+                if not row.feature or is_single(row.layer) or row.model == "shuffled-labels"
+            ]
         which = () if len(kinds) == 1 else (feature, pool)
         panels = plots.layer_panels(own)
         panels.savefig(folder / f"{_file_name('layers', *which)}.png", dpi=100)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vdvae_repr.errors import TaskError
+from vdvae_repr.results import LOWER_IS_BETTER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +35,6 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "shuffled-labels": {"color": "0.6", "linestyle": (0, (8, 4))},
 }
 CHANCE: dict[str, Any] = {"color": "0.3", "linestyle": ":", "linewidth": 1.2}
-LOWER_IS_BETTER = ("eer", "error")
 WIDTH, HEIGHT = 10, 5  # inches, of 100 dots
 
 Curves = Mapping[str, tuple[ArrayLike, ArrayLike]]
@@ -271,7 +271,9 @@ def cmc(curves: Curves, ax: Axes | None = None, *, people: int | None = None) ->
 
 
 def roc(curves: Curves, ax: Axes | None = None) -> Axes:
-    """Draw true accept rates over false accept rates, on a logarithmic axis from the lowest above zero on.
+    """Draw true accept rates over false accept rates, on a logarithmic axis.
+
+    It begins at the rate at which ten impostors pass, as a finer one is no estimate; at 0.1 at most.
 
     Args:
         curves: by label, false and true accept rates, (G,) each, ascending; grey as in `cmc`.
@@ -281,10 +283,10 @@ def roc(curves: Curves, ax: Axes | None = None) -> Axes:
         TaskError: no curve, one whose sides are not of one length, or no false accept rate above zero.
     """
     known = _curves(curves)
-    positive = [x[x > 0].min() for x, _ in known.values() if (x > 0).any()]
-    if not positive:
+    steps = [np.diff(np.unique([0.0, *x])).min() for x, _ in known.values() if (x > 0).any()]
+    if not steps:
         raise TaskError("expected false accept rates above zero, found none")
-    lowest = min(0.1, *positive)
+    lowest = min(0.1, 10 * min(steps))  # a step is one impostor
     ax = ax or _axes()
     _draw_curves(ax, known, "steps-post")  # between two points the stricter threshold holds
     rates = np.geomspace(lowest, 1, 100)
@@ -338,8 +340,11 @@ def factors(
     ax: Axes | None = None,
     *,
     metric: str | None = None,
+    chance: Mapping[str, float] | None = None,
 ) -> Axes:
-    """Draw what each layer tells of each factor as a map from 0 to 1, the numbers written in its cells.
+    """Draw what each layer tells of each factor as a map, the numbers written in its cells.
+
+    The color runs from 0, or from a factor's chance level, to 1.
 
     Args:
         matrix: (K, F), a row for each layer, a column for each factor; NaN where there is no number.
@@ -347,24 +352,26 @@ def factors(
         factors: names, F.
         ax: to draw on.
         metric: what the numbers are; with it there is a color bar.
+        chance: level of a factor, by its name, where it is not 0.
 
     Raises:
         TaskError: a matrix of another shape.
     """
     values = _matrix(matrix, layers, factors)
     ax = ax or _axes(height=2.5 + 0.32 * len(layers))
-    image = ax.imshow(
-        values, cmap="cividis", vmin=0, vmax=1, interpolation="nearest", aspect="auto"
-    )
+    floor = np.array([(chance or {}).get(factor, 0.0) for factor in factors])
+    known = (values - floor) / np.where(floor < 1, 1 - floor, 1)
+    image = ax.imshow(known, cmap="cividis", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
     size = min(9, 150 / len(factors))
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
-            color = "black" if value > 0.5 else "white"
+            color = "black" if known[row, column] > 0.5 else "white"
             number = f"{round(value, 2) + 0.0:.2f}"  # not -0.00
             ax.text(column, row, number, color=color, ha="center", va="center", fontsize=size)
     if metric:
         ax.figure.colorbar(image, ax=ax, label=metric, fraction=0.05, pad=0.02)
-    _name_cells(ax, layers, factors)
+    named = [f"{f}, chance {c:.2f}" if c else f for f, c in zip(factors, floor, strict=True)]
+    _name_cells(ax, layers, named)
     ax.set_xlabel("factor")
     return ax
 
@@ -459,6 +466,13 @@ class _Run:
         """What was run; with the head, where one is drawn."""
         first = self.own[0]
         parts = [first.model, first.feature, first.pool and f"pooled {first.pool}"]
+        if (
+            first.task == "few_shot"
+            and first.chance
+            and len({row.n_train for row in self.own}) == 1
+        ):
+            ways = round(1 / first.chance)
+            parts.append(f"{ways} ways, {first.n_train // ways} shots")
         if len(self.heads) == 1:
             parts.append(self.heads[0])
         return f"{first.task} on {first.source}: {', '.join(part for part in parts if part)}"

@@ -22,7 +22,7 @@ from vdvae_repr.errors import LayerError, TaskError
 from vdvae_repr.features import Columns, Features, hash_arrays, hash_text
 from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.model.layers import LayerSpec
-from vdvae_repr.results import CONTROLS, Noise, Result
+from vdvae_repr.results import CONTROLS, LOWER_IS_BETTER, Noise, Result
 from vdvae_repr.tasks.factors import Factors
 from vdvae_repr.tasks.few_shot import FewShot, OneShot
 from vdvae_repr.tasks.identification import CLASSES, FACES, Identification
@@ -179,7 +179,7 @@ def run_task(
         "protocol": protocol, "pairs": pairs, "pairs_train": pairs_train, "far": far, "ways": ways,
         "queries": queries, "episodes": episodes, "class_split": class_split,
     }  # fmt: skip
-    several = list(shots) if isinstance(shots, Sequence) else [shots]
+    several = list(dict.fromkeys(shots)) if isinstance(shots, Sequence) else [shots]
     rows: list[Result] = []
     for number in several:
         options = {k: v for k, v in (asked | {"shots": number}).items() if v is not None}
@@ -338,13 +338,18 @@ class Measurement:
     def _compared(
         self, head: str, name: str, grouped: dict[str, list[Scored]], curve: Callable[[Curve], None]
     ) -> list[Result]:
-        """Compare what was chosen with the best control, add shuffled labels, make rows."""
-        chosen = {m: next((s for s in group if s.chosen), None) for m, group in grouped.items()}
-        picked = chosen[name]
-        rivals = [s for s in (chosen[m] for m in RIVALS) if s is not None]
+        """Compare what was chosen with the control that tests best, add shuffled labels, make rows."""
+        picked = next((s for s in grouped[name] if s.chosen), None)
+        if picked is not None and not any(s.chosen for s in grouped["pca"]):
+            equal = [s for s in grouped["pca"] if s.features.dims <= picked.features.dims]
+            grouped["pca"] = [replace(s, chosen=s is equal[-1]) for s in grouped["pca"]]
+        rivals = [s for m in RIVALS for s in grouped[m] if s.chosen]
         if picked is not None and rivals:
-            values = self.problem.figures(self.problem.metrics_of(head)[0], rivals, self.seed)
-            best = rivals[int(np.argmax([figure.value for figure in values]))]
+            metric = self.problem.metrics_of(head)[0]
+            values = [f.value for f in self.problem.figures(metric, rivals, self.seed)]
+            best = rivals[
+                int(np.argmin(values) if metric in LOWER_IS_BETTER else np.argmax(values))
+            ]
             (p,) = self.problem.p_values([(picked, best)], self.seed)
             grouped[name] = [replace(s, p_value=p) if s is picked else s for s in grouped[name]]
         basis = grouped[name][0].features if picked is None else picked.features
@@ -421,12 +426,12 @@ def features_of(store: LatentStore, feature: str | Sequence[str] | None) -> list
     """Return the names of stored features that are meant."""
     if feature is None:
         return [store.default_feature]
-    return [feature] if isinstance(feature, str) else list(feature)
+    return [feature] if isinstance(feature, str) else list(dict.fromkeys(feature))
 
 
 def pools_of(pool: str | Sequence[str | None] | None) -> list[str | None]:
     """Return the poolings that are meant."""
-    return [pool] if pool is None or isinstance(pool, str) else list(pool)
+    return [pool] if pool is None or isinstance(pool, str) else list(dict.fromkeys(pool))
 
 
 def _is_backbone(store: LatentStore) -> bool:
@@ -495,9 +500,9 @@ def _told(task: str, options: dict[str, Any], store: LatentStore, images: Any) -
 
 
 def _choose(scored: Sequence[Scored]) -> list[Scored]:
-    """Mark what has the best training score; the first of equals, none where none is known."""
+    """Mark what has the best training score, the first of equals; where none is known, what is alone."""
     known = [s.training_score for s in scored if s.training_score is not None]
     if not known:
-        return list(scored)
+        return [replace(s, chosen=True) for s in scored] if len(scored) == 1 else list(scored)
     best = next(i for i, s in enumerate(scored) if s.training_score == max(known))
     return [replace(s, chosen=True) if i == best else s for i, s in enumerate(scored)]

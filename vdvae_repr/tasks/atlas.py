@@ -41,7 +41,8 @@ class Atlas:
     Args:
         rows: of a head and model one is `chosen`, among all. `layer` is a selector: `8x8.2` singly,
             `0:12` all layers up to one, `1x1,4x4` all resolutions but one; or `10 % by kl`.
-        nats: spent up to a layer, the images' mean, by cumulative selector; empty where no KL is stored.
+        nats: spent up to a layer, the images' mean, by the selector of its row: the first layer's name, then
+            `0:2` and on; empty where no KL is stored.
         similarity: linear CKA between single layers, (L, L), by feature.
         layers: names of the L layers, by feature.
     """
@@ -158,8 +159,7 @@ def _groups(store: LatentStore, feature: str) -> Groups:
     groups: Groups = {}
     for number, spec in enumerate(specs, start=1):
         groups[spec.name] = [spec]
-        if number > 1:
-            groups[_up_to(spec)] = specs[:number]
+        groups[_up_to(specs, number)] = specs[:number]  # the first layer's own row
     resolutions = list(dict.fromkeys(spec.resolution for spec in specs))
     for left in resolutions if len(resolutions) > 2 else []:
         others = [spec for spec in specs if spec.resolution != left]
@@ -167,8 +167,9 @@ def _groups(store: LatentStore, feature: str) -> Groups:
     return groups
 
 
-def _up_to(spec: LayerSpec) -> str:
-    return f"0:{spec.index + 1}"
+def _up_to(specs: Sequence[LayerSpec], number: int) -> str:
+    """Return the selector of the first layers together."""
+    return specs[0].name if number == 1 else f"0:{specs[number - 1].index + 1}"
 
 
 def _nats(store: LatentStore, names: Sequence[str]) -> dict[str, float]:
@@ -176,8 +177,11 @@ def _nats(store: LatentStore, names: Sequence[str]) -> dict[str, float]:
     if not store.has_kl:
         return {}
     spent = store.kl.mean(axis=0, dtype=np.float64).cumsum()
-    specs = {spec.index: spec for name in names for spec in store.distinct("all", name)}
-    return {_up_to(spec): float(spent[index]) for index, spec in sorted(specs.items())}
+    found = {}
+    for specs in (store.distinct("all", name) for name in names):
+        for number, spec in enumerate(specs, start=1):
+            found[_up_to(specs, number)] = float(spent[spec.index])
+    return found
 
 
 def _pruned(

@@ -58,6 +58,11 @@ class FewShot:
         class_split: str | Path | None = None,
         seed: int = 0,
     ) -> None:
+        for name, number, least in (
+            ("ways", ways, 2), ("shots", shots, 1), ("queries", queries, 1), ("episodes", episodes, 2),
+        ):  # fmt: skip
+            if number is not None and number < least:
+                raise TaskError(f"{name}: expected at least {least}, found {number}")
         self._work = Workspace(store.ids)
         sides = _read_class_split(class_split, store)
         rows_of = {
@@ -92,7 +97,7 @@ class FewShot:
         ]
         refuse_leaks(images, store.ids, used)
         self.n_train, self.n_test = ways * shots, ways * queries
-        self.fitted = self.base if len(self.base) else np.flatnonzero(store.labels >= 0)
+        self.fitted = self.base
         self.notice = (
             f"{episodes} episodes of {ways} ways, {shots} shots, {queries} queries a way, from "
             f"{len(usable['novel'])} novel classes"
@@ -358,4 +363,10 @@ def _read_class_split(path: str | Path | None, store: LatentStore) -> dict[str, 
     if len(set(named)) < len(named):
         twice = next(k for k in named if named.count(k) > 1)
         raise TaskError(f"{path}: class {store.label_names[twice]!r} is named twice")
-    return {side: [k for k in classes if k in labels] for side, classes in sides.items()}
+    found = {side: [k for k in classes if k in labels] for side, classes in sides.items()}
+    if not found["base"]:  # the classes outside an episode would be others to be tested on
+        raise TaskError(
+            f"{path}: expected base classes with images, for base statistics and PCA, found none; call some "
+            "classes base, or leave the split out"
+        )
+    return found

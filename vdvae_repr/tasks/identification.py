@@ -232,7 +232,14 @@ def _split(store: LatentStore, words: Words) -> tuple[Rows, Rows, Rows, str]:
     text += f" ({train.sum()} and {test.sum()} images, {len(groups)} {words.many})"
     if val.any():
         text += f"; choices are made on split val ({val.sum()} images)"
+    elif min(np.sum(train & (labels == group)) for group in groups) < 2:
+        text += (
+            f"; of some {words.item} one image alone is in {words.train}, so that nothing is left to choose "
+            "a row on, and linear-lbfgs takes C = 1"
+        )
     if not known.all():
         text += f"; {np.sum(~known)} unlabelled images left out"
+    if left := np.sum(known & ~train & ~val & ~test):
+        text += f"; {left} images of no split left out"
     rows = [np.flatnonzero(side) for side in (train, val, test)]
     return rows[0], rows[1], rows[2], text

@@ -45,6 +45,8 @@ class OpenSet:
         if (splits == "train").any():
             gallery, probe = known & (splits == "train"), known & np.isin(splits, ("val", "test"))
             text = "gallery: split train, probe: the other splits"
+            if left_out := np.sum(known & ~gallery & ~probe):
+                text += f", {left_out} images of no split left out"
         else:
             gallery = first_halves(labels)
             probe = known & ~gallery

@@ -47,9 +47,9 @@ class Verification:
     """Pairs of images, compared by cosine after the training images' mean is subtracted.
 
     With training pairs (`lfw-view1`) the threshold comes from them; without (`lfw-view2`) that of each fold
-    from the other folds, and so do means and principal components. Intervals and comparisons resample people:
-    a pair counts as often as its person, or as its two people together, so that each kind keeps its share on
-    average.
+    from the other folds, and so do means and principal components. View 2 chooses no row, because each of its
+    pairs is tested on: layers are chosen on View 1. Intervals and comparisons resample people: a pair counts
+    as often as its person, or as its two people together, so that each kind keeps its share on average.
     """
 
     heads: tuple[str, ...] = ("cosine", "cosine-whitened")
@@ -122,6 +122,8 @@ class Verification:
             if self.choose is None
             else f"threshold from {self.n_train} pairs"
         )
+        if self.view2:
+            where += ", so that no pairs are left to choose a row on"
         added = "with" if self.mirrored else "without"
         self.notice = f"{self.n_test} pairs, {where}; {added} the mirrored images' features added"
         if left := [rate for rate in heads.FARS if rate not in kept and far is None]:
@@ -134,8 +136,10 @@ class Verification:
         return self.metrics
 
     def protocol(self, head: str) -> str:
-        """Return the view."""
-        return "lfw-view2" if self.view2 else "lfw-view1"
+        """Return the view; that of View 2 without the mirrored images says so, as they are part of it."""
+        if not self.view2:
+            return "lfw-view1"
+        return "lfw-view2" if self.mirrored else "lfw-view2-unmirrored"
 
     def pca(self, X: NDArray[Any], dims: Sequence[int]) -> list[Features]:
         """PCA of each fold's training images; the columns are the pixels, and `score` projects them."""
@@ -164,7 +168,8 @@ class Verification:
             similarity[tested], thresholds[tested] = cosines[tested], threshold
         outcome = np.stack([similarity, thresholds, same])[:, : self.n_test]
         seconds = round(time.monotonic() - started, 3)
-        return Scored(features, head == "cosine-whitened", float(np.mean(found)), outcome, seconds)
+        training = None if self.view2 else found[0]
+        return Scored(features, head == "cosine-whitened", training, outcome, seconds)
 
     def _cosines(self, head: str, features: Features) -> Iterator[Scores]:
         """Yield for each fold the cosine (P,) of every pair, as the fold's training images say."""
