@@ -31,7 +31,7 @@ ALPHAS = 10 ** np.linspace(-4, 4, 17)  # a feature, standardised
 # Of the truncated Newton method: the residual that conjugate gradients leave, in the preconditioned norm.
 FORCING = 0.3
 FINAL_FORCING = 0.01  # so that the decrement bounds how far the final objective is from its minimum
-MOST_PRODUCTS = 1_000  # with the Hessian, a step; features of very different scales take hundreds
+MOST_PRODUCTS = 200  # with the Hessian, a step
 SMALL = 10_000_000  # samples x dimensions x classes
 ON_THE_WAY = 1e-6  # tol of the solutions that choose C, or only lead to it
 

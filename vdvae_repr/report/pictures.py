@@ -80,7 +80,7 @@ def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None
             lines = {_called(c): (c.x, c.y) for c in curves if c.kind == kind and c.head == head}
             people = max(len(x) for x, _ in lines.values())
             ax = plots.cmc(lines, people=people) if kind == "cmc" else plots.roc(lines)
-            ax.set_title(head, loc="left")
+            ax.set_title(f"{rows[0].task} on {rows[0].source}: {head}", loc="left")
             _save(ax, folder / (f"{kind}.png" if len(heads) == 1 else f"{kind}-{head}.png"))
 
 
