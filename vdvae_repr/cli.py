@@ -283,7 +283,7 @@ def probe(
             )  # fmt: skip
     print(results.to_json_lines(rows) if json_lines else results.table(rows) + "\n", end="")
     if not json_lines and any(row.chosen for row in rows):
-        _log("* chosen on training data alone; p: chosen row against the best control's chosen row")
+        _log("* chosen on training data, or the only one; p: against the best control's chosen row")
     elif not json_lines:
         _log(
             "no row is chosen, as no data are set apart to choose on; one alone is compared with controls"
