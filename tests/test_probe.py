@@ -134,6 +134,17 @@ def test_without_the_kl_of_each_dimension_nothing_is_pruned(tiny, people, tmp_pa
     )
 
 
+def test_it_says_whether_a_layer_was_chosen(tiny, people, tmp_path):
+    vr.extract(
+        tiny, people(2), tmp_path / "s.h5", layers="<=4x4"
+    ).close()  # a gallery of single images
+    probe = ["probe", "--latents", str(tmp_path / "s.h5"), *QUICK]
+    assert "no layer is chosen" in CliRunner().invoke(app, probe).stderr
+    alone = CliRunner().invoke(app, [*probe, "--layer", "4x4.0"])
+    assert "no layer is chosen" not in alone.stderr
+    assert "best control's chosen row" in alone.stderr
+
+
 def test_nothing_is_pruned_where_all_images_are_tested(tiny, people, tmp_path):
     """View 2 of pairs of all images leaves none to learn the KL of."""
     source = people(2, num_people=12)

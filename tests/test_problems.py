@@ -257,9 +257,7 @@ def test_of_several_layers_none_is_chosen_where_nothing_is_set_apart(tiny, tmp_p
     assert not any(
         row.chosen or row.p_value is not None for row in found.rows if row.model == "tiny"
     )
-    assert any(
-        "no pruning" in line for line in notices
-    )  # by images that are asked for, it would be
+    assert any("no pruning" in line for line in notices)  # it would be by images that are asked for
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_what_is_left_out_and_what_cannot_be_chosen_is_said(tiny, tmp_path, peop
     store = vr.extract(tiny, source, tmp_path / "s.h5", layers="<=4x4")
     notices = []
     rows = vr.run_task("face_id", store, notice=notices.append)
-    assert "of some person one image alone is in gallery" in notices[0]
+    assert "gallery holds one image alone of some person" in notices[0]
     assert not any(row.chosen for row in rows if row.model == "tiny")
     source = people(16)
     object.__setattr__(source, "splits", ("train", "train", "test", "") * 24)

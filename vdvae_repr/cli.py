@@ -282,11 +282,11 @@ def probe(
                 drawn=None if drawn is None else vr.LatentStore.open(drawn), noise=noise.append, **how,
             )  # fmt: skip
     print(results.to_json_lines(rows) if json_lines else results.table(rows) + "\n", end="")
-    if not json_lines and any(row.chosen for row in rows):
+    if not json_lines and any(row.p_value is not None for row in rows):
         _log("* chosen on training data, or the only one; p: against the best control's chosen row")
     elif not json_lines:
         _log(
-            "no row is chosen, as no data are set apart to choose on; one alone is compared with controls"
+            "no layer is chosen, as no data are set apart to choose on; one alone is compared with controls"
         )
     if noise:
         print(f"\n{results.noise_table(noise)}", file=sys.stderr if json_lines else sys.stdout)

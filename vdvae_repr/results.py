@@ -12,7 +12,7 @@ import pandas as pd
 from vdvae_repr.errors import TaskError
 
 CONTROLS = ("pixels", "pca", "random-init", "shuffled-labels")  # values of `model`
-LOWER_IS_BETTER = ("eer", "error")
+LOWER_IS_BETTER = ("eer", "error")  # values of `metric`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -274,6 +274,9 @@ def test_factors_writes_the_numbers_into_the_cells():
     assert written == {
         (j, i): f"{matrix[i, j]:.2f}" for i in range(6) for j in range(2) if (i, j) != (0, 0)
     }
+    ax = vr.plot.factors(matrix, LAYERS, ["pose", "hair"], chance={"hair": 0.25})
+    np.testing.assert_allclose(ax.images[0].get_array()[:, 1], (matrix[:, 1] - 0.25) / 0.75)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["pose", "hair, chance 0.25"]
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,8 @@ def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None
             row for row in kept if not row.feature or (row.feature, row.pool) == (feature, pool)
         ]
         own = [row for row in of_kind if not shots or row.n_train == shots[0]]
-        if any(
-            is_single(row.layer) for row in own
-        ):  # of an atlas, what stands for a whole set is not drawn
+        # Of an atlas single layers alone; shuffled labels are of the layers chosen, whatever these are.
+        if any(is_single(row.layer) for row in own):
             own = [
                 row
                 for row in own

@@ -466,13 +466,10 @@ class _Run:
         """What was run; with the head, where one is drawn."""
         first = self.own[0]
         parts = [first.model, first.feature, first.pool and f"pooled {first.pool}"]
-        if (
-            first.task == "few_shot"
-            and first.chance
-            and len({row.n_train for row in self.own}) == 1
-        ):
+        if first.task == "few_shot" and first.chance and len({r.n_train for r in self.own}) == 1:
             ways = round(1 / first.chance)
-            parts.append(f"{ways} ways, {first.n_train // ways} shots")
+            shots = first.n_train // ways
+            parts.append(f"{ways} ways, {shots} {'shots' if shots > 1 else 'shot'}")
         if len(self.heads) == 1:
             parts.append(self.heads[0])
         return f"{first.task} on {first.source}: {', '.join(part for part in parts if part)}"

@@ -194,6 +194,16 @@ def score_classes(
     return ClassScores(scores, fitted.classes_, standardised, training_score)
 
 
+def nothing_to_choose_on(words: Words, y: NDArray[np.int64]) -> str:
+    """Return what to say of training images of classes y (N,), if some class has a single one."""
+    if np.unique(y, return_counts=True)[1].min() > 1:
+        return ""
+    return (
+        f"; {words.train} holds one image alone of some {words.item}, so that nothing is left to choose a "
+        "row on, and linear-lbfgs takes C = 1"
+    )
+
+
 def _split(store: LatentStore, words: Words) -> tuple[Rows, Rows, Rows, str]:
     """Return rows to train on, to choose on and to test on, and what to say of them.
 
@@ -232,11 +242,8 @@ def _split(store: LatentStore, words: Words) -> tuple[Rows, Rows, Rows, str]:
     text += f" ({train.sum()} and {test.sum()} images, {len(groups)} {words.many})"
     if val.any():
         text += f"; choices are made on split val ({val.sum()} images)"
-    elif min(np.sum(train & (labels == group)) for group in groups) < 2:
-        text += (
-            f"; of some {words.item} one image alone is in {words.train}, so that nothing is left to choose "
-            "a row on, and linear-lbfgs takes C = 1"
-        )
+    else:
+        text += nothing_to_choose_on(words, labels[train])
     if not known.all():
         text += f"; {np.sum(~known)} unlabelled images left out"
     if left := np.sum(known & ~train & ~val & ~test):

@@ -14,7 +14,7 @@ from vdvae_repr.errors import TaskError
 from vdvae_repr.features import Features, Workspace
 from vdvae_repr.heads.verification import FARS, check_far, enough, finest
 from vdvae_repr.latents.store import LatentStore
-from vdvae_repr.tasks.identification import FACES, score_classes
+from vdvae_repr.tasks.identification import FACES, nothing_to_choose_on, score_classes
 from vdvae_repr.tasks.problem import Curve, Figure, Scored, first_halves, refuse_leaks
 from vdvae_repr.tasks.resampling import interval, two_sided, weights
 
@@ -46,7 +46,7 @@ class OpenSet:
             gallery, probe = known & (splits == "train"), known & np.isin(splits, ("val", "test"))
             text = "gallery: split train, probe: the other splits"
             if left_out := np.sum(known & ~gallery & ~probe):
-                text += f", {left_out} images of no split left out"
+                text += f"; {left_out} images of no split left out"
         else:
             gallery = first_halves(labels)
             probe = known & ~gallery
@@ -82,6 +82,7 @@ class OpenSet:
             f"{text} ({self.n_train} and {self.n_test} images; {self.num_known} people known, "
             f"{len(strangers)} unknown)"
         )
+        self.notice += nothing_to_choose_on(FACES, labels[self.train])
         if left := [f"{rate:g}" for rate in FARS if far is None and rate not in rates]:
             self.notice += f"; {impostors} impostors are too few for FAR {', '.join(left)}"
         self._work = Workspace(store.ids)

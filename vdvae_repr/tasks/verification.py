@@ -118,12 +118,10 @@ class Verification:
         self._work = Workspace(store.ids)
         self._read: tuple[Sequence[Scored], int, dict[str, list[Figure]]] | None = None
         where = (
-            f"thresholds from the other {folds - 1} folds"
+            f"thresholds from the other {folds - 1} folds, so that no pairs are left to choose a row on"
             if self.choose is None
             else f"threshold from {self.n_train} pairs"
         )
-        if self.view2:
-            where += ", so that no pairs are left to choose a row on"
         added = "with" if self.mirrored else "without"
         self.notice = f"{self.n_test} pairs, {where}; {added} the mirrored images' features added"
         if left := [rate for rate in heads.FARS if rate not in kept and far is None]:
@@ -161,14 +159,14 @@ class Verification:
                 [rng.permutation(side) for side in np.split(same, [self.n_test]) if len(side)]
             )
         similarity, thresholds = np.zeros(len(same)), np.zeros(len(same))
-        found = []
+        training = None
         for tested, cosines in zip(self._tested, self._cosines(head, features), strict=True):
             threshold = heads.best_threshold(cosines[~tested], same[~tested])
-            found.append(heads.accuracy(cosines[~tested], same[~tested], threshold))
+            if not self.view2:  # there each pair is tested on
+                training = heads.accuracy(cosines[~tested], same[~tested], threshold)
             similarity[tested], thresholds[tested] = cosines[tested], threshold
         outcome = np.stack([similarity, thresholds, same])[:, : self.n_test]
         seconds = round(time.monotonic() - started, 3)
-        training = None if self.view2 else found[0]
         return Scored(features, head == "cosine-whitened", training, outcome, seconds)
 
     def _cosines(self, head: str, features: Features) -> Iterator[Scores]:
