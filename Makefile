@@ -22,3 +22,4 @@ check: .venv/installed
 	$(BIN)/lint-imports
 	$(MAKE) test
 	$(BIN)/python benchmarks/notebooks/execute.py
+	benchmarks/gpu/run.sh --smoke

@@ -55,6 +55,10 @@ Layer = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; never chosen for you.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of all draws.")]
+NumWorkers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Threads that decode images ahead; the cores less one, if not given."),
+]
 
 
 @app.callback()
@@ -100,6 +104,7 @@ def extract(
         str, typer.Option(help="single file, or virtual: it refers to its parts, half the disk.")
     ] = "single",
     batch_size: Annotated[str, typer.Option(help="Images a forward pass, or auto.")] = "32",
+    num_workers: NumWorkers = None,
     compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
     device: Device = "cpu",
     seed: Seed = 0,
@@ -141,7 +146,8 @@ def extract(
             net, source, out, layers=layer, features=feature,
             z=z, draws=draws, seed=seed, crop=crop, align=align, mirror=mirror,  # type: ignore[arg-type]
             pool=pool, dtype=dtype, precision=precision, on_error=on_error, layout=layout,  # type: ignore[arg-type]
-            batch_size="auto" if batch_size == "auto" else int(batch_size), images=not no_images,
+            batch_size="auto" if batch_size == "auto" else int(batch_size), num_workers=num_workers,
+            images=not no_images,
             overwrite=overwrite, report=_log if main_process else lambda line: None,
             progress=show,
         )  # fmt: skip
@@ -353,6 +359,7 @@ def train(
     recompute: Annotated[
         list[int], typer.Option(help="A resolution whose activations are recomputed, not kept.")
     ] = [],  # noqa: B006
+    num_workers: NumWorkers = None,
     log_with: Annotated[
         str | None, typer.Option(help="A tracker that accelerate knows, as tensorboard.")
     ] = None,
@@ -373,7 +380,8 @@ def train(
         out or Path("runs") / config.stem, resume=resume, init_from=init_from,
         changed=tuple(item.partition("=")[0].strip() for item in override),
         crop=crop, name=config.stem, device=device, precision=precision, accumulate=accumulate,
-        compile=compile, channels_last=channels_last, recompute=recompute, log_with=log_with,
+        compile=compile, channels_last=channels_last, recompute=recompute,
+        num_workers=num_workers, log_with=log_with,
         probe_every=probe_every, probe_layers=probe_layer,
         probe_data=None if probe_data is None else open_source(probe_data, root=data_root),
         progress=_log,

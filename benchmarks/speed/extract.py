@@ -2,7 +2,7 @@
 
     git clone https://github.com/openai/vdvae ../openai-vdvae
     python benchmarks/speed/extract.py --published ../openai-vdvae
-    python benchmarks/speed/extract.py --cases store images
+    python benchmarks/speed/extract.py --cases store images photos
 
 Cases `imagenet64` (layers 0:31), `cifar10-8x8` and `cifar10`: presets with random weights, the same in
 both, on normalised noise in float32; the mean pass, results left in memory. `published` runs its whole
@@ -16,6 +16,9 @@ while the model and the images stand in memory.
 Case `store`: faces64, all layers' means, `vr.extract` into a store (a single file, written twice; and a
 virtual one, written once) against `model.posterior` alone; and the rate at which the disk takes new files.
 Case `images`: the peak resident size of `vdvae-repr extract` over tars of 1,000 and of 20,000 images.
+Case `photos`: from a folder of 2,000 JPEG photographs of 640x480 to a finished store of a model's first
+layer, or of what `--layers` names, end to end, by 1, 2 and 4 workers in turns, and by the default number
+where that is another. The stores are compared value by value.
 Prints one JSON object a line.
 """
 
@@ -37,6 +40,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
 from PIL import Image
@@ -44,6 +48,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import vdvae_repr as vr
+from vdvae_repr.data.loader import default_workers
 
 CASES = {
     "imagenet64": ("imagenet64", 31),
@@ -248,6 +253,68 @@ def constant_memory(options: argparse.Namespace) -> None:
             report({"case": "images", "images": count, "peak_mb": round(used / 1024)}, options)
 
 
+def write_photographs(folder: Path, count: int) -> None:
+    """Write JPEG photographs of 640x480: 16 random pictures with detail at every scale, over and over."""
+    rng = np.random.default_rng(0)
+    encoded = []
+    for _ in range(16):
+        picture = np.zeros((480, 640, 3))
+        for scale in (1, 4, 16, 64):
+            noise = rng.normal(0, 4 * scale**0.5, (-(-480 // scale), -(-640 // scale), 3))
+            picture += np.kron(noise, np.ones((scale, scale, 1)))[:480, :640]
+        buffer = io.BytesIO()
+        pixels = (128 + picture).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+        encoded.append(buffer.getvalue())
+    for index in range(count):
+        (folder / f"{index:05d}.jpg").write_bytes(encoded[index % len(encoded)])
+
+
+def values_of(path: Path) -> dict[str, bytes | list[str]]:
+    """Return every array of a store."""
+    found: dict[str, bytes | list[str]] = {}
+
+    def note(key: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            values = item[:]
+            found[key] = values.tolist() if values.dtype.kind == "O" else values.tobytes()
+
+    with h5py.File(path) as file:
+        file.visititems(note)
+    return found
+
+
+def photographs(options: argparse.Namespace) -> None:
+    """Time extraction from a folder of photographs by numbers of workers."""
+    model = vr.load(options.model, device=options.device)
+    numbers = sorted({1, 2, 4, default_workers()})
+    seconds: dict[int, list[float]] = {number: [] for number in numbers}
+    stored: dict[int, dict[str, bytes | list[str]]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder, out = Path(name) / "photographs", Path(name) / "store.h5"
+        folder.mkdir()
+        write_photographs(folder, options.images)
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        for _ in range(options.rounds):
+            for number in numbers:
+                started = time.perf_counter()
+                vr.extract(
+                    model, folder, out, layers=options.layers, batch_size=options.batch_size,
+                    num_workers=number, precision=options.precision, overwrite=True,
+                ).close()  # fmt: skip
+                seconds[number].append(time.perf_counter() - started)
+                stored[number] = values_of(out)
+    for number, own in seconds.items():
+        row: dict[str, Any] = {"case": "photos", "model": options.model, "layers": options.layers}
+        row |= {"images": options.images, "workers": number, "device": options.device}
+        row["images_per_second"] = round(options.images / statistics.median(own), 1)
+        ratios = [a / b for a, b in zip(seconds[1], own, strict=True)]
+        row["times_one_worker"] = round(statistics.median(ratios), 2)
+        row["same_values_as_one_worker"] = stored[number] == stored[1]
+        row |= {"jpeg_kb": round(size / options.images / 1024), "cores": os.cpu_count()}
+        report(row | {"default": number == default_workers(), "rounds": options.rounds}, options)
+
+
 def report(row: dict[str, Any], options: argparse.Namespace) -> None:
     """Print a row, with what it was measured on."""
     machine = {"batch_size": options.batch_size, "threads": torch.get_num_threads()}
@@ -259,10 +326,17 @@ def main() -> None:
     """Run the cases asked for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--published", type=Path, help="a checkout of openai/vdvae")
-    parser.add_argument("--cases", nargs="+", default=[*CASES], choices=[*CASES, "store", "images"])
+    parser.add_argument(
+        "--cases", nargs="+", default=[*CASES], choices=[*CASES, "store", "images", "photos"]
+    )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="time torch.compile too")
+    parser.add_argument("--images", type=int, default=2000, help="photos: how many")
+    parser.add_argument("--model", default="faces64", help="photos: whatever vr.load takes")
+    parser.add_argument("--layers", default="1x1", help="photos: selector")
+    parser.add_argument("--device", default="cpu", help="photos: cpu or cuda")
+    parser.add_argument("--precision", default="fp32", help="photos: fp32, tf32 or bf16")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     with torch.no_grad():
@@ -275,6 +349,8 @@ def main() -> None:
                     store_cost(options)
                 case "images":
                     constant_memory(options)
+                case "photos":
+                    photographs(options)
                 case _:
                     compare(case, options)
 

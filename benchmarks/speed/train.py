@@ -1,9 +1,10 @@
-"""Speed and memory of a training step of the cifar10 preset (random weights), beside openai/vdvae's.
+"""Speed and memory of a training step of a preset (random weights), beside openai/vdvae's.
 
     git clone https://github.com/openai/vdvae ../openai-vdvae
     python benchmarks/speed/train.py --published ../openai-vdvae
     python benchmarks/speed/train.py --published ../openai-vdvae --device cuda --width 384 --batch-size 32
     python benchmarks/speed/train.py --variants ours compile --rounds 50
+    python benchmarks/speed/train.py --preset imagenet64 --device cuda --batch-size 32
 
 A step is all that an update takes once its uint8 images are on the device: normalisation, forward,
 backward, clipping, the look for losses that are not finite, AdamW, moving average. `published` runs the
@@ -41,39 +42,43 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 import vdvae_repr as vr
-from vdvae_repr.config import load_config, preset_path
+from vdvae_repr.config import Config, load_config, preset_path
 from vdvae_repr.training.draws import joint_noise
 from vdvae_repr.training.optimisation import Optimisation
 from vdvae_repr.training.trainer import compile_blocks
 
-PRESET = load_config(preset_path("cifar10"))
+PRESETS = ("cifar10", "imagenet64")
 ON_CPU = ["published", "ours", "channels_last", "recompute", "compile"]
-VARIANTS = {"cpu": ON_CPU, "cuda": [*ON_CPU, "bf16+compile+channels_last"]}
-RECOMPUTED = (32, 16)
+FASTEST = "bf16+compile+channels_last"
+ON_CUDA = [*ON_CPU, "bf16+channels_last", FASTEST, f"{FASTEST}+recompute"]
+VARIANTS = {"cpu": ON_CPU, "cuda": ON_CUDA}
+RECOMPUTED = (64, 32, 16)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Ours:
     """The step of `vdvae_repr.train`; the variant's name, split at +, says what is switched on."""
 
-    def __init__(self, variant: str, width: int, images: Tensor) -> None:
+    def __init__(self, variant: str, config: Config, images: Tensor) -> None:
         switches = variant.split("+")
+        self.recipe = config.train
         layout = torch.channels_last if "channels_last" in switches else torch.contiguous_format
         self.images = images.permute(0, 3, 1, 2).contiguous(memory_format=layout)
-        self.recompute = RECOMPUTED if "recompute" in switches else ()
+        recomputed = [size for size in RECOMPUTED if size <= config.model.image_size]
+        self.recompute = recomputed if "recompute" in switches else ()
         self.autocast = partial(
             torch.autocast, images.device.type, torch.bfloat16, enabled="bf16" in switches
         )
-        model = vr.VDVAE(replace(PRESET.model, width=width)).to(images.device)
+        model = vr.VDVAE(config.model).to(images.device)
         self.model = model.to(memory_format=layout)
-        self.optimisation = Optimisation(self.model, PRESET.train)
+        self.optimisation = Optimisation(self.model, config.train)
         if "compile" in switches:
             compile_blocks(self.model)
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Return the loss, and the terms that have to be finite."""
         step, size = self.optimisation.step, len(self.images)
-        noise = joint_noise(PRESET.train.seed, step, size, slice(None), self.images.device)
+        noise = joint_noise(self.recipe.seed, step, size, slice(None), self.images.device)
         with self.autocast():
             elbo = self.model(self.images, noise, self.recompute)
         terms = torch.cat([elbo.distortion[:, None], elbo.kl], dim=1)
@@ -81,20 +86,24 @@ class Ours:
 
     def update(self, terms: Tensor) -> bool:
         """Move the weights and their average; returns whether the recipe took the step."""
-        finite = bool(torch.isfinite(terms).all())
-        return self.optimisation.update(self.optimisation.clip(), finite)
+        finite = torch.isfinite(terms).all().float()
+        norm, finite = torch.stack([self.optimisation.clip(), finite]).tolist()
+        return self.optimisation.update(norm, bool(finite))
 
 
 class Published:
     """The step that openai/vdvae's train.py describes, around the model of its vae.py."""
 
-    def __init__(self, checkout: Path, width: int, images: Tensor) -> None:
+    def __init__(self, checkout: Path, preset: str, config: Config, images: Tensor) -> None:
         sys.path.insert(0, str(checkout))
         hps, vae = importlib.import_module("hps"), importlib.import_module("vae")
         sys.path.remove(str(checkout))
-        settings = self.settings = hps.Hyperparams(image_size=32, image_channels=3)
+        settings = self.settings = hps.Hyperparams(
+            image_size=config.model.image_size, image_channels=3
+        )
+        self.config = config.model
         parser = hps.add_vae_arguments(argparse.ArgumentParser())
-        chosen = ["--hps", "cifar10", "--width", str(width)]
+        chosen = ["--hps", preset, "--width", str(config.model.width)]
         hps.parse_args_and_update_hparams(settings, parser, chosen)
         self.images = images
         self.model, self.average = (vae.VAE(settings).to(images.device) for _ in range(2))
@@ -112,7 +121,7 @@ class Published:
         """Return the loss, and the terms that have to be finite."""
         self.model.zero_grad()
         pixels = self.images.float()
-        inputs = (pixels + PRESET.model.shift) * PRESET.model.scale
+        inputs = (pixels + self.config.shift) * self.config.scale
         stats = self.model(inputs, (pixels - 127.5) / 127.5)
         return stats["elbo"], torch.stack([stats["distortion"], stats["rate"]]).detach()
 
@@ -133,11 +142,14 @@ class Published:
 def build(variant: str, options: argparse.Namespace) -> Ours | Published:
     """Return a variant's model, with random weights, its optimiser and images of noise."""
     torch.manual_seed(0)
-    images = torch.randint(0, 256, (options.batch_size, 32, 32, 3), dtype=torch.uint8)
+    preset = load_config(preset_path(options.preset))
+    model = preset.model if options.width is None else replace(preset.model, width=options.width)
+    config, size = replace(preset, model=model), model.image_size
+    images = torch.randint(0, 256, (options.batch_size, size, size, 3), dtype=torch.uint8)
     images = images.to(options.device)
     if variant == "published":
-        return Published(options.published, options.width, images)
-    return Ours(variant, options.width, images)
+        return Published(options.published, options.preset, config, images)
+    return Ours(variant, config, images)
 
 
 def take_step(trained: Ours | Published) -> None:
@@ -197,10 +209,11 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line; refuse what cannot run here."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--preset", choices=PRESETS, default="cifar10")
     parser.add_argument("--device", choices=list(VARIANTS), default="cpu")
     parser.add_argument("--published", type=Path, help="a checkout of openai/vdvae")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS["cuda"], help="default: all")
-    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--width", type=int, help="the preset's, if not given")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=20)
     # TorchScript, which the published model uses, compiles in the first few steps.
@@ -208,7 +221,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only-memory", choices=VARIANTS["cuda"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     for name in ("width", "batch_size", "rounds", "warmup"):
-        if getattr(options, name) < 1:
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')}: expected at least 1")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no CUDA device here")
@@ -261,6 +274,7 @@ def measure(options: argparse.Namespace) -> None:
         share = statistics.median(times[precisions[name]] / times[name] for times in rounds)
         cuda = options.device == "cuda"
         row = {
+            "case": "training step",
             "variant": name,
             "images_per_second": round(options.batch_size / median, 2),
             "ratio": round(ratio, 3),
@@ -274,6 +288,7 @@ def measure(options: argparse.Namespace) -> None:
             "matrix_rate_fraction": round(counter.get_total_flops() / (2 * side**3) * share, 3),
             "threads": torch.get_num_threads(),
             "batch_size": options.batch_size,
+            "preset": options.preset,
             "width": options.width,
             "torch": torch.__version__,
             "machine": torch.cuda.get_device_name() if cuda else platform.machine(),

@@ -15,7 +15,7 @@ from PIL import Image
 
 import vdvae_repr as vr
 from vdvae_repr.data.faces import LANDMARKS, _detector, _similarity
-from vdvae_repr.data.sources import Preprocessing
+from vdvae_repr.data.sources import Preprocessing, open_source
 from vdvae_repr.latents import extract as module
 from vdvae_repr.latents import store as store_module
 from vdvae_repr.latents.decode import decode
@@ -278,6 +278,61 @@ def test_a_changed_size_is_named_on_resume(tiny, images, tmp_path):
     Image.new("RGB", (16, 16)).save(tmp_path / "in" / "1.png")
     with pytest.raises(vr.StoreError, match="source_sha256 was"):
         vr.extract(tiny, tmp_path / "in", tmp_path / "s.h5")
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder of 20 JPEG photographs, one of them damaged."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(20):
+        pixels = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((80, 60)).save(folder / f"{index}.jpg")
+    (folder / "5.jpg").write_bytes(b"no photograph")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"z": "sample", "features": ["z"], "draws": 2, "mirror": True}],
+    ids=["means", "draws"],
+)
+def test_the_number_of_workers_changes_no_byte(tiny, photographs, tmp_path, monkeypatch, options):
+    monkeypatch.setattr(module, "PART", 8)
+    files = []
+    for workers in (1, 4):
+        store = vr.extract(
+            tiny, photographs, tmp_path / f"{workers}.h5", batch_size=4, num_workers=workers,
+            on_error="skip", **options,
+        )  # fmt: skip
+        assert len(store) == 19
+        store.close()
+        with h5py.File(store.path) as file:
+            arrays = {key: file[key][:] for key in module._arrays_of(file)}
+            text = {key: a.tolist() for key, a in arrays.items() if a.dtype.kind == "O"}
+            files.append({key: a.tobytes() for key, a in arrays.items()} | text)
+            files[-1]["skipped"] = file.attrs["skipped"]
+    assert files[0] == files[1]
+
+
+def test_images_are_read_no_further_ahead_than_two_batches(tiny, images, tmp_path):
+    """While a batch is computed, so that memory does not grow with the number of images."""
+    read, furthest = [], []
+    many = np.concatenate([images] * 10)
+    source = open_source(many)
+
+    def reader(index):
+        read.append(index)
+        return many[index]
+
+    vr.extract(
+        tiny, dataclasses.replace(source, reader=reader), tmp_path / "s.h5", batch_size=4,
+        num_workers=3, progress=lambda count: furthest.append(max(read)),
+    )  # fmt: skip
+    done = np.arange(1, 31) * 4
+    assert sorted(read) == list(range(120))
+    assert (np.array(furthest) < done + 2 * 4).all()
 
 
 def test_images_left_out_before_are_an_error_for_one_who_wants_all(tiny, tmp_path):

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import vdvae_repr as vr
 from vdvae_repr.config import load_config
 from vdvae_repr.data.sources import open_source
+from vdvae_repr.training import trainer
 from vdvae_repr.training.checkpoints import checkpoint_steps
 from vdvae_repr.training.draws import joint_noise, mark_held_back, ordered, split_indices
 
@@ -415,17 +416,53 @@ def test_layers_are_probed_during_training(toml, tmp_path):
         trained(toml, images, tmp_path / "s", **options)
 
 
-def test_how_long_the_data_kept_the_step_waiting_is_logged(toml, photos, tmp_path):
-    source = open_source(photos)
+def test_how_long_the_data_kept_the_step_waiting_is_logged(toml, photos, tmp_path, monkeypatch):
+    """By a clock that stands still but for three seconds a batch and one second an update."""
+    clock = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: clock.seconds)
+    batches, update = trainer._Run.batches, trainer.Optimisation.update
 
-    def slowly(index):
-        time.sleep(0.05)
-        return source.reader(index)
+    def slow_batches(run):
+        for batch in batches(run):
+            clock.seconds += 3
+            yield batch
 
-    trained(toml, photos, tmp_path / "fast", "train.steps=10")
-    trained(toml, replace(source, reader=slowly), tmp_path / "slow", "train.steps=10")
-    fast, slow = ([row["data_wait"] for row in log(tmp_path / name)] for name in ("fast", "slow"))
-    assert 0 <= fast[-1] < 0.5 < slow[0] < 1
+    def slow_update(*arguments):
+        clock.seconds += 1
+        return update(*arguments)
+
+    monkeypatch.setattr(trainer._Run, "batches", slow_batches)
+    monkeypatch.setattr(trainer.Optimisation, "update", slow_update)
+    trained(toml, photos, tmp_path / "r", "train.steps=10")
+    assert [row["data_wait"] for row in log(tmp_path / "r")] == [0.75] * len(log(tmp_path / "r"))
+    rates = [row["images_per_second"] for row in log(tmp_path / "r")]
+    assert rates == [load_config(toml).train.batch_size / 4] * len(rates)
+
+
+def test_a_step_reads_from_the_device_once(toml, photos, tmp_path, monkeypatch):
+    """Further steps between two rows of the log read one tensor each; a row reads more."""
+    reads = []
+    for name in ("tolist", "item", "cpu", "numpy", "__bool__", "__float__", "__int__"):
+        method = getattr(torch.Tensor, name)
+
+        def counted(tensor, *arguments, method=method, name=name, **options):
+            reads.append(name)
+            return method(tensor, *arguments, **options)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    counts = []
+    for steps in (40, 60):  # 1, 8, 16 and 32 are looked at, and the last
+        reads.clear()
+        options = (f"train.steps={steps}", "train.log_every=1000", "train.checkpoint_every=1000")
+        trained(toml, photos, tmp_path / str(steps), *options)
+        counts.append(len(reads))
+    assert counts[1] - counts[0] == 20
+
+
+def test_the_number_of_workers_changes_nothing(toml, photos, tmp_path):
+    for workers in (1, 4):
+        trained(toml, photos, tmp_path / str(workers), "train.steps=10", num_workers=workers)
+    same(final(tmp_path / "1", 10), final(tmp_path / "4", 10))
 
 
 def test_early_evaluations_and_their_sheets(toml, photos, tmp_path):

@@ -8,10 +8,11 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from itertools import takewhile
@@ -20,9 +21,12 @@ from typing import Any, Literal
 
 import h5py
 import numpy as np
+import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from torch import Tensor
 
+from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.sources import Preprocessing, Source, open_source, read_images
 from vdvae_repr.errors import DataError, LayerError, StoreError
 from vdvae_repr.latents.store import (
@@ -42,7 +46,7 @@ from vdvae_repr.model.backbones import Backbone
 from vdvae_repr.model.checkpoint import weights_sha256
 from vdvae_repr.model.layers import LayerSpec, select_layers
 from vdvae_repr.model.precision import Precision, arithmetic
-from vdvae_repr.model.vdvae import VDVAE, feature_of
+from vdvae_repr.model.vdvae import VDVAE, Noise, feature_of, seeded_noise
 
 FEATURES = (
     "mean",
@@ -59,6 +63,7 @@ BATCH_SIZES = (4, 8, 16, 32, 64, 128)  # tried by "auto"
 CALIBRATED_BYTES = 2**31  # of latents that "auto" goes to
 PART = 512  # images a part at most, and
 PART_BYTES = 2**28
+CHUNK = 8  # images, at most, that a worker reads in a row
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -80,6 +85,7 @@ def extract(
     dtype: Literal["float32", "float16"] = "float32",
     precision: Precision = "fp32",
     batch_size: int | Literal["auto"] = 32,
+    num_workers: int | None = None,
     images: bool = True,
     layout: Literal["single", "virtual"] = "single",
     on_error: Literal["raise", "skip"] = "raise",
@@ -108,6 +114,8 @@ def extract(
         precision: of the computation; bf16 and tf32 (GPUs) trade exactness for speed.
         batch_size: images a forward pass; batches are cut at fixed indices. "auto" times some and takes
             the smallest within 5 % of the fastest.
+        num_workers: threads that read and decode images, and draw, ahead of the model; by default the cores
+            less one. The store is the same with any number.
         images: keep the preprocessed images, which the controls need.
         layout: "virtual" leaves the features in the parts, and the store refers to them: half the disk.
         on_error: of an image that cannot be read: "raise", or "skip" it and list it in the store.
@@ -116,9 +124,9 @@ def extract(
         progress: receives the number of images done since the last call.
 
     Raises:
-        DataError, LayerError: bad source or selector. StoreError: the output exists, is being written by
-            another process, belongs to another extraction, does not fit on the disk, or cannot be written; a
-            value that float16 cannot hold.
+        DataError, LayerError: bad source or selector, no workers. StoreError: the output exists, is being
+            written by another process, belongs to another extraction, does not fit on the disk, or cannot
+            be written; a value that float16 cannot hold.
     """
     for name, value, allowed in (
         ("z", z, ("mean", "sample")),
@@ -142,7 +150,7 @@ def extract(
         model=model, source=source, preprocessing=preprocessing,
         chosen=chosen, features=tuple(features), z=z, draws=draws, seed=seed, mirror=mirror, pool=pool,
         dtype=np.dtype(dtype), precision=precision, batch_size=0 if batch_size == "auto" else batch_size,
-        images=images, layout=layout, on_error=on_error,
+        images=images, layout=layout, on_error=on_error, workers=check_workers(num_workers),
     )  # fmt: skip
     rank, processes = _processes()
     parts = parts_folder(out)
@@ -217,36 +225,107 @@ def _begin(
 
 def read_features(
     model: VDVAE | Backbone,
-    pixels: NDArray[np.uint8],
+    pixels: NDArray[np.uint8] | Tensor,
     layers: Sequence[LayerSpec],
     features: Sequence[str],
     *,
-    z: Literal["mean", "sample"] = "mean",
-    seed: int = 0,
-    draw: int = 0,
-    ids: Sequence[str] | None = None,
+    noise: Noise | None = None,
     precision: Precision = "fp32",
-) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32] | None]:
+) -> tuple[dict[str, Tensor], Tensor | None]:
     """Return features (N, C, R, R) of images (N, S, S, 3) by their place in a store, and the KL.
 
-    The KL (N, layers traversed) is in nats an image; None of a backbone. The options are those of
-    `VDVAE.posterior`.
+    Both are float32 on the model's device, which may still be computing them. The KL (N, layers traversed)
+    is in nats an image; None of a backbone. Without noise each layer sends its mean down.
     """
     if isinstance(model, Backbone):
         with arithmetic(precision, model.device.type):
-            value = model.activation(pixels)
-        return {array_key(layers[0], "activation"): value.cpu().numpy()}, None
+            return {array_key(layers[0], "activation"): model.activation(pixels)}, None
     read = model.posterior(
-        pixels, [spec.index for spec in layers], z, seed=seed, draw=draw, ids=ids, precision=precision,
+        pixels, [spec.index for spec in layers], noise=noise, precision=precision,
         top_down="top_down" in features, bottom_up="bottom_up" in features,
     )  # fmt: skip
-    values: dict[str, NDArray[np.float32]] = {}
+    values: dict[str, Tensor] = {}
     for spec in layers:
         for feature in features:
             key = array_key(spec, feature)
             if key not in values:
-                values[key] = feature_of(read, spec, feature).contiguous().cpu().numpy()
-    return values, read.kl.cpu().numpy()
+                values[key] = feature_of(read, spec, feature)
+    return values, read.kl
+
+
+class _HostCopies:
+    """Brings tensors to the host. From a GPU, on a stream of its own beside the next batch's work."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def start(self, values: Mapping[str, Tensor]) -> Callable[[], Arrays]:
+        """Begin to copy; the function returned waits for the copies, and gives them as arrays."""
+        if self.stream is None:
+            return lambda: {key: value.contiguous().numpy() for key, value in values.items()}
+        self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
+        host: dict[str, Tensor] = {}
+        with torch.cuda.stream(self.stream):
+            for key, value in values.items():
+                host[key] = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+                host[key].copy_(value.contiguous(), non_blocking=True)
+                value.record_stream(self.stream)
+            copied = torch.cuda.Event()
+            copied.record(self.stream)
+
+        def wait() -> Arrays:
+            copied.synchronize()
+            return {key: value.numpy() for key, value in host.items()}
+
+        return wait
+
+
+class _NoiseAhead:
+    """Noise whose layers, called for in their order, are drawn by a pool ahead of the call."""
+
+    def __init__(
+        self, noise: Noise, layers: Sequence[LayerSpec], pool: Executor, workers: int, pin: bool
+    ) -> None:
+        self.noise, self.pool, self.pin = noise, pool, pin
+        self.to_come = iter(layers)
+        self.drawn: deque[Future[Tensor]] = deque()
+        for _ in range(workers + 1):
+            self.draw_next()
+
+    def draw_next(self) -> None:
+        """Let the pool draw one layer more."""
+        if (spec := next(self.to_come, None)) is not None:
+            self.drawn.append(self.pool.submit(self.draw, spec))
+
+    def draw(self, spec: LayerSpec) -> Tensor:
+        """Draw one layer on the CPU."""
+        values = self.noise(spec)
+        return values.pin_memory() if self.pin else values
+
+    def on(self, device: torch.device) -> Noise:
+        """Return the noise as tensors on a device."""
+
+        def take(spec: LayerSpec) -> Tensor:
+            values = self.drawn.popleft().result()
+            self.draw_next()
+            return values.to(device, non_blocking=True)
+
+        return take
+
+
+@dataclass(kw_only=True)
+class _Batch:
+    """Images that are read and preprocessed, and what their draws need."""
+
+    count: int
+    """Images that the batch was to hold."""
+    indices: list[int] = field(default_factory=list)
+    """Those that could be read."""
+    pixels: list[NDArray[np.uint8]] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    """The others, with the reason."""
+    noises: deque[_NoiseAhead] = field(default_factory=deque)
+    """One a pass; none where means are sent down."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,6 +348,7 @@ class _Run:
     images: bool
     layout: str
     on_error: str
+    workers: int
 
     def identity(self) -> dict[str, Any]:
         """Return the store's attributes, by which an extraction is told from another."""
@@ -345,48 +425,106 @@ class _Run:
             for length, row in zip(lengths, rows, strict=True)
         )
 
-    def read(self, first: int, last: int) -> tuple[list[int], list[Any], list[dict[str, str]]]:
-        """Return indices and pixels of what can be read, and what cannot, with the reason."""
-        kept, pixels, skipped = [], [], []
-        for index in range(first, last):
+    def read(self, indices: range) -> _Batch:
+        """Read and preprocess some images; what cannot be read is an error, or left out."""
+        batch = _Batch(count=len(indices))
+        for index in indices:
             try:
-                pixels.append(read_images(self.source, self.preprocessing, [index])[0])
-                kept.append(index)
+                batch.pixels.append(read_images(self.source, self.preprocessing, [index])[0])
+                batch.indices.append(index)
             except DataError as error:
                 if self.on_error == "raise":
                     raise
-                skipped.append({"id": self.source.ids[index], "reason": str(error)})
-        return kept, pixels, skipped
+                batch.skipped.append({"id": self.source.ids[index], "reason": str(error)})
+        return batch
 
-    def arrays(self, indices: Sequence[int], pixels: NDArray[np.uint8]) -> Arrays:
-        """Infer one batch; arrays by their path in the store."""
-        ids = [self.source.ids[i] for i in indices]
-        arrays: Arrays = {"index": np.array(indices)}
-        if self.images:
-            arrays["images"] = pixels
-        arrays |= self.read_all(pixels, ids)
-        if self.mirror:
-            flipped = np.ascontiguousarray(pixels[:, :, ::-1])
-            mirrored = self.read_all(flipped, [f"{image_id}\0mirror" for image_id in ids])
-            arrays |= {MIRROR + key: value for key, value in mirrored.items()}
+    def batches(self, ranges: Sequence[range]) -> Generator[_Batch]:
+        """Yield the batches of some ranges of images, cut at fixed indices; workers read two ahead."""
+        size = min(CHUNK, -(-self.batch_size // self.workers))
+        chunks = (
+            (batch, batch[start : start + size])
+            for images in ranges
+            for batch in _cut(images, self.batch_size)
+            for start in range(0, len(batch), size)
+        )
+        read = map_ahead(
+            lambda chunk: (chunk[0], self.read(chunk[1])),
+            chunks,
+            workers=self.workers,
+            ahead=-(-2 * self.batch_size // size),
+        )
+        with closing(read):
+            whole = _Batch(count=0)
+            for images, part in read:
+                whole.count += part.count
+                whole.indices += part.indices
+                whole.pixels += part.pixels
+                whole.skipped += part.skipped
+                if whole.count == len(images):
+                    yield whole
+                    whole = _Batch(count=0)
+
+    def with_noise(self, batches: Generator[_Batch]) -> Generator[_Batch]:
+        """Yield batches with the noise of their passes, of which one batch more is being drawn."""
+        if self.z == "mean":
+            yield from batches
+            return
+        layers = self.model.layers[: self.chosen[-1].index + 1]
+        pin, coming = self.model.device.type == "cuda", None
+        with closing(batches), ThreadPoolExecutor(self.workers) as pool:
+            for batch in batches:
+                for names in self.names(batch):
+                    for draw in range(self.draws or 1):
+                        noise = seeded_noise(self.seed, names, torch.device("cpu"), draw)
+                        batch.noises.append(_NoiseAhead(noise, layers, pool, self.workers, pin))
+                if coming is not None:
+                    yield coming
+                coming = batch
+            if coming is not None:
+                yield coming
+
+    def names(self, batch: _Batch) -> list[list[str]]:
+        """Return the ids that draws depend on, of the images and of those mirrored."""
+        ids = [self.source.ids[i] for i in batch.indices]
+        return [ids, [f"{image_id}\0mirror" for image_id in ids]] if self.mirror else [ids]
+
+    def infer(self, batch: _Batch, copies: _HostCopies) -> Callable[[], Arrays]:
+        """Start a batch's passes; the function returned waits for them, and gives what is stored by path."""
+        device = self.model.device
+        pixels = torch.from_numpy(np.stack(batch.pixels))
+        inputs = [pixels, pixels.flip(2)] if self.mirror else [pixels]
+        passes: list[list[Callable[[], Arrays]]] = []
+        for images in inputs:
+            images = (images.pin_memory() if device.type == "cuda" else images).to(
+                device, non_blocking=True
+            )
+            passes.append([])
+            for _ in range(self.draws or 1):
+                values, kl = read_features(
+                    self.model, images, self.chosen, self.features, precision=self.precision,
+                    noise=batch.noises.popleft().on(device) if batch.noises else None,
+                )  # fmt: skip
+                passes[-1].append(copies.start(values if kl is None else values | {"kl": kl}))
+
+        def arrays() -> Arrays:
+            found: Arrays = {"index": np.array(batch.indices)}
+            if self.images:
+                found["images"] = pixels.numpy()
+            for prefix, draws in zip(("", MIRROR), passes, strict=False):
+                found |= {prefix + key: value for key, value in self.joined(draws).items()}
+            return found
+
         return arrays
 
-    def read_all(self, pixels: NDArray[np.uint8], ids: Sequence[str]) -> Arrays:
-        """Return kl and features of one batch; of several draws the features on a second axis."""
-        passes = [self.read_once(pixels, ids, draw) for draw in range(self.draws or 1)]
+    def joined(self, draws: Sequence[Callable[[], Arrays]]) -> Arrays:
+        """Return kl and features as they are stored; of several draws the features on a second axis."""
+        passes = [
+            {k: v if k == "kl" else self.stored(v, k) for k, v in wait().items()} for wait in draws
+        ]
         if self.draws is None:
             return passes[0]
         stacked = {key: np.stack([p[key] for p in passes], axis=1) for key in passes[0]}
         return stacked | {"kl": stacked["kl"].mean(axis=1)}  # backbones have no draws
-
-    def read_once(self, pixels: NDArray[np.uint8], ids: Sequence[str], draw: int) -> Arrays:
-        """Return kl and features of one batch and pass; a backbone has no kl."""
-        values, kl = read_features(
-            self.model, pixels, self.chosen, self.features, z=self.z, seed=self.seed, draw=draw, ids=ids,
-            precision=self.precision,
-        )  # fmt: skip
-        kept = {} if kl is None else {"kl": kl}
-        return kept | {key: self.stored(value, key) for key, value in values.items()}
 
     def stored(self, value: NDArray[np.float32], key: str) -> NDArray[Any]:
         """Pool a feature and turn it into what the disk keeps."""
@@ -412,14 +550,16 @@ class _Run:
         traversed = self.model.layers[: self.chosen[-1].index + 1]
         bytes_an_image = 5 * 4 * sum(spec.num_dims for spec in traversed)
         most = min(max(BATCH_SIZES), max(1, CALIBRATED_BYTES // bytes_an_image))
-        _, pixels, _ = self.read(0, min(len(self.source), most))
+        pixels = self.read(range(min(len(self.source), most))).pixels
+        copies = _HostCopies(self.model.device)
+        once = replace(self, z="mean", draws=None, mirror=False)
         rates: dict[int, float] = {}
         for size in (size for size in BATCH_SIZES if size <= len(pixels)):
-            batch, ids = np.stack(pixels[:size]), [str(row) for row in range(size)]
+            batch = _Batch(count=size, indices=list(range(size)), pixels=pixels[:size])
             seconds = []
             for _ in range(3):  # the first warms up
                 started = time.perf_counter()
-                self.read_once(batch, ids, 0)
+                once.infer(batch, copies)()
                 seconds.append(time.perf_counter() - started)
             rates[size] = size / min(seconds[1:])
             if rates[size] < 0.9 * max(rates.values()):
@@ -432,54 +572,64 @@ class _Run:
     ) -> list[Path]:
         """Write one process's share of the parts, but for those that are whole; returns the paths of all."""
         files = []
-        for index, start in enumerate(range(0, len(self.source), self.part)):
-            stop = min(start + self.part, len(self.source))
+        missing: list[tuple[Path, range]] = []
+        for index, images in enumerate(_cut(range(len(self.source)), self.part)):
             path = folder / f"part-{index:05d}.h5"
             files.append(path)
             if index % processes != rank:
                 continue
             if _whole(path):
-                progress(stop - start)
+                progress(len(images))
             else:
-                write = partial(self.write, start=start, stop=stop, progress=progress)
-                write_aside(path, write, self.part_bytes(stop - start))
+                missing.append((path, images))
+        batches = self.with_noise(self.batches([images for _, images in missing]))
+        with closing(batches):
+            for path, images in missing:
+                write = partial(self.write, images=images, batches=batches, progress=progress)
+                write_aside(path, write, self.part_bytes(len(images)))
         return files
 
     def write(
-        self, file: h5py.File, start: int, stop: int, progress: Callable[[int], object]
+        self,
+        file: h5py.File,
+        images: range,
+        batches: Iterator[_Batch],
+        progress: Callable[[int], object],
     ) -> None:
-        """Write one part; reading, inferring and writing overlap."""
-        bounds = [(a, min(a + self.batch_size, stop)) for a in range(start, stop, self.batch_size)]
+        """Write one part; reading, inferring, copying to the host, and writing overlap."""
         position, skipped = 0, []
+        copies = _HostCopies(self.model.device)
         # Kept open: HDF5 writes and checksums a chunk that is not full each time its data set is closed.
         made: dict[str, h5py.Dataset] = {}
         written: Future[None] | None = None
 
-        def put(arrays: Arrays, position: int) -> None:
-            for key, value in arrays.items():
+        def put(wait: Callable[[], Arrays], position: int) -> None:
+            for key, value in wait().items():
                 if key not in made:
-                    shape = stop - start, *value.shape[1:]
+                    shape = len(images), *value.shape[1:]
                     made[key] = create_array(file, key, shape, value.dtype, self.part)
                 made[key][position : position + len(value)] = value
 
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-            coming = reader.submit(self.read, *bounds[0])
-            for number, (first, last) in enumerate(bounds):
-                kept, pixels, lost = coming.result()
-                if number + 1 < len(bounds):
-                    coming = reader.submit(self.read, *bounds[number + 1])
-                skipped += lost
-                if kept:
-                    arrays = self.arrays(kept, np.stack(pixels))
+        with ThreadPoolExecutor(1) as writer:
+            for _ in _cut(images, self.batch_size):
+                batch = next(batches)
+                skipped += batch.skipped
+                if batch.indices:
+                    wait = self.infer(batch, copies)
                     if written is not None:
                         written.result()
-                    written = writer.submit(put, arrays, position)
-                    position += len(kept)
-                progress(last - first)
+                    written = writer.submit(put, wait, position)
+                    position += len(batch.indices)
+                progress(batch.count)
             if written is not None:
                 written.result()
         file.attrs["count"] = position
         file.attrs["skipped"] = json.dumps(skipped)
+
+
+def _cut(images: range, size: int) -> Iterator[range]:
+    """Cut a range into ranges of `size`, the last of which may be shorter."""
+    return (images[start : start + size] for start in range(0, len(images), size))
 
 
 def _assemble(

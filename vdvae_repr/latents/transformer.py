@@ -17,7 +17,7 @@ from vdvae_repr.latents.extract import FEATURES, read_features
 from vdvae_repr.latents.store import array_key, pool_grid
 from vdvae_repr.model.checkpoint import load
 from vdvae_repr.model.layers import select_layers
-from vdvae_repr.model.vdvae import VDVAE
+from vdvae_repr.model.vdvae import VDVAE, seeded_noise
 
 
 class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -101,13 +101,12 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return np.array(self._names, dtype=object)
 
     def _read(self, pixels: NDArray[np.uint8], ids: list[str]) -> dict[str, NDArray[np.float32]]:
-        values, _ = read_features(
-            self.model_, pixels, self.layers_, [self.feature], z=self.z, seed=self.seed, ids=ids
-        )
+        noise = seeded_noise(self.seed, ids, self.model_.device) if self.z == "sample" else None
+        values, _ = read_features(self.model_, pixels, self.layers_, [self.feature], noise=noise)
         # Of layers that share an array the first gives its name.
         names = {array_key(spec, self.feature): spec.name for spec in reversed(self.layers_)}
         return {
-            names[key]: pool_grid(value, self.pool).reshape(len(value), -1)
+            names[key]: pool_grid(value.cpu().numpy(), self.pool).reshape(len(value), -1)
             for key, value in values.items()
         }
 

@@ -58,7 +58,7 @@ class Backbone(nn.Module):
         return next(self.network.parameters()).device
 
     @torch.no_grad()
-    def activation(self, images: NDArray[Any]) -> Tensor:
+    def activation(self, images: NDArray[Any] | Tensor) -> Tensor:
         """Return embeddings (N, D, 1, 1) float32 of uint8 images (N, S, S, 3)."""
         pixels = as_image_tensor(images, self.config.image_size).to(self.device)
         mean, std = (

@@ -424,6 +424,7 @@ class VDVAE(nn.Module):
         seed: int = 0,
         draw: int = 0,
         ids: Sequence[str] | None = None,
+        noise: Noise | None = None,
         top_down: bool = False,
         bottom_up: bool = False,
         precision: Precision = "fp32",
@@ -437,6 +438,7 @@ class VDVAE(nn.Module):
             seed: of the draws.
             draw: which of a seed's draws.
             ids: the images' ids, by default "0", "1", ...
+            noise: draws by layer, in place of those that z, seed, draw and ids name.
             top_down: keep the states after the layers too.
             bottom_up: keep the encoder's activations too.
             precision: fp32; bf16 and tf32 (GPUs) trade exactness for speed.
@@ -446,9 +448,11 @@ class VDVAE(nn.Module):
             LayerError: a selector that names no layer.
         """
         chosen = select_layers(self.layers, layers)
-        tensor = as_image_tensor(images, self.config.image_size).to(self.device)
+        tensor = as_image_tensor(images, self.config.image_size)
+        tensor = tensor.to(self.device, non_blocking=True)
         names = _names(ids, len(tensor))
-        noise = seeded_noise(seed, names, self.device, draw) if z == "sample" else None
+        if noise is None and z == "sample":
+            noise = seeded_noise(seed, names, self.device, draw)
         with arithmetic(precision, self.device.type):
             read, kl, _, activations = self.infer(
                 to_input(tensor, self.config), noise, chosen[-1].index + 1,

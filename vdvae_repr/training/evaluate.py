@@ -15,6 +15,7 @@ from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vdvae_repr.data.loader import default_workers, map_ahead
 from vdvae_repr.data.sources import Preprocessing, Source, open_source, read_images
 from vdvae_repr.errors import DataError
 from vdvae_repr.model.distributions import LayerPosterior, LogisticMixture, mixture_log_prob
@@ -129,11 +130,15 @@ def score(
     # Rows that other processes score stay 0 here, so that a sum over processes puts all together exactly.
     rows = torch.zeros(len(indices), 2 + layers, dtype=torch.float64)
     channels = torch.zeros(layers, zdim, dtype=torch.float64)
-    for number, start in enumerate(range(0, len(indices), batch_size)):
-        if number % world != rank:
-            continue
+    starts = range(len(indices))[rank * batch_size :: world * batch_size]
+    workers = default_workers()
+
+    def read_batch(start: int) -> NDArray[np.uint8]:
+        return read_images(source, preprocessing, indices[start : start + batch_size])
+
+    batches = map_ahead(read_batch, starts, workers=workers, ahead=workers + 1)
+    for start, images in zip(starts, batches, strict=True):
         part = indices[start : start + batch_size]
-        images = read_images(source, preprocessing, part)
         ids = [source.ids[i] for i in part]
         tensor = torch.from_numpy(images).permute(0, 3, 1, 2).to(model.device)
         read, log_likelihood = _pass(model, tensor, seed, ids)

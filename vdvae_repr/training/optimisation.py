@@ -44,9 +44,9 @@ class Optimisation:
         steps = self.recipe.kl_warmup_steps
         return min(1.0, self.step / steps) if steps else 1.0
 
-    def clip(self) -> float:
-        """Scale gradients down to `grad_clip`; returns their norm before."""
-        return float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip))
+    def clip(self) -> Tensor:
+        """Scale gradients down to `grad_clip`; returns their norm before, a number on their device."""
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip)
 
     def update(self, gradient_norm: float, finite: bool) -> bool:
         """Take the update, unless the loss was not finite or the norm is not below the threshold."""

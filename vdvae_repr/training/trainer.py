@@ -8,9 +8,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vdvae_repr.config import Config, TrainConfig, load_config
+from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.sources import Preprocessing, Source, open_source, read_images
 from vdvae_repr.errors import ConfigError, Terminated, TrainingError
 from vdvae_repr.model.checkpoint import save
@@ -66,6 +66,7 @@ def train(
     compile: bool = False,
     channels_last: bool = False,
     recompute: Sequence[int] = (),
+    num_workers: int | None = None,
     log_with: str | None = None,
     probe_every: int = 0,
     probe_data: str | Path | Source | None = None,
@@ -95,6 +96,7 @@ def train(
         compile: run the blocks through torch.compile.
         channels_last: keep images and activations in that memory format.
         recompute: resolutions whose activations are computed again in the backward pass, not kept.
+        num_workers: threads that read and decode batches ahead of the steps; by default the cores less one.
         log_with: a tracker that accelerate knows, as "tensorboard", which receives the log's numbers too.
         probe_every: steps between probes of layers; 0 for none.
         probe_data: labelled images to probe with, 512 at most; the images held back, if not given.
@@ -105,7 +107,7 @@ def train(
         ConfigError: no recipe, a setting that is none, or a resumed run's config differs in keys not named
             in `changed`.
         CheckpointError: `init_from` is of another architecture, or damaged.
-        DataError: nothing to train on, or an image that cannot be read.
+        DataError: nothing to train on, an image that cannot be read, or no workers.
         TaskError: too few labels to probe with.
         TrainingError: too many skips in a row, a run that is already there, a full disk.
     """
@@ -121,6 +123,7 @@ def train(
             f"train.batch_size {recipe.batch_size} must be divisible by "
             f"{accelerator.num_processes} processes x {accumulate} micro-batches"
         )
+    workers = check_workers(num_workers)
     found = _find_run(config, out, resume, changed)
     source = open_source(data)
     trained, held = split_indices(source, recipe)
@@ -180,7 +183,8 @@ def train(
         config=config, recipe=recipe, out=out, accelerator=accelerator, optimisation=optimisation,
         watch=watch, source=source, preprocessing=preprocessing, identity=identity, trained=trained,
         precision=precision, accumulate=accumulate, channels_last=channels_last,
-        recompute=frozenset(recompute), share=share, images_seen=images_seen, init_from=init_from,
+        recompute=frozenset(recompute), workers=workers, share=share, images_seen=images_seen,
+        init_from=init_from,
     )  # fmt: skip
     watch.open(optimisation.step)
     try:
@@ -212,44 +216,51 @@ class _Run:
     accumulate: int
     channels_last: bool
     recompute: frozenset[int]
+    workers: int
     share: int
     images_seen: int
     init_from: str | Path | None
 
     def loop(self, stopped: list[int]) -> None:
         """Update until the last step, a signal, or too many skips."""
+        with closing(self.batches()) as batches:
+            self.updates(batches, stopped)
+
+    def updates(self, batches: Iterator[tuple[Tensor, slice]], stopped: list[int]) -> None:
+        """Update on one batch after the other; numbers that no update depends on are read when logged."""
         recipe, optimisation, watch = self.recipe, self.optimisation, self.watch
         model = self.accelerator.prepare_model(optimisation.model)
         dims = 3 * self.config.model.image_size**2
         recent: list[Tensor] = []
         skips = 0
-        batches = self.batches()
         seconds = waited = 0.0
         first = self.images_seen
         while optimisation.step < recipe.steps:
             started = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - started
-            stats = self.forward_backward(model, batch, stopped)
-            norm = optimisation.clip()
-            finite, stop = stats["finite"] and math.isfinite(norm), stats["stop"]
+            terms = self.forward_backward(model, batch)
+            norm, finite, stop = self.look(terms, optimisation.clip(), stopped)
             taken = optimisation.update(norm, finite)
             seconds += time.perf_counter() - started
             self.images_seen += recipe.batch_size
             skips = 0 if taken else skips + 1
             if finite:
-                recent.append(stats["terms"])
+                recent.append(terms)
             step = optimisation.step
             kept = recipe.keep_every > 0 and step % recipe.keep_every == 0
-            due = step % recipe.checkpoint_every == 0 or kept or step == recipe.steps or stop != 0
+            due = (
+                step % recipe.checkpoint_every == 0
+                or kept
+                or step == recipe.steps
+                or stop is not None
+            )
             probing = watch.probe is not None and step % watch.probe.every == 0
             logging = due or probing or step % recipe.log_every == 0 or step in EARLY
             if logging or skips == SKIPS_IN_A_ROW:
                 row: dict[str, Any] = {"step": step, "images_seen": self.images_seen}
                 if recent:
-                    row |= named_terms(
-                        torch.stack(recent).mean(dim=0), optimisation.model.layers, dims
-                    )
+                    row |= named_terms(self.mean(recent), optimisation.model.layers, dims)
                 row["gradient_norm"] = norm if math.isfinite(norm) else None
                 row["skipped"] = optimisation.skipped
                 row["learning_rate"] = optimisation.learning_rate
@@ -270,8 +281,8 @@ class _Run:
             if stop:
                 raise Terminated(f"stopped by SIGTERM at step {step}; go on with --resume")
 
-    def batches(self) -> Iterator[tuple[Tensor, slice]]:
-        """Yield this process's images of each step, read ahead by threads, as uint8 (n, 3, S, S)."""
+    def batches(self) -> Generator[tuple[Tensor, slice]]:
+        """Yield this process's images of each step, read ahead by workers, as uint8 (n, 3, S, S)."""
         recipe, size, device = self.recipe, self.recipe.batch_size, self.accelerator.device
         per_rank = self.share * self.accumulate
         start = self.accelerator.process_index * per_rank
@@ -289,19 +300,17 @@ class _Run:
             images = torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous(memory_format=layout)
             return images.pin_memory() if device.type == "cuda" else images
 
-        with ThreadPoolExecutor(4) as pool:
-            steps = range(first_step, recipe.steps)
-            ahead = [pool.submit(read, step) for step in steps[:4]]
-            for step in steps:
-                batch = ahead.pop(0).result()
-                if step + 4 < recipe.steps:
-                    ahead.append(pool.submit(read, step + 4))
+        steps = range(first_step, recipe.steps)
+        ahead = max(2, self.workers)
+        with closing(map_ahead(read, steps, workers=self.workers, ahead=ahead)) as batches:
+            for batch in batches:
                 yield batch.to(device, non_blocking=True), mine
 
-    def forward_backward(
-        self, model: Any, batch: tuple[Tensor, slice], stopped: list[int]
-    ) -> dict[str, Any]:
-        """Leave the joint batch's gradient in the parameters; returns its mean terms over all processes."""
+    def forward_backward(self, model: Any, batch: tuple[Tensor, slice]) -> Tensor:
+        """Leave the joint batch's gradient in the parameters; returns the mean terms of this process's share.
+
+        Those, distortion and KL by layer, (1 + layers,) nats an image, stay on the device.
+        """
         images, mine = batch
         device, step = self.accelerator.device, self.optimisation.step
         dims = images[0].numel()
@@ -319,14 +328,31 @@ class _Run:
                 loss.backward()
             parts = torch.cat([elbo.distortion[:, None], elbo.kl], dim=1)
             terms.append(parts.detach().mean(dim=0) / self.accumulate)
-        mean = torch.stack(terms).sum(dim=0)
-        unfinite = not bool(torch.isfinite(mean).all())
-        flags = [float(flag) for flag in (unfinite, *(number in stopped for number in STOPPING))]
-        vector = torch.cat([mean, mean.new_tensor(flags)])
-        joint = self.accelerator.reduce(vector, "sum").cpu().double()
-        stop = [number for number, count in zip(STOPPING, joint[-2:], strict=True) if count > 0]
-        terms_mean = joint[:-3] / self.accelerator.num_processes
-        return {"terms": terms_mean, "finite": bool(joint[-3] == 0), "stop": stop[0] if stop else 0}
+        return torch.stack(terms).sum(dim=0)
+
+    def look(
+        self, terms: Tensor, norm: Tensor, stopped: list[int]
+    ) -> tuple[float, bool, signal.Signals | None]:
+        """Read from the device, once a step, what all processes have to agree on.
+
+        Returns the gradient's norm, whether it and the terms of every process are finite, and the signal
+        that any process received.
+        """
+        # Filled on the device: to copy numbers there would be to wait for it.
+        joint = torch.zeros(1 + len(STOPPING), dtype=terms.dtype, device=terms.device)
+        joint[0] = torch.isfinite(terms).all().logical_not()
+        for place, number in enumerate(STOPPING, start=1):
+            if number in stopped:
+                joint[place] = 1
+        joint = self.accelerator.reduce(joint, reduction="sum")
+        value, unfinite, *counts = torch.cat([norm.to(joint.dtype)[None], joint]).tolist()
+        stop = [number for number, count in zip(STOPPING, counts, strict=True) if count > 0]
+        return value, unfinite == 0 and math.isfinite(value), stop[0] if stop else None
+
+    def mean(self, terms: Sequence[Tensor]) -> Tensor:
+        """Return the mean of some steps' terms over all processes, float64, on the host."""
+        joint = self.accelerator.reduce(torch.stack(list(terms)), reduction="sum")
+        return joint.cpu().double().mean(dim=0) / self.accelerator.num_processes
 
     def checkpoint(self, row: dict[str, Any]) -> None:
         """Write the complete state, and the moving average as the run's model."""
@@ -347,7 +373,7 @@ class _Run:
                 "crop": self.preprocessing.crop,
                 "precision": self.precision,
                 "init_from": None if self.init_from is None else Path(self.init_from).name,
-                "version": importlib.metadata.version("vdvae-repr"),
+                "version": _version(),
                 "images": len(self.trained),
                 "images_held_back": len(self.watch.held),
                 **row,
@@ -370,6 +396,14 @@ class _Run:
         """Say from where the run can go on."""
         steps = checkpoint_steps(self.out / "checkpoints")
         return f"--resume goes on from step {steps[-1]}" if steps else "there is no checkpoint yet"
+
+
+def _version() -> str:
+    """Return this package's version, also where a checkout on Python's path was never installed."""
+    try:
+        return importlib.metadata.version("vdvae-repr")
+    except importlib.metadata.PackageNotFoundError:
+        return "a checkout that is not installed"
 
 
 def _accelerator(device: str, log_with: str | None, out: Path) -> Accelerator:
