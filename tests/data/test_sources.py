@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vdvae_repr.data.sources import Preprocessing, open_source
+from vdvae_repr.data.open import open_source
+from vdvae_repr.data.source import Preprocessing
 from vdvae_repr.errors import DataError
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vdvae_repr.data.sources import Preprocessing, Source, open_source, read_images
+from vdvae_repr.data.open import open_source
+from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.errors import DataError
 from vdvae_repr.model.distributions import LayerPosterior, LogisticMixture, mixture_log_prob
 from vdvae_repr.model.precision import arithmetic
@@ -72,6 +73,7 @@ def evaluate(
     *,
     split: str | None = None,
     crop: int | None = None,
+    resize: Literal["bicubic", "bilinear"] = "bicubic",
     batch_size: int = 16,
     importance_samples: int = 0,
     seed: int = 0,
@@ -87,6 +89,7 @@ def evaluate(
         data: what `--data` takes.
         split: `train`, `val` or `test`; None scores every image.
         crop: central square to take first, pixels.
+        resize: how a square is resized, `bicubic` or `bilinear`; both antialiased.
         batch_size: images a forward pass.
         importance_samples: K of the importance-weighted bound; 0 leaves it out.
         seed: of the posterior draws.
@@ -102,7 +105,7 @@ def evaluate(
         raise DataError(
             f"{source.name}: no image is in split {split!r}; it has {', '.join(known) or 'no splits'}"
         )
-    preprocessing = Preprocessing(size=model.config.image_size, crop=crop)
+    preprocessing = Preprocessing(size=model.config.image_size, crop=crop, resize=resize)
     scores = score(
         model, source, preprocessing, chosen, batch_size=batch_size,
         importance_samples=importance_samples, seed=seed, progress=progress,
