@@ -201,7 +201,10 @@ def probe(
         str | None, typer.Option(help="face_id: closed-set, if not given, or open-set.")
     ] = None,
     pairs: Annotated[
-        Path | None, typer.Option(help="face_verification: pairs to test, in LFW's format.")
+        Path | None,
+        typer.Option(
+            help="face_verification: pairs to test, LFW's list or a CSV of two ids and same."
+        ),
     ] = None,
     pairs_train: Annotated[
         Path | None, typer.Option(help="face_verification: pairs to find the threshold on.")

@@ -25,6 +25,13 @@ class Table:
     lines: tuple[int, ...]
     """The line of the file on which each row begins, the header's being 1."""
 
+    def __getitem__(self, name: str) -> tuple[str, ...]:
+        """Return the values of a column that is needed."""
+        values = self.column(name)
+        if values is None:
+            raise KeyError(name)
+        return values
+
     def column(self, name: str) -> tuple[str, ...] | None:
         """Return a column's values by its name in any case, None if there is none.
 
@@ -40,29 +47,27 @@ class Table:
         return tuple(row[places[0]] for row in self.rows) if places else None
 
 
-def read_table(path: str | Path, needed: str) -> Table:
-    """Read a table whose header has a column `needed`, which also tells what separates the columns.
+def read_table(path: str | Path, *needed: str) -> Table:
+    """Read a table whose header has the columns `needed`, which also tell what separates columns.
 
     Raises:
-        DataError: the file cannot be read, has no such column, or a row has more or fewer values than the
+        DataError: the file cannot be read, lacks such a column, or a row has more or fewer values than the
             header; the message has the line's number.
     """
     path = Path(path)
     text = _decoded(path)
-    header = text.split("\n", 1)[0]
+    header = text.split("\n", 1)[0].casefold()
     separator = next(
-        (
-            s
-            for s in SEPARATORS
-            if needed in [c.strip().strip('"').casefold() for c in header.split(s)]
-        ),
-        ",",
+        (s for s in SEPARATORS if needed[0] in (c.strip(' "') for c in header.split(s))), ","
     )
     records = list(_records(path, text, separator))
     columns = records[0][1] if records else ()
-    if needed not in [column.casefold() for column in columns]:
+    if not set(needed) <= {column.casefold() for column in columns}:
+        expected = (
+            f"a column {needed[0]!r}" if len(needed) == 1 else f"columns {' and '.join(needed)}"
+        )
         listed = ", ".join(column or "''" for column in columns) or "none"
-        raise DataError(f"{path}: expected a column {needed!r}, found {listed}")
+        raise DataError(f"{path}: expected {expected}, found {listed}")
     rows, lines = [], []
     for line, row in records[1:]:
         if not any(row):

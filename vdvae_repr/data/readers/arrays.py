@@ -210,6 +210,9 @@ def _source_of(
             f"{path}: expected an array 'images', at the top or in train, val, test; found {_list(listed)}; "
             f"--data {path}:NAME takes another one"
         )
+    others = [n for n in content if n.rpartition("/")[2] not in ("images", "class_names", key)]
+    if others and all(part.labels is None for part in parts):
+        notices.append(f"no array 'labels', so that images have no labels; found {_list(others)}")
     names: Sequence[Any] = ()
     if f"{root}class_names" in content:
         names = np.atleast_1d(np.asarray(content[f"{root}class_names"])).tolist()

@@ -24,8 +24,7 @@ def open_manifest(path: Path) -> Source:
         DataError: the table cannot be read, or a row names no file; the message has the line's number.
     """
     table = read_table(path, "file")
-    ids, labels, splits = (table.column(role) for role in ROLES)
-    assert ids is not None  # read_table has looked
+    ids, labels, splits = table["file"], table.column("label"), table.column("split")
     files: dict[str, Path] = {}
     for line, image_id in zip(table.lines, ids, strict=True):
         file = path.parent / image_id
@@ -48,7 +47,7 @@ def open_manifest(path: Path) -> Source:
             raise DataError(f"{path} line 1: column {column!r} occurs twice; rename one")
         if column in (".", "..") or "/" in column:
             raise DataError(
-                f"{path} line 1: no store can keep a column called {column!r}; rename it, without '/'"
+                f"{path} line 1: no store can keep a column called {column!r}; rename it"
             )
         factors[column] = np.array([row[place] for row in table.rows])
     none = Counter(label for label in labels or () if label and is_missing(label))
