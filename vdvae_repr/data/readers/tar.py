@@ -92,7 +92,7 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
                 others[kind] += 1
                 if kind in (".cls", ".json", ".txt"):
                     beside.setdefault((path, _key(member.name)), {})[kind] = member
-        images += sorted(own, key=lambda member: natural_key(member.name))
+        images += sorted(own, key=lambda member: natural_key(member.name.removeprefix("./")))
     if not images:
         raise DataError(
             f"{name}: expected a tar with images, found none in it"
