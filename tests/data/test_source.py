@@ -196,6 +196,12 @@ def test_any_error_of_a_reader_names_the_image():
         read_images(source, Preprocessing(size=8), [0])
 
 
+def test_a_pointer_in_place_of_an_image_is_said(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(DataError, match=r"a.png: .*\(it is a Git LFS pointer"):
+        open_source(tmp_path)[0]
+
+
 def test_more_pixels_can_be_allowed(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     write(tmp_path, 1)

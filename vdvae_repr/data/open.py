@@ -26,7 +26,7 @@ from vdvae_repr.data.readers.arrays import HDF5, Part, array_source, open_hdf5, 
 from vdvae_repr.data.readers.folder import open_folder
 from vdvae_repr.data.readers.manifest import open_manifest
 from vdvae_repr.data.readers.tar import open_tar, shards
-from vdvae_repr.data.source import Source, allow_pixels, image_extensions, one_line
+from vdvae_repr.data.source import Source, allow_pixels, image_extensions, one_line, what_it_is
 from vdvae_repr.errors import DataError
 
 READERS: dict[str, Callable[[Path], Source]] = {
@@ -50,19 +50,6 @@ _BROKEN = (
     zipfile.BadZipFile,
     zlib.error,
 )
-_MAGIC = {
-    b"\x1f\x8b": "compressed by gzip; unpack it (gunzip), as members are read in place",
-    b"BZh": "compressed by bzip2; unpack it, as members are read in place",
-    b"\xfd7zXZ": "compressed by xz; unpack it, as members are read in place",
-    b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it, as members are read in place",
-    b"PK\x03\x04": "a zip; unpack it",
-    b"7z\xbc\xaf": "a 7z archive; unpack it",
-    b"Rar!": "a RAR archive; unpack it",
-    b"version https://git-lfs": "a Git LFS pointer, not the file itself; get it by git lfs pull",
-    b"<": "a web page or XML, perhaps an error page; download it again",
-    b"MATLAB 5": "a MATLAB file; save its images as uint8 (N, H, W, 3) in a .npy or .h5 file",
-}
-
 Rows = str | Path | Sequence[int] | NDArray[Any]
 
 
@@ -124,7 +111,7 @@ def _open(
         )
     if suffix in READERS:
         return _reading(path, READERS[suffix])
-    what = _what_it_is(path)
+    what = what_it_is(path)
     if not what and suffix in image_extensions():
         what = "a single image; give the folder that it is in"
     raise DataError(
@@ -142,7 +129,7 @@ def _reading(path: Path, reader: Callable[[Path], Source]) -> Source:
     try:
         return reader(path)
     except _BROKEN as error:
-        what = _what_it_is(path)
+        what = what_it_is(path)
         raise DataError(
             f"{path}: it is {what}" if what else f"{path}: cannot be read ({one_line(error)})"
         ) from error
@@ -165,16 +152,6 @@ def _keyed(path: Path, key: str) -> Source:
     if suffix == ".npz":
         return _reading(path, lambda path: open_npz(path, key))
     raise DataError(f"{path}:{key}: expected a .h5 or .npz file before the colon, found {suffix!r}")
-
-
-def _what_it_is(path: Path) -> str:
-    """Say what a file is that is not what its name says; empty where its first bytes do not tell."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(64).lstrip()
-    except OSError:
-        return ""
-    return next((what for magic, what in _MAGIC.items() if start.startswith(magic)), "")
 
 
 def _row_numbers(rows: Rows, count: int, name: str) -> NDArray[np.intp]:

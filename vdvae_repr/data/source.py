@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from vdvae_repr.data.faces import LANDMARKS, align_face
@@ -44,6 +44,19 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # by the number of EXIF's tag Orientation
+
+_MAGIC = {
+    b"\x1f\x8b": "compressed by gzip; unpack it (gunzip), as members are read in place",
+    b"BZh": "compressed by bzip2; unpack it, as members are read in place",
+    b"\xfd7zXZ": "compressed by xz; unpack it, as members are read in place",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it, as members are read in place",
+    b"PK\x03\x04": "a zip; unpack it",
+    b"7z\xbc\xaf": "a 7z archive; unpack it",
+    b"Rar!": "a RAR archive; unpack it",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself; get it by git lfs pull",
+    b"<": "a web page or XML, perhaps an error page; download it again",
+    b"MATLAB 5": "a MATLAB file; save its images as uint8 (N, H, W, 3) in a .npy or .h5 file",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,7 +248,14 @@ class _ImageFiles:
 
     def __call__(self, index: int) -> Image.Image:
         content = self.contents[index]
-        return Image.open(io.BytesIO(content) if isinstance(content, bytes) else content)
+        if isinstance(content, bytes):
+            return Image.open(io.BytesIO(content))
+        try:
+            return Image.open(content)
+        except UnidentifiedImageError as error:
+            if what := what_it_is(content):
+                raise ValueError(f"it is {what}") from error
+            raise
 
 
 def file_source(
@@ -348,6 +368,16 @@ def allow_pixels() -> None:
     if not limit.isdecimal() or int(limit) < 1:
         raise DataError(f"VDVAE_REPR_MAX_PIXELS: expected a number of pixels, found {limit!r}")
     Image.MAX_IMAGE_PIXELS = int(limit)
+
+
+def what_it_is(path: Path) -> str:
+    """Say what a file is that is not what its name says; empty where its first bytes do not tell."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip()
+    except OSError:
+        return ""
+    return next((what for magic, what in _MAGIC.items() if start.startswith(magic)), "")
 
 
 def one_line(error: Exception) -> str:

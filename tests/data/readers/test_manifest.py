@@ -56,6 +56,13 @@ def test_tables_as_people_write_them(table, content, name):
     assert source.factors == {}
 
 
+def test_splits_under_another_name_are_splits(table):
+    source = table("file,label,subset,note\na.png,cat,Train,x\nb.png,dog,test,y\nc.png,dog,,z\n")
+    assert source.splits == ("train", "test", "")
+    assert source.notices == ("splits are read from column 'subset'",)
+    assert table("file,label,x,y\na.png,cat,train,test\nb.png,dog,test,train\n").splits == ("", "")
+
+
 def test_labels_that_stand_for_none(table):
     source = table("file,label\na.png,cat\nb.png,nan\nc.png,NA\nd.png,\n")
     assert labels(source) == ["cat", None, None, None]

@@ -382,15 +382,13 @@ def _white(name: str, images: Any) -> tuple[int, str]:
             65535,
             f"uint16 pixels: 65535 is read as white; the brightest found is {sample.max()}",
         )
-    fractional = dtype.kind == "f" and np.nanmax(sample, initial=0) <= 1 + 1e-4
+    finite = sample[np.isfinite(sample)]  # rows that are not are refused when they are read
+    fractional = dtype.kind == "f" and finite.max(initial=0) <= 1 + 1e-4
     white = 1 if fractional else 255
-    if (
-        not few or np.isfinite(sample).all()
-    ):  # else the rows that are not finite are refused one by one
-        try:
-            to_uint8(sample, white)
-        except DataError as error:
-            raise DataError(f"{name}: {error}") from error
+    try:
+        to_uint8(finite, white)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
     what = "from 0 to 1, scaled by 255" if fractional else "whole numbers from 0 to 255"
     return white, f"{dtype} pixels are read as {what}"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vdvae_repr.data.names import is_missing, splits_of
+from vdvae_repr.data.names import is_missing, split_of, splits_of
 from vdvae_repr.data.source import Source, file_source
-from vdvae_repr.data.table import SEPARATORS, read_table
+from vdvae_repr.data.table import SEPARATORS, Table, read_table
 from vdvae_repr.errors import DataError
 
 ROLES = ("file", "label", "split")
@@ -25,6 +25,10 @@ def open_manifest(path: Path) -> Source:
     """
     table = read_table(path, "file")
     ids, labels, splits = table["file"], table.column("label"), table.column("split")
+    notices = list(_about_columns(table.columns))
+    if splits is None and (called := _column_of_splits(table)) is not None:
+        splits = table.column(called.casefold())
+        notices.append(f"splits are read from column {called!r}")
     files: dict[str, Path] = {}
     for line, image_id in zip(table.lines, ids, strict=True):
         file = path.parent / image_id
@@ -37,7 +41,7 @@ def open_manifest(path: Path) -> Source:
                 f"{path} line {line}: file {image_id!r} occurs twice; keep one of the rows"
             )
         files[image_id] = file
-    factors, notices = {}, list(_about_columns(table.columns))
+    factors = {}
     if table.separator != ",":
         notices.append(f"read as separated by {SEPARATORS[table.separator]}")
     for place, column in enumerate(table.columns):
@@ -63,6 +67,19 @@ def open_manifest(path: Path) -> Source:
         factors=factors,
         notices=(*notices, *unknown),
     )
+
+
+def _column_of_splits(table: Table) -> str | None:
+    """Return the column that holds splits by its values, under another name; None if not one does."""
+    found = [
+        column
+        for place, column in enumerate(table.columns)
+        if column
+        and column.casefold() not in ROLES
+        and len({split_of(row[place]) for row in table.rows} - {None}) > 1
+        and all(is_missing(row[place]) or split_of(row[place]) for row in table.rows)
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def _about_columns(columns: tuple[str, ...]) -> list[str]:

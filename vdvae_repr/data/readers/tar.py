@@ -19,6 +19,7 @@ from vdvae_repr.data.names import (
     PathNames,
     extension,
     is_hidden,
+    is_missing,
     left_out,
     names_from_paths,
     natural_key,
@@ -185,7 +186,7 @@ def _label(member: _Member) -> str | None:
     try:
         text = _content(member).decode("utf-8-sig").strip()
         if not member.name.lower().endswith(".json"):
-            return text or None
+            return None if is_missing(text) else text
         value: Any = json.loads(text)
     except ValueError as error:
         raise DataError(
