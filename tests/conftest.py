@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vdvae_repr.config import ModelConfig
-from vdvae_repr.data.sources import Source
+from vdvae_repr.data.source import Source
 from vdvae_repr.model.vdvae import VDVAE
 
 

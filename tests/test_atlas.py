@@ -6,7 +6,7 @@ from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
 from sklearn.preprocessing import StandardScaler
 
 import vdvae_repr as vr
-from vdvae_repr.data.sources import Source
+from vdvae_repr.data.source import Source
 from vdvae_repr.heads.linear import ALPHAS
 from vdvae_repr.latents import store as store_module
 from vdvae_repr.latents.store import JoinedStore

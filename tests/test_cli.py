@@ -5,6 +5,7 @@ import sys
 import time
 
 import pytest
+from PIL import Image
 
 import vdvae_repr as vr
 from vdvae_repr.config import preset_path
@@ -18,8 +19,8 @@ def run(*arguments, cwd=None):
 def test_public_names():
     assert vr.__all__ == [
         "CheckpointError", "ConfigError", "DataError", "LatentStore", "LatentTransformer", "LayerError",
-        "ModelConfig", "StoreError", "TaskError", "Terminated", "TrainingError", "VDVAE",
-        "VDVAEReprError", "atlas", "evaluate", "extract", "load", "plot", "run_task", "train",
+        "ModelConfig", "Source", "StoreError", "TaskError", "Terminated", "TrainingError", "VDVAE",
+        "VDVAEReprError", "atlas", "evaluate", "extract", "load", "open_source", "plot", "run_task", "train",
     ]  # fmt: skip
     assert all(getattr(vr, name) is not None for name in vr.__all__)
 
@@ -58,6 +59,32 @@ def test_bad_input_is_one_line_and_exit_2(arguments, message, tmp_path):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_what_is_left_out_is_said_once(tmp_path):
+    for place in ("a/1.png", "b/2.png"):
+        (tmp_path / "img" / place).parent.mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "img" / place)
+    (tmp_path / "img" / "x.heic").write_bytes(b"x")
+    for command in (
+        ["extract", "--layer", "1x1"],
+        ["evaluate", "--rows", "0:2", "--resize", "bilinear"],
+    ):
+        done = run(*command, "--data", "img", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("img: 1 file left out: .heic (1)") == 1
+    again = run("extract", "--layer", "1x1", "--data", "img", "--resize", "bilinear", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "bilinear, antialiased" in again.stderr
+
+
+def test_an_image_that_is_too_large_is_one_line(tmp_path):
+    (tmp_path / "img").mkdir()
+    Image.new("1", (10_000, 9_000)).save(tmp_path / "img" / "a.png")
+    done = run("extract", "--layer", "1x1", "--data", "img", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Warning" not in done.stderr
+    assert "set VDVAE_REPR_MAX_PIXELS" in done.stderr.splitlines()[-1]
 
 
 def test_interrupt_is_exit_130_and_one_line(tmp_path):

@@ -8,7 +8,7 @@ from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
 from sklearn.preprocessing import StandardScaler
 
 import vdvae_repr as vr
-from vdvae_repr.data.sources import Source
+from vdvae_repr.data.source import Source
 from vdvae_repr.features import Columns, Features
 from vdvae_repr.heads.linear import ALPHAS
 from vdvae_repr.report import pictures

@@ -9,7 +9,7 @@ from sklearn.preprocessing import StandardScaler
 import vdvae_repr as vr
 from vdvae_repr import features as module
 from vdvae_repr.baselines import RandomTwin
-from vdvae_repr.data.sources import Source
+from vdvae_repr.data.source import Source
 from vdvae_repr.features import Columns, Features, Workspace
 from vdvae_repr.heads.linear import LinearLBFGS, Ridge
 from vdvae_repr.heads.neighbors import NearestNeighbor, WeightedNeighbors

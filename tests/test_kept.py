@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import vdvae_repr as vr
-from vdvae_repr.data.sources import Source
+from vdvae_repr.data.source import Source
 from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.tasks.few_shot import FewShot
 from vdvae_repr.tasks.identification import Identification

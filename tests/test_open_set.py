@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import vdvae_repr as vr
-from vdvae_repr.data.sources import Source
+from vdvae_repr.data.source import Source
 from vdvae_repr.features import Features
 from vdvae_repr.heads.neighbors import NearestNeighbor
 from vdvae_repr.tasks.open_set import OpenSet

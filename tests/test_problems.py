@@ -9,7 +9,8 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.preprocessing import normalize
 
 import vdvae_repr as vr
-from vdvae_repr.data.sources import Source, open_source
+from vdvae_repr.data.open import open_source
+from vdvae_repr.data.source import Source
 from vdvae_repr.features import Columns, Features
 from vdvae_repr.report import pictures
 from vdvae_repr.tasks.few_shot import FewShot, OneShot, _gram_pca

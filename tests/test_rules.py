@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler, normalize
 
 import vdvae_repr as vr
 from vdvae_repr.baselines import RandomTwin
-from vdvae_repr.data.sources import Source
+from vdvae_repr.data.source import Source
 from vdvae_repr.features import Columns, Features
 from vdvae_repr.heads.linear import LinearLBFGS
 from vdvae_repr.tasks import _choose

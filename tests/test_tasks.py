@@ -70,6 +70,24 @@ def test_what_is_left_out_and_what_cannot_be_chosen_is_said(tiny, tmp_path, peop
         assert "24 images of no split left out" in notices[-1]
 
 
+def test_images_of_other_splits_are_never_scored_across(tiny, tmp_path, people):
+    """Without a split train, halves of each person's images would lie across val and test."""
+    source = people(16)
+    object.__setattr__(source, "splits", ("val", "test", "val", "test") * 24)
+    store = vr.extract(tiny, source, tmp_path / "s.h5", layers="1x1")
+    for task, options in (
+        ("face_id", {}),
+        ("face_id", {"protocol": "open-set"}),
+        ("classification", {}),
+        ("factors", {}),
+    ):
+        with pytest.raises(vr.TaskError, match="expected a split train, found test, val"):
+            vr.run_task(task, store, **options)
+    object.__setattr__(source, "splits", ("test",) * 96)
+    store = vr.extract(tiny, source, tmp_path / "one.h5", layers="1x1")
+    assert vr.run_task("face_id", store, heads=["nearest-neighbor"])
+
+
 def test_no_images_refuses_the_controls(tiny, tmp_path, people):
     store = vr.extract(tiny, people(4, num_people=4), tmp_path / "s.h5", layers="1x1", images=False)
     with pytest.raises(vr.TaskError, match="pixels, pca and random-init"):

@@ -22,6 +22,8 @@ from vdvae_repr.errors import (
 
 if TYPE_CHECKING:
     from vdvae_repr.config import ModelConfig
+    from vdvae_repr.data.open import open_source
+    from vdvae_repr.data.source import Source
     from vdvae_repr.latents.extract import extract
     from vdvae_repr.latents.store import LatentStore
     from vdvae_repr.latents.transformer import LatentTransformer
@@ -43,7 +45,9 @@ _MODULES = {
     "LatentStore": "latents.store",
     "LatentTransformer": "latents.transformer",
     "load": "model.checkpoint",
+    "open_source": "data.open",
     "plot": "report.plots",
+    "Source": "data.source",
     "VDVAE": "model.vdvae",
     "run_task": "tasks",
     "train": "training.trainer",
@@ -57,6 +61,7 @@ __all__ = [
     "LatentTransformer",
     "LayerError",
     "ModelConfig",
+    "Source",
     "StoreError",
     "TaskError",
     "Terminated",
@@ -67,6 +72,7 @@ __all__ = [
     "evaluate",
     "extract",
     "load",
+    "open_source",
     "plot",
     "run_task",
     "train",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from vdvae_repr.config import ModelConfig
-from vdvae_repr.data.sources import Source
+from vdvae_repr.data.source import Source
 from vdvae_repr.features import Columns, Features, hash_arrays, hash_text
 from vdvae_repr.latents.extract import extract
 from vdvae_repr.latents.store import LatentStore

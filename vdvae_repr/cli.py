@@ -11,12 +11,16 @@ import os
 import platform
 import sys
 import time
+import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vdvae_repr.errors import TaskError, Terminated, VDVAEReprError
+
+if TYPE_CHECKING:
+    from vdvae_repr.data.source import Source
 
 app = typer.Typer(
     help="What does each layer of a very deep VAE know?",
@@ -40,11 +44,20 @@ Preset = Annotated[
 Data = Annotated[
     str,
     typer.Option(
-        help="Folder, .tar or shards, .csv, .npy, .npz, .h5, or a name, as cifar10 or toy-faces."
+        help="Folder, .tar or shards, .csv, .npy, .npz, .h5, FILE:KEY, or a name, as cifar10 or toy-faces."
     ),
 ]
+Rows = Annotated[
+    str | None,
+    typer.Option(
+        help="Images to take, counted from 0: 0:8859 (8859 not among them), or a file of numbers."
+    ),
+]
+Resize = Annotated[
+    str, typer.Option(help="How images are resized: bicubic, or bilinear as torchvision's resize.")
+]
 DataRoot = Annotated[
-    Path | None,
+    str | None,
     typer.Option(help="Where named data sets lie; $VDVAE_REPR_DATA_ROOT, or ./data, if not given."),
 ]
 Download = Annotated[
@@ -74,6 +87,7 @@ def extract(
     model: Backbone = "faces64",
     preset: Preset = None,
     data: Data = "toy-faces",
+    rows: Rows = None,
     data_root: DataRoot = None,
     download: Download = False,
     layer: Layer = ["all"],  # noqa: B006 (typer copies it)
@@ -88,6 +102,7 @@ def extract(
     align: Annotated[
         bool, typer.Option("--align", help="Put eyes, nose and mouth at fixed places (MTCNN).")
     ] = False,
+    resize: Resize = "bicubic",
     mirror: Annotated[bool, typer.Option("--mirror", help="Read the mirrored images too.")] = False,
     pool: Annotated[str | None, typer.Option(help="Store avg or avg:GRID, to save disk.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, or float16 to save disk.")] = "float32",
@@ -115,13 +130,12 @@ def extract(
     from tqdm import tqdm
 
     import vdvae_repr as vr
-    from vdvae_repr.data.sources import open_source
     from vdvae_repr.model.backbones import is_backbone, load_backbone
 
     if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size)):
         raise TaskError(f"--batch-size: expected a number from 1, or auto, found {batch_size!r}")
     _keep_freed_memory()
-    source = open_source(data, root=data_root, download=download)
+    source = _open(data, data_root, download, rows)
     if device == "cuda":  # one card a process of torchrun
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if is_backbone(model) and (compile or preset):
@@ -144,7 +158,7 @@ def extract(
     ) as bar:
         store = vr.extract(
             net, source, out, layers=layer, features=feature,
-            z=z, draws=draws, seed=seed, crop=crop, align=align, mirror=mirror,  # type: ignore[arg-type]
+            z=z, draws=draws, seed=seed, crop=crop, align=align, resize=resize, mirror=mirror,  # type: ignore[arg-type]
             pool=pool, dtype=dtype, precision=precision, on_error=on_error, layout=layout,  # type: ignore[arg-type]
             batch_size="auto" if batch_size == "auto" else int(batch_size), num_workers=num_workers,
             images=not no_images,
@@ -193,7 +207,10 @@ def probe(
         str | None, typer.Option(help="face_id: closed-set, if not given, or open-set.")
     ] = None,
     pairs: Annotated[
-        Path | None, typer.Option(help="face_verification: pairs to test, in LFW's format.")
+        Path | None,
+        typer.Option(
+            help="face_verification: pairs to test, LFW's list or a CSV of two ids and same."
+        ),
     ] = None,
     pairs_train: Annotated[
         Path | None, typer.Option(help="face_verification: pairs to find the threshold on.")
@@ -335,6 +352,7 @@ def compare(
 def train(
     config: Annotated[Path, typer.Argument(help="A TOML of configs/, or your own.")],
     data: Data = "toy-faces",
+    rows: Rows = None,
     data_root: DataRoot = None,
     download: Download = False,
     out: Annotated[
@@ -373,17 +391,16 @@ def train(
     """Train a VDVAE; under torchrun, on many processes. Rerun with --resume after any stop."""
     import vdvae_repr as vr
     from vdvae_repr.config import load_config
-    from vdvae_repr.data.sources import open_source
 
     folder = vr.train(
-        load_config(config, override), open_source(data, root=data_root, download=download),
+        load_config(config, override), _open(data, data_root, download, rows),
         out or Path("runs") / config.stem, resume=resume, init_from=init_from,
         changed=tuple(item.partition("=")[0].strip() for item in override),
         crop=crop, name=config.stem, device=device, precision=precision, accumulate=accumulate,
         compile=compile, channels_last=channels_last, recompute=recompute,
         num_workers=num_workers, log_with=log_with,
         probe_every=probe_every, probe_layers=probe_layer,
-        probe_data=None if probe_data is None else open_source(probe_data, root=data_root),
+        probe_data=None if probe_data is None else _open(probe_data, data_root),
         progress=_log,
     )  # fmt: skip
     if _is_main_process():
@@ -395,6 +412,7 @@ def evaluate(
     model: Model = "faces64",
     preset: Preset = None,
     data: Data = "toy-faces",
+    rows: Rows = None,
     data_root: DataRoot = None,
     download: Download = False,
     split: Annotated[
@@ -402,6 +420,7 @@ def evaluate(
         typer.Option(help="train, val, test, or a run's held-back; every image if not given."),
     ] = None,
     crop: Annotated[int | None, typer.Option(help="Central square to take first, pixels.")] = None,
+    resize: Resize = "bicubic",
     iw: Annotated[int, typer.Option(min=0, help="Draws of the importance-weighted bound.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 16,
     device: Device = "cpu",
@@ -416,11 +435,10 @@ def evaluate(
 
     import vdvae_repr as vr
     from vdvae_repr.config import load_config
-    from vdvae_repr.data.sources import open_source
     from vdvae_repr.training.draws import mark_held_back
     from vdvae_repr.training.evaluate import join_processes
 
-    source = open_source(data, root=data_root, download=download)
+    source = _open(data, data_root, download, rows)
     if split == "held-back":
         run = Path(model) / "config.toml"
         recipe = load_config(run).train if run.is_file() else None
@@ -430,7 +448,8 @@ def evaluate(
     net = vr.load(model, preset=preset, device=join_processes(device))
     with tqdm(unit="img", disable=not (sys.stderr.isatty() and _is_main_process())) as bar:
         found = vr.evaluate(
-            net, source, split=split, crop=crop, batch_size=batch_size, importance_samples=iw,
+            net, source, split=split, crop=crop, resize=resize,  # type: ignore[arg-type]
+            batch_size=batch_size, importance_samples=iw,
             seed=seed, progress=bar.update,
         )  # fmt: skip
     if not _is_main_process():
@@ -656,6 +675,19 @@ def demo(
     )
 
 
+def _open(
+    data: str, root: str | None = None, download: bool = False, rows: str | None = None
+) -> Source:
+    """Open what --data names, and say once what was left out of it."""
+    import vdvae_repr as vr
+
+    source = vr.open_source(data, root=root, download=download, rows=rows)
+    if _is_main_process():
+        for line in source.notices:
+            _log(f"{source.name}: {line}")
+    return source
+
+
 def _is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
@@ -674,6 +706,8 @@ def _keep_freed_memory() -> None:
 
 def main() -> None:
     """Run the command line; errors become one line and an exit code."""
+    # Pillow's warnings: of images that are too large an error follows, of tags nothing is lost.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         app()
     except VDVAEReprError as error:

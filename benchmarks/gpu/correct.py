@@ -26,7 +26,7 @@ from torch import Tensor
 
 import vdvae_repr as vr
 from vdvae_repr.config import Config, ModelConfig, TrainConfig
-from vdvae_repr.data.sources import open_source
+from vdvae_repr.data.open import open_source
 from vdvae_repr.model.inference import compile_inference
 from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.preprocessing import to_input, to_target

@@ -30,7 +30,8 @@ from safetensors import safe_open
 import vdvae_repr as vr
 from vdvae_repr.config import Config, load_config
 from vdvae_repr.data.loader import default_workers, map_ahead
-from vdvae_repr.data.sources import Preprocessing, Source, open_source, read_images
+from vdvae_repr.data.open import open_source
+from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.model.checkpoint import WEIGHTS_FOLDER
 from vdvae_repr.training.draws import mark_held_back, split_indices
 

@@ -12,7 +12,7 @@ from sklearn.model_selection import train_test_split
 
 from vdvae_repr.data import datasets
 from vdvae_repr.data.datasets import DATASETS
-from vdvae_repr.data.sources import open_source
+from vdvae_repr.data.open import open_source
 from vdvae_repr.errors import DataError
 
 RNG = np.random.default_rng(0)

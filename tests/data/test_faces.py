@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vdvae_repr.data.faces import read_pairs
+from vdvae_repr.data.faces import read_pair_lists, read_pairs
 from vdvae_repr.errors import DataError
 
 IDS = [f"{name}/{name}_{number:04d}.jpg" for name in ("Ann", "Bo_Li") for number in (1, 2, 13)]
@@ -35,6 +35,11 @@ def test_pairs_are_rows(listed):
         ("1\nAnn\t1\t2\nAnn\t1\t2\n", "line 3: expected name, number, name, number"),
         ("1\nAnn\t1\tx\nAnn\t1\tBo_Li\t1\n", "line 2: expected a number of an image, found 'x'"),
         ("1\nAnn\t1\t2\nAnn\t1\tAnn\t2\n", "line 3: expected two people, found Ann twice"),
+        (
+            "1\nAnn\t2\t2\nAnn\t1\tBo_Li\t1\n",
+            "line 2: expected two images of Ann, found number 2 twice",
+        ),
+        ("1\nAnn\t1\t01\nAnn\t1\tBo_Li\t1\n", "line 2: expected two images of Ann"),
         ("1\nAnn\t1\t7\nAnn\t1\tCy\t1\n", r"2 images are not in the store, as Ann_0007 \(line 2\)"),
     ],
 )
@@ -46,6 +51,80 @@ def test_what_is_wrong_with_a_list_is_named(listed, text, message):
 def test_one_name_of_two_images(listed):
     with pytest.raises(DataError, match="Ann_0001 is the name of 2 images"):
         read_pairs(listed("1\nAnn\t1\t2\nAnn\t1\tBo_Li\t1\n"), [*IDS, "copy/Ann_0001.jpg"])
+
+
+A, B, C, D, E, F = IDS
+OWN = f"first,second,same\n{A},{B},1\n{A},{D},0\n"
+
+
+@pytest.fixture
+def table(tmp_path):
+    def write(text, name="pairs.csv"):
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        OWN,
+        OWN.replace(",", ";"),
+        f",a,b,Same\n0,{A},{B},True\n1,{A},{D},False\n",
+        f"same,a,b\n1,{A},{B}\n0,{A},{D}\n",
+    ],
+)
+def test_pairs_of_ones_own(table, text):
+    pairs, known = read_pair_lists(table(text), None, IDS)
+    assert known is None
+    assert (pairs.first.tolist(), pairs.second.tolist()) == ([0, 0], [1, 3])
+    assert pairs.same.tolist() == [True, False]
+    assert pairs.fold.tolist() == [0, 0]
+
+
+def test_folds_and_splits_of_ones_own_pairs(table):
+    folded = f"a,b,same,fold\n{A},{B},1,10\n{A},{C},0,10\n{D},{E},1,9\n{D},{F},0,9\n"
+    assert read_pair_lists(table(folded), None, IDS)[0].fold.tolist() == [1, 1, 0, 0]
+    split = folded.replace("fold", "split").replace(",10", ",Testing").replace(",9", ",train")
+    test, known = read_pair_lists(table(split), None, IDS)
+    assert (test.first.tolist(), known.first.tolist()) == ([0, 0], [3, 3])
+    other = table(OWN, "other.csv")
+    test, known = read_pair_lists(table(split), other, IDS)
+    assert (test.second.tolist(), known.second.tolist()) == ([1, 2], [1, 3])
+    test, known = read_pair_lists(other, table(split), IDS)
+    assert (test.second.tolist(), known.second.tolist()) == ([1, 3], [4, 5])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (OWN + f"{A},{A},1\n", "line 4: expected two images, found 'Ann/Ann_0001.jpg' twice"),
+        (OWN + f"{A},{C},2\n", "line 4: expected 1 or 0 in column 'same', found '2'"),
+        (OWN + f"{A},{C}\n", "line 4: expected 3 values"),
+        (
+            OWN + f"{A},x.jpg,1\n",
+            r"1 images are not in the store, as 'x.jpg' \(line 4\); ids there are as",
+        ),
+        (OWN.replace("same", "match"), "expected a column 'same', found first, second, match"),
+        (
+            OWN.replace("second", ""),
+            "expected two columns of ids beside same, fold and split, found first",
+        ),
+        (f"a,b,note,same\n{A},{B},x,1\n", "two columns of ids .* found a, b, note"),
+        (f"a,b,same\n{A},{B},1\n", "expected pairs of one person and of two, found 1 of one kind"),
+        (f"a,b,same,split\n{A},{B},1,test\n{A},{D},0,x\n", "line 3: expected split train or test"),
+        (
+            f"a,b,same,split\n{A},{B},1,test\n{A},{D},0,train\n",
+            "of two in split train, found 1 pairs",
+        ),
+        (f"a,b,same,fold\n{A},{B},1,1\n{A},{D},0,\n", "line 3: expected a fold, found none"),
+    ],
+)
+def test_what_is_wrong_with_pairs_of_ones_own_is_named(table, text, message):
+    with pytest.raises(DataError, match=message) as caught:
+        read_pair_lists(table(text), None, IDS)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.shared_data

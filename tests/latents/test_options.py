@@ -15,7 +15,8 @@ from PIL import Image
 
 import vdvae_repr as vr
 from vdvae_repr.data.faces import LANDMARKS, _detector, _similarity
-from vdvae_repr.data.sources import Preprocessing, open_source
+from vdvae_repr.data.open import open_source
+from vdvae_repr.data.source import Preprocessing
 from vdvae_repr.latents import extract as module
 from vdvae_repr.latents import store as store_module
 from vdvae_repr.latents.decode import decode

@@ -6,7 +6,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 import vdvae_repr as vr
-from vdvae_repr.data.sources import open_source
+from vdvae_repr.data.open import open_source
 from vdvae_repr.model.vdvae import seeded_noise
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import vdvae_repr as vr
 from vdvae_repr.config import load_config
-from vdvae_repr.data.sources import open_source
+from vdvae_repr.data.open import open_source
 from vdvae_repr.training import trainer
 from vdvae_repr.training.checkpoints import checkpoint_steps
 from vdvae_repr.training.draws import joint_noise, mark_held_back, ordered, split_indices

@@ -1,1 +1,1 @@
-"""Images in: sources and toy faces."""
+"""Images in: whatever `--data` names becomes a `Source`."""

@@ -12,18 +12,16 @@ a source's name says which it is: `imagenet32 (old)`, `imagenet32 (new)`.
 
 from __future__ import annotations
 
-import bisect
 import errno
 import io
-import itertools
 import logging
 import os
 import pickle
-import struct
+import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -31,16 +29,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from vdvae_repr.data.sources import (
-    SPLITS,
-    Source,
-    image_files,
-    natural_key,
-    number_labels,
-    one_line,
-)
+from vdvae_repr.data.names import SPLITS, is_hidden, natural_key
+from vdvae_repr.data.readers.arrays import ArrayRows, map_member
+from vdvae_repr.data.readers.folder import find_images
+from vdvae_repr.data.source import Source, file_source, one_line
+from vdvae_repr.data.toy import toy_faces
 from vdvae_repr.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -85,6 +79,53 @@ class Rows(NamedTuple):
     labels: NDArray[np.int64]
 
 
+BUILT_IN = ("digits", "toy-faces")
+
+
+def open_built_in(name: str) -> Source | None:
+    """Open a data set that needs no files: `digits`, `toy-faces` or `toy-faces:20x10`; None if it is none."""
+    if name == "digits":
+        return _digits()
+    if match := re.fullmatch(r"toy-faces(?::(\d+)x(\d+))?", name):
+        people, images = (int(group) for group in match.groups()) if match[1] else (20, 10)
+        return _toy_faces(people, images)
+    return None
+
+
+def _toy_faces(people: int, images: int) -> Source:
+    toy = toy_faces(people, images)
+    return Source(
+        name=f"toy-faces:{people}x{images}",
+        ids=toy.ids,
+        reader=ArrayRows([toy.images]),
+        labels=toy.labels,
+        label_names=toy.label_names,
+        factors=toy.factors,
+        sizes=[zlib.crc32(image.tobytes()) for image in toy.images],
+    )
+
+
+def _digits() -> Source:
+    """scikit-learn's 1,797 digits; the first two thirds of each class are `train`, the rest `test`."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    labels = digits.target.astype(np.int64)
+    images = np.repeat(np.round(digits.images * 255 / 16).astype(np.uint8)[..., None], 3, axis=3)
+    splits = np.full(len(labels), "test", dtype=object)
+    for label in range(10):
+        members = np.flatnonzero(labels == label)
+        splits[members[: 2 * len(members) // 3]] = "train"
+    return Source(
+        name="digits",
+        ids=tuple(str(i) for i in range(len(labels))),
+        reader=ArrayRows([images]),
+        labels=labels,
+        label_names=tuple(str(i) for i in range(10)),
+        splits=tuple(splits),
+    )
+
+
 def open_dataset(name: str, root: str | Path | None = None, *, download: bool = False) -> Source:
     """Open a data set of the table.
 
@@ -97,6 +138,8 @@ def open_dataset(name: str, root: str | Path | None = None, *, download: bool = 
         DataError: it is missing or incomplete, cannot be read, or cannot be downloaded.
     """
     dataset = DATASETS[name]
+    if root is not None and not str(root).strip():
+        raise DataError("--data-root is empty; give a folder, or leave it out")
     place = Path(root or os.environ.get("VDVAE_REPR_DATA_ROOT") or "data")
     try:
         return dataset.open(place)
@@ -238,7 +281,7 @@ def _old_imagenet(root: Path, size: int) -> Source:
     if not files[0].is_file() and (root / f"train_{size}x{size}").is_dir():
         train, test = (_images_in(_first(root, f"{p}_{size}x{size}")) for p in _OLD_PARTS)
         splits = _hold_back("imagenet", len(train)) + ["test"] * len(test)
-        return _file_source(name, train | test, splits=splits)
+        return file_source(name, train | test, splits=splits)
     parts = [_mapped_rows(file, size) for file in files]
     train_count, test_count = (len(part.images) for part in parts)
     splits = _hold_back("imagenet", train_count) + ["test"] * test_count
@@ -287,18 +330,8 @@ def _npz_batch(path: Path) -> tuple[NDArray[Any], NDArray[Any], int]:
         member = archive.getinfo("data.npy")
     with np.load(path) as arrays:
         stored = member.compress_type == zipfile.ZIP_STORED
-        data = _map_member(path, member) if stored else arrays["data"]
-        return data, arrays["labels"], member.CRC
-
-
-def _map_member(path: Path, member: zipfile.ZipInfo) -> NDArray[Any]:
-    """Memory-map an array that lies uncompressed in a zip, behind two headers: the zip's and its own."""
-    with path.open("rb") as file:
-        file.seek(member.header_offset + 26)
-        file.seek(sum(struct.unpack("<HH", file.read(4))), io.SEEK_CUR)  # the name, extra fields
-        np.lib.format.read_magic(file)
-        shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
-        return np.memmap(path, dtype, "r", file.tell(), shape, "F" if by_column else "C")
+        mapped = map_member(path, member) if stored else None
+        return arrays["data"] if mapped is None else mapped, arrays["labels"], member.CRC
 
 
 def _ffhq256(root: Path) -> Source:
@@ -315,7 +348,7 @@ def _ffhq256(root: Path) -> Source:
 def _ffhq1024(root: Path) -> Source:
     """Folders `ffhq1024/train` and `ffhq1024/valid`, subfolders or not; `valid` is `val`."""
     train, val = (_images_in(_first(root, f"ffhq1024/{part}")) for part in ("train", "valid"))
-    return _file_source("ffhq1024", train | val, splits=["train"] * len(train) + ["val"] * len(val))
+    return file_source("ffhq1024", train | val, splits=["train"] * len(train) + ["val"] * len(val))
 
 
 def _celeba(root: Path) -> Source:
@@ -333,7 +366,7 @@ def _celeba(root: Path) -> Source:
         )
     identities = folder / "identity_CelebA.txt"
     people = _two_columns(identities) if identities.is_file() else {}
-    return _file_source(
+    return file_source(
         "celeba",
         {file: folder / "img_align_celeba" / file for file in partition},
         labels=[people.get(file) for file in partition],
@@ -350,9 +383,9 @@ def _lfw(root: Path) -> Source:
     Source: vis-www.cs.umass.edu/lfw (Huang et al. 2007).
     """
     folder = _first(root, *_LFW_PLACES)
-    files = image_files(folder)
+    files = find_images(folder).files
     people = [PurePosixPath(file).parent.name for file in files]
-    return _file_source(f"lfw ({folder.name})", files, labels=people)
+    return file_source(f"lfw ({folder.name})", files, labels=people)
 
 
 def _download_lfw(root: Path) -> None:
@@ -374,7 +407,7 @@ def _omniglot(root: Path) -> Source:
         files |= _images_in(place) if place.is_dir() else _zip_members(place, ".png")
         splits += [split] * (len(files) - len(splits))
     labels = ["/".join(PurePosixPath(file).parts[1:-1]) for file in files]
-    return _file_source("omniglot", files, labels=labels, splits=splits)
+    return file_source("omniglot", files, labels=labels, splits=splits)
 
 
 def _omniglot_runs(root: Path) -> Source:
@@ -405,7 +438,7 @@ def _omniglot_runs(root: Path) -> Source:
         labels.append(f"{drawing.parts[0]}/{drawing.stem}")
     splits = ["test" if name in partner else "train" for name in files]
     runs = np.array([int(PurePosixPath(name).parts[0].removeprefix("run")) for name in files])
-    source = _file_source("omniglot-runs", files, labels=labels, splits=splits)
+    source = file_source("omniglot-runs", files, labels=labels, splits=splits)
     return replace(source, factors={"run": runs})
 
 
@@ -419,6 +452,7 @@ def _download_omniglot(root: Path) -> None:
 def _zip_members(path: Path, suffix: str) -> dict[str, bytes]:
     with zipfile.ZipFile(path) as archive:
         names = sorted((n for n in archive.namelist() if n.endswith(suffix)), key=natural_key)
+        names = [n for n in names if not any(map(is_hidden, PurePosixPath(n).parts))]
         return {name: archive.read(name) for name in names}
 
 
@@ -430,7 +464,7 @@ def _tiny_imagenet(root: Path) -> Source:
     folder = root / "tiny-imagenet-200"
     train = _images_in(_first(root, "tiny-imagenet-200/train"))
     val = _two_columns(folder / "val" / "val_annotations.txt")
-    return _file_source(
+    return file_source(
         "tiny-imagenet",
         train | {f"val/images/{file}": folder / "val" / "images" / file for file in val},
         labels=[*(PurePosixPath(file).parts[1] for file in train), *val.values()],
@@ -452,7 +486,7 @@ def _missing(path: Path) -> FileNotFoundError:
 
 def _images_in(folder: Path) -> dict[str, Path]:
     """Image files in natural order; ids begin with the folder's name."""
-    return {f"{folder.name}/{file}": path for file, path in image_files(folder).items()}
+    return {f"{folder.name}/{file}": path for file, path in find_images(folder).files.items()}
 
 
 def _two_columns(path: Path) -> dict[str, str]:
@@ -509,46 +543,15 @@ def _row_source(
             raise DataError(
                 f"{name}: expected {len(part.images)} labels in {part.stem}, found {part.labels.shape}"
             )
-    starts = [0, *itertools.accumulate(len(part.images) for part in parts)]
-
-    def reader(index: int) -> NDArray[np.uint8]:
-        part = bisect.bisect(starts, index) - 1
-        return np.ascontiguousarray(parts[part].images[index - starts[part]])
-
+    images = [part.images for part in parts]
     return Source(
         name=name,
         ids=tuple(f"{part.stem}/{row}" for part in parts for row in range(len(part.images))),
-        reader=reader,
+        reader=ArrayRows(images),
         labels=np.concatenate([part.labels for part in parts]).astype(np.int64),
         label_names=tuple(label_names),
         splits=tuple(splits),
         sizes=sizes,
-    )
-
-
-def _file_source(
-    name: str,
-    files: Mapping[str, Path | bytes],
-    *,
-    labels: Sequence[str | None] | None = None,
-    splits: Sequence[str] = (),
-) -> Source:
-    """Image files by id, or their contents."""
-    contents = list(files.values())
-    numbers, label_names = number_labels(labels or [None] * len(files))
-
-    def reader(index: int) -> Image.Image:
-        content = contents[index]
-        return Image.open(io.BytesIO(content) if isinstance(content, bytes) else content)
-
-    return Source(
-        name=name,
-        ids=tuple(files),
-        reader=reader,
-        labels=numbers,
-        label_names=label_names,
-        splits=tuple(splits),
-        sizes=[len(c) if isinstance(c, bytes) else c.stat().st_size for c in contents],
     )
 
 

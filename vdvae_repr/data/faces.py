@@ -1,4 +1,4 @@
-"""Faces: alignment by five landmarks that MTCNN finds, and pair lists in LFW's format."""
+"""Faces: alignment by five landmarks that MTCNN finds, and lists of pairs, LFW's or a table of one's own."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vdvae_repr.data.names import number_labels, split_of
+from vdvae_repr.data.table import Table, read_table
 from vdvae_repr.errors import DataError
 
 # Eyes, nose, corners of the mouth in an aligned image of side 1: where they lie in the central 128 pixels of
 # deep-funneled LFW (median of 60 images, made symmetric), which is how faces64 has seen faces.
 LANDMARKS = np.array([(0.34, 0.405), (0.66, 0.405), (0.50, 0.60), (0.36, 0.757), (0.64, 0.757)])
+TRUTH = {"1": True, "true": True, "0": False, "false": False}  # of a pair's column `same`
 SMALLEST = 20  # pixels, the detector's smallest face
 DETECTED_AT = 1024  # pixels; larger images are searched at this size
 
@@ -80,6 +83,110 @@ class Pairs:
     fold: NDArray[np.intp]
 
 
+def read_pair_lists(
+    pairs: str | Path, pairs_train: str | Path | None, ids: Sequence[str]
+) -> tuple[Pairs, Pairs | None]:
+    """Read the pairs to test, and those to find the threshold on, None where there are none.
+
+    A list is LFW's (`read_pairs`), or a table of one's own, .csv or .tsv: two columns of ids, a column `same`
+    (1 or 0), and maybe `fold`, or `split`, which says of each pair whether it is `train` or `test`.
+
+    Raises:
+        DataError: a line that is malformed or pairs an image with itself (it is numbered), images that are
+            not among the ids, or no pairs.
+    """
+    test, split = _read_list(Path(pairs), ids)
+    if pairs_train is not None:
+        known, its_split = _read_list(Path(pairs_train), ids)
+        if its_split is not None:
+            known = _of_split(Path(pairs_train), known, its_split, "train")
+        return (test if split is None else _of_split(Path(pairs), test, split, "test")), known
+    if split is None:
+        return test, None
+    choose = _of_split(Path(pairs), test, split, "train") if (split == "train").any() else None
+    return _of_split(Path(pairs), test, split, "test"), choose
+
+
+def is_table(path: str | Path) -> bool:
+    """Whether a list of pairs is a table of one's own, by its extension, and not LFW's."""
+    return Path(path).suffix.lower() in (".csv", ".tsv")
+
+
+def _read_list(path: Path, ids: Sequence[str]) -> tuple[Pairs, NDArray[np.str_] | None]:
+    """Return all pairs of a list, and the split of each, None where the list has no such column."""
+    if not is_table(path):
+        return read_pairs(path, ids), None
+    table = read_table(path, "same")
+    same, fold, split = table["same"], table.column("fold"), table.column("split")
+    first, second = _ids_of_pairs(table)
+    rows = {image_id: row for row, image_id in enumerate(ids)}
+    missing: list[str] = []
+    for line, a, b, truth in zip(table.lines, first, second, same, strict=True):
+        if a == b:
+            raise DataError(f"{path} line {line}: expected two images, found {a!r} twice")
+        if truth.casefold() not in TRUTH:
+            raise DataError(
+                f"{path} line {line}: expected 1 or 0 in column 'same', found {truth!r}"
+            )
+        missing += [f"{image_id!r} (line {line})" for image_id in (a, b) if image_id not in rows]
+    if missing:
+        raise DataError(
+            f"{path}: {len(missing)} images are not in the store, as {', '.join(missing[:3])}; ids there are "
+            f"as {ids[0]!r}"
+        )
+    if fold is not None and "" in fold:
+        raise DataError(f"{path} line {table.lines[fold.index('')]}: expected a fold, found none")
+    truths = [TRUTH[truth.casefold()] for truth in same]
+    if set(truths) != {True, False}:
+        raise DataError(
+            f"{path}: expected pairs of one person and of two, found {len(truths)} of one kind"
+        )
+    pairs = Pairs(
+        np.array([rows[a] for a in first]),
+        np.array([rows[b] for b in second]),
+        np.array(truths),
+        np.zeros(len(same), np.intp) if fold is None else number_labels(fold)[0],
+    )
+    return pairs, None if split is None else _splits_of_pairs(table, split)
+
+
+def _ids_of_pairs(table: Table) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the two columns that hold ids: those that are called neither same, nor fold, nor split."""
+    places = [
+        place
+        for place, name in enumerate(table.columns)
+        if name and name.casefold() not in ("same", "fold", "split")
+    ]
+    if len(places) != 2:
+        named = ", ".join(table.columns[place] for place in places) or "none"
+        raise DataError(
+            f"{table.path}: expected two columns of ids beside same, fold and split, found {named}"
+        )
+    first, second = (tuple(row[place] for row in table.rows) for place in places)
+    return first, second
+
+
+def _splits_of_pairs(table: Table, words: Sequence[str]) -> NDArray[np.str_]:
+    for line, word in zip(table.lines, words, strict=True):
+        if split_of(word) not in ("train", "test"):
+            raise DataError(
+                f"{table.path} line {line}: expected split train or test, found {word!r}"
+            )
+    return np.array([split_of(word) for word in words], np.str_)
+
+
+def _of_split(path: Path, pairs: Pairs, splits: NDArray[np.str_], split: str) -> Pairs:
+    """Return the pairs of one split; their folds are numbered anew."""
+    own = splits == split
+    if len(np.unique(pairs.same[own])) < 2:
+        raise DataError(
+            f"{path}: expected pairs of one person and of two in split {split}, found {own.sum()} pairs of "
+            f"{'one kind' if own.any() else 'either'}"
+        )
+    fold = np.unique(pairs.fold[own], return_inverse=True)[1]
+    return Pairs(pairs.first[own], pairs.second[own], pairs.same[own], fold)
+
+
 def read_pairs(path: str | Path, ids: Sequence[str]) -> Pairs:
     """Read a pair list in LFW's format; `ids` say which row an image is, by names as `Name_0001.jpg`.
 
@@ -88,11 +195,11 @@ def read_pairs(path: str | Path, ids: Sequence[str]) -> Pairs:
 
     Raises:
         DataError: a line that is malformed (it is numbered), too few or too many lines, images that are
-            not among the ids, or one name of two images.
+            not among the ids, one name of two images, or a pair of an image with itself.
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise DataError(f"{path}: cannot be read as a pair list ({why})") from error
@@ -141,6 +248,15 @@ def read_pairs(path: str | Path, ids: Sequence[str]) -> Pairs:
         name, other = items[0], items[0] if matched else items[2]
         if not matched and name == other:
             raise DataError(f"{path} line {line}: expected two people, found {name} twice")
+        if (
+            matched
+            and items[1].isdecimal()
+            and items[2].isdecimal()
+            and int(items[1]) == int(items[2])
+        ):
+            raise DataError(
+                f"{path} line {line}: expected two images of {name}, found number {items[1]} twice"
+            )
         first.append(row_of(name, items[1], line))
         second.append(row_of(other, items[-1], line))
         same.append(matched)

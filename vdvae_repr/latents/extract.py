@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vdvae_repr.data.loader import check_workers, map_ahead
-from vdvae_repr.data.sources import Preprocessing, Source, open_source, read_images
+from vdvae_repr.data.open import open_source
+from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.errors import DataError, LayerError, StoreError
 from vdvae_repr.latents.store import (
     IMAGE_BYTES,
@@ -80,6 +81,7 @@ def extract(
     seed: int = 0,
     crop: int | None = None,
     align: bool = False,
+    resize: Literal["bicubic", "bilinear"] = "bicubic",
     mirror: bool = False,
     pool: str | None = None,
     dtype: Literal["float32", "float16"] = "float32",
@@ -108,6 +110,7 @@ def extract(
         seed: of the draws.
         crop: side of the central square taken before resizing, pixels.
         align: bring the largest face's eyes, nose and mouth to fixed places, by MTCNN; instead of `crop`.
+        resize: how a square is resized, `bicubic` or `bilinear`; both antialiased.
         mirror: read the mirrored images too, into /mirror.
         pool: None keeps the grid, "avg" its mean, "avg:4" a 4x4 grid.
         dtype: of the features on the disk.
@@ -145,7 +148,9 @@ def extract(
     if features is None:
         features = ("activation",) if isinstance(model, Backbone) else ("mean",)
     _check_features(model, features, z, draws)
-    preprocessing = Preprocessing(size=model.config.image_size, crop=crop, align=align)
+    preprocessing = Preprocessing(
+        size=model.config.image_size, crop=crop, align=align, resize=resize
+    )
     run = _Run(
         model=model, source=source, preprocessing=preprocessing,
         chosen=chosen, features=tuple(features), z=z, draws=draws, seed=seed, mirror=mirror, pool=pool,

@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from vdvae_repr.data.sources import Preprocessing, RawImage
+from vdvae_repr.data.source import Preprocessing, RawImage
 from vdvae_repr.errors import DataError, LayerError
 from vdvae_repr.latents.extract import FEATURES, read_features
 from vdvae_repr.latents.store import array_key, pool_grid

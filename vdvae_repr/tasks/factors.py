@@ -12,13 +12,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vdvae_repr import baselines
+from vdvae_repr.data.names import SPLITS
 from vdvae_repr.errors import TaskError
 from vdvae_repr.features import Columns, Features, Workspace
 from vdvae_repr.heads.gram import Scaling, centre_and_scale
 from vdvae_repr.heads.linear import GroupedRidge
 from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.results import CONTROLS, Result
-from vdvae_repr.tasks.problem import Curve, Figure, Scored, refuse_leaks
+from vdvae_repr.tasks.problem import Curve, Figure, Scored, has_splits, refuse_leaks
 from vdvae_repr.tasks.resampling import interval, paired_bootstrap, resampled_means
 
 HEAD = "ridge:"
@@ -46,8 +47,9 @@ class Factors:
         labels, splits = store.labels, np.array(store.splits)
         known = labels >= 0
         people = np.unique(labels[known])
-        if (splits == "train").any():
+        if has_splits(splits, store.path):
             train = known & (splits == "train")
+            known &= np.isin(splits, SPLITS)
             text = "fitted on split train, tested on the other splits"
         else:
             some = np.random.default_rng(seed).permutation(people)[: len(people) // 2]

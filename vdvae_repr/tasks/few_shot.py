@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr import baselines
-from vdvae_repr.errors import TaskError
+from vdvae_repr.data.table import read_table
+from vdvae_repr.errors import DataError, TaskError
 from vdvae_repr.features import Columns, Features, Workspace, hash_arrays
 from vdvae_repr.heads.few_shot import HEADS
 from vdvae_repr.latents.store import LatentStore
@@ -341,24 +341,15 @@ def _read_class_split(path: str | Path | None, store: LatentStore) -> dict[str, 
     number = {name: index for index, name in enumerate(store.label_names)}
     sides: dict[str, list[int]] = {side: [] for side in SIDES}
     try:
-        with Path(path).open(newline="", encoding="utf-8") as handle:
-            reader = csv.DictReader(handle)
-            if not {"class", "split"} <= set(reader.fieldnames or []):
-                raise TaskError(
-                    f"{path}: expected columns class and split, found {', '.join(reader.fieldnames or [])}"
-                )
-            for line, row in enumerate(reader, start=2):
-                if row["split"] not in SIDES:
-                    raise TaskError(
-                        f"{path} line {line}: expected base, val or novel, found {row['split']!r}"
-                    )
-                if row["class"] not in number:
-                    raise TaskError(
-                        f"{path} line {line}: {store.path} has no class {row['class']!r}"
-                    )
-                sides[row["split"]].append(number[row["class"]])
-    except OSError as error:
-        raise TaskError(f"{path}: cannot be read ({error.strerror})") from error
+        table = read_table(path, "class", "split")
+    except DataError as error:
+        raise TaskError(str(error)) from error
+    for line, name, side in zip(table.lines, table["class"], table["split"], strict=True):
+        if side not in SIDES:
+            raise TaskError(f"{path} line {line}: expected base, val or novel, found {side!r}")
+        if name not in number:
+            raise TaskError(f"{path} line {line}: {store.path} has no class {name!r}")
+        sides[side].append(number[name])
     named = [k for side in sides.values() for k in side]
     if len(set(named)) < len(named):
         twice = next(k for k in named if named.count(k) > 1)

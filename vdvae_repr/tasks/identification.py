@@ -17,7 +17,7 @@ from vdvae_repr.heads.gram import Rows, Scaling
 from vdvae_repr.heads.linear import Fold, LinearLBFGS, Ridge, stratified_folds
 from vdvae_repr.heads.neighbors import NearestNeighbor, WeightedNeighbors
 from vdvae_repr.latents.store import LatentStore
-from vdvae_repr.tasks.problem import Curve, Figure, Scored, first_halves, refuse_leaks
+from vdvae_repr.tasks.problem import Curve, Figure, Scored, first_halves, has_splits, refuse_leaks
 from vdvae_repr.tasks.resampling import interval, paired_bootstrap, resampled_means
 
 
@@ -218,7 +218,7 @@ def _split(store: LatentStore, words: Words) -> tuple[Rows, Rows, Rows, str]:
             f"give a folder with one subfolder a {words.item}"
         )
     val = np.zeros(len(labels), dtype=bool)
-    if (splits == "train").any():
+    if has_splits(splits, store.path):
         tested = "test" if (splits == "test").any() else "val"
         train, test = known & (splits == "train"), known & (splits == tested)
         if tested == "test":

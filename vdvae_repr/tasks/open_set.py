@@ -15,7 +15,7 @@ from vdvae_repr.features import Features, Workspace
 from vdvae_repr.heads.verification import FARS, check_far, enough, finest
 from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.tasks.identification import FACES, nothing_to_choose_on, score_classes
-from vdvae_repr.tasks.problem import Curve, Figure, Scored, first_halves, refuse_leaks
+from vdvae_repr.tasks.problem import Curve, Figure, Scored, first_halves, has_splits, refuse_leaks
 from vdvae_repr.tasks.resampling import interval, two_sided, weights
 
 
@@ -42,7 +42,7 @@ class OpenSet:
         labels, splits = store.labels, np.array(store.splits)
         known = labels >= 0
         people = np.unique(labels[known])
-        if (splits == "train").any():
+        if has_splits(splits, store.path):
             gallery, probe = known & (splits == "train"), known & np.isin(splits, ("val", "test"))
             text = "gallery: split train, probe: the other splits"
             if left_out := np.sum(known & ~gallery & ~probe):

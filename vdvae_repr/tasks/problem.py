@@ -109,6 +109,22 @@ class Problem(Protocol):
         ...
 
 
+def has_splits(splits: NDArray[np.str_], name: object) -> bool:
+    """Return whether images (N,) are split into train and others; False where all are of one split.
+
+    Raises:
+        TaskError: they are of several splits, none of which is `train`.
+    """
+    if (splits == "train").any():
+        return True
+    if len(known := sorted(set(splits.tolist()))) > 1:
+        raise TaskError(
+            f"{name}: expected a split train, found {', '.join(split or 'no split' for split in known)}; "
+            "extract with splits called train, val and test, or with none"
+        )
+    return False
+
+
 def first_halves(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Flag the first half of each label's images, of labels (N,), -1 where none: a gallery without splits."""
     first = np.zeros(len(labels), dtype=bool)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from vdvae_repr import baselines
-from vdvae_repr.data.faces import Pairs, read_pairs
+from vdvae_repr.data.faces import Pairs, is_table, read_pair_lists
 from vdvae_repr.errors import TaskError
 from vdvae_repr.features import Columns, Features, Workspace, hash_arrays, hash_text
 from vdvae_repr.heads import verification as heads
@@ -65,10 +65,10 @@ class Verification:
     ) -> None:
         if pairs is None:
             raise TaskError(
-                "face_verification: expected a list of pairs in LFW's format; give --pairs"
+                "face_verification: expected a list of pairs, LFW's or a CSV of two ids and same; "
+                "give --pairs"
             )
-        self.test = read_pairs(pairs, store.ids)
-        self.choose = None if pairs_train is None else read_pairs(pairs_train, store.ids)
+        self.test, self.choose = read_pair_lists(pairs, pairs_train, store.ids)
         folds = int(self.test.fold.max()) + 1
         if self.choose is None and folds < 2:
             raise TaskError(
@@ -92,10 +92,13 @@ class Verification:
                     "take it out of one"
                 )
             refuse_leaks(images, store.ids, sides)
-        people = [PurePosixPath(i).stem.rpartition("_")[0] for i in store.ids]
-        _, person = np.unique(people, return_inverse=True)
+        _, person = np.unique(_people(store, by_label=is_table(pairs)), return_inverse=True)
         self.people = person[self.test.first], person[self.test.second]
         self.num_people = int(person.max()) + 1
+        if self.num_people < 2:
+            raise TaskError(
+                f"{pairs}: expected images of at least 2 people, found 1 in {store.path}"
+            )
         tested_of = [_rows(self._pairs, tested) for tested in self._tested]
         often = np.bincount(np.concatenate(tested_of), minlength=len(store))
         if (often > 1).any():
@@ -273,6 +276,14 @@ class Verification:
         return Figure.of_mean(
             np.array([correct[self.test.fold == fold].mean() for fold in folds]), chance=0.5
         )
+
+
+def _people(store: LatentStore, by_label: bool) -> list[str]:
+    """Return who each image is of: by LFW's names, or by its label, one without a label being alone."""
+    if not by_label:
+        return [PurePosixPath(i).stem.rpartition("_")[0] for i in store.ids]
+    labels = store.labels.tolist()
+    return [f"label {k}" if k >= 0 else f"image {row}" for row, k in enumerate(labels)]
 
 
 def _cosines(X: NDArray[Any], pairs: Pairs, training: NDArray[np.intp], head: str) -> Scores:

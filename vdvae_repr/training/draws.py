@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from vdvae_repr.config import TrainConfig
-from vdvae_repr.data.sources import Source
+from vdvae_repr.data.source import Source
 from vdvae_repr.errors import DataError
 from vdvae_repr.model.vdvae import Noise
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vdvae_repr.data.loader import default_workers, map_ahead
-from vdvae_repr.data.sources import Preprocessing, Source, open_source, read_images
+from vdvae_repr.data.open import open_source
+from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.errors import DataError
 from vdvae_repr.model.distributions import LayerPosterior, LogisticMixture, mixture_log_prob
 from vdvae_repr.model.precision import arithmetic
@@ -73,6 +74,7 @@ def evaluate(
     *,
     split: str | None = None,
     crop: int | None = None,
+    resize: Literal["bicubic", "bilinear"] = "bicubic",
     batch_size: int = 16,
     importance_samples: int = 0,
     seed: int = 0,
@@ -88,6 +90,7 @@ def evaluate(
         data: what `--data` takes.
         split: `train`, `val` or `test`; None scores every image.
         crop: central square to take first, pixels.
+        resize: how a square is resized, `bicubic` or `bilinear`; both antialiased.
         batch_size: images a forward pass.
         importance_samples: K of the importance-weighted bound; 0 leaves it out.
         seed: of the posterior draws.
@@ -103,7 +106,7 @@ def evaluate(
         raise DataError(
             f"{source.name}: no image is in split {split!r}; it has {', '.join(known) or 'no splits'}"
         )
-    preprocessing = Preprocessing(size=model.config.image_size, crop=crop)
+    preprocessing = Preprocessing(size=model.config.image_size, crop=crop, resize=resize)
     scores = score(
         model, source, preprocessing, chosen, batch_size=batch_size,
         importance_samples=importance_samples, seed=seed, progress=progress,

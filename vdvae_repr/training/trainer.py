@@ -25,7 +25,8 @@ from torch import Tensor
 
 from vdvae_repr.config import Config, TrainConfig, load_config
 from vdvae_repr.data.loader import check_workers, map_ahead
-from vdvae_repr.data.sources import Preprocessing, Source, open_source, read_images
+from vdvae_repr.data.open import open_source
+from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.errors import ConfigError, Terminated, TrainingError
 from vdvae_repr.model.checkpoint import save
 from vdvae_repr.model.inference import allow_recompiles

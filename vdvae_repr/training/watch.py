@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vdvae_repr.config import Config, TrainConfig
 from vdvae_repr.data.sheet import save_sheet
-from vdvae_repr.data.sources import Preprocessing, Source, read_images
+from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.errors import TaskError, TrainingError
 from vdvae_repr.heads.neighbors import NearestNeighbor
 from vdvae_repr.model.layers import LayerSpec

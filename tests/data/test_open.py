@@ -1,3 +1,4 @@
+import gzip
 import io
 import struct
 import tarfile
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vdvae_repr.data.sources import Preprocessing, open_source
+from vdvae_repr.data.open import open_source
+from vdvae_repr.data.source import Preprocessing
 from vdvae_repr.errors import DataError
 
 
@@ -113,8 +115,9 @@ def test_arrays(tmp_path):
     assert source.ids == ("train/0", "train/1", "train/2", "test/0")
     for other in (open_source(tmp_path / "a.npy"), open_source(images), source):
         assert np.array_equal(np.stack(list(other.read(0, 4))), images)
+    assert np.array_equal(np.stack(list(open_source(images.astype(float)).read(0, 4))), images)
     with pytest.raises(DataError, match="uint8"):
-        open_source(images.astype(float))
+        open_source(images.reshape(4, -1))
 
 
 def test_manifest(tmp_path):
@@ -175,6 +178,75 @@ def test_decompression_bomb_is_refused(tmp_path):
     (tmp_path / "bomb.png").write_bytes(png)
     with pytest.raises(DataError, match=r"bomb.png: more than \d+ pixels"):
         read(open_source(tmp_path))
+
+
+def test_an_empty_name_is_refused():
+    for empty in ("", "  "):
+        with pytest.raises(DataError, match="--data is empty"):
+            open_source(empty)
+    with pytest.raises(DataError, match="--data-root is empty"):
+        open_source("cifar10", root="")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.tar", gzip.compress(b"x" * 2000), "compressed by gzip; unpack it"),
+        ("a.tar.gz", gzip.compress(b"x" * 2000), "compressed by gzip; unpack it"),
+        ("a.h5", b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer"),
+        ("a.npz", b"<!doctype html><html>", "a web page"),
+        ("a.zip", b"PK\x03\x04", "a zip; unpack it"),
+        ("a.mat", b"MATLAB 5.0 MAT-file", "a MATLAB file; save its images as uint8"),
+        ("a.png", b"\x89PNG", "a single image; give the folder"),
+        ("a.xyz", b"?", r"found '\.xyz'; save its images"),
+        ("a.npy", b"", "cannot be read"),
+    ],
+)
+def test_what_a_file_is_instead_is_said(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        open_source(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_are_chosen_in_the_order_given(tmp_path):
+    images = np.arange(10, dtype=np.uint8)[:, None, None] * np.ones((1, 8, 9), np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(10) % 2)
+    np.save(tmp_path / "rows.npy", np.array([7, 3]))
+    np.save(tmp_path / "mask.npy", np.arange(10) == 4)
+    (tmp_path / "rows.txt").write_text("7\n3\n")
+    whole = open_source(tmp_path / "a.npz")
+    for rows, expected in (
+        ("2:5", [2, 3, 4]),
+        (":2", [0, 1]),
+        ("8:", [8, 9]),
+        (tmp_path / "rows.npy", [7, 3]),
+        (str(tmp_path / "rows.txt"), [7, 3]),
+        (tmp_path / "mask.npy", [4]),
+        ([9, 0], [9, 0]),
+    ):
+        source = open_source(tmp_path / "a.npz", rows=rows)
+        assert source.ids == tuple(map(str, expected))
+        assert [int(image[0, 0]) for image in source.read(0, 10)] == expected
+        assert source.labels.tolist() == [row % 2 for row in expected]
+        assert source.fingerprint() != whole.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("0:11", "expected rows up to 10"),
+        ("5:5", "expected numbers of rows, 0 to 9"),
+        ([10], "expected rows from 0 to 9, which array has, found 10"),
+        ([-1], "found -1"),
+        ([2, 2], "row 2 occurs twice"),
+        ([0.5], "expected numbers of rows"),
+        ("nowhere.txt", "expected FIRST:LAST or a text or .npy file"),
+    ],
+)
+def test_rows_that_are_not_there_are_refused(rows, message):
+    with pytest.raises(DataError, match=message):
+        open_source(np.zeros((10, 8, 9), np.uint8), rows=rows)
 
 
 def test_a_store_among_the_images_is_not_one_of_them(tmp_path):

@@ -1,0 +1,246 @@
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import h5py
+import numpy as np
+import pytest
+
+from vdvae_repr.data.open import open_source
+from vdvae_repr.data.readers import arrays
+from vdvae_repr.data.readers.arrays import Hdf5Rows
+from vdvae_repr.data.source import Preprocessing, read_images
+from vdvae_repr.errors import DataError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (4, 8, 9, 3), dtype=np.uint8)
+
+
+def read(source):
+    return np.stack(list(source.read(0, len(source))))
+
+
+def labels(source):
+    return [None if k < 0 else source.label_names[k] for k in source.labels]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        IMAGES.astype(np.float64),
+        IMAGES.astype(np.float32),
+        IMAGES.astype(np.int64),
+        (IMAGES / 255).astype(np.float32),
+        (IMAGES / 255).astype(np.float16),
+        IMAGES.astype(np.uint16) * 257,
+    ],
+)
+def test_pixels_of_other_types(tmp_path, given):
+    np.save(tmp_path / "a.npy", given)
+    source = open_source(tmp_path / "a.npy")
+    assert np.array_equal(read(source), IMAGES)
+    assert str(given.dtype) in source.notices[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (IMAGES / 127.5 - 1, "found -1 to 1"),
+        (IMAGES * 1.5, "from 0 to 255, found"),
+        (IMAGES / 2, "whole numbers up to 255, found fractions"),
+        (IMAGES.astype(np.int32) + 300, "from 0 to 255, found"),
+        (IMAGES.astype(bool), "found bool"),
+        (IMAGES.astype("U3"), "expected images uint8"),
+        (IMAGES[0], "of one image, give images"),
+        (IMAGES.transpose(0, 3, 1, 2), "move the channels to the end"),
+        (
+            IMAGES.reshape(4, -1),
+            r"expected images uint8 \(N, H, W, 3\), \(N, H, W, 1\) or \(N, H, W\)",
+        ),
+        (IMAGES[:0], "expected images, found none"),
+    ],
+)
+def test_other_arrays_are_refused(given, message):
+    with pytest.raises(DataError, match=message):
+        open_source(given)
+
+
+def test_a_row_that_is_not_finite_is_named():
+    given = IMAGES / 255
+    given[2, 0, 0, 0] = np.nan
+    source = open_source(given)
+    read_images(source, Preprocessing(size=8), [0, 1, 3])
+    with pytest.raises(DataError, match="2: expected finite pixels, found NaN"):
+        read_images(source, Preprocessing(size=8), [2])
+
+
+def test_one_rule_for_the_whole_of_a_large_array(tmp_path, monkeypatch):
+    """What a sample tells of the scale, every row has to obey when it is read."""
+    monkeypatch.setattr(arrays, "EXACT_BYTES", 0)
+    monkeypatch.setattr(arrays, "SAMPLE", 2)
+    given = np.zeros((4, 8, 9), np.float32)
+    given[0], given[2] = 1, 200
+    np.save(tmp_path / "a.npy", given)
+    source = open_source(tmp_path / "a.npy")
+    assert next(source.read(0, 1)).max() == 255
+    with pytest.raises(DataError, match="2: expected float32 pixels from 0 to 1, found"):
+        source.load(2)
+
+
+def test_grey_arrays_with_and_without_a_channel():
+    for given in (IMAGES[..., 0], IMAGES[..., :1]):
+        assert np.array_equal(read(open_source(given)), IMAGES[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (20230000 + np.array([2, 0, 2, 1]), ["20230002", "20230000", "20230002", "20230001"]),
+        (np.array([1, 2**64 - 1, 1, 1], np.uint64), ["1", str(2**64 - 1), "1", "1"]),
+        (np.array([1.0, 0.0, np.nan, 2.0]), ["1", "0", None, "2"]),
+        (np.array([[3], [3], [5], [-1]]), ["3", "3", "5", None]),
+        (np.array(["cat", "dog", "cat", ""]), ["cat", "dog", "cat", None]),
+        (np.array([True, False, True, True]), ["1", "0", "1", "1"]),
+    ],
+)
+def test_labels_are_numbered_by_what_occurs(tmp_path, given, expected):
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=given)
+    source = open_source(tmp_path / "a.npz")
+    assert labels(source) == expected
+    assert len(source.label_names) == len(set(expected) - {None})
+    assert any("-1" in line for line in source.notices) == (
+        given.min() == -1 if given.dtype == int else False
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.array([0, 1, -7, 1]), "expected labels from 0, or -1 where there is none, found -7"),
+        (np.array([0.5, 1, 1, 1]), "expected labels of whole numbers"),
+        (np.eye(4), "expected 4 labels, found shape"),
+        (np.arange(3), "expected 4 labels, found shape"),
+    ],
+)
+def test_labels_that_cannot_be_used(tmp_path, given, message):
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=given)
+    with pytest.raises(DataError, match=message):
+        open_source(tmp_path / "a.npz")
+
+
+def test_class_names_name_the_numbers(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"], file["labels"], file["class_names"] = IMAGES, [2, 0, 2, -1], ["x", "y", "z"]
+    source = open_source(tmp_path / "a.h5")
+    assert (labels(source), source.label_names) == (["z", "x", "z", None], ("x", "y", "z"))
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=[2, 0, 2, 3], class_names=["x", "y", "z"])
+    with pytest.raises(DataError, match="expected labels below 3, which class_names name, found 3"):
+        open_source(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    "keys", [("Train/images", "validation/images"), ("train_images", "val_images")]
+)
+def test_splits_of_array_files(tmp_path, keys):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for key, part in zip(keys, (IMAGES[:3], IMAGES[3:]), strict=True):
+            file[key] = part
+            file[key.replace("images", "labels")] = np.arange(len(part))
+        file["holdout/images"] = IMAGES
+    source = open_source(tmp_path / "a.h5")
+    assert source.splits == ("train", "train", "train", "val")
+    assert source.ids == ("train/0", "train/1", "train/2", "val/0")
+    assert source.notices == ("holdout/images left out: no split is called so",)
+
+
+def test_an_array_of_splits(tmp_path):
+    np.savez(tmp_path / "a.npz", images=IMAGES, splits=np.array(["Train", "test", "", "other"]))
+    assert open_source(tmp_path / "a.npz").splits == ("train", "test", "", "other")
+
+
+def test_an_array_of_another_name(tmp_path):
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file["imgBrick"], file["deep/er"], file["deep/labels"] = IMAGES, IMAGES, [0, 1, 1, 0]
+        file["set/images"], file["set/labels"] = IMAGES, [5, 5, 6, 6]
+    np.savez(tmp_path / "k.npz", x_train=IMAGES, y_train=np.arange(4))
+    for name in ("a.hdf5:imgBrick", "a.hdf5:/deep/er", "a.hdf5:set", "k.npz:x_train"):
+        assert np.array_equal(read(open_source(str(tmp_path / name))), IMAGES)
+    assert labels(open_source(f"{tmp_path}/a.hdf5:deep/er")) == ["0", "1", "1", "0"]
+    assert labels(open_source(f"{tmp_path}/a.hdf5:set")) == ["5", "5", "6", "6"]
+    assert "no array 'labels'" in open_source(f"{tmp_path}/k.npz:x_train").notices[0]
+    for name, message in (
+        ("a.hdf5", r"found .*imgBrick uint8 \(4, 8, 9, 3\), .*--data .*:NAME takes another"),
+        ("k.npz", "found x_train, y_train"),
+        ("k.npz:x_test", "found no array 'x_test'; it holds x_train, y_train"),
+        ("a.hdf5:", "expected the name of an array behind the colon"),
+    ):
+        with pytest.raises(DataError, match=message):
+            open_source(f"{tmp_path}/{name}")
+
+
+def test_links_and_groups_of_hdf5_are_named(tmp_path):
+    def refused(message, **content):
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            for key, value in content.items():
+                file[key.replace("__", "/")] = value
+        with pytest.raises(DataError, match=message) as caught:
+            open_source(tmp_path / "a.h5")
+        assert "\n" not in str(caught.value)
+
+    refused("images is a group of 1, as 0001", images__0001=IMAGES[0])
+    refused(
+        "images is a link to nowhere: nowhere.h5:/x", images=h5py.ExternalLink("nowhere.h5", "/x")
+    )
+    refused("images is a link to nowhere: /y", images=h5py.SoftLink("/y"))
+    refused("labels is a link to nowhere: /y", images=IMAGES, labels=h5py.SoftLink("/y"))
+    refused("images is a single value", images=3)
+    refused("images is a single value", images=h5py.Empty("f"))
+    refused("expected images uint8", images=[b"\xff\xd8", b"\xff\xd8"])
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = IMAGES
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"], file["again"] = h5py.ExternalLink("other.h5", "/x"), h5py.SoftLink("/")
+    assert np.array_equal(read(open_source(tmp_path / "a.h5")), IMAGES)
+
+
+def test_a_large_file_is_opened_without_reading_it(tmp_path, monkeypatch):
+    """Of a file as large as NSD's stimuli, 32 rows at most are read before the start."""
+    with h5py.File(tmp_path / "nsd.hdf5", "w") as file:
+        file.create_dataset("imgBrick", (73_000, 425, 425, 3), np.uint8, chunks=(1, 425, 425, 3))
+        file["imgBrick"][72_999] = 9
+    rows = []
+    original = Hdf5Rows.__getitem__
+    monkeypatch.setattr(
+        Hdf5Rows, "__getitem__", lambda self, row: (rows.append(row), original(self, row))[1]
+    )
+    source = open_source(f"{tmp_path}/nsd.hdf5:imgBrick", rows="72990:73000")
+    assert len(rows) <= 32
+    assert source.ids[-1] == "72999"
+    assert np.asarray(source[9]).min() == 9
+
+
+def test_the_fingerprint_of_a_large_file_tells_a_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "EXACT_BYTES", 0)
+    np.savez(tmp_path / "a.npz", images=IMAGES)
+    before = open_source(tmp_path / "a.npz").fingerprint()
+    assert open_source(tmp_path / "a.npz").fingerprint() == before
+    os.utime(tmp_path / "a.npz", ns=(0, 0))
+    assert open_source(tmp_path / "a.npz").fingerprint() != before
+
+
+def test_an_uncompressed_npz_is_mapped(tmp_path):
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "a.npz", images=IMAGES, other=np.zeros(3))
+        source = open_source(tmp_path / "a.npz")
+        assert np.array_equal(read(source), IMAGES)
+        assert isinstance(source.reader.arrays[0], np.memmap) == (save is np.savez)
+
+
+def test_hdf5_rows_from_threads_and_other_processes(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("images", data=IMAGES, chunks=(1, 8, 9, 3), compression="gzip")
+    source = open_source(tmp_path / "a.h5")
+    with ThreadPoolExecutor(8) as pool:
+        for i, image in enumerate(pool.map(lambda i: source.load(i % 4), range(200))):
+            assert np.array_equal(image, IMAGES[i % 4])
+    again = pickle.loads(pickle.dumps(source))
+    assert np.array_equal(read(again), IMAGES)

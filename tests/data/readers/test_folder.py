@@ -1,0 +1,69 @@
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vdvae_repr.data.open import open_source
+from vdvae_repr.errors import DataError
+
+
+def put(path, value=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 8), value, np.uint8)).save(path, "PNG")
+
+
+def test_hidden_and_system_folders_are_left_out_and_named(tmp_path):
+    for name in ("cat", "dog", ".ipynb_checkpoints", ".dirs", "@eaDir", "__MACOSX"):
+        put(tmp_path / name / "1.png")
+    put(tmp_path / "cat" / "._1.png")
+    put(tmp_path / "cat" / "@eaDir" / "1.png")
+    source = open_source(tmp_path)
+    assert source.ids == ("cat/1.png", "dog/1.png")
+    assert source.label_names == ("cat", "dog")
+    assert source.notices == (
+        "1 file left out: hidden (1); 5 folders left out: .dirs, .ipynb_checkpoints, @eaDir, __MACOSX",
+    )
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+    put(tmp_path / "a.png")
+    for name in ("b.heic", "c.HEIC", "README"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "d.png").symlink_to("nowhere.png")
+    assert open_source(tmp_path).notices == (
+        "4 files left out: .heic (2), broken link (1), no extension (1)",
+    )
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(DataError, match=r"found none in it \(4 files left out: .heic"):
+        open_source(tmp_path)
+
+
+def test_links_are_followed_but_never_in_a_circle(tmp_path):
+    put(tmp_path / "img" / "cat" / "0.png")
+    put(tmp_path / "elsewhere" / "dog" / "1.png")
+    (tmp_path / "img" / "dog").symlink_to("../elsewhere/dog")
+    (tmp_path / "img" / "cat" / "again").symlink_to("..")
+    (tmp_path / "elsewhere" / "dog" / "self").symlink_to(".")
+    (tmp_path / "img" / "dog.png").symlink_to("cat/0.png")
+    source = open_source(tmp_path / "img")
+    assert source.ids == ("cat/0.png", "dog.png", "dog/1.png")
+    assert source.notices == ("2 files left out: link to a folder above it (2)",)
+
+
+def test_a_name_that_is_not_utf8_is_percent_encoded(tmp_path):
+    put(tmp_path / "caf" / "a.png")
+    plain = (tmp_path / "caf" / "a.png").read_bytes()
+    folder = bytes(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)  # noqa: PTH102 (a Path holds no bytes)
+    with open(folder + b"/\xfc.png", "wb") as file:  # noqa: PTH123
+        file.write(plain)
+    source = open_source(tmp_path)
+    assert source.ids == ("caf%E9/%FC.png", "caf/a.png")
+    assert source.label_names == ("caf", "caf%E9")
+    assert source[0].size == (8, 8)
+
+
+def test_upper_case_extensions(tmp_path):
+    put(tmp_path / "A.PNG")
+    assert open_source(tmp_path).ids == ("A.PNG",)

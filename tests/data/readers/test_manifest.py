@@ -1,0 +1,125 @@
+import codecs
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vdvae_repr.data.open import open_source
+from vdvae_repr.errors import DataError
+
+
+@pytest.fixture
+def table(tmp_path):
+    for name in "abcd":
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / f"{name}.png")
+
+    def write(content, name="m.csv"):
+        content = content if isinstance(content, bytes) else content.encode()
+        (tmp_path / name).write_bytes(content)
+        return open_source(tmp_path / name)
+
+    return write
+
+
+def labels(source):
+    return [None if k < 0 else source.label_names[k] for k in source.labels]
+
+
+PLAIN = "file,label,split\na.png,cat,train\nb.png,dog,test\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (PLAIN, "UP.CSV"),
+        (PLAIN.replace("\n", "\r\n"), "m.csv"),
+        (PLAIN.replace("\n", "\r"), "m.csv"),
+        (codecs.BOM_UTF8 + PLAIN.encode(), "m.csv"),
+        (PLAIN.encode("utf-16"), "m.csv"),
+        (PLAIN.replace(",", ";"), "m.csv"),
+        (PLAIN.replace(",", "\t"), "m.csv"),
+        (PLAIN.replace(",", "\t"), "m.tsv"),
+        (PLAIN.replace(",", " , "), "m.csv"),
+        (PLAIN.replace("cat", '"cat "'), "m.csv"),
+        (PLAIN.replace("train", "Training").replace("test", "TEST"), "m.csv"),
+        (PLAIN.replace("file,label,split", "File,Label,Split"), "m.csv"),
+        (PLAIN.replace("\n", ",\n"), "m.csv"),
+        ("\n".join(f",{line}" for line in PLAIN.split()), "m.csv"),
+        (PLAIN + "\n,,\n", "m.csv"),
+    ],
+)
+def test_tables_as_people_write_them(table, content, name):
+    source = table(content, name)
+    assert source.ids == ("a.png", "b.png")
+    assert labels(source) == ["cat", "dog"]
+    assert source.splits == ("train", "test")
+    assert source.factors == {}
+
+
+def test_splits_under_another_name_are_splits(table):
+    source = table("file,label,subset,note\na.png,cat,Train,x\nb.png,dog,test,y\nc.png,dog,,z\n")
+    assert source.splits == ("train", "test", "")
+    assert source.notices == ("splits are read from column 'subset'",)
+    assert table("file,label,x,y\na.png,cat,train,test\nb.png,dog,test,train\n").splits == ("", "")
+
+
+def test_labels_that_stand_for_none(table):
+    source = table("file,label\na.png,cat\nb.png,nan\nc.png,NA\nd.png,\n")
+    assert labels(source) == ["cat", None, None, None]
+    assert source.notices == ("labels that stand for none: 'nan' (1), 'NA' (1)",)
+
+
+@pytest.mark.parametrize(
+    ("content", "notice"),
+    [
+        ("file,Label\na.png,cat\n", "labels are read from column 'Label'"),
+        (
+            "file,class\na.png,cat\n",
+            "no column 'label', so that images have no labels; found file, class",
+        ),
+        (",file,label\n0,a.png,cat\n", "1 column without a name left out"),
+        ("file;label\na.png;cat\n", "read as separated by semicolons"),
+        ("file,label,split\na.png,cat,fold1\n", "no split is called 'fold1' (1 images)"),
+    ],
+)
+def test_what_is_read_otherwise_is_said(table, content, notice):
+    (line,) = table(content).notices
+    assert notice in line
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "label,file\ncat,a.png\ndog\n",
+            "line 3: expected 2 values, as in the header, found 1: 'dog'",
+        ),
+        ("file,label\na.png,cat,x\n", "line 2: expected 2 values, as in the header, found 3"),
+        ("file,label,note\na.png,cat," + "x" * 140_000, "line 2: cannot be read as a table"),
+        (
+            'file,label\n"a.png,cat\nb.png,dog\n',
+            "line 2: cannot be read as a table .*quotation mark",
+        ),
+        ('file,label\n"a.png\n",cat\nz.png,dog\n', "line 4: no such file"),
+        ("file,label,.\na.png,cat,1\n", r"line 1: no store can keep a column called '\.'"),
+        ("file,label,h/w\na.png,cat,1\n", "line 1: no store can keep a column called 'h/w'"),
+        (
+            "file,label,label\na.png,cat,x\n",
+            "expected one column 'label', found 'label' and 'label'",
+        ),
+        (
+            "file,label,Label\na.png,cat,x\n",
+            "expected one column 'label', found 'label' and 'Label'",
+        ),
+        ("file,age,age\na.png,1,2\n", "line 1: column 'age' occurs twice"),
+        ("file,label\n,cat\n", "line 2: expected a file, found nothing"),
+        ("path|label\na.png|cat\n", r"expected a column 'file', found path\|label"),
+        ("", "expected a column 'file', found none"),
+        (b"file,label\na.png,caf\xe9\n", "line 2: expected UTF-8, found a byte 0xe9"),
+        (b"file,label\na.png,\0\n", "found binary data"),
+    ],
+)
+def test_what_is_wrong_is_one_line_with_its_number(table, content, message):
+    with pytest.raises(DataError, match=message) as caught:
+        table(content)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,103 @@
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vdvae_repr.data.open import open_source
+from vdvae_repr.errors import DataError
+
+
+def png(value):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8), value, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(path, members, links=()):
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        for name, kind, target in links:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            archive.addfile(member)
+    return path
+
+
+def labels(source):
+    return [None if k < 0 else source.label_names[k] for k in source.labels]
+
+
+@pytest.mark.parametrize("kind", ["cls", "json"])
+def test_labels_lie_beside_the_images(tmp_path, kind):
+    members = {}
+    for i, label in enumerate(("dog", "cat", "10", None)):
+        members[f"{i:03d}.png"] = png(i)
+        if label is not None:
+            text = json.dumps({"label": label, "width": 8}) if kind == "json" else f"{label}\n"
+            members[f"{i:03d}.{kind}"] = text.encode()
+    source = open_source(write(tmp_path / "s.tar", members))
+    assert source.ids == ("000.png", "001.png", "002.png", "003.png")
+    assert labels(source) == ["dog", "cat", "10", None]
+    assert source.notices == (
+        f"labels are read from the .{kind} beside each image; 1 images have none",
+    )
+
+
+def test_several_images_of_a_sample_share_its_label(tmp_path):
+    """WebDataset groups members by the name up to its first dot."""
+    members = {"d/0.left.png": png(1), "d/0.right.png": png(2), "d/0.cls": b"7", "e/0.cls": b"8"}
+    source = open_source(write(tmp_path / "s.tar", members | {"e/0.png": png(3)}))
+    assert labels(source) == ["7", "7", "8"]
+
+
+def test_what_holds_no_label_is_said(tmp_path):
+    members = {"0.png": png(0), "0.txt": b"a photo of a dog", "0.json": b'{"width": 8}'}
+    source = open_source(write(tmp_path / "s.tar", members))
+    assert labels(source) == [None]
+    assert source.notices == (
+        "no labels are read from the .json and .txt beside the images",
+        "2 files left out: .json (1), .txt (1)",
+    )
+    with pytest.raises(DataError, match=r"s.tar: 0.json: expected a label as text or JSON"):
+        open_source(write(tmp_path / "s.tar", {"0.png": png(0), "0.json": b"{"}))
+
+
+def test_hidden_members_are_left_out(tmp_path):
+    names = ("a/1.png", "__MACOSX/a/._1.png", "a/.x.png", "@eaDir/1.png", "./b/1.png")
+    source = open_source(write(tmp_path / "s.tar", {name: png(0) for name in names}))
+    assert source.ids == ("a/1.png", "b/1.png")
+    assert source.notices == ("3 files left out: hidden (3)",)
+
+
+def test_links_are_what_they_lead_to(tmp_path):
+    links = [("b/2.png", tarfile.LNKTYPE, "a/1.png"), ("c/3.png", tarfile.SYMTYPE, "../a/1.png")]
+    links.append(("d/4.png", tarfile.SYMTYPE, "nowhere.png"))
+    source = open_source(write(tmp_path / "s.tar", {"a/1.png": png(9)}, links))
+    assert labels(source) == ["a", "b", "c"]
+    assert [image.getpixel((0, 0)) for image in source] == [9, 9, 9]
+    assert source.notices == ("1 file left out: link to what is not in the tar (1)",)
+
+
+def test_shards_of_several_splits(tmp_path):
+    for name in ("train-000", "train-001", "val-000"):
+        write(tmp_path / f"x-{name}.tar", {f"{name}.png": png(0)})
+    assert open_source(str(tmp_path / "x-*.tar")).splits == ("train", "train", "val")
+    assert set(open_source(str(tmp_path / "x-train-*.tar")).splits) == {""}
+
+
+def test_a_name_that_is_not_utf8(tmp_path):
+    with tarfile.open(
+        tmp_path / "s.tar", "w", encoding="latin-1", format=tarfile.GNU_FORMAT
+    ) as archive:
+        member = tarfile.TarInfo("caf\xe9.png")
+        member.size = len(png(5))
+        archive.addfile(member, io.BytesIO(png(5)))
+    source = open_source(tmp_path / "s.tar")
+    assert source.ids == ("caf%E9.png",)
+    assert source[0].getpixel((0, 0)) == 5

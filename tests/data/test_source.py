@@ -1,0 +1,214 @@
+import io
+import pickle
+import struct
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import functional
+
+from vdvae_repr.data.open import open_source
+from vdvae_repr.data.source import Preprocessing, Source, read_images, to_rgb
+from vdvae_repr.errors import DataError
+
+GREY = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+
+
+def tiff(values, bits, *tags):
+    """An uncompressed grey TIFF of 8 x 8 pixels; further tags are (number, type, count, value)."""
+    entries = [(256, 3, 1, 8), (257, 3, 1, 8), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, 1)]
+    entries += [(273, 4, 1, 0), (277, 3, 1, 1), (278, 3, 1, 8), (279, 4, 1, len(values)), *tags]
+    offset = 8 + 2 + 12 * len(entries) + 4
+    packed = [
+        struct.pack("<HHII", *(e[:3]), offset if e[0] == 273 else e[3]) for e in sorted(entries)
+    ]
+    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + b"".join(packed) + b"\0" * 4 + values
+
+
+def grey_of(content):
+    return np.asarray(to_rgb(Image.open(io.BytesIO(content))))[..., 0]
+
+
+def saved(array, extension):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, extension)
+    return buffer.getvalue()
+
+
+def twelve_bits(values):
+    """Pack 12-bit values two to three bytes, as TIFF does."""
+    pairs = values.reshape(-1, 2).astype(np.uint16)
+    high, low = pairs[:, 0], pairs[:, 1]
+    return (
+        np.stack([high >> 4, (high & 15) << 4 | low >> 8, low & 255], 1).astype(np.uint8).tobytes()
+    )
+
+
+@pytest.mark.parametrize("factor", [1, 16, 257])
+def test_sixteen_bits_are_scaled_by_their_depth(factor):
+    """However bright the image is, 65535 is white."""
+    values = GREY.astype(np.uint16) * factor
+    expected = np.round(values / 257)
+    for extension in ("PNG", "TIFF"):
+        assert np.array_equal(grey_of(saved(values, extension)), expected)
+    big_endian = b"P5 8 8 65535\n" + values.astype(">u2").tobytes()
+    assert np.array_equal(grey_of(big_endian), expected)
+
+
+def test_twelve_bits_of_a_tiff():
+    values = GREY.astype(np.uint16) * 16
+    assert np.array_equal(grey_of(tiff(twelve_bits(values), 12)), np.round(values * (255 / 4095)))
+
+
+def test_floating_point_from_0_to_1():
+    assert np.array_equal(grey_of(saved((GREY / 255).astype(np.float32), "TIFF")), GREY)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((8, 8), np.nan, np.float32), "expected finite pixels, found NaN"),
+        (np.full((8, 8), np.inf, np.float32), "expected finite pixels"),
+        (GREY.astype(np.float32), "from 0 to 1, found 0 to 255|from 0 to 1, found [0-9]"),
+        (GREY.astype(np.float32) / -255, "from 0 to 1, found -0"),
+        (GREY.astype(np.int32), "found whole numbers of 32 bits"),
+    ],
+)
+def test_pixels_of_unknown_scale_are_refused(tmp_path, array, message):
+    Image.fromarray(array).save(tmp_path / "a.tif")
+    source = open_source(tmp_path)
+    with pytest.raises(DataError, match=f"a.tif: .*({message})") as caught:
+        read_images(source, Preprocessing(size=8), [0])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_12_bit_image_in_16_bits_is_said_once(tmp_path, caplog):
+    for name in ("a", "b"):
+        Image.fromarray(GREY.astype(np.uint16) * 16).save(tmp_path / f"{name}.png")
+    source = open_source(tmp_path)
+    read_images(source, Preprocessing(size=8), [0, 1])
+    assert [record.getMessage().split(",")[0] for record in caplog.records] == [
+        f"{tmp_path.name}: a.png has 16-bit pixels"
+    ]
+
+
+def exif(*entries):
+    body = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + body + b"\0" * 4
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        exif((0x112, 3, 1, b"\6\0\0\0"), (0x128, 2, 2, b"2\0\0\0")),
+        exif((0x112, 3, 1, b"\6\0\0\0"), (0x11A, 2, 3, b"72\0\0")),
+        exif((0x112, 1, 1, b"\6\0\0\0")),
+        exif((0x112, 4, 1, b"\6\0\0\0"), (0x8769, 2, 2, b"x\0\0\0")),
+    ],
+)
+def test_orientation_is_told_beside_tags_of_a_wrong_type(tags):
+    """Number 6 is a quarter turn clockwise (EXIF 2.3): what lies on the left comes to the top."""
+    picture = np.zeros((16, 16, 3), np.uint8)
+    picture[:, :8] = 255
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", exif=tags)
+    turned = np.asarray(to_rgb(Image.open(buffer)))
+    assert turned[:8].min() > 200
+    assert turned[8:].max() < 50
+
+
+def test_an_orientation_that_cannot_be_told_leaves_the_image():
+    buffer = io.BytesIO()
+    Image.fromarray(GREY).save(buffer, "PNG")
+    for tags in (
+        exif((0x112, 2, 2, b"x\0\0\0")),
+        exif((0x112, 3, 1, b"\x63\0\0\0")),
+        b"Exif\0\0rubbish",
+    ):
+        buffer = io.BytesIO()
+        Image.fromarray(GREY).save(buffer, "PNG", exif=tags)
+        assert np.array_equal(np.asarray(to_rgb(Image.open(buffer)))[..., 0], GREY)
+
+
+@pytest.mark.parametrize(("resize", "mode"), [("bilinear", "BILINEAR"), ("bicubic", "BICUBIC")])
+@pytest.mark.parametrize("side", [100, 40, 64])
+def test_resizing_is_torchvisions(resize, mode, side):
+    image = Image.fromarray(
+        np.random.default_rng(1).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    )
+    expected = functional.resize(image, [64, 64], getattr(functional.InterpolationMode, mode))
+    assert np.array_equal(Preprocessing(size=64, resize=resize)(image), np.asarray(expected))
+
+
+def test_what_is_recorded_of_resizing():
+    """Stores of the default stay the same; another way to resize is another store."""
+    assert Preprocessing(size=64).to_json() == {
+        "crop": None,
+        "size": 64,
+        "resize": "bicubic, antialiased",
+    }
+    assert Preprocessing(size=64, resize="bilinear").to_json()["resize"] == "bilinear, antialiased"
+    with pytest.raises(DataError, match="expected bicubic or bilinear, found 'nearest'"):
+        Preprocessing(size=64, resize="nearest")
+
+
+def write(folder, count=6):
+    folder.mkdir(exist_ok=True)
+    for i in range(count):
+        Image.fromarray(np.full((8, 8, 3), 10 * i, np.uint8)).save(folder / f"{i}.png")
+    return open_source(folder)
+
+
+def test_a_source_is_a_torch_data_set(tmp_path):
+    source = write(tmp_path)
+    assert isinstance(source, torch.utils.data.Dataset)
+    assert isinstance(source[0], Image.Image)
+    assert [image.getpixel((0, 0))[0] for image in source] == [0, 10, 20, 30, 40, 50]
+    assert source[-1].getpixel((0, 0))[0] == 50
+    with pytest.raises(IndexError, match="expected an index below 6, found 6"):
+        source[6]
+    array = open_source(np.full((2, 8, 8), 7, np.uint8))[1]
+    assert (array.mode, array.getpixel((0, 0))) == ("L", 7)
+
+
+def test_a_source_goes_to_other_processes(tmp_path):
+    source = write(tmp_path)
+    again = pickle.loads(pickle.dumps(source))
+    assert again.fingerprint() == source.fingerprint()
+    assert np.array_equal(np.asarray(again[3]), np.asarray(source[3]))
+
+
+def test_threads_read_at_once(tmp_path):
+    source = write(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda i: np.asarray(source.load(i % 6))[0, 0, 0], range(240)))
+    assert found == [10 * (i % 6) for i in range(240)]
+
+
+def test_any_error_of_a_reader_names_the_image():
+    def broken(index):
+        raise struct.error("unpack requires a buffer of 4 bytes")
+
+    source = Source(name="s", ids=("x.jpg",), reader=broken, labels=np.array([-1]))
+    with pytest.raises(DataError, match=r"x.jpg: expected a readable image, .*unpack requires"):
+        read_images(source, Preprocessing(size=8), [0])
+
+
+def test_a_pointer_in_place_of_an_image_is_said(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(DataError, match=r"a.png: .*\(it is a Git LFS pointer"):
+        open_source(tmp_path)[0]
+
+
+def test_more_pixels_can_be_allowed(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    write(tmp_path, 1)
+    with pytest.raises(DataError, match=r"more than 50 pixels; refused.*set VDVAE_REPR_MAX_PIXELS"):
+        open_source(tmp_path)[0]
+    monkeypatch.setenv("VDVAE_REPR_MAX_PIXELS", "64")
+    assert open_source(tmp_path)[0].size == (8, 8)
+    monkeypatch.setenv("VDVAE_REPR_MAX_PIXELS", "many")
+    with pytest.raises(DataError, match="VDVAE_REPR_MAX_PIXELS: expected a number"):
+        open_source(tmp_path)

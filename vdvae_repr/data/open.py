@@ -1,0 +1,201 @@
+"""What `--data` takes, turned into a source.
+
+A known name (`digits`, `toy-faces`, those of `datasets.DATASETS`), a folder (class subfolders, or flat),
+a tar or a pattern of tar shards, a CSV manifest, an array file (.npy, .npz, .h5, or `FILE:KEY`), or an array.
+Ids are unique, in natural order (`2.pgm` before `10.pgm`), shard by shard.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vdvae_repr.config import suggestion
+from vdvae_repr.data.datasets import BUILT_IN, DATASETS, open_built_in, open_dataset
+from vdvae_repr.data.readers.arrays import HDF5, Part, array_source, open_hdf5, open_npy, open_npz
+from vdvae_repr.data.readers.folder import open_folder
+from vdvae_repr.data.readers.manifest import open_manifest
+from vdvae_repr.data.readers.tar import open_tar, shards
+from vdvae_repr.data.source import Source, allow_pixels, image_extensions, one_line, what_it_is
+from vdvae_repr.errors import DataError
+
+READERS: dict[str, Callable[[Path], Source]] = {
+    ".tar": lambda path: open_tar([path], path.name),
+    ".csv": open_manifest,
+    ".tsv": open_manifest,
+    ".npy": open_npy,
+    ".npz": open_npz,
+    **dict.fromkeys(HDF5, open_hdf5),
+}
+_BROKEN = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    EOFError,
+    csv.Error,
+    struct.error,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+Rows = str | Path | Sequence[int] | NDArray[Any]
+
+
+def open_source(
+    data: str | Path | NDArray[Any] | Source,
+    *,
+    root: str | Path | None = None,
+    download: bool = False,
+    rows: Rows | None = None,
+) -> Source:
+    """Open whatever `--data` names.
+
+    Args:
+        data: a known name, a folder, a file, images, or a source. A name that is known is that data
+            set whatever lies in the working folder: `./cifar10`, or a `Path`, is a folder. `FILE:KEY` is an
+            array of another name than `images` in an HDF5 or .npz file, as `nsd_stimuli.hdf5:imgBrick`.
+        root: where the files of known data sets are; None for the environment variable
+            VDVAE_REPR_DATA_ROOT, else `./data`.
+        download: fetch a known data set that is missing, where that is possible.
+        rows: the images to take, counted from 0, in this order: `"0:8859"` (the last not among them), a text
+            or .npy file of numbers, or numbers. None takes all.
+
+    Raises:
+        DataError: nothing there, no images in it, or contents that cannot be used.
+    """
+    allow_pixels()
+    source = _open(data, root, download)
+    if rows is None:
+        return source
+    return source.select(_row_numbers(rows, len(source), source.name))
+
+
+def _open(
+    data: str | Path | NDArray[Any] | Source, root: str | Path | None, download: bool
+) -> Source:
+    if isinstance(data, Source):
+        return data
+    if isinstance(data, np.ndarray):
+        return array_source("array", [Part("", data)])
+    if not str(data).strip():
+        raise DataError("--data is empty; give a folder, a file or a name (is a variable not set?)")
+    if isinstance(data, str):
+        if (source := open_built_in(data)) is not None:
+            return source
+        if data in DATASETS:
+            return open_dataset(data, root, download=download)
+    path, suffix = Path(data), Path(data).suffix.lower()
+    if path.is_dir():
+        return _reading(path, open_folder)
+    if suffix == ".tar" and re.search(r"[*?\[{]", path.name) and not path.is_file():
+        return _reading(path, lambda path: open_tar(shards(str(path)), path.name))
+    if not path.is_file():
+        if (keyed := _file_and_key(str(data))) is not None:
+            return _keyed(*keyed)
+        known = (*BUILT_IN, *DATASETS)
+        raise DataError(
+            f"{data}: no such folder or file{suggestion(str(data), known)}; expected a folder of images, "
+            f"a .tar, a .csv, a .npy, .npz or .h5 file, or one of {', '.join(known)}"
+        )
+    if suffix in READERS:
+        return _reading(path, READERS[suffix])
+    what = what_it_is(path)
+    if not what and suffix in image_extensions():
+        what = "a single image; give the folder that it is in"
+    raise DataError(
+        f"{path}: expected a .tar, .csv, .npy, .npz or .h5 file, found {suffix or 'no extension'!r}"
+        + (
+            f": it is {what}"
+            if what
+            else "; save its images as uint8 (N, H, W, 3) in a .npy or .h5 file"
+        )
+    )
+
+
+def _reading(path: Path, reader: Callable[[Path], Source]) -> Source:
+    """Call a reader; whatever a damaged file makes it raise becomes one line."""
+    try:
+        return reader(path)
+    except _BROKEN as error:
+        what = what_it_is(path)
+        raise DataError(
+            f"{path}: it is {what}" if what else f"{path}: cannot be read ({one_line(error)})"
+        ) from error
+
+
+def _file_and_key(data: str) -> tuple[Path, str] | None:
+    """Split `FILE:KEY`; None where no part before a colon is a file."""
+    places = [place for place, letter in enumerate(data) if letter == ":"]
+    return next(
+        ((Path(data[:p]), data[p + 1 :]) for p in places if p and Path(data[:p]).is_file()), None
+    )
+
+
+def _keyed(path: Path, key: str) -> Source:
+    suffix = path.suffix.lower()
+    if not key:
+        raise DataError(f"{path}: expected the name of an array behind the colon, found nothing")
+    if suffix in HDF5:
+        return _reading(path, lambda path: open_hdf5(path, key))
+    if suffix == ".npz":
+        return _reading(path, lambda path: open_npz(path, key))
+    raise DataError(f"{path}:{key}: expected a .h5 or .npz file before the colon, found {suffix!r}")
+
+
+def _row_numbers(rows: Rows, count: int, name: str) -> NDArray[np.intp]:
+    """Return the numbers of rows that are wanted.
+
+    Raises:
+        DataError: they cannot be read, are none, occur twice, or are not there.
+    """
+    if isinstance(rows, str) and (match := re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", rows)):
+        first, last = int(match[1] or 0), int(match[2] or count)
+        if last > count:
+            raise DataError(f"--rows {rows}: expected rows up to {count}, which {name} has")
+        numbers = np.arange(first, last)
+    else:
+        numbers = _numbers_in(rows) if isinstance(rows, str | Path) else np.asarray(rows)
+    if numbers.dtype == bool and numbers.shape == (count,):
+        numbers = np.flatnonzero(numbers)
+    if numbers.dtype.kind == "f" and (numbers == np.floor(numbers)).all():
+        numbers = numbers.astype(np.int64)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or len(numbers) == 0:
+        raise DataError(
+            f"--rows: expected numbers of rows, 0 to {count - 1}, found {numbers.dtype} {numbers.shape}"
+        )
+    if numbers.min() < 0 or numbers.max() >= count:
+        wrong = numbers[(numbers < 0) | (numbers >= count)][0]
+        raise DataError(
+            f"--rows: expected rows from 0 to {count - 1}, which {name} has, found {wrong}"
+        )
+    unique, counts = np.unique(numbers, return_counts=True)
+    if (counts > 1).any():
+        raise DataError(f"--rows: row {unique[counts > 1][0]} occurs twice; give each row once")
+    return numbers.astype(np.intp)
+
+
+def _numbers_in(rows: str | Path) -> NDArray[Any]:
+    """Read the numbers in a text or .npy file."""
+    path = Path(rows)
+    try:
+        if path.suffix.lower() == ".npy":
+            return np.squeeze(np.load(path))
+        words = path.read_text(encoding="utf-8-sig").replace(",", " ").split()
+        return np.array([int(word) for word in words], np.int64)
+    except (OSError, ValueError, EOFError, OverflowError) as error:
+        raise DataError(
+            f"--rows: expected FIRST:LAST or a text or .npy file of numbers, found {str(rows)!r} "
+            f"({one_line(error)})"
+        ) from error

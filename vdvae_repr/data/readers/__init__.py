@@ -1,0 +1,1 @@
+"""One reader a file: folders, tars, CSV manifests, array files."""

@@ -1,0 +1,95 @@
+"""Folders of images: class subfolders, flat, or below folders of splits."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from vdvae_repr.data.names import (
+    extension,
+    is_hidden,
+    left_out,
+    names_from_paths,
+    natural_key,
+    readable,
+)
+from vdvae_repr.data.source import Source, file_source, image_extensions
+from vdvae_repr.errors import DataError
+
+
+class ImageFiles(NamedTuple):
+    """Image files below a folder by id, the path relative to it, and a line about what is left out."""
+
+    files: dict[str, Path]
+    notices: tuple[str, ...]
+
+
+def open_folder(root: Path) -> Source:
+    """Make a source of a folder's images; labels and splits are read off the paths."""
+    files, notices = find_images(root)
+    names = names_from_paths(list(files))
+    return file_source(
+        root.name or str(root),
+        files,
+        labels=names.labels,
+        splits=names.splits,
+        notices=names.notices + notices,
+    )
+
+
+def find_images(root: Path) -> ImageFiles:
+    """Find the image files below a folder, in natural order.
+
+    Links are followed, but not to a folder that they lie in. Hidden files and folders, and those of file
+    servers and archives (`@eaDir`, `__MACOSX`), are left out.
+
+    Raises:
+        DataError: there are none.
+    """
+    extensions = image_extensions()
+    files: dict[str, Path] = {}
+    others: Counter[str] = Counter()
+    hidden: list[str] = []
+    # Folders to look into: path, id of what lies in it, and the folders above by device and number.
+    waiting: list[tuple[str, str, frozenset[tuple[int, int]]]] = [(str(root), "", frozenset())]
+    while waiting:
+        folder, prefix, above = waiting.pop()
+        try:
+            status = os.stat(folder)  # noqa: PTH116 (Path would decode nothing and cost time)
+            place = status.st_dev, status.st_ino
+            if place in above:
+                others["link to a folder above it"] += 1
+                continue
+            with os.scandir(folder) as scan:
+                entries = list(scan)
+        except OSError as error:
+            if folder == str(root):
+                raise DataError(f"{root}: cannot be read ({error.strerror})") from error
+            others[f"folder that cannot be read: {error.strerror}"] += 1
+            continue
+        for entry in entries:
+            image_id = prefix + readable(entry.name)
+            if entry.is_dir():
+                if is_hidden(entry.name):
+                    hidden.append(readable(entry.name))
+                else:
+                    waiting.append((entry.path, f"{image_id}/", above | {place}))
+            elif is_hidden(entry.name):
+                others["hidden"] += 1
+            elif not entry.is_file():
+                others["broken link" if entry.is_symlink() else "no regular file"] += 1
+            elif (kind := extension(image_id)) in extensions:
+                if image_id in files:
+                    raise DataError(f"{root}: two files are called {image_id!r}; rename one")
+                files[image_id] = Path(entry.path)
+            else:
+                others[kind] += 1
+    notices = left_out(others, hidden)
+    if not files:
+        raise DataError(
+            f"{root}: expected a folder with images, found none in it"
+            + "".join(f" ({line})" for line in notices)
+        )
+    return ImageFiles({i: files[i] for i in sorted(files, key=natural_key)}, notices)

@@ -1,0 +1,209 @@
+"""Tars and WebDataset shards: members are read in place, never unpacked."""
+
+from __future__ import annotations
+
+import io
+import json
+import posixpath
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from vdvae_repr.data.names import (
+    PathNames,
+    extension,
+    is_hidden,
+    is_missing,
+    left_out,
+    names_from_paths,
+    natural_key,
+    number_labels,
+    readable,
+    split_of,
+)
+from vdvae_repr.data.source import Source, image_extensions
+from vdvae_repr.errors import DataError
+
+LABEL_KEYS = ("label", "cls", "class")  # of a .json beside an image
+
+
+class _Member(NamedTuple):
+    tar: Path
+    name: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Members:
+    """Opens members by index, each from a file of its own, so that threads do not disturb one another."""
+
+    members: Sequence[_Member]
+
+    def __call__(self, index: int) -> Image.Image:
+        return Image.open(io.BytesIO(_content(self.members[index])))
+
+
+def shards(pattern: str) -> list[Path]:
+    """Return the tars that a pattern names, in natural order: `a-*.tar`, `a-{000..012}.tar`.
+
+    Raises:
+        DataError: one is missing, or none match.
+    """
+    if match := re.search(r"\{(\d+)\.\.(\d+)\}", pattern):
+        first, last = match.groups()
+        numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
+        paths = [Path(pattern[: match.start()] + n + pattern[match.end() :]) for n in numbers]
+        if missing := [path for path in paths if not path.is_file()]:
+            raise DataError(f"{pattern}: expected {len(paths)} shards, found no {missing[0]}")
+        return paths
+    where = Path(pattern)
+    paths = sorted(where.parent.glob(where.name), key=lambda path: natural_key(path.name))
+    if not paths:
+        raise DataError(f"{pattern}: expected tar shards, found none that match")
+    return paths
+
+
+def open_tar(paths: Sequence[Path], name: str) -> Source:
+    """Make a source of the images in tars, shard by shard.
+
+    A member `x.cls`, or else `x.json`, beside `x.png` holds its label, as WebDataset writes them; where there
+    are none, labels and splits are read off the members' paths. Shards whose names tell several splits
+    (`train-000.tar`, `val-000.tar`) give them to their members.
+    """
+    extensions = image_extensions()
+    images: list[_Member] = []
+    beside: dict[
+        tuple[Path, str], dict[str, _Member]
+    ] = {}  # by tar and the name up to its first dot
+    others: Counter[str] = Counter()
+    for path in paths:
+        own = []
+        for member in _members(path, others):
+            kind = extension(member.name)
+            if kind in extensions:
+                own.append(member)
+            else:
+                others[kind] += 1
+                if kind in (".cls", ".json", ".txt"):
+                    beside.setdefault((path, _key(member.name)), {})[kind] = member
+        images += sorted(own, key=lambda member: natural_key(member.name.removeprefix("./")))
+    if not images:
+        raise DataError(
+            f"{name}: expected a tar with images, found none in it"
+            + "".join(f" ({line})" for line in left_out(others))
+        )
+    ids = [readable(member.name.removeprefix("./")) for member in images]
+    labels, splits, notices = _split_by_shard(images, names_from_paths(ids))
+    sidecars = [beside.get((member.tar, _key(member.name)), {}) for member in images]
+    read, said = _labels_beside(sidecars, others)
+    numbers, label_names = number_labels(labels if read is None else read)
+    return Source(
+        name=readable(name),
+        ids=tuple(ids),
+        reader=_Members(images),
+        labels=numbers,
+        label_names=label_names,
+        splits=splits,
+        sizes=[member.size for member in images],
+        notices=notices + said + left_out(+others),
+    )
+
+
+def _members(path: Path, others: Counter[str]) -> list[_Member]:
+    """Return the files in a tar by name; links are those of the member that they lead to."""
+    found: dict[str, _Member] = {}
+    links: list[tuple[str, str]] = []
+    twice: list[_Member] = []
+    with tarfile.open(path, "r:") as archive:
+        for member in archive:
+            name = posixpath.normpath(member.name)
+            if member.isdir():
+                continue
+            if any(is_hidden(part) for part in PurePosixPath(name).parts if part != ".."):
+                others["hidden"] += 1
+            elif member.islnk() or member.issym():
+                target = member.linkname
+                if member.issym():
+                    target = posixpath.join(posixpath.dirname(name), target)
+                links.append((name, posixpath.normpath(target)))
+            elif not member.isfile() or member.sparse is not None:
+                others["no regular file"] += 1
+            else:
+                entry = _Member(path, member.name, member.offset_data, member.size)
+                (twice.append(entry) if name in found else found.update({name: entry}))
+    for name, target in links:
+        if target in found and name not in found:
+            found[name] = found[target]._replace(name=name)
+        else:
+            others["link to what is not in the tar"] += 1
+    return [*found.values(), *twice]
+
+
+def _split_by_shard(images: Sequence[_Member], names: PathNames) -> PathNames:
+    """Give members the split of their shard, where members tell none and the shards several."""
+    of_tar = {}
+    for tar in {member.tar for member in images}:
+        words = [split_of(word) for word in re.split(r"[^A-Za-z]+", tar.stem)]
+        of_tar[tar] = next((word for word in words if word), "")
+    if any(names.splits) or len(set(of_tar.values())) < 2:
+        return names
+    without = [tar.name for tar, split in of_tar.items() if not split]
+    notices = names.notices
+    if without:
+        notices += (
+            f"{len(without)} shards, as {min(without)}, belong to no split, as their names tell none",
+        )
+    return PathNames(names.labels, tuple(of_tar[member.tar] for member in images), notices)
+
+
+def _labels_beside(
+    sidecars: Sequence[Mapping[str, _Member]], others: Counter[str]
+) -> tuple[list[str | None] | None, tuple[str, ...]]:
+    """Return the labels that .cls or .json members hold, None where there are none, and what to say of it."""
+    for kind in (".cls", ".json"):
+        found = [_label(beside[kind]) if kind in beside else None for beside in sidecars]
+        if any(label is not None for label in found):
+            read = len({beside[kind] for beside in sidecars if kind in beside})
+            others[kind] -= read
+            line = f"labels are read from the {kind} beside each image"
+            if without := found.count(None):
+                line += f"; {without} images have none"
+            return found, (line,)
+    if kinds := sorted({kind for beside in sidecars for kind in beside}):
+        return None, (f"no labels are read from the {' and '.join(kinds)} beside the images",)
+    return None, ()
+
+
+def _label(member: _Member) -> str | None:
+    """Return the label that a .cls or .json member holds; None where a .json holds none."""
+    try:
+        text = _content(member).decode("utf-8-sig").strip()
+        if not member.name.lower().endswith(".json"):
+            return None if is_missing(text) else text
+        value: Any = json.loads(text)
+    except ValueError as error:
+        raise DataError(
+            f"{member.tar}: {readable(member.name)}: expected a label as text or JSON ({error})"
+        ) from error
+    if isinstance(value, dict):
+        value = next((value[key] for key in LABEL_KEYS if key in value), None)
+    return str(value) if isinstance(value, str | int | float) and value == value else None
+
+
+def _content(member: _Member) -> bytes:
+    with member.tar.open("rb") as file:
+        file.seek(member.offset)
+        return file.read(member.size)
+
+
+def _key(name: str) -> str:
+    """Return a member's name up to the first dot of its last part, by which WebDataset groups members."""
+    folder, _, file = name.removeprefix("./").rpartition("/")
+    return f"{folder}/{file.split('.', 1)[0]}"

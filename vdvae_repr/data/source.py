@@ -1,0 +1,437 @@
+"""A source: images by index with what is known of each, and the preprocessing that makes them square.
+
+A source reads one image at a time, from several threads at once if need be. What makes sources is in
+`open` (whatever `--data` takes), `datasets` (by name) and `readers` (files).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+from torch.utils.data import Dataset
+
+from vdvae_repr.data.faces import LANDMARKS, align_face
+from vdvae_repr.data.names import number_labels, readable
+from vdvae_repr.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+RawImage = Image.Image | NDArray[np.uint8]
+RESIZE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+STUBS = (
+    "BUFR",
+    "GRIB",
+    "HDF5",
+    "MPEG",
+    "WMF",
+)  # Pillow names them, but does not read them by itself
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by the number of EXIF's tag Orientation
+
+_MAGIC = {
+    b"\x1f\x8b": "compressed by gzip; unpack it (gunzip), as members are read in place",
+    b"BZh": "compressed by bzip2; unpack it, as members are read in place",
+    b"\xfd7zXZ": "compressed by xz; unpack it, as members are read in place",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it, as members are read in place",
+    b"PK\x03\x04": "a zip; unpack it",
+    b"7z\xbc\xaf": "a 7z archive; unpack it",
+    b"Rar!": "a RAR archive; unpack it",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself; get it by git lfs pull",
+    b"<": "a web page or XML, perhaps an error page; download it again",
+    b"MATLAB 5": "a MATLAB file; save its images as uint8 (N, H, W, 3) in a .npy or .h5 file",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocessing:
+    """Central square crop and antialiased resize, or a face's alignment; recorded in the store."""
+
+    size: int
+    """Side of the result, pixels."""
+    crop: int | None = None
+    """Side of the central square taken first; None takes the largest."""
+    align: bool = False
+    """Take the largest face as `faces.align_face` does, instead of a square."""
+    resize: Literal["bicubic", "bilinear"] = "bicubic"
+    """How the square is resized, as Pillow does it; torchvision's `resize` of a PIL image is bilinear."""
+
+    def __post_init__(self) -> None:
+        """Refuse a square of nothing, two ways to choose it, and an unknown way to resize."""
+        if self.crop is not None and self.crop < 1:
+            raise DataError(f"--crop: expected pixels, 1 at least, found {self.crop}")
+        if self.align and self.crop is not None:
+            raise DataError("--crop and --align both choose what is taken of an image; give one")
+        if self.resize not in RESIZE:
+            raise DataError(f"--resize: expected {' or '.join(RESIZE)}, found {self.resize!r}")
+        if self.align and self.resize != "bicubic":
+            raise DataError("--align resizes by bicubic interpolation; leave --resize out")
+
+    def __call__(self, image: RawImage) -> NDArray[np.uint8]:
+        """Return uint8 (size, size, 3); transparency is laid over white.
+
+        Raises:
+            DataError: the image is smaller than the crop, has no face to align, or its pixels cannot be
+                turned into 8 bits (`to_rgb`).
+        """
+        picture = to_rgb(image if isinstance(image, Image.Image) else Image.fromarray(image))
+        if self.align:
+            return np.asarray(align_face(picture, self.size))
+        width, height = picture.size
+        side = self.crop or min(width, height)
+        if side > min(width, height):
+            raise DataError(
+                f"expected at least {side}x{side} pixels to crop, found {width}x{height}"
+            )
+        left, top = (width - side) // 2, (height - side) // 2
+        picture = picture.crop((left, top, left + side, top + side))
+        if side != self.size:
+            picture = picture.resize((self.size, self.size), RESIZE[self.resize])
+        return np.asarray(picture)
+
+    def to_json(self) -> dict[str, Any]:
+        """Describe the steps for a store's attributes."""
+        steps = {"crop": self.crop, "size": self.size, "resize": f"{self.resize}, antialiased"}
+        if not self.align:
+            return steps
+        return steps | {
+            "align": "MTCNN, similarity of 5 landmarks",
+            "landmarks": LANDMARKS.tolist(),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Source(Dataset[Image.Image]):
+    """Images by index, with what is known of each: a torch data set. Make one with `open_source`.
+
+    `source[i]` is image i as its file holds it, a PIL image of any size and mode, as torchvision's data
+    sets give them; its label is `source.labels[i]`. Several threads or processes may read at once.
+    """
+
+    name: str
+    ids: tuple[str, ...]
+    reader: Callable[[int], RawImage] = field(repr=False)
+    labels: NDArray[np.int64]
+    label_names: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    factors: dict[str, NDArray[Any]] = field(default_factory=dict)
+    sizes: Sequence[int] = ()
+    """Bytes of each item's file, or checksums of what is in memory: part of the fingerprint."""
+    notices: tuple[str, ...] = ()
+    """Lines for people: what was left out and why, and what was read in a way that may surprise."""
+    _dim: list[str] = field(default_factory=list, init=False, repr=False)  # who is said to be so
+
+    def __post_init__(self) -> None:
+        """Refuse an empty source, repeated ids, labels of another length."""
+        if not self.ids:
+            raise DataError(f"{self.name}: expected images, found none")
+        if len(set(self.ids)) < len(self.ids):
+            seen: set[str] = set()
+            twice = next(i for i in self.ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
+            raise DataError(f"{self.name}: id {twice!r} occurs twice; ids must be unique")
+        if len(self.labels) != len(self.ids):
+            raise DataError(
+                f"{self.name}: expected {len(self.ids)} labels, found {len(self.labels)}"
+            )
+        if not self.splits:
+            object.__setattr__(self, "splits", ("",) * len(self.ids))
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        """Return image `index` as its file holds it; of an array, its row as an image.
+
+        Raises:
+            DataError: it cannot be read; the message names it. IndexError: there is no such image.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.name}: expected an index below {len(self)}, found {index}")
+        image = self.load(index % len(self))
+        return image if isinstance(image, Image.Image) else Image.fromarray(image)
+
+    def read(self, start: int, stop: int) -> Iterator[RawImage]:
+        """Yield raw images start..stop-1, one at a time, as `load` returns them."""
+        for index in range(start, min(stop, len(self))):
+            yield self.load(index)
+
+    def load(self, index: int) -> RawImage:
+        """Return image `index`, decoded: a PIL image, or uint8 (H, W, 3) or (H, W) from an array.
+
+        Raises:
+            DataError: it cannot be read; the message names it.
+        """
+        try:
+            image = self.reader(index)
+            if isinstance(image, Image.Image):
+                _decode(image)
+        except DataError as error:
+            raise DataError(f"{self.ids[index]}: {error}") from error
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise DataError(f"{self.ids[index]}: {_too_large()}") from error
+        except Exception as error:  # a damaged file may make Pillow raise anything
+            raise DataError(
+                f"{self.ids[index]}: expected a readable image, found a damaged or "
+                f"different file ({one_line(error)}); mend or remove it, or leave such images out "
+                "with --on-error skip"
+            ) from error
+        if isinstance(image, Image.Image) and image.mode.startswith("I;16") and not self._dim:
+            self._say_if_dim(image, self.ids[index])
+        return image
+
+    def _say_if_dim(self, image: Image.Image, image_id: str) -> None:
+        """Warn, once, where 16-bit pixels look like those of a 12-bit camera."""
+        brightest = int(np.asarray(image).max(initial=0))
+        if brightest < 4096 and _white(image) == 65535:
+            self._dim.append(image_id)
+            logger.warning(
+                "%s: %s has 16-bit pixels, none above %d; 65535 is read as white, so it is dark: "
+                "scale images of fewer bits to 16",
+                self.name,
+                image_id,
+                brightest,
+            )
+
+    def select(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> Source:
+        """Return a source of some images alone, in the order given; rows count from 0."""
+        chosen = np.asarray(rows, np.intp)
+        each = len(self.sizes) == len(self)
+        return replace(
+            self,
+            ids=tuple(self.ids[i] for i in chosen),
+            reader=_Selection(self.reader, chosen),
+            labels=self.labels[chosen],
+            splits=tuple(self.splits[i] for i in chosen),
+            factors={name: values[chosen] for name, values in self.factors.items()},
+            sizes=[self.sizes[i] for i in chosen] if each else self.sizes,
+        )
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 over ids, labels, splits and file sizes: tells whether the source changed."""
+        digest = hashlib.sha256()
+        for part in (self.ids, self.labels.tolist(), self.splits, list(self.sizes)):
+            digest.update(repr(part).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Selection:
+    reader: Callable[[int], RawImage]
+    rows: NDArray[np.intp]
+
+    def __call__(self, index: int) -> RawImage:
+        return self.reader(int(self.rows[index]))
+
+
+@dataclass(frozen=True, slots=True)
+class _ImageFiles:
+    """Opens image files, or what they contain, by index."""
+
+    contents: Sequence[Path | bytes]
+
+    def __call__(self, index: int) -> Image.Image:
+        content = self.contents[index]
+        if isinstance(content, bytes):
+            return Image.open(io.BytesIO(content))
+        try:
+            return Image.open(content)
+        except UnidentifiedImageError as error:
+            if what := what_it_is(content):
+                raise ValueError(f"it is {what}") from error
+            raise
+
+
+def file_source(
+    name: str,
+    files: Mapping[str, Path | bytes],
+    *,
+    labels: Sequence[str | None] | None = None,
+    splits: Sequence[str] = (),
+    factors: Mapping[str, NDArray[Any]] | None = None,
+    notices: tuple[str, ...] = (),
+) -> Source:
+    """Make a source of image files by id, or of their contents; a label is a name, or None."""
+    contents = list(files.values())
+    numbers, label_names = number_labels(labels or [None] * len(files))
+    return Source(
+        name=readable(name),
+        ids=tuple(files),
+        reader=_ImageFiles(contents),
+        labels=numbers,
+        label_names=label_names,
+        splits=tuple(splits),
+        factors=dict(factors or {}),
+        sizes=[len(c) if isinstance(c, bytes) else c.stat().st_size for c in contents],
+        notices=notices,
+    )
+
+
+def read_images(
+    source: Source, preprocessing: Preprocessing, indices: Iterable[int]
+) -> NDArray[np.uint8]:
+    """Return the preprocessed images of some indices, uint8 (N, S, S, 3).
+
+    Raises:
+        DataError: an image cannot be read or preprocessed; the message names it.
+    """
+    images = []
+    for index in map(int, indices):
+        try:
+            images.append(preprocessing(source.load(index)))
+        except (DataError, OSError, ValueError) as error:
+            name, message = source.ids[index], str(error)
+            named = message if message.startswith(name) else f"{name}: {message}"
+            raise DataError(named) from error
+    return np.stack(images)
+
+
+def image_extensions() -> set[str]:
+    """Return the extensions of files whose pixels Pillow reads: a store may lie among the images."""
+    formats = Image.registered_extensions()
+    return {e for e, name in formats.items() if name in Image.OPEN and name not in STUBS}
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn any PIL mode into RGB, upright by its EXIF orientation; transparency over white.
+
+    The depth of the file says what is white, never its brightest pixel: 65535 of 16 bits, 4095 of a TIFF
+    of 12 bits, 1.0 of floating point.
+
+    Raises:
+        DataError: floating point outside 0 to 1 or not finite, or 32-bit whole numbers.
+    """
+    image.load()
+    white = _white(image)
+    image = _upright(image)
+    if white is not None:
+        image = Image.fromarray(to_uint8(np.asarray(image), white))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        base = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(base, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def to_uint8(values: NDArray[Any], white: int) -> NDArray[np.uint8]:
+    """Scale pixels so that `white` becomes 255; with white = 255 they must be whole numbers already.
+
+    Raises:
+        DataError: a value is not finite, below 0 or above `white`, or not whole where white is 255.
+    """
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise DataError("expected finite pixels, found NaN or infinity")
+    low, high = values.min(initial=0), values.max(initial=0)
+    slack = 1e-4 if white == 1 else 0  # what resampling and float16 add to 1.0
+    if low < -slack or high > white + slack:
+        raise DataError(
+            f"expected {values.dtype} pixels from 0 to {white}, found {low:g} to {high:g}; "
+            "save them as 8 or 16 bits"
+        )
+    if white != 255:
+        scaled = np.rint(values.astype(np.float64) * (255 / white)).clip(0, 255)
+        return scaled.astype(np.uint8)
+    whole = values.astype(np.uint8)
+    if values.dtype.kind == "f" and not (whole == values).all():
+        raise DataError(
+            f"expected {values.dtype} pixels from 0 to 1, or whole numbers up to 255, found fractions up to "
+            f"{high:g}; save them as 8 bits"
+        )
+    return whole
+
+
+def allow_pixels() -> None:
+    """Let Pillow read images of as many pixels as the environment variable VDVAE_REPR_MAX_PIXELS says.
+
+    Raises:
+        DataError: it is no whole number.
+    """
+    limit = os.environ.get("VDVAE_REPR_MAX_PIXELS")
+    if not limit:
+        return
+    if not limit.isdecimal() or int(limit) < 1:
+        raise DataError(f"VDVAE_REPR_MAX_PIXELS: expected a number of pixels, found {limit!r}")
+    Image.MAX_IMAGE_PIXELS = int(limit)
+
+
+def what_it_is(path: Path) -> str:
+    """Say what a file is that is not what its name says; empty where its first bytes do not tell."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip()
+    except OSError:
+        return ""
+    return next((what for magic, what in _MAGIC.items() if start.startswith(magic)), "")
+
+
+def one_line(error: Exception) -> str:
+    """Return the first line of an error's message, its type's name if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _decode(image: Image.Image) -> None:
+    """Decode now, and close the file whether that works or not."""
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        if limit is not None and image.width * image.height > limit:
+            raise DataError(_too_large())
+        image.load()
+    except BaseException:
+        image.close()
+        raise
+
+
+def _too_large() -> str:
+    return (
+        f"more than {Image.MAX_IMAGE_PIXELS} pixels; refused, because a small file can unpack to any size: "
+        "set VDVAE_REPR_MAX_PIXELS to the number of pixels to allow"
+    )
+
+
+def _white(image: Image.Image) -> int | None:
+    """Return the value of white where pixels have more than 8 bits, None where Pillow has made them 8.
+
+    Raises:
+        DataError: whole numbers of 32 bits, of which nothing says what is white.
+    """
+    if image.mode.startswith("I;16"):
+        bits = getattr(image, "tag_v2", {}).get(258)  # BitsPerSample, of a TIFF
+        return 4095 if bits in (12, (12,)) else 65535
+    if image.mode == "F":
+        return 1
+    if image.mode.startswith("I"):
+        if image.format in ("PNG", "PPM"):  # Pillow makes 16 bits of them
+            return 65535
+        raise DataError(
+            "expected 8 or 16 bits, or floating point from 0 to 1, found whole numbers of 32 bits; "
+            "save them as 16 bits"
+        )
+    return None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF orientation says, where that can be told."""
+    try:
+        value: Any = image.getexif().get(ExifTags.Base.Orientation)
+        if isinstance(value, tuple | bytes) and len(value) == 1:  # of another type than EXIF wants
+            value = value[0]
+        turn = None if value is None else TURNS.get(int(value))
+    except Exception:  # a tag of a wrong type may make Pillow raise anything
+        return image
+    return image if turn is None else image.transpose(turn)

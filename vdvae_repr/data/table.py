@@ -1,0 +1,118 @@
+"""Tables in text files: CSV by commas, semicolons or tabs, with or without a byte-order mark."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vdvae_repr.errors import DataError
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text, every one as long as the header; all values are stripped of blanks."""
+
+    path: Path
+    separator: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    lines: tuple[int, ...]
+    """The line of the file on which each row begins, the header's being 1."""
+
+    def __getitem__(self, name: str) -> tuple[str, ...]:
+        """Return the values of a column that is needed."""
+        values = self.column(name)
+        if values is None:
+            raise KeyError(name)
+        return values
+
+    def column(self, name: str) -> tuple[str, ...] | None:
+        """Return a column's values by its name in any case, None if there is none.
+
+        Raises:
+            DataError: several columns are called so.
+        """
+        places = [i for i, found in enumerate(self.columns) if found.casefold() == name]
+        if len(places) > 1:
+            found = " and ".join(repr(self.columns[place]) for place in places)
+            raise DataError(
+                f"{self.path} line 1: expected one column {name!r}, found {found}; rename all but one"
+            )
+        return tuple(row[places[0]] for row in self.rows) if places else None
+
+
+def read_table(path: str | Path, *needed: str) -> Table:
+    """Read a table whose header has the columns `needed`, which also tell what separates columns.
+
+    Raises:
+        DataError: the file cannot be read, lacks such a column, or a row has more or fewer values than the
+            header; the message has the line's number.
+    """
+    path = Path(path)
+    text = _decoded(path)
+    header = text.split("\n", 1)[0].casefold()
+    separator = next(
+        (s for s in SEPARATORS if needed[0] in (c.strip(' "') for c in header.split(s))), ","
+    )
+    records = list(_records(path, text, separator))
+    columns = records[0][1] if records else ()
+    if not set(needed) <= {column.casefold() for column in columns}:
+        expected = (
+            f"a column {needed[0]!r}" if len(needed) == 1 else f"columns {' and '.join(needed)}"
+        )
+        listed = ", ".join(column or "''" for column in columns) or "none"
+        raise DataError(f"{path}: expected {expected}, found {listed}")
+    rows, lines = [], []
+    for line, row in records[1:]:
+        if not any(row):
+            continue
+        if any(row[len(columns) :]) or len(row) < len(columns):
+            raise DataError(
+                f"{path} line {line}: expected {len(columns)} values, as in the header, found {len(row)}: "
+                f"{separator.join(row)[:60]!r}"
+            )
+        rows.append(row[: len(columns)])
+        lines.append(line)
+    return Table(path, separator, columns, tuple(rows), tuple(lines))
+
+
+def _records(path: Path, text: str, separator: str) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Yield the line on which a record begins, and its values."""
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True
+    )
+    line = 1
+    try:
+        for record in reader:
+            yield line, tuple(value.strip() for value in record)
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(
+            f"{path} line {line}: cannot be read as a table ({error}); "
+            "look for a quotation mark that is not closed"
+        ) from error
+
+
+def _decoded(path: Path) -> str:
+    """Return a file's text, UTF-8 or, by its byte-order mark, UTF-16."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path} line {line}: expected UTF-8, found a byte {content[error.start]:#04x}; save it as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise DataError(f"{path}: expected a table as text, found binary data")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
