@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from vdvae_repr.model.backbones import load_backbone
 
 import vdvae_repr as vr
 from vdvae_repr.data.faces import LANDMARKS, _detector, _similarity
@@ -19,7 +20,6 @@ from vdvae_repr.data.sources import Preprocessing
 from vdvae_repr.latents import extract as module
 from vdvae_repr.latents import store as store_module
 from vdvae_repr.latents.decode import decode
-from vdvae_repr.model.backbones import load_backbone
 from vdvae_repr.model.inference import compile_inference, plan_of
 from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.preprocessing import to_input

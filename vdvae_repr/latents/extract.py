@@ -22,8 +22,11 @@ import h5py
 import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
+from PIL import Image
 
-from vdvae_repr.data.sources import Preprocessing, Source, open_source, read_images
+from vdvae_repr.data.sources import Source, open_source, read_images
+from vdvae_repr.encoders.base import Encoder, ImageTransform
+from vdvae_repr.encoders.load import as_encoder
 from vdvae_repr.errors import DataError, LayerError, StoreError
 from vdvae_repr.latents.store import (
     IMAGE_BYTES,
@@ -35,26 +38,13 @@ from vdvae_repr.latents.store import (
     create_array,
     describe_images,
     parts_folder,
-    pool_grid,
+    pool_layer,
     write_aside,
 )
-from vdvae_repr.model.backbones import Backbone
-from vdvae_repr.model.checkpoint import weights_sha256
 from vdvae_repr.model.layers import LayerSpec, select_layers
-from vdvae_repr.model.precision import Precision, arithmetic
-from vdvae_repr.model.vdvae import VDVAE, feature_of
+from vdvae_repr.model.precision import Precision
+from vdvae_repr.model.vdvae import VDVAE
 
-FEATURES = (
-    "mean",
-    "log_std",
-    "z",
-    "delta",
-    "prior_mean",
-    "prior_log_std",
-    "kl",
-    "top_down",
-    "bottom_up",
-)
 BATCH_SIZES = (4, 8, 16, 32, 64, 128)  # tried by "auto"
 CALIBRATED_BYTES = 2**31  # of latents that "auto" goes to
 PART = 512  # images a part at most, and
@@ -64,7 +54,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def extract(
-    model: VDVAE | Backbone,
+    model: VDVAE | Encoder,
     data: str | Path | NDArray[np.uint8] | Source,
     out: str | Path,
     *,
@@ -92,15 +82,15 @@ def extract(
     Under torchrun every process calls this, and the parts are divided among them.
 
     Args:
-        model: in eval mode: a VDVAE, or a backbone, whose one feature is `activation`.
+        model: a VDVAE in eval mode, or another encoder, whose feature is `activation`.
         data: whatever `open_source` takes.
         out: the store's path; parts lie in `OUT.parts/` until all are there.
         layers: selector.
-        features: of `FEATURES`, `mean` if not given; `z` needs `z="sample"`.
+        features: names of the encoder's, of a VDVAE `mean` if not given; `z` needs `z="sample"`.
         z: what each layer sends down: its mean, or a draw seeded by (seed, image id, layer).
         draws: passes of draws that the feature `z` keeps, on a second axis; the kl is their mean.
         seed: of the draws.
-        crop: side of the central square taken before resizing, pixels.
+        crop: side of the central square taken before the encoder's own transform, pixels.
         align: bring the largest face's eyes, nose and mouth to fixed places, by MTCNN; instead of `crop`.
         mirror: read the mirrored images too, into /mirror.
         pool: None keeps the grid, "avg" its mean, "avg:4" a 4x4 grid.
@@ -108,7 +98,8 @@ def extract(
         precision: of the computation; bf16 and tf32 (GPUs) trade exactness for speed.
         batch_size: images a forward pass; batches are cut at fixed indices. "auto" times some and takes
             the smallest within 5 % of the fastest.
-        images: keep the preprocessed images, which the controls need.
+        images: keep images, which the controls need: a VDVAE's input, of another encoder its input at 64
+            pixels at most.
         layout: "virtual" leaves the features in the parts, and the store refers to them: half the disk.
         on_error: of an image that cannot be read: "raise", or "skip" it and list it in the store.
         overwrite: replace a finished store; without it, one of the same extraction is returned as it is.
@@ -133,13 +124,13 @@ def extract(
         raise StoreError(f"batch_size: expected a number from 1, or auto, found {batch_size!r}")
     out = Path(out)
     source = open_source(data)
-    chosen = select_layers(model.layers, layers)
-    if features is None:
-        features = ("activation",) if isinstance(model, Backbone) else ("mean",)
-    _check_features(model, features, z, draws)
-    preprocessing = Preprocessing(size=model.config.image_size, crop=crop, align=align)
+    encoder = as_encoder(model)
+    chosen = select_layers(encoder.layers, layers)
+    features = encoder.features[:1] if features is None else features
+    _check_features(encoder, features, z, draws)
+    preprocessing = replace(encoder.preprocessing, crop=crop, align=align)
     run = _Run(
-        model=model, source=source, preprocessing=preprocessing,
+        model=encoder, source=source, preprocessing=preprocessing,
         chosen=chosen, features=tuple(features), z=z, draws=draws, seed=seed, mirror=mirror, pool=pool,
         dtype=np.dtype(dtype), precision=precision, batch_size=0 if batch_size == "auto" else batch_size,
         images=images, layout=layout, on_error=on_error,
@@ -215,47 +206,26 @@ def _begin(
     return identity
 
 
-def read_features(
-    model: VDVAE | Backbone,
-    pixels: NDArray[np.uint8],
-    layers: Sequence[LayerSpec],
-    features: Sequence[str],
-    *,
-    z: Literal["mean", "sample"] = "mean",
-    seed: int = 0,
-    draw: int = 0,
-    ids: Sequence[str] | None = None,
-    precision: Precision = "fp32",
-) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32] | None]:
-    """Return features (N, C, R, R) of images (N, S, S, 3) by their place in a store, and the KL.
-
-    The KL (N, layers traversed) is in nats an image; None of a backbone. The options are those of
-    `VDVAE.posterior`.
-    """
-    if isinstance(model, Backbone):
-        with arithmetic(precision, model.device.type):
-            value = model.activation(pixels)
-        return {array_key(layers[0], "activation"): value.cpu().numpy()}, None
-    read = model.posterior(
-        pixels, [spec.index for spec in layers], z, seed=seed, draw=draw, ids=ids, precision=precision,
-        top_down="top_down" in features, bottom_up="bottom_up" in features,
-    )  # fmt: skip
-    values: dict[str, NDArray[np.float32]] = {}
-    for spec in layers:
-        for feature in features:
-            key = array_key(spec, feature)
-            if key not in values:
-                values[key] = feature_of(read, spec, feature).contiguous().cpu().numpy()
-    return values, read.kl.cpu().numpy()
+def shrunk(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Return images (N, S, S, 3) at a smaller side, antialiased bicubic; as they are at the same."""
+    if pixels.shape[1] == side:
+        return pixels
+    sides = (side, side)
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(image).resize(sides, Image.Resampling.BICUBIC))
+            for image in pixels
+        ]
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
     """What one extraction computes of each image."""
 
-    model: VDVAE | Backbone
+    model: Encoder
     source: Source
-    preprocessing: Preprocessing
+    preprocessing: ImageTransform
     chosen: tuple[LayerSpec, ...]
     features: tuple[str, ...]
     z: Literal["mean", "sample"]
@@ -273,13 +243,16 @@ class _Run:
     def identity(self) -> dict[str, Any]:
         """Return the store's attributes, by which an extraction is told from another."""
         layers = [
-            spec.to_json() | {"shape": list(self.shape(spec, "mean"))} for spec in self.chosen
+            replace(
+                spec,
+                shape=self.shape(spec, self.model.features[0]),
+                prefix=0 if self.pool else spec.prefix,
+            ).to_json()
+            for spec in self.chosen
         ]
         return {
             "schema": SCHEMA,
-            "model": self.model.name,
-            "config": self.model.config.to_json(),
-            "weights_sha256": weights_sha256(self.model),
+            **self.model.identity(),
             "source": self.source.name,
             "source_sha256": self.source.fingerprint(),
             "preprocessing": json.dumps(self.preprocessing.to_json(), sort_keys=True),
@@ -299,11 +272,9 @@ class _Run:
         }
 
     def shape(self, spec: LayerSpec, feature: str) -> tuple[int, ...]:
-        """Return what is stored of a layer's feature and image, (C, R, R)."""
-        channels, *grid = spec.shape
-        if isinstance(self.model, VDVAE) and feature in ("top_down", "bottom_up"):
-            channels = self.model.top_down.widths[spec.resolution]
-        return pool_grid(np.zeros((1, channels, *grid), np.float32), self.pool).shape[1:]
+        """Return the shape of what is stored of a layer's feature and image."""
+        blank = np.zeros((1, *self.model.shape(spec, feature)), np.float32)
+        return pool_layer(blank, self.pool, spec.prefix).shape[1:]
 
     @property
     def widths(self) -> list[int]:
@@ -323,7 +294,7 @@ class _Run:
     @property
     def row_bytes(self) -> int:
         """What an image takes on the disk."""
-        pixels = 3 * self.model.config.image_size**2 if self.images else 0
+        pixels = 3 * self.model.stored_side**2 if self.images else 0
         passes = (self.draws or 1) * (2 if self.mirror else 1)
         return passes * self.dims * self.dtype.itemsize + pixels
 
@@ -338,7 +309,7 @@ class _Run:
         rows = [(self.draws or 1) * width * self.dtype.itemsize for width in self.widths]
         rows.append(4 * len(self.model.layers))  # kl
         rows *= 2 if self.mirror else 1
-        rows += [8, 3 * self.model.config.image_size**2 if self.images else 0]  # index, images
+        rows += [8, 3 * self.model.stored_side**2 if self.images else 0]  # index, images
         lengths = (chunk_rows(images, row, self.part) for row in rows)
         return sum(
             -(-images // length) * length * row + 2**10
@@ -363,7 +334,7 @@ class _Run:
         ids = [self.source.ids[i] for i in indices]
         arrays: Arrays = {"index": np.array(indices)}
         if self.images:
-            arrays["images"] = pixels
+            arrays["images"] = shrunk(pixels, self.model.stored_side)
         arrays |= self.read_all(pixels, ids)
         if self.mirror:
             flipped = np.ascontiguousarray(pixels[:, :, ::-1])
@@ -377,31 +348,36 @@ class _Run:
         if self.draws is None:
             return passes[0]
         stacked = {key: np.stack([p[key] for p in passes], axis=1) for key in passes[0]}
-        return stacked | {"kl": stacked["kl"].mean(axis=1)}  # backbones have no draws
+        return stacked | {"kl": stacked["kl"].mean(axis=1)}
 
     def read_once(self, pixels: NDArray[np.uint8], ids: Sequence[str], draw: int) -> Arrays:
-        """Return kl and features of one batch and pass; a backbone has no kl."""
-        values, kl = read_features(
-            self.model, pixels, self.chosen, self.features, z=self.z, seed=self.seed, draw=draw, ids=ids,
+        """Return kl, of an encoder that has one, and features of one batch and pass."""
+        read = self.model.read(
+            pixels,
+            self.chosen,
+            self.features,
+            z=self.z,
+            seed=self.seed,
+            draw=draw,
+            ids=ids,
             precision=self.precision,
-        )  # fmt: skip
-        kept = {} if kl is None else {"kl": kl}
-        return kept | {key: self.stored(value, key) for key, value in values.items()}
+        )
+        arrays: Arrays = {} if read.kl is None else {"kl": read.kl}
+        for spec in self.chosen:
+            for feature in self.features:
+                key = array_key(spec, feature)
+                if key not in arrays:  # layers of one resolution share their bottom_up
+                    arrays[key] = self.stored(read.values[spec.name, feature], spec, feature)
+        return arrays
 
-    def stored(self, value: NDArray[np.float32], key: str) -> NDArray[Any]:
+    def stored(self, value: NDArray[np.float32], spec: LayerSpec, feature: str) -> NDArray[Any]:
         """Pool a feature and turn it into what the disk keeps."""
-        pooled = pool_grid(value, self.pool)
+        pooled = pool_layer(value, self.pool, spec.prefix)
         with np.errstate(over="ignore"):
             stored = pooled.astype(self.dtype, copy=False)
         if self.dtype == np.float16 and not np.isfinite(stored).all():
-            what = next(
-                f"layer {spec.name}, {feature}"
-                for spec in self.chosen
-                for feature in self.features
-                if array_key(spec, feature) == key
-            )
             raise StoreError(
-                f"{what}: expected values that float16 holds (below 65,504), "
+                f"layer {spec.name}, {feature}: expected values that float16 holds (below 65,504), "
                 f"found {np.abs(pooled).max():g}; extract with --dtype float32"
             )
         return stored
@@ -685,16 +661,16 @@ def _attributes(out: Path) -> dict[str, Any]:
         return store.attrs
 
 
-def _check_features(
-    model: VDVAE | Backbone, features: Sequence[str], z: str, draws: int | None
-) -> None:
-    if isinstance(model, Backbone):
+def _check_features(encoder: Encoder, features: Sequence[str], z: str, draws: int | None) -> None:
+    if encoder.features == ("activation",):
         if list(features) != ["activation"] or z != "mean" or draws is not None:
-            raise LayerError(f"{model.name}: has the feature activation alone, and draws nothing")
+            raise LayerError(f"{encoder.name}: has the feature activation alone, and draws nothing")
         return
     for feature in features:
-        if feature not in FEATURES:
-            raise LayerError(f"unknown feature {feature!r}; the features are {', '.join(FEATURES)}")
+        if feature not in encoder.features:
+            raise LayerError(
+                f"unknown feature {feature!r}; the features are {', '.join(encoder.features)}"
+            )
     if "z" in features and z == "mean":
         raise LayerError(
             "feature z repeats mean in a mean pass; ask for --feature mean or --z sample"

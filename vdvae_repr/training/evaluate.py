@@ -18,9 +18,10 @@ from torch import Tensor
 from vdvae_repr.data.sources import Preprocessing, Source, open_source, read_images
 from vdvae_repr.errors import DataError
 from vdvae_repr.model.distributions import LayerPosterior, LogisticMixture, mixture_log_prob
+from vdvae_repr.model.noise import seeded_noise
 from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.preprocessing import to_input, to_target
-from vdvae_repr.model.vdvae import VDVAE, seeded_noise
+from vdvae_repr.model.vdvae import VDVAE
 
 ACTIVE_NATS = 0.01
 

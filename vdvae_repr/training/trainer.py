@@ -27,11 +27,11 @@ from torch import Tensor
 from vdvae_repr.config import Config, TrainConfig, load_config
 from vdvae_repr.data.sources import Preprocessing, Source, open_source, read_images
 from vdvae_repr.errors import ConfigError, Terminated, TrainingError
-from vdvae_repr.model.checkpoint import save
 from vdvae_repr.model.inference import allow_recompiles
 from vdvae_repr.model.layers import select_layers
 from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.vdvae import VDVAE
+from vdvae_repr.model.weights import save
 from vdvae_repr.training.checkpoints import (
     checkpoint_steps,
     prune,
