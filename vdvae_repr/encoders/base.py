@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from vdvae_repr.data.sources import Preprocessing, RawImage, to_rgb
 from vdvae_repr.errors import CheckpointError, ConfigError, LayerError
 from vdvae_repr.model.layers import LayerSpec
+from vdvae_repr.model.noise import seed_of
 from vdvae_repr.model.precision import Precision, arithmetic
 from vdvae_repr.model.preprocessing import as_image_tensor
 from vdvae_repr.model.weights import first_line, hash_weights
@@ -169,7 +170,7 @@ class NetworkPreprocessing:
             sides = self.resized * width // short, self.resized * height // short
             picture = picture.resize(sides, Image.Resampling[self.interpolation.upper()])
         left, top = (round((side - self.size) / 2) for side in picture.size)
-        return np.asarray(picture.crop((left, top, left + self.size, top + self.size)))
+        return np.array(picture.crop((left, top, left + self.size, top + self.size)))
 
     def to_json(self) -> dict[str, Any]:
         """Describe the steps for a store's attributes."""
@@ -403,7 +404,8 @@ def reinitialised(net: nn.Module, seed: int, name: str) -> nn.Module:
     """
     twin = copy.deepcopy(net)
     with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
+        # Not the seed itself, which the network may have been made under.
+        torch.manual_seed(seed_of(seed, name, "random-init"))
         for path, module in twin.named_modules():
             reset = getattr(module, "reset_parameters", None) or getattr(
                 module, "_reset_parameters", None

@@ -138,12 +138,11 @@ def _fetch_part(url: str, part: Path) -> None:
             now = part.stat().st_size if part.is_file() else 0
             if now == before or attempt == ATTEMPTS - 1:
                 reason = first_line(getattr(error, "reason", error))
-                kept = (
-                    f"; {now:,} bytes are kept, and the same command goes on from there"
-                    if now
-                    else ""
-                )
-                raise CheckpointError(f"{url}: cannot be fetched ({reason}){kept}") from error
+                kept = f"{now:,} bytes are kept, and the same command goes on from there"
+                by_hand = f"try again, or save the file as {part.with_suffix('')} by other means"
+                raise CheckpointError(
+                    f"{url}: cannot be fetched ({reason}); {kept if now else by_hand}"
+                ) from error
 
 
 def _transfer(url: str, part: Path, start: int) -> None:

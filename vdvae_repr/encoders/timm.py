@@ -65,7 +65,7 @@ class TimmPreprocessing:
         """
         picture = framed(image, self.crop, self.align, round(self.size / self.crop_pct))
         transform = _transform(self.size, self.crop_pct, self.crop_mode, self.interpolation)
-        return np.ascontiguousarray(transform(picture).transpose(1, 2, 0))
+        return np.ascontiguousarray(np.asarray(transform(picture)).transpose(1, 2, 0))
 
     def to_json(self) -> dict[str, Any]:
         """Describe the steps for a store's attributes."""
@@ -78,11 +78,11 @@ class TimmPreprocessing:
 @cache
 def _transform(
     size: int, crop_pct: float, crop_mode: str, interpolation: str
-) -> Callable[[Any], NDArray[np.uint8]]:
+) -> Callable[[Any], Any]:
     """Return timm's transform; under `use_prefetcher` it ends before values are scaled."""
     from timm.data.transforms_factory import create_transform
 
-    made: Callable[[Any], NDArray[np.uint8]] = create_transform(
+    made: Callable[[Any], Any] = create_transform(
         (3, size, size),
         is_training=False,
         use_prefetcher=True,
@@ -306,6 +306,7 @@ def _refuse_or_reach(name: str, download: bool) -> None:
     except urllib.error.HTTPError:
         return  # it answers
     except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
         raise CheckpointError(
-            f"{missing}, and {HUB} cannot be reached ({first_line(error)}); {remedy}"
+            f"{missing}, and {HUB} cannot be reached ({first_line(reason)}); {remedy}"
         ) from error

@@ -697,7 +697,11 @@ def _size_preview(run: _Run, out: Path, parts: Path) -> str:
     what = f"{len(run.source)} images x {run.dims} dimensions ({run.dtype.name})"
     what += f" x {run.draws} draws" if run.draws else ""
     what += ", and mirrored" if run.mirror else ""
-    return f"{what}, {_in_units(size)}, to {out}"
+    pooled = sum(replace(run, pool="avg").widths) if run.pool is None else run.dims
+    hint = (
+        f"; with pool avg {_in_units(size * pooled / run.dims)}" if run.dims > 100 * pooled else ""
+    )
+    return f"{what}, {_in_units(size)}, to {out}{hint}"
 
 
 def _in_units(size: float) -> str:
