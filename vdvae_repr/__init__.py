@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from vdvae_repr.config import ModelConfig
     from vdvae_repr.data.open import open_source
     from vdvae_repr.data.source import Source
+    from vdvae_repr.encoders.base import TorchEncoder
+    from vdvae_repr.encoders.load import load
     from vdvae_repr.latents.extract import extract
     from vdvae_repr.latents.store import LatentStore
     from vdvae_repr.latents.transformer import LatentTransformer
-    from vdvae_repr.model.checkpoint import load
     from vdvae_repr.model.vdvae import VDVAE
     from vdvae_repr.report import plots as plot
     from vdvae_repr.tasks import run_task
@@ -44,10 +45,11 @@ _MODULES = {
     "extract": "latents.extract",
     "LatentStore": "latents.store",
     "LatentTransformer": "latents.transformer",
-    "load": "model.checkpoint",
+    "load": "encoders.load",
     "open_source": "data.open",
     "plot": "report.plots",
     "Source": "data.source",
+    "TorchEncoder": "encoders.base",
     "VDVAE": "model.vdvae",
     "run_task": "tasks",
     "train": "training.trainer",
@@ -65,6 +67,7 @@ __all__ = [
     "StoreError",
     "TaskError",
     "Terminated",
+    "TorchEncoder",
     "TrainingError",
     "VDVAE",
     "VDVAEReprError",

@@ -14,15 +14,15 @@ import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from vdvae_repr.config import ModelConfig
-from vdvae_repr.data.source import Source
+from vdvae_repr.data.source import Preprocessing, Source
+from vdvae_repr.encoders.base import Encoder
+from vdvae_repr.encoders.load import random_twin
+from vdvae_repr.errors import CheckpointError
 from vdvae_repr.features import Columns, Features, hash_arrays, hash_text
 from vdvae_repr.latents.extract import extract
 from vdvae_repr.latents.store import LatentStore
-from vdvae_repr.model.backbones import Backbone, random_twin
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.model.precision import Precision
-from vdvae_repr.model.vdvae import VDVAE
 
 SIZES = (8, 16, 32, 64, 128, 256)  # of PCA, to choose from
 
@@ -93,6 +93,34 @@ class RandomTwin:
             self.store.close()
         self._folder.cleanup()
 
+    def notice(self, side: int) -> str | None:
+        """Return what a reader must know of the control; None where there is nothing.
+
+        `side` is that of the stored images, which the control reads, pixels.
+        """
+        if self.refusal:
+            return f"no random-init: {self.refusal}"
+        size = int(json.loads(self._store.attrs["config"])["image_size"])
+        if side >= size:
+            return None
+        return f"random-init reads the stored {side}x{side} images, enlarged to {size}x{size}"
+
+    @cached_property
+    def refusal(self) -> str | None:
+        """Why the control cannot be run, in one line; None where it can."""
+        if not json.loads(self._store.attrs["config"]).get("encoder", "").startswith("torch:"):
+            return None
+        try:
+            self._encoder  # noqa: B018 (makes it)
+        except CheckpointError as error:
+            return str(error)
+        return None
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        attrs = self._store.attrs
+        return random_twin(attrs["config"], str(attrs["weights_sha256"]), self._seed)
+
     @cached_property
     def store(self) -> LatentStore:
         """The store, extracted at first use."""
@@ -101,15 +129,11 @@ class RandomTwin:
         source = Source(
             "images", self._store.ids, lambda i: images[i], np.full(len(images), -1, np.int64)
         )
-        model: VDVAE | Backbone
-        if "backbone" in json.loads(attrs["config"]):
-            model = random_twin(attrs["config"], self._seed)
-        else:
-            with torch.random.fork_rng():
-                torch.manual_seed(self._seed)
-                model = VDVAE(ModelConfig.from_json(attrs["config"])).eval()
+        encoder = self._encoder
+        # What is stored is what the encoder saw, so that its own transform would cut it twice.
+        encoder.preprocessing = Preprocessing(size=encoder.image_size)
         return extract(
-            model, source, Path(self._folder.name) / "random-init.h5", layers=list(self._layers),
+            encoder, source, Path(self._folder.name) / "random-init.h5", layers=list(self._layers),
             features=list(self._features), z=cast(Literal["mean", "sample"], attrs["z"]),
             draws=self._store.draws, seed=int(attrs["seed"]), mirror=bool(attrs.get("mirror")),
             pool=attrs.get("pool") or None, images=False,

@@ -13,13 +13,14 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from vdvae_repr.errors import TaskError, Terminated, VDVAEReprError
 
 if TYPE_CHECKING:
+    from vdvae_repr import VDVAE
     from vdvae_repr.data.source import Source
 
 app = typer.Typer(
@@ -33,10 +34,16 @@ store_app = typer.Typer(help="Look into a latent store.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 
 Model = Annotated[
-    str, typer.Option(help="Packaged name, run folder, .safetensors or published .th.")
+    str,
+    typer.Option(
+        help="Packaged name, run folder, .safetensors, published .th, or openai:NAME, as openai:imagenet64."
+    ),
 ]
-Backbone = Annotated[
-    str, typer.Option(help="As elsewhere; or timm:NAME, facenet:vggface2, with @FILE or @random.")
+AnyModel = Annotated[
+    str,
+    typer.Option(
+        help="As elsewhere; or timm:NAME, facenet:vggface2, with @FILE (own weights) or @random."
+    ),
 ]
 Preset = Annotated[
     str | None, typer.Option(help="Architecture of a .th file, if its shapes do not tell.")
@@ -61,10 +68,16 @@ DataRoot = Annotated[
     typer.Option(help="Where named data sets lie; $VDVAE_REPR_DATA_ROOT, or ./data, if not given."),
 ]
 Download = Annotated[
-    bool, typer.Option("--download", help="Fetch a named data set that is missing, where possible.")
+    bool,
+    typer.Option(
+        "--download", help="Fetch a named data set, or published weights, that are missing."
+    ),
 ]
 Layer = Annotated[
-    list[str], typer.Option(help="8x8, 8x8.2, 30, 0:31, '<=16x16', all; commas join.")
+    list[str],
+    typer.Option(
+        help="8x8, 8x8.2, 30, 0:31, '<=16x16', all; of timm layer3, blocks.5; commas join."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; never chosen for you.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of all draws.")]
@@ -84,7 +97,7 @@ def _common(
 
 @app.command()
 def extract(
-    model: Backbone = "faces64",
+    model: AnyModel = "faces64",
     preset: Preset = None,
     data: Data = "toy-faces",
     rows: Rows = None,
@@ -130,7 +143,6 @@ def extract(
     from tqdm import tqdm
 
     import vdvae_repr as vr
-    from vdvae_repr.model.backbones import is_backbone, load_backbone
 
     if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size)):
         raise TaskError(f"--batch-size: expected a number from 1, or auto, found {batch_size!r}")
@@ -138,14 +150,8 @@ def extract(
     source = _open(data, data_root, download, rows)
     if device == "cuda":  # one card a process of torchrun
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    if is_backbone(model) and (compile or preset):
-        raise TaskError("--compile and --preset are for VDVAEs, not for backbones")
     main_process = _is_main_process()
-    net = (
-        load_backbone(model, device=device, notice=_log if main_process else lambda line: None)
-        if is_backbone(model)
-        else vr.load(model, preset=preset, device=device, compile=compile)
-    )
+    net = vr.load(model, preset=preset, device=device, compile=compile, download=download)
     started, done = time.monotonic(), 0
 
     def show(count: int) -> None:
@@ -445,7 +451,7 @@ def evaluate(
         if recipe is None:
             raise TaskError(f"--split held-back: expected a run folder as --model, found {model}")
         source = mark_held_back(source, recipe)
-    net = vr.load(model, preset=preset, device=join_processes(device))
+    net = _load_vdvae(model, preset, join_processes(device), download)
     with tqdm(unit="img", disable=not (sys.stderr.isatty() and _is_main_process())) as bar:
         found = vr.evaluate(
             net, source, split=split, crop=crop, resize=resize,  # type: ignore[arg-type]
@@ -477,21 +483,23 @@ def evaluate(
 
 
 @app.command()
-def layers(model: Model = "faces64", preset: Preset = None) -> None:
-    """List a model's stochastic layers."""
+def layers(model: AnyModel = "faces64", preset: Preset = None, download: Download = False) -> None:
+    """List a model's layers: of a VDVAE the stochastic ones, of another network its stages or blocks."""
     import vdvae_repr as vr
 
-    found = vr.load(model, preset=preset).layers
-    print("index  name      shape         dims")
+    found = vr.load(model, preset=preset, download=download).layers
+    width = max(8, *(len(spec.name) for spec in found))
+    print(f"index  {'name':{width}s}  shape         dims")
     for spec in found:
         shape = "x".join(map(str, spec.shape))
-        print(f"{spec.index:5d}  {spec.name:8s}  {shape:12s}  {spec.num_dims}")
+        print(f"{spec.index:5d}  {spec.name:{width}s}  {shape:12s}  {spec.num_dims}")
 
 
 @app.command()
 def sample(
     model: Model = "faces64",
     preset: Preset = None,
+    download: Download = False,
     count: Annotated[int, typer.Option(min=1, help="Images to draw.")] = 16,
     temperature: Annotated[float, typer.Option(min=0.0, help="Of the prior's draws.")] = 0.8,
     out: Annotated[Path, typer.Option(help="A PNG contact sheet.")] = Path("samples.png"),
@@ -499,10 +507,10 @@ def sample(
     seed: Seed = 0,
 ) -> None:
     """Draw images from the prior onto a contact sheet."""
-    import vdvae_repr as vr
     from vdvae_repr.data.sheet import save_sheet
 
-    save_sheet(vr.load(model, preset=preset, device=device).sample(count, temperature, seed), out)
+    net = _load_vdvae(model, preset, device, download)
+    save_sheet(net.sample(count, temperature, seed), out)
     print(out)
 
 
@@ -514,6 +522,7 @@ def decode(
         str | None, typer.Option(help="With the store's weights; its own name if not given.")
     ] = None,
     preset: Preset = None,
+    download: Download = False,
     layer: Layer = ["all"],  # noqa: B006
     first: Annotated[int | None, typer.Option(min=1, help="The first K layers alone.")] = None,
     image: Annotated[
@@ -539,6 +548,7 @@ def decode(
 
     import vdvae_repr as vr
     from vdvae_repr.data.sheet import save_sheet
+    from vdvae_repr.latents.decode import decodable_feature
     from vdvae_repr.latents.decode import decode as decode_store
 
     if rest not in ("mean", "sample"):
@@ -548,7 +558,8 @@ def decode(
     store = vr.LatentStore.open(latents)
     if first is not None and first > len(store.layers):
         raise TaskError(f"--first: expected {len(store.layers)} layers at most, found {first}")
-    net = vr.load(model or str(store.attrs["model"]), preset=preset, device=device)
+    decodable_feature(store)  # before a model is loaded for nothing
+    net = _load_vdvae(model or str(store.attrs["model"]), preset, device, download)
     short = {
         i: re.sub(r"\.(png|jpe?g|webp|pgm|ppm|bmp|tiff?)$", "", i, flags=re.I) for i in store.ids
     }
@@ -653,7 +664,7 @@ def demo(
     from vdvae_repr import results
     from vdvae_repr.data.sheet import save_sheet
 
-    net = vr.load("faces64")
+    net = _load_vdvae("faces64", None, "cpu", False)
     out.mkdir(parents=True, exist_ok=True)
     faces = vr.extract(net, "toy-faces", out / "toy-faces.h5", overwrite=True, report=_log)
     digits = vr.extract(
@@ -688,6 +699,19 @@ def _open(
     return source
 
 
+def _load_vdvae(model: str, preset: str | None, device: str, download: bool) -> VDVAE:
+    """Load what only a VDVAE can do."""
+    import vdvae_repr as vr
+
+    net = vr.load(model, preset=preset, device=device, download=download)
+    if not isinstance(net, vr.VDVAE):
+        raise TaskError(
+            f"{model}: expected a VDVAE, which gives images back; other encoders can be extracted, probed "
+            "and compared"
+        )
+    return net
+
+
 def _is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
@@ -704,8 +728,24 @@ def _keep_freed_memory() -> None:
         libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
 
 
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning of this package as one line, and others' as Python does."""
+    if Path(filename).is_relative_to(Path(__file__).parent):
+        _log(f"vdvae-repr: warning: {message}")
+    else:
+        _log(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
+
+
 def main() -> None:
-    """Run the command line; errors become one line and an exit code."""
+    """Run the command line; errors become one line and an exit code, warnings of the package a line."""
+    warnings.showwarning = _show_warning
     # Pillow's warnings: of images that are too large an error follows, of tags nothing is lost.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:

@@ -30,7 +30,8 @@ from vdvae_repr.data.open import open_source
 from vdvae_repr.model.inference import compile_inference
 from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.preprocessing import to_input, to_target
-from vdvae_repr.model.vdvae import VDVAE, from_published_names
+from vdvae_repr.model.published import from_published_names
+from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.training.optimisation import Optimisation
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "golden"

@@ -32,7 +32,7 @@ from vdvae_repr.config import Config, load_config
 from vdvae_repr.data.loader import default_workers, map_ahead
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing, Source, read_images
-from vdvae_repr.model.checkpoint import WEIGHTS_FOLDER
+from vdvae_repr.model.weights import WEIGHTS_FOLDER
 from vdvae_repr.training.draws import mark_held_back, split_indices
 
 MODELS = {"lfw_training": "faces64", "tiny_imagenet_training": "natural64"}

@@ -20,7 +20,7 @@ import vdvae_repr as vr
 from vdvae_repr.config import load_config
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.sheet import save_sheet
-from vdvae_repr.model.checkpoint import WEIGHTS_FOLDER, save
+from vdvae_repr.model.weights import WEIGHTS_FOLDER, save
 from vdvae_repr.training.draws import mark_held_back, split_indices
 
 TEMPERATURES = (1.0, 0.9, 0.8, 0.7, 0.5)

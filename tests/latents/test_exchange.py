@@ -10,7 +10,7 @@ import torch
 import vdvae_repr as vr
 from vdvae_repr.latents.decode import decode
 from vdvae_repr.latents.exchange import export, import_predicted
-from vdvae_repr.model.checkpoint import save
+from vdvae_repr.model.weights import save
 
 
 @pytest.fixture

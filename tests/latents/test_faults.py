@@ -20,7 +20,7 @@ from PIL import Image
 
 import vdvae_repr as vr
 from vdvae_repr.latents import extract as module
-from vdvae_repr.model.checkpoint import save
+from vdvae_repr.model.weights import save
 
 ARGUMENTS = ["--data", "photos", "--layer", "<=8x8", "--batch-size", "2", "--out", "s.h5"]
 

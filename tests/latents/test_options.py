@@ -1,4 +1,4 @@
-"""Draws, mirrored images, virtual stores, alignment, backbones, and the plan that inference runs by."""
+"""Draws, mirrored images, virtual stores, alignment, and the plan that inference runs by."""
 
 import copy
 import dataclasses
@@ -20,7 +20,6 @@ from vdvae_repr.data.source import Preprocessing
 from vdvae_repr.latents import extract as module
 from vdvae_repr.latents import store as store_module
 from vdvae_repr.latents.decode import decode
-from vdvae_repr.model.backbones import load_backbone
 from vdvae_repr.model.inference import compile_inference, plan_of
 from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.preprocessing import to_input
@@ -388,42 +387,6 @@ def test_aligned_landmarks_lie_where_they_should(shared_data, tiny, tmp_path):
     store = vr.extract(tiny, tmp_path / "in", tmp_path / "s.h5", align=True, on_error="skip")
     assert [item["id"] for item in json.loads(store.attrs["skipped"])] == ["wall.png"]
     assert "MTCNN" in json.loads(store.attrs["preprocessing"])["align"]
-
-
-def test_backbone_fills_a_store_of_the_same_schema(tmp_path):
-    notices = []
-    backbone = load_backbone("timm:resnet10t@random", notice=notices.append)
-    assert not notices  # random weights were asked for
-    images = np.random.default_rng(0).integers(0, 256, (4, 300, 280, 3), dtype=np.uint8)
-    store = vr.extract(backbone, images, tmp_path / "r.h5", batch_size=2)
-    X, _, _ = store.matrix(feature="activation")
-    pixels = np.stack([Preprocessing(size=backbone.config.image_size)(image) for image in images])
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # ImageNet's
-    inputs = torch.from_numpy(((pixels / 255 - mean) / std).astype(np.float32)).permute(0, 3, 1, 2)
-    with torch.no_grad():
-        np.testing.assert_allclose(X, backbone.network(inputs), rtol=1e-3, atol=1e-5)
-    assert store.attrs["model"] == "timm:resnet10t@random"
-    with pytest.raises(vr.StoreError, match="holds no kl"):
-        _ = store.kl
-    with pytest.raises(vr.LayerError, match="activation alone"):
-        vr.extract(backbone, images, tmp_path / "x.h5", features=["mean"])
-
-
-def test_backbone_takes_weights_from_a_file(tmp_path):
-    source = load_backbone("timm:resnet10t@random").network
-    with torch.no_grad():
-        source.conv1[0].weight.add_(1.0)
-    torch.save(source.state_dict(), tmp_path / "own.pth")
-    loaded = load_backbone(f"timm:resnet10t@{tmp_path / 'own.pth'}")
-    assert torch.equal(loaded.network.conv1[0].weight, source.conv1[0].weight)
-    assert loaded.name == "timm:resnet10t"
-    for name, expected in (
-        ("timm:resnet10t@none.pth", "no such file"),
-        ("timm:resnet10x", "timm has no such model"),
-        ("facenet:lfw", "expected facenet:vggface2 or facenet:casia-webface"),
-    ):
-        with pytest.raises(vr.CheckpointError, match=expected):
-            load_backbone(name)
 
 
 def test_a_plan_follows_the_weights_and_is_not_copied(tiny, images):

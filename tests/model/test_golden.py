@@ -11,7 +11,8 @@ from vdvae_repr.config import ModelConfig, TrainConfig
 from vdvae_repr.model.distributions import LogisticMixture, mixture_log_prob
 from vdvae_repr.model.inference import plan_of
 from vdvae_repr.model.preprocessing import to_input, to_target
-from vdvae_repr.model.vdvae import VDVAE, from_published_names
+from vdvae_repr.model.published import from_published_names
+from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.training.optimisation import Optimisation
 
 GOLDEN = Path(__file__).parents[1] / "golden"

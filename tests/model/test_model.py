@@ -9,7 +9,7 @@ from torch.distributions import Normal, kl_divergence
 
 from vdvae_repr.config import ModelConfig, load_config, preset_names, preset_path
 from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError
-from vdvae_repr.model import checkpoint
+from vdvae_repr.model import weights as checkpoint
 from vdvae_repr.model.distributions import (
     LogisticMixture,
     gaussian_kl,
@@ -18,8 +18,9 @@ from vdvae_repr.model.distributions import (
     mixture_sample,
 )
 from vdvae_repr.model.layers import select_layers
+from vdvae_repr.model.noise import seeded_noise
 from vdvae_repr.model.preprocessing import to_input
-from vdvae_repr.model.vdvae import VDVAE, seeded_noise
+from vdvae_repr.model.vdvae import VDVAE
 
 PRESETS = {
     "cifar10": (43, 412_432, 39_145_700),

@@ -12,8 +12,9 @@ import torch
 
 import vdvae_repr as vr
 from vdvae_repr.config import TrainConfig
+from vdvae_repr.model.noise import seeded_noise
 from vdvae_repr.model.preprocessing import to_input
-from vdvae_repr.model.vdvae import VDVAE, seeded_noise
+from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.training.optimisation import Optimisation
 from vdvae_repr.training.trainer import compile_blocks
 
@@ -161,7 +162,7 @@ def test_a_single_batch_of_nan_is_skipped_and_moves_nothing(tiny, images):
 
 
 def test_processes_divide_an_evaluation_exactly(tiny, images, tmp_path):
-    from vdvae_repr.model.checkpoint import save
+    from vdvae_repr.model.weights import save
 
     save(tiny, tmp_path / "m.safetensors", record={})
     np.savez(tmp_path / "a.npz", images=images[:11])

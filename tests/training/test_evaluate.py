@@ -7,7 +7,7 @@ from torch.distributions import Normal, kl_divergence
 
 import vdvae_repr as vr
 from vdvae_repr.data.open import open_source
-from vdvae_repr.model.vdvae import seeded_noise
+from vdvae_repr.model.noise import seeded_noise
 
 
 def test_terms_are_those_of_the_model(tiny, images):

@@ -284,7 +284,7 @@ def file_source(
 
 
 def read_images(
-    source: Source, preprocessing: Preprocessing, indices: Iterable[int]
+    source: Source, preprocessing: Callable[[RawImage], NDArray[np.uint8]], indices: Iterable[int]
 ) -> NDArray[np.uint8]:
     """Return the preprocessed images of some indices, uint8 (N, S, S, 3).
 

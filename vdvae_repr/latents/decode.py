@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from vdvae_repr.errors import StoreError
 from vdvae_repr.latents.store import LatentStore
-from vdvae_repr.model.checkpoint import weights_sha256
 from vdvae_repr.model.layers import select_layers
 from vdvae_repr.model.vdvae import VDVAE
+from vdvae_repr.model.weights import weights_sha256
 
 BATCH = 32
 
@@ -49,16 +49,11 @@ def decode(
             `fine_from` where every stored layer is selected.
         LayerError: a selector that names none of the stored layers.
     """
+    feature = decodable_feature(store)
     if weights_sha256(model) != store.attrs["weights_sha256"]:
         raise StoreError(
             f"{store.path}: holds latents of {store.attrs['model']} with other weights than those of "
             f"{model.name}; give the model that they were extracted with"
-        )
-    feature = next((name for name in ("z", "mean") if name in store.features), None)
-    if feature is None:
-        raise StoreError(
-            f"{store.path}: expected feature z or mean to decode, found {', '.join(store.features)}; "
-            "extract with --feature mean"
         )
     if feature == "mean" and store.attrs["z"] == "sample":
         raise StoreError(
@@ -95,3 +90,23 @@ def decode(
             tuple(batch),
             model.decode(latents, rest, pixels, temperature=temperature, seed=seed, ids=batch),
         )
+
+
+def decodable_feature(store: LatentStore) -> str:
+    """Return the stored feature that images can be made of: `z` where it is stored, `mean` otherwise.
+
+    Raises:
+        StoreError: neither is stored, as of an encoder that is no VDVAE.
+    """
+    if "activation" in store.features:
+        raise StoreError(
+            f"{store.path}: holds activations of {store.attrs['model']}, which gives no images back; only "
+            "latents of a VDVAE can be decoded"
+        )
+    feature = next((name for name in ("z", "mean") if name in store.features), None)
+    if feature is None:
+        raise StoreError(
+            f"{store.path}: expected feature z or mean to decode, found {', '.join(store.features)}; "
+            "extract with --feature mean"
+        )
+    return feature

@@ -24,11 +24,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing, Source, read_images
+from vdvae_repr.encoders.base import Encoder, ImageTransform
+from vdvae_repr.encoders.load import as_encoder
 from vdvae_repr.errors import DataError, LayerError, StoreError
 from vdvae_repr.latents.store import (
     IMAGE_BYTES,
@@ -40,26 +43,14 @@ from vdvae_repr.latents.store import (
     create_array,
     describe_images,
     parts_folder,
-    pool_grid,
+    pool_layer,
     write_aside,
 )
-from vdvae_repr.model.backbones import Backbone
-from vdvae_repr.model.checkpoint import weights_sha256
 from vdvae_repr.model.layers import LayerSpec, select_layers
-from vdvae_repr.model.precision import Precision, arithmetic
-from vdvae_repr.model.vdvae import VDVAE, Noise, feature_of, seeded_noise
+from vdvae_repr.model.noise import NoiseFn, seeded_noise
+from vdvae_repr.model.precision import Precision
+from vdvae_repr.model.vdvae import VDVAE
 
-FEATURES = (
-    "mean",
-    "log_std",
-    "z",
-    "delta",
-    "prior_mean",
-    "prior_log_std",
-    "kl",
-    "top_down",
-    "bottom_up",
-)
 BATCH_SIZES = (4, 8, 16, 32, 64, 128)  # tried by "auto"
 CALIBRATED_BYTES = 2**31  # of latents that "auto" goes to
 PART = 512  # images a part at most, and
@@ -70,7 +61,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def extract(
-    model: VDVAE | Backbone,
+    model: VDVAE | Encoder,
     data: str | Path | NDArray[np.uint8] | Source,
     out: str | Path,
     *,
@@ -81,7 +72,7 @@ def extract(
     seed: int = 0,
     crop: int | None = None,
     align: bool = False,
-    resize: Literal["bicubic", "bilinear"] = "bicubic",
+    resize: Literal["bicubic", "bilinear"] | None = None,
     mirror: bool = False,
     pool: str | None = None,
     dtype: Literal["float32", "float16"] = "float32",
@@ -100,17 +91,17 @@ def extract(
     Under torchrun every process calls this, and the parts are divided among them.
 
     Args:
-        model: in eval mode: a VDVAE, or a backbone, whose one feature is `activation`.
+        model: a VDVAE in eval mode, or another encoder, whose feature is `activation`.
         data: whatever `open_source` takes.
         out: the store's path; parts lie in `OUT.parts/` until all are there.
         layers: selector.
-        features: of `FEATURES`, `mean` if not given; `z` needs `z="sample"`.
+        features: names of the encoder's, of a VDVAE `mean` if not given; `z` needs `z="sample"`.
         z: what each layer sends down: its mean, or a draw seeded by (seed, image id, layer).
         draws: passes of draws that the feature `z` keeps, on a second axis; the kl is their mean.
         seed: of the draws.
-        crop: side of the central square taken before resizing, pixels.
+        crop: side of the central square taken before the encoder's own transform, pixels.
         align: bring the largest face's eyes, nose and mouth to fixed places, by MTCNN; instead of `crop`.
-        resize: how a square is resized, `bicubic` or `bilinear`; both antialiased.
+        resize: how a VDVAE's square is resized, `bicubic` (if not given) or `bilinear`; both antialiased.
         mirror: read the mirrored images too, into /mirror.
         pool: None keeps the grid, "avg" its mean, "avg:4" a 4x4 grid.
         dtype: of the features on the disk.
@@ -120,6 +111,8 @@ def extract(
         num_workers: threads that read and decode images, and draw, ahead of the model; by default the cores
             less one. The store is the same with any number.
         images: keep the preprocessed images, which the controls need.
+        images: keep images, which the controls need: a VDVAE's input, of another encoder its input at 64
+            pixels at most.
         layout: "virtual" leaves the features in the parts, and the store refers to them: half the disk.
         on_error: of an image that cannot be read: "raise", or "skip" it and list it in the store.
         overwrite: replace a finished store; without it, one of the same extraction is returned as it is.
@@ -144,15 +137,17 @@ def extract(
         raise StoreError(f"batch_size: expected a number from 1, or auto, found {batch_size!r}")
     out = Path(out)
     source = open_source(data)
-    chosen = select_layers(model.layers, layers)
-    if features is None:
-        features = ("activation",) if isinstance(model, Backbone) else ("mean",)
-    _check_features(model, features, z, draws)
-    preprocessing = Preprocessing(
-        size=model.config.image_size, crop=crop, align=align, resize=resize
-    )
+    encoder = as_encoder(model)
+    chosen = select_layers(encoder.layers, layers)
+    features = encoder.features[:1] if features is None else features
+    _check_features(encoder, features, z, draws)
+    preprocessing = replace(encoder.preprocessing, crop=crop, align=align)
+    if resize is not None:
+        if not isinstance(preprocessing, Preprocessing):
+            raise DataError(f"{encoder.name}: resizes as its authors do; leave --resize out")
+        preprocessing = replace(preprocessing, resize=resize)
     run = _Run(
-        model=model, source=source, preprocessing=preprocessing,
+        model=encoder, source=source, preprocessing=preprocessing,
         chosen=chosen, features=tuple(features), z=z, draws=draws, seed=seed, mirror=mirror, pool=pool,
         dtype=np.dtype(dtype), precision=precision, batch_size=0 if batch_size == "auto" else batch_size,
         images=images, layout=layout, on_error=on_error, workers=check_workers(num_workers),
@@ -228,34 +223,17 @@ def _begin(
     return identity
 
 
-def read_features(
-    model: VDVAE | Backbone,
-    pixels: NDArray[np.uint8] | Tensor,
-    layers: Sequence[LayerSpec],
-    features: Sequence[str],
-    *,
-    noise: Noise | None = None,
-    precision: Precision = "fp32",
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Return features (N, C, R, R) of images (N, S, S, 3) by their place in a store, and the KL.
-
-    Both are float32 on the model's device, which may still be computing them. The KL (N, layers traversed)
-    is in nats an image; None of a backbone. Without noise each layer sends its mean down.
-    """
-    if isinstance(model, Backbone):
-        with arithmetic(precision, model.device.type):
-            return {array_key(layers[0], "activation"): model.activation(pixels)}, None
-    read = model.posterior(
-        pixels, [spec.index for spec in layers], noise=noise, precision=precision,
-        top_down="top_down" in features, bottom_up="bottom_up" in features,
-    )  # fmt: skip
-    values: dict[str, Tensor] = {}
-    for spec in layers:
-        for feature in features:
-            key = array_key(spec, feature)
-            if key not in values:
-                values[key] = feature_of(read, spec, feature)
-    return values, read.kl
+def shrunk(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Return images (N, S, S, 3) at a smaller side, antialiased bicubic; as they are at the same."""
+    if pixels.shape[1] == side:
+        return pixels
+    sides = (side, side)
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(image).resize(sides, Image.Resampling.BICUBIC))
+            for image in pixels
+        ]
+    )
 
 
 class _HostCopies:
@@ -286,10 +264,10 @@ class _HostCopies:
 
 
 class _NoiseAhead:
-    """Noise whose layers, called for in their order, are drawn by a pool ahead of the call."""
+    """NoiseFn whose layers, called for in their order, are drawn by a pool ahead of the call."""
 
     def __init__(
-        self, noise: Noise, layers: Sequence[LayerSpec], pool: Executor, workers: int, pin: bool
+        self, noise: NoiseFn, layers: Sequence[LayerSpec], pool: Executor, workers: int, pin: bool
     ) -> None:
         self.noise, self.pool, self.pin = noise, pool, pin
         self.to_come = iter(layers)
@@ -307,7 +285,7 @@ class _NoiseAhead:
         values = self.noise(spec)
         return values.pin_memory() if self.pin else values
 
-    def on(self, device: torch.device) -> Noise:
+    def on(self, device: torch.device) -> NoiseFn:
         """Return the noise as tensors on a device."""
 
         def take(spec: LayerSpec) -> Tensor:
@@ -337,9 +315,9 @@ class _Batch:
 class _Run:
     """What one extraction computes of each image."""
 
-    model: VDVAE | Backbone
+    model: Encoder
     source: Source
-    preprocessing: Preprocessing
+    preprocessing: ImageTransform
     chosen: tuple[LayerSpec, ...]
     features: tuple[str, ...]
     z: Literal["mean", "sample"]
@@ -358,13 +336,16 @@ class _Run:
     def identity(self) -> dict[str, Any]:
         """Return the store's attributes, by which an extraction is told from another."""
         layers = [
-            spec.to_json() | {"shape": list(self.shape(spec, "mean"))} for spec in self.chosen
+            replace(
+                spec,
+                shape=self.shape(spec, self.model.features[0]),
+                prefix=0 if self.pool else spec.prefix,
+            ).to_json()
+            for spec in self.chosen
         ]
         return {
             "schema": SCHEMA,
-            "model": self.model.name,
-            "config": self.model.config.to_json(),
-            "weights_sha256": weights_sha256(self.model),
+            **self.model.identity(),
             "source": self.source.name,
             "source_sha256": self.source.fingerprint(),
             "preprocessing": json.dumps(self.preprocessing.to_json(), sort_keys=True),
@@ -384,11 +365,18 @@ class _Run:
         }
 
     def shape(self, spec: LayerSpec, feature: str) -> tuple[int, ...]:
-        """Return what is stored of a layer's feature and image, (C, R, R)."""
-        channels, *grid = spec.shape
-        if isinstance(self.model, VDVAE) and feature in ("top_down", "bottom_up"):
-            channels = self.model.top_down.widths[spec.resolution]
-        return pool_grid(np.zeros((1, channels, *grid), np.float32), self.pool).shape[1:]
+        """Return the shape of what is stored of a layer's feature and image."""
+        blank = np.zeros((1, *self.model.shape(spec, feature)), np.float32)
+        return pool_layer(blank, self.pool, spec.prefix).shape[1:]
+
+    @property
+    def keys(self) -> dict[str, tuple[LayerSpec, str]]:
+        """The layer and the feature of each array, by its path in the store; layers may share `bottom_up`."""
+        return {
+            array_key(spec, feature): (spec, feature)
+            for spec in reversed(self.chosen)
+            for feature in self.features
+        }
 
     @property
     def widths(self) -> list[int]:
@@ -408,7 +396,7 @@ class _Run:
     @property
     def row_bytes(self) -> int:
         """What an image takes on the disk."""
-        pixels = 3 * self.model.config.image_size**2 if self.images else 0
+        pixels = 3 * self.model.stored_side**2 if self.images else 0
         passes = (self.draws or 1) * (2 if self.mirror else 1)
         return passes * self.dims * self.dtype.itemsize + pixels
 
@@ -423,7 +411,7 @@ class _Run:
         rows = [(self.draws or 1) * width * self.dtype.itemsize for width in self.widths]
         rows.append(4 * len(self.model.layers))  # kl
         rows *= 2 if self.mirror else 1
-        rows += [8, 3 * self.model.config.image_size**2 if self.images else 0]  # index, images
+        rows += [8, 3 * self.model.stored_side**2 if self.images else 0]  # index, images
         lengths = (chunk_rows(images, row, self.part) for row in rows)
         return sum(
             -(-images // length) * length * row + 2**10
@@ -505,16 +493,22 @@ class _Run:
             )
             passes.append([])
             for _ in range(self.draws or 1):
-                values, kl = read_features(
-                    self.model, images, self.chosen, self.features, precision=self.precision,
-                    noise=batch.noises.popleft().on(device) if batch.noises else None,
-                )  # fmt: skip
-                passes[-1].append(copies.start(values if kl is None else values | {"kl": kl}))
+                noise = batch.noises.popleft().on(device) if batch.noises else None
+                read = self.model.read(
+                    images, self.chosen, self.features, noise=noise, precision=self.precision
+                )
+                values = {
+                    key: read.values[spec.name, feature]
+                    for key, (spec, feature) in self.keys.items()
+                }
+                passes[-1].append(
+                    copies.start(values if read.kl is None else values | {"kl": read.kl})
+                )
 
         def arrays() -> Arrays:
             found: Arrays = {"index": np.array(batch.indices)}
             if self.images:
-                found["images"] = pixels.numpy()
+                found["images"] = shrunk(pixels.numpy(), self.model.stored_side)
             for prefix, draws in zip(("", MIRROR), passes, strict=False):
                 found |= {prefix + key: value for key, value in self.joined(draws).items()}
             return found
@@ -524,27 +518,22 @@ class _Run:
     def joined(self, draws: Sequence[Callable[[], Arrays]]) -> Arrays:
         """Return kl and features as they are stored; of several draws the features on a second axis."""
         passes = [
-            {k: v if k == "kl" else self.stored(v, k) for k, v in wait().items()} for wait in draws
+            {k: v if k == "kl" else self.stored(v, *self.keys[k]) for k, v in wait().items()}
+            for wait in draws
         ]
         if self.draws is None:
             return passes[0]
         stacked = {key: np.stack([p[key] for p in passes], axis=1) for key in passes[0]}
-        return stacked | {"kl": stacked["kl"].mean(axis=1)}  # backbones have no draws
+        return stacked | {"kl": stacked["kl"].mean(axis=1)}
 
-    def stored(self, value: NDArray[np.float32], key: str) -> NDArray[Any]:
+    def stored(self, value: NDArray[np.float32], spec: LayerSpec, feature: str) -> NDArray[Any]:
         """Pool a feature and turn it into what the disk keeps."""
-        pooled = pool_grid(value, self.pool)
+        pooled = pool_layer(value, self.pool, spec.prefix)
         with np.errstate(over="ignore"):
             stored = pooled.astype(self.dtype, copy=False)
         if self.dtype == np.float16 and not np.isfinite(stored).all():
-            what = next(
-                f"layer {spec.name}, {feature}"
-                for spec in self.chosen
-                for feature in self.features
-                if array_key(spec, feature) == key
-            )
             raise StoreError(
-                f"{what}: expected values that float16 holds (below 65,504), "
+                f"layer {spec.name}, {feature}: expected values that float16 holds (below 65,504), "
                 f"found {np.abs(pooled).max():g}; extract with --dtype float32"
             )
         return stored
@@ -840,16 +829,16 @@ def _attributes(out: Path) -> dict[str, Any]:
         return store.attrs
 
 
-def _check_features(
-    model: VDVAE | Backbone, features: Sequence[str], z: str, draws: int | None
-) -> None:
-    if isinstance(model, Backbone):
+def _check_features(encoder: Encoder, features: Sequence[str], z: str, draws: int | None) -> None:
+    if encoder.features == ("activation",):
         if list(features) != ["activation"] or z != "mean" or draws is not None:
-            raise LayerError(f"{model.name}: has the feature activation alone, and draws nothing")
+            raise LayerError(f"{encoder.name}: has the feature activation alone, and draws nothing")
         return
     for feature in features:
-        if feature not in FEATURES:
-            raise LayerError(f"unknown feature {feature!r}; the features are {', '.join(FEATURES)}")
+        if feature not in encoder.features:
+            raise LayerError(
+                f"unknown feature {feature!r}; the features are {', '.join(encoder.features)}"
+            )
     if "z" in features and z == "mean":
         raise LayerError(
             "feature z repeats mean in a mean pass; ask for --feature mean or --z sample"
@@ -876,7 +865,11 @@ def _size_preview(run: _Run, out: Path, parts: Path) -> str:
     what = f"{len(run.source)} images x {run.dims} dimensions ({run.dtype.name})"
     what += f" x {run.draws} draws" if run.draws else ""
     what += ", and mirrored" if run.mirror else ""
-    return f"{what}, {_in_units(size)}, to {out}"
+    pooled = sum(replace(run, pool="avg").widths) if run.pool is None else run.dims
+    hint = (
+        f"; with pool avg {_in_units(size * pooled / run.dims)}" if run.dims > 100 * pooled else ""
+    )
+    return f"{what}, {_in_units(size)}, to {out}{hint}"
 
 
 def _in_units(size: float) -> str:

@@ -51,7 +51,13 @@ class LatentStore:
         self._looked_into: set[str] = set()  # parts found free of links
         self.attrs: dict[str, Any] = dict(file.attrs)
         self.layers = tuple(
-            LayerSpec(row["index"], row["name"], row["resolution"], tuple(row["shape"]))
+            LayerSpec(
+                row["index"],
+                row["name"],
+                row["resolution"],
+                tuple(row["shape"]),
+                row.get("prefix", 0),
+            )
             for row in json.loads(self.attrs["layers"])
         )
         self.features: tuple[str, ...] = tuple(json.loads(self.attrs["features"]))
@@ -233,9 +239,9 @@ class LatentStore:
         return sha.hexdigest()
 
     def shape(self, spec: LayerSpec, feature: str, pool: str | None = None) -> tuple[int, ...]:
-        """Return the shape, (C, R, R), of what `matrix` flattens of a layer."""
-        stored = self._file[self._key(spec, feature)].shape[-3:]
-        return pool_grid(np.zeros((1, *stored), np.float32), pool).shape[1:]
+        """Return the shape, (C, R, R) or (T, C), of what `matrix` flattens of a layer."""
+        stored = self._file[self._key(spec, feature)].shape[-len(spec.shape) :]
+        return pool_layer(np.zeros((1, *stored), np.float32), pool, spec.prefix).shape[1:]
 
     def rows(self, split: str | None = None) -> NDArray[np.intp]:
         """Return the row numbers of a split, of all images without one.
@@ -315,7 +321,7 @@ class LatentStore:
             values = self._read(key, what, slice(first, last))
         if len(values) > len(rows):
             values = values[rows - first]
-        pooled = pool_grid(values.astype(np.float32, copy=False), pool)
+        pooled = pool_layer(values.astype(np.float32, copy=False), pool, spec.prefix)
         return pooled.reshape(len(pooled), -1)
 
     def _of_draws(self, key: str, what: str, first: int, last: int, draw: str) -> Array:
@@ -715,18 +721,48 @@ def array_key(spec: LayerSpec, feature: str) -> str:
     return f"layers/{spec.index:03d}/{feature}"
 
 
-def pool_grid(values: Array, pool: str | None) -> Array:
-    """Average (N, C, R, R) over the grid: "avg" to 1x1, "avg:4" to 4x4; None leaves it."""
+def pool_layer(values: Array, pool: str | None, prefix: int = 0) -> Array:
+    """Pool the values of a layer: a grid (N, C, H, W), or tokens (N, T, C), to (N, C, g, g).
+
+    Args:
+        values: of N images.
+        pool: "avg" for the mean over the grid or the patches' tokens, "avg:4" for a 4x4 grid of means, "cls"
+            for the class token; None leaves the values as they are.
+        prefix: how many tokens come before those of the patches, the class token first.
+
+    Raises:
+        LayerError: an unknown pooling, or one that these values do not have.
+    """
     if pool is None:
         return values
-    text = pool.removeprefix("avg").removeprefix(":") or "1"
-    if not pool.startswith("avg") or not text.isdecimal() or int(text) < 1:
-        raise LayerError(f"expected --pool avg or avg:GRID, found {pool!r}")
+    vector = values.ndim == 4 and values.shape[2:] == (1, 1)
+    if pool == "cls" and not vector:
+        if values.ndim != 3 or not prefix:
+            raise LayerError(
+                "pool cls: expected tokens with a class token, found a layer without one"
+            )
+        return np.ascontiguousarray(values[:, 0, :, None, None])
+    text = "1" if pool == "cls" else pool.removeprefix("avg").removeprefix(":") or "1"
+    if not pool.startswith(("avg", "cls")) or not text.isdecimal() or int(text) < 1:
+        raise LayerError(f"expected --pool avg or avg:GRID, or cls of tokens, found {pool!r}")
     grid = int(text)
-    n, c, r = values.shape[:3]
-    if r <= grid:
+    if values.ndim == 3:
+        values = _patch_grid(values[:, prefix:], grid)
+    n, c, height, width = values.shape
+    if max(height, width) <= grid:
         return values
-    if r % grid:
-        raise LayerError(f"pooling to {grid}x{grid} does not divide {r}x{r}")
-    step = r // grid
-    return np.asarray(values.reshape(n, c, grid, step, grid, step).mean(axis=(3, 5)))
+    if height % grid or width % grid:
+        raise LayerError(f"pooling to {grid}x{grid} does not divide {height}x{width}")
+    steps = values.reshape(n, c, grid, height // grid, grid, width // grid)
+    return np.asarray(steps.mean(axis=(3, 5)))
+
+
+def _patch_grid(patches: Array, grid: int) -> Array:
+    """Lay tokens (N, T, C) out as (N, C, H, W): on their square, or in one column to be averaged whole."""
+    n, count, channels = patches.shape
+    side = math.isqrt(count)
+    if side * side != count:
+        if grid > 1:
+            raise LayerError(f"pooling to {grid}x{grid}: {count} tokens lie on no square grid")
+        return patches.transpose(0, 2, 1)[..., None]
+    return patches.transpose(0, 2, 1).reshape(n, channels, side, side)

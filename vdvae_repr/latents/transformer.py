@@ -12,12 +12,13 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from vdvae_repr.data.source import Preprocessing, RawImage
+from vdvae_repr.encoders.vdvae import FEATURES, VDVAEEncoder
 from vdvae_repr.errors import DataError, LayerError
-from vdvae_repr.latents.extract import FEATURES, read_features
-from vdvae_repr.latents.store import array_key, pool_grid
-from vdvae_repr.model.checkpoint import load
+from vdvae_repr.latents.store import array_key, pool_layer
 from vdvae_repr.model.layers import select_layers
-from vdvae_repr.model.vdvae import VDVAE, seeded_noise
+from vdvae_repr.model.noise import seeded_noise
+from vdvae_repr.model.vdvae import VDVAE
+from vdvae_repr.model.weights import load
 
 
 class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -102,12 +103,13 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def _read(self, pixels: NDArray[np.uint8], ids: list[str]) -> dict[str, NDArray[np.float32]]:
         noise = seeded_noise(self.seed, ids, self.model_.device) if self.z == "sample" else None
-        values, _ = read_features(self.model_, pixels, self.layers_, [self.feature], noise=noise)
+        read = VDVAEEncoder(self.model_).read(pixels, self.layers_, [self.feature], noise=noise)
         # Of layers that share an array the first gives its name.
         names = {array_key(spec, self.feature): spec.name for spec in reversed(self.layers_)}
+        values = {name: read.values[name, self.feature] for name in reversed(names.values())}
         return {
-            names[key]: pool_grid(value.cpu().numpy(), self.pool).reshape(len(value), -1)
-            for key, value in values.items()
+            name: pool_layer(value.cpu().numpy(), self.pool).reshape(len(pixels), -1)
+            for name, value in values.items()
         }
 
 

@@ -7,20 +7,17 @@ brought no speed that was measurable, and as much memory again as the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdvae_repr.model.blocks import Block
+from vdvae_repr.model.blocks import Block, TopDownBlock
 from vdvae_repr.model.distributions import LayerPosterior, gaussian_sample
-
-if TYPE_CHECKING:
-    from vdvae_repr.model.vdvae import VDVAE, TopDownBlock
 
 
 @dataclass(frozen=True)
@@ -32,12 +29,12 @@ class InferencePlan:
 
 
 # By model, so that a copy of a model, whose weights are others, has none of them.
-_FUSED: WeakKeyDictionary[VDVAE, tuple[object, InferencePlan]] = WeakKeyDictionary()
-_COMPILED: WeakKeyDictionary[VDVAE, InferencePlan] = WeakKeyDictionary()
+_FUSED: WeakKeyDictionary[nn.Module, tuple[object, InferencePlan]] = WeakKeyDictionary()
+_COMPILED: WeakKeyDictionary[nn.Module, InferencePlan] = WeakKeyDictionary()
 _ONEDNN = torch.backends.mkldnn.is_available()
 
 
-def plan_of(model: VDVAE, x: Tensor) -> InferencePlan | None:
+def plan_of(model: nn.Module, x: Tensor) -> InferencePlan | None:
     """Return a model's plan for an input, made anew where weights have changed; None where the blocks serve.
 
     Changes are those that autograd counts: writes through `.data` hide from it.
@@ -58,13 +55,13 @@ def plan_of(model: VDVAE, x: Tensor) -> InferencePlan | None:
     return _FUSED[model][1]
 
 
-def compile_inference(model: VDVAE) -> None:
+def compile_inference(model: nn.Module) -> None:
     """Let torch.compile write the code of every block's inference, when it is first called; shapes are fixed.
 
     On a CPU that oneDNN serves, this is slower than the plan that it takes the place of.
     """
-    bottom_up, top_down = model.bottom_up.blocks, map(model.top_down.block, model.layers)
-    allow_recompiles(len(bottom_up) + len(model.layers))
+    bottom_up, top_down = (_blocks(half) for half in (model.bottom_up, model.top_down))
+    allow_recompiles(len(bottom_up) + len(top_down))
     _COMPILED[model] = InferencePlan(
         [torch.compile(block.forward, dynamic=False) for block in bottom_up],
         [torch.compile(block.read, dynamic=False) for block in top_down],
@@ -77,15 +74,23 @@ def allow_recompiles(blocks: int) -> None:
     config.recompile_limit = max(config.recompile_limit, blocks)
 
 
-def _fused(model: VDVAE) -> InferencePlan:
-    widths, blocks = model.top_down.widths, cast(Iterable[Block], model.bottom_up.blocks)
+def _blocks(half: Any) -> list[Any]:
+    """Return the blocks of a model's bottom-up or top-down half, in order."""
+    return list(half.blocks)
+
+
+def _fused(model: nn.Module) -> InferencePlan:
+    bottom_up, top_down = cast(Any, model.bottom_up), cast(Any, model.top_down)
     return InferencePlan(
         # The block before a coarser resolution leaves its input, that is kept as an activation, alone.
         [
             _BottomUpBlock(block, in_place=spec.down_rate is None)
-            for block, spec in zip(blocks, model.bottom_up.specs, strict=True)
+            for block, spec in zip(bottom_up.blocks, bottom_up.specs, strict=True)
         ],
-        [_Layer(model.top_down.block(spec), widths[spec.resolution]) for spec in model.layers],
+        [
+            _Layer(block, top_down.widths[spec.resolution])
+            for block, spec in zip(top_down.blocks, top_down.specs, strict=True)
+        ],
     )
 
 

@@ -1,11 +1,13 @@
-"""Stochastic layers and how to name them.
+"""The layers of a model, a VDVAE or another encoder, and how to name them.
 
-Selectors: `8x8` every layer of that resolution, `8x8.2` the third of them, `30` by index, `0:31` a
-slice, `<=16x16` up to a resolution, `all`; commas join.
+Selectors: `layer3` or `blocks.5` by name, and `blocks` everything inside it; `8x8` every layer of that
+resolution, `8x8.2` the third of them; `30` by index, `0:31` a slice, `<=16x16` up to a resolution, `all`;
+commas join.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,25 +16,40 @@ from typing import Any
 from vdvae_repr.errors import LayerError
 from vdvae_repr.model.blocks import BlockSpec
 
+_RESOLUTION_NAME = re.compile(r"(\d+)x\1\.(\d+)")
+
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """One stochastic layer; index 0 is the first in top-down order, the coarsest."""
+    """One layer of an encoder.
+
+    Layers stand in the order in which they are computed. Those of a VDVAE are its stochastic layers in
+    top-down order, index 0 being the coarsest.
+    """
 
     index: int
     name: str
+    """`RxR.n` of a VDVAE; the name of a stage, block or module of another network."""
     resolution: int
-    shape: tuple[int, int, int]
+    """Side of the square grid that the layer's values lie on; 0 where they lie on none."""
+    shape: tuple[int, ...]
+    """Of one image's values: (C, H, W) on a grid, (D, 1, 1) of a vector, (T, C) of tokens."""
+    prefix: int = 0
+    """How many of the tokens come before those of the patches, the class token being the first."""
 
     @property
     def num_dims(self) -> int:
-        """Latent dimensions of the layer."""
-        channels, height, width = self.shape
-        return channels * height * width
+        """Dimensions of the layer."""
+        return math.prod(self.shape)
 
     def to_json(self) -> dict[str, Any]:
         """Describe the layer for a store's attributes."""
-        return asdict(self) | {"shape": list(self.shape)}
+        described = asdict(self) | {"shape": list(self.shape)}
+        if not self.prefix:
+            del described[
+                "prefix"
+            ]  # grids have none, and stores of the first version say nothing of it
+        return described
 
 
 def make_layer_specs(blocks: Sequence[BlockSpec], zdim: int) -> tuple[LayerSpec, ...]:
@@ -81,6 +98,10 @@ def describe_layers(layers: Sequence[LayerSpec]) -> str:
 def _select_one(layers: Sequence[LayerSpec], item: str) -> set[int]:
     if item == "all":
         return {layer.index for layer in layers}
+    if named := {layer.index for layer in layers if layer.name == item}:
+        return named
+    if item and (inside := {layer.index for layer in layers if layer.name.startswith(f"{item}.")}):
+        return inside
     if match := re.fullmatch(r"(<=)?(\d+)x(\d+)", item):
         upto, r, other = match.groups()
         if r != other:
@@ -88,10 +109,14 @@ def _select_one(layers: Sequence[LayerSpec], item: str) -> set[int]:
         return {
             layer.index
             for layer in layers
-            if layer.resolution == int(r) or (upto and layer.resolution < int(r))
+            if layer.resolution == int(r) or (upto and 0 < layer.resolution < int(r))
         }
-    if re.fullmatch(r"\d+x\d+\.\d+", item):
-        return {layer.index for layer in layers if layer.name == item}
+    if match := _RESOLUTION_NAME.fullmatch(item):
+        same = [layer.index for layer in layers if layer.resolution == int(match[1])]
+        place = int(match[2])
+        # Of a VDVAE of which some layers are stored, the number in the name counts, not the place.
+        own = any(_RESOLUTION_NAME.fullmatch(layer.name) for layer in layers)
+        return set() if own else set(same[place : place + 1])
     if match := re.fullmatch(r"(\d*):(\d*)", item):
         start, stop = match.groups()
         first, last = int(start or 0), int(stop) if stop else layers[-1].index + 1

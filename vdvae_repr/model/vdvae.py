@@ -6,7 +6,6 @@ prior; layer 0 is the coarsest.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
@@ -19,10 +18,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vdvae_repr.config import ModelConfig
-from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError
+from vdvae_repr.errors import CheckpointError, LayerError
 from vdvae_repr.model.blocks import (
-    Block,
-    BlockSpec,
+    BottomUpBlock,
+    TopDownBlock,
+    Widths,
+    check_structure,
     conv,
     depth_scale,
     parse_blocks,
@@ -31,19 +32,16 @@ from vdvae_repr.model.blocks import (
 from vdvae_repr.model.distributions import (
     LayerPosterior,
     LogisticMixture,
-    gaussian_kl,
-    gaussian_sample,
     mixture_log_prob,
     mixture_mean,
     mixture_sample,
 )
 from vdvae_repr.model.inference import plan_of
 from vdvae_repr.model.layers import LayerSpec, make_layer_specs, select_layers
+from vdvae_repr.model.noise import NoiseFn, image_names, seed_of, seeded_noise
 from vdvae_repr.model.precision import Precision, arithmetic
 from vdvae_repr.model.preprocessing import as_image_tensor, to_input, to_target, to_uint8
-
-# Gives the standard-normal draws (N, C, R, R) of a layer; None in its place means "send the mean".
-Noise = Callable[[LayerSpec], Tensor]
+from vdvae_repr.model.published import from_published_names
 
 
 class Posterior(Mapping[str, LayerPosterior]):
@@ -73,13 +71,6 @@ class Posterior(Mapping[str, LayerPosterior]):
     def __len__(self) -> int:
         """Return the number of layers read."""
         return len(self._layers)
-
-
-def feature_of(read: Posterior, spec: LayerSpec, feature: str) -> Tensor:
-    """Return a layer's feature by name, float32; `bottom_up` is its resolution's."""
-    if feature == "bottom_up":
-        return read.bottom_up[spec.resolution].float()
-    return cast(Tensor, getattr(read[spec.name], feature)).float()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,98 +125,6 @@ class BottomUp(nn.Module):
                 x = F.pad(x, (0, 0, 0, 0, 0, wanted - x.shape[1]))  # going up, new channels are 0
             activations[x.shape[-1]] = x
         return activations
-
-
-class BottomUpBlock(Block):
-    """A bottleneck block with its residual."""
-
-    def __init__(self, width: int, middle_width: int, resolution: int) -> None:
-        super().__init__(width, middle_width, width, resolution)
-
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """Map (N, width, R, R) to the same shape."""
-        return super().forward(F.gelu(x), residual=x)
-
-
-class TopDownBlock(nn.Module):
-    """One stochastic layer: prior from the state, posterior from state and activation, residual path."""
-
-    def __init__(
-        self, config: ModelConfig, spec: BlockSpec, widths: Mapping[int, int], num_blocks: int
-    ):
-        super().__init__()
-        r, self.zdim, width = spec.resolution, config.zdim, widths[spec.resolution]
-        middle = int(width * config.bottleneck_multiple)
-        self.posterior = Block(2 * width, middle, 2 * config.zdim, r)
-        self.prior = Block(width, middle, 2 * config.zdim + width, r)
-        nn.init.zeros_(self.prior.c4.weight)
-        self.z_proj = conv(config.zdim, width)
-        self.resnet = Block(width, middle, width, r)
-        depth_scale(self.z_proj, num_blocks)
-        depth_scale(self.resnet.c4, num_blocks)
-        self.unpool: nn.ConvTranspose2d | None = None
-        if spec.mixin is not None and config.unpool == "transposed":
-            rate = r // spec.mixin
-            self.unpool = nn.ConvTranspose2d(widths[spec.mixin], width, rate, stride=rate)
-
-    def forward(self, x: Tensor, activated: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the state after the layer, and the layer's KL, (N,) nats: what training needs of `read`."""
-        q_and_p, z, x = self._draw(x, activated, noise)
-        # The KL comes first, so that recomputing ends before the last convolution.
-        kl = gaussian_kl(*q_and_p).sum(dim=(1, 2, 3))
-        return self.merge(x, z), kl
-
-    def read(
-        self, x: Tensor, activated: Tensor, noise: Tensor | None, merge: bool = True
-    ) -> LayerPosterior:
-        """Run the layer under its posterior.
-
-        Args:
-            x: the state, (N, width, R, R).
-            activated: GELU of the encoder's activation, (N, width, R, R).
-            noise: standard-normal draws (N, zdim, R, R); None sends the mean down.
-            merge: run the residual path to the state after the layer.
-        """
-        q_and_p, z, x = self._draw(x, activated, noise)
-        return LayerPosterior(*q_and_p, z, self.merge(x, z) if merge else None)
-
-    def _draw(
-        self, x: Tensor, activated: Tensor, noise: Tensor | None
-    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor, Tensor]:
-        """Return mean and log standard deviation of q and of p; z; the state that z is merged into."""
-        shared = F.gelu(x)
-        q_mean, q_log_std = self.posterior(shared, activated).float().chunk(2, dim=1)
-        p_mean, p_log_std, x = self.predict(x, shared)
-        z = q_mean if noise is None else gaussian_sample(q_mean, q_log_std, noise)
-        return (q_mean, q_log_std, p_mean, p_log_std), z, x
-
-    def predict(self, x: Tensor, activated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return p's mean and log standard deviation, and the state x with the prior's features added.
-
-        `activated` is the GELU of x; mean and deviation are float32 under autocast too.
-        """
-        parameters, features = self.prior(activated).split([2 * self.zdim, x.shape[1]], dim=1)
-        p_mean, p_log_std = parameters.float().chunk(2, dim=1)
-        return p_mean, p_log_std, x + features
-
-    def merge(self, x: Tensor, z: Tensor) -> Tensor:
-        """Add a latent to the state and run the residual path."""
-        x = x + self.z_proj(z)
-        merged: Tensor = self.resnet(F.gelu(x), residual=x)
-        return merged
-
-
-def _channels_last(states: dict[int, Tensor], resolutions: Collection[int]) -> dict[int, Tensor]:
-    """Copy the states of some resolutions into the memory format that is fastest at inference."""
-    return {
-        r: x.clone(memory_format=torch.channels_last) for r, x in states.items() if r in resolutions
-    }
-
-
-def _checkpointed(function: Callable[..., Any], *inputs: Tensor) -> Any:
-    """Call a function, keeping its inputs alone for the backward pass, which calls it again."""
-    # Nothing is drawn inside, so no random state has to be restored.
-    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 class TopDown(nn.Module):
@@ -289,10 +188,10 @@ class VDVAE(nn.Module):
         super().__init__()
         self.config = config
         self.name = name
-        widths = _Widths(config.width, parse_widths(config.widths))
+        widths = Widths(config.width, parse_widths(config.widths))
         self.bottom_up = BottomUp(config, widths)
         self.top_down = TopDown(config, widths)
-        _check_structure(config, self.bottom_up, self.top_down)
+        check_structure(config.image_size, self.bottom_up.specs, self.top_down.specs)
 
     @property
     def layers(self) -> tuple[LayerSpec, ...]:
@@ -304,13 +203,13 @@ class VDVAE(nn.Module):
         """Where the parameters are."""
         return self.top_down.gain.device
 
-    def forward(self, images: Tensor, noise: Noise, recompute: Collection[int] = ()) -> ELBO:
+    def forward(self, images: Tensor, noise: NoiseFn, recompute: Collection[int] = ()) -> ELBO:
         """Return the ELBO's terms of uint8 (N, 3, S, S) images under the posterior draws given."""
         x, target = to_input(images, self.config), to_target(images, self.config)
         return self.elbo(x, target, noise, recompute)
 
     def elbo(
-        self, x: Tensor, target: Tensor, noise: Noise, recompute: Collection[int] = ()
+        self, x: Tensor, target: Tensor, noise: NoiseFn, recompute: Collection[int] = ()
     ) -> ELBO:
         """Return the ELBO's terms of normalised inputs x and targets, both (N, 3, S, S).
 
@@ -340,7 +239,7 @@ class VDVAE(nn.Module):
     def infer(
         self,
         x: Tensor,
-        noise: Noise | None,
+        noise: NoiseFn | None,
         stop: int | None = None,
         *,
         keep: Collection[int] | None = None,
@@ -392,7 +291,7 @@ class VDVAE(nn.Module):
         self,
         num_images: int,
         latents: Mapping[int, Tensor],
-        noise: Noise | None = None,
+        noise: NoiseFn | None = None,
         temperature: float | Sequence[float] = 1.0,
     ) -> dict[int, Tensor]:
         """Run the prior, taking given latents by layer index; the rest from noise, or the prior's mean.
@@ -424,7 +323,7 @@ class VDVAE(nn.Module):
         seed: int = 0,
         draw: int = 0,
         ids: Sequence[str] | None = None,
-        noise: Noise | None = None,
+        noise: NoiseFn | None = None,
         top_down: bool = False,
         bottom_up: bool = False,
         precision: Precision = "fp32",
@@ -450,7 +349,7 @@ class VDVAE(nn.Module):
         chosen = select_layers(self.layers, layers)
         tensor = as_image_tensor(images, self.config.image_size)
         tensor = tensor.to(self.device, non_blocking=True)
-        names = _names(ids, len(tensor))
+        names = image_names(ids, len(tensor))
         if noise is None and z == "sample":
             noise = seeded_noise(seed, names, self.device, draw)
         with arithmetic(precision, self.device.type):
@@ -505,7 +404,7 @@ class VDVAE(nn.Module):
                 f"expected latents of equally many images, found counts {sorted(counts)}"
             )
         count = counts.pop()
-        names = _names(ids, count)
+        names = image_names(ids, count)
         noise = seeded_noise(seed, names, self.device) if rest == "sample" else None
         states = self.generate(count, given, noise, temperature)
         return self._pixels(states, pixels, seed, names)
@@ -532,7 +431,7 @@ class VDVAE(nn.Module):
             return to_uint8(mixture_mean(LogisticMixture.from_parameters(parameters)))
         drawn = []
         for own, image_id in zip(parameters.split(1), ids, strict=True):
-            generator = torch.Generator("cpu").manual_seed(_seed_of(seed, image_id, "pixels"))
+            generator = torch.Generator("cpu").manual_seed(seed_of(seed, image_id, "pixels"))
             drawn.append(mixture_sample(LogisticMixture.from_parameters(own), generator))
         return to_uint8(torch.cat(drawn))
 
@@ -564,66 +463,17 @@ class VDVAE(nn.Module):
         return self
 
 
-def seeded_noise(seed: int, ids: Sequence[str], device: torch.device, number: int = 0) -> Noise:
-    """Return standard-normal draws that depend on (seed, number, image id, layer index) alone."""
-
-    def draw(layer: LayerSpec) -> Tensor:
-        rows, what = [], f"{layer.index}\0{number}" if number else str(layer.index)
-        for image_id in ids:
-            key = _seed_of(seed, image_id, what, 16)
-            rng = np.random.Generator(np.random.Philox(key))
-            rows.append(rng.standard_normal(layer.shape, dtype=np.float32))
-        return torch.from_numpy(np.stack(rows)).to(device)
-
-    return draw
-
-
-def _names(ids: Sequence[str] | None, count: int) -> list[str]:
-    """Return the ids that draws depend on; by default "0", "1", ..."""
-    names = [str(i) for i in range(count)] if ids is None else list(ids)
-    if len(names) != count:
-        raise DataError(f"expected {count} ids, one an image, found {len(names)}")
-    return names
-
-
-def _seed_of(seed: int, image_id: str, what: str, num_bytes: int = 7) -> int:
-    digest = hashlib.sha256(f"{seed}\0{image_id}\0{what}".encode()).digest()
-    return int.from_bytes(digest[:num_bytes], "little")
-
-
-def from_published_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename openai/vdvae parameters to this package's; a leading `module.` is dropped."""
-    renames = {
-        "encoder.in_conv": "bottom_up.in_conv",
-        "encoder.enc_blocks": "bottom_up.blocks",
-        "decoder.dec_blocks": "top_down.blocks",
-        "decoder.bias_xs": "top_down.constants",
-        "decoder.out_net.out_conv": "top_down.out_conv",
-        "decoder.gain": "top_down.gain",
-        "decoder.bias": "top_down.bias",
+def _channels_last(states: dict[int, Tensor], resolutions: Collection[int]) -> dict[int, Tensor]:
+    """Copy the states of some resolutions into the memory format that is fastest at inference."""
+    return {
+        r: x.clone(memory_format=torch.channels_last) for r, x in states.items() if r in resolutions
     }
-    renamed = {}
-    for key, value in state_dict.items():
-        name = key.removeprefix("module.")
-        old = max(
-            (p for p in renames if name == p or name.startswith(p + ".")), key=len, default=""
-        )
-        name = renames.get(old, "") + name.removeprefix(old)
-        if old == "decoder.dec_blocks":
-            name = name.replace(".enc.", ".posterior.")
-        renamed[name] = value
-    return renamed
 
 
-class _Widths(dict[int, int]):
-    """Channels by resolution, with the model's width where none is named."""
-
-    def __init__(self, default: int, named: Mapping[int, int]) -> None:
-        super().__init__(named)
-        self.default = default
-
-    def __missing__(self, resolution: int) -> int:
-        return self.default
+def _checkpointed(function: Callable[..., Any], *inputs: Tensor) -> Any:
+    """Call a function, keeping its inputs alone for the backward pass, which calls it again."""
+    # Nothing is drawn inside, so no random state has to be restored.
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def _per_layer(temperature: float | Sequence[float], count: int) -> list[float]:
@@ -631,45 +481,3 @@ def _per_layer(temperature: float | Sequence[float], count: int) -> list[float]:
     if len(values) != count:
         raise LayerError(f"expected one temperature or {count}, found {len(values)}")
     return [float(value) for value in values]
-
-
-def _check_structure(config: ModelConfig, bottom_up: BottomUp, top_down: TopDown) -> None:
-    """Refuse block strings that do not fit together, before any tensor flows."""
-    resolution = config.image_size
-    reached = {resolution}
-    for spec in bottom_up.specs:
-        if spec.resolution != resolution or spec.mixin is not None:
-            raise ConfigError(
-                f"model.bottom_up: expected a block at {resolution}, found {_item(spec)}"
-            )
-        if resolution % (spec.down_rate or 1):
-            raise ConfigError(
-                f"model.bottom_up: expected a rate that divides {resolution}, found {_item(spec)}"
-            )
-        resolution //= spec.down_rate or 1
-        reached.add(resolution)
-    before: set[int] = set()
-    for spec in top_down.specs:
-        if spec.resolution not in reached or spec.down_rate is not None:
-            raise ConfigError(
-                f"model.top_down: the encoder never reaches {_item(spec)}; "
-                f"it reaches {sorted(reached)}"
-            )
-        if spec.mixin is not None and (spec.mixin not in before or spec.resolution % spec.mixin):
-            raise ConfigError(
-                f"model.top_down: expected {_item(spec)} to mix in a resolution before it that divides "
-                f"{spec.resolution}, one of {sorted(before)}"
-            )
-        before.add(spec.resolution)
-    if top_down.specs[-1].resolution != config.image_size:
-        raise ConfigError(
-            f"model.top_down must end at image_size {config.image_size}, "
-            f"found {top_down.specs[-1].resolution}"
-        )
-
-
-def _item(spec: BlockSpec) -> str:
-    """Write a block as block strings do."""
-    if spec.mixin is not None:
-        return f"{spec.resolution}m{spec.mixin}"
-    return str(spec.resolution) if spec.down_rate is None else f"{spec.resolution}d{spec.down_rate}"

@@ -132,7 +132,7 @@ def run_task(
         episodes: of few_shot; 600 if not given.
         class_split: a CSV of `class` and `split` (base, val or novel) for few_shot.
         beside: stores of the same images from other models, whose layers become rows too: those selected of
-            a VDVAE beside a VDVAE, all of another backbone.
+            a VDVAE beside a VDVAE, or of other encoders beside each other; else all of them.
         drawn: store of several draws of z of the same images by the same weights; one draw of each layer
             (feature `z:0`) and the mean of them (`z`) become rows beside `mean`, never chosen.
         keep: folder where what was scored is kept, by content, so that the same is not scored again.
@@ -160,7 +160,7 @@ def run_task(
     own = str(store.attrs["model"])
     wanted = [selected(own, store, *how) for how in read]
     for model, other in names_beside(store, beside).items():
-        if _is_backbone(other) != _is_backbone(store):
+        if _of_a_vdvae(other) != _of_a_vdvae(store):
             wanted.append(singly(model, other))
             continue
         try:
@@ -208,7 +208,7 @@ class Measurement:
         progress: Callable[[int, int, str], None],
     ) -> None:
         self.task, self.store, self.seed = task, store, seed
-        self._progress = progress
+        self._progress, self._notice = progress, notice
         if task not in TASKS:
             raise TaskError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
         kind, allowed = TASKS[task]
@@ -233,6 +233,7 @@ class Measurement:
             known = ", ".join(self.problem.heads)
             raise TaskError(f"unknown head {unknown[0]!r}; the heads of {task} are {known}")
         notice(self.problem.notice)
+        self._image_side = images.shape[1]
         self._pixels = _flat(images)
         if self.problem.mirrored:
             self._pixels = self._pixels + _flat(images[:, :, ::-1])
@@ -259,6 +260,8 @@ class Measurement:
         layers = [spec.name for spec in self.store.layers if spec.name in specs]
         stored = sorted({item.feature.partition(":")[0] for item in own})
         with RandomTwin(self.store, layers, stored, self.seed) as twin:
+            if line := twin.notice(self._image_side):
+                self._notice(line)
             return self._rows_of(wanted, twin, curve, pruned, noise)
 
     def _rows_of(
@@ -273,7 +276,7 @@ class Measurement:
         candidates, never_chosen = list(pruned), []
         for item in wanted:
             sides = {item.model: self.columns(item.store, item.feature, item.pool)}
-            if item.model == name and item.choosable:
+            if item.model == name and item.choosable and not twin.refusal:
                 sides["random-init"] = self.columns(twin, item.feature, item.pool)
             for label, group in item.groups.items():
                 for model, columns in sides.items():
@@ -434,8 +437,8 @@ def pools_of(pool: str | Sequence[str | None] | None) -> list[str | None]:
     return [pool] if pool is None or isinstance(pool, str) else list(dict.fromkeys(pool))
 
 
-def _is_backbone(store: LatentStore) -> bool:
-    return "backbone" in json.loads(store.attrs["config"])
+def _of_a_vdvae(store: LatentStore) -> bool:
+    return "activation" not in store.features
 
 
 def _check_images(other: LatentStore, store: LatentStore) -> None:

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vdvae_repr.errors import CheckpointError, TrainingError
-from vdvae_repr.model.checkpoint import load, read_th
-from vdvae_repr.model.vdvae import from_published_names
+from vdvae_repr.model.published import from_published_names
+from vdvae_repr.model.weights import load, read_th
 
 logger = logging.getLogger(__name__)
 Tensors = Mapping[str, Mapping[str, Tensor]]

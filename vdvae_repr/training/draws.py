@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vdvae_repr.config import TrainConfig
 from vdvae_repr.data.source import Source
 from vdvae_repr.errors import DataError
-from vdvae_repr.model.vdvae import Noise
+from vdvae_repr.model.noise import NoiseFn
 
 HELD_BACK = 0.1
 
@@ -78,7 +78,7 @@ def flipped(seed: int, step: int, size: int) -> NDArray[np.bool_]:
     return np.random.default_rng((seed, 1, step)).random(size) < 0.5
 
 
-def joint_noise(seed: int, step: int, size: int, rows: slice, device: torch.device) -> Noise:
+def joint_noise(seed: int, step: int, size: int, rows: slice, device: torch.device) -> NoiseFn:
     """Return draws for some rows of a joint batch, the same however it is divided.
 
     A layer's draws are made for the whole joint batch each time: that costs time, never memory.

@@ -20,9 +20,10 @@ from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.errors import DataError
 from vdvae_repr.model.distributions import LayerPosterior, LogisticMixture, mixture_log_prob
+from vdvae_repr.model.noise import seeded_noise
 from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.preprocessing import to_input, to_target
-from vdvae_repr.model.vdvae import VDVAE, seeded_noise
+from vdvae_repr.model.vdvae import VDVAE
 
 ACTIVE_NATS = 0.01
 

@@ -28,11 +28,11 @@ from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.errors import ConfigError, Terminated, TrainingError
-from vdvae_repr.model.checkpoint import save
 from vdvae_repr.model.inference import allow_recompiles
 from vdvae_repr.model.layers import select_layers
 from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.vdvae import VDVAE
+from vdvae_repr.model.weights import save
 from vdvae_repr.training.checkpoints import (
     checkpoint_steps,
     prune,

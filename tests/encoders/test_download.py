@@ -1,0 +1,214 @@
+"""Released weights, from a server on this machine that does what servers do."""
+
+import hashlib
+import io
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+
+import vdvae_repr as vr
+from vdvae_repr.encoders import download
+from vdvae_repr.encoders.download import check_hash, fetch, released_file
+from vdvae_repr.model import published, weights
+from vdvae_repr.model.published import RELEASES, Release
+
+
+@pytest.fixture(scope="module")
+def content(tiny):
+    buffer = io.BytesIO()
+    torch.save(tiny.state_dict(), buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def server(content):
+    """Answers as its attributes say; `asked` has the Range of every request."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            say = self.server
+            say.asked.append(self.headers.get("Range"))
+            body, start = say.content, 0
+            if say.ranges and self.headers.get("Range"):
+                start = int(self.headers["Range"].removeprefix("bytes=").rstrip("-"))
+                if self.headers.get("If-Range", say.etag) != say.etag:
+                    start = 0
+            if start and start >= len(body):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(body)}")
+                self.end_headers()
+                return
+            self.send_response(206 if start else say.status)
+            self.send_header("Content-Type", say.kind)
+            self.send_header("ETag", say.etag)
+            self.send_header("Content-Length", str(len(body) - start + say.lie))
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+            self.end_headers()
+            sent = body[start:]
+            if say.breaks:
+                sent = sent[: say.breaks.pop(0)]
+            self.wfile.write(sent)
+            self.close_connection = True
+
+        def log_message(self, *arguments):
+            pass
+
+    found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    found.content, found.asked, found.breaks = content, [], []
+    found.ranges, found.status, found.kind, found.lie, found.etag = (
+        True,
+        200,
+        "application/octet-stream",
+        0,
+        '"a"',
+    )
+    found.url = f"http://127.0.0.1:{found.server_port}/tiny-model-ema.th"
+    thread = threading.Thread(target=found.serve_forever)
+    thread.start()
+    yield found
+    found.shutdown()
+    thread.join()
+    found.server_close()
+
+
+@pytest.fixture
+def release(server, tiny, tmp_path, monkeypatch):
+    """A release called openai:tiny on that server, and an empty cache."""
+    monkeypatch.setitem(RELEASES, "tiny", Release(url=server.url, preset="tiny", bits_per_dim=8.0))
+    monkeypatch.setattr(weights.ModelConfig, "from_preset", lambda name: tiny.config)
+    monkeypatch.setenv("VDVAE_REPR_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tiny-model-ema.th"
+
+
+def test_what_is_missing_is_said_with_address_and_place(release, server):
+    with pytest.raises(vr.CheckpointError) as refusal:
+        vr.load("openai:tiny")
+    for part in (str(release), server.url, "--download", "download=True"):
+        assert part in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert not server.asked
+
+
+def test_it_is_fetched_hashed_and_loaded(release, tiny, content):
+    model = vr.load("openai:tiny", download=True)
+    assert model.name == "openai:tiny"
+    assert weights.weights_sha256(model) == weights.weights_sha256(tiny)
+    assert release.read_bytes() == content
+    digest, name = release.with_name(f"{release.name}.sha256").read_text().split()
+    assert (digest, name) == (hashlib.sha256(content).hexdigest(), release.name)
+    assert sorted(path.suffix for path in release.parent.iterdir()) == [".lock", ".sha256", ".th"]
+
+
+def test_what_is_there_is_not_fetched_again(release, server):
+    vr.load("openai:tiny", download=True)
+    vr.load("openai:tiny", download=True)
+    vr.load("openai:tiny")
+    assert len(server.asked) == 1
+
+
+def test_a_transfer_that_breaks_off_goes_on_where_it_stopped(release, server, content):
+    server.breaks = [1000, 2000]
+    released_file("openai:tiny", download=True)
+    assert server.asked == [None, "bytes=1000-", "bytes=3000-"]
+    assert release.read_bytes() == content
+
+
+def test_the_next_run_goes_on_where_the_last_one_stopped(release, server, content, monkeypatch):
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    server.breaks = [1000]
+    with pytest.raises(vr.CheckpointError, match=r"broke off .*1,000 bytes are kept") as refusal:
+        vr.load("openai:tiny", download=True)
+    assert "\n" not in str(refusal.value)
+    assert not release.exists()
+    vr.load("openai:tiny", download=True)
+    assert server.asked == [None, "bytes=1000-"]
+    assert release.read_bytes() == content
+
+
+def test_a_server_that_knows_no_ranges_begins_again(release, server, content):
+    server.ranges, server.breaks = False, [1000]
+    vr.load("openai:tiny", download=True)
+    assert release.read_bytes() == content
+
+
+def test_another_version_of_the_file_is_never_joined_to_the_first(
+    release, server, content, monkeypatch
+):
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    server.content, server.breaks = bytes(len(content)), [1000]
+    with pytest.raises(vr.CheckpointError, match="are kept"):
+        vr.load("openai:tiny", download=True)
+    server.content, server.etag = content, '"b"'
+    vr.load("openai:tiny", download=True)
+    assert release.read_bytes() == content
+
+
+@pytest.mark.parametrize("kind", ["text/html", "application/octet-stream"])
+def test_a_web_page_is_not_kept(release, server, kind):
+    server.content, server.kind = b"<!DOCTYPE html><html>Sign in</html>", kind
+    with pytest.raises(vr.CheckpointError, match="web page") as refusal:
+        vr.load("openai:tiny", download=True)
+    assert "\n" not in str(refusal.value)
+    assert not [path for path in release.parent.iterdir() if path.suffix in (".th", ".part")]
+
+
+def test_a_length_too_long_is_no_end(release, server, content):
+    """The server promises more bytes than there are, and has none of them when asked again."""
+    server.lie = 100
+    vr.load("openai:tiny", download=True)
+    assert release.read_bytes() == content
+
+
+def test_a_length_too_short_leaves_a_file_that_is_refused(release, server):
+    server.lie = -2000
+    with pytest.raises(vr.CheckpointError, match="cut short") as refusal:
+        vr.load("openai:tiny", download=True)
+    assert "\n" not in str(refusal.value)
+    assert not [path for path in release.parent.iterdir() if path.suffix in (".th", ".part")]
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_an_error_of_the_server_is_one_line(release, server, status):
+    server.status = status
+    with pytest.raises(vr.CheckpointError, match=f"HTTP {status}") as refusal:
+        vr.load("openai:tiny", download=True)
+    assert "\n" not in str(refusal.value)
+
+
+def test_no_server_is_one_line(server, tmp_path):
+    url = "http://127.0.0.1:9/none.th"
+    with pytest.raises(
+        vr.CheckpointError, match=r"cannot be fetched .*save the file as"
+    ) as refusal:
+        fetch(url, tmp_path / "none.th")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_file_that_has_changed_is_refused_at_the_next_load(release, content):
+    vr.load("openai:tiny", download=True)
+    damaged = bytearray(content)
+    damaged[len(content) // 2] ^= 1
+    release.write_bytes(bytes(damaged))
+    with pytest.raises(vr.CheckpointError, match=r"its SHA-256 is .*the file has changed"):
+        vr.load("openai:tiny")
+
+
+def test_a_file_put_there_by_hand_is_taken_and_hashed(release, content):
+    release.parent.mkdir()
+    release.write_bytes(content)
+    vr.load("openai:tiny")
+    check_hash(release)
+    assert release.with_name(f"{release.name}.sha256").is_file()
+
+
+def test_the_released_files_are_those_of_the_readme():
+    assert len({release.file for release in RELEASES.values()}) == 8
+    for name, release in published.RELEASES.items():
+        assert release.file.startswith(f"{name}-iter-")
+        assert release.file.endswith("-model-ema.th")
+        vr.ModelConfig.from_preset(release.preset)
+    with pytest.raises(vr.CheckpointError, match="did you mean 'imagenet64'"):
+        vr.load("openai:imagenet_64")

@@ -1,0 +1,289 @@
+"""timm's models: values are timm's own, every layer is there, and weights are those that were asked for."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from timm.data import create_transform, resolve_model_data_config
+
+import vdvae_repr as vr
+from vdvae_repr.encoders.load import random_twin
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return vr.load("timm:resnet10t@random")
+
+
+@pytest.fixture(scope="module")
+def photo():
+    rough = np.random.default_rng(0).integers(0, 256, (23, 31, 3), dtype=np.uint8)
+    return Image.fromarray(rough).resize((310, 270), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("resnet10t", ["act1", "layer1", "layer2", "layer3", "layer4"]),
+        ("convnext_atto", [f"stages.{i}" for i in range(4)]),
+        ("vit_tiny_patch16_224", [f"blocks.{i}" for i in range(12)]),
+    ],
+)
+def test_every_layer_holds_timms_own_values(name, layers, photo):
+    encoder = vr.load(f"timm:{name}@random")
+    assert [spec.name for spec in encoder.layers] == [*layers, "embedding"]
+    net = encoder.net
+    x = create_transform(**resolve_model_data_config(net), is_training=False)(photo)[None]
+    pixels = encoder.preprocessing(photo)[None]
+    torch.testing.assert_close(encoder.normalised(pixels), x)
+    tokens = {"output_fmt": "NLC", "return_prefix_tokens": True} if name.startswith("vit") else {}
+    with torch.no_grad():
+        _, stages = net.forward_intermediates(x, **tokens)
+        expected = [torch.cat([s[1], s[0]], 1) if tokens else s for s in stages] + [net(x)]
+    for layers_read in (encoder.layers, encoder.layers[1:3], encoder.layers[-1:]):
+        read = encoder.read(pixels, layers_read)
+        for spec in layers_read:
+            value = expected[spec.index].numpy().reshape(1, *spec.shape)
+            gap = np.abs(read.values[spec.name, "activation"] - value).max()
+            assert gap <= 1e-5 * np.abs(value).max(), spec.name
+
+
+def test_a_store_holds_every_layer_and_small_images(resnet, tmp_path, photo):
+    pictures = np.stack([np.asarray(photo), np.asarray(photo)[::-1]])
+    store = vr.extract(resnet, pictures, tmp_path / "r.h5")
+    read = resnet.read(np.stack([resnet.preprocessing(p) for p in pictures]), resnet.layers)
+    for spec in resnet.layers:
+        X, _, _ = store.matrix(spec.name, "activation")
+        np.testing.assert_allclose(
+            X, read.values[spec.name, "activation"].reshape(2, -1), rtol=1e-4, atol=1e-5
+        )
+    assert store.images().shape == (2, 64, 64, 3)
+    assert store.attrs["model"] == "timm:resnet10t@random"
+    described = json.loads(store.attrs["preprocessing"])
+    assert (described["size"], described["crop_pct"], described["interpolation"]) == (
+        176,
+        0.875,
+        "bicubic",
+    )
+    assert store.matrix("layer2,layer3", "activation")[0].shape == (2, 128 * 22**2 + 256 * 11**2)
+    assert store.matrix("11x11", "activation", "avg")[0].shape == (2, 256)
+    assert not store.has_kl
+    with pytest.raises(vr.StoreError, match="holds no kl"):
+        _ = store.kl
+    with pytest.raises(vr.LayerError, match="activation alone"):
+        vr.extract(resnet, pictures, tmp_path / "x.h5", features=["mean"])
+    with pytest.raises(vr.LayerError, match=r"'layer5'.*act1"):
+        vr.extract(resnet, pictures, tmp_path / "x.h5", layers="layer5")
+    store.verify()
+
+
+def test_a_central_square_comes_before_timms_transform(resnet, tmp_path, photo):
+    store = vr.extract(
+        resnet, np.asarray(photo)[None], tmp_path / "c.h5", layers="embedding", crop=100
+    )
+    left, top = (310 - 100) // 2, (270 - 100) // 2
+    square = photo.crop((left, top, left + 100, top + 100))
+    x = create_transform(**resolve_model_data_config(resnet.net), is_training=False)(square)[None]
+    with torch.no_grad():
+        expected = resnet.net(x).numpy()
+    np.testing.assert_allclose(store.matrix("all", "activation")[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_tokens_are_pooled_over_patches_or_give_the_class_token(tmp_path, photo):
+    encoder = vr.load("timm:vit_tiny_patch16_224@random")
+    store = vr.extract(
+        encoder, np.asarray(photo)[None], tmp_path / "v.h5", layers="blocks.3,embedding"
+    )
+    values = store["blocks.3"].activation[:]
+    assert values.shape == (1, 197, 192)
+    whole = store.matrix("blocks.3", "activation")[0]
+    assert np.array_equal(whole, values.reshape(1, -1))
+    cls, mean = (store.matrix("blocks.3", "activation", pool)[0] for pool in ("cls", "avg"))
+    assert np.array_equal(cls, values[:, 0])
+    np.testing.assert_allclose(mean, values[:, 1:].mean(axis=1), rtol=1e-4, atol=1e-6)
+    quarters = store.matrix("blocks.3", "activation", "avg:2")[0].reshape(192, 2, 2)
+    corner = values[0, 1:].reshape(14, 14, 192)[:7, 7:].mean(axis=(0, 1))
+    np.testing.assert_allclose(quarters[:, 0, 1], corner, rtol=1e-4, atol=1e-6)
+    pooled = vr.extract(
+        encoder, np.asarray(photo)[None], tmp_path / "p.h5", layers="blocks.3", pool="cls"
+    )
+    assert np.array_equal(pooled.matrix("all", "activation")[0], cls)
+
+
+def test_a_grid_has_no_class_token(resnet, tmp_path, photo):
+    with pytest.raises(vr.LayerError, match="without one"):
+        vr.extract(resnet, np.asarray(photo)[None], tmp_path / "x.h5", layers="layer3", pool="cls")
+
+
+def test_depth_goes_through_probe_atlas_and_compare(resnet, tiny, people, tmp_path):
+    from vdvae_repr.tasks.atlas import compare
+
+    source, lines = people(4), []
+    store = vr.extract(
+        resnet, source, tmp_path / "r.h5", pool="avg", layers="layer3,layer4,embedding"
+    )
+    own = vr.extract(tiny, source, tmp_path / "t.h5", layers="8x8")
+    rows = vr.run_task("face_id", own, beside=[store])
+    named = {row.layer for row in rows if row.model == "timm:resnet10t@random"}
+    assert named == {"layer3", "layer4", "embedding"}
+    atlas = vr.atlas("face_id", store, beside=[own], notice=lines.append)
+    assert {"layer3", "layer4", "embedding", "0:4", "0:5"} & {row.layer for row in atlas.rows}
+    assert "random-init" in {row.model for row in atlas.rows}
+    # 16x16 images are stored at 64x64, as the network saw them, and it takes 176x176.
+    assert "random-init reads the stored 64x64 images, enlarged to 176x176" in lines
+    similarity = compare(store, own)
+    assert similarity.shape == (3, 2)
+    assert np.all((similarity >= 0) & (similarity <= 1 + 1e-6))
+
+
+def test_published_weights_that_are_not_there_are_an_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for name in ("timm:resnet18", "facenet:vggface2"):
+        with pytest.raises(vr.CheckpointError, match=r"not in the cache.*@random") as refusal:
+            vr.load(name)
+        assert "\n" not in str(refusal.value)
+
+
+def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone(resnet):
+    outside = torch.get_rng_state()
+    again = vr.load("timm:resnet10t@random")
+    assert torch.equal(torch.get_rng_state(), outside)
+    assert again.identity() == resnet.identity()
+
+
+def test_a_random_twin_shares_the_architecture_and_nothing_else(resnet):
+    identity = resnet.identity()
+    twins = [
+        random_twin(identity["config"], identity["weights_sha256"], seed) for seed in (1, 1, 2)
+    ]
+    first, again, other = (dict(twin.net.named_parameters()) for twin in twins)
+    own = dict(resnet.net.named_parameters())
+    assert {k: v.shape for k, v in first.items()} == {k: v.shape for k, v in own.items()}
+    assert all(torch.equal(again[key], value) for key, value in first.items())
+    for key in (key for key, value in first.items() if value.ndim > 1):  # norms start alike
+        assert not torch.equal(other[key], first[key])
+        assert not torch.equal(own[key], first[key])
+    assert json.loads(twins[0].identity()["config"]) == json.loads(identity["config"])
+
+
+def test_a_store_of_the_first_version_has_its_control():
+    """Its config said `backbone`, and its one layer was called 1x1.0."""
+    config = {"backbone": "timm:resnet10t", "image_size": 176, "mean": [1.0] * 3, "std": [1.0] * 3}
+    twin = random_twin(json.dumps(config), "", 0)
+    from vdvae_repr.model.layers import select_layers
+
+    (spec,) = select_layers(twin.layers, "1x1.0")
+    assert spec.name == "embedding"
+
+
+@pytest.fixture(scope="module")
+def state():
+    torch.manual_seed(5)
+    return timm.create_model("resnet10t").state_dict()
+
+
+@pytest.mark.parametrize(
+    ("file", "wrap"),
+    [
+        ("plain.pth", lambda s: s),
+        ("wrapped.ckpt", lambda s: {"state_dict": s, "epoch": 3, "best": torch.tensor(0.7)}),
+        ("compiled.bin", lambda s: {f"_orig_mod.module.{k}": v for k, v in s.items()}),
+        ("dino.pt", lambda s: {"teacher": {f"backbone.{k}": v for k, v in s.items()}
+                               | {"head.mlp.weight": torch.zeros(2)}}),
+        ("moco.th", lambda s: {"state_dict": {f"module.encoder_q.{k}": v for k, v in s.items()}
+                               | {"module.queue": torch.zeros(3)}}),
+    ],
+)  # fmt: skip
+def test_own_weights_are_read_out_of_what_wraps_them(tmp_path, state, file, wrap):
+    torch.save(wrap(state), tmp_path / file)
+    loaded = vr.load(f"timm:resnet10t@{tmp_path / file}")
+    assert loaded.name == "timm:resnet10t"
+    for key, value in loaded.net.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
+def test_own_weights_in_safetensors_whatever_the_ending(tmp_path, state):
+    save_file(state, tmp_path / "w.pth")
+    loaded = vr.load(f"timm:resnet10t@{tmp_path / 'w.pth'}").net.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in loaded.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: dict(list(s.items())[:6]), r"fills \d+ of \d+ parameters; missing are conv1\.3"),
+        (lambda s: {}, "an empty dictionary"),
+        (lambda s: {f"encoder_q.{k}": v for k, v in s.items()} | {f"encoder_k.{k}": v for k, v in s.items()},
+         "holds the network 2 times, under encoder_q., encoder_k."),
+        (lambda s: {"student": s, "teacher": s}, "holds 2 sets of weights, student, teacher"),
+        (lambda s: s | {"layer1.1.conv1.weight": torch.zeros(2)}, "no part of this network, layer1.1.conv1"),
+        (lambda s: s | {"layer1.0.conv1.weight": torch.zeros(3)}, r"conv1\.weight is \(3,\), expected"),
+        (lambda s: s | {"layer2.0.bn1.bias": torch.full((128,), torch.nan)}, r"NaN .* in layer2\.0\.bn1"),
+        (lambda s: {k.replace("conv", "c"): v for k, v in s.items()}, "missing are conv1"),
+    ],
+)  # fmt: skip
+def test_own_weights_that_do_not_fill_the_network_are_refused(tmp_path, state, change, message):
+    torch.save(change(dict(state)), tmp_path / "own.pth")
+    with pytest.raises(vr.CheckpointError, match=message) as refusal:
+        vr.load(f"timm:resnet10t@{tmp_path / 'own.pth'}")
+    assert "\n" not in str(refusal.value)
+
+
+def test_names_that_timm_translates_are_taken(tmp_path):
+    """A ConvNeXt under the names of its authors' release, which timm's own filter knows."""
+    torch.manual_seed(1)
+    net = timm.create_model("convnext_atto")
+    assert "stem.0.weight" in net.state_dict()
+    original = {}
+    for key, value in net.state_dict().items():
+        key = key.replace("stem.", "downsample_layers.0.").replace("head.norm.", "norm.")
+        key = key.replace("head.fc.", "head.").replace("conv_dw", "dwconv")
+        key = key.replace("mlp.fc1", "pwconv1").replace("mlp.fc2", "pwconv2")
+        if ".downsample." in key:
+            stage, rest = key.removeprefix("stages.").split(".downsample.")
+            key = f"downsample_layers.{stage}.{rest}"
+        if key.startswith("stages.") and ".blocks." in key:
+            key = key.replace(".blocks.", ".")
+        original[key] = value
+    torch.save({"model": original}, tmp_path / "o.pth")
+    loaded = vr.load(f"timm:convnext_atto@{tmp_path / 'o.pth'}").net.state_dict()
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in loaded.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm:resnet10t@none.pth", "no such file"),
+        ("timm:resnet10x", "timm has no such model.*did you mean"),
+        ("timm:resnet18.none@random", "cannot be loaded"),
+        ("facenet:lfw", "expected facenet:vggface2 or facenet:casia-webface"),
+    ],
+)
+def test_unknown_names_are_one_line(name, message):
+    with pytest.raises(vr.CheckpointError, match=message) as refusal:
+        vr.load(name)
+    assert "\n" not in str(refusal.value)
+
+
+def test_activations_cannot_be_decoded(resnet, tmp_path, photo, tiny):
+    from vdvae_repr.latents.decode import decode
+
+    store = vr.extract(resnet, np.asarray(photo)[None], tmp_path / "r.h5", layers="embedding")
+    with pytest.raises(vr.StoreError, match="only latents of a VDVAE can be decoded"):
+        next(decode(store, tiny))
+
+
+@pytest.mark.shared_data
+def test_trained_weights_know_more_than_random_ones(shared_data):
+    """EfficientNet-Lite0's README: 32.8 % of 320 images of Tiny ImageNet are put right of 1,000 classes."""
+    weights = shared_data.parent / "weights" / "tf_efficientnet_lite0.safetensors"
+    if not weights.is_file():
+        pytest.skip(f"no {weights}")
+    encoder = vr.load(f"timm:tf_efficientnet_lite0@{weights}")
+    assert encoder.layers[-1].shape == (1280, 1, 1)
+    assert encoder.identity() != vr.load("timm:tf_efficientnet_lite0@random").identity()

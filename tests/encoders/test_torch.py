@@ -1,0 +1,203 @@
+"""Any torch network as an encoder, by the names of its modules."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+from torchvision import transforms
+
+import vdvae_repr as vr
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, stride=2)
+        self.act = nn.ReLU(inplace=True)
+        self.drop = nn.Dropout(0.5)
+        self.norm = nn.BatchNorm2d(6)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.unused = nn.Linear(2, 2)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = self.act(self.act(self.norm(self.drop(self.conv(x)))))
+        return self.head(self.pool(x).flatten(1))
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+
+@pytest.fixture
+def encoder(net):
+    return vr.TorchEncoder(net, layers=["head", "conv"], size=16, mean=MEAN, std=STD)
+
+
+def test_layers_are_what_modules_return_in_evaluation_mode(net, encoder, images):
+    assert [(s.name, s.shape, s.resolution) for s in encoder.layers] == [
+        ("conv", (6, 7, 7), 7),
+        ("head", (4, 1, 1), 1),
+    ]
+    x = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+    x = (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    read = encoder.read(images, encoder.layers)
+    assert net.training  # as it was
+    expected = copy.deepcopy(net).eval()
+    with torch.no_grad():
+        # Before the ReLU that works in place.
+        np.testing.assert_allclose(
+            read.values["conv", "activation"], expected.conv(x), rtol=1e-4, atol=1e-6
+        )
+        head = read.values["head", "activation"].reshape(-1, 4)
+        np.testing.assert_allclose(head, expected(x), rtol=1e-4, atol=1e-6)
+
+
+def test_it_fills_a_store_and_is_probed_with_its_random_twin(encoder, people, tmp_path):
+    lines = []
+    store = vr.extract(encoder, people(4), tmp_path / "e.h5")
+    assert store.attrs["model"] == "torch:Net"
+    assert store.images().shape[1:] == (16, 16, 3)
+    rows = vr.run_task("face_id", store, notice=lines.append)
+    assert {"conv", "head"} == {row.layer for row in rows if row.model == "torch:Net"}
+    assert {"conv", "head"} == {row.layer for row in rows if row.model == "random-init"}
+    assert not any("random-init" in line for line in lines)
+
+
+def test_without_the_network_the_control_is_left_out_and_said(net, people, tmp_path):
+    lines = []
+    encoder = vr.TorchEncoder(net, layers=["conv"], size=16, mean=MEAN, std=STD)
+    store = vr.extract(encoder, people(4), tmp_path / "e.h5")
+    del encoder
+    rows = vr.run_task("face_id", store, notice=lines.append)
+    assert not [row for row in rows if row.model == "random-init"]
+    (line,) = [line for line in lines if "random-init" in line]
+    assert line.startswith("no random-init: torch:Net: a store holds no network")
+    # Made again, the encoder is found by its weights.
+    again = vr.TorchEncoder(net, layers=["conv"], size=16, mean=MEAN, std=STD)
+    rows = vr.run_task("face_id", store)
+    assert [row for row in rows if row.model == "random-init"]
+    assert again.identity()["weights_sha256"] == store.attrs["weights_sha256"]
+
+
+def test_a_random_twin_draws_every_weight_anew_from_its_seed(net, encoder):
+    outside = torch.get_rng_state()
+    one, same, other = (encoder.reinitialised(seed).net for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), outside)
+    for name in ("conv.weight", "head.weight"):
+        own, first, again, third = (
+            dict(n.named_parameters())[name] for n in (net, one, same, other)
+        )
+        assert torch.equal(first, again)
+        assert not torch.equal(first, own)
+        assert not torch.equal(first, third)
+
+
+class Token(nn.Module):
+    """A parameter of its own, and nothing that could draw it again."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 4))
+        self.conv = nn.Conv2d(3, 4, 4, stride=4)
+
+    def forward(self, x):
+        tokens = self.conv(x).flatten(2).transpose(1, 2)
+        return torch.cat([self.token.expand(len(x), -1, -1), tokens], dim=1)
+
+
+def test_what_cannot_be_initialised_anew_is_refused_by_name():
+    net = nn.Sequential(Token())
+    encoder = vr.TorchEncoder(net, layers=["0"], size=16, mean=MEAN, std=STD)
+    with pytest.raises(vr.CheckpointError, match=r"0\.token cannot be initialised anew, as Token"):
+        encoder.reinitialised(0)
+
+    class Frozen(nn.Conv2d):
+        def reset_parameters(self):
+            if not hasattr(self, "made"):
+                self.made = True
+                super().reset_parameters()
+
+    stuck = vr.TorchEncoder(
+        nn.Sequential(Frozen(3, 2, 3)), layers=["0"], size=16, mean=MEAN, std=STD
+    )
+    with pytest.raises(vr.CheckpointError, match=r"0\.weight stays as it is"):
+        stuck.reinitialised(0)
+
+
+def test_tokens_have_a_class_token_where_that_is_said(images, tmp_path):
+    net = nn.Sequential(Token())
+    options = {"layers": ["0"], "size": 16, "mean": MEAN, "std": STD}
+    encoder = vr.TorchEncoder(net, prefix_tokens=1, **options)
+    (spec,) = encoder.layers
+    assert (spec.shape, spec.resolution, spec.prefix) == ((17, 4), 4, 1)
+    store = vr.extract(encoder, images, tmp_path / "t.h5")
+    values = store["0"].activation[:]
+    assert np.array_equal(store.matrix("0", "activation", "cls")[0], values[:, 0])
+    mean = store.matrix("0", "activation", "avg")[0]
+    np.testing.assert_allclose(mean, values[:, 1:].mean(axis=1), rtol=1e-5, atol=1e-7)
+    plain = vr.extract(vr.TorchEncoder(net, **options), images, tmp_path / "p.h5")
+    mean = plain.matrix("0", "activation", "avg")[0]
+    np.testing.assert_allclose(mean, values.mean(axis=1), rtol=1e-5, atol=1e-7)
+    with pytest.raises(vr.LayerError, match="without one"):
+        plain.matrix("0", "activation", "cls")
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (["hed"], "Net has no module 'hed'; did you mean 'head'"),
+        (["act"], "module act runs several times"),
+        (["unused"], "module unused does not run"),
+        ([], "found none"),
+        (["conv", "conv"], "each once, found conv, conv"),
+        ([""], "Net has no module ''"),
+    ],
+)
+def test_modules_that_are_no_layers_are_refused(net, layers, message):
+    with pytest.raises(vr.LayerError, match=message) as refusal:
+        vr.TorchEncoder(net, layers=layers, size=16, mean=MEAN, std=STD)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("mean", (0.5,)), ("std", (0, 1, 1)), ("std", (1, 1, float("nan"))), ("interpolation", "cubic"),
+     ("size", 0), ("crop_pct", 1.5)],
+)  # fmt: skip
+def test_options_that_make_no_sense_are_refused(net, option, value):
+    options = {"size": 16, "mean": MEAN, "std": STD} | {option: value}
+    with pytest.raises(vr.ConfigError, match=option):
+        vr.TorchEncoder(net, layers=["conv"], **options)
+
+
+@pytest.mark.parametrize("size", [(40, 57), (61, 40), (300, 221)])
+def test_the_transform_is_torchvisions(net, size):
+    encoder = vr.TorchEncoder(
+        net, layers=["conv"], size=16, mean=MEAN, std=STD, crop_pct=0.8, interpolation="bilinear"
+    )
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    steps = [transforms.Resize(20), transforms.CenterCrop(16), transforms.ToTensor()]
+    expected = transforms.Compose([*steps, transforms.Normalize(MEAN, STD)])(image)
+    found = encoder.normalised(encoder.preprocessing(image)[None])[0]
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_network_of_torchvision_goes_through(images, tmp_path):
+    net = torchvision.models.resnet18(weights=None)
+    encoder = vr.TorchEncoder(
+        net, layers=["layer1.0", "layer1.1", "layer4"], size=32, mean=MEAN, std=STD
+    )
+    store = vr.extract(encoder, images, tmp_path / "r.h5")
+    assert store.matrix("layer4", "activation")[0].shape == (12, 512)
+    assert store.matrix("layer1", "activation")[0].shape == (12, 2 * 64 * 8 * 8)
+    with pytest.raises(vr.LayerError, match=r"layer1\.0 to layer1\.1, layer4"):
+        store.matrix("layer9", "activation")

@@ -1,0 +1,187 @@
+"""Files that people have in place of weights, and what they wrap around them."""
+
+import argparse
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import vdvae_repr as vr
+from vdvae_repr.model import weights
+
+
+@pytest.fixture
+def published(tiny, monkeypatch):
+    """The tiny model under the published names, which a preset called tiny fits."""
+    monkeypatch.setattr(weights, "preset_names", lambda: ["tiny"])
+    monkeypatch.setattr(weights.ModelConfig, "from_preset", lambda name: tiny.config)
+    pairs = [
+        ("bottom_up.in_conv", "encoder.in_conv"),
+        ("bottom_up.blocks", "encoder.enc_blocks"),
+        ("top_down.blocks", "decoder.dec_blocks"),
+        ("top_down.constants", "decoder.bias_xs"),
+        ("top_down.out_conv", "decoder.out_net.out_conv"),
+        ("top_down.gain", "decoder.gain"),
+        ("top_down.bias", "decoder.bias"),
+    ]
+    state = {}
+    for key, value in tiny.state_dict().items():
+        ours, theirs = next(pair for pair in pairs if key.startswith(pair[0]))
+        name = key.replace(ours, theirs, 1)
+        state[name.replace(".posterior.", ".enc.") if "dec_blocks" in name else name] = value
+    return state
+
+
+WRAPPINGS = {
+    "plain": lambda s: s,
+    "state_dict": lambda s: {"state_dict": s, "epoch": 3, "args": argparse.Namespace(lr=1)},
+    "nested": lambda s: {"state": {"model": s}, "optimizer": {"state": {0: {"m": torch.ones(2)}}}},
+    "compiled": lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
+    "parallel and compiled": lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
+    "lightning": lambda s: {"state_dict": {f"net.{k}": v for k, v in s.items()}, "step": 1},
+    "half precision": lambda s: {k: v.half() for k, v in s.items()},
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+@pytest.mark.parametrize("ending", ["th", "ckpt", "bin", "pt"])
+def test_wrapped_checkpoints_are_unwrapped(published, tiny, tmp_path, wrapping, ending):
+    path = tmp_path / f"w.{ending}"
+    torch.save(WRAPPINGS[wrapping](published), path)
+    for key, value in vr.load(path).state_dict().items():
+        expected = tiny.state_dict()[key]
+        tolerance = (
+            {"rtol": 2e-3, "atol": 1e-4} if wrapping == "half precision" else {"rtol": 0, "atol": 0}
+        )
+        torch.testing.assert_close(value, expected, **tolerance)
+
+
+def test_published_names_in_safetensors_and_own_names_in_a_pickle(published, tiny, tmp_path):
+    save_file(published, tmp_path / "m.safetensors")
+    torch.save(tiny.state_dict(), tmp_path / "m.th")
+    for file in ("m.safetensors", "m.th"):
+        loaded = vr.load(tmp_path / file)
+        assert weights.weights_sha256(loaded) == weights.weights_sha256(tiny)
+
+
+def _wrong_files(folder, state):
+    yield (
+        "lfs.th",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n",
+        "Git LFS pointer, 64 bytes",
+    )
+    yield (
+        "lfs.safetensors",
+        b"version https://git-lfs.github.com/spec/v1\nsize 12\n",
+        "Git LFS pointer",
+    )
+    yield (
+        "xml.th",
+        b'<?xml version="1.0"?><Error><Code>BlobNotFound</Code></Error>',
+        "is a web page",
+    )
+    yield "page.ckpt", b"\n\n<!DOCTYPE html><html></html>", "is a web page"
+    yield "bom.pt", b"\xef\xbb\xbf<html>", "is a web page"
+    yield "json.bin", b'{"error": "not found"}', "is a JSON text"
+    yield "note.th", b"see the other folder", "a text, 20 bytes"
+    yield "zero.th", b"", "is empty, 0 bytes"
+    yield "gzip.th", b"\x1f\x8b\x08\x00" + bytes(40), "compressed by gzip"
+    yield "store.th", b"\x89HDF\r\n\x1a\n" + bytes(40), "an HDF5 file"
+    yield "noise.th", bytes(range(128, 256)) * 4, "not a readable checkpoint, 512 bytes"
+    torch.save(state, folder / "whole")
+    whole = (folder / "whole").read_bytes()
+    yield "cut.th", whole[: len(whole) // 2], "cut short: get it again"
+    save_file(state, folder / "safe")
+    safe = (folder / "safe").read_bytes()
+    yield "cut.safetensors", safe[: len(safe) // 2], "cut short: get it again"
+    yield "head.safetensors", safe[:20], "cut short: get it again"
+
+
+def test_what_is_no_weights_file_is_named_for_what_it_is(published, tmp_path):
+    for name, content, message in _wrong_files(tmp_path, published):
+        (tmp_path / name).write_bytes(content)
+        for model in (tmp_path / name, f"timm:resnet10t@{tmp_path / name}"):
+            with pytest.raises(vr.CheckpointError, match=message) as refusal:
+                vr.load(model)
+            text = str(refusal.value)
+            assert name in text
+            assert "\n" not in text
+            assert "weights_only" not in text
+            assert "pickled code" not in text
+
+
+class Anything:
+    """Pickled by name, as whole models are."""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({0: torch.zeros(1)}, "the key 0 of type int"),
+        ({"model": {0: torch.zeros(1)}}, "found the keys model"),
+        ({}, "an empty dictionary"),
+        ({"model": {}, "ema": {}}, "found the keys model, ema"),
+        ({"model": {"w": torch.zeros(2)}, "ema": {"w": torch.zeros(2)}},
+         r"2 sets of weights, model, ema; save the one that is meant: torch\.save\(torch\.load"),
+        ({"w": torch.zeros(1), "n": 3}, "found int under 'n'"),
+        ([torch.zeros(1)], "found list"),
+        (torch.zeros(3), "found Tensor"),
+        ({"w": Anything()}, r"Anything\); refused, nothing was run"),
+        ({"a": torch.zeros(1), "b": torch.zeros(2)}, r"fits no preset \(its 2 tensors begin with a, b\)"),
+    ],
+)  # fmt: skip
+def test_other_contents_are_refused_in_one_line(tmp_path, content, message):
+    torch.save(content, tmp_path / "m.th")
+    with pytest.raises(vr.CheckpointError, match=message) as refusal:
+        vr.load(tmp_path / "m.th")
+    assert "\n" not in str(refusal.value)
+    assert "weights_only" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({}, "expected the model's config in the metadata"),
+        ({"config": "{bad"}, "config in its metadata cannot be read"),
+        ({"config": "[]"}, "config in its metadata cannot be read"),
+        ({"config": "null"}, "config in its metadata cannot be read"),
+        ({"config": "{}"}, "config in its metadata cannot be read"),
+        ({"config": '{"width": 3}'}, "config in its metadata cannot be read"),
+        ({"config": '{"image_size": "x"}'}, "config in its metadata cannot be read"),
+    ],
+)
+def test_metadata_that_says_nothing_is_one_line(tmp_path, metadata, message):
+    file = tmp_path / "m.safetensors"
+    save_file({"a": torch.zeros(1)}, file, metadata={"format": weights.FORMAT} | metadata)
+    with pytest.raises(vr.CheckpointError, match=message) as refusal:
+        vr.load(file)
+    assert "\n" not in str(refusal.value)
+    assert "m.safetensors" in str(refusal.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(published, tiny, tmp_path, value):
+    broken = published | {"decoder.gain": torch.full_like(published["decoder.gain"], value)}
+    torch.save(broken, tmp_path / "m.th")
+    with pytest.raises(vr.CheckpointError, match=r"NaN or infinity in top_down\.gain"):
+        vr.load(tmp_path / "m.th")
+    model = vr.VDVAE(tiny.config).load_weights(tiny.state_dict(), "tiny")
+    with torch.no_grad():
+        model.top_down.gain.fill_(value)
+    weights.save(model, tmp_path / "m.safetensors", record={})
+    with pytest.raises(vr.CheckpointError, match=r"NaN or infinity in top_down\.gain"):
+        vr.load(tmp_path / "m.safetensors")
+
+
+def test_raw_weights_warn_and_averaged_ones_do_not(published, tmp_path):
+    for name in ("run-model.th", "run-model-ema.th"):
+        torch.save(published, tmp_path / name)
+    with pytest.warns(
+        UserWarning, match=r"published figures belong to .* run-model-ema\.th"
+    ) as caught:
+        vr.load(tmp_path / "run-model.th")
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vr.load(tmp_path / "run-model-ema.th")

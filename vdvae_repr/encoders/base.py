@@ -1,0 +1,557 @@
+"""What an encoder is, and any torch network as one.
+
+N images, C channels, H W pixels of a grid, T tokens, S the side of the network's input.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, ClassVar, Protocol
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from vdvae_repr.data.source import Preprocessing, RawImage, to_rgb
+from vdvae_repr.errors import CheckpointError, ConfigError, LayerError
+from vdvae_repr.model.layers import LayerSpec
+from vdvae_repr.model.noise import NoiseFn, seed_of
+from vdvae_repr.model.precision import Precision, arithmetic
+from vdvae_repr.model.preprocessing import as_image_tensor
+from vdvae_repr.model.weights import first_line, hash_weights
+
+STORED_SIDE = 64  # pixels, of the images that a store of another network keeps for the controls
+INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming")
+
+
+class ImageTransform(Protocol):
+    """Turns an image of any size into an encoder's input, uint8 (S, S, 3).
+
+    It is a dataclass, so that `dataclasses.replace` sets the frame that the user asks for.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def crop(self) -> int | None:
+        """Side of the central square taken first, pixels; None takes the image as it is."""
+
+    @property
+    def align(self) -> bool:
+        """Whether the largest face is brought to a fixed place first."""
+
+    def __call__(self, image: RawImage) -> NDArray[np.uint8]:
+        """Return uint8 (S, S, 3)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Describe the steps for a store's attributes."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an encoder says of a batch of images, float32, on its device, which may still be at work."""
+
+    values: Mapping[tuple[str, str], Tensor]
+    """(N, *shape) by the name of the layer and of the feature."""
+    kl: Tensor | None = None
+    """(N, layers traversed), nats an image; None of a network that has none."""
+
+
+class Encoder(Protocol):
+    """What can fill a store; `vr.load` makes one, or `vr.TorchEncoder`."""
+
+    preprocessing: ImageTransform
+    """The encoder's own, as its authors read images."""
+
+    @property
+    def name(self) -> str:
+        """The name in tables and stores."""
+
+    @property
+    def layers(self) -> tuple[LayerSpec, ...]:
+        """The layers, in the order in which they are computed."""
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The names of what can be read of a layer; the first is read where none is named."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the input, pixels."""
+
+    @property
+    def stored_side(self) -> int:
+        """Side of the images that a store keeps for the controls, pixels."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+
+    def identity(self) -> dict[str, str]:
+        """Return the store's attributes `model`, `config` (JSON) and `weights_sha256`."""
+
+    def shape(self, spec: LayerSpec, feature: str) -> tuple[int, ...]:
+        """Return the shape of one image's feature."""
+
+    def read(
+        self,
+        pixels: NDArray[np.uint8] | Tensor,
+        layers: Sequence[LayerSpec],
+        features: Sequence[str],
+        *,
+        noise: NoiseFn | None = None,
+        precision: Precision = "fp32",
+    ) -> Reading:
+        """Read features of preprocessed images, uint8 (N, S, S, 3); draws are those of `noise`."""
+
+    def reinitialised(self, seed: int) -> Encoder:
+        """Return the same architecture with random weights: the control.
+
+        Raises:
+            CheckpointError: a parameter that cannot be initialised anew.
+        """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkPreprocessing:
+    """The usual evaluation transform: shorter side to `size / crop_pct`, then the central square.
+
+    A central square (`crop`) or an alignment of the face comes first where the user asks for one.
+    """
+
+    size: int
+    """Side of the result, pixels."""
+    crop_pct: float = 1.0
+    """The part of the resized image's shorter side that is kept."""
+    interpolation: str = "bicubic"
+    """Of the resize, antialiased."""
+    crop: int | None = None
+    align: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be done."""
+        Preprocessing(size=self.size, crop=self.crop, align=self.align)
+        if self.interpolation not in INTERPOLATIONS:
+            raise ConfigError(
+                f"interpolation: expected {' or '.join(INTERPOLATIONS)}, found {self.interpolation!r}"
+            )
+        if self.size < 1 or not 0 < self.crop_pct <= 1:
+            raise ConfigError(
+                f"expected size of 1 at least and crop_pct in 0..1, found {self.size} and {self.crop_pct}"
+            )
+
+    @property
+    def resized(self) -> int:
+        """The shorter side before the central square is taken, pixels."""
+        return math.floor(self.size / self.crop_pct)
+
+    def __call__(self, image: RawImage) -> NDArray[np.uint8]:
+        """Return uint8 (size, size, 3); transparency is laid over white.
+
+        Raises:
+            DataError: the image is smaller than the crop, or has no face to align.
+        """
+        picture = framed(image, self.crop, self.align, self.resized)
+        width, height = picture.size
+        short = min(width, height)
+        if short != self.resized:
+            sides = self.resized * width // short, self.resized * height // short
+            picture = picture.resize(sides, Image.Resampling[self.interpolation.upper()])
+        left, top = (round((side - self.size) / 2) for side in picture.size)
+        return np.array(picture.crop((left, top, left + self.size, top + self.size)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Describe the steps for a store's attributes."""
+        return frame_json(self) | {
+            "resize": f"shorter side to {self.resized}, {self.interpolation}, antialiased",
+            "size": self.size,
+        }
+
+
+def framed(image: RawImage, crop: int | None, align: bool, side: int) -> Image.Image:
+    """Return an image in RGB, of it the central square or the aligned face where one is asked for.
+
+    Args:
+        image: of any size.
+        crop: side of the central square, pixels.
+        align: bring the largest face to its place on `side` x `side` pixels.
+        side: of what `align` makes, pixels.
+    """
+    if crop is not None or align:
+        image = Preprocessing(size=crop or side, crop=crop, align=align)(image)
+    return to_rgb(image if isinstance(image, Image.Image) else Image.fromarray(image))
+
+
+def frame_json(transform: ImageTransform) -> dict[str, Any]:
+    """Describe what is taken of an image before an encoder's own transform."""
+    first = Preprocessing(size=1, crop=transform.crop, align=transform.align).to_json()
+    return {key: first[key] for key in ("crop", "align", "landmarks") if key in first}
+
+
+class TorchEncoder:
+    """Any torch network as an encoder: what its modules return is its layers.
+
+    Use it with `vr.extract` as a model of the package. What the modules return may be vectors (N, D), grids
+    (N, C, H, W) or tokens (N, T, C); a network that keeps channels last is taken at its word.
+
+    The network is run in evaluation mode and left in the mode that it was in. `random-init`, the control,
+    initialises a copy of it anew by the `reset_parameters` of its modules; as a store cannot hold a network,
+    this control runs in the session in which the encoder was made, or made again.
+
+    Args:
+        net: takes (N, 3, size, size) float32, normalised.
+        layers: names of modules, as `net.named_modules()` has them: `["layer3", "layer4.1"]`.
+        size: side of the input, pixels.
+        mean: of a channel, on the scale 0 to 1; inputs are `(pixel / 255 - mean) / std`.
+        std: of a channel, on the same scale.
+        name: in tables and stores; if not given, the name of the network's class.
+        interpolation: of the resize, as Pillow names it.
+        crop_pct: the part of the resized image's shorter side that is kept, 1 for all of it.
+        prefix_tokens: how many tokens come before those of the patches, the class token first.
+
+    Raises:
+        LayerError: no such module; one that the network does not run, or runs several times; one that
+            returns something else.
+
+    Examples:
+        >>> import torch, vdvae_repr as vr
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.ReLU())
+        >>> encoder = vr.TorchEncoder(net, layers=["1"], size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+        >>> encoder.layers[0].shape
+        (8, 15, 15)
+    """
+
+    features = ("activation",)
+    preprocessing: ImageTransform
+
+    def __init__(
+        self,
+        net: nn.Module,
+        layers: Sequence[str],
+        *,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        name: str | None = None,
+        interpolation: str = "bicubic",
+        crop_pct: float = 1.0,
+        prefix_tokens: int = 0,
+    ) -> None:
+        modules = dict(net.named_modules())
+        names = [layers] if isinstance(layers, str) else list(layers)
+        for layer in names:
+            if not layer or layer not in modules:
+                near = get_close_matches(layer, modules, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise LayerError(
+                    f"{type(net).__name__} has no module {layer!r}{hint}; it has "
+                    f"{', '.join(list(dict(net.named_children()))[:12])}, and theirs"
+                )
+        transform = NetworkPreprocessing(size=size, crop_pct=crop_pct, interpolation=interpolation)
+        self._set_up(
+            net, names, f"torch:{name or type(net).__name__}", transform, mean, std, prefix_tokens
+        )
+        _KNOWN[self.identity()["weights_sha256"]] = self
+
+    def _set_up(
+        self,
+        net: nn.Module,
+        names: Sequence[str],
+        name: str,
+        transform: ImageTransform,
+        mean: Sequence[float],
+        std: Sequence[float],
+        prefix_tokens: int,
+    ) -> None:
+        """Keep what a network is read by, and try it on two images to learn its layers."""
+        if not names or len(set(names)) < len(names):
+            raise LayerError(
+                f"expected names of layers, each once, found {', '.join(names) or 'none'}"
+            )
+        for what, numbers in (("mean", mean), ("std", std)):
+            if (
+                len(numbers) != 3
+                or not all(map(math.isfinite, numbers))
+                or (what, 0) in zip(("std",) * 3, numbers, strict=True)
+            ):
+                raise ConfigError(
+                    f"{what}: expected three numbers, one a channel, on the scale 0 to 1, "
+                    f"found {tuple(numbers)}"
+                )
+        self.net, self.name, self.preprocessing = net, name, transform
+        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+        self.image_size = int(transform.size)  # type: ignore[attr-defined]
+        self.prefix_tokens = prefix_tokens
+        outputs = self._run(torch.zeros(2, 3, self.image_size, self.image_size), names)
+        self.layers = tuple(
+            _describe(index, layer, output, prefix_tokens)
+            for index, (layer, output) in enumerate(outputs.items())
+        )
+
+    @property
+    def stored_side(self) -> int:
+        """Side of the images that a store keeps for the controls, pixels."""
+        return min(STORED_SIDE, self.image_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next((p.device for p in self.net.parameters()), torch.device("cpu"))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the encoder is made of, apart from its weights and layers."""
+        return {
+            "encoder": self.name.removesuffix("@random"),
+            "image_size": self.image_size,
+            "mean": self.mean,
+            "std": self.std,
+        }
+
+    def identity(self) -> dict[str, str]:
+        """Return the store's attributes `model`, `config` (JSON) and `weights_sha256`."""
+        config = json.dumps(self.config, sort_keys=True)
+        sha256 = hash_weights(config, self.net.state_dict())
+        return {"model": self.name, "config": config, "weights_sha256": sha256}
+
+    def shape(self, spec: LayerSpec, feature: str) -> tuple[int, ...]:
+        """Return the shape of one image's feature."""
+        return spec.shape
+
+    def read(
+        self,
+        pixels: NDArray[np.uint8] | Tensor,
+        layers: Sequence[LayerSpec],
+        features: Sequence[str] = ("activation",),
+        *,
+        noise: NoiseFn | None = None,
+        precision: Precision = "fp32",
+    ) -> Reading:
+        """Read activations of preprocessed images (N, S, S, 3); nothing is drawn.
+
+        Raises:
+            DataError: images of another shape or dtype.
+        """
+        with arithmetic(precision, self.device.type):
+            outputs = self._run(self.normalised(pixels), [spec.name for spec in layers])
+        values = {}
+        for spec in layers:
+            value = outputs[spec.name].float()
+            values[spec.name, "activation"] = value.reshape(len(pixels), *spec.shape)
+        return Reading(values)
+
+    def normalised(self, pixels: NDArray[np.uint8] | Tensor) -> Tensor:
+        """Return the network's input (N, 3, S, S) of preprocessed images (N, S, S, 3)."""
+        x = as_image_tensor(pixels, self.image_size)
+        x = x.to(self.device, non_blocking=True).float() / 255
+        mean, std = (
+            torch.tensor(numbers, device=self.device)[:, None, None]
+            for numbers in (self.mean, self.std)
+        )
+        return (x - mean) / std
+
+    @torch.no_grad()
+    def _run(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return the layers' outputs of a normalised batch, in the order in which they are computed."""
+        with evaluating(self.net):
+            return self._outputs(x.to(self.device), names)
+
+    def _outputs(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        return outputs_of(self.net, x, names)
+
+    def reinitialised(self, seed: int) -> TorchEncoder:
+        """Return a copy whose modules have drawn their parameters anew.
+
+        Raises:
+            CheckpointError: a parameter of a module that has no `reset_parameters`, or one that it leaves
+                as it is.
+        """
+        twin = copy.copy(self)
+        twin.net = reinitialised(self.net, seed, self.name)
+        twin.name = f"{self.name.removesuffix('@random')}@random"
+        return twin
+
+
+# The encoders of networks that a store cannot rebuild, by their weights: what random-init asks.
+_KNOWN: WeakValueDictionary[str, TorchEncoder] = WeakValueDictionary()
+
+
+def known_encoder(weights_sha256: str) -> TorchEncoder | None:
+    """Return the `TorchEncoder` of these weights, where this session has one."""
+    return _KNOWN.get(weights_sha256)
+
+
+def reinitialised(net: nn.Module, seed: int, name: str) -> nn.Module:
+    """Return a copy of a network with parameters drawn anew; the global random state stays as it is.
+
+    Raises:
+        CheckpointError: a parameter of a module that has no `reset_parameters`, or one that it leaves as
+            it is.
+    """
+    twin = copy.deepcopy(net)
+    with torch.random.fork_rng(), torch.no_grad():
+        # Not the seed itself, which the network may have been made under.
+        torch.manual_seed(seed_of(seed, name, "random-init"))
+        for path, module in twin.named_modules():
+            reset = getattr(module, "reset_parameters", None) or getattr(
+                module, "_reset_parameters", None
+            )
+            if reset is not None:
+                reset()
+            elif own := [key for key, _ in module.named_parameters(recurse=False)]:
+                raise CheckpointError(
+                    f"{name}: {f'{path}.{own[0]}'.lstrip('.')} cannot be initialised anew, as "
+                    f"{type(module).__name__} has no reset_parameters: give it one for random-init"
+                )
+    before = dict(net.named_parameters())
+    for path, parameter in twin.named_parameters():
+        # Weights have several dimensions; scales and biases may well start where they stood.
+        drawn = parameter.ndim > 1 and bool((parameter != parameter.flatten()[0]).any())
+        if drawn and torch.equal(parameter, before[path]):
+            raise CheckpointError(
+                f"{name}: {path} stays as it is under reset_parameters, so there is no random-init"
+            )
+    return twin
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Run a network in evaluation mode, and leave every module in the mode that it was in."""
+    training = [module for module in net.modules() if module.training]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def outputs_of(net: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return what modules of a network return for a batch, by name, in the order in which they ran.
+
+    Raises:
+        LayerError: a module that does not run, runs several times, or returns no tensor.
+    """
+    outputs: dict[str, Tensor] = {}
+    modules = dict(net.named_modules())
+
+    def keep(name: str, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            raise LayerError(
+                f"module {name} returns {type(output).__name__}, expected a tensor; choose one inside it"
+            )
+        if name in outputs:
+            raise LayerError(
+                f"module {name} runs several times in a pass, so that it is no one layer; choose another"
+            )
+        outputs[name] = output.detach().clone()  # what follows may work in place
+
+    hooks = [
+        modules[name].register_forward_hook(
+            lambda module, inputs, output, name=name: keep(name, output)
+        )
+        for name in names
+    ]
+    try:
+        net(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if missing := [name for name in names if name not in outputs]:
+        raise LayerError(
+            f"module {missing[0]} does not run in a pass of the network; choose another"
+        )
+    return outputs
+
+
+def _describe(index: int, name: str, output: Tensor, prefix_tokens: int) -> LayerSpec:
+    """Return the layer that a module's output of two images is."""
+    shape = tuple(output.shape[1:])
+    if len(output) != 2 or len(shape) not in (1, 2, 3):
+        raise LayerError(
+            f"layer {name}: expected (N, D), (N, T, C) or (N, C, H, W) of N = 2 images, "
+            f"found {tuple(output.shape)}"
+        )
+    if len(shape) == 1:
+        return LayerSpec(index, name, 1, (*shape, 1, 1))
+    if len(shape) == 3:
+        return LayerSpec(index, name, shape[1] if shape[1] == shape[2] else 0, shape)
+    side = math.isqrt(max(0, shape[0] - prefix_tokens))
+    square = side > 0 and side * side == shape[0] - prefix_tokens
+    return LayerSpec(index, name, side if square else 0, shape, prefix_tokens)
+
+
+def checked_state(
+    state: Mapping[str, Tensor], net: nn.Module, where: str, classifiers: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """Return the part of a checkpoint that fills a network, under the network's own names.
+
+    What every name begins with in the checkpoint, as `module.` or `backbone.`, is taken away. Every
+    parameter and buffer must be there, and nothing else beside it but the classifier.
+
+    Args:
+        state: tensors by name.
+        net: has no classifier.
+        where: the file, in messages.
+        classifiers: names of the classifier's modules in the checkpoint.
+
+    Raises:
+        CheckpointError: names the first parameters that are missing, of another shape, or no part of the
+            network.
+    """
+    expected = net.state_dict()
+    required = [key for key in expected if not key.endswith("num_batches_tracked")]
+    first = required[0]
+    prefixes = [
+        key.removesuffix(first) for key in state if key == first or key.endswith(f".{first}")
+    ]
+    filled = {
+        prefix: sum(f"{prefix}{key}" in state for key in required) for prefix in prefixes or [""]
+    }
+    full = [prefix for prefix, count in filled.items() if count == len(required)]
+    if len(full) > 1 and "" not in full:
+        raise CheckpointError(
+            f"{where}: holds the network {len(full)} times, under {', '.join(full)}; "
+            "save the one that is meant"
+        )
+    prefix = "" if "" in full else max(filled, key=lambda key: filled[key])
+    inside = {
+        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
+    }
+    if missing := [key for key in required if key not in inside]:
+        raise CheckpointError(
+            f"{where}: fills {len(required) - len(missing)} of {len(required)} parameters; missing are "
+            f"{', '.join(missing[:3])}; its keys begin with {', '.join(list(state)[:3])}"
+        )
+    strange = [
+        key
+        for key in inside
+        if key not in expected
+        and not key.endswith("num_batches_tracked")
+        and not key.startswith(tuple(f"{name}." for name in classifiers))
+    ]
+    if strange:
+        raise CheckpointError(
+            f"{where}: holds {len(strange)} parameters that are no part of this network, "
+            f"{', '.join(strange[:3])}; is it of another architecture?"
+        )
+    for key in required:
+        if inside[key].shape != expected[key].shape:
+            raise CheckpointError(
+                f"{where}: {key} is {tuple(inside[key].shape)}, expected {tuple(expected[key].shape)}"
+            )
+    return {key: inside.get(key, expected[key]) for key in expected}
+
+
+def named_failure(name: str, error: Exception) -> CheckpointError:
+    """Return an error of another library as one of this package's, in one line."""
+    return CheckpointError(f"{name}: cannot be loaded ({first_line(error)})")

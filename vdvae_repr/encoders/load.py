@@ -1,0 +1,105 @@
+"""`vr.load`: one function for everything that can fill a store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from vdvae_repr.config import ModelConfig
+from vdvae_repr.encoders import facenet, timm
+from vdvae_repr.encoders.base import Encoder, TorchEncoder, known_encoder
+from vdvae_repr.encoders.download import released_file
+from vdvae_repr.encoders.vdvae import VDVAEEncoder
+from vdvae_repr.errors import CheckpointError
+from vdvae_repr.model import published, weights
+from vdvae_repr.model.vdvae import VDVAE
+
+
+def load(
+    model: str | Path,
+    *,
+    preset: str | None = None,
+    device: str | torch.device = "cpu",
+    compile: bool = False,
+    download: bool = False,
+) -> VDVAE | TorchEncoder:
+    """Load a VDVAE or another encoder in eval mode, float32.
+
+    Args:
+        model: a packaged name ("faces64"); a run folder; a `.safetensors` of this package; a published
+            `.th`; "openai:imagenet64", a released file; "PRESET@random", a preset with its initial weights;
+            "timm:resnet50" or "facenet:vggface2", with "@FILE" for weights of your own and "@random" for
+            initial ones.
+        preset: the architecture of a VDVAE's file, where its shapes do not tell.
+        device: where the parameters go.
+        compile: read posteriors through torch.compile.
+        download: fetch published weights that are not in the cache.
+
+    Returns:
+        A `VDVAE`, or of timm and FaceNet a `TorchEncoder`.
+
+    Raises:
+        CheckpointError: no such model; weights that are missing, damaged, of another architecture, not
+            finite, or that hold code. Weights are never random unless that was asked for.
+    """
+    name = str(model)
+    kind = next((k for k in (timm.PREFIX, facenet.PREFIX) if name.startswith(k)), None)
+    if kind is None:
+        if name.startswith(published.PREFIX):
+            known = name.removeprefix(published.PREFIX)
+            file = released_file(name, download)
+            net = weights.load(
+                file, preset=published.RELEASES[known].preset, device=device, compile=compile
+            )
+            net.name = name
+            return net
+        return weights.load(model, preset=preset, device=device, compile=compile)
+    if compile or preset:
+        raise CheckpointError(f"{name}: compile and preset (--compile, --preset) are for VDVAEs")
+    what, _, own = name.removeprefix(kind).partition("@")
+    if own == "random":
+        random = timm.random_timm if kind == timm.PREFIX else facenet.random_facenet
+        encoder: TorchEncoder = random(what, seed=0)
+    else:
+        file_ = Path(own) if own else None
+        from_file = timm.load_timm if kind == timm.PREFIX else facenet.load_facenet
+        encoder = from_file(what, file_, download)
+    weights.on_device(encoder.net, device)
+    return encoder
+
+
+def as_encoder(model: VDVAE | Encoder) -> Encoder:
+    """Return what reads a model: of a VDVAE its posterior's layers, of anything else itself."""
+    return VDVAEEncoder(model) if isinstance(model, VDVAE) else model
+
+
+def random_twin(config_json: str, weights_sha256: str, seed: int) -> Encoder:
+    """Return the architecture of a store's model with random weights.
+
+    Args:
+        config_json: the store's attribute `config`.
+        weights_sha256: the store's attribute of that name, by which a `TorchEncoder` is found again.
+        seed: of the weights.
+
+    Raises:
+        CheckpointError: a network that is not at hand, or that cannot be initialised anew.
+    """
+    config = json.loads(config_json)
+    # Stores of the first version say "backbone".
+    name = config.get("encoder") or config.get("backbone")
+    if name is None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return VDVAEEncoder(VDVAE(ModelConfig.from_json(config_json)).eval())
+    if name.startswith(timm.PREFIX):
+        return timm.random_timm(name.removeprefix(timm.PREFIX), seed)
+    if name.startswith(facenet.PREFIX):
+        return facenet.random_facenet(name.removeprefix(facenet.PREFIX), seed)
+    known = known_encoder(weights_sha256)
+    if known is None:
+        raise CheckpointError(
+            f"{name}: a store holds no network, so random-init needs its vr.TorchEncoder in this session"
+        )
+    return known.reinitialised(seed)

@@ -1,0 +1,312 @@
+"""timm's models as encoders, read as their authors read them.
+
+The transform is timm's own, and so are the layers: the stages or blocks of `forward_intermediates`, under
+the names of `feature_info`, and the embedding before the classifier last.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vdvae_repr.config import suggestion
+from vdvae_repr.data.source import Preprocessing, RawImage
+from vdvae_repr.encoders.base import (
+    TorchEncoder,
+    checked_state,
+    evaluating,
+    frame_json,
+    framed,
+    named_failure,
+)
+from vdvae_repr.errors import CheckpointError
+from vdvae_repr.model.weights import check_finite, first_line, read_weights
+
+PREFIX = "timm:"
+EMBEDDING = "embedding"
+HUB = "https://huggingface.co"
+TIMEOUT = 5.0  # seconds, to tell whether the hub can be reached
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimmPreprocessing:
+    """timm's evaluation transform, up to the uint8 image; a central square or an alignment may come first."""
+
+    size: int
+    crop_pct: float
+    crop_mode: str
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop: int | None = None
+    align: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a square of nothing, and two ways to choose it."""
+        Preprocessing(size=self.size, crop=self.crop, align=self.align)
+
+    def __call__(self, image: RawImage) -> NDArray[np.uint8]:
+        """Return uint8 (size, size, 3); transparency is laid over white.
+
+        Raises:
+            DataError: the image is smaller than the crop, or has no face to align.
+        """
+        picture = framed(image, self.crop, self.align, round(self.size / self.crop_pct))
+        transform = _transform(self.size, self.crop_pct, self.crop_mode, self.interpolation)
+        return np.ascontiguousarray(np.asarray(transform(picture)).transpose(1, 2, 0))
+
+    def to_json(self) -> dict[str, Any]:
+        """Describe the steps for a store's attributes."""
+        own = {
+            key: getattr(self, key) for key in ("size", "crop_pct", "crop_mode", "interpolation")
+        }
+        return frame_json(self) | own | {"transform": "timm", "mean": self.mean, "std": self.std}
+
+
+@cache
+def _transform(
+    size: int, crop_pct: float, crop_mode: str, interpolation: str
+) -> Callable[[Any], Any]:
+    """Return timm's transform; under `use_prefetcher` it ends before values are scaled."""
+    from timm.data.transforms_factory import create_transform
+
+    made: Callable[[Any], Any] = create_transform(
+        (3, size, size),
+        is_training=False,
+        use_prefetcher=True,
+        interpolation=interpolation,
+        crop_pct=crop_pct,
+        crop_mode=crop_mode,
+    )
+    return made
+
+
+class TimmEncoder(TorchEncoder):
+    """A timm model without its classifier; make one with `vr.load("timm:NAME")`.
+
+    Grids are (C, H, W). Transformers of the family of ViT give tokens (T, C), class token first.
+    """
+
+    def __init__(self, net: nn.Module, name: str) -> None:
+        from timm.data.config import resolve_model_data_config
+
+        data = resolve_model_data_config(net)
+        channels, height, width = data["input_size"]
+        if channels != 3 or height != width:
+            raise CheckpointError(
+                f"{name}: expected a model of square RGB images, found inputs {data['input_size']}"
+            )
+        if not hasattr(net, "forward_intermediates"):
+            raise CheckpointError(
+                f"{name}: timm gives no intermediate features of it; name its modules in vr.TorchEncoder"
+            )
+        intermediates: Any = net.forward_intermediates
+        signature = inspect.signature(intermediates).parameters
+        self._tokens = "return_prefix_tokens" in signature
+        stages = [row["module"] for row in net.feature_info]  # type: ignore[union-attr]
+        self._stages: tuple[str, ...] = tuple(stages)
+        self._one_pass = False
+        transform = TimmPreprocessing(
+            size=height,
+            crop_pct=data["crop_pct"],
+            crop_mode=data["crop_mode"],
+            interpolation=data["interpolation"],
+            mean=tuple(data["mean"]),
+            std=tuple(data["std"]),
+        )
+        prefix = int(getattr(net, "num_prefix_tokens", 0)) if self._tokens else 0
+        names = (*stages, EMBEDDING)
+        self._set_up(net, names, name, transform, data["mean"], data["std"], prefix)
+        self._one_pass = self._heads_agree(net)
+
+    @torch.no_grad()
+    def _heads_agree(self, net: Any) -> bool:
+        """Whether the head makes the embedding of what `forward_intermediates` ends with."""
+        generator = torch.Generator().manual_seed(0)
+        x = torch.rand(1, 3, self.image_size, self.image_size, generator=generator)
+        with evaluating(net):
+            try:
+                final, stages = self._intermediates(x, None)
+                same = torch.equal(net.forward_head(final), net(x))
+            except (RuntimeError, AttributeError, TypeError):
+                return False
+        return same and len(stages) == len(self._stages)
+
+    def _intermediates(
+        self, x: Tensor, indices: Sequence[int] | None
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """Return the final features and the stages of `indices`; of those alone, no final features."""
+        net: Any = self.net
+        options: dict[str, Any] = {"indices": None if indices is None else list(indices)}
+        if self._tokens:
+            options |= {"output_fmt": "NLC", "return_prefix_tokens": True}
+        if indices is not None:
+            options |= {"stop_early": True, "intermediates_only": True}
+        result = net.forward_intermediates(x, **options)
+        final, stages = (None, result) if indices is not None else result
+        return final, [
+            torch.cat([stage[1], stage[0]], dim=1) if isinstance(stage, tuple) else stage
+            for stage in stages
+        ]
+
+    def _outputs(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        wanted = [index for index, stage in enumerate(self._stages) if stage in names]
+        outputs: dict[str, Tensor] = {}
+        net: Any = self.net
+        whole = EMBEDDING in names and self._one_pass
+        if wanted:
+            final, stages = self._intermediates(x, None if whole else wanted)
+            if whole:
+                stages = [stages[index] for index in wanted]
+                outputs[EMBEDDING] = net.forward_head(final)
+            found = {self._stages[i]: stage for i, stage in zip(wanted, stages, strict=True)}
+            outputs = found | outputs
+        if EMBEDDING in names and EMBEDDING not in outputs:
+            outputs[EMBEDDING] = net(x)
+        return outputs
+
+    def reinitialised(self, seed: int) -> TimmEncoder:
+        """Return the same architecture with timm's own initial weights, drawn from a seed."""
+        name = self.name.removesuffix("@random")
+        return random_timm(name.removeprefix(PREFIX), seed)
+
+
+def load_timm(what: str, weights: Path | None, download: bool) -> TimmEncoder:
+    """Load a timm model with its published weights, or those of a file.
+
+    Args:
+        what: the model's name at timm, maybe with a tag: `resnet50` or `resnet50.a1_in1k`.
+        weights: a file of weights for it; None for the published ones, out of the cache.
+        download: fetch published weights that are not in the cache.
+
+    Raises:
+        CheckpointError: no such model, weights that are missing, or that do not fill it.
+    """
+    name = f"{PREFIX}{what}"
+    if weights is not None:
+        net = _create(what, pretrained=False)
+        _fill(net, read_weights(weights), f"{name}@{weights}")
+        return TimmEncoder(net, name)
+    file = _cached(what)
+    if file is None:
+        _refuse_or_reach(name, download)
+    overlay = None if file is None else {"file": str(file)}
+    try:
+        net = _create(what, pretrained=True, pretrained_cfg_overlay=overlay)
+    except CheckpointError:
+        raise
+    except Exception as error:  # what timm and the hub raise, of many kinds
+        raise named_failure(name, error) from error
+    check_finite(net.state_dict(), name)
+    return TimmEncoder(net, name)
+
+
+def random_timm(what: str, seed: int) -> TimmEncoder:
+    """Return a timm model with its initial weights, drawn from a seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = _create(what, pretrained=False)
+    return TimmEncoder(net, f"{PREFIX}{what}@random")
+
+
+def _create(what: str, *, pretrained: bool, **options: Any) -> nn.Module:
+    import timm
+
+    _check_name(what)
+    try:
+        net: nn.Module = timm.create_model(what, pretrained=pretrained, num_classes=0, **options)
+    except RuntimeError as error:
+        if pretrained:
+            raise
+        raise named_failure(f"{PREFIX}{what}", error) from error
+    return net.eval()
+
+
+def _check_name(what: str) -> None:
+    import timm
+
+    if not timm.is_model(what.partition(".")[0]):
+        raise CheckpointError(
+            f"{PREFIX}{what}: timm has no such model"
+            f"{suggestion(what.partition('.')[0], timm.list_models())}; timm.list_models() has the names"
+        )
+
+
+def _fill(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load a checkpoint strictly: under timm's names, or those that timm itself knows to translate."""
+    config: Any = net.pretrained_cfg
+    classifier = config.get("classifier") or ()
+    names = [classifier] if isinstance(classifier, str) else list(classifier)
+    try:
+        filled = checked_state(state, net, where, names)
+    except CheckpointError as refusal:
+        module = sys.modules[type(net).__module__]
+        translate = getattr(module, "checkpoint_filter_fn", None)
+        if translate is None:
+            raise
+        try:
+            filled = checked_state(translate(dict(state), net), net, where, names)
+        except Exception:  # whatever a translation raises of names that are not its own
+            raise refusal from None
+    net.load_state_dict(filled)
+
+
+def _cached(what: str) -> Path | None:
+    """Return where a model's published weights lie on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+    from timm.models import get_pretrained_cfg
+
+    _check_name(what)
+    try:
+        known = get_pretrained_cfg(what)
+    except RuntimeError as error:
+        raise named_failure(f"{PREFIX}{what}", error) from error
+    config: dict[str, Any] = {} if known is None else known.to_dict()
+    if hub := config.get("hf_hub_id"):
+        repository, _, revision = str(hub).partition("@")
+        names = [config.get("hf_hub_filename"), "model.safetensors", "pytorch_model.bin"]
+        for name in filter(None, names):
+            file = try_to_load_from_cache(repository, name, revision=revision or None)
+            if isinstance(file, str):
+                return Path(file)
+    if url := config.get("url"):
+        file = Path(torch.hub.get_dir()) / "checkpoints" / str(url).rpartition("/")[2]
+        return file if file.is_file() else None
+    return None
+
+
+def _refuse_or_reach(name: str, download: bool) -> None:
+    """Refuse to go on without weights, unless they may be fetched and the hub answers.
+
+    The hub's client tries again for minutes where there is no network; one request tells in seconds.
+
+    Raises:
+        CheckpointError: as described.
+    """
+    missing = f"{name}: its published weights are not in the cache"
+    remedy = f"give a file, {name}@FILE, or ask for random ones, {name}@random"
+    if not download:
+        raise CheckpointError(f"{missing}; fetch them with download=True (--download), {remedy}")
+    try:
+        request = urllib.request.Request(HUB, method="HEAD")
+        with urllib.request.urlopen(request, timeout=TIMEOUT):
+            return
+    except urllib.error.HTTPError:
+        return  # it answers
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise CheckpointError(
+            f"{missing}, and {HUB} cannot be reached ({first_line(reason)}); {remedy}"
+        ) from error

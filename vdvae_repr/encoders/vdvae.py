@@ -1,0 +1,100 @@
+"""A VDVAE as an encoder: its layers are its posterior's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vdvae_repr.data.source import Preprocessing
+from vdvae_repr.encoders.base import ImageTransform, Reading
+from vdvae_repr.model.layers import LayerSpec
+from vdvae_repr.model.noise import NoiseFn
+from vdvae_repr.model.precision import Precision
+from vdvae_repr.model.vdvae import VDVAE, Posterior
+from vdvae_repr.model.weights import weights_sha256
+
+FEATURES = (
+    "mean",
+    "log_std",
+    "z",
+    "delta",
+    "prior_mean",
+    "prior_log_std",
+    "kl",
+    "top_down",
+    "bottom_up",
+)
+
+
+class VDVAEEncoder:
+    """Reads the posterior of a VDVAE, layer by layer."""
+
+    features = FEATURES
+    preprocessing: ImageTransform
+
+    def __init__(self, model: VDVAE) -> None:
+        self.model, self.name, self.layers = model, model.name, model.layers
+        self.image_size = self.stored_side = model.config.image_size
+        self.preprocessing = Preprocessing(size=self.image_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.model.device
+
+    def identity(self) -> dict[str, str]:
+        """Return the store's attributes `model`, `config` (JSON) and `weights_sha256`."""
+        return {
+            "model": self.name,
+            "config": self.model.config.to_json(),
+            "weights_sha256": weights_sha256(self.model),
+        }
+
+    def shape(self, spec: LayerSpec, feature: str) -> tuple[int, ...]:
+        """Return the shape of one image's feature, (C, R, R)."""
+        if feature in ("top_down", "bottom_up"):
+            return self.model.top_down.widths[spec.resolution], *spec.shape[1:]
+        return spec.shape
+
+    def read(
+        self,
+        pixels: NDArray[np.uint8] | Tensor,
+        layers: Sequence[LayerSpec],
+        features: Sequence[str],
+        *,
+        noise: NoiseFn | None = None,
+        precision: Precision = "fp32",
+    ) -> Reading:
+        """Read features of the posterior, and its KL; without noise each layer sends its mean down."""
+        posterior = self.model.posterior(
+            pixels,
+            [spec.index for spec in layers],
+            noise=noise,
+            precision=precision,
+            top_down="top_down" in features,
+            bottom_up="bottom_up" in features,
+        )
+        values = {
+            (spec.name, feature): _feature(posterior, spec, feature)
+            for spec in layers
+            for feature in features
+        }
+        return Reading(values, posterior.kl)
+
+    def reinitialised(self, seed: int) -> VDVAEEncoder:
+        """Return the same architecture with its initial weights, drawn from a seed."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return VDVAEEncoder(VDVAE(self.model.config).eval())
+
+
+def _feature(posterior: Posterior, spec: LayerSpec, feature: str) -> Tensor:
+    """Return a layer's feature by name, float32; `bottom_up` is its resolution's."""
+    if feature == "bottom_up":
+        return posterior.bottom_up[spec.resolution].float()
+    return cast(Tensor, getattr(posterior[spec.name], feature)).float()
