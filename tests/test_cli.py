@@ -19,8 +19,8 @@ def run(*arguments, cwd=None):
 def test_public_names():
     assert vr.__all__ == [
         "CheckpointError", "ConfigError", "DataError", "LatentStore", "LatentTransformer", "LayerError",
-        "ModelConfig", "Source", "StoreError", "TaskError", "Terminated", "TrainingError", "VDVAE",
-        "VDVAEReprError", "atlas", "evaluate", "extract", "load", "open_source", "plot", "run_task", "train",
+        "ModelConfig", "Source", "StoreError", "TaskError", "Terminated", "TorchEncoder", "TrainingError",
+        "VDVAE", "VDVAEReprError", "atlas", "evaluate", "extract", "load", "open_source", "plot", "run_task", "train",
     ]  # fmt: skip
     assert all(getattr(vr, name) is not None for name in vr.__all__)
 

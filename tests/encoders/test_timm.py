@@ -48,7 +48,7 @@ def test_every_layer_holds_timms_own_values(name, layers, photo):
         read = encoder.read(pixels, layers_read)
         for spec in layers_read:
             value = expected[spec.index].numpy().reshape(1, *spec.shape)
-            gap = np.abs(read.values[spec.name, "activation"] - value).max()
+            gap = np.abs(read.values[spec.name, "activation"].numpy() - value).max()
             assert gap <= 1e-5 * np.abs(value).max(), spec.name
 
 

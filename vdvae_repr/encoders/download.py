@@ -125,6 +125,7 @@ def _fetch_part(url: str, part: Path) -> None:
             _transfer(url, part, before)
             return
         except urllib.error.HTTPError as error:
+            error.close()
             raise CheckpointError(
                 f"{url}: cannot be fetched (HTTP {error.code} {error.reason}); try later, or save the "
                 "file in its place by other means"
@@ -164,6 +165,7 @@ def _transfer(url: str, part: Path, start: int) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416 or not start:
             raise
+        error.close()
         total = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
         if total and int(total[1]) == start:
             return None  # every byte was there

@@ -303,8 +303,8 @@ def _refuse_or_reach(name: str, download: bool) -> None:
         request = urllib.request.Request(HUB, method="HEAD")
         with urllib.request.urlopen(request, timeout=TIMEOUT):
             return
-    except urllib.error.HTTPError:
-        return  # it answers
+    except urllib.error.HTTPError as answer:
+        answer.close()  # which is all that was to be known
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise CheckpointError(

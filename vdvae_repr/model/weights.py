@@ -147,13 +147,14 @@ def _load_file(path: Path, preset: str | None) -> VDVAE:
         state: Mapping[str, Any] = weights
     else:
         state = read_th(path)
-    named = from_published_names(_without_wrapper(unwrapped(state, path)))
+    state = unwrapped(state, path)
+    named = from_published_names(_without_wrapper(state))
     weights = {key: value.float() for key, value in named.items()}
     candidates = [preset] if preset else [n for n in preset_names() if _fits(weights, n)]
     if len(candidates) != 1:
         found = f"fits {' and '.join(candidates)}" if candidates else "fits no preset"
         raise CheckpointError(
-            f"{path}: {found} (its {len(weights)} tensors begin with {_some(state)}); "
+            f"{path}: {found} (its names of tensors, {len(state)} in all, begin with {_some(state)}); "
             "name the architecture with --preset"
         )
     check_finite(weights, path)
@@ -250,7 +251,9 @@ def read_th(path: Path) -> dict[str, Any]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if named is None and _head(path)[:1] != b"\x80" and _head(path)[:2] != b"PK":
+        head = _head(path)
+        known = head[:2] == b"PK" or (head[:1] == b"\x80" and head[1] <= pickle.HIGHEST_PROTOCOL)
+        if named is None and not known:
             raise CheckpointError(
                 f"{path}: not a readable checkpoint, {_size(path)}; expected safetensors or what "
                 "torch.save writes: get it again"
