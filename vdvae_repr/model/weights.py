@@ -7,6 +7,7 @@ Every file is judged by its content, not by its ending, and pickled code is neve
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import json
 import pickle
@@ -263,9 +264,11 @@ def read_th(path: Path) -> dict[str, Any]:
             f"{path}: holds pickled code or objects other than tensors{what}; refused, nothing was run: "
             "save the tensors alone, torch.save(model.state_dict(), FILE)"
         ) from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:
+        if (
+            isinstance(error, OSError) and error.errno != errno.EINVAL
+        ):  # that is a seek past a cut file's end
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
         if "TorchScript" in str(error):
             raise CheckpointError(
                 f"{path}: is a TorchScript archive, which holds code; refused, nothing was run: "
