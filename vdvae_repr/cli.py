@@ -134,6 +134,9 @@ def extract(
     batch_size: Annotated[str, typer.Option(help="Images a forward pass, or auto.")] = "32",
     num_workers: NumWorkers = None,
     compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="Record a pass on the GPU and replay it.")
+    ] = False,
     device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
@@ -151,7 +154,14 @@ def extract(
     if device == "cuda":  # one card a process of torchrun
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     main_process = _is_main_process()
-    net = vr.load(model, preset=preset, device=device, compile=compile, download=download)
+    net = vr.load(
+        model,
+        preset=preset,
+        device=device,
+        compile=compile,
+        cuda_graphs=cuda_graphs,
+        download=download,
+    )
     started, done = time.monotonic(), 0
 
     def show(count: int) -> None:

@@ -27,6 +27,7 @@ from torch import Tensor
 import vdvae_repr as vr
 from vdvae_repr.config import Config, ModelConfig, TrainConfig
 from vdvae_repr.data.open import open_source
+from vdvae_repr.model.graphs import graph_inference
 from vdvae_repr.model.inference import compile_inference
 from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.preprocessing import to_input, to_target
@@ -99,6 +100,18 @@ def golden(device: str) -> Iterator[Row]:
     yield checked(
         "golden pass, channels-last", model.worst("fp32"), BOUNDS["fp32"], precision="fp32"
     )
+    if device != "cpu":
+        model = Golden("plain16", device)
+        graph_inference(model.model)
+        for number, precision in enumerate(("fp32",) * 3 + ("bf16",) * 3):
+            error = model.worst(precision)
+            yield checked(
+                "golden pass, CUDA graph",
+                error,
+                BOUNDS[precision],
+                precision=precision,
+                number=number,
+            )
     model = Golden("plain16", device)
     compile_inference(model.model)
     yield checked("golden pass, compiled", model.worst("fp32"), BOUNDS["fp32"], precision="fp32")

@@ -2,8 +2,9 @@
 
     python benchmarks/gpu/extraction.py --device cuda --seconds 150
 
-Layers: all of them, the first 31 (`0:31`), or up to the last at 8x8. Modes: the blocks as they are, with
-weights in channels-last, and through torch.compile (imagenet64 and cifar10 alone: compiling takes long). A
+Layers: all of them, the first 31 (`0:31`), or up to the last at 8x8. Modes: the blocks as they are, as a CUDA
+graph, with weights in channels-last, and through torch.compile (imagenet64 and cifar10 alone: compiling takes
+long). A
 row is the median of passes over a batch of random images that stands on the device, results left there;
 `of_matrix_rate` holds the operations of the path needed against a large product's in the same precision,
 measured in the same run. What there is no time for is named in a last row. Prints one JSON object a line.
@@ -20,6 +21,7 @@ from rates import matrix_rate, seconds
 from torch.utils.flop_counter import FlopCounterMode
 
 import vdvae_repr as vr
+from vdvae_repr.model.graphs import graph_inference
 from vdvae_repr.model.inference import compile_inference
 from vdvae_repr.model.layers import select_layers
 
@@ -37,6 +39,7 @@ def cases(smoke: bool) -> list[tuple[str, str, str, str]]:
         others = tuple(preset for preset in BATCHES if preset not in COMPILED)
         groups = [
             ("eager", tuple(BATCHES), PRECISIONS),
+            ("graphs", tuple(BATCHES), ("bf16",)),
             ("channels_last", COMPILED, PRECISIONS),
             ("compiled", COMPILED[:1], ("bf16",)),
             ("channels_last", others, PRECISIONS),
@@ -61,6 +64,8 @@ def build(preset: str, mode: str, device: str, smoke: bool) -> vr.VDVAE:
         model = model.to(memory_format=torch.channels_last)
     if mode == "compiled":
         compile_inference(model)
+    if mode == "graphs":
+        graph_inference(model)
     return model
 
 
@@ -106,7 +111,7 @@ def main() -> None:
             first = seconds(read, device)
             if device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            seconds(read, device)
+            seconds(read, device)  # CUDA graphs are recorded at the second pass
             times = [seconds(read, device) for _ in range(2 if options.smoke else 5)]
             rate = row["batch_size"] / statistics.median(times)
             needed = operations(model, stop)

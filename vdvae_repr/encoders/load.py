@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +24,7 @@ def load(
     preset: str | None = None,
     device: str | torch.device = "cpu",
     compile: bool = False,
+    cuda_graphs: bool = False,
     download: bool = False,
 ) -> VDVAE | TorchEncoder:
     """Load a VDVAE or another encoder in eval mode, float32.
@@ -35,6 +37,8 @@ def load(
         preset: the architecture of a VDVAE's file, where its shapes do not tell.
         device: where the parameters go.
         compile: read posteriors through torch.compile.
+        cuda_graphs: on a CUDA device, record a pass of a VDVAE that comes again and replay it: small kernels
+            then do not wait for the host.
         download: fetch published weights that are not in the cache.
 
     Returns:
@@ -45,19 +49,18 @@ def load(
             finite, or that hold code. Weights are never random unless that was asked for.
     """
     name = str(model)
+    how: dict[str, Any] = {"device": device, "compile": compile, "cuda_graphs": cuda_graphs}
     kind = next((k for k in (timm.PREFIX, facenet.PREFIX) if name.startswith(k)), None)
     if kind is None:
         if name.startswith(published.PREFIX):
             known = name.removeprefix(published.PREFIX)
             file = released_file(name, download)
-            net = weights.load(
-                file, preset=published.RELEASES[known].preset, device=device, compile=compile
-            )
+            net = weights.load(file, preset=published.RELEASES[known].preset, **how)
             net.name = name
             return net
-        return weights.load(model, preset=preset, device=device, compile=compile)
-    if compile or preset:
-        raise CheckpointError(f"{name}: compile and preset (--compile, --preset) are for VDVAEs")
+        return weights.load(model, preset=preset, **how)
+    if compile or cuda_graphs or preset:
+        raise CheckpointError(f"{name}: compile, cuda_graphs and preset are for VDVAEs")
     what, _, own = name.removeprefix(kind).partition("@")
     if own == "random":
         random = timm.random_timm if kind == timm.PREFIX else facenet.random_facenet

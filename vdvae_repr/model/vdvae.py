@@ -36,6 +36,7 @@ from vdvae_repr.model.distributions import (
     mixture_mean,
     mixture_sample,
 )
+from vdvae_repr.model.graphs import Inferred, graphed_passes
 from vdvae_repr.model.inference import plan_of
 from vdvae_repr.model.layers import LayerSpec, make_layer_specs, select_layers
 from vdvae_repr.model.noise import NoiseFn, image_names, seed_of, seeded_noise
@@ -245,7 +246,7 @@ class VDVAE(nn.Module):
         keep: Collection[int] | None = None,
         top_down: bool = True,
         bottom_up: bool = True,
-    ) -> tuple[list[LayerPosterior], Tensor, dict[int, Tensor], dict[int, Tensor]]:
+    ) -> Inferred:
         """Run the posterior over the first `stop` layers of a normalised (N, 3, S, S) input.
 
         Args:
@@ -259,6 +260,27 @@ class VDVAE(nn.Module):
         Returns the layers kept, the KL (N, layers run), the top-down states by resolution, the bottom-up
         activations.
         """
+        if (passes := graphed_passes(self)) is None:
+            return self._infer(x, noise, stop, keep, top_down, bottom_up)
+        kept = None if keep is None else tuple(keep)
+        precision = torch.is_autocast_enabled(x.device.type), torch.backends.cudnn.allow_tf32
+        return passes(
+            lambda x, noise: self._infer(x, noise, stop, kept, top_down, bottom_up),
+            x,
+            noise,
+            self.layers[:stop],
+            (stop, kept, top_down, bottom_up, precision, self.top_down.gain.data_ptr()),
+        )
+
+    def _infer(
+        self,
+        x: Tensor,
+        noise: NoiseFn | None,
+        stop: int | None,
+        keep: Collection[int] | None,
+        top_down: bool,
+        bottom_up: bool,
+    ) -> Inferred:
         plan = plan_of(self, x)
         x = x.contiguous(memory_format=torch.channels_last)
         activations = self.bottom_up(x, blocks=plan and plan.bottom_up)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from vdvae_repr.config import ModelConfig, preset_names, suggestion
 from vdvae_repr.errors import CheckpointError, ConfigError
+from vdvae_repr.model.graphs import graph_inference
 from vdvae_repr.model.inference import compile_inference
 from vdvae_repr.model.published import from_published_names
 from vdvae_repr.model.vdvae import VDVAE
@@ -42,6 +43,7 @@ def load(
     preset: str | None = None,
     device: str | torch.device = "cpu",
     compile: bool = False,
+    cuda_graphs: bool = False,
 ) -> VDVAE:
     """Load a VDVAE in eval mode, float32.
 
@@ -52,10 +54,11 @@ def load(
         preset: the architecture of a file that holds no config, where its shapes do not tell.
         device: where the parameters go.
         compile: read posteriors through torch.compile.
+        cuda_graphs: on a CUDA device, record a pass that comes again and replay it.
 
     Raises:
-        CheckpointError: no such weights, a damaged or unsafe file, another architecture, values that are
-            not finite.
+        ConfigError: CUDA graphs elsewhere. CheckpointError: no such weights, a damaged or unsafe file,
+            another architecture, values that are not finite.
     """
     if str(model).endswith("@random"):
         with torch.random.fork_rng():
@@ -67,6 +70,8 @@ def load(
     net = on_device(net, device).eval()
     if compile:
         compile_inference(net)
+    if cuda_graphs:
+        graph_inference(net)
     return net
 
 
