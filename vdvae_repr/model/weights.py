@@ -263,8 +263,6 @@ def read_th(path: Path) -> dict[str, Any]:
             f"{path}: holds pickled code or objects other than tensors{what}; refused, nothing was run: "
             "save the tensors alone, torch.save(model.state_dict(), FILE)"
         ) from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:
         if "TorchScript" in str(error):
             raise CheckpointError(
