@@ -117,7 +117,9 @@ def extract(
     ] = False,
     resize: Resize = "bicubic",
     mirror: Annotated[bool, typer.Option("--mirror", help="Read the mirrored images too.")] = False,
-    pool: Annotated[str | None, typer.Option(help="Store avg or avg:GRID, to save disk.")] = None,
+    pool: Annotated[
+        str | None, typer.Option(help="Store avg, avg:GRID, or cls of tokens, to save disk.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, or float16 to save disk.")] = "float32",
     precision: Annotated[
         str, typer.Option(help="fp32; tf32 (GPUs) or bf16 trade exactness for speed.")
@@ -214,7 +216,9 @@ def probe(
     feature: Annotated[
         list[str] | None, typer.Option(help="A stored feature: mean, if not given; z:2, a draw.")
     ] = None,
-    pool: Annotated[list[str] | None, typer.Option(help="none, avg or avg:GRID.")] = None,
+    pool: Annotated[
+        list[str] | None, typer.Option(help="none, avg, avg:GRID, or cls of tokens.")
+    ] = None,
     joint: Annotated[bool, typer.Option(help="The layers of each --layer as one vector.")] = False,
     head: Annotated[
         list[str] | None, typer.Option(help="One of the task's heads; all if not given.")
@@ -602,7 +606,7 @@ def export(
     feature: Annotated[
         str | None, typer.Option(help="A stored feature: mean, if not given; z:2, a draw.")
     ] = None,
-    pool: Annotated[str | None, typer.Option(help="avg or avg:GRID.")] = None,
+    pool: Annotated[str | None, typer.Option(help="avg, avg:GRID, or cls of tokens.")] = None,
     split: Annotated[str | None, typer.Option(help="This split's images alone.")] = None,
 ) -> None:
     """Write one flat matrix, layers side by side in order, with ids and shapes."""

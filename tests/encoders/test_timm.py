@@ -141,12 +141,27 @@ def test_depth_goes_through_probe_atlas_and_compare(resnet, tiny, people, tmp_pa
 
 
 def test_published_weights_that_are_not_there_are_an_error(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a, **k: None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for name in ("timm:resnet18", "facenet:vggface2"):
         with pytest.raises(vr.CheckpointError, match=r"not in the cache.*@random") as refusal:
             vr.load(name)
         assert "\n" not in str(refusal.value)
+
+
+def test_published_weights_are_those_of_the_hubs_cache(tmp_path, monkeypatch):
+    torch.manual_seed(7)
+    state = timm.create_model("resnet10t").state_dict()
+    save_file(state, tmp_path / "model.safetensors")
+
+    def cached(repository, name, revision=None):
+        assert repository == timm.models.get_pretrained_cfg("resnet10t").hf_hub_id
+        return str(tmp_path / name) if name == "model.safetensors" else None
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached)
+    loaded = vr.load("timm:resnet10t")
+    assert loaded.name == "timm:resnet10t"
+    assert all(torch.equal(value, state[key]) for key, value in loaded.net.state_dict().items())
 
 
 def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone(resnet):
@@ -261,6 +276,7 @@ def test_names_that_timm_translates_are_taken(tmp_path):
         ("timm:resnet10t@none.pth", "no such file"),
         ("timm:resnet10x", "timm has no such model.*did you mean"),
         ("timm:resnet18.none@random", "cannot be loaded"),
+        ("timm:crossvit_tiny_240@random", "under one name each"),
         ("facenet:lfw", "expected facenet:vggface2 or facenet:casia-webface"),
     ],
 )

@@ -108,14 +108,15 @@ class TimmEncoder(TorchEncoder):
             raise CheckpointError(
                 f"{name}: expected a model of square RGB images, found inputs {data['input_size']}"
             )
-        if not hasattr(net, "forward_intermediates"):
+        stages = [row["module"] for row in net.feature_info]  # type: ignore[union-attr]
+        if not hasattr(net, "forward_intermediates") or len(set(stages)) < len(stages):
             raise CheckpointError(
-                f"{name}: timm gives no intermediate features of it; name its modules in vr.TorchEncoder"
+                f"{name}: timm gives no intermediate features of it under one name each; name its modules in "
+                "vr.TorchEncoder"
             )
         intermediates: Any = net.forward_intermediates
         signature = inspect.signature(intermediates).parameters
         self._tokens = "return_prefix_tokens" in signature
-        stages = [row["module"] for row in net.feature_info]  # type: ignore[union-attr]
         self._stages: tuple[str, ...] = tuple(stages)
         self._one_pass = False
         transform = TimmPreprocessing(
