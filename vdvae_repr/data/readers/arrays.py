@@ -115,7 +115,9 @@ def open_hdf5(path: Path, key: str | None = None) -> Source:
         def read(name: str) -> Any:
             item = found[name]
             if not isinstance(item, h5py.Dataset):
-                raise DataError(f"{path}: {name} is {item}")
+                raise DataError(
+                    f"{path}: {name} is {item}; expected one data set, of images (N, H, W, 3)"
+                )
             if name.rpartition("/")[2] in ("labels", "splits", "split", "class_names") or (
                 name.endswith("_labels")
             ):
