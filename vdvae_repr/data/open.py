@@ -129,9 +129,9 @@ def _reading(path: Path, reader: Callable[[Path], Source]) -> Source:
     try:
         return reader(path)
     except _BROKEN as error:
-        what = (
-            "" if path.suffix.lower() == ".npz" and zipfile.is_zipfile(path) else what_it_is(path)
-        )
+        what = what_it_is(path)
+        if path.suffix.lower() == ".npz" and what.startswith("a zip"):
+            what = ""  # as it should be
         raise DataError(
             f"{path}: it is {what}" if what else f"{path}: cannot be read ({one_line(error)})"
         ) from error
