@@ -1,5 +1,7 @@
 """Verification and few-shot tasks: on data whose answer is known, and against direct computations."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -9,6 +11,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.preprocessing import normalize
 
 import vdvae_repr as vr
+from vdvae_repr.data.faces import read_pairs
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Source
 from vdvae_repr.features import Columns, Features
@@ -60,6 +63,29 @@ def faces(tiny, tmp_path_factory):
     write_pairs(folder / "train.txt", range(6, 12), 1, 120, 1)
     write_pairs(folder / "folds.txt", range(12), 4, 60, 2)
     return store, folder
+
+
+def test_pairs_of_ones_own_give_the_figures_of_lfws_list(faces, tmp_path):
+    """The same pairs as a table: people are those of the labels, which here are those of the names."""
+    store, folder = faces
+    lists = [read_pairs(folder / f"{name}.txt", store.ids) for name in ("test", "train")]
+    lines = ["a,b,same,split"]
+    for pairs, split in zip(lists, ("test", "train"), strict=True):
+        for row in zip(pairs.first, pairs.second, pairs.same, strict=True):
+            lines.append(f"{store.ids[row[0]]},{store.ids[row[1]]},{int(row[2])},{split}")
+    (tmp_path / "own.csv").write_text("\n".join(lines) + "\n")
+    options = {"layers": "4x4.0", "heads": ["cosine"]}
+    own = vr.run_task("face_verification", store, pairs=tmp_path / "own.csv", **options)
+    lfw = vr.run_task(
+        "face_verification",
+        store,
+        pairs=folder / "test.txt",
+        pairs_train=folder / "train.txt",
+        **options,
+    )
+    assert len(own) > 4
+    for row, other in zip(own, lfw, strict=True):
+        assert replace(row, seconds=0) == replace(other, seconds=0)
 
 
 def test_view_1_takes_its_threshold_from_the_training_pairs(faces):

@@ -50,6 +50,13 @@ def test_a_folder_that_is_no_split_is_named():
     assert "no split is called 'extra' (1 images)" in found.notices[1]
 
 
+def test_folders_that_are_called_like_splits_are_no_classes():
+    found = names_from_paths(["train2017/a/1.png", "val2017/a/2.png"])
+    assert (found.labels, found.splits) == (["a", "a"], ("train2017", "val2017"))
+    assert "no split is called 'train2017' (1 images), 'val2017' (1 images)" in found.notices[0]
+    assert names_from_paths(["bullet train/1.png", "dog/2.png"]).splits == ("", "")
+
+
 def test_a_class_called_train():
     found = names_from_paths(["bus/1.png", "train/2.png"])
     assert (found.labels, found.splits) == (["bus", "train"], ("", ""))

@@ -200,6 +200,7 @@ def test_an_empty_name_is_refused():
         ("a.png", b"\x89PNG", "a single image; give the folder"),
         ("a.xyz", b"?", r"found '\.xyz'; save its images"),
         ("a.npy", b"", "cannot be read"),
+        ("b.npz", b"PK\x03\x04", "cannot be read"),
     ],
 )
 def test_what_a_file_is_instead_is_said(tmp_path, name, content, message):

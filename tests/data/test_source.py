@@ -57,6 +57,13 @@ def test_sixteen_bits_are_scaled_by_their_depth(factor):
     assert np.array_equal(grey_of(big_endian), expected)
 
 
+def test_a_pgm_says_what_is_white():
+    """Its header has the largest value; Pillow scales by it."""
+    values = GREY.astype(np.uint16) * 16
+    pgm = b"P5 8 8 4095\n" + values.astype(">u2").tobytes()
+    assert np.abs(grey_of(pgm) - values * (255 / 4095)).max() < 0.51
+
+
 def test_twelve_bits_of_a_tiff():
     values = GREY.astype(np.uint16) * 16
     assert np.array_equal(grey_of(tiff(twelve_bits(values), 12)), np.round(values * (255 / 4095)))

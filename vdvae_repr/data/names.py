@@ -23,7 +23,15 @@ SPLIT_WORDS = {
     "testing": "test",
 }
 MISSING = ("", "nan", "na", "n/a", "<na>", "null")  # what tables write where there is no value
-SYSTEM_FOLDERS = ("@eaDir", "__MACOSX", "$RECYCLE.BIN", "#recycle", "lost+found")
+SYSTEM_FOLDERS = (
+    "@eaDir",
+    "__MACOSX",
+    "$RECYCLE.BIN",
+    "#recycle",
+    "@Recycle",
+    "@tmp",
+    "lost+found",
+)
 
 
 def natural_key(text: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -70,6 +78,16 @@ def readable(name: str) -> str:
 def split_of(word: str) -> str | None:
     """Return the split that a word means, as `val` for `Validation`; None where it means none."""
     return SPLIT_WORDS.get(word.strip().casefold())
+
+
+def like_split(word: str) -> str | None:
+    """Return the split that one part of a word means, as `train` for `train2017` or `TrainSet`, or None.
+
+    >>> [like_split(word) for word in ("train2017", "test_images", "trains", "dog")]
+    ['train', 'test', None, None]
+    """
+    parts = {split_of(part) for part in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", word)} - {None}
+    return parts.pop() if len(parts) == 1 else None
 
 
 def splits_of(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -134,8 +152,8 @@ def names_from_paths(ids: Sequence[str]) -> PathNames:
 def _split_level(folders: Sequence[tuple[str, ...]]) -> tuple[int | None, tuple[str, ...]]:
     """Return the level of folders that are splits, None if none are, and a line where that is in doubt.
 
-    At a level that is the same for all images, other folders may stand beside at least two splits; below
-    classes, every folder must be a split.
+    At a level that is the same for all images, other folders may stand beside at least two splits, and all
+    may be called like splits (`train2017`, `val2017`); below classes, every folder must be a split.
     """
     for level in range(max(map(len, folders), default=0)):
         below = [parts for parts in folders if len(parts) > level]
@@ -144,7 +162,10 @@ def _split_level(folders: Sequence[tuple[str, ...]]) -> tuple[int | None, tuple[
         one_parent = len({parts[:level] for parts in below}) == 1
         if known == names and (one_parent or len(below) == len(folders)):
             return level, ()
-        if one_parent and len({split_of(name) for name in known}) > 1:
+        alike = {like_split(name) for name in names}
+        if one_parent and (
+            len({split_of(name) for name in known}) > 1 or (None not in alike and len(alike) > 1)
+        ):
             return level, ()
         if one_parent and known:
             other = min(names - known, key=natural_key)

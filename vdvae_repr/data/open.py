@@ -130,6 +130,8 @@ def _reading(path: Path, reader: Callable[[Path], Source]) -> Source:
         return reader(path)
     except _BROKEN as error:
         what = what_it_is(path)
+        if path.suffix.lower() == ".npz" and what.startswith("a zip"):
+            what = ""  # as it should be
         raise DataError(
             f"{path}: it is {what}" if what else f"{path}: cannot be read ({one_line(error)})"
         ) from error

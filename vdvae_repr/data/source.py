@@ -55,7 +55,7 @@ _MAGIC = {
     b"Rar!": "a RAR archive; unpack it",
     b"version https://git-lfs": "a Git LFS pointer, not the file itself; get it by git lfs pull",
     b"<": "a web page or XML, perhaps an error page; download it again",
-    b"MATLAB 5": "a MATLAB file; save its images as uint8 (N, H, W, 3) in a .npy or .h5 file",
+    b"MATLAB": "a MATLAB file; save its images as uint8 (N, H, W, 3) in a .npy or .h5 file",
 }
 
 

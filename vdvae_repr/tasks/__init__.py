@@ -123,7 +123,7 @@ def run_task(
         heads: of the task's; all of them if not given.
         seed: of folds, episodes, shuffling, random initialisation and bootstrap.
         protocol: of face_id, `closed-set` or `open-set`.
-        pairs: of face_verification, a list in LFW's format to be tested on.
+        pairs: of face_verification, a list to be tested on: LFW's, or a CSV of two ids and `same`.
         pairs_train: of face_verification, a list to find the threshold on.
         far: of face_verification and of open-set, false accept rates.
         ways: of few_shot, classes an episode; 5 if not given.

@@ -278,12 +278,12 @@ class Verification:
         )
 
 
-def _people(store: LatentStore, by_label: bool) -> list[str]:
-    """Return who each image is of: by LFW's names, or by its label, one without a label being alone."""
+def _people(store: LatentStore, by_label: bool) -> NDArray[Any]:
+    """Return who each image is of (N,): by LFW's names, or by its label, where an unlabelled one is alone."""
     if not by_label:
-        return [PurePosixPath(i).stem.rpartition("_")[0] for i in store.ids]
-    labels = store.labels.tolist()
-    return [f"label {k}" if k >= 0 else f"image {row}" for row, k in enumerate(labels)]
+        return np.array([PurePosixPath(i).stem.rpartition("_")[0] for i in store.ids])
+    alone = max(store.labels.max(), -1) + 1 + np.arange(len(store))
+    return np.where(store.labels >= 0, store.labels, alone)
 
 
 def _cosines(X: NDArray[Any], pairs: Pairs, training: NDArray[np.intp], head: str) -> Scores:

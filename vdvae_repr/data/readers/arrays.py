@@ -115,7 +115,9 @@ def open_hdf5(path: Path, key: str | None = None) -> Source:
         def read(name: str) -> Any:
             item = found[name]
             if not isinstance(item, h5py.Dataset):
-                raise DataError(f"{path}: {name} is {item}")
+                raise DataError(
+                    f"{path}: {name} is {item}; expected one data set, of images (N, H, W, 3)"
+                )
             if name.rpartition("/")[2] in ("labels", "splits", "split", "class_names") or (
                 name.endswith("_labels")
             ):
@@ -179,9 +181,7 @@ def _described(arrays: Mapping[str, Any], name: str) -> str:
 _NAMED = re.compile(r"(?:(?P<word>[^/]+)/|(?P<prefix>[A-Za-z]+)_)?images")
 
 
-def _source_of(
-    path: Path, content: Mapping[str, Any], key: str | None, listed: Sequence[str]
-) -> Source:
+def _source_of(path: Path, content: _Lazy, key: str | None, listed: Sequence[str]) -> Source:
     """Make a source of what a file's arrays are called."""
     name = path.name if key is None else f"{path.name}:{key}"
     notices: list[str] = []
@@ -210,7 +210,12 @@ def _source_of(
             f"{path}: expected an array 'images', at the top or in train, val, test; found {_list(listed)}; "
             f"--data {path}:NAME takes another one"
         )
-    others = [n for n in content if n.rpartition("/")[2] not in ("images", "class_names", key)]
+    others = [
+        n
+        for n, item in content.names.items()
+        if not isinstance(item, str) and n.rpartition("/")[2] not in ("images", "class_names")
+    ]
+    others = [n for n in others if n != key]
     if others and all(part.labels is None for part in parts):
         notices.append(f"no array 'labels', so that images have no labels; found {_list(others)}")
     names: Sequence[Any] = ()
