@@ -17,8 +17,8 @@ def run(*arguments, cwd=None):
 
 def test_public_names():
     assert vr.__all__ == [
-        "CheckpointError", "ConfigError", "DataError", "LatentStore", "LatentTransformer", "LayerError",
-        "ModelConfig", "StoreError", "TaskError", "Terminated", "TrainingError", "VDVAE",
+        "CheckpointError", "Config", "ConfigError", "DataError", "LatentStore", "LatentTransformer",
+        "LayerError", "ModelConfig", "StoreError", "TaskError", "Terminated", "TrainingError", "VDVAE",
         "VDVAEReprError", "atlas", "evaluate", "extract", "load", "plot", "run_task", "train",
     ]  # fmt: skip
     assert all(getattr(vr, name) is not None for name in vr.__all__)

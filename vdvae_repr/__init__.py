@@ -21,7 +21,7 @@ from vdvae_repr.errors import (
 )
 
 if TYPE_CHECKING:
-    from vdvae_repr.config import ModelConfig
+    from vdvae_repr.config import Config, ModelConfig
     from vdvae_repr.latents.extract import extract
     from vdvae_repr.latents.store import LatentStore
     from vdvae_repr.latents.transformer import LatentTransformer
@@ -37,6 +37,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "atlas": "tasks.atlas",
+    "Config": "config",
     "ModelConfig": "config",
     "evaluate": "training.evaluate",
     "extract": "latents.extract",
@@ -51,6 +52,7 @@ _MODULES = {
 
 __all__ = [
     "CheckpointError",
+    "Config",
     "ConfigError",
     "DataError",
     "LatentStore",

@@ -55,6 +55,9 @@ Layer = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; never chosen for you.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of all draws.")]
+OnError = Annotated[
+    str | None, typer.Option(help="Of an image that cannot be read: raise, or skip and list it.")
+]
 NumWorkers = Annotated[
     int | None,
     typer.Option(min=1, help="Threads that decode images ahead; the cores less one, if not given."),
@@ -333,14 +336,24 @@ def compare(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="A TOML of configs/, or your own.")],
-    data: Data = "toy-faces",
+    config: Annotated[
+        str, typer.Argument(help="A preset's name, as faces64; a TOML; a run folder to go on with.")
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(help="What extract takes; toy-faces, or what a resumed run was trained on."),
+    ] = None,
     data_root: DataRoot = None,
     download: Download = False,
     out: Annotated[
         Path | None, typer.Option(help="The run folder; runs/NAME if not given.")
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on from the newest checkpoint, with the run's own flags."
+        ),
+    ] = False,
     init_from: Annotated[
         Path | None,
         typer.Option(help="Weights to start from; NAME-model.th goes on with its published run."),
@@ -349,41 +362,61 @@ def train(
         list[str], typer.Option("--set", help="train.lr=1e-4, model.width=64")
     ] = [],  # noqa: B006
     crop: Annotated[int | None, typer.Option(help="Central square to take first, pixels.")] = None,
+    on_error: OnError = None,
     device: Device = "cpu",
-    precision: Annotated[str, typer.Option(help="fp32, or bf16 by autocast.")] = "fp32",
-    accumulate: Annotated[int, typer.Option(min=1, help="Micro-batches a process.")] = 1,
-    compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, if not given, or bf16 by autocast.")
+    ] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(min=1, help="Micro-batches a process; 1.")
+    ] = None,
+    compile: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")
+    ] = None,
     channels_last: Annotated[
-        bool, typer.Option("--channels-last", help="Keep activations in that memory format.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--channels-last/--no-channels-last", help="Keep activations in that memory format."
+        ),
+    ] = None,
     recompute: Annotated[
-        list[int], typer.Option(help="A resolution whose activations are recomputed, not kept.")
-    ] = [],  # noqa: B006
+        list[int] | None,
+        typer.Option(help="A resolution whose activations are recomputed, not kept."),
+    ] = None,
     num_workers: NumWorkers = None,
     log_with: Annotated[
         str | None, typer.Option(help="A tracker that accelerate knows, as tensorboard.")
     ] = None,
-    probe_every: Annotated[int, typer.Option(min=0, help="Steps between probes; 0: none.")] = 0,
+    probe_every: Annotated[
+        int | None, typer.Option(min=0, help="Steps between probes; 0: none.")
+    ] = None,
     probe_data: Annotated[
         str | None,
         typer.Option(help="Labelled images to probe with; those held back if not given."),
     ] = None,
-    probe_layer: Annotated[list[str], typer.Option(help="Layers to probe.")] = ["all"],  # noqa: B006
+    probe_layer: Annotated[
+        list[str] | None, typer.Option(help="Layers to probe; all if not given.")
+    ] = None,
 ) -> None:
-    """Train a VDVAE; under torchrun, on many processes. Rerun with --resume after any stop."""
+    """Train a VDVAE; under torchrun, on many processes. Rerun with --resume after any stop.
+
+    Example: vdvae-repr train faces64 --data photos/ --out runs/a --set train.steps=2000
+    """
     import vdvae_repr as vr
-    from vdvae_repr.config import load_config
     from vdvae_repr.data.sources import open_source
 
+    folder = out or (Path(config) if Path(config).is_dir() else Path("runs") / Path(config).stem)
+    if data is None and not (resume and (folder / "config.toml").is_file()):
+        data = "toy-faces"
+    elsewhere = data_root is not None or download  # the run folder would not know
     folder = vr.train(
-        load_config(config, override), open_source(data, root=data_root, download=download),
-        out or Path("runs") / config.stem, resume=resume, init_from=init_from,
-        changed=tuple(item.partition("=")[0].strip() for item in override),
-        crop=crop, name=config.stem, device=device, precision=precision, accumulate=accumulate,
-        compile=compile, channels_last=channels_last, recompute=recompute,
-        num_workers=num_workers, log_with=log_with,
-        probe_every=probe_every, probe_layers=probe_layer,
-        probe_data=None if probe_data is None else open_source(probe_data, root=data_root),
+        config,
+        open_source(data, root=data_root, download=download) if data and elsewhere else data,
+        folder, resume=resume, init_from=init_from, changed=override, crop=crop, on_error=on_error,
+        device=device, precision=precision, accumulate=accumulate, compile=compile,
+        channels_last=channels_last, recompute=recompute or None, num_workers=num_workers,
+        log_with=log_with, probe_every=probe_every, probe_layers=probe_layer or None,
+        probe_data=open_source(probe_data, root=data_root) if probe_data and elsewhere else probe_data,
         progress=_log,
     )  # fmt: skip
     if _is_main_process():
@@ -394,7 +427,12 @@ def train(
 def evaluate(
     model: Model = "faces64",
     preset: Preset = None,
-    data: Data = "toy-faces",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="What extract takes; toy-faces, or with held-back what the run was trained on."
+        ),
+    ] = None,
     data_root: DataRoot = None,
     download: Download = False,
     split: Annotated[
@@ -402,41 +440,42 @@ def evaluate(
         typer.Option(help="train, val, test, or a run's held-back; every image if not given."),
     ] = None,
     crop: Annotated[int | None, typer.Option(help="Central square to take first, pixels.")] = None,
+    on_error: OnError = None,
     iw: Annotated[int, typer.Option(min=0, help="Draws of the importance-weighted bound.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 16,
     device: Device = "cpu",
     seed: Seed = 0,
     json_lines: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
 ) -> None:
-    """Score a whole split: bits per dimension, rate by layer, active units; torchrun divides it."""
-    import dataclasses
-    import json
+    """Score a whole split: bits per dimension, rate by layer, active units; torchrun divides it.
 
+    Example: vdvae-repr evaluate --model runs/a --split held-back
+    """
     from tqdm import tqdm
 
     import vdvae_repr as vr
-    from vdvae_repr.config import load_config
     from vdvae_repr.data.sources import open_source
-    from vdvae_repr.training.draws import mark_held_back
     from vdvae_repr.training.evaluate import join_processes
 
-    source = open_source(data, root=data_root, download=download)
-    if split == "held-back":
-        run = Path(model) / "config.toml"
-        recipe = load_config(run).train if run.is_file() else None
-        if recipe is None:
-            raise TaskError(f"--split held-back: expected a run folder as --model, found {model}")
-        source = mark_held_back(source, recipe)
+    held_back = split == "held-back"
+    if held_back and not (Path(model) / "config.toml").is_file():
+        raise TaskError(f"--split held-back: expected a run folder as --model, found {model}")
+    if data is None and not held_back:
+        data = "toy-faces"
+    source = None if data is None else open_source(data, root=data_root, download=download)
     net = vr.load(model, preset=preset, device=join_processes(device))
     with tqdm(unit="img", disable=not (sys.stderr.isatty() and _is_main_process())) as bar:
         found = vr.evaluate(
-            net, source, split=split, crop=crop, batch_size=batch_size, importance_samples=iw,
-            seed=seed, progress=bar.update,
+            net, source, split=split, run=model if held_back else None, crop=crop,
+            on_error=on_error or "raise", batch_size=batch_size, importance_samples=iw, seed=seed,
+            progress=bar.update,
         )  # fmt: skip
     if not _is_main_process():
         return
+    for reason in found.left_out.values():
+        _log(f"skipped: {reason}")
     if json_lines:
-        print(json.dumps(dataclasses.asdict(found)))
+        print(found.to_json())
         return
 
     def between(interval: tuple[float, float] | None) -> str:
@@ -480,9 +519,13 @@ def sample(
     seed: Seed = 0,
 ) -> None:
     """Draw images from the prior onto a contact sheet."""
+    import math
+
     import vdvae_repr as vr
     from vdvae_repr.data.sheet import save_sheet
 
+    if not math.isfinite(temperature):
+        raise TaskError(f"--temperature: expected a finite number, found {temperature}")
     save_sheet(vr.load(model, preset=preset, device=device).sample(count, temperature, seed), out)
     print(out)
 

@@ -428,9 +428,7 @@ _NOTES = {
 def _suggest_key(name: str, section: str) -> str:
     """Return "; did you mean 'lr'?" for the key that was probably meant, or nothing."""
     of = {
-        f.name: other
-        for other, cls in reversed(SECTIONS.items())
-        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        f.name: other for other, cls in reversed(SECTIONS.items()) for f in dataclasses.fields(cls)
     }
     plain = name.lower().replace("_", "").replace("-", "").replace(" ", "")
     same = {key.replace("_", ""): key for key in of}

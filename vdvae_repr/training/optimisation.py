@@ -26,9 +26,7 @@ class Optimisation:
             `recipe.ema_warmup`.
     """
 
-    def __init__(
-        self, model: VDVAE, recipe: TrainConfig, *, average_warmup: bool = False
-    ) -> None:
+    def __init__(self, model: VDVAE, recipe: TrainConfig, *, average_warmup: bool = False) -> None:
         self.model = model
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
         self.recipe = recipe

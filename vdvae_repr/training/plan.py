@@ -6,6 +6,7 @@ A run folder keeps both, in `config.toml` and `run.json`, so that a resumed run 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -82,6 +83,8 @@ class Plan:
     """The source's."""
     left_out: Mapping[str, str] | None = None
     """Of the images that could not be read, by id, the reason; None before they were looked for."""
+    older: bool = False
+    """The folder is of a version that kept no `run.json`, nor `ema_warmup`."""
 
     @property
     def recipe(self) -> TrainConfig:
@@ -146,10 +149,12 @@ def make_plan(
     if out is None:
         out = folder or Path("runs") / str(given_options.get("name", name))
     out = Path(out)
-    kept = _kept(out) if resume and (out / "config.toml").is_file() else None
+    kept = read_run(out) if resume and (out / "config.toml").is_file() else None
     if kept is None:
         chosen = RunOptions(**{"name": name} | given_options)
         return Plan(out=out, tables=given, options=chosen, preset_values=preset_values)
+    if isinstance(config, Config) and "train.ema_warmup" not in values and kept.older:
+        given["train"].pop("ema_warmup", None)  # a default of today, no wish
     may_change = {key for key in [*values, *(item for item in changed if "=" not in item)]
                   if not key.startswith("model.") and key not in FIXED}  # fmt: skip
     contradictions = []
@@ -167,7 +172,7 @@ def make_plan(
             f"{out}: the run to resume differs in {', '.join(contradictions)}; give its values, "
             "or name a changed train key with --set"
         )
-    for key in OF_THE_DATA:
+    for key in () if kept.older else OF_THE_DATA:
         value = given_options.get(key)
         if value is not None and value != getattr(kept.options, key):
             raise TrainingError(
@@ -181,16 +186,6 @@ def make_plan(
     )
 
 
-def read_run(out: Path) -> tuple[Config, Plan]:
-    """Return a run folder's configuration and what else it holds.
-
-    Raises:
-        ConfigError: damaged files.
-    """
-    kept = _kept(out)
-    return build_config(kept.tables, str(out / "config.toml")), kept
-
-
 def _read(config: Config | str | Path) -> tuple[Tables, str, str]:
     """Return a configuration's tables, where they are from, and a model's name."""
     if isinstance(config, Config):
@@ -202,8 +197,12 @@ def _read(config: Config | str | Path) -> tuple[Tables, str, str]:
     return read_tables(path), str(config), path.parent.name if Path(config).is_dir() else path.stem
 
 
-def _kept(out: Path) -> Plan:
-    """Read `config.toml` and, where an earlier version did not leave it out, `run.json`."""
+def read_run(out: Path) -> Plan:
+    """Return what a run folder holds: `config.toml`, and `run.json`, which earlier versions did not write.
+
+    Raises:
+        ConfigError: no run is there, or a damaged file.
+    """
     tables = read_tables(out / "config.toml")
     raise_all(problems(tables), str(out / "config.toml"))
     if "train" not in tables:
@@ -211,7 +210,7 @@ def _kept(out: Path) -> Plan:
     tables["train"].setdefault("ema_warmup", False)  # the only behaviour before there was the key
     path = out / "run.json"
     if not path.is_file():
-        return Plan(out=out, tables=tables, options=RunOptions())
+        return Plan(out=out, tables=tables, options=RunOptions(name=out.name), older=True)
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         known = {field.name for field in fields(RunOptions)}
@@ -230,20 +229,51 @@ def _problems(tables: Tables) -> list[str]:
     model = tables.get("model")
     if not isinstance(model, dict):
         return found
-    if any("model." in text for text in found):  # no model can be built; its strings can be read
-        for key in ("bottom_up", "top_down", "widths"):
-            text = model.get(key)
-            if isinstance(text, str):
-                try:
-                    parse_widths(text) if key == "widths" else parse_blocks(text, key=f"model.{key}")
-                except ConfigError as error:
-                    found.append(str(error))
+    unreadable = _problems_of_strings(model)
+    if unreadable or any("model" in text for text in found):  # no model can be built
+        return found + unreadable
+    config = ModelConfig(**{"shift": 0.0, "scale": 1.0, **model})
+    named = parse_widths(config.widths)
+    if named.get(config.image_size, config.width) != config.width:
+        found.append(
+            f"model.widths: expected {config.width} channels at {config.image_size}, as model.width, found "
+            f"{named[config.image_size]}"
+        )
+    narrowest = min([config.width, *named.values()])
+    if int(narrowest * config.bottleneck_multiple) < 1:
+        found.append(
+            f"model.bottleneck_multiple: expected 1 channel at least inside each block, found "
+            f"{narrowest} x {config.bottleneck_multiple}"
+        )
         return found
     try:
         with torch.device("meta"):
-            VDVAE(ModelConfig(**{"shift": 0.0, "scale": 1.0, **model}))
+            VDVAE(config)
     except ConfigError as error:
         found.append(str(error))
+    return found
+
+
+def _problems_of_strings(model: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with `bottom_up`, `top_down` and `widths`, read one by one."""
+    found = []
+    for key in ("bottom_up", "top_down", "widths"):
+        text = model.get(key)
+        if not isinstance(text, str):
+            continue
+        if large := re.search(r"\d{6,}", text):
+            found.append(
+                f"model.{key}: expected numbers of five digits at most, found {large[0][:20]}"
+            )
+            continue
+        try:
+            if key == "widths":
+                if min(parse_widths(text).values(), default=1) < 1:
+                    raise ConfigError(f"model.widths: expected 1 channel at least, found {text!r}")
+            else:
+                parse_blocks(text, key=f"model.{key}")
+        except ConfigError as error:
+            found.append(str(error))
     return found
 
 

@@ -106,7 +106,8 @@ def pixel_statistics(
     count = len(indices) * 3 * preprocessing.size**2
     if squares * count == total**2:
         raise DataError(
-            f"{source.name}: all {len(indices)} training images are of one flat colour; nothing can be learned"
+            f"{source.name}: all {len(indices)} training images are of one flat colour; "
+            "nothing can be learned"
         )
     variance = (squares * count - total**2) / count**2
     return PixelStatistics(len(indices), total / count, math.sqrt(variance))

@@ -84,10 +84,10 @@ def train(
 ) -> Path:
     """Train a VDVAE with the published recipe into the run folder `out`; returns that folder.
 
-    `out` receives `config.toml`, `run.json` (how the run is computed), `log.jsonl`, `checkpoints/`, `samples/`
-    and `model.safetensors`, the moving average. The loss is in nats per dimension, as published. Where the
-    configuration lacks `model.shift` or `model.scale`, they are measured on the training images. Under
-    torchrun every process calls this.
+    `out` receives `config.toml`, `run.json` (how the run is computed), `log.jsonl`, `checkpoints/`,
+    `samples/` and `model.safetensors`, the moving average. The loss is in nats per dimension, as published.
+    Where the configuration lacks `model.shift` or `model.scale`, they are measured on the training images.
+    Under torchrun every process calls this.
 
     A resumed run takes from its folder whatever is not given here; `config` may be that folder.
 
@@ -164,12 +164,13 @@ def train(
             say(describe_left_out(plan.left_out))
         source = leave_out(source, plan.left_out or {})
     trained, held = split_indices(source, recipe)
+    fingerprint = source.fingerprint()
     identity = {
-        "source": source.fingerprint(),
+        "source": fingerprint,
         "images": hashlib.sha256(trained.astype(np.int64).tobytes()).hexdigest(),
         "crop": options.crop,
     }
-    plan = replace(plan, data=_written(data) or plan.data, fingerprint=identity["source"])
+    plan = replace(plan, data=_written(data) or plan.data, fingerprint=fingerprint)
     if checkpoint is not None:
         _check_identity(plan, checkpoint[1], identity, source.name)
         if checkpoint[1]["step"] >= recipe.steps:
@@ -358,7 +359,9 @@ class _Run:
             noise = joint_noise(self.recipe.seed, step, self.recipe.batch_size, rows, device)
             last = index == self.options.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
-                with torch.autocast(device.type, torch.bfloat16, enabled=self.options.precision == "bf16"):
+                with torch.autocast(
+                    device.type, torch.bfloat16, enabled=self.options.precision == "bf16"
+                ):
                     elbo = model(images[start : start + self.share], noise, self.options.recompute)
                 weighted = elbo.distortion + self.optimisation.rate_weight * elbo.rate
                 loss = weighted.mean() / dims / self.options.accumulate
@@ -526,7 +529,8 @@ def _open(data: str | Path | Source | NDArray[np.uint8] | None, plan: Plan) -> S
         return open_source(data)
     if plan.data is None:
         raise DataError(
-            f"data: expected images to train on, found none given, and none that {plan.out} names; give --data"
+            f"data: expected images to train on, found none given, and none that {plan.out} names; "
+            "give --data"
         )
     return open_source(plan.data)
 
