@@ -133,7 +133,7 @@ class ModelConfig:
         except ValueError as error:
             raise ConfigError(f"model: expected a configuration in JSON, found {error}") from error
         raise_all(problems({"model": table}))
-        return _build(cls, table)
+        return build_table(cls, table)
 
     def to_json(self) -> str:
         """Serialise to one line of JSON, keys sorted."""
@@ -266,8 +266,8 @@ def build_config(tables: Tables, where: str) -> Config:
     """
     raise_all(problems(tables), where)
     return Config(
-        model=_build(ModelConfig, tables["model"]),
-        train=_build(TrainConfig, tables["train"]) if "train" in tables else None,
+        model=build_table(ModelConfig, tables["model"]),
+        train=build_table(TrainConfig, tables["train"]) if "train" in tables else None,
     )
 
 
@@ -514,7 +514,7 @@ def raise_all(found: Sequence[str], where: str = "") -> None:
         raise ConfigError(start + found[0])
 
 
-def _build(cls: type[T], table: Mapping[str, Any]) -> T:
+def build_table(cls: type[T], table: Mapping[str, Any]) -> T:
     """Make a dataclass of scalars from a table that has been checked."""
     fields = {field.name: str(field.type) for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     return cls(**{k: float(v) if fields[k] == "float" else v for k, v in table.items()})

@@ -20,6 +20,7 @@ from vdvae_repr.config import (
     Tables,
     TrainConfig,
     build_config,
+    build_table,
     find_config,
     parse_overrides,
     preset_names,
@@ -89,7 +90,7 @@ class Plan:
     @property
     def recipe(self) -> TrainConfig:
         """The [train] table."""
-        return TrainConfig(**self.tables["train"])
+        return build_table(TrainConfig, self.tables["train"])
 
     def config(self, measured: Mapping[str, float]) -> Config:
         """Return the configuration, completed by what was measured."""
@@ -232,7 +233,7 @@ def _problems(tables: Tables) -> list[str]:
     unreadable = _problems_of_strings(model)
     if unreadable or any("model" in text for text in found):  # no model can be built
         return found + unreadable
-    config = ModelConfig(**{"shift": 0.0, "scale": 1.0, **model})
+    config = build_table(ModelConfig, {"shift": 0, "scale": 1, **model})
     named = parse_widths(config.widths)
     if named.get(config.image_size, config.width) != config.width:
         found.append(

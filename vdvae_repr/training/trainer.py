@@ -402,11 +402,11 @@ class _Run:
                 f"nothing was learned: all {updates} updates were skipped; raise train.skip_threshold "
                 f"({self.recipe.skip_threshold:g}) or lower train.lr ({self.recipe.lr:g})"
             )
-        for key in ("held_back_bits_per_dim", "held_back_weights_bits_per_dim"):
-            if key in row and row[key] is None:
+        for key, model in (("held_back", "average"), ("held_back_weights", "weights")):
+            if row.get(f"{key}_bits_per_dim", 0.0) is None:
                 return (
-                    f"nothing was learned: the score of the images held back is not finite; lower train.lr "
-                    f"({self.recipe.lr:g}) or look at the data"
+                    f"nothing was learned: the {model}'s score of the images held back is not finite; lower "
+                    f"train.lr ({self.recipe.lr:g}) or look at the data"
                 )
         return None
 
