@@ -405,14 +405,13 @@ def train(
     import vdvae_repr as vr
     from vdvae_repr.data.sources import open_source
 
-    folder = out or (Path(config) if Path(config).is_dir() else Path("runs") / Path(config).stem)
-    if data is None and not (resume and (folder / "config.toml").is_file()):
+    if data is None and not resume:  # the run that is resumed knows
         data = "toy-faces"
     elsewhere = data_root is not None or download  # the run folder would not know
     folder = vr.train(
         config,
         open_source(data, root=data_root, download=download) if data and elsewhere else data,
-        folder, resume=resume, init_from=init_from, changed=override, crop=crop, on_error=on_error,
+        out, resume=resume, init_from=init_from, changed=override, crop=crop, on_error=on_error,
         device=device, precision=precision, accumulate=accumulate, compile=compile,
         channels_last=channels_last, recompute=recompute or None, num_workers=num_workers,
         log_with=log_with, probe_every=probe_every, probe_layers=probe_layer or None,

@@ -195,6 +195,8 @@ def test_a_toml_may_begin_with_a_byte_order_mark(tmp_path):
 def test_a_preset_goes_by_its_name(tmp_path, photos):
     with pytest.raises(vr.ConfigError, match="did you mean 'faces64'"):
         vr.train("face64", photos, tmp_path / "r")
+    with pytest.raises(vr.ConfigError, match=r"expected section\.key=value"):
+        vr.train("faces64", photos, tmp_path / "r", changed=["train.lr"])
     with pytest.raises(vr.ConfigError, match=r"unknown key train.stepz; did you mean 'steps'"):
         vr.train("faces64", photos, tmp_path / "r", stepz=1)
     big = np.zeros((10, 64, 64, 3), np.uint8)
@@ -226,7 +228,7 @@ def test_a_resumed_run_needs_no_flag_again(toml, folder, photos, tmp_path):
     assert {key: kept["options"][key] for key in flags} == flags
     assert load_config(out / "config.toml").train.lr == 2e-3
     assert rows(out)[-1]["step"] == 4
-    with pytest.raises(vr.TrainingError, match="another precision, bf16, not fp32"):
+    with pytest.raises(vr.TrainingError, match="another precision, bf16, found fp32"):
         vr.train(out, resume=True, steps=6, precision="fp32")
     toml.write_text(TOML.replace("lr = 1e-3", "lr = 5e-3"))
     with pytest.raises(vr.ConfigError, match=r"differs in train\.lr"):

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ class RunOptions:
             raise ConfigError(f"probe_every: expected 0 or more, found {self.probe_every}")
 
 
-OF_THE_DATA = ("crop", "precision", "on_error")  # options that a resumed run cannot change
+UNCHANGED = ("crop", "precision", "on_error")  # options that a resumed run cannot change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,57 +135,79 @@ def make_plan(
     """
     given, where, name = _read(config)
     given_options = {key: value for key, value in options.items() if value is not None}
-    folder = Path(config) if not isinstance(config, Config) and Path(config).is_dir() else None
-    values = parse_overrides([item for item in changed if "=" in item])
+    folder = None if isinstance(config, Config) else _run_folder(config)
+    named = [item for item in changed if "=" not in item and isinstance(config, Config)]
+    values = parse_overrides([item for item in changed if item not in named])
     values |= {f"train.{key}": value for key, value in train_keys.items()}
     preset_values = {}
     for key, value in values.items():
         section, _, word = key.partition(".")
         table = given.setdefault(section, {})
-        if isinstance(table, dict):
-            preset_values[key] = table.get(word)
+        if isinstance(table, dict):  # else its mistake is named below
+            before = table.get(word)
+            if isinstance(before, int | str) or (isinstance(before, float) and isfinite(before)):
+                preset_values[key] = before
             table[word] = value
     raise_all(_problems(given), where)
     if "train" not in given:
         raise ConfigError(f"{where}: no [train] table, so no recipe; {_trainable()}")
-    if out is None:
-        out = folder or Path("runs") / str(given_options.get("name", name))
-    out = Path(out)
-    kept = read_run(out) if resume and (out / "config.toml").is_file() else None
-    if kept is None:
+    out = Path(out or folder or Path("runs") / str(given_options.get("name", name)))
+    if not (resume and (out / "config.toml").is_file()):
         chosen = RunOptions(**{"name": name} | given_options)
         return Plan(out=out, tables=given, options=chosen, preset_values=preset_values)
-    if isinstance(config, Config) and "train.ema_warmup" not in values and kept.older:
+    kept = read_run(out)
+    if isinstance(config, Config) and kept.older and "train.ema_warmup" not in values:
         given["train"].pop("ema_warmup", None)  # a default of today, no wish
-    may_change = {key for key in [*values, *(item for item in changed if "=" not in item)]
-                  if not key.startswith("model.") and key not in FIXED}  # fmt: skip
-    contradictions = []
-    for section in ("model", "train"):
-        for word, value in given[section].items():
-            key = f"{section}.{word}"
-            if kept.tables[section].get(word) == value:
-                continue
-            if key in may_change:
-                kept.tables[section][word] = value
-            elif key in values or kept.preset_values.get(key, ...) != value:
-                contradictions.append(key)
-    if contradictions:
-        raise ConfigError(
-            f"{out}: the run to resume differs in {', '.join(contradictions)}; give its values, "
-            "or name a changed train key with --set"
-        )
-    for key in () if kept.older else OF_THE_DATA:
-        value = given_options.get(key)
-        if value is not None and value != getattr(kept.options, key):
-            raise TrainingError(
-                f"{out}: was trained with another {key}, {getattr(kept.options, key)}, not {value}; leave it "
-                "out to go on, or choose another out"
-            )
+    if not kept.older:
+        _refuse_other_options(kept, given_options)
     return replace(
         kept,
+        tables=_merged(kept, given, set_now=set(values), may_differ={*values, *named}),
         options=replace(kept.options, **given_options),
         preset_values=preset_values | dict(kept.preset_values),
     )
+
+
+def _merged(kept: Plan, given: Tables, *, set_now: set[str], may_differ: set[str]) -> Tables:
+    """Return the tables of a run that is resumed, with the values that it is given anew.
+
+    A preset that is given again, without a value that was set by name at first, is no contradiction.
+
+    Raises:
+        ConfigError: values that differ from the run's, and may not.
+    """
+    merged = {section: dict(table) for section, table in kept.tables.items()}
+    contradictions = []
+    for section, table in given.items():
+        for word, value in table.items():
+            key = f"{section}.{word}"
+            if merged[section].get(word) == value:
+                continue
+            if key in may_differ and section == "train" and key not in FIXED:
+                merged[section][word] = value
+            elif key in set_now or kept.preset_values.get(key) != value:
+                contradictions.append(key)
+    if contradictions:
+        raise ConfigError(
+            f"{kept.out}: the run to resume differs in {', '.join(contradictions)}; give its values, "
+            "or name a changed train key with --set"
+        )
+    return merged
+
+
+def _refuse_other_options(kept: Plan, given: Mapping[str, Any]) -> None:
+    """Refuse options that would change what a resumed run computes.
+
+    Raises:
+        TrainingError: there are some.
+    """
+    for key in UNCHANGED:
+        before = getattr(kept.options, key)
+        if key in given and given[key] != before:
+            raise TrainingError(
+                f"{kept.out}: was trained with another {key}, {before}, found {given[key]}; leave it out to go on, or "
+                "choose another out"
+            )
 
 
 def _read(config: Config | str | Path) -> tuple[Tables, str, str]:
@@ -194,8 +217,14 @@ def _read(config: Config | str | Path) -> tuple[Tables, str, str]:
         if config.train is not None:
             tables["train"] = asdict(config.train)
         return tables, "config", "vdvae"
-    path = find_config(config)
-    return read_tables(path), str(config), path.parent.name if Path(config).is_dir() else path.stem
+    path, folder = find_config(config), _run_folder(config)
+    return read_tables(path), str(config), folder.resolve().name if folder else path.stem
+
+
+def _run_folder(config: str | Path) -> Path | None:
+    """Return the folder, if `config` is one; a preset's name is none whatever lies in the working folder."""
+    preset = isinstance(config, str) and config in preset_names()
+    return Path(config) if not preset and Path(config).is_dir() else None
 
 
 def read_run(out: Path) -> Plan:
