@@ -205,8 +205,8 @@ def _refuse_other_options(kept: Plan, given: Mapping[str, Any]) -> None:
         before = getattr(kept.options, key)
         if key in given and given[key] != before:
             raise TrainingError(
-                f"{kept.out}: was trained with another {key}, {before}, found {given[key]}; leave it out to go on, or "
-                "choose another out"
+                f"{kept.out}: was trained with another {key}, {before}, found {given[key]}; leave it out to "
+                "go on, or choose another out"
             )
 
 
