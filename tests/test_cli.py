@@ -18,10 +18,10 @@ def run(*arguments, cwd=None):
 
 def test_public_names():
     assert vr.__all__ == [
-        "CheckpointError", "ConfigError", "DataError", "LatentStore", "LatentTransformer", "LayerError",
-        "ModelConfig", "Source", "StoreError", "TaskError", "Terminated", "TorchEncoder", "TrainingError",
-        "VDVAE", "VDVAEReprError", "atlas", "evaluate", "extract", "load", "open_source", "plot", "run_task",
-        "train",
+        "CheckpointError", "Config", "ConfigError", "DataError", "LatentStore", "LatentTransformer",
+        "LayerError", "ModelConfig", "Source", "StoreError", "TaskError", "Terminated", "TorchEncoder",
+        "TrainingError", "VDVAE", "VDVAEReprError", "atlas", "evaluate", "extract", "load", "open_source",
+        "plot", "run_task", "train",
     ]  # fmt: skip
     assert all(getattr(vr, name) is not None for name in vr.__all__)
 

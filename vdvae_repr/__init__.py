@@ -21,7 +21,7 @@ from vdvae_repr.errors import (
 )
 
 if TYPE_CHECKING:
-    from vdvae_repr.config import ModelConfig
+    from vdvae_repr.config import Config, ModelConfig
     from vdvae_repr.data.open import open_source
     from vdvae_repr.data.source import Source
     from vdvae_repr.encoders.base import TorchEncoder
@@ -40,6 +40,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "atlas": "tasks.atlas",
+    "Config": "config",
     "ModelConfig": "config",
     "evaluate": "training.evaluate",
     "extract": "latents.extract",
@@ -57,6 +58,7 @@ _MODULES = {
 
 __all__ = [
     "CheckpointError",
+    "Config",
     "ConfigError",
     "DataError",
     "LatentStore",

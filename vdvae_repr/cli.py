@@ -61,7 +61,10 @@ Rows = Annotated[
     ),
 ]
 Resize = Annotated[
-    str, typer.Option(help="How images are resized: bicubic, or bilinear as torchvision's resize.")
+    str | None,
+    typer.Option(
+        help="How a VDVAE's images are resized: bicubic, if not given, or bilinear as torchvision does."
+    ),
 ]
 DataRoot = Annotated[
     str | None,
@@ -81,6 +84,9 @@ Layer = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; never chosen for you.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of all draws.")]
+OnError = Annotated[
+    str | None, typer.Option(help="Of an image that cannot be read: raise, or skip and list it.")
+]
 NumWorkers = Annotated[
     int | None,
     typer.Option(min=1, help="Threads that decode images ahead; the cores less one, if not given."),
@@ -115,7 +121,7 @@ def extract(
     align: Annotated[
         bool, typer.Option("--align", help="Put eyes, nose and mouth at fixed places (MTCNN).")
     ] = False,
-    resize: Resize = "bicubic",
+    resize: Resize = None,
     mirror: Annotated[bool, typer.Option("--mirror", help="Read the mirrored images too.")] = False,
     pool: Annotated[
         str | None, typer.Option(help="Store avg, avg:GRID, or cls of tokens, to save disk.")
@@ -370,15 +376,25 @@ def compare(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="A TOML of configs/, or your own.")],
-    data: Data = "toy-faces",
+    config: Annotated[
+        str, typer.Argument(help="A preset's name, as faces64; a TOML; a run folder to go on with.")
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(help="What extract takes; toy-faces, or what a resumed run was trained on."),
+    ] = None,
     rows: Rows = None,
     data_root: DataRoot = None,
     download: Download = False,
     out: Annotated[
         Path | None, typer.Option(help="The run folder; runs/NAME if not given.")
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on from the newest checkpoint, with the run's own flags."
+        ),
+    ] = False,
     init_from: Annotated[
         Path | None,
         typer.Option(help="Weights to start from; NAME-model.th goes on with its published run."),
@@ -387,40 +403,59 @@ def train(
         list[str], typer.Option("--set", help="train.lr=1e-4, model.width=64")
     ] = [],  # noqa: B006
     crop: Annotated[int | None, typer.Option(help="Central square to take first, pixels.")] = None,
+    on_error: OnError = None,
     device: Device = "cpu",
-    precision: Annotated[str, typer.Option(help="fp32, or bf16 by autocast.")] = "fp32",
-    accumulate: Annotated[int, typer.Option(min=1, help="Micro-batches a process.")] = 1,
-    compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, if not given, or bf16 by autocast.")
+    ] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(min=1, help="Micro-batches a process; 1.")
+    ] = None,
+    compile: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")
+    ] = None,
     channels_last: Annotated[
-        bool, typer.Option("--channels-last", help="Keep activations in that memory format.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--channels-last/--no-channels-last", help="Keep activations in that memory format."
+        ),
+    ] = None,
     recompute: Annotated[
-        list[int], typer.Option(help="A resolution whose activations are recomputed, not kept.")
-    ] = [],  # noqa: B006
+        list[int] | None,
+        typer.Option(help="A resolution whose activations are recomputed, not kept."),
+    ] = None,
     num_workers: NumWorkers = None,
     log_with: Annotated[
         str | None, typer.Option(help="A tracker that accelerate knows, as tensorboard.")
     ] = None,
-    probe_every: Annotated[int, typer.Option(min=0, help="Steps between probes; 0: none.")] = 0,
+    probe_every: Annotated[
+        int | None, typer.Option(min=0, help="Steps between probes; 0: none.")
+    ] = None,
     probe_data: Annotated[
         str | None,
         typer.Option(help="Labelled images to probe with; those held back if not given."),
     ] = None,
-    probe_layer: Annotated[list[str], typer.Option(help="Layers to probe.")] = ["all"],  # noqa: B006
+    probe_layer: Annotated[
+        list[str] | None, typer.Option(help="Layers to probe; all if not given.")
+    ] = None,
 ) -> None:
-    """Train a VDVAE; under torchrun, on many processes. Rerun with --resume after any stop."""
-    import vdvae_repr as vr
-    from vdvae_repr.config import load_config
+    """Train a VDVAE; under torchrun, on many processes. Rerun with --resume after any stop.
 
+    Example: vdvae-repr train faces64 --data photos/ --out runs/a --set train.steps=2000
+    """
+    import vdvae_repr as vr
+
+    if data is None and not resume:  # the run that is resumed knows
+        data = "toy-faces"
+    elsewhere = data_root is not None or download  # the run folder would not know
     folder = vr.train(
-        load_config(config, override), _open(data, data_root, download, rows),
-        out or Path("runs") / config.stem, resume=resume, init_from=init_from,
-        changed=tuple(item.partition("=")[0].strip() for item in override),
-        crop=crop, name=config.stem, device=device, precision=precision, accumulate=accumulate,
-        compile=compile, channels_last=channels_last, recompute=recompute,
-        num_workers=num_workers, log_with=log_with,
-        probe_every=probe_every, probe_layers=probe_layer,
-        probe_data=None if probe_data is None else _open(probe_data, data_root),
+        config,
+        _open(data, data_root, download, rows) if data and elsewhere else data,
+        out, resume=resume, init_from=init_from, changed=override, crop=crop, on_error=on_error,
+        device=device, precision=precision, accumulate=accumulate, compile=compile,
+        channels_last=channels_last, recompute=recompute or None, num_workers=num_workers,
+        log_with=log_with, probe_every=probe_every, probe_layers=probe_layer or None,
+        probe_data=_open(probe_data, data_root) if probe_data and elsewhere else probe_data,
         progress=_log,
     )  # fmt: skip
     if _is_main_process():
@@ -431,7 +466,12 @@ def train(
 def evaluate(
     model: Model = "faces64",
     preset: Preset = None,
-    data: Data = "toy-faces",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="What extract takes; toy-faces, or with held-back what the run was trained on."
+        ),
+    ] = None,
     rows: Rows = None,
     data_root: DataRoot = None,
     download: Download = False,
@@ -440,42 +480,43 @@ def evaluate(
         typer.Option(help="train, val, test, or a run's held-back; every image if not given."),
     ] = None,
     crop: Annotated[int | None, typer.Option(help="Central square to take first, pixels.")] = None,
-    resize: Resize = "bicubic",
+    resize: Resize = None,
+    on_error: OnError = None,
     iw: Annotated[int, typer.Option(min=0, help="Draws of the importance-weighted bound.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 16,
     device: Device = "cpu",
     seed: Seed = 0,
     json_lines: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
 ) -> None:
-    """Score a whole split: bits per dimension, rate by layer, active units; torchrun divides it."""
-    import dataclasses
-    import json
+    """Score a whole split: bits per dimension, rate by layer, active units; torchrun divides it.
 
+    Example: vdvae-repr evaluate --model runs/a --split held-back
+    """
     from tqdm import tqdm
 
     import vdvae_repr as vr
-    from vdvae_repr.config import load_config
-    from vdvae_repr.training.draws import mark_held_back
     from vdvae_repr.training.evaluate import join_processes
 
-    source = _open(data, data_root, download, rows)
-    if split == "held-back":
-        run = Path(model) / "config.toml"
-        recipe = load_config(run).train if run.is_file() else None
-        if recipe is None:
-            raise TaskError(f"--split held-back: expected a run folder as --model, found {model}")
-        source = mark_held_back(source, recipe)
+    held_back = split == "held-back"
+    if held_back and not (Path(model) / "config.toml").is_file():
+        raise TaskError(f"--split held-back: expected a run folder as --model, found {model}")
+    if data is None and not held_back:
+        data = "toy-faces"
+    source = None if data is None else _open(data, data_root, download, rows)
     net = _load_vdvae(model, preset, join_processes(device), download)
     with tqdm(unit="img", disable=not (sys.stderr.isatty() and _is_main_process())) as bar:
         found = vr.evaluate(
-            net, source, split=split, crop=crop, resize=resize,  # type: ignore[arg-type]
-            batch_size=batch_size, importance_samples=iw,
-            seed=seed, progress=bar.update,
+            net, source, split=split, run=model if held_back else None, crop=crop,
+            resize=resize or "bicubic",  # type: ignore[arg-type]
+            on_error=on_error or "raise", batch_size=batch_size, importance_samples=iw, seed=seed,
+            progress=bar.update,
         )  # fmt: skip
     if not _is_main_process():
         return
+    for reason in found.left_out.values():
+        _log(f"skipped: {reason}")
     if json_lines:
-        print(json.dumps(dataclasses.asdict(found)))
+        print(found.to_json())
         return
 
     def between(interval: tuple[float, float] | None) -> str:
@@ -521,8 +562,12 @@ def sample(
     seed: Seed = 0,
 ) -> None:
     """Draw images from the prior onto a contact sheet."""
+    import math
+
     from vdvae_repr.data.sheet import save_sheet
 
+    if not math.isfinite(temperature):
+        raise TaskError(f"--temperature: expected a finite number, found {temperature}")
     net = _load_vdvae(model, preset, device, download)
     save_sheet(net.sample(count, temperature, seed), out)
     print(out)

@@ -1,6 +1,8 @@
-"""Configuration: frozen dataclasses, checked where they are made, read from TOML without defaults in hiding.
+"""Configuration: frozen dataclasses, checked where they are made, read from TOML.
 
-A preset is a file of `configs/`; `--set train.lr=1e-4` overrides one key. Unknown keys are errors.
+A preset is a file of `configs/`; `--set train.lr=1e-4` overrides one key. A file's mistakes are named all
+at once: keys that are not known, with the one that was probably meant, values of another type or out of
+range, and keys that are missing.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import difflib
 import json
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +20,8 @@ from typing import Any, TypeVar
 from vdvae_repr.errors import ConfigError
 
 T = TypeVar("T")
+Tables = dict[str, dict[str, Any]]
+"""A configuration as its file holds it, unchecked: `{"model": {"width": 32, ...}, "train": {...}}`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,19 +77,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Check what can be checked without building the model."""
-        for name in ("image_size", "width", "zdim", "num_mixtures"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name} must be at least 1, found {getattr(self, name)}")
-        if self.bits not in (5, 8):
-            raise ConfigError(f"model.bits must be 8 or 5, found {self.bits}")
-        if self.unpool not in ("nearest", "transposed"):
-            raise ConfigError(
-                f"model.unpool: expected 'nearest' or 'transposed', found {self.unpool!r}"
-            )
-        if not 0 < self.bottleneck_multiple <= 1:
-            raise ConfigError(
-                f"model.bottleneck_multiple must be in (0, 1], found {self.bottleneck_multiple}"
-            )
+        raise_all(_out_of_range("model", dataclasses.asdict(self)))
 
     @classmethod
     def from_published(cls, hyperparameters: Mapping[str, Any]) -> ModelConfig:
@@ -131,12 +123,21 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
-        """Inverse of `to_json`."""
-        return _build(cls, json.loads(text), "model")
+        """Inverse of `to_json`.
+
+        Raises:
+            ConfigError: no JSON, or a key that is unknown, missing, of another type or out of range.
+        """
+        try:
+            table = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"model: expected a configuration in JSON, found {error}") from error
+        raise_all(problems({"model": table}))
+        return build_table(cls, table)
 
     def to_json(self) -> str:
         """Serialise to one line of JSON, keys sorted."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, allow_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,6 +163,9 @@ class TrainConfig:
     """Gradient norm above which the update is dropped."""
     ema_rate: float = 0.9999
     """Decay of the moving average of the weights."""
+    ema_warmup: bool = True
+    """Let the average begin short: its rate is at most (1 + t) / (10 + t) after t updates. Without, as
+    published, a run much shorter than 1 / (1 - ema_rate) updates ends with its untrained weights."""
     kl_warmup_steps: int = 0
     """Steps over which the rate's weight in the loss grows from 0 to 1; 0 as published."""
     flip: bool = False
@@ -182,30 +186,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in (
-            "steps",
-            "batch_size",
-            "lr",
-            "grad_clip",
-            "skip_threshold",
-            "checkpoint_every",
-            "log_every",
-        ):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"train.{name} must be above 0, found {getattr(self, name)}")
-        if not math.isfinite(self.lr):
-            raise ConfigError(f"train.lr must be finite, found {self.lr}")
-        if not 0 <= self.ema_rate < 1:
-            raise ConfigError(f"train.ema_rate must be in [0, 1), found {self.ema_rate}")
-        for name in ("warmup_steps", "kl_warmup_steps", "weight_decay", "keep_every"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"train.{name} must be at least 0, found {getattr(self, name)}")
-        if self.keep_last < 2:
-            raise ConfigError(f"train.keep_last must be at least 2, found {self.keep_last}")
-        if self.hold_back not in ("images", "labels"):
-            raise ConfigError(
-                f"train.hold_back: expected 'images' or 'labels', found {self.hold_back!r}"
-            )
+        raise_all(_out_of_range("train", dataclasses.asdict(self)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -225,45 +206,113 @@ class Config:
                 lines += [f"{k} = {json.dumps(v)}" for k, v in dataclasses.asdict(table).items()]
         return "\n".join(lines) + "\n"
 
-    def differences(self, other: Config) -> list[str]:
-        """Return the keys whose values differ, as `train.lr`."""
-        tables = [dataclasses.asdict(config) for config in (self, other)]
-        return [
-            f"{section}.{key}"
-            for section in ("model", "train")
-            for key in (tables[0][section] or tables[1][section] or {})
-            if (tables[0][section] or {}).get(key) != (tables[1][section] or {}).get(key)
-        ]
-
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML preset; each override is `section.key=value`, the value in TOML's syntax.
 
     Raises:
-        ConfigError: no such file, bad TOML, unknown or missing key, value of another type.
+        ConfigError: no such file, bad TOML, or mistakes in it, all of them in one message.
     """
-    path = Path(path)
+    return build_config(read_tables(path, overrides), str(path))
+
+
+def read_tables(path: str | Path, overrides: Sequence[str] = ()) -> Tables:
+    """Read a TOML file and set the overrides in it; the values are checked by `problems`.
+
+    Raises:
+        ConfigError: no such file, no TOML, or an override that is not `section.key=value`.
+    """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: expected TOML in UTF-8, found another encoding; save it as UTF-8"
+        ) from error
+    except ValueError as error:  # TOML's own, and numbers of thousands of digits
         raise ConfigError(f"{path}: expected TOML, found {error}") from error
+    for key, value in parse_overrides(overrides).items():
+        section, _, name = key.partition(".")
+        table = tables.setdefault(section, {})
+        if isinstance(table, dict):  # else `problems` says so
+            table[name] = value
+    return tables
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Read `section.key=value` items into {"section.key": value}; a value that is no TOML is a string.
+
+    Raises:
+        ConfigError: an item of another form.
+    """
+    values: dict[str, Any] = {}
     for override in overrides:
         key, separator, value = override.partition("=")
-        section, dot, name = key.strip().partition(".")
-        if not (separator and dot):
+        if not (separator and "." in key):
             raise ConfigError(f"--set {override}: expected section.key=value, as train.lr=1e-4")
         try:
-            parsed = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            parsed = value.strip()
-        tables.setdefault(section, {})[name] = parsed
-    _refuse_unknown(tables, ["model", "train"], "")
+            values[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except ValueError:
+            values[key.strip()] = value.strip()
+    return values
+
+
+def build_config(tables: Tables, where: str) -> Config:
+    """Make a configuration from its tables; `where` names their file.
+
+    Raises:
+        ConfigError: all mistakes in one message.
+    """
+    raise_all(problems(tables), where)
+    return Config(
+        model=build_table(ModelConfig, tables["model"]),
+        train=build_table(TrainConfig, tables["train"]) if "train" in tables else None,
+    )
+
+
+def problems(tables: Mapping[str, Any], may_lack: Collection[str] = ()) -> list[str]:
+    """Return every mistake of some tables, one sentence each; `may_lack` holds keys as `model.shift`."""
+    found = []
+    for section in tables:
+        if section not in SECTIONS:
+            found.append(f"unknown key {section}{_suggest_key(section, '')}")
     if "model" not in tables:
-        raise ConfigError(f"{path}: expected a [model] table, found none")
-    train = _build(TrainConfig, tables["train"], "train") if "train" in tables else None
-    return Config(model=_build(ModelConfig, tables["model"], "model"), train=train)
+        found.append("expected a [model] table, found none")
+    for section, cls in SECTIONS.items():
+        table = tables.get(section, {})
+        if not isinstance(table, Mapping):
+            found.append(f"{section}: expected a table, found {_shown(table)}")
+        elif section in tables:
+            found += _problems_of_table(cls, table, section, may_lack)
+    return found
+
+
+def find_config(config: str | Path) -> Path:
+    """Return the TOML that a preset's name, a file or a run folder stands for.
+
+    A preset's name is that preset whatever lies in the working folder; `./faces64`, or a `Path`, is a file.
+
+    Raises:
+        ConfigError: none of them.
+    """
+    if isinstance(config, str) and config in preset_names():
+        return preset_path(config)
+    path = Path(config)
+    if path.is_dir():
+        if not (path / "config.toml").is_file():
+            raise ConfigError(
+                f"{config}: expected a run folder with config.toml, found none in it; give a preset's name, "
+                f"{', '.join(preset_names())}, or a TOML"
+            )
+        return path / "config.toml"
+    if str(config) == "" or not path.is_file():
+        names = preset_names()
+        raise ConfigError(
+            f"{config}: no such preset or file{suggestion(str(config), names)}; expected a TOML, or one of "
+            f"{', '.join(names)}"
+        )
+    return path
 
 
 def preset_names() -> list[str]:
@@ -296,27 +345,176 @@ def _configs_folder() -> Path:
     return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
 
 
-def _refuse_unknown(table: Mapping[str, Any], known: Sequence[str], prefix: str) -> None:
-    for key in table:
-        if key not in known:
-            raise ConfigError(f"unknown key {prefix}{key}{suggestion(key, known)}")
+@dataclass(frozen=True)
+class _Range:
+    """The numbers that a key may hold, `lowest` itself only if `closed`; all of them are finite."""
+
+    lowest: float
+    highest: float = 2**63 - 1  # TOML's own integers
+    closed: bool = True
 
 
-def _build(cls: type[T], table: Mapping[str, Any], section: str) -> T:
-    """Make a dataclass of scalars from a table, strictly."""
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    _refuse_unknown(table, list(fields), f"{section}.")
-    values: dict[str, Any] = {}
-    for name, field in fields.items():
-        if name not in table:
-            if field.default is dataclasses.MISSING:
-                raise ConfigError(f"{section}.{name} is missing; every preset must give it")
+_POSITIVE = _Range(0, math.inf, closed=False)
+_RANGES = {
+    "model.image_size": _Range(1, 2**14),
+    "model.width": _Range(1, 2**16),
+    "model.zdim": _Range(1, 2**16),
+    "model.num_mixtures": _Range(1, 2**10),
+    "model.bottleneck_multiple": _Range(0, 1, closed=False),
+    "model.no_bias_above": _Range(0),
+    "model.scale": _POSITIVE,
+    "train.steps": _Range(1, 99_999_999),  # a checkpoint's name has eight digits
+    "train.batch_size": _Range(1, 2**20),
+    "train.lr": _POSITIVE,
+    "train.warmup_steps": _Range(0),
+    "train.weight_decay": _Range(0, math.inf),
+    "train.grad_clip": _POSITIVE,
+    "train.skip_threshold": _POSITIVE,
+    "train.ema_rate": _Range(0, math.nextafter(1, 0)),  # at 1 the average never moves
+    "train.kl_warmup_steps": _Range(0),
+    "train.log_every": _Range(1),
+    "train.checkpoint_every": _Range(1),
+    "train.keep_last": _Range(2),
+    "train.keep_every": _Range(0),
+    "train.seed": _Range(0),
+}
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "model.bits": (5, 8),
+    "model.unpool": ("nearest", "transposed"),
+    "train.hold_back": ("images", "labels"),
+}
+SECTIONS: dict[str, type] = {"model": ModelConfig, "train": TrainConfig}
+
+# What other trainers call a key, without case, _ and -; the published names of openai/vdvae among them.
+_ALIASES = {
+    "lr": "learningrate stepsize baselr maxlr initlr initiallr lrate alpha",
+    "steps": "epochs epoch numepochs nepochs maxepochs iterations iters niter numiters maxiters maxsteps "
+    "numsteps totalsteps trainsteps maxiterations nsteps",
+    "batch_size": "batch nbatch bs bsz minibatch minibatchsize trainbatchsize perdevicetrainbatchsize",
+    "weight_decay": "wd l2 decay adamwd",
+    "grad_clip": "clip clipgrad gradientclip gradclipnorm clipgradnorm maxgradnorm gradnorm gradientclipval "
+    "gradientclipping maxnorm",
+    "skip_threshold": "gradskip skipthresh",
+    "ema_rate": "ema emadecay emabeta emamomentum averagedecay",
+    "ema_warmup": "emarampup",
+    "warmup_steps": "warmup warmupiters warmupiterations numwarmupsteps lrwarmup warmupepochs",
+    "kl_warmup_steps": "klwarmup klanneal klannealing betawarmup klannealsteps",
+    "flip": "hflip horizontalflip mirror randomflip fliplr",
+    "hold_back": "valsplit validationsplit valfraction valratio",
+    "log_every": "loginterval loggingsteps logfreq printfreq itersperprint logsteps",
+    "checkpoint_every": "saveevery saveinterval savesteps savefreq itersperckpt itersperave iterspersave "
+    "checkpointinterval",
+    "keep_last": "savetotallimit keepcheckpoints",
+    "seed": "randomseed rngseed manualseed randomstate",
+    "image_size": "imgsize imsize resolution inputsize size",
+    "width": "channels nchannels basechannels hiddendim hiddensize dim",
+    "zdim": "latentdim latentdims latentsize latentchannels zchannels zsize nlatent",
+    "bottom_up": "encoder encblocks encoderblocks",
+    "top_down": "decoder decblocks decoderblocks",
+    "widths": "customwidthstr",
+    "num_mixtures": "nmixtures nmix nummix mixtures",
+    "bits": "nbits",
+    "shift": "mean",
+    "scale": "std",
+}
+_KEY_OF = {alias: key for key, aliases in _ALIASES.items() for alias in aliases.split()}
+_NOTES = {
+    "epochs": " (updates: epochs x images / batch_size)",
+    "mean": " (minus the mean)",
+    "std": " (1 / std)",
+}
+
+
+def _suggest_key(name: str, section: str) -> str:
+    """Return "; did you mean 'lr'?" for the key that was probably meant, or nothing."""
+    of = {
+        f.name: other for other, cls in reversed(SECTIONS.items()) for f in dataclasses.fields(cls)
+    }
+    plain = name.lower().replace("_", "").replace("-", "").replace(" ", "")
+    same = {key.replace("_", ""): key for key in of}
+    key = same.get(plain) or _KEY_OF.get(plain)
+    if key is None:
+        known = [key for key, other in of.items() if other == section] or [*SECTIONS, *of]
+        return suggestion(name.lower(), known)
+    note = next((text for word, text in _NOTES.items() if word in plain), "")
+    return f"; did you mean {key if of[key] == section else f'{of[key]}.{key}'!r}?{note}"
+
+
+def _problems_of_table(
+    cls: type, table: Mapping[str, Any], section: str, may_lack: Collection[str]
+) -> list[str]:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    found, meant, usable = [], set(), {}
+    for name, value in table.items():
+        if name not in fields:
+            hint = _suggest_key(name, section)
+            meant.add(hint)
+            found.append(f"unknown key {section}.{name}{hint}")
             continue
-        value = table[name]
-        wanted = {"int": int, "float": float, "str": str, "bool": bool}[str(field.type)]
-        if wanted is float and type(value) is int:
-            value = float(value)
-        if type(value) is not wanted:
-            raise ConfigError(f"{section}.{name}: expected {wanted.__name__}, found {value!r}")
-        values[name] = value
-    return cls(**values)
+        expected = str(fields[name].type)
+        if type(value).__name__ == expected:
+            usable[name] = value
+        elif expected == "float" and type(value) is int and abs(value) < 1e300:
+            usable[name] = float(value)
+        else:
+            found.append(f"{section}.{name}: expected {expected}, found {_shown(value)}")
+    found += _out_of_range(section, usable)
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in table
+        and field.default is dataclasses.MISSING
+        and f"{section}.{name}" not in may_lack
+        and not any(f"'{name}'" in hint for hint in meant)
+    ]
+    if missing:
+        are = "are" if len(missing) > 1 else "is"
+        found.append(f"{', '.join(f'{section}.{name}' for name in missing)} {are} missing")
+    return found
+
+
+def _out_of_range(section: str, values: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each value, of the right type, that its key may not hold."""
+    found = []
+    for name, value in values.items():
+        key = f"{section}.{name}"
+        if type(value) in (int, float) and not abs(value) < math.inf:
+            found.append(f"{key} must be finite, found {value}")
+        elif key in _CHOICES and value not in _CHOICES[key]:
+            choices = " or ".join(map(repr, _CHOICES[key]))
+            found.append(f"{key}: expected {choices}, found {_shown(value)}")
+        elif limits := _RANGES.get(key):
+            if value < limits.lowest or (value == limits.lowest and not limits.closed):
+                least = f"{'at least' if limits.closed else 'above'} {limits.lowest}"
+                found.append(f"{key} must be {least}, found {_shown(value)}")
+            elif value > limits.highest:
+                found.append(f"{key} must be at most {limits.highest}, found {_shown(value)}")
+    return found
+
+
+def _shown(value: Any) -> str:
+    """Return a value's text, cut where it is long."""
+    if type(value) is int and value.bit_length() > 200:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def raise_all(found: Sequence[str], where: str = "") -> None:
+    """Raise one error of all mistakes; nothing where there are none.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    if found:
+        start = f"{where}: " if where else ""
+        if len(found) > 1:
+            numbered = " ".join(f"({i}) {text}" for i, text in enumerate(found, start=1))
+            raise ConfigError(f"{start}{len(found)} mistakes: {numbered}")
+        raise ConfigError(start + found[0])
+
+
+def build_table(cls: type[T], table: Mapping[str, Any]) -> T:
+    """Make a dataclass of scalars from a table that has been checked."""
+    fields = {field.name: str(field.type) for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    return cls(**{k: float(v) if fields[k] == "float" else v for k, v in table.items()})

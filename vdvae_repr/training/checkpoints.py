@@ -42,7 +42,7 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
             save_file({k: v.detach().cpu().contiguous() for k, v in group.items()}, path)
             digests[path.name] = _digest(path)
         with (aside / "state.json").open("w", encoding="utf-8") as file:
-            json.dump({"step": step, **state, "sha256": digests}, file)
+            json.dump({"step": step, **state, "sha256": digests}, file, allow_nan=False)
         for path in aside.iterdir():
             with path.open("rb") as written:
                 os.fsync(written.fileno())

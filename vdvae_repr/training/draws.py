@@ -51,8 +51,11 @@ def split_indices(source: Source, recipe: TrainConfig) -> tuple[NDArray[np.intp]
 
 
 def mark_held_back(source: Source, recipe: TrainConfig) -> Source:
-    """Return the source with splits `train` and `held-back`, as a run of this recipe divides it."""
-    splits = np.full(len(source), "", dtype=object)
+    """Return the source with splits `train` and `held-back`, as a run of this recipe divides it.
+
+    Images in neither, as those of a split `test`, keep theirs.
+    """
+    splits = np.array(source.splits, dtype=object)
     for name, indices in zip(("train", "held-back"), split_indices(source, recipe), strict=True):
         splits[indices] = name
     return replace(source, splits=tuple(splits))

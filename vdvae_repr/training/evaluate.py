@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +19,15 @@ from torch import Tensor
 from vdvae_repr.data.loader import default_workers, map_ahead
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing, Source, read_images
-from vdvae_repr.errors import DataError
+from vdvae_repr.errors import CheckpointError, DataError, TaskError
 from vdvae_repr.model.distributions import LayerPosterior, LogisticMixture, mixture_log_prob
 from vdvae_repr.model.noise import seeded_noise
 from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.preprocessing import to_input, to_target
 from vdvae_repr.model.vdvae import VDVAE
+from vdvae_repr.training.draws import mark_held_back
+from vdvae_repr.training.plan import read_run
+from vdvae_repr.training.reading import LEFT_OUT, leave_out, process, unreadable
 
 ACTIVE_NATS = 0.01
 
@@ -52,6 +56,12 @@ class Evaluation:
     importance_bits_per_dim: float | None
     """The importance-weighted bound (Burda 2016, arXiv:1509.00519, equation 8); None without samples."""
     importance_interval: tuple[float, float] | None
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Of the images that could not be read, by id, the reason."""
+
+    def to_json(self) -> str:
+        """Serialise to one line of JSON; every number is finite."""
+        return json.dumps(asdict(self), allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -71,11 +81,13 @@ class Scores:
 @arithmetic()
 def evaluate(
     model: VDVAE,
-    data: str | Path | Source | NDArray[np.uint8],
+    data: str | Path | Source | NDArray[np.uint8] | None,
     *,
     split: str | None = None,
+    run: str | Path | None = None,
     crop: int | None = None,
     resize: Literal["bicubic", "bilinear"] = "bicubic",
+    on_error: str = "raise",
     batch_size: int = 16,
     importance_samples: int = 0,
     seed: int = 0,
@@ -88,31 +100,109 @@ def evaluate(
 
     Args:
         model: in eval mode.
-        data: what `--data` takes.
+        data: what `--data` takes; None, with `run`, for what that run was trained on.
         split: `train`, `val` or `test`; None scores every image.
+        run: a run folder, whose division of its data into `train` and `held-back` replaces the source's
+            splits; its crop is taken, if none is given.
         crop: central square to take first, pixels.
         resize: how a square is resized, `bicubic` or `bilinear`; both antialiased.
+        on_error: "raise", or "skip" to leave out images that cannot be read, and list them.
         batch_size: images a forward pass.
         importance_samples: K of the importance-weighted bound; 0 leaves it out.
         seed: of the posterior draws.
         progress: receives the number of images finished.
 
     Raises:
-        DataError: the split is empty.
+        DataError: the split is empty, an image cannot be read, or the run was trained on other data.
+        CheckpointError: the score is not finite.
+        TaskError: an option that is none.
+
+    Example:
+        >>> vr.evaluate(model, "photos/", split="test").bits_per_dim  # doctest: +SKIP
     """
-    source = open_source(data)
-    chosen = [i for i, name in enumerate(source.splits) if split is None or name == split]
+    if on_error not in ("raise", "skip"):
+        raise TaskError(f"on_error: expected raise or skip, found {on_error!r}")
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("importance_samples", importance_samples, 0),
+        ("seed", seed, 0),
+    ):
+        if value < least:
+            raise TaskError(f"{name}: expected {least} or more, found {value}")
+    left_out: dict[str, str] = {}
+    if run is not None:
+        source, crop, left_out = _divided(Path(run), data, crop)
+    elif data is None:
+        raise DataError("data: expected images to score, found none given")
+    else:
+        source = open_source(data)
+    chosen = [
+        i
+        for i, name in enumerate(source.splits)
+        if name != LEFT_OUT and (split is None or name == split)
+    ]
     if not chosen:
-        known = sorted({name for name in source.splits if name})
+        known = sorted({name for name in source.splits if name and name != LEFT_OUT})
         raise DataError(
             f"{source.name}: no image is in split {split!r}; it has {', '.join(known) or 'no splits'}"
         )
     preprocessing = Preprocessing(size=model.config.image_size, crop=crop, resize=resize)
+    if on_error == "skip":
+        left_out = left_out | unreadable(source, preprocessing, chosen, default_workers())
+        chosen = [i for i in chosen if source.ids[i] not in left_out]
     scores = score(
         model, source, preprocessing, chosen, batch_size=batch_size,
         importance_samples=importance_samples, seed=seed, progress=progress,
     )  # fmt: skip
-    return _summary(model, source, split, seed, importance_samples, scores)
+    _refuse_unfinite(model, scores, [source.ids[i] for i in chosen])
+    found = _summary(model, source, split, seed, importance_samples, scores)
+    return replace(found, left_out=left_out)
+
+
+def _divided(
+    run: Path, data: str | Path | Source | NDArray[np.uint8] | None, crop: int | None
+) -> tuple[Source, int | None, dict[str, str]]:
+    """Return a source as a run divides it, the run's crop if none is given, and what the run left out."""
+    if not (run / "config.toml").is_file():
+        raise TaskError(f"run: expected a run folder with config.toml, found {run}")
+    plan = read_run(run)
+    if data is None and plan.data is None:
+        raise DataError(f"data: expected the images that {run} was trained on, found none given")
+    left_out = dict(plan.left_out or {})
+    source = leave_out(open_source(plan.data if data is None else data), left_out)  # type: ignore[arg-type]
+    if plan.fingerprint not in (None, source.fingerprint()):
+        raise DataError(
+            f"{run}: was trained on other data than {source.name}; give what it was trained on"
+        )
+    return (
+        mark_held_back(source, plan.recipe),
+        plan.options.crop if crop is None else crop,
+        left_out,
+    )
+
+
+def _refuse_unfinite(model: VDVAE, scores: Scores, ids: Sequence[str]) -> None:
+    """Refuse scores that are NaN or infinite.
+
+    Raises:
+        CheckpointError: there are some; the message names a parameter that is not finite, if that is why.
+    """
+    rows = torch.cat([scores.distortion[:, None], scores.kl], dim=1)
+    if scores.importance is not None:
+        rows = torch.cat([rows, scores.importance[:, None]], dim=1)
+    bad = torch.isfinite(rows).all(dim=1).logical_not()
+    if not bad.any():
+        return
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise CheckpointError(
+                f"{model.name}: the weights {name} are not finite, so there is no score; load other weights"
+            )
+    first = ids[int(bad.nonzero()[0])]
+    raise CheckpointError(
+        f"{model.name}: the scores of {int(bad.sum())} of {len(ids)} images are not finite, {first} the "
+        "first; they, or the model's shift and scale, are far from what it was trained on"
+    )
 
 
 @torch.no_grad()
@@ -128,7 +218,7 @@ def score(
     progress: Callable[[int], object] = lambda count: None,
 ) -> Scores:
     """Return the likelihood's terms of some images; processes share the batches and all get everything."""
-    rank, world = _process()
+    rank, world = process()
     layers = len(model.layers)
     zdim = model.config.zdim
     # Rows that other processes score stay 0 here, so that a sum over processes puts all together exactly.
@@ -176,13 +266,6 @@ def join_processes(device: str) -> str:
         return device
     state = PartialState(cpu=device == "cpu")
     return str(state.device) if device == "cuda" else device
-
-
-def _process() -> tuple[int, int]:
-    """Return this process's rank and the number of processes."""
-    if not torch.distributed.is_initialized():
-        return 0, 1
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
 def _pass(

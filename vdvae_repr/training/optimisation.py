@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,12 +18,19 @@ class Optimisation:
     """A model, its moving average and AdamW, moved together (Child 2020; openai/vdvae train.py).
 
     `step` counts updates, skipped ones included: the schedule follows it.
+
+    Args:
+        model: what is trained.
+        recipe: the schedule and its limits.
+        average_warmup: let the moving average begin short; without, it is the published one. `train` passes
+            `recipe.ema_warmup`.
     """
 
-    def __init__(self, model: VDVAE, recipe: TrainConfig) -> None:
+    def __init__(self, model: VDVAE, recipe: TrainConfig, *, average_warmup: bool = False) -> None:
         self.model = model
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
         self.recipe = recipe
+        self.average_warmup = average_warmup
         self.step = 0
         self.skipped = 0
         self.adamw = torch.optim.AdamW(
@@ -44,6 +52,26 @@ class Optimisation:
         steps = self.recipe.kl_warmup_steps
         return min(1.0, self.step / steps) if steps else 1.0
 
+    @property
+    def average_rate(self) -> float:
+        """Decay of the moving average at the next update; t is the number of updates taken before it."""
+        taken = self.step - self.skipped
+        most = (1 + taken) / (10 + taken) if self.average_warmup else 1.0
+        return min(self.recipe.ema_rate, most)
+
+    @contextmanager
+    def average_as_weights(self) -> Iterator[VDVAE]:
+        """Lend the average's module with the weights in it, so that these are scored by the same code."""
+        averages = list(self.average.parameters())
+        kept = [parameter.data for parameter in averages]
+        try:
+            for parameter, weights in zip(averages, self.model.parameters(), strict=True):
+                parameter.data = weights.data
+            yield self.average
+        finally:
+            for parameter, values in zip(averages, kept, strict=True):
+                parameter.data = values
+
     def clip(self) -> Tensor:
         """Scale gradients down to `grad_clip`; returns their norm before, a number on their device."""
         return torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip)
@@ -58,7 +86,7 @@ class Optimisation:
             averages: list[Tensor] = list(self.average.parameters())
             values: list[Tensor] = list(self.model.parameters())
             with torch.no_grad():
-                torch._foreach_lerp_(averages, values, 1 - self.recipe.ema_rate)
+                torch._foreach_lerp_(averages, values, 1 - self.average_rate)
         else:
             self.skipped += 1
         self.adamw.zero_grad(set_to_none=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import math
+import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vdvae_repr.config import Config, TrainConfig, load_config
+from vdvae_repr.config import Config, TrainConfig
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing, Source, read_images
-from vdvae_repr.errors import ConfigError, Terminated, TrainingError
+from vdvae_repr.errors import ConfigError, DataError, Terminated, TrainingError
 from vdvae_repr.model.inference import allow_recompiles
 from vdvae_repr.model.layers import select_layers
 from vdvae_repr.model.precision import arithmetic
@@ -42,57 +43,73 @@ from vdvae_repr.training.checkpoints import (
 )
 from vdvae_repr.training.draws import flipped, joint_noise, ordered, split_indices
 from vdvae_repr.training.optimisation import Optimisation
+from vdvae_repr.training.plan import Plan, RunOptions, make_plan
+from vdvae_repr.training.reading import (
+    describe_left_out,
+    leave_out,
+    pixel_statistics,
+    unreadable,
+)
 from vdvae_repr.training.watch import Probe, Watch, named_terms
 
 SKIPS_IN_A_ROW = 50
-FIXED = ("train.seed", "train.hold_back")  # of a run that is resumed
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 EARLY = {1} | {2**power for power in range(3, 14)}  # openai/vdvae train.py
 
 
 @arithmetic()
 def train(
-    config: Config,
-    data: str | Path | Source | NDArray[np.uint8],
-    out: str | Path,
+    config: Config | str | Path,
+    data: str | Path | Source | NDArray[np.uint8] | None = None,
+    out: str | Path | None = None,
     *,
     resume: bool = False,
-    changed: tuple[str, ...] = (),
+    changed: Sequence[str] = (),
     init_from: str | Path | None = None,
+    name: str | None = None,
     crop: int | None = None,
-    name: str = "vdvae",
+    on_error: str | None = None,
     device: str = "cpu",
-    precision: str = "fp32",
-    accumulate: int = 1,
-    compile: bool = False,
-    channels_last: bool = False,
-    recompute: Sequence[int] = (),
+    precision: str | None = None,
+    accumulate: int | None = None,
+    compile: bool | None = None,
+    channels_last: bool | None = None,
+    recompute: Sequence[int] | None = None,
     num_workers: int | None = None,
     log_with: str | None = None,
-    probe_every: int = 0,
+    probe_every: int | None = None,
     probe_data: str | Path | Source | None = None,
-    probe_layers: str | Sequence[str] = "all",
+    probe_layers: str | Sequence[str] | None = None,
     progress: Callable[[str], None] = lambda line: None,
+    **train_keys: Any,
 ) -> Path:
     """Train a VDVAE with the published recipe into the run folder `out`; returns that folder.
 
-    `out` receives `config.toml`, `log.jsonl`, `checkpoints/`, `samples/` and `model.safetensors`, the
-    moving average. The loss is in nats per dimension, as published. Under torchrun every process calls this.
+    `out` receives `config.toml`, `run.json` (how the run is computed), `log.jsonl`, `checkpoints/`,
+    `samples/` and `model.safetensors`, the moving average. The loss is in nats per dimension, as published.
+    Where the configuration lacks `model.shift` or `model.scale`, they are measured on the training images.
+    Under torchrun every process calls this.
+
+    A resumed run takes from its folder whatever is not given here; `config` may be that folder.
 
     Args:
-        config: model and recipe; `train.batch_size` is over all processes.
+        config: a preset's name, a TOML, a run folder, or a configuration; `train.batch_size` is over all
+            processes.
         data: what `--data` takes. Splits `train` and `val` are used where there are any; without `val`, a
-            tenth is held back (`train.hold_back`).
-        out: the run folder.
+            tenth is held back (`train.hold_back`). A resumed run that was given a name or a path knows it.
+        out: the run folder; `config` where that is one, else `runs/NAME`, if not given.
         resume: go on from the newest checkpoint; without any, start. A finished run is left alone.
-        changed: keys, as `train.lr`, that may differ from those of the run that is resumed.
+        changed: `train.lr=1e-4`, a value in place of the configuration's. Or `train.lr`, a key of a `Config`
+            whose value may differ from that of the run that is resumed.
         init_from: weights that a new run starts from: whatever `load` takes, or a published
             `NAME-model.th`, with `NAME-model-ema.th`, `NAME-opt.th` and `NAME-log.jsonl` where they lie
             beside it, to go on from that run's step.
+        name: the model's name in its file; that of the preset or TOML, if not given.
         crop: central square to take first, pixels.
-        name: the model's name in its file.
+        on_error: "raise", if not given; "skip" reads every image once before the start, and leaves those out
+            that cannot be read.
         device: "cpu", "cuda"; never chosen silently.
-        precision: "fp32" or "bf16" (autocast; KL and likelihood stay in float32).
+        precision: "fp32", if not given, or "bf16" (autocast; KL and likelihood stay in float32).
         accumulate: micro-batches that a process divides its share of the batch into.
         compile: run the blocks through torch.compile.
         channels_last: keep images and activations in that memory format.
@@ -103,89 +120,108 @@ def train(
         probe_data: labelled images to probe with, 512 at most; the images held back, if not given.
         probe_layers: selector of the layers probed.
         progress: receives one line at each row of the log.
+        train_keys: keys of the [train] table by name, as `steps=2000`.
 
     Raises:
-        ConfigError: no recipe, a setting that is none, or a resumed run's config differs in keys not named
-            in `changed`.
+        ConfigError: no recipe, a setting that is none, or a resumed run's config differs in keys that were
+            not set by name.
         CheckpointError: `init_from` is of another architecture, or damaged.
         DataError: nothing to train on, an image that cannot be read, or no workers.
         TaskError: too few labels to probe with.
-        TrainingError: too many skips in a row, a run that is already there, a full disk.
+        TrainingError: too many skips in a row, nothing learned, a run that is already there, a full disk.
+
+    Example:
+        >>> vr.train("faces64", "photos/", "runs/a", steps=2000)  # doctest: +SKIP
     """
-    recipe, out = config.train, Path(out)
-    if recipe is None:
-        raise ConfigError("the preset has no [train] table; choose one to train with")
-    if precision not in ("fp32", "bf16"):
-        raise ConfigError(f"precision: expected fp32 or bf16, found {precision!r}")
-    accelerator = _accelerator(device, log_with, out)
-    share = recipe.batch_size // (accelerator.num_processes * accumulate)
-    if share * accelerator.num_processes * accumulate != recipe.batch_size:
+    plan = make_plan(
+        config, out, resume=resume, changed=changed, train_keys=train_keys,
+        options={
+            "name": name, "crop": crop, "on_error": on_error, "precision": precision,
+            "accumulate": accumulate, "compile": compile, "channels_last": channels_last,
+            "recompute": recompute, "log_with": log_with, "probe_every": probe_every,
+            "probe_data": _written(probe_data), "probe_layers": probe_layers,
+        },
+    )  # fmt: skip
+    out, options, recipe = plan.out, plan.options, plan.recipe
+    accelerator = _accelerator(device, options.log_with, out)
+    share = recipe.batch_size // (accelerator.num_processes * options.accumulate)
+    if share * accelerator.num_processes * options.accumulate != recipe.batch_size:
         raise ConfigError(
             f"train.batch_size {recipe.batch_size} must be divisible by "
-            f"{accelerator.num_processes} processes x {accumulate} micro-batches"
+            f"{accelerator.num_processes} processes x {options.accumulate} micro-batches"
         )
     workers = check_workers(num_workers)
-    found = _find_run(config, out, resume, changed)
-    source = open_source(data)
+    checkpoint = _find_checkpoint(out, resume)
+    if checkpoint is not None and data is None and checkpoint[1]["step"] >= recipe.steps:
+        return _finished(plan, checkpoint[1], accelerator, progress)
+    source = _open(data, plan)
+    say = progress if accelerator.is_main_process else lambda line: None
+    preprocessing = Preprocessing(size=plan.tables["model"]["image_size"], crop=options.crop)
+    if options.on_error == "skip":
+        if plan.left_out is None:
+            left_out = unreadable(source, preprocessing, range(len(source)), workers)
+            plan = replace(plan, left_out=left_out)
+        if plan.left_out:
+            say(describe_left_out(plan.left_out))
+        source = leave_out(source, plan.left_out or {})
     trained, held = split_indices(source, recipe)
+    fingerprint = source.fingerprint()
     identity = {
-        "source": source.fingerprint(),
+        "source": fingerprint,
         "images": hashlib.sha256(trained.astype(np.int64).tobytes()).hexdigest(),
-        "crop": crop,
+        "crop": options.crop,
     }
+    plan = replace(plan, data=_written(data) or plan.data, fingerprint=fingerprint)
+    if checkpoint is not None:
+        _check_identity(plan, checkpoint[1], identity, source.name)
+        if checkpoint[1]["step"] >= recipe.steps:
+            return _finished(plan, checkpoint[1], accelerator, progress)
+    config = plan.config(_measure(plan, source, preprocessing, trained, workers, say))
 
     torch.manual_seed(recipe.seed)
-    model = VDVAE(config.model, name=name).to(accelerator.device)
-    if channels_last:
+    model = VDVAE(config.model, name=options.name).to(accelerator.device)
+    if options.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    if unknown := set(recompute) - {spec.resolution for spec in model.layers}:
+    if unknown := set(options.recompute) - {spec.resolution for spec in model.layers}:
         there = sorted({spec.resolution for spec in model.layers})
         raise ConfigError(
             f"recompute: the model has no layers at {sorted(unknown)}; it has some at {there}"
         )
-    optimisation = Optimisation(model, recipe)
-    images_seen = 0
-    if found is not None:
-        tensors, state = found
+    optimisation = Optimisation(model, recipe, average_warmup=recipe.ema_warmup)
+    images_seen = begun_at = 0
+    if checkpoint is not None:
+        tensors, state = checkpoint
         optimisation.restore(tensors, str(out / "checkpoints"))
         optimisation.step, optimisation.skipped = state["step"], state["skipped"]
-        images_seen = state["images_seen"]
-        if other := [key for key, value in identity.items() if state[key] != value]:
-            raise TrainingError(
-                f"{out}: was trained on other data than {source.name} (another {' and '.join(other)}); "
-                "give what it was trained on"
-            )
-        if optimisation.step >= recipe.steps:
-            if accelerator.is_main_process:
-                progress(f"{out}: finished at step {optimisation.step}; nothing to do")
-            return out
+        images_seen, begun_at = state["images_seen"], state.get("begun_at", 0)
     elif init_from is not None:
-        tensors, optimisation.step = read_start(init_from)
+        tensors, begun_at = read_start(init_from)
+        optimisation.step = begun_at
         optimisation.restore(tensors, str(init_from))
         images_seen = optimisation.step * recipe.batch_size
         if optimisation.step >= recipe.steps:
             raise ConfigError(
                 f"{init_from} is at step {optimisation.step}, and train.steps is {recipe.steps}; raise that"
             )
-    if compile:
+    if options.compile:
         compile_blocks(model)
     probe = None
-    if probe_every:
-        labelled = source if probe_data is None else open_source(probe_data)
-        among = held if probe_data is None else np.arange(len(labelled))
-        probe = Probe.of(probe_every, labelled, among, select_layers(model.layers, probe_layers))
-    preprocessing = Preprocessing(size=config.model.image_size, crop=crop)
+    if options.probe_every:
+        given = options.probe_data if probe_data is None else probe_data
+        labelled = source if given is None else open_source(given)
+        among = held if given is None else np.arange(len(labelled))
+        layers = select_layers(model.layers, options.probe_layers)
+        probe = Probe.of(options.probe_every, labelled, among, layers)
     watch = Watch(
-        out=out, config=config, recipe=recipe, accelerator=accelerator,
-        average=optimisation.average, source=source, preprocessing=preprocessing,
-        held=held.tolist(), probe=probe, batch_size=min(16, share), progress=progress,
+        out=out, config=config, recipe=recipe, accelerator=accelerator, optimisation=optimisation,
+        plan=plan, source=source, preprocessing=preprocessing, held=held.tolist(), probe=probe,
+        batch_size=min(16, share), progress=progress,
     )  # fmt: skip
     run = _Run(
-        config=config, recipe=recipe, out=out, accelerator=accelerator, optimisation=optimisation,
-        watch=watch, source=source, preprocessing=preprocessing, identity=identity, trained=trained,
-        precision=precision, accumulate=accumulate, channels_last=channels_last,
-        recompute=frozenset(recompute), workers=workers, share=share, images_seen=images_seen,
-        init_from=init_from,
+        config=config, recipe=recipe, options=options, out=out, accelerator=accelerator,
+        optimisation=optimisation, watch=watch, source=source, preprocessing=preprocessing,
+        identity=identity, trained=trained, workers=workers, share=share, images_seen=images_seen,
+        begun_at=begun_at, init_from=init_from,
     )  # fmt: skip
     watch.open(optimisation.step)
     try:
@@ -205,6 +241,7 @@ def train(
 class _Run:
     config: Config
     recipe: TrainConfig
+    options: RunOptions
     out: Path
     accelerator: Accelerator
     optimisation: Optimisation
@@ -213,13 +250,11 @@ class _Run:
     preprocessing: Preprocessing
     identity: dict[str, Any]
     trained: NDArray[np.intp]
-    precision: str
-    accumulate: int
-    channels_last: bool
-    recompute: frozenset[int]
     workers: int
     share: int
     images_seen: int
+    begun_at: int
+    """The step that `init_from` was at, else 0."""
     init_from: str | Path | None
 
     def loop(self, stopped: list[int]) -> None:
@@ -276,7 +311,10 @@ class _Run:
             if skips == SKIPS_IN_A_ROW:
                 raise TrainingError(self._stuck(norm, finite))
             if due:
-                self.checkpoint(row)
+                failure = self.nothing_learned(row) if step == recipe.steps else None
+                self.checkpoint(row, failure)
+                if failure:
+                    raise TrainingError(f"{self.out}: {failure}")
             if stop == signal.SIGINT:
                 raise KeyboardInterrupt
             if stop:
@@ -285,11 +323,11 @@ class _Run:
     def batches(self) -> Generator[tuple[Tensor, slice]]:
         """Yield this process's images of each step, read ahead by workers, as uint8 (n, 3, S, S)."""
         recipe, size, device = self.recipe, self.recipe.batch_size, self.accelerator.device
-        per_rank = self.share * self.accumulate
+        per_rank = self.share * self.options.accumulate
         start = self.accelerator.process_index * per_rank
         mine = slice(start, start + per_rank)
         first_step, first_image = self.optimisation.step, self.images_seen
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        layout = torch.channels_last if self.options.channels_last else torch.contiguous_format
 
         def read(step: int) -> Tensor:
             position = first_image + (step - first_step) * size
@@ -316,19 +354,21 @@ class _Run:
         device, step = self.accelerator.device, self.optimisation.step
         dims = images[0].numel()
         terms: list[Tensor] = []
-        for index in range(self.accumulate):
+        for index in range(self.options.accumulate):
             start = index * self.share
             rows = slice(mine.start + start, mine.start + start + self.share)
             noise = joint_noise(self.recipe.seed, step, self.recipe.batch_size, rows, device)
-            last = index == self.accumulate - 1
+            last = index == self.options.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
-                with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    elbo = model(images[start : start + self.share], noise, self.recompute)
+                with torch.autocast(
+                    device.type, torch.bfloat16, enabled=self.options.precision == "bf16"
+                ):
+                    elbo = model(images[start : start + self.share], noise, self.options.recompute)
                 weighted = elbo.distortion + self.optimisation.rate_weight * elbo.rate
-                loss = weighted.mean() / dims / self.accumulate
+                loss = weighted.mean() / dims / self.options.accumulate
                 loss.backward()
             parts = torch.cat([elbo.distortion[:, None], elbo.kl], dim=1)
-            terms.append(parts.detach().mean(dim=0) / self.accumulate)
+            terms.append(parts.detach().mean(dim=0) / self.options.accumulate)
         return torch.stack(terms).sum(dim=0)
 
     def look(
@@ -355,13 +395,31 @@ class _Run:
         joint = self.accelerator.reduce(torch.stack(list(terms)), reduction="sum")
         return joint.cpu().double().mean(dim=0) / self.accelerator.num_processes
 
-    def checkpoint(self, row: dict[str, Any]) -> None:
+    def nothing_learned(self, row: Mapping[str, Any]) -> str | None:
+        """Return why a run that has reached its last step has learned nothing; None where it has."""
+        updates = self.optimisation.step - self.begun_at
+        if self.optimisation.skipped == updates:
+            return (
+                f"nothing was learned: all {updates} updates were skipped; raise train.skip_threshold "
+                f"({self.recipe.skip_threshold:g}) or lower train.lr ({self.recipe.lr:g})"
+            )
+        for key, model in (("held_back", "average"), ("held_back_weights", "weights")):
+            if row.get(f"{key}_bits_per_dim", 0.0) is None:
+                return (
+                    f"nothing was learned: the {model}'s score of the images held back is not finite; lower "
+                    f"train.lr ({self.recipe.lr:g}) or look at the data"
+                )
+        return None
+
+    def checkpoint(self, row: dict[str, Any], failure: str | None) -> None:
         """Write the complete state, and the moving average as the run's model."""
         if self.accelerator.is_main_process:
             optimisation = self.optimisation
             state = {
                 "images_seen": self.images_seen,
                 "skipped": optimisation.skipped,
+                "begun_at": self.begun_at,
+                "failure": failure,
                 **self.identity,
             }
             folder = self.out / "checkpoints"
@@ -372,7 +430,7 @@ class _Run:
                 "data": self.source.name,
                 "data_sha256": self.identity["source"],
                 "crop": self.preprocessing.crop,
-                "precision": self.precision,
+                "precision": self.options.precision,
                 "init_from": None if self.init_from is None else Path(self.init_from).name,
                 "version": _version(),
                 "images": len(self.trained),
@@ -440,24 +498,83 @@ def compile_blocks(model: VDVAE) -> None:
     model.distortion = torch.compile(model.distortion, dynamic=False)  # type: ignore[method-assign]
 
 
-def _find_run(
-    config: Config, out: Path, resume: bool, changed: tuple[str, ...]
+def _find_checkpoint(
+    out: Path, resume: bool
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-    """Return the state to go on from; None for a fresh start."""
+    """Return the tensors and the state to go on from; None for a fresh start."""
     if not checkpoint_steps(out / "checkpoints"):
         return None
     if not resume:
         raise TrainingError(f"{out}: already holds a run; add --resume, or choose another --out")
-    differing = config.differences(load_config(out / "config.toml"))
-    refused = [
-        key for key in differing if key not in changed or key.startswith("model.") or key in FIXED
-    ]
-    if refused:
-        raise ConfigError(
-            f"{out}: the run to resume differs in {', '.join(refused)}; give its values, "
-            "or name a changed train key with --set"
-        )
     return read_newest(out / "checkpoints")
+
+
+def _finished(
+    plan: Plan, state: Mapping[str, Any], accelerator: Accelerator, progress: Callable[[str], None]
+) -> Path:
+    """Leave a finished run alone.
+
+    Raises:
+        TrainingError: it had learned nothing.
+    """
+    if state.get("failure"):
+        raise TrainingError(f"{plan.out}: {state['failure']}")
+    if accelerator.is_main_process:
+        progress(f"{plan.out}: finished at step {state['step']}; nothing to do")
+    return plan.out
+
+
+def _open(data: str | Path | Source | NDArray[np.uint8] | None, plan: Plan) -> Source:
+    """Open what was given, else what the run's folder names."""
+    if data is not None:
+        return open_source(data)
+    if plan.data is None:
+        raise DataError(
+            f"data: expected images to train on, found none given, and none that {plan.out} names; "
+            "give --data"
+        )
+    return open_source(plan.data)
+
+
+def _written(data: object) -> str | None:
+    """Return what `run.json` keeps of `data`: a name, or a path from the root; None for images."""
+    if isinstance(data, Path) or (isinstance(data, str) and os.sep in data):
+        return str(Path.cwd() / data)
+    return data if isinstance(data, str) else None
+
+
+def _check_identity(
+    plan: Plan, state: Mapping[str, Any], identity: Mapping[str, Any], name: str
+) -> None:
+    """Refuse to go on with other images than the run's.
+
+    Raises:
+        TrainingError: they are others.
+    """
+    if other := [key for key, value in identity.items() if state[key] != value]:
+        raise TrainingError(
+            f"{plan.out}: was trained on other data than {name} (another {' and '.join(other)}); "
+            "give what it was trained on"
+        )
+
+
+def _measure(
+    plan: Plan, source: Source, preprocessing: Preprocessing, trained: NDArray[np.intp],
+    workers: int, say: Callable[[str], None],
+) -> dict[str, float]:  # fmt: skip
+    """Measure on the training images what the configuration lacks of `shift` and `scale`, and say so."""
+    lacking = [key for key in ("shift", "scale") if key not in plan.tables["model"]]
+    if not lacking:
+        return {}
+    found = pixel_statistics(source, preprocessing, trained, workers)
+    values = {"shift": -found.mean, "scale": 1 / found.std}
+    measured = {key: values[key] for key in lacking}
+    say(
+        f"measured on {found.images} training images: "
+        + ", ".join(f"model.{key} = {value:.8g}" for key, value in measured.items())
+        + f" (mean {found.mean:.2f}, standard deviation {found.std:.2f} of 0..255)"
+    )
+    return measured
 
 
 @contextmanager

@@ -23,7 +23,10 @@ from vdvae_repr.heads.neighbors import NearestNeighbor
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.training.evaluate import score
+from vdvae_repr.training.optimisation import Optimisation
+from vdvae_repr.training.plan import Plan
 
+DIFFERENT = 0.01  # of a score: from here on the progress line gives the weights' as well
 LOOKED_AT = 512  # images, at most, in an evaluation or a probe during training
 
 
@@ -83,7 +86,8 @@ class Watch:
     config: Config
     recipe: TrainConfig
     accelerator: Accelerator
-    average: VDVAE
+    optimisation: Optimisation
+    plan: Plan
     source: Source
     preprocessing: Preprocessing
     held: Sequence[int]
@@ -92,6 +96,11 @@ class Watch:
     batch_size: int
     """Images a forward pass, when scoring."""
     progress: Callable[[str], None]
+
+    @property
+    def average(self) -> VDVAE:
+        """The moving average of the weights."""
+        return self.optimisation.average
 
     def open(self, step: int) -> None:
         """Write the config; cut the log back to the step that the run goes on from; start the tracker.
@@ -104,6 +113,7 @@ class Watch:
             try:
                 self.out.mkdir(parents=True, exist_ok=True)
                 _write_aside(self.out / "config.toml", self.config.to_toml())
+                _write_aside(self.out / "run.json", self.plan.to_json())
                 self._cut_log(step)
             except OSError as error:
                 raise TrainingError(
@@ -132,21 +142,27 @@ class Watch:
             tracker.finish()
 
     def evaluate(self, step: int) -> dict[str, Any]:
-        """Score the moving average on held-back images, 512 at most, and write a sample sheet."""
-        held, seed = self.held[:LOOKED_AT], self.recipe.seed
+        """Score the average and the weights on held-back images, 512 at most; write a sample sheet."""
+        row = self._score("held_back", self.average)
+        with self.optimisation.average_as_weights() as weights:
+            scored = self._score("held_back_weights", weights)
+        if self.accelerator.is_main_process and row["held_back_bits_per_dim"] is not None:
+            self._samples(step)
+        key = "held_back_weights_bits_per_dim"
+        return row | {key: scored[key], "held_back_images": len(self.held[:LOOKED_AT])}
+
+    def _score(self, prefix: str, model: VDVAE) -> dict[str, Any]:
         scores = score(
-            self.average,
+            model,
             self.source,
             self.preprocessing,
-            held,
+            self.held[:LOOKED_AT],
             batch_size=self.batch_size,
-            seed=seed,
+            seed=self.recipe.seed,
         )
         terms = torch.cat([scores.distortion[:, None], scores.kl], dim=1).mean(dim=0)
-        if self.accelerator.is_main_process:
-            self._samples(step)
-        row = named_terms(terms, self.average.layers, 3 * self.config.model.image_size**2)
-        return {f"held_back_{k}": v for k, v in row.items()} | {"held_back_images": len(held)}
+        row = named_terms(terms, model.layers, 3 * self.config.model.image_size**2)
+        return {f"{prefix}_{key}": value for key, value in row.items()}
 
     def probe_layers(self) -> dict[str, Any]:
         """Probe the moving average's layers, on the main process."""
@@ -160,16 +176,19 @@ class Watch:
         if not self.accelerator.is_main_process:
             return
         with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row, allow_nan=False) + "\n")
         step, speed = row["step"], row["images_per_second"]
         if self.accelerator.trackers:
             numbers = {k: v for k, v in _flat(row) if isinstance(v, int | float)}
             self.accelerator.log(numbers, step=step)
         line = f"step {step}/{steps}"
         if "bits_per_dim" in row:
-            line += f"  {row['bits_per_dim']:.3f} bits/dim"
+            line += f"  {_bits(row['bits_per_dim'])} bits/dim"
         if "held_back_bits_per_dim" in row:
-            line += f"  {row['held_back_bits_per_dim']:.3f} held back"
+            average, weights = row["held_back_bits_per_dim"], row["held_back_weights_bits_per_dim"]
+            line += f"  {_bits(average)} held back"
+            if None in (average, weights) or abs(average - weights) > DIFFERENT * weights:
+                line += f" (the average; the weights {_bits(weights)})"
         if "probe_accuracy" in row:
             best = max(row["probe_accuracy"], key=row["probe_accuracy"].get)
             line += f"  probe {row['probe_accuracy'][best]:.3f} at {best}"
@@ -203,15 +222,25 @@ def _write_aside(path: Path, text: str) -> None:
 
 
 def named_terms(terms: Tensor, layers: Sequence[LayerSpec], dims: int) -> dict[str, Any]:
-    """Name a vector of mean distortion and KL by layer, nats an image, for the log."""
+    """Name a vector of mean distortion and KL by layer, nats an image, for the log; None if not finite."""
     distortion, *kl = terms.tolist()
     rate = sum(kl)
     return {
-        "bits_per_dim": (distortion + rate) / (math.log(2) * dims),
-        "distortion_nats": distortion,
-        "rate_nats": rate,
-        "kl_nats": {spec.name: round(value, 4) for spec, value in zip(layers, kl, strict=True)},
+        "bits_per_dim": _finite((distortion + rate) / (math.log(2) * dims)),
+        "distortion_nats": _finite(distortion),
+        "rate_nats": _finite(rate),
+        "kl_nats": {
+            spec.name: _finite(round(value, 4)) for spec, value in zip(layers, kl, strict=True)
+        },
     }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _bits(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3f}"
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

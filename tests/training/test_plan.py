@@ -1,0 +1,314 @@
+"""What a run takes from its configuration, its folder and its data; how it ends if nothing was learned."""
+
+import json
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import vdvae_repr as vr
+from vdvae_repr.cli import app
+from vdvae_repr.config import TrainConfig, load_config, preset_names, preset_path
+from vdvae_repr.data.open import open_source
+from vdvae_repr.data.source import Preprocessing
+from vdvae_repr.model.vdvae import VDVAE
+from vdvae_repr.training.optimisation import Optimisation
+from vdvae_repr.training.reading import pixel_statistics
+
+TOML = """
+[model]
+image_size = 8
+width = 4
+zdim = 2
+bottom_up = "8x1,8d2,4x1,4d4,1x1"
+top_down = "1x1,4m1,8m4"
+num_mixtures = 1
+
+[train]
+steps = 4
+batch_size = 4
+lr = 1e-3
+warmup_steps = 1
+"""
+SHIFTED = "[model]\nshift = -127.5\nscale = 0.015625\n" + TOML.replace("[model]\n", "")
+
+
+@pytest.fixture
+def toml(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text(TOML)
+    return path
+
+
+@pytest.fixture
+def photos():
+    return np.random.default_rng(0).integers(20, 90, (20, 8, 8, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path, photos):
+    """Twenty images as files, the last of them no image."""
+    path = tmp_path / "photos"
+    path.mkdir()
+    for i, pixels in enumerate(photos[:19]):
+        Image.fromarray(pixels).save(path / f"{i}.png")
+    (path / "19.png").write_text("no image")
+    return path
+
+
+def rows(out):
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    lines = (out / "log.jsonl").read_text().splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+@pytest.mark.parametrize("warmup", [True, False])
+def test_the_average_warms_up(warmup, tiny):
+    """By the recursion in exact arithmetic: at t updates taken its rate is at most (1 + t) / (10 + t)."""
+    model = VDVAE(tiny.config)
+    recipe = TrainConfig(steps=9, batch_size=1, lr=1e-3, ema_rate=0.25)
+    optimisation = Optimisation(model, recipe, average_warmup=warmup)
+    weight, expected = next(model.parameters()), Fraction(0)
+    with torch.no_grad():
+        next(optimisation.average.parameters()).zero_()
+    values, taken = [1, 7, 3, 5], 0
+    for step, value in enumerate(values):
+        with torch.no_grad():
+            weight.fill_(value)
+        finite = step != 1  # a skipped update counts for nothing
+        optimisation.update(0.0, finite)
+        if finite:
+            rate = min(Fraction(1, 4), Fraction(1 + taken, 10 + taken) if warmup else 1)
+            expected, taken = rate * expected + (1 - rate) * value, taken + 1
+    found = next(optimisation.average.parameters())
+    assert found.flatten()[0].item() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_published_presets_keep_the_published_average():
+    recipes = {name: load_config(preset_path(name)).train for name in preset_names()}
+    assert {name for name, recipe in recipes.items() if recipe.ema_warmup} == {
+        "faces64", "natural64",
+    }  # fmt: skip
+
+
+def test_a_short_run_saves_trained_weights(toml, photos, tmp_path):
+    out = vr.train(toml, photos, tmp_path / "r", steps=32, ema_rate=0.9999)
+    first, last = rows(out)[0], rows(out)[-1]
+    gained = first["held_back_bits_per_dim"] - last["held_back_bits_per_dim"]
+    reached = last["held_back_bits_per_dim"] - last["held_back_weights_bits_per_dim"]
+    assert gained > 2 * reached > 0
+    published = vr.train(toml, photos, tmp_path / "p", steps=32, ema_rate=0.9999, ema_warmup=False)
+    behind = rows(published)[-1]
+    assert behind["held_back_bits_per_dim"] > last["held_back_bits_per_dim"] + gained / 2
+    assert behind["held_back_weights_bits_per_dim"] == last["held_back_weights_bits_per_dim"]
+
+
+def test_shift_and_scale_are_those_of_the_training_images(toml, photos, tmp_path):
+    splits = {"train/images": photos[:15], "val/images": 255 - photos[15:]}
+    np.savez(tmp_path / "a.npz", **splits)
+    said = []
+    out = vr.train(toml, tmp_path / "a.npz", tmp_path / "r", progress=said.append)
+    model = vr.load(out).config
+    pixels = photos[:15].astype(np.float64)
+    assert model.shift == pytest.approx(-pixels.mean(), rel=1e-12)
+    assert model.scale == pytest.approx(1 / pixels.std(), rel=1e-12)
+    assert load_config(out / "config.toml").model == model
+    assert "measured on 15 training images" in said[0]
+    given = vr.train(
+        toml, tmp_path / "a.npz", tmp_path / "g", changed=["model.shift=-100"], progress=said.append
+    )
+    assert vr.load(given).config.shift == -100
+    assert vr.load(given).config.scale == model.scale
+    vr.train(toml, tmp_path / "a.npz", out, resume=True, changed=["train.steps=5"])
+    assert load_config(out / "config.toml").model == model
+
+
+def test_statistics_do_not_depend_on_batches(photos):
+    source = open_source(np.concatenate([photos] * 7))
+    found = pixel_statistics(source, Preprocessing(size=8), np.arange(100), workers=2)
+    pixels = np.concatenate([photos] * 5).astype(np.float64)
+    assert (found.mean, found.std) == pytest.approx((pixels.mean(), pixels.std()), rel=1e-12)
+    with pytest.raises(vr.DataError, match="one flat colour"):
+        pixel_statistics(
+            open_source(np.full((3, 8, 8, 3), 7, np.uint8)), Preprocessing(size=8), np.arange(3), 1
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("lr = 1e-3|learning_rate = 1e-3", ["train.learning_rate; did you mean 'lr'?"]),
+        ("steps = 4|epochs = 4", ["train.epochs; did you mean 'steps'?"]),
+        ("batch_size = 4|batchsize = 4", ["train.batchsize; did you mean 'batch_size'?"]),
+        ("lr = 1e-3|lr = 1e-3\nwd = 1", ["did you mean 'weight_decay'?"]),
+        ("zdim = 2|latent_dim = 2", ["did you mean 'zdim'?"]),
+        ("width = 4|width = 4\nlr = 1", ["model.lr; did you mean 'train.lr'?"]),
+        ("batch_size = 4|batch_size = 1000000000000", ["batch_size must be at most"]),
+        ("steps = 4|steps = 1" + "0" * 5000, ["expected TOML"]),
+        ("steps = 4|steps = 4\nseed = -7", ["train.seed must be at least 0, found -7"]),
+        ("steps = 4|steps = 4\ngrad_clip = inf", ["train.grad_clip must be finite"]),
+        ("width = 4|width = 4\nscale = nan", ["model.scale must be finite"]),
+        ("width = 4|width = 4\nscale = 0", ["model.scale must be above 0"]),
+        ("width = 4|width = 1", ["expected 1 channel at least inside each block"]),
+        ("width = 4|width = 4\nwidths = '8:16'", ["expected 4 channels at 8"]),
+        ("8x1,8d2|8x1000000000,8d2", ["numbers of five digits at most"]),
+        ("8x1,8d2|8x1,16d2", ["expected a block at 8, found 16d2"]),
+        ("[train]|[trian]", ["unknown key trian; did you mean 'train'?"]),
+        (
+            "width = 4|width = 4.5\nscale = nan\nunpool = 'cubic'",
+            ["3 mistakes", "width: expected int, found 4.5", "scale must be finite", "'nearest'"],
+        ),
+        (
+            "8x1,8d2|8q1|steps = 4|seed = -7|lr = 1e-3|lrr = 1",
+            ["train.seed", "train.lrr; did you mean 'lr'", "train.steps is missing", "found '8q1'"],
+        ),
+        ("width = 4\nzdim = 2|", ["model.width, model.zdim are missing"]),
+    ],
+)  # fmt: skip
+def test_all_mistakes_are_named_at_once(change, words, toml, photos, tmp_path):
+    parts = change.split("|")
+    text = TOML
+    for old, new in zip(parts[::2], parts[1::2], strict=True):
+        assert old in text
+        text = text.replace(old, new)
+    toml.write_text(text)
+    with pytest.raises(vr.ConfigError) as error:
+        vr.train(toml, photos, tmp_path / "r")
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_toml_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "bom.toml").write_bytes(b"\xef\xbb\xbf" + SHIFTED.encode())
+    assert load_config(tmp_path / "bom.toml").train.steps == 4
+    (tmp_path / "utf16.toml").write_text(SHIFTED, encoding="utf-16")
+    with pytest.raises(vr.ConfigError, match="save it as UTF-8"):
+        load_config(tmp_path / "utf16.toml")
+
+
+def test_a_preset_goes_by_its_name(tmp_path, photos):
+    with pytest.raises(vr.ConfigError, match="did you mean 'faces64'"):
+        vr.train("face64", photos, tmp_path / "r")
+    with pytest.raises(vr.ConfigError, match=r"expected section\.key=value"):
+        vr.train("faces64", photos, tmp_path / "r", changed=["train.lr"])
+    with pytest.raises(vr.ConfigError, match=r"unknown key train.stepz; did you mean 'steps'"):
+        vr.train("faces64", photos, tmp_path / "r", stepz=1)
+    big = np.zeros((10, 64, 64, 3), np.uint8)
+    out = vr.train("faces64", big, tmp_path / "r", steps=1, batch_size=1, hold_back="images")
+    assert vr.load(out).name == "faces64"
+    assert load_config(out / "config.toml").train.steps == 1
+    (tmp_path / "model.toml").write_text(SHIFTED.partition("[train]")[0])
+    with pytest.raises(vr.ConfigError, match=r"no \[train\] table.*cifar10, faces64"):
+        vr.train(tmp_path / "model.toml", photos, tmp_path / "s")
+
+
+def test_a_resumed_run_needs_no_flag_again(toml, folder, photos, tmp_path):
+    (folder / "19.png").unlink()
+    out = tmp_path / "r"
+    flags = {"precision": "bf16", "accumulate": 2, "crop": 6, "channels_last": True}
+    vr.train(toml, folder, out, changed=["train.steps=2", "train.lr=2e-3"], **flags)
+    for again in (
+        lambda: vr.train(out, resume=True),
+        lambda: vr.train(toml, folder, out, resume=True),
+    ):
+        said = []
+        again_kept = (out / "config.toml").read_text()
+        vr.train(out, resume=True, progress=said.append)
+        assert "finished at step 2" in said[-1]
+        assert (out / "config.toml").read_text() == again_kept
+        again()
+    vr.train(out, resume=True, steps=4)
+    kept = json.loads((out / "run.json").read_text())
+    assert {key: kept["options"][key] for key in flags} == flags
+    assert load_config(out / "config.toml").train.lr == 2e-3
+    assert rows(out)[-1]["step"] == 4
+    with pytest.raises(vr.TrainingError, match="another precision, bf16, found fp32"):
+        vr.train(out, resume=True, steps=6, precision="fp32")
+    toml.write_text(TOML.replace("lr = 1e-3", "lr = 5e-3"))
+    with pytest.raises(vr.ConfigError, match=r"differs in train\.lr"):
+        vr.train(toml, folder, out, resume=True)
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path, photos):
+    (tmp_path / "t.toml").write_text(SHIFTED)
+    out = vr.train(tmp_path / "t.toml", photos, tmp_path / "r", ema_warmup=False)
+    (out / "run.json").unlink()
+    text = (out / "config.toml").read_text()
+    (out / "config.toml").write_text(text.replace("ema_warmup = false\n", ""))
+    vr.train(tmp_path / "t.toml", photos, out, resume=True, steps=6)
+    assert not load_config(out / "config.toml").train.ema_warmup
+
+
+def test_a_run_that_learned_nothing_is_an_error(toml, photos, tmp_path):
+    with pytest.raises(vr.TrainingError, match="nothing was learned: all 4 updates were skipped"):
+        vr.train(toml, photos, tmp_path / "r", skip_threshold=1e-9)
+    assert vr.load(tmp_path / "r").config.image_size == 8  # what is written stays
+    with pytest.raises(vr.TrainingError, match="nothing was learned"):
+        vr.train(tmp_path / "r", photos, resume=True)
+
+
+def test_scores_that_are_not_finite_end_a_run_and_are_null(toml, photos, tmp_path):
+    # the images held back overflow where those trained on do not
+    np.savez(tmp_path / "a.npz", **{"train/images": photos[:1] * 0, "val/images": photos[1:3]})
+    changed = ["model.shift=0", "model.scale=3e38"]
+    with pytest.raises(vr.TrainingError, match="held back is not finite"):
+        vr.train(toml, tmp_path / "a.npz", tmp_path / "r", changed=changed, batch_size=1)
+    last = rows(tmp_path / "r")[-1]
+    assert last["held_back_bits_per_dim"] is None
+    assert last["held_back_weights_bits_per_dim"] is None
+
+
+def test_unreadable_images_are_left_out_if_asked(toml, folder, tmp_path):
+    with pytest.raises(vr.DataError, match=r"19\.png"):
+        vr.train(toml, folder, tmp_path / "r")
+    said = []
+    out = vr.train(toml, folder, tmp_path / "s", on_error="skip", progress=said.append)
+    assert said[0] == "1 unreadable images left out: 19.png"
+    (folder / "19.png").rename(tmp_path / "away")
+    clean = vr.train(toml, folder, tmp_path / "c")
+    scores = [[row["bits_per_dim"] for row in rows(run)] for run in (out, clean)]
+    assert scores[0] == scores[1]
+    (tmp_path / "away").rename(folder / "19.png")
+    vr.train(out, resume=True, steps=5)
+    held = vr.evaluate(vr.load(out), None, run=out, split="held-back")
+    assert held.bits_per_dim == pytest.approx(rows(out)[-1]["held_back_bits_per_dim"], rel=1e-5)
+    assert list(held.left_out) == ["19.png"]
+    with pytest.raises(vr.DataError, match="other data"):
+        vr.evaluate(vr.load(out), np.zeros((9, 8, 8, 3), np.uint8), run=out, split="held-back")
+
+
+def test_evaluate_leaves_out_and_lists(tiny, folder):
+    with pytest.raises(vr.DataError, match=r"19\.png"):
+        vr.evaluate(tiny, folder)
+    found = vr.evaluate(tiny, folder, on_error="skip")
+    assert found.images == 19
+    assert list(json.loads(found.to_json())["left_out"]) == ["19.png"]
+    with pytest.raises(vr.TaskError, match="raise or skip"):
+        vr.evaluate(tiny, folder, on_error="ignore")
+
+
+def test_a_score_that_is_not_finite_is_refused(tiny, images):
+    model = VDVAE(tiny.config, name="broken").eval()
+    with torch.no_grad():
+        next(model.parameters())[0] = math.nan
+    with pytest.raises(vr.CheckpointError, match=r"broken: the weights .* are not finite"):
+        vr.evaluate(model, images)
+
+
+def test_the_command_trains_and_goes_on(toml, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments):
+        done = CliRunner().invoke(app, ["train", *map(str, arguments)])
+        assert done.exit_code == 0, done.output
+
+    command(toml, "--data", folder, "--on-error", "skip", "--set", "train.steps=2")
+    command("runs/small", "--resume", "--set", "train.steps=3")
+    assert rows(tmp_path / "runs/small")[-1]["step"] == 3

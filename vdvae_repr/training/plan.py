@@ -1,0 +1,312 @@
+"""What a run is to do: a configuration and ways to compute it, from what is given and what its folder holds.
+
+A run folder keeps both, in `config.toml` and `run.json`, so that a resumed run needs no flag again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vdvae_repr.config import (
+    Config,
+    ModelConfig,
+    Tables,
+    TrainConfig,
+    build_config,
+    build_table,
+    find_config,
+    parse_overrides,
+    preset_names,
+    preset_path,
+    problems,
+    raise_all,
+    read_tables,
+)
+from vdvae_repr.errors import ConfigError, TrainingError
+from vdvae_repr.model.blocks import parse_blocks, parse_widths
+from vdvae_repr.model.vdvae import VDVAE
+
+MEASURED = ("model.shift", "model.scale")  # on the training images, where they are not given
+FIXED = ("train.seed", "train.hold_back")  # of a run that is resumed
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a run is computed and watched, as `train` explains; kept in `run.json`."""
+
+    name: str = "vdvae"
+    crop: int | None = None
+    precision: str = "fp32"
+    accumulate: int = 1
+    compile: bool = False
+    channels_last: bool = False
+    recompute: Sequence[int] = ()
+    on_error: str = "raise"
+    log_with: str | None = None
+    probe_every: int = 0
+    probe_data: str | None = None
+    probe_layers: str | Sequence[str] = "all"
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a model."""
+        choices = {"precision": ("fp32", "bf16"), "on_error": ("raise", "skip")}
+        for key, allowed in choices.items():
+            if (value := getattr(self, key)) not in allowed:
+                raise ConfigError(f"{key}: expected {' or '.join(allowed)}, found {value!r}")
+        if self.accumulate < 1:
+            raise ConfigError(f"accumulate: expected 1 or more, found {self.accumulate}")
+        if self.probe_every < 0:
+            raise ConfigError(f"probe_every: expected 0 or more, found {self.probe_every}")
+
+
+UNCHANGED = ("crop", "precision", "on_error")  # options that a resumed run cannot change
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run before its data are opened; the tables have been checked, and may lack what is `MEASURED`."""
+
+    out: Path
+    tables: Tables
+    options: RunOptions
+    data: str | None = None
+    """What it was trained on, where that was a name or a path."""
+    preset_values: Mapping[str, Any] = field(default_factory=dict)
+    """The preset's own values of the keys that were set by name: a resumed run may leave them out."""
+    fingerprint: str | None = None
+    """The source's."""
+    left_out: Mapping[str, str] | None = None
+    """Of the images that could not be read, by id, the reason; None before they were looked for."""
+    older: bool = False
+    """The folder is of a version that kept no `run.json`, nor `ema_warmup`."""
+
+    @property
+    def recipe(self) -> TrainConfig:
+        """The [train] table."""
+        return build_table(TrainConfig, self.tables["train"])
+
+    def config(self, measured: Mapping[str, float]) -> Config:
+        """Return the configuration, completed by what was measured."""
+        return build_config({**self.tables, "model": {**self.tables["model"], **measured}}, "train")
+
+    def to_json(self) -> str:
+        """Write what `run.json` holds."""
+        kept = {
+            "options": asdict(self.options),
+            "data": self.data,
+            "preset_values": dict(self.preset_values),
+            "fingerprint": self.fingerprint,
+            "left_out": None if self.left_out is None else dict(self.left_out),
+        }
+        return json.dumps(kept, indent=1, allow_nan=False) + "\n"
+
+
+def make_plan(
+    config: Config | str | Path,
+    out: str | Path | None,
+    *,
+    resume: bool,
+    changed: Sequence[str],
+    train_keys: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Plan:
+    """Return what a run is to do, new or resumed.
+
+    Args:
+        config: a preset's name, a TOML, a run folder or a configuration.
+        out: the run folder; the one that `config` names, else `runs/NAME`, if not given.
+        resume: take over what the folder holds, if it holds a run.
+        changed: `train.lr=1e-4`, a value in place of the configuration's; or `train.lr`, a key of `config`
+            whose value may differ from that of the run that is resumed.
+        train_keys: values of the [train] table, by key.
+        options: those of `RunOptions`; None where one was not given.
+
+    Raises:
+        ConfigError: mistakes, all in one message; or a value that contradicts the run that is resumed.
+        TrainingError: an option that does.
+    """
+    given, where, name = _read(config)
+    given_options = {key: value for key, value in options.items() if value is not None}
+    folder = None if isinstance(config, Config) else _run_folder(config)
+    named = [item for item in changed if "=" not in item and isinstance(config, Config)]
+    values = parse_overrides([item for item in changed if item not in named])
+    values |= {f"train.{key}": value for key, value in train_keys.items()}
+    preset_values = {}
+    for key, value in values.items():
+        section, _, word = key.partition(".")
+        table = given.setdefault(section, {})
+        if isinstance(table, dict):  # else its mistake is named below
+            before = table.get(word)
+            if isinstance(before, int | str) or (isinstance(before, float) and isfinite(before)):
+                preset_values[key] = before
+            table[word] = value
+    raise_all(_problems(given), where)
+    if "train" not in given:
+        raise ConfigError(f"{where}: no [train] table, so no recipe; {_trainable()}")
+    out = Path(out or folder or Path("runs") / str(given_options.get("name", name)))
+    if not (resume and (out / "config.toml").is_file()):
+        chosen = RunOptions(**{"name": name} | given_options)
+        return Plan(out=out, tables=given, options=chosen, preset_values=preset_values)
+    kept = read_run(out)
+    if isinstance(config, Config) and kept.older and "train.ema_warmup" not in values:
+        given["train"].pop("ema_warmup", None)  # a default of today, no wish
+    if not kept.older:
+        _refuse_other_options(kept, given_options)
+    return replace(
+        kept,
+        tables=_merged(kept, given, set_now=set(values), may_differ={*values, *named}),
+        options=replace(kept.options, **given_options),
+        preset_values=preset_values | dict(kept.preset_values),
+    )
+
+
+def _merged(kept: Plan, given: Tables, *, set_now: set[str], may_differ: set[str]) -> Tables:
+    """Return the tables of a run that is resumed, with the values that it is given anew.
+
+    A preset that is given again, without a value that was set by name at first, is no contradiction.
+
+    Raises:
+        ConfigError: values that differ from the run's, and may not.
+    """
+    merged = {section: dict(table) for section, table in kept.tables.items()}
+    contradictions = []
+    for section, table in given.items():
+        for word, value in table.items():
+            key = f"{section}.{word}"
+            if merged[section].get(word) == value:
+                continue
+            if key in may_differ and section == "train" and key not in FIXED:
+                merged[section][word] = value
+            elif key in set_now or kept.preset_values.get(key) != value:
+                contradictions.append(key)
+    if contradictions:
+        raise ConfigError(
+            f"{kept.out}: the run to resume differs in {', '.join(contradictions)}; give its values, "
+            "or name a changed train key with --set"
+        )
+    return merged
+
+
+def _refuse_other_options(kept: Plan, given: Mapping[str, Any]) -> None:
+    """Refuse options that would change what a resumed run computes.
+
+    Raises:
+        TrainingError: there are some.
+    """
+    for key in UNCHANGED:
+        before = getattr(kept.options, key)
+        if key in given and given[key] != before:
+            raise TrainingError(
+                f"{kept.out}: was trained with another {key}, {before}, found {given[key]}; leave it out to "
+                "go on, or choose another out"
+            )
+
+
+def _read(config: Config | str | Path) -> tuple[Tables, str, str]:
+    """Return a configuration's tables, where they are from, and a model's name."""
+    if isinstance(config, Config):
+        tables = {"model": asdict(config.model)}
+        if config.train is not None:
+            tables["train"] = asdict(config.train)
+        return tables, "config", "vdvae"
+    path, folder = find_config(config), _run_folder(config)
+    return read_tables(path), str(config), folder.resolve().name if folder else path.stem
+
+
+def _run_folder(config: str | Path) -> Path | None:
+    """Return the folder, if `config` is one; a preset's name is none whatever lies in the working folder."""
+    preset = isinstance(config, str) and config in preset_names()
+    return Path(config) if not preset and Path(config).is_dir() else None
+
+
+def read_run(out: Path) -> Plan:
+    """Return what a run folder holds: `config.toml`, and `run.json`, which earlier versions did not write.
+
+    Raises:
+        ConfigError: no run is there, or a damaged file.
+    """
+    tables = read_tables(out / "config.toml")
+    raise_all(problems(tables), str(out / "config.toml"))
+    if "train" not in tables:
+        raise ConfigError(f"{out / 'config.toml'}: expected a [train] table, found none")
+    tables["train"].setdefault("ema_warmup", False)  # the only behaviour before there was the key
+    path = out / "run.json"
+    if not path.is_file():
+        return Plan(out=out, tables=tables, options=RunOptions(name=out.name), older=True)
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        known = {field.name for field in fields(RunOptions)}
+        options = RunOptions(**{k: v for k, v in kept.pop("options").items() if k in known})
+        return Plan(out=out, tables=tables, options=options, **kept)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"{path}: expected how the run was computed, found a damaged file ({error}); remove it, and give "
+            "the run's flags again"
+        ) from error
+
+
+def _problems(tables: Tables) -> list[str]:
+    """Return the mistakes of some tables, those of the blocks included."""
+    found = problems(tables, may_lack=MEASURED)
+    model = tables.get("model")
+    if not isinstance(model, dict):
+        return found
+    unreadable = _problems_of_strings(model)
+    if unreadable or any("model" in text for text in found):  # no model can be built
+        return found + unreadable
+    config = build_table(ModelConfig, {"shift": 0, "scale": 1, **model})
+    named = parse_widths(config.widths)
+    if named.get(config.image_size, config.width) != config.width:
+        found.append(
+            f"model.widths: expected {config.width} channels at {config.image_size}, as model.width, found "
+            f"{named[config.image_size]}"
+        )
+    narrowest = min([config.width, *named.values()])
+    if int(narrowest * config.bottleneck_multiple) < 1:
+        found.append(
+            f"model.bottleneck_multiple: expected 1 channel at least inside each block, found "
+            f"{narrowest} x {config.bottleneck_multiple}"
+        )
+        return found
+    try:
+        with torch.device("meta"):
+            VDVAE(config)
+    except ConfigError as error:
+        found.append(str(error))
+    return found
+
+
+def _problems_of_strings(model: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with `bottom_up`, `top_down` and `widths`, read one by one."""
+    found = []
+    for key in ("bottom_up", "top_down", "widths"):
+        text = model.get(key)
+        if not isinstance(text, str):
+            continue
+        if large := re.search(r"\d{6,}", text):
+            found.append(
+                f"model.{key}: expected numbers of five digits at most, found {large[0][:20]}"
+            )
+            continue
+        try:
+            if key == "widths":
+                if min(parse_widths(text).values(), default=1) < 1:
+                    raise ConfigError(f"model.widths: expected 1 channel at least, found {text!r}")
+            else:
+                parse_blocks(text, key=f"model.{key}")
+        except ConfigError as error:
+            found.append(str(error))
+    return found
+
+
+def _trainable() -> str:
+    names = [name for name in preset_names() if "train" in read_tables(preset_path(name))]
+    return f"the presets that have one are {', '.join(names)}"

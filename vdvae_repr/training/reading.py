@@ -1,0 +1,120 @@
+"""A pass over a source before it is used: which images cannot be read, and the statistics of their pixels.
+
+Under torchrun the processes share the images, and each gets the whole result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch.distributed
+from numpy.typing import NDArray
+
+from vdvae_repr.data.loader import map_ahead
+from vdvae_repr.data.source import Preprocessing, Source, read_images
+from vdvae_repr.errors import DataError
+
+LEFT_OUT = "left out"  # the split of images that cannot be read
+
+
+@dataclass(frozen=True)
+class PixelStatistics:
+    """Mean and standard deviation (of the population) over all pixels and channels, in grey levels."""
+
+    images: int
+    mean: float
+    std: float
+
+
+def unreadable(
+    source: Source, preprocessing: Preprocessing, indices: Sequence[int], workers: int
+) -> dict[str, str]:
+    """Read every image once; return by id why some cannot be read.
+
+    Raises:
+        DataError: none of them can.
+    """
+
+    def reason(index: int) -> tuple[str, str] | None:
+        try:
+            read_images(source, preprocessing, [index])
+        except DataError as error:
+            return source.ids[index], str(error)
+        return None
+
+    rank, world = process()
+    mine = map_ahead(reason, indices[rank::world], workers=workers, ahead=4 * workers)
+    pairs = [pair for pair in mine if pair is not None]
+    if world > 1:
+        gathered: list[list[tuple[str, str]]] = [[] for _ in range(world)]
+        torch.distributed.all_gather_object(gathered, pairs)
+        pairs = [pair for part in gathered for pair in part]
+    found = dict(sorted(pairs))
+    if len(found) == len(indices) > 0:
+        raise DataError(
+            f"{source.name}: none of {len(indices)} images can be read; the first: "
+            f"{next(iter(found.values()))}"
+        )
+    return found
+
+
+def leave_out(source: Source, left_out: Mapping[str, str]) -> Source:
+    """Return the source with the images of these ids in the split `left out`, where nobody takes them."""
+    if not left_out:
+        return source
+    splits = (
+        LEFT_OUT if image_id in left_out else split
+        for image_id, split in zip(source.ids, source.splits, strict=True)
+    )
+    return replace(source, splits=tuple(splits))
+
+
+def describe_left_out(left_out: Mapping[str, str]) -> str:
+    """Say in one line how many images were left out, and name the first of them."""
+    names = list(left_out)
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{len(names)} unreadable images left out: {', '.join(names[:5])}{more}"
+
+
+def pixel_statistics(
+    source: Source, preprocessing: Preprocessing, indices: NDArray[np.intp], workers: int
+) -> PixelStatistics:
+    """Return the statistics of the preprocessed images; sums of whole numbers, so exact in any order.
+
+    Raises:
+        DataError: an image cannot be read, or all are of one flat colour.
+    """
+
+    def sums(batch: NDArray[np.intp]) -> tuple[int, int]:
+        pixels = read_images(source, preprocessing, batch)
+        counts = np.bincount(pixels.ravel(), minlength=256).astype(np.int64)
+        values = np.arange(256)
+        return int(counts @ values), int(counts @ values**2)
+
+    rank, world = process()
+    mine = indices[rank::world]
+    batches = [mine[start : start + 64] for start in range(0, len(mine), 64)]
+    parts = list(map_ahead(sums, batches, workers=workers, ahead=2 * workers))
+    if world > 1:
+        gathered: list[list[tuple[int, int]]] = [[] for _ in range(world)]
+        torch.distributed.all_gather_object(gathered, parts)
+        parts = [pair for part in gathered for pair in part]
+    total, squares = (sum(column) for column in zip(*parts, strict=True))
+    count = len(indices) * 3 * preprocessing.size**2
+    if squares * count == total**2:
+        raise DataError(
+            f"{source.name}: all {len(indices)} training images are of one flat colour; "
+            "nothing can be learned"
+        )
+    variance = (squares * count - total**2) / count**2
+    return PixelStatistics(len(indices), total / count, math.sqrt(variance))
+
+
+def process() -> tuple[int, int]:
+    """Return this process's rank and the number of processes."""
+    if not torch.distributed.is_initialized():
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
