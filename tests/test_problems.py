@@ -417,3 +417,29 @@ def test_eigenfaces_of_orl_reach_their_known_rate(shared_data, tmp_path):
     (row,) = [r for r in rows if (r.model, r.dims, r.metric) == ("pca", 199, "rank1")]
     assert row.value == pytest.approx(0.865, abs=0.02)
     assert (row.n_train, row.n_test) == (200, 200)
+
+
+def test_as_many_ways_as_classes_take_base_statistics_from_the_support(tiny, tmp_path, people):
+    """Against SimpleShot written out: centred on the support's mean, length 1, nearest class mean."""
+    store = vr.extract(tiny, people(6, num_people=3), tmp_path / "s.h5", layers="4x4")
+    said = []
+    rows = vr.run_task(
+        "few_shot", store, ways=3, shots=[2], queries=2, episodes=20, heads=["simpleshot-cl2n"],
+        notice=said.append,
+    )  # fmt: skip
+    assert any("no class is outside an episode" in line for line in said)
+    problem = FewShot(store, images=store.images(), ways=3, shots=2, queries=2, episodes=20)
+    X = store.matrix("4x4")[0].astype(np.float64)
+    accuracies = []
+    for episode in problem.episodes:
+        support, query = X[episode.support], X[episode.query]
+        mean = support.mean(axis=0)
+        support, query = support - mean, query - mean
+        support /= np.linalg.norm(support, axis=1, keepdims=True)
+        query /= np.linalg.norm(query, axis=1, keepdims=True)
+        centres = support.reshape(3, 2, -1).mean(axis=1)
+        distances = ((query[:, None] - centres) ** 2).sum(axis=2)
+        accuracies.append(np.mean(distances.argmin(axis=1) == np.repeat(np.arange(3), 2)))
+    ours = next(row for row in rows if row.model == "tiny")
+    assert ours.value == pytest.approx(np.mean(accuracies), abs=1e-9)
+    assert {row.model for row in rows} >= {"pixels", "pca", "random-init"}

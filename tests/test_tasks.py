@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,6 +54,28 @@ def test_one_class_and_one_image_are_refused(tiny, tmp_path, people):
         vr.run_task("face_id", single)
     with pytest.raises(vr.TaskError, match="unknown task"):
         vr.run_task("faces", single)
+
+
+@pytest.mark.parametrize("task", ["face_id", "classification"])
+def test_a_label_of_one_image_is_left_out_and_said(tiny, tmp_path, people, task):
+    """The figures are those of the store without it."""
+    source = people(4)
+    kept = np.arange(len(source)) // 4 != 2  # all images of p2 but one
+    kept[8] = True
+    some, none = (
+        replace(
+            source, ids=tuple(np.array(source.ids)[rows]), labels=source.labels[rows], splits=(), factors={},
+            reader=lambda index, rows=rows: source.reader(np.flatnonzero(rows)[index]),
+        )
+        for rows in (kept, kept & (np.arange(len(source)) != 8))
+    )  # fmt: skip
+    said, figures = [], []
+    for name, part in (("some", some), ("none", none)):
+        store = vr.extract(tiny, part, tmp_path / f"{name}.h5", layers="4x4")
+        rows = vr.run_task(task, store, heads=["ridge"], notice=said.append)
+        figures.append([(row.model, row.metric, row.value, row.chance, row.n_test) for row in rows])
+    assert figures[0] == figures[1]
+    assert any("without images in both left out (p2; 1 images)" in line for line in said)
 
 
 def test_what_is_left_out_and_what_cannot_be_chosen_is_said(tiny, tmp_path, people):

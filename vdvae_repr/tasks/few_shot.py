@@ -38,8 +38,9 @@ class _Episode:
 class FewShot:
     """Seeded episodes of the novel classes, the same for all heads and features.
 
-    Without a class split every class is novel; then base statistics come from the classes outside each
-    episode, and no layer is chosen, because nothing is left to choose on.
+    Without a class split every class is novel; then base statistics and PCA come from the classes outside
+    each episode, or, where an episode takes every class, from its support images. No layer is chosen, because
+    nothing is left to choose on.
     """
 
     heads: tuple[str, ...] = tuple(HEADS)
@@ -104,6 +105,8 @@ class FewShot:
         )
         if left := len(sides["novel"]) - len(usable["novel"]):
             self.notice += f"; {left} classes of fewer than {needed} images left out"
+        if not len(self.base) and len(rows_of) == ways:
+            self.notice += "; no class is outside an episode, so that base statistics and PCA are of its support images"
         if choose:
             where = "val" if len(usable["val"]) >= ways else "base"
             self.notice += f"; the layer is chosen on episodes of {len(choose)} {where} classes"
@@ -117,7 +120,7 @@ class FewShot:
         return "few-shot"
 
     def pca(self, X: NDArray[Any], dims: Sequence[int]) -> list[Features]:
-        """PCA of the base classes' images; without them, of images outside each episode's classes."""
+        """PCA of the base classes' images; without them, of images outside each episode's classes, if any."""
         if len(self.base):
             return baselines.pca(X, self.base, dims)
         largest, parts = min(OUTSIDE - 1, X.shape[1]), []
@@ -126,7 +129,9 @@ class FewShot:
         rng = np.random.default_rng(0)
         for episode in self.episodes:
             outside = np.flatnonzero(~np.isin(self.labels, episode.classes) & (self.labels >= 0))
-            if len(outside) > OUTSIDE:
+            if not len(outside):
+                outside = episode.support
+            elif len(outside) > OUTSIDE:
                 outside = np.sort(rng.choice(outside, OUTSIDE, replace=False))
             items = np.concatenate([episode.support, episode.query])
             parts.append(_gram_pca(gram, outside, items))
@@ -179,7 +184,7 @@ class FewShot:
             def base_mean(episode: _Episode = episode) -> NDArray[Any]:
                 if X.ndim == 3:  # centred on the classes outside already
                     return np.zeros(X.shape[2], X.dtype)
-                return outside.mean(episode.classes)
+                return outside.mean(episode)
 
             labels = y if rng is None else rng.permutation(y)
             fitted = HEADS[head](base_mean).fit(support, labels)
@@ -204,13 +209,15 @@ class _Outside:
         }
         return {k: (self._X[r].sum(axis=0, dtype=np.float64), len(r)) for k, r in rows.items()}
 
-    def mean(self, classes: NDArray[np.int64]) -> NDArray[Any]:
-        """Return the mean (D,)."""
+    def mean(self, episode: _Episode) -> NDArray[Any]:
+        """Return the mean (D,); where an episode takes every class, that of its support images."""
         if len(self._base):
             return self._of_base
-        others = [self._sums[k] for k in self._sums if k not in classes]
+        others = [self._sums[k] for k in self._sums if k not in episode.classes]
+        if not others:
+            return np.asarray(self._X[episode.support].mean(axis=0))
         total = np.sum([part for part, _ in others], axis=0)
-        return np.asarray(total / max(1, sum(count for _, count in others)), self._X.dtype)
+        return np.asarray(total / sum(count for _, count in others), self._X.dtype)
 
 
 class OneShot:

@@ -231,22 +231,29 @@ def _split(store: LatentStore, words: Words) -> tuple[Rows, Rows, Rows, str]:
             f"no splits: {words.train} is the first half of each {words.item}'s images, "
             f"{words.test} the rest"
         )
-    for group in groups:
-        counts = [int(np.sum(side & (labels == group))) for side in (train, test)]
-        if 0 in counts:
-            name: Any = store.label_names[group] if group < len(store.label_names) else group
-            raise TaskError(
-                f"{store.path}: expected images of {name} in {words.train} and {words.test}, "
-                f"found {counts[0]} and {counts[1]}; give at least 2 images of each {words.item}"
-            )
-    text += f" ({train.sum()} and {test.sum()} images, {len(groups)} {words.many})"
+    both = np.intersect1d(labels[train], labels[test])
+    alone = np.setdiff1d(groups, both)
+    if len(both) < 2:
+        raise TaskError(
+            f"{store.path}: expected at least 2 {words.many} with images in {words.train} and in "
+            f"{words.test}, found {len(both)} of {len(groups)}; give at least 2 images of each {words.item}"
+        )
+    train, val, test = (side & np.isin(labels, both) for side in (train, val, test))
+    text += f" ({train.sum()} and {test.sum()} images, {len(both)} {words.many})"
+    if len(alone):
+        names = [str(store.label_names[k]) if k < len(store.label_names) else str(k) for k in alone]
+        who = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        text += (
+            f"; {len(alone)} {words.item if len(alone) == 1 else words.many} without images in both left out"
+            f" ({who}; {np.sum(np.isin(labels, alone))} images)"
+        )
     if val.any():
         text += f"; choices are made on split val ({val.sum()} images)"
     else:
         text += nothing_to_choose_on(words, labels[train])
     if not known.all():
         text += f"; {np.sum(~known)} unlabelled images left out"
-    if left := np.sum(known & ~train & ~val & ~test):
+    if left := np.sum(np.isin(labels, both) & ~train & ~val & ~test):
         text += f"; {left} images of no split left out"
     rows = [np.flatnonzero(side) for side in (train, val, test)]
     return rows[0], rows[1], rows[2], text
