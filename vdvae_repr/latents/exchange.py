@@ -58,10 +58,10 @@ def import_latents(
         raise StoreError(f"{out}: exists already; choose another --out, or --overwrite")
     if isinstance(matrix, str | Path):
         name = str(matrix)
-        values, found = _read_matrix(Path(matrix))
+        values, found, about = _read_matrix(Path(matrix))
         ids = found if ids is None else ids
     else:
-        name, values = "matrix", matrix
+        name, values, about = "matrix", matrix, {}
     if values.dtype.kind not in "fiu":
         raise StoreError(f"{name}: expected real numbers, found {values.dtype}")
     chosen = select_layers(like.layers, layers)
@@ -89,6 +89,13 @@ def import_latents(
             f"{like.path}: expected feature z or mean, which can be decoded, found neither"
         )
 
+    for what, expected in (("layers", [spec.name for spec in chosen]), ("feature", [feature])):
+        if about.get(what, expected) != expected:
+            raise StoreError(
+                f"{name}: says that it holds {what} {_few(about[what])}, expected {_few(expected)}; "
+                "choose the layers with --layer, or save the predictions alone, as latents and ids"
+            )
+
     def write(file: h5py.File) -> None:
         columns = np.cumsum([0, *(spec.num_dims for spec in chosen)])
         for spec, first, last in zip(chosen, columns[:-1], columns[1:], strict=True):
@@ -107,6 +114,7 @@ def import_latents(
         info = StoreInfo(
             model=like.info.model, config=like.info.config, weights_sha256=like.info.weights_sha256,
             preprocessing=like.info.preprocessing, z=like.info.z, seed=like.info.seed,
+            pool=like.info.pool,
             source=f"predicted: {readable(Path(name).name)}", layers=chosen, features=(feature,),
         )  # fmt: skip
         describe_images(
@@ -124,15 +132,24 @@ def import_latents(
     return LatentStore.open(out)
 
 
-def _read_matrix(path: Path) -> tuple[NDArray[Any], list[str] | None]:
-    """Return a file's matrix, and its ids where it has some."""
+def _few(names: Sequence[str]) -> str:
+    return f"{names[0]} .. {names[-1]}" if len(names) > 1 else str(names[0])
+
+
+def _read_matrix(path: Path) -> tuple[NDArray[Any], list[str] | None, dict[str, list[str]]]:
+    """Return a file's matrix, its ids, and the `layers` and `feature` it says to hold, where it does."""
     try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(loaded, np.lib.npyio.NpzFile):
-            return loaded, None
+            return loaded, None, {}
         if "latents" not in loaded:
             raise StoreError(f"{path}: expected an array 'latents', found {loaded.files}")
         ids = loaded["ids"].astype(str).tolist() if "ids" in loaded else None
-        return loaded["latents"], ids
+        about = {
+            key: np.atleast_1d(loaded[key]).astype(str).tolist()
+            for key in ("layers", "feature")
+            if key in loaded
+        }
+        return loaded["latents"], ids, about
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise StoreError(f"{path}: expected a .npy or .npz file of numbers ({error})") from error

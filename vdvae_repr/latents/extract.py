@@ -344,11 +344,11 @@ class ExtractionJob:
     @property
     def keys(self) -> dict[str, tuple[LayerSpec, str]]:
         """The layer and the feature of each array, by its path in the store; layers may share `bottom_up`."""
-        return {
-            array_key(spec, feature): (spec, feature)
-            for spec in reversed(self.chosen)
-            for feature in self.features
-        }
+        pairs = [(spec, feature) for spec in self.chosen for feature in self.features]
+        keys: dict[str, tuple[LayerSpec, str]] = {}
+        for spec, feature in pairs:
+            keys.setdefault(array_key(spec, feature), (spec, feature))
+        return keys
 
     @property
     def widths(self) -> list[int]:

@@ -101,18 +101,19 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Name what differs first between two extractions, with both values; empty where nothing does."""
     changed = [(name, value) for name, value in now.items() if before.get(name) != value]
     named = []
-    for name, value in changed[:2]:
+    for name, value in changed[:3]:
         old, new = str(before.get(name)), str(value)
         # Of long values, as layers, what stands around the first difference.
         alike = (a == b for a, b in zip(old, new, strict=False))
         start = max(0, len(list(takewhile(bool, alike))) - 15)
-        old, new = (_excerpt(text, start) for text in (old, new))
+        width = 8 if name.endswith("sha256") else 24
+        old, new = (_excerpt(text, start, width) for text in (old, new))
         named.append(f"{name} was {old!r}, is {new!r}")
-    more = f"; and {len(changed) - 2} more" if len(changed) > 2 else ""
+    more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
     return "; ".join(named) + more
 
 
-def _excerpt(text: str, start: int, width: int = 24) -> str:
+def _excerpt(text: str, start: int, width: int) -> str:
     head, tail = ("..." if start else ""), ("..." if len(text) > start + width else "")
     return head + text[start : start + width] + tail
 

@@ -103,22 +103,28 @@ class LatentStore(Latents):
         """Close the file, for this store and the one of its mirrored images."""
         self._file.close()
 
+    @property
+    def _opened(self) -> h5py.File:
+        if not self._file:
+            raise StoreError(f"{self.path}: is closed; open it again to read it")
+        return self._file
+
     def mirrored(self) -> LatentStore:
         """Return the store of the same images mirrored, as extraction with --mirror makes it.
 
         Raises:
             StoreError: there is none.
         """
-        if "mirror" not in self._file:
+        if "mirror" not in self._opened:
             raise StoreError(f"{self.path}: holds no mirrored images; extract with --mirror")
-        return LatentStore(self.path, self._file, mirrored=not self.reads_mirrored)
+        return LatentStore(self.path, self._opened, mirrored=not self.reads_mirrored)
 
     @property
     def factors(self) -> dict[str, Array]:
         """The source's known factors, (N,) each."""
         return {
             name: data.asstr()[:] if data.dtype.kind == "O" else data[:]
-            for name, data in self._file.get("factors", {}).items()
+            for name, data in self._opened.get("factors", {}).items()
         }
 
     @property
@@ -129,19 +135,19 @@ class LatentStore(Latents):
             StoreError: none is stored, as of imported predictions.
         """
         key = (MIRROR if self.reads_mirrored else "") + "kl"
-        if key not in self._file:
+        if key not in self._opened:
             raise StoreError(f"{self.path}: holds no kl; only extraction with a VDVAE makes one")
         return np.asarray(self.read(key, "kl"))
 
     @property
     def has_kl(self) -> bool:
         """Whether the KL of each layer is stored, as extraction with a VDVAE does."""
-        return (MIRROR if self.reads_mirrored else "") + "kl" in self._file
+        return (MIRROR if self.reads_mirrored else "") + "kl" in self._opened
 
     @property
     def has_images(self) -> bool:
         """Whether the preprocessed images are kept, which the pixel controls need."""
-        return "images" in self._file
+        return "images" in self._opened
 
     def images(self) -> NDArray[np.uint8]:
         """Return the preprocessed images, uint8 (N, H, W, 3)."""
@@ -210,20 +216,20 @@ class LatentStore(Latents):
             StoreError: names the data set that is damaged.
         """
         names = {f"{spec.index:03d}": f"layer {spec.name}" for spec in self.layers}
-        for key in arrays_of(self._file):
+        for key in arrays_of(self._opened):
             parts = key.removeprefix(MIRROR).split("/")
             what = names[parts[1]] if parts[0] == "layers" else key
             for rows in self._slices(key):
                 self.read(key, what, rows)
 
     def _slices(self, key: str) -> Iterator[slice]:
-        data = self._file[key]
+        data = self._opened[key]
         size = max(1, base.SLICE_BYTES // max(1, data.nbytes // max(1, len(data))))
         return (slice(start, start + size) for start in range(0, len(data), size))
 
     def array_shape(self, key: str) -> tuple[int, ...]:
         """Return the shape (N, ...) of an array by its path in the file."""
-        return tuple(self._file[key].shape)
+        return tuple(self._opened[key].shape)
 
     def read(self, key: str, what: str, rows: Any = slice(None)) -> Array:
         """Read rows of an array by its path: one, a slice of them, or ascending numbers.
@@ -234,7 +240,7 @@ class LatentStore(Latents):
         try:
             if self._parts:
                 return self._read_parts(key, rows)
-            return np.asarray(self._file[key][rows])
+            return np.asarray(self._opened[key][rows])
         except (OSError, KeyError) as error:
             raise StoreError(
                 f"{self.path}: {what} is damaged (checksum or data unreadable); "
@@ -243,10 +249,10 @@ class LatentStore(Latents):
 
     def _read_parts(self, key: str, rows: Any) -> Array:
         """Read ascending rows from the parts themselves: HDF5 would read zeros where one cannot be opened."""
-        if not self._file[key].is_virtual:
-            return np.asarray(self._file[key][rows])
-        wanted = np.arange(len(self._file[key]))[rows]
-        found = np.empty((np.size(wanted), *self._file[key].shape[1:]), self._file[key].dtype)
+        if not self._opened[key].is_virtual:
+            return np.asarray(self._opened[key][rows])
+        wanted = np.arange(len(self._opened[key]))[rows]
+        found = np.empty((np.size(wanted), *self._opened[key].shape[1:]), self._opened[key].dtype)
         first = done = 0
         for part in self._parts:
             here = np.atleast_1d(wanted)
