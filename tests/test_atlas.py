@@ -8,7 +8,7 @@ from sklearn.preprocessing import StandardScaler
 import vdvae_repr as vr
 from vdvae_repr.data.source import Source
 from vdvae_repr.heads.linear import ALPHAS
-from vdvae_repr.latents import store as store_module
+from vdvae_repr.latents import base as store_module
 from vdvae_repr.latents.store import JoinedStore
 from vdvae_repr.tasks.atlas import compare, linear_cka
 from vdvae_repr.tasks.factors import Factors, layer_by_factor

@@ -20,8 +20,8 @@ def test_public_names():
     assert vr.__all__ == [
         "CheckpointError", "Config", "ConfigError", "DataError", "LatentStore", "LatentTransformer",
         "LayerError", "ModelConfig", "Source", "StoreError", "TaskError", "Terminated", "TorchEncoder",
-        "TrainingError", "VDVAE", "VDVAEReprError", "atlas", "evaluate", "extract", "load", "open_source",
-        "plot", "run_task", "train",
+        "TrainingError", "VDVAE", "VDVAEReprError", "atlas", "compare", "evaluate", "extract",
+        "import_latents", "load", "open", "open_source", "plot", "run_task", "train",
     ]  # fmt: skip
     assert all(getattr(vr, name) is not None for name in vr.__all__)
 

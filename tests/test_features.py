@@ -13,7 +13,7 @@ from vdvae_repr.data.source import Source
 from vdvae_repr.features import Columns, Features, Workspace
 from vdvae_repr.heads.linear import LinearLBFGS, Ridge
 from vdvae_repr.heads.neighbors import NearestNeighbor, WeightedNeighbors
-from vdvae_repr.latents import store as store_module
+from vdvae_repr.latents import base as store_module
 from vdvae_repr.latents.store import JoinedStore
 from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.tasks.atlas import compare

@@ -427,7 +427,7 @@ def test_as_many_ways_as_classes_take_base_statistics_from_the_support(tiny, tmp
         "few_shot", store, ways=3, shots=[2], queries=2, episodes=20, heads=["simpleshot-cl2n"],
         notice=said.append,
     )  # fmt: skip
-    assert any("no class is outside an episode" in line for line in said)
+    assert any("no class is outside an episode: base statistics" in line for line in said)
     problem = FewShot(store, images=store.images(), ways=3, shots=2, queries=2, episodes=20)
     X = store.matrix("4x4")[0].astype(np.float64)
     accuracies = []

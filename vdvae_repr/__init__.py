@@ -26,13 +26,15 @@ if TYPE_CHECKING:
     from vdvae_repr.data.source import Source
     from vdvae_repr.encoders.base import TorchEncoder
     from vdvae_repr.encoders.load import load
+    from vdvae_repr.latents.exchange import import_latents
     from vdvae_repr.latents.extract import extract
     from vdvae_repr.latents.store import LatentStore
+    from vdvae_repr.latents.store import open_store as open
     from vdvae_repr.latents.transformer import LatentTransformer
     from vdvae_repr.model.vdvae import VDVAE
     from vdvae_repr.report import plots as plot
     from vdvae_repr.tasks import run_task
-    from vdvae_repr.tasks.atlas import atlas
+    from vdvae_repr.tasks.atlas import atlas, compare
     from vdvae_repr.training.evaluate import evaluate
     from vdvae_repr.training.trainer import train
 
@@ -41,6 +43,9 @@ __version__ = "0.1.0"
 _MODULES = {
     "atlas": "tasks.atlas",
     "Config": "config",
+    "compare": "tasks.atlas",
+    "import_latents": "latents.exchange",
+    "open": "latents.store",
     "ModelConfig": "config",
     "evaluate": "training.evaluate",
     "extract": "latents.extract",
@@ -55,6 +60,8 @@ _MODULES = {
     "run_task": "tasks",
     "train": "training.trainer",
 }
+
+_INSIDE = {"open": "open_store"}  # names that differ inside their modules
 
 __all__ = [
     "CheckpointError",
@@ -74,9 +81,12 @@ __all__ = [
     "VDVAE",
     "VDVAEReprError",
     "atlas",
+    "compare",
     "evaluate",
     "extract",
+    "import_latents",
     "load",
+    "open",
     "open_source",
     "plot",
     "run_task",
@@ -88,4 +98,4 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'vdvae_repr' has no attribute {name!r}")
     module = importlib.import_module(f"vdvae_repr.{_MODULES[name]}")
-    return module if name == "plot" else getattr(module, name)
+    return module if name == "plot" else getattr(module, _INSIDE.get(name, name))

@@ -19,10 +19,10 @@ from vdvae_repr.encoders.base import Encoder
 from vdvae_repr.encoders.load import random_twin
 from vdvae_repr.errors import CheckpointError
 from vdvae_repr.features import Columns, Features, hash_arrays, hash_text
+from vdvae_repr.latents.base import Latents
 from vdvae_repr.latents.extract import extract
-from vdvae_repr.latents.store import LatentStore
+from vdvae_repr.latents.options import Sampling, Storage
 from vdvae_repr.model.layers import LayerSpec
-from vdvae_repr.model.precision import Precision
 
 SIZES = (8, 16, 32, 64, 128, 256)  # of PCA, to choose from
 
@@ -78,7 +78,7 @@ class RandomTwin:
     """
 
     def __init__(
-        self, store: LatentStore, layers: Sequence[str], features: Sequence[str], seed: int
+        self, store: Latents, layers: Sequence[str], features: Sequence[str], seed: int
     ) -> None:
         self._store, self._layers, self._features, self._seed = store, layers, features, seed
         self._folder = tempfile.TemporaryDirectory(prefix="vdvae-repr-")
@@ -100,7 +100,7 @@ class RandomTwin:
         """
         if self.refusal:
             return f"no random-init: {self.refusal}"
-        size = int(json.loads(self._store.attrs["config"])["image_size"])
+        size = int(json.loads(self._store.info.config)["image_size"])
         if side >= size:
             return None
         return f"random-init reads the stored {side}x{side} images, enlarged to {size}x{size}"
@@ -108,7 +108,7 @@ class RandomTwin:
     @cached_property
     def refusal(self) -> str | None:
         """Why the control cannot be run, in one line; None where it can."""
-        if not json.loads(self._store.attrs["config"]).get("encoder", "").startswith("torch:"):
+        if not json.loads(self._store.info.config).get("encoder", "").startswith("torch:"):
             return None
         try:
             self._encoder  # noqa: B018 (makes it)
@@ -118,13 +118,13 @@ class RandomTwin:
 
     @cached_property
     def _encoder(self) -> Encoder:
-        attrs = self._store.attrs
-        return random_twin(attrs["config"], str(attrs["weights_sha256"]), self._seed)
+        info = self._store.info
+        return random_twin(info.config, info.weights_sha256, self._seed)
 
     @cached_property
-    def store(self) -> LatentStore:
+    def store(self) -> Latents:
         """The store, extracted at first use."""
-        attrs = self._store.attrs
+        info = self._store.info
         images = self._store.images()
         source = Source(
             "images", self._store.ids, lambda i: images[i], np.full(len(images), -1, np.int64)
@@ -133,12 +133,15 @@ class RandomTwin:
         # What is stored is what the encoder saw, so that its own transform would cut it twice.
         encoder.preprocessing = Preprocessing(size=encoder.image_size)
         return extract(
-            encoder, source, Path(self._folder.name) / "random-init.h5", layers=list(self._layers),
-            features=list(self._features), z=cast(Literal["mean", "sample"], attrs["z"]),
-            draws=self._store.draws, seed=int(attrs["seed"]), mirror=bool(attrs.get("mirror")),
-            pool=attrs.get("pool") or None, images=False,
-            precision=cast(Precision, attrs.get("precision", "fp32")),
-        )  # fmt: skip
+            encoder,
+            source,
+            Path(self._folder.name) / "random-init.h5",
+            Sampling(z=cast(Literal["mean", "sample"], info.z), draws=info.draws, seed=info.seed),
+            Storage(pool=info.pool, mirror=info.mirror, images=False),
+            layers=list(self._layers),
+            features=list(self._features),
+            precision=info.precision or "fp32",
+        )
 
     def columns(self, spec: LayerSpec, feature: str, pool: str | None, mirrored: bool) -> Columns:
         """Return the columns of a layer, of the mirrored images if asked for."""
@@ -154,7 +157,7 @@ class RandomTwin:
 
     @cached_property
     def _recipe(self) -> str:
-        attrs = self._store.attrs
+        attrs = self._store.info.attributes()
         settings = [
             str(attrs.get(name)) for name in ("config", "z", "draws", "seed", "pool", "precision")
         ]

@@ -149,8 +149,6 @@ def extract(
     seed: Seed = 0,
 ) -> None:
     """Read per-layer posterior latents into an HDF5 store; rerun to resume; torchrun divides it."""
-    import json
-
     from tqdm import tqdm
 
     import vdvae_repr as vr
@@ -182,8 +180,8 @@ def extract(
     ) as bar:
         store = vr.extract(
             net, source, out, layers=layer, features=feature,
-            z=z, draws=draws, seed=seed, crop=crop, align=align, resize=resize, mirror=mirror,  # type: ignore[arg-type]
-            pool=pool, dtype=dtype, precision=precision, on_error=on_error, layout=layout,  # type: ignore[arg-type]
+            z=z, draws=draws, seed=seed, crop=crop, align=align, resize=resize, mirror=mirror,
+            pool=pool, dtype=dtype, precision=precision, on_error=on_error, layout=layout,
             batch_size="auto" if batch_size == "auto" else int(batch_size), num_workers=num_workers,
             images=not no_images,
             overwrite=overwrite, report=_log if main_process else lambda line: None,
@@ -192,7 +190,7 @@ def extract(
     if not main_process:
         return
     rate = f", {done / (time.monotonic() - started):.1f} images/s" if done else ""
-    for item in json.loads(store.attrs["skipped"]):
+    for item in store.info.skipped:
         _log(f"skipped: {item['reason']}")
     print(f"{out}: {len(store)} images, {len(store.layers)} layers{rate}")
 
@@ -285,6 +283,7 @@ def probe(
 
     import vdvae_repr as vr
     from vdvae_repr import results
+    from vdvae_repr.latents.base import Latents
     from vdvae_repr.latents.store import JoinedStore
     from vdvae_repr.report import pictures
 
@@ -298,9 +297,9 @@ def probe(
         raise TaskError("--atlas takes every layer of the store; leave --layer and --joint out")
     if train is not None and test is not None:
         latents = test
-        store: vr.LatentStore = JoinedStore(vr.LatentStore.open(train), vr.LatentStore.open(test))
+        store: Latents = JoinedStore(vr.open(train), vr.open(test))
     else:
-        store = vr.LatentStore.open(latents)
+        store = vr.open(latents)
     if out is not None:
         results.make(out)
     curves: list[Any] = []
@@ -315,7 +314,7 @@ def probe(
             "feature": feature, "pool": [None if p == "none" else p for p in pool or ["none"]],
             "heads": head, "seed": seed, "protocol": protocol, "pairs": pairs, "pairs_train": pairs_train,
             "far": far, "ways": ways, "queries": queries, "episodes": episodes, "class_split": class_split,
-            "beside": [vr.LatentStore.open(path) for path in beside or ()],
+            "beside": [vr.open(path) for path in beside or ()],
             "keep": keep or Path(f"{latents}.scores"),
             "notice": _log, "progress": show, "curve": curves.append,
         }  # fmt: skip
@@ -328,7 +327,7 @@ def probe(
             found = None
             rows = vr.run_task(
                 task, store, layers=layer, joint=joint, shots=shots,
-                drawn=None if drawn is None else vr.LatentStore.open(drawn), noise=noise.append, **how,
+                drawn=None if drawn is None else vr.open(drawn), noise=noise.append, **how,
             )  # fmt: skip
     print(results.to_json_lines(rows) if json_lines else results.table(rows) + "\n", end="")
     if not json_lines and any(row.p_value is not None for row in rows):
@@ -362,12 +361,12 @@ def compare(
     from vdvae_repr.report import pictures
     from vdvae_repr.tasks.atlas import compare as compare_layers
 
-    stores = vr.LatentStore.open(a), vr.LatentStore.open(b)
+    stores = vr.open(a), vr.open(b)
     matrix = compare_layers(*stores, feature=feature, seed=seed, notice=_log)
     names = [
         [spec.name for spec in s.distinct("all", feature or s.default_feature)] for s in stores
     ]
-    models = str(stores[0].attrs["model"]), str(stores[1].attrs["model"])
+    models = stores[0].info.model, stores[1].info.model
     pictures.write_similarity(matrix, names[0], names[1], out, models=models)
     print(
         f"{out / 'similarity.csv'}, {out / 'similarity.png'}: {len(names[0])} x {len(names[1])} layers"
@@ -591,7 +590,10 @@ def decode(
         str | None, typer.Option(help="Id of an image that gives the stored layers not chosen.")
     ] = None,
     rest: Annotated[
-        str, typer.Option(help="What is missing: the prior's mean, or sample.")
+        str, typer.Option(help="Layers that are missing: the prior's mean, or sample.")
+    ] = "mean",
+    pixels: Annotated[
+        str, typer.Option(help="Pixels: the likelihood's mean, or sample, a draw of it.")
     ] = "mean",
     temperature: Annotated[float, typer.Option(min=0.0, help="Of the prior's draws.")] = 1.0,
     sheet: Annotated[Path | None, typer.Option(help="A contact sheet of the first 64.")] = None,
@@ -603,22 +605,21 @@ def decode(
     from collections import Counter
 
     import numpy as np
-    from PIL import Image
 
     import vdvae_repr as vr
-    from vdvae_repr.data.sheet import save_sheet
+    from vdvae_repr.data.sheet import save_picture, save_sheet
     from vdvae_repr.latents.decode import decodable_feature
-    from vdvae_repr.latents.decode import decode as decode_store
 
-    if rest not in ("mean", "sample"):
-        raise TaskError(f"--rest: expected mean or sample, found {rest!r}")
+    for option, value in (("--rest", rest), ("--pixels", pixels)):
+        if value not in ("mean", "sample"):
+            raise TaskError(f"{option}: expected mean or sample, found {value!r}")
     if first is not None and layer != ["all"]:
         raise TaskError("--first and --layer both choose layers; give one of them")
-    store = vr.LatentStore.open(latents)
+    store = vr.open(latents)
     if first is not None and first > len(store.layers):
         raise TaskError(f"--first: expected {len(store.layers)} layers at most, found {first}")
     decodable_feature(store)  # before a model is loaded for nothing
-    net = _load_vdvae(model or str(store.attrs["model"]), preset, device, download)
+    net = _load_vdvae(model or store.info.model, preset, device, download)
     short = {
         i: re.sub(r"\.(png|jpe?g|webp|pgm|ppm|bmp|tiff?)$", "", i, flags=re.I) for i in store.ids
     }
@@ -626,16 +627,22 @@ def decode(
     names = {i: f"{stem if taken[stem] == 1 else i}.png" for i, stem in short.items()}
     shown: list[np.ndarray] = []
     done = 0
-    for ids, images in decode_store(
-        store, net, layer if first is None else f"0:{first}", ids=image, fine_from=fine_from,
-        rest="sample" if rest == "sample" else "mean", temperature=temperature, seed=seed,
-    ):  # fmt: skip
-        for image_id, pixels in zip(ids, images, strict=True):
+    for ids, images in store.decode(
+        net,
+        "all" if layer == ["all"] else layer,
+        first=first,
+        ids=image,
+        fine_from=fine_from,
+        rest="sample" if rest == "sample" else "mean",
+        pixels="sample" if pixels == "sample" else "mean",
+        temperature=temperature,
+        seed=seed,
+    ):
+        for image_id, values in zip(ids, images, strict=True):
             path = out / names[image_id]
             if not path.resolve().is_relative_to(out.resolve()):
                 raise TaskError(f"id {image_id!r} leads out of {out}; decode the others with --id")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(path)
+            save_picture(values, path)
         shown += list(images[: 64 - len(shown)])
         done += len(ids)
     if sheet is not None:
@@ -656,10 +663,9 @@ def export(
 ) -> None:
     """Write one flat matrix, layers side by side in order, with ids and shapes."""
     import vdvae_repr as vr
-    from vdvae_repr.latents.exchange import export as export_matrix
 
-    store = vr.LatentStore.open(path)
-    rows, columns = export_matrix(store, out, layer, feature=feature, pool=pool, split=split)
+    with vr.open(path) as store:
+        rows, columns = store.export(out, layer, feature=feature, pool=pool, split=split)
     print(f"{out}: {rows} images x {columns} columns")
 
 
@@ -674,30 +680,27 @@ def import_(
 ) -> None:
     """Make a store of predicted latents, so that they can be decoded."""
     import vdvae_repr as vr
-    from vdvae_repr.latents.exchange import import_predicted
 
-    store = import_predicted(
-        matrix, vr.LatentStore.open(like), out, layer, split=split, overwrite=overwrite
-    )
+    store = vr.import_latents(matrix, vr.open(like), out, layer, split=split, overwrite=overwrite)
     print(f"{out}: {len(store)} images, {len(store.layers)} layers")
 
 
 @store_app.command()
 def info(path: Path) -> None:
     """Print what a store holds."""
-    import json
-
     import vdvae_repr as vr
 
-    store = vr.LatentStore.open(path)
+    store = vr.open(path)
     for key in (
         "model", "weights_sha256", "source", "preprocessing", "z", "draws", "seed", "mirror", "pool", "dtype",
         "precision", "layout", "created",
     ):  # fmt: skip
-        if key in store.attrs:  # imported predictions have some of them
-            print(f"{key:15s} {store.attrs[key]}")
+        if (
+            value := getattr(store.info, key)
+        ) is not None:  # imported predictions have some of them
+            print(f"{key:15s} {value}")
     print(f"{'images':15s} {len(store)}, {len(store.label_names)} classes")
-    for item in json.loads(store.attrs["skipped"]):
+    for item in store.info.skipped:
         print(f"{'left out':15s} {item['reason']}")
     print(f"{'features':15s} {', '.join(store.features)}")
     print(f"{'layers':15s} {', '.join(spec.name for spec in store.layers)}")
@@ -708,7 +711,8 @@ def verify(path: Path) -> None:
     """Read a whole store against its checksums."""
     import vdvae_repr as vr
 
-    vr.LatentStore.open(path).verify()
+    with vr.open(path) as store:
+        store.verify()
     print(f"{path}: whole")
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.gram import Gram, Rows, Scaling, gram_matrices
-from vdvae_repr.latents.store import LatentStore
+from vdvae_repr.latents.base import Latents
 from vdvae_repr.model.layers import LayerSpec
 
 KEPT_BYTES = 2**32  # of Gram matrices
@@ -51,9 +51,7 @@ class Columns:
         return cls(name, 0, X.shape[1], lambda: iter([X]), cache(lambda: hash_arrays(X)))
 
     @classmethod
-    def of_layer(
-        cls, store: LatentStore, spec: LayerSpec, feature: str, pool: str | None
-    ) -> Columns:
+    def of_layer(cls, store: Latents, spec: LayerSpec, feature: str, pool: str | None) -> Columns:
         """Make columns of a store's layer."""
         dims = int(np.prod(store.shape(spec, feature, pool)))
         return cls(

@@ -9,7 +9,8 @@ import torch
 
 import vdvae_repr as vr
 from vdvae_repr.latents.decode import decode
-from vdvae_repr.latents.exchange import export, import_predicted
+from vdvae_repr.latents.exchange import import_latents
+from vdvae_repr.latents.export import export
 from vdvae_repr.model.weights import save
 
 
@@ -44,7 +45,7 @@ def test_draws_belong_to_the_image_not_to_the_batch(store, tiny):
 
 @pytest.mark.parametrize("suffix", [".npz", ".npy"])
 def test_out_and_in_again(store, tiny, tmp_path, suffix, monkeypatch):
-    monkeypatch.setattr("vdvae_repr.latents.store.SLICE_BYTES", 4 * 3000)  # many slices
+    monkeypatch.setattr("vdvae_repr.latents.base.SLICE_BYTES", 4 * 3000)  # many slices
     path = tmp_path / f"m{suffix}"
     assert export(store, path, "<=8x8") == (12, store.matrix("<=8x8")[0].shape[1])
     loaded = np.load(path)
@@ -54,7 +55,7 @@ def test_out_and_in_again(store, tiny, tmp_path, suffix, monkeypatch):
     assert list(about["ids"]) == list(store.ids)
     assert list(about["layers"]) == ["1x1.0", "4x4.0", "8x8.0", "8x8.1"]
     assert list(about["columns"]) == [4, 4 + 64, 4 + 64 + 256, 4 + 64 + 512]
-    back = import_predicted(path, store, tmp_path / "back.h5", "<=8x8")
+    back = import_latents(path, store, tmp_path / "back.h5", "<=8x8")
     assert np.array_equal(back.matrix()[0], latents)
     assert np.array_equal(decoded(back, tiny), decoded(store, tiny, "<=8x8"))
     back.verify()
@@ -63,7 +64,7 @@ def test_out_and_in_again(store, tiny, tmp_path, suffix, monkeypatch):
 def test_the_files_ids_say_whose_a_row_is(store, tiny, tmp_path):
     X = store.matrix("<=4x4")[0]
     np.savez(tmp_path / "p.npz", latents=X[::-1], ids=np.array(store.ids)[::-1])
-    back = import_predicted(tmp_path / "p.npz", store, tmp_path / "p.h5", "<=4x4", split="")
+    back = import_latents(tmp_path / "p.npz", store, tmp_path / "p.h5", "<=4x4", split="")
     assert np.array_equal(back.matrix()[0], X[::-1])
     assert back.ids == store.ids[::-1]
 
@@ -78,24 +79,24 @@ def test_bad_predictions_are_refused(store, tiny, tmp_path):
     X = store.matrix("<=4x4")[0]
     out = tmp_path / "p.h5"
     with pytest.raises(vr.StoreError, match=r"expected 12 rows x 68 columns, .* found 12 x 60"):
-        import_predicted(X[:, :60], store, out, "<=4x4")
+        import_latents(X[:, :60], store, out, "<=4x4")
     broken = X.copy()
     broken[4, 10] = np.nan
     with pytest.raises(vr.StoreError, match=r"NaN or infinity in layer 4x4\.0, row 4 \(4\)"):
-        import_predicted(broken, store, out, "<=4x4")
+        import_latents(broken, store, out, "<=4x4")
     for other in (X.astype(str), X.astype(complex)):
         with pytest.raises(vr.StoreError, match="expected real numbers, found"):
-            import_predicted(other, store, out, "<=4x4")
+            import_latents(other, store, out, "<=4x4")
     with pytest.raises(vr.StoreError, match="every id once, found '1' twice"):
-        import_predicted(X[:2], store, out, "<=4x4", ids=["1", "1"])
+        import_latents(X[:2], store, out, "<=4x4", ids=["1", "1"])
     with pytest.raises(vr.StoreError, match="id 'x' is not one of"):
-        import_predicted(X[:1], store, out, "<=4x4", ids=["x"])
+        import_latents(X[:1], store, out, "<=4x4", ids=["x"])
     with pytest.raises(vr.StoreError, match="no split 'test'"):
-        import_predicted(X, store, out, "<=4x4", split="test")
+        import_latents(X, store, out, "<=4x4", split="test")
     assert not out.exists()
     (tmp_path / "text.npy").write_text("no numbers")
     with pytest.raises(vr.StoreError, match=r"expected a \.npy or \.npz file"):
-        import_predicted(tmp_path / "text.npy", store, out)
+        import_latents(tmp_path / "text.npy", store, out)
     with pytest.raises(vr.StoreError, match=r"ends in \.npy or \.npz"):
         export(store, tmp_path / "m.mat")
 
@@ -104,7 +105,7 @@ def test_numbers_too_large_for_float32_are_refused(store, tmp_path):
     X = store.matrix("<=4x4")[0].astype(np.float64)
     X[2, 0] = 1e300
     with pytest.raises(vr.StoreError, match=r"layer 1x1\.0, row 2 \(2\)"):
-        import_predicted(X, store, tmp_path / "p.h5", "<=4x4")
+        import_latents(X, store, tmp_path / "p.h5", "<=4x4")
     assert not (tmp_path / "p.h5").exists()
 
 
@@ -113,7 +114,7 @@ def test_a_full_disk_leaves_nothing_half_written(store, small_disk, name):
     (small_disk / "ballast").write_bytes(bytes(2**20 - 2**15))
     X = store.matrix()[0]
     assert X.nbytes > 2**16
-    write = partial(import_predicted, X) if name == "p.h5" else export
+    write = partial(import_latents, X) if name == "p.h5" else export
     with pytest.raises(vr.StoreError, match=rf"{name}: cannot be written \(No space left") as full:
         write(store, small_disk / name)
     assert "\n" not in str(full.value)

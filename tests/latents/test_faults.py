@@ -20,6 +20,8 @@ from PIL import Image
 
 import vdvae_repr as vr
 from vdvae_repr.latents import extract as module
+from vdvae_repr.latents.format import arrays_of
+from vdvae_repr.latents.parts import is_whole
 from vdvae_repr.model.weights import save
 
 ARGUMENTS = ["--data", "photos", "--layer", "<=8x8", "--batch-size", "2", "--out", "s.h5"]
@@ -80,8 +82,8 @@ def parts_of(store):
 
 def equal(a, b):
     with h5py.File(a) as first, h5py.File(b) as second:
-        keys = module._arrays_of(first)
-        assert keys == module._arrays_of(second)
+        keys = arrays_of(first)
+        assert keys == arrays_of(second)
         return all(np.array_equal(first[key][:], second[key][:]) for key in keys)
 
 
@@ -195,7 +197,7 @@ def test_a_disk_that_fills_up_under_hdf5(photos, tiny, small_disk, monkeypatch):
     assert not out.exists()
     finished = parts_of(out)
     assert "part-00001.h5" in finished
-    assert all(module._whole(small_disk / "s.h5.parts" / name) for name in finished)
+    assert all(is_whole(small_disk / "s.h5.parts" / name) for name in finished)
     assert {path.suffix for path in (small_disk / "s.h5.parts").iterdir()} == {".h5", ".json"}
     full = subprocess.run(job, cwd=photos, capture_output=True, text=True, check=False)
     assert full.returncode == 2
@@ -344,9 +346,7 @@ def test_the_preview_counts_what_is_stored(tiny, images, tmp_path):
         tiny, images, tmp_path / "s.h5", layers="8x8", features=features, report=lines.append
     )
     with h5py.File(store.path) as file:
-        dims = sum(
-            file[key][0].size for key in module._arrays_of(file) if key[:3] in ("lay", "bot")
-        )
+        dims = sum(file[key][0].size for key in arrays_of(file) if key[:3] in ("lay", "bot"))
     assert lines[0].startswith(f"12 images x {dims} dimensions (float32)")
 
 

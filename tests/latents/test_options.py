@@ -17,9 +17,10 @@ import vdvae_repr as vr
 from vdvae_repr.data.faces import LANDMARKS, _detector, _similarity
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing
+from vdvae_repr.latents import base as store_module
 from vdvae_repr.latents import extract as module
-from vdvae_repr.latents import store as store_module
 from vdvae_repr.latents.decode import decode
+from vdvae_repr.latents.format import arrays_of
 from vdvae_repr.model.inference import compile_inference, plan_of
 from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.preprocessing import to_input
@@ -204,7 +205,9 @@ def test_automatic_batch_size_is_recorded_and_kept(tiny, images, tmp_path, monke
         vr.extract(tiny, images, tmp_path / "s.h5", batch_size="auto", progress=interrupt)
     begun = json.loads((tmp_path / "s.h5.parts" / "extraction.json").read_text())["batch_size"]
     assert begun in (4, 8)  # 16 images there are not
-    monkeypatch.setattr(module._Run, "calibrate", lambda run: 1)  # a resumed run asks no clock
+    monkeypatch.setattr(
+        module.ExtractionJob, "calibrate", lambda run: 1
+    )  # a resumed run asks no clock
     store = vr.extract(tiny, images, tmp_path / "s.h5", batch_size="auto")
     assert store.attrs["batch_size"] == begun
     again = vr.extract(tiny, images, tmp_path / "s.h5", batch_size="auto")
@@ -309,7 +312,7 @@ def test_the_number_of_workers_changes_no_byte(tiny, photographs, tmp_path, monk
         assert len(store) == 19
         store.close()
         with h5py.File(store.path) as file:
-            arrays = {key: file[key][:] for key in module._arrays_of(file)}
+            arrays = {key: file[key][:] for key in arrays_of(file)}
             text = {key: a.tolist() for key, a in arrays.items() if a.dtype.kind == "O"}
             files.append({key: a.tobytes() for key, a in arrays.items()} | text)
             files[-1]["skipped"] = file.attrs["skipped"]

@@ -14,6 +14,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,12 @@ def _open(
     if path.is_dir():
         return _reading(path, open_folder)
     if suffix == ".tar" and re.search(r"[*?\[{]", path.name) and not path.is_file():
-        return _reading(path, lambda path: open_tar(shards(str(path)), path.name))
+        return _reading(
+            path,
+            lambda path: replace(
+                open_tar(shards(str(path)), path.name), paths=tuple(shards(str(path)))
+            ),
+        )
     if not path.is_file():
         if (keyed := _file_and_key(str(data))) is not None:
             return _keyed(*keyed)
@@ -127,7 +133,8 @@ def _open(
 def _reading(path: Path, reader: Callable[[Path], Source]) -> Source:
     """Call a reader; whatever a damaged file makes it raise becomes one line."""
     try:
-        return reader(path)
+        source = reader(path)
+        return source if source.paths else replace(source, paths=(path,))
     except _BROKEN as error:
         what = what_it_is(path)
         if path.suffix.lower() == ".npz" and what.startswith("a zip"):

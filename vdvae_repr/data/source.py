@@ -135,6 +135,8 @@ class Source(Dataset[Image.Image]):
     """Bytes of each item's file, or checksums of what is in memory: part of the fingerprint."""
     notices: tuple[str, ...] = ()
     """Lines for people: what was left out and why, and what was read in a way that may surprise."""
+    paths: tuple[Path, ...] = ()
+    """The folder or files that it was opened from, which nothing made of it may replace."""
     _dim: list[str] = field(default_factory=list, init=False, repr=False)  # who is said to be so
 
     def __post_init__(self) -> None:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.errors import StoreError
-from vdvae_repr.latents.store import LatentStore
+from vdvae_repr.errors import LayerError, StoreError
+from vdvae_repr.latents.base import Latents
+from vdvae_repr.latents.format import not_finite
 from vdvae_repr.model.layers import select_layers
 from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.model.weights import weights_sha256
@@ -18,10 +19,11 @@ BATCH = 32
 
 
 def decode(
-    store: LatentStore,
+    store: Latents,
     model: VDVAE,
     layers: str | int | Sequence[str | int] = "all",
     *,
+    first: int | None = None,
     ids: Sequence[str] | None = None,
     fine_from: str | None = None,
     rest: Literal["mean", "sample"] = "mean",
@@ -37,25 +39,35 @@ def decode(
         store: of this model's layers.
         model: with the weights that the latents were read with.
         layers: selector of the stored layers to take.
+        first: takes the first so many of the stored layers, in place of `layers`.
         ids: of the images to decode; all if not given.
         fine_from: id of the image that the stored layers not selected are taken from.
         rest: fills what is still missing with the prior's mean or seeded draws.
-        pixels: the likelihood's expectation, rounded, or a seeded draw.
-        temperature: of the draws, one number or one a layer.
-        seed: of the draws.
+        pixels: the likelihood's expectation, rounded, or a seeded draw of it.
+        temperature: of the draws of layers, one number or one a layer.
+        seed: of the draws, which depend on it and on each image's id alone.
 
     Raises:
-        StoreError: latents of other weights, no feature to decode, an id that is not stored, or
-            `fine_from` where every stored layer is selected.
-        LayerError: a selector that names none of the stored layers.
+        StoreError: latents of other weights or that are not finite, no feature to decode, an id that is not
+            stored, `fine_from` where every stored layer is selected, or another word for `rest` or `pixels`.
+        LayerError: a selector that names none of the stored layers, or `first` beyond them.
     """
+    for option, value in (("rest", rest), ("pixels", pixels)):
+        if value not in ("mean", "sample"):
+            raise StoreError(f"{option}: expected mean or sample, found {value!r}")
+    if first is not None:
+        if layers != "all":
+            raise LayerError("first and layers (--first, --layer) both choose layers; give one")
+        if not 1 <= first <= len(store.layers):
+            raise LayerError(f"first: expected 1 to {len(store.layers)} layers, found {first}")
+        layers = [spec.name for spec in store.layers[:first]]
     feature = decodable_feature(store)
-    if weights_sha256(model) != store.attrs["weights_sha256"]:
+    if weights_sha256(model) != store.info.weights_sha256:
         raise StoreError(
-            f"{store.path}: holds latents of {store.attrs['model']} with other weights than those of "
+            f"{store.path}: holds latents of {store.info.model} with other weights than those of "
             f"{model.name}; give the model that they were extracted with"
         )
-    if feature == "mean" and store.attrs["z"] == "sample":
+    if feature == "mean" and store.info.z == "sample":
         raise StoreError(
             f"{store.path}: holds means of a pass that sent draws down; extract with --feature z to decode it"
         )
@@ -85,6 +97,11 @@ def decode(
                 found = np.repeat(values[place[fine_from]][None], len(batch), axis=0)
             else:
                 continue
+            if (row := not_finite(found)) is not None:
+                raise StoreError(
+                    f"{store.path}: expected finite latents, found NaN or infinity in layer {spec.name}, "
+                    f"{feature}, image {batch[row]!r}; extract or predict them again"
+                )
             latents[spec.name] = found[:, 0] if found.ndim == 5 else found
         yield (
             tuple(batch),
@@ -92,7 +109,7 @@ def decode(
         )
 
 
-def decodable_feature(store: LatentStore) -> str:
+def decodable_feature(store: Latents) -> str:
     """Return the stored feature that images can be made of: `z` where it is stored, `mean` otherwise.
 
     Raises:
@@ -100,7 +117,7 @@ def decodable_feature(store: LatentStore) -> str:
     """
     if "activation" in store.features:
         raise StoreError(
-            f"{store.path}: holds activations of {store.attrs['model']}, which gives no images back; only "
+            f"{store.path}: holds activations of {store.info.model}, which gives no images back; only "
             "latents of a VDVAE can be decoded"
         )
     feature = next((name for name in ("z", "mean") if name in store.features), None)

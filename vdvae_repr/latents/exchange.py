@@ -1,9 +1,7 @@
-"""In and out of stores: one flat matrix for other tools, and predictions made by them."""
+"""Predictions made by other tools, as stores that can be decoded."""
 
 from __future__ import annotations
 
-import json
-import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,92 +11,23 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from vdvae_repr.data.names import readable
 from vdvae_repr.errors import StoreError
-from vdvae_repr.latents.store import (
+from vdvae_repr.latents.format import (
     IMAGE_BYTES,
-    LatentStore,
+    StoreInfo,
     create_array,
     describe_images,
+    refuse_target,
     write_aside,
 )
+from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.model.layers import select_layers
 
 ROWS = 256  # of a matrix, read and written at once
-INHERITED = ("schema", "model", "config", "weights_sha256", "preprocessing", "z", "seed")
 
 
-def export(
-    store: LatentStore,
-    out: str | Path,
-    layers: str | int | Sequence[str | int] = "all",
-    *,
-    feature: str | None = None,
-    pool: str | None = None,
-    split: str | None = None,
-) -> tuple[int, int]:
-    """Write one flat float32 matrix (N, D), layers side by side in order, and what its columns are.
-
-    `OUT.npz` holds `latents`, `ids`, `labels`, and of each layer `layers` (name), `shapes` and `columns`
-    (its last column + 1); beside `OUT.npy` the same stands in `OUT.json`. Memory stays small. The feature is
-    `mean` if not given, or the first where that is not stored.
-
-    Returns:
-        the matrix's shape.
-
-    Raises:
-        StoreError: another suffix, or `out` cannot be written.
-    """
-    out = Path(out)
-    if out.suffix not in (".npy", ".npz"):
-        raise StoreError(f"{out}: expected a name that ends in .npy or .npz")
-    feature = feature or store.default_feature
-    rows, chosen = store.rows(split), store.distinct(layers, feature)
-    widths = [math.prod(store.shape(spec, feature, pool)) for spec in chosen]
-    shape = (len(rows), sum(widths))
-    about = {
-        "ids": [store.ids[row] for row in rows],
-        "labels": store.labels[rows].tolist(),
-        "layers": [spec.name for spec in chosen],
-        "shapes": [list(store.shape(spec, feature, pool)) for spec in chosen],
-        "columns": np.cumsum(widths).tolist(),
-        "feature": feature,
-        "pool": pool,
-        "model": store.attrs["model"],
-        "weights_sha256": store.attrs["weights_sha256"],
-    }
-    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-    aside = out.with_name(out.name + ".writing")
-    try:
-        if out.suffix == ".npy":
-            with aside.open("wb") as file:
-                np.lib.format.write_array_header_1_0(file, header)
-                for part in store.slices(layers, feature, pool, split):
-                    file.write(part.astype("<f4", copy=False).tobytes())
-            beside = out.with_suffix(".json")
-            beside_aside = beside.with_name(beside.name + ".writing")
-            beside_aside.write_text(json.dumps(about))
-            beside_aside.replace(beside)
-        else:
-            with zipfile.ZipFile(aside, "w") as archive:
-                with archive.open("latents.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array_header_1_0(member, header)
-                    for part in store.slices(layers, feature, pool, split):
-                        member.write(part.astype("<f4", copy=False).tobytes())
-                for key, value in about.items():
-                    if value is not None:
-                        with archive.open(f"{key}.npy", "w") as member:
-                            np.lib.format.write_array(member, np.asarray(value), allow_pickle=False)
-        aside.replace(out)
-    except OSError as error:
-        raise StoreError(
-            f"{out}: cannot be written ({error.strerror or error}); make room or choose another place"
-        ) from error
-    finally:
-        aside.unlink(missing_ok=True)
-    return shape
-
-
-def import_predicted(
+def import_latents(
     matrix: str | Path | NDArray[Any],
     like: LatentStore,
     out: str | Path,
@@ -117,18 +46,22 @@ def import_predicted(
         layers: selector of the layers that the columns are of, in order.
         ids: of the rows; if not given, those of the file, else those of the split.
         split: the split of `like` that the rows are of; all images without one.
-        overwrite: replace a finished store.
+        overwrite: replace a store, never another file, `like` or the file of `matrix`.
 
     Raises:
         StoreError: wrong shape, other than numbers, NaN or infinity (the layer and row are named), an id
             twice or unknown.
     """
+    out = Path(out)
+    refuse_target(out, [like.path, *([Path(matrix)] if isinstance(matrix, str | Path) else [])])
+    if out.exists() and not overwrite:
+        raise StoreError(f"{out}: exists already; choose another --out, or --overwrite")
     if isinstance(matrix, str | Path):
         name = str(matrix)
-        values, found = _read_matrix(Path(matrix))
+        values, found, about = _read_matrix(Path(matrix))
         ids = found if ids is None else ids
     else:
-        name, values = "matrix", matrix
+        name, values, about = "matrix", matrix, {}
     if values.dtype.kind not in "fiu":
         raise StoreError(f"{name}: expected real numbers, found {values.dtype}")
     chosen = select_layers(like.layers, layers)
@@ -150,14 +83,18 @@ def import_predicted(
         where = like.path if split is None else f"split {split} of {like.path}"
         raise StoreError(f"{name}: id {min(unknown)!r} is not one of {where}")
     rows = np.array([place[image_id] for image_id in named])
-    out = Path(out)
-    if out.exists() and not overwrite:
-        raise StoreError(f"{out}: exists already; choose another --out, or --overwrite")
     feature = next((name for name in ("z", "mean") if name in like.features), None)
     if feature is None:
         raise StoreError(
             f"{like.path}: expected feature z or mean, which can be decoded, found neither"
         )
+
+    for what, expected in (("layers", [spec.name for spec in chosen]), ("feature", [feature])):
+        if about.get(what, expected) != expected:
+            raise StoreError(
+                f"{name}: says that it holds {what} {_few(about[what])}, expected {_few(expected)}; "
+                "choose the layers with --layer, or save the predictions alone, as latents and ids"
+            )
 
     def write(file: h5py.File) -> None:
         columns = np.cumsum([0, *(spec.num_dims for spec in chosen)])
@@ -174,17 +111,19 @@ def import_predicted(
                         f"row {row} ({named[row]})"
                     )
                 data[start : start + len(part)] = part.reshape(len(part), *spec.shape)
-        attrs = {key: like.attrs[key] for key in INHERITED} | {
-            "source": f"predicted: {Path(name).name}",
-            "layers": json.dumps([spec.to_json() for spec in chosen]),
-            "features": json.dumps([feature]),
-        }
+        info = StoreInfo(
+            model=like.info.model, config=like.info.config, weights_sha256=like.info.weights_sha256,
+            preprocessing=like.info.preprocessing, z=like.info.z, seed=like.info.seed,
+            pool=like.info.pool,
+            source=f"predicted: {readable(Path(name).name)}", layers=chosen, features=(feature,),
+        )  # fmt: skip
         describe_images(
-            file, ids=named, splits=[like.splits[row] for row in rows], labels=like.labels[rows],
-            label_names=like.label_names, factors={}, attrs=attrs,
+            file, info, ids=named, splits=[like.splits[row] for row in rows], labels=like.labels[rows],
+            label_names=like.label_names, factors={},
         )  # fmt: skip
 
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         write_aside(out, write, (4 * width + IMAGE_BYTES) * len(rows))
     except OSError as error:
         raise StoreError(
@@ -193,15 +132,24 @@ def import_predicted(
     return LatentStore.open(out)
 
 
-def _read_matrix(path: Path) -> tuple[NDArray[Any], list[str] | None]:
-    """Return a file's matrix, and its ids where it has some."""
+def _few(names: Sequence[str]) -> str:
+    return f"{names[0]} .. {names[-1]}" if len(names) > 1 else str(names[0])
+
+
+def _read_matrix(path: Path) -> tuple[NDArray[Any], list[str] | None, dict[str, list[str]]]:
+    """Return a file's matrix, its ids, and the `layers` and `feature` it says to hold, where it does."""
     try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(loaded, np.lib.npyio.NpzFile):
-            return loaded, None
+            return loaded, None, {}
         if "latents" not in loaded:
             raise StoreError(f"{path}: expected an array 'latents', found {loaded.files}")
         ids = loaded["ids"].astype(str).tolist() if "ids" in loaded else None
-        return loaded["latents"], ids
+        about = {
+            key: np.atleast_1d(loaded[key]).astype(str).tolist()
+            for key in ("layers", "feature")
+            if key in loaded
+        }
+        return loaded["latents"], ids, about
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise StoreError(f"{path}: expected a .npy or .npz file of numbers ({error})") from error

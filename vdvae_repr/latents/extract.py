@@ -1,54 +1,62 @@
-"""Model and source to a latent store: in parts, each renamed into place, resumed by running again."""
+"""Model and source to a latent store: what is computed, batch by batch, part by part.
+
+Parts (`parts`) are renamed into place one by one, so that the same call goes on after a stop.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import os
 import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import h5py
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.encoders.base import Encoder, ImageTransform
 from vdvae_repr.encoders.load import as_encoder
-from vdvae_repr.errors import DataError, LayerError, StoreError
-from vdvae_repr.latents.store import (
+from vdvae_repr.errors import DataError, LayerError, StoreError, VDVAEReprError
+from vdvae_repr.latents import parts as partition
+from vdvae_repr.latents.format import (
     IMAGE_BYTES,
     MIRROR,
-    SCHEMA,
-    LatentStore,
+    StoreInfo,
     array_key,
     chunk_rows,
     create_array,
-    describe_images,
+    describable,
+    not_finite,
     parts_folder,
-    pool_layer,
+    refuse_target,
     write_aside,
 )
+from vdvae_repr.latents.options import (
+    Compute,
+    Options,
+    Reading,
+    Sampling,
+    Storage,
+    resolve_options,
+)
+from vdvae_repr.latents.overlap import Arrays, HostCopies, NoiseAhead
+from vdvae_repr.latents.pooling import pool_layer
+from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.model.layers import LayerSpec, select_layers
-from vdvae_repr.model.noise import NoiseFn, seeded_noise
-from vdvae_repr.model.precision import Precision
+from vdvae_repr.model.noise import seeded_noise
 from vdvae_repr.model.vdvae import VDVAE
 
 BATCH_SIZES = (4, 8, 16, 32, 64, 128)  # tried by "auto"
@@ -57,128 +65,73 @@ PART = 512  # images a part at most, and
 PART_BYTES = 2**28
 CHUNK = 8  # images, at most, that a worker reads in a row
 
-Arrays = dict[str, NDArray[Any]]
-
 
 def extract(
     model: VDVAE | Encoder,
     data: str | Path | NDArray[np.uint8] | Source,
     out: str | Path,
-    *,
+    *options: Sampling | Reading | Storage | Compute,
     layers: str | int | Sequence[str | int] = "all",
     features: Sequence[str] | None = None,
-    z: Literal["mean", "sample"] = "mean",
-    draws: int | None = None,
-    seed: int = 0,
-    crop: int | None = None,
-    align: bool = False,
-    resize: Literal["bicubic", "bilinear"] | None = None,
-    mirror: bool = False,
-    pool: str | None = None,
-    dtype: Literal["float32", "float16"] = "float32",
-    precision: Precision = "fp32",
-    batch_size: int | Literal["auto"] = 32,
-    num_workers: int | None = None,
-    images: bool = True,
-    layout: Literal["single", "virtual"] = "single",
-    on_error: Literal["raise", "skip"] = "raise",
     overwrite: bool = False,
     report: Callable[[str], None] = lambda line: None,
     progress: Callable[[int], object] = lambda count: None,
+    **keywords: Any,
 ) -> LatentStore:
     """Write a store of chosen layers' features; rerun the same call to resume an interrupted one.
 
+    Options stand in groups (`Sampling`, `Reading`, `Storage`, `Compute` of `latents.options`), and each of
+    their fields can be given as a keyword: `z`, `draws`, `seed`; `crop`, `align`, `resize`, `on_error`;
+    `dtype`, `pool`, `layout`, `images`, `mirror`; `precision`, `batch_size`, `num_workers`.
     Under torchrun every process calls this, and the parts are divided among them.
 
     Args:
         model: a VDVAE in eval mode, or another encoder, whose feature is `activation`.
         data: whatever `open_source` takes.
         out: the store's path; parts lie in `OUT.parts/` until all are there.
+        *options: groups of options.
         layers: selector.
         features: names of the encoder's, of a VDVAE `mean` if not given; `z` needs `z="sample"`.
-        z: what each layer sends down: its mean, or a draw seeded by (seed, image id, layer).
-        draws: passes of draws that the feature `z` keeps, on a second axis; the kl is their mean.
-        seed: of the draws.
-        crop: side of the central square taken before the encoder's own transform, pixels.
-        align: bring the largest face's eyes, nose and mouth to fixed places, by MTCNN; instead of `crop`.
-        resize: how a VDVAE's square is resized, `bicubic` (if not given) or `bilinear`; both antialiased.
-        mirror: read the mirrored images too, into /mirror.
-        pool: None keeps the grid, "avg" its mean, "avg:4" a 4x4 grid.
-        dtype: of the features on the disk.
-        precision: of the computation; bf16 and tf32 (GPUs) trade exactness for speed.
-        batch_size: images a forward pass; batches are cut at fixed indices. "auto" times some and takes
-            the smallest within 5 % of the fastest.
-        num_workers: threads that read and decode images, and draw, ahead of the model; by default the cores
-            less one. The store is the same with any number.
-        images: keep the preprocessed images, which the controls need.
-        images: keep images, which the controls need: a VDVAE's input, of another encoder its input at 64
-            pixels at most.
-        layout: "virtual" leaves the features in the parts, and the store refers to them: half the disk.
-        on_error: of an image that cannot be read: "raise", or "skip" it and list it in the store.
-        overwrite: replace a finished store; without it, one of the same extraction is returned as it is.
+        overwrite: replace a finished store, but no other file; without it, a store of the same extraction is
+            returned as it is.
         report: receives a line about what will be written.
         progress: receives the number of images done since the last call.
+        **keywords: options by their names.
 
     Raises:
-        DataError, LayerError: bad source or selector, no workers. StoreError: the output exists, is being
-            written by another process, belongs to another extraction, does not fit on the disk, or cannot
-            be written; a value that float16 cannot hold.
+        DataError, LayerError: bad source or selector, no workers. TypeError: an unknown option.
+        StoreError: an option's value; the output exists, is no store, is being written by another process,
+            belongs to another extraction, does not fit on the disk, or cannot be written; a value that is
+            not finite or that float16 cannot hold; an id or factor that no store can hold.
+
+    Examples:
+        extract(model, "photos/", "s.h5", layers="8x8", z="sample", features=["z"])
+        extract(model, "photos/", "s.h5", Storage(dtype="float16", pool="avg:4"), batch_size=64)
     """
-    for name, value, allowed in (
-        ("z", z, ("mean", "sample")),
-        ("dtype", dtype, ("float32", "float16")),
-        ("precision", precision, ("fp32", "tf32", "bf16")),
-        ("on_error", on_error, ("raise", "skip")),
-        ("layout", layout, ("single", "virtual")),
-    ):
-        if value not in allowed:
-            raise StoreError(f"{name}: expected {' or '.join(allowed)}, found {value!r}")
-    if batch_size != "auto" and batch_size < 1:
-        raise StoreError(f"batch_size: expected a number from 1, or auto, found {batch_size!r}")
+    chosen_options = resolve_options(options, keywords)
     out = Path(out)
     source = open_source(data)
-    encoder = as_encoder(model)
-    chosen = select_layers(encoder.layers, layers)
-    features = encoder.features[:1] if features is None else features
-    _check_features(encoder, features, z, draws)
-    preprocessing = replace(encoder.preprocessing, crop=crop, align=align)
-    if resize is not None:
-        if not isinstance(preprocessing, Preprocessing):
-            raise DataError(f"{encoder.name}: resizes as its authors do; leave --resize out")
-        preprocessing = replace(preprocessing, resize=resize)
-    run = _Run(
-        model=encoder, source=source, preprocessing=preprocessing,
-        chosen=chosen, features=tuple(features), z=z, draws=draws, seed=seed, mirror=mirror, pool=pool,
-        dtype=np.dtype(dtype), precision=precision, batch_size=0 if batch_size == "auto" else batch_size,
-        images=images, layout=layout, on_error=on_error, workers=check_workers(num_workers),
-    )  # fmt: skip
-    rank, processes = _processes()
-    parts = parts_folder(out)
+    job = ExtractionJob.of(as_encoder(model), source, layers, features, chosen_options)
+    rank, processes = partition.join_processes()
+    folder = parts_folder(out)
+    lock = partition.locked(out.with_name(out.name + ".lock")) if rank == 0 else nullcontext()
     try:
-        with _locked(out.with_name(out.name + ".lock")) if rank == 0 else nullcontext():
+        if rank == 0:
+            refuse_target(out, source.paths)
+        with lock:
             # The first process decides, so that all do the same; None: there is nothing left to do.
-            begun = _begin(run, out, overwrite, report) if rank == 0 else None
-            begun = _from_the_first(begun, processes)
+            begun = _begin(job, out, overwrite, report) if rank == 0 else None
+            begun = partition.from_the_first(begun, processes)
             if begun is not None:
-                run = replace(run, batch_size=begun["batch_size"])
-                if different := _differences(begun, run.identity()):
+                job = replace(job, batch_size=begun["batch_size"])
+                if different := partition.differences(begun, job.info.attributes()):
                     raise StoreError(
                         f"{out}: the processes do not extract the same ({different}); "
                         "give all of them the same files and weights"
                     )
-                files = run.write_parts(parts, rank, processes, progress)
-                _wait_for_all(processes)
-                if rank == 0:
-                    _refuse_skipped(files, on_error)
-                    size = IMAGE_BYTES * len(source) + 2**14 * len(files)
-                    if layout == "single":
-                        size += sum(path.stat().st_size for path in files)
-                    write_aside(out, lambda file: _assemble(file, files, begun, source), size)
-                    if layout == "single":
-                        shutil.rmtree(parts)
-                _wait_for_all(processes)
+                _write(job, out, rank, processes, progress)
     except OSError as error:
-        kept = f"; what is finished stays in {parts.name}" if parts.exists() else ""
+        kept = f"; what is finished stays in {folder.name}" if folder.exists() else ""
         raise StoreError(
             f"{out}: cannot be written ({error.strerror or error}){kept}; "
             "make room or choose another --out, then rerun the same command to resume"
@@ -191,36 +144,75 @@ def extract(
 
 
 def _begin(
-    run: _Run, out: Path, overwrite: bool, report: Callable[[str], None]
+    job: ExtractionJob, out: Path, overwrite: bool, report: Callable[[str], None]
 ) -> dict[str, Any] | None:
     """Make out what is to be done, and claim the parts; None where the store is finished.
 
     Raises:
-        StoreError: the store or its parts belong to another extraction, or the disk is too small.
+        StoreError: the store or its parts belong to another extraction or hold something else, the disk is
+            too small, or the source has names that no store can hold.
     """
-    parts = parts_folder(out)
-    claim, virtual = parts / "extraction.json", _is_virtual(out)
-    if overwrite and virtual:
-        claim.unlink(missing_ok=True)  # parts without it are removed
-        out.unlink()
-    if not run.batch_size:
-        run = replace(run, batch_size=_begun_with(out, claim, overwrite) or run.calibrate())
-    identity = run.identity()
-    own = claim.exists() and not _differences(_read_claim(claim), identity)
-    if virtual and not overwrite and own and not _readable(out):
+    source = job.source
+    describable(
+        source.name, ids=source.ids, splits=source.splits,
+        label_names=source.label_names, factors=source.factors,
+    )  # fmt: skip
+    folder = parts_folder(out)
+    partition.refuse_strangers(folder)
+    claim = folder / partition.CLAIM
+    virtual = _is_virtual(out)
+    anew = overwrite and virtual  # the parts are the store's
+    if not job.batch_size:
+        known = None if anew else _begun_with(out, claim, overwrite)
+        job = replace(job, batch_size=known or job.calibrate())
+    identity = job.info.attributes()
+    own = (
+        not anew
+        and claim.exists()
+        and not partition.differences(partition.read_claim(claim), identity)
+    )
+    if virtual and own and not overwrite and not _readable(out):
         out.unlink()  # a part is missing or cut short, and will be made again
     if not overwrite and _finished(out, identity):
-        if run.layout == "single" and parts.exists():  # a kill came while they were removed
-            shutil.rmtree(parts)
-        _refuse_skipped([out], run.on_error)
+        if job.options.storage.layout == "single":  # a kill came while they were removed
+            partition.remove_parts(folder)
+        partition.refuse_skipped([out], job.options.reading.on_error)
         report(f"{out}: already complete")
         return None
-    report(_size_preview(run, out, parts))
-    parts.mkdir(parents=True, exist_ok=True)
+    report(_size_preview(job, out, folder))
     if overwrite and not own:
-        claim.unlink(missing_ok=True)
-    _claim(claim, identity)
+        claim.unlink(missing_ok=True)  # parts without it are removed
+    if anew:
+        out.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    partition.claim(claim, identity)
     return identity
+
+
+def _write(
+    job: ExtractionJob, out: Path, rank: int, processes: int, progress: Callable[[int], object]
+) -> None:
+    """Write this process's parts, and in the first process the store."""
+    folder = parts_folder(out)
+    try:
+        files = job.write_parts(folder, rank, processes, progress)
+        partition.wait_for_all(processes)
+        if rank == 0:
+            partition.refuse_skipped(files, job.options.reading.on_error)
+            single = job.options.storage.layout == "single"
+            size = IMAGE_BYTES * len(job.source) + 2**14 * len(files)
+            if single:
+                size += sum(path.stat().st_size for path in files)
+            write_aside(
+                out, lambda file: partition.assemble(file, files, job.info, job.source), size
+            )
+            if single:
+                partition.remove_parts(folder)
+        partition.wait_for_all(processes)
+    except VDVAEReprError:
+        if processes == 1:
+            partition.remove_if_nothing_is_done(folder)
+        raise
 
 
 def shrunk(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
@@ -236,66 +228,6 @@ def shrunk(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     )
 
 
-class _HostCopies:
-    """Brings tensors to the host. From a GPU, on a stream of its own beside the next batch's work."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    def start(self, values: Mapping[str, Tensor]) -> Callable[[], Arrays]:
-        """Begin to copy; the function returned waits for the copies, and gives them as arrays."""
-        if self.stream is None:
-            return lambda: {key: value.contiguous().numpy() for key, value in values.items()}
-        self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
-        host: dict[str, Tensor] = {}
-        with torch.cuda.stream(self.stream):
-            for key, value in values.items():
-                host[key] = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
-                host[key].copy_(value.contiguous(), non_blocking=True)
-                value.record_stream(self.stream)
-            copied = torch.cuda.Event()
-            copied.record(self.stream)
-
-        def wait() -> Arrays:
-            copied.synchronize()
-            return {key: value.numpy() for key, value in host.items()}
-
-        return wait
-
-
-class _NoiseAhead:
-    """NoiseFn whose layers, called for in their order, are drawn by a pool ahead of the call."""
-
-    def __init__(
-        self, noise: NoiseFn, layers: Sequence[LayerSpec], pool: Executor, workers: int, pin: bool
-    ) -> None:
-        self.noise, self.pool, self.pin = noise, pool, pin
-        self.to_come = iter(layers)
-        self.drawn: deque[Future[Tensor]] = deque()
-        for _ in range(workers + 1):
-            self.draw_next()
-
-    def draw_next(self) -> None:
-        """Let the pool draw one layer more."""
-        if (spec := next(self.to_come, None)) is not None:
-            self.drawn.append(self.pool.submit(self.draw, spec))
-
-    def draw(self, spec: LayerSpec) -> Tensor:
-        """Draw one layer on the CPU."""
-        values = self.noise(spec)
-        return values.pin_memory() if self.pin else values
-
-    def on(self, device: torch.device) -> NoiseFn:
-        """Return the noise as tensors on a device."""
-
-        def take(spec: LayerSpec) -> Tensor:
-            values = self.drawn.popleft().result()
-            self.draw_next()
-            return values.to(device, non_blocking=True)
-
-        return take
-
-
 @dataclass(kw_only=True)
 class _Batch:
     """Images that are read and preprocessed, and what their draws need."""
@@ -307,12 +239,12 @@ class _Batch:
     pixels: list[NDArray[np.uint8]] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
     """The others, with the reason."""
-    noises: deque[_NoiseAhead] = field(default_factory=deque)
+    noises: deque[NoiseAhead] = field(default_factory=deque)
     """One a pass; none where means are sent down."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Run:
+class ExtractionJob:
     """What one extraction computes of each image."""
 
     model: Encoder
@@ -320,63 +252,103 @@ class _Run:
     preprocessing: ImageTransform
     chosen: tuple[LayerSpec, ...]
     features: tuple[str, ...]
-    z: Literal["mean", "sample"]
-    draws: int | None
-    seed: int
-    mirror: bool
-    pool: str | None
-    dtype: np.dtype[Any]
-    precision: Precision
+    options: Options
     batch_size: int
-    images: bool
-    layout: str
-    on_error: str
+    """0 until it is calibrated."""
     workers: int
 
-    def identity(self) -> dict[str, Any]:
-        """Return the store's attributes, by which an extraction is told from another."""
-        layers = [
-            replace(
-                spec,
-                shape=self.shape(spec, self.model.features[0]),
-                prefix=0 if self.pool else spec.prefix,
-            ).to_json()
-            for spec in self.chosen
-        ]
-        return {
-            "schema": SCHEMA,
-            **self.model.identity(),
-            "source": self.source.name,
-            "source_sha256": self.source.fingerprint(),
-            "preprocessing": json.dumps(self.preprocessing.to_json(), sort_keys=True),
-            "z": self.z,
-            "draws": self.draws or 0,
-            "seed": self.seed,
-            "mirror": self.mirror,
-            "layers": json.dumps(layers),
-            "features": json.dumps(list(self.features)),
-            "pool": self.pool or "",
-            "dtype": self.dtype.name,
-            "precision": self.precision,
-            "images": self.images,
-            "layout": self.layout,
-            "batch_size": self.batch_size,
-            "part": self.part,
-        }
+    @classmethod
+    def of(
+        cls,
+        encoder: Encoder,
+        source: Source,
+        layers: str | int | Sequence[str | int],
+        features: Sequence[str] | None,
+        options: Options,
+    ) -> ExtractionJob:
+        """Make the job that options ask for.
+
+        Raises:
+            LayerError: an unknown layer or feature, or one that these options do not have. DataError:
+                no workers, or a way to resize an encoder's images that is not its own.
+        """
+        reading, compute = options.reading, options.compute
+        chosen = select_layers(encoder.layers, layers)
+        features = encoder.features[:1] if features is None else features
+        _check_features(encoder, features, options.sampling)
+        preprocessing = replace(encoder.preprocessing, crop=reading.crop, align=reading.align)
+        if reading.resize is not None:
+            if not isinstance(preprocessing, Preprocessing):
+                raise DataError(f"{encoder.name}: resizes as its authors do; leave --resize out")
+            preprocessing = replace(preprocessing, resize=reading.resize)
+        return cls(
+            model=encoder,
+            source=source,
+            preprocessing=preprocessing,
+            chosen=chosen,
+            features=tuple(features),
+            options=options,
+            batch_size=0 if compute.batch_size == "auto" else int(compute.batch_size),
+            workers=check_workers(compute.num_workers),
+        )
+
+    @property
+    def passes(self) -> int:
+        """Passes through the model of each image, and each mirrored one."""
+        return self.options.sampling.draws or 1
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the features on the disk."""
+        return np.dtype(self.options.storage.dtype)
+
+    @property
+    def info(self) -> StoreInfo:
+        """What the store will say of itself, by which an extraction is told from another."""
+        sampling, storage = self.options.sampling, self.options.storage
+        identity = self.model.identity()
+        return StoreInfo(
+            model=identity["model"],
+            config=identity["config"],
+            weights_sha256=identity["weights_sha256"],
+            source=self.source.name,
+            source_sha256=self.source.fingerprint(),
+            preprocessing=json.dumps(self.preprocessing.to_json(), sort_keys=True),
+            z=sampling.z,
+            draws=sampling.draws,
+            seed=sampling.seed,
+            mirror=storage.mirror,
+            layers=tuple(
+                replace(
+                    spec,
+                    shape=self.shape(spec, self.model.features[0]),
+                    prefix=0 if storage.pool else spec.prefix,
+                )
+                for spec in self.chosen
+            ),
+            features=self.features,
+            pool=storage.pool,
+            dtype=storage.dtype,
+            precision=self.options.compute.precision,
+            images=storage.images,
+            layout=storage.layout,
+            batch_size=self.batch_size,
+            part=self.part,
+        )
 
     def shape(self, spec: LayerSpec, feature: str) -> tuple[int, ...]:
         """Return the shape of what is stored of a layer's feature and image."""
         blank = np.zeros((1, *self.model.shape(spec, feature)), np.float32)
-        return pool_layer(blank, self.pool, spec.prefix).shape[1:]
+        return pool_layer(blank, self.options.storage.pool, spec.prefix).shape[1:]
 
     @property
     def keys(self) -> dict[str, tuple[LayerSpec, str]]:
         """The layer and the feature of each array, by its path in the store; layers may share `bottom_up`."""
-        return {
-            array_key(spec, feature): (spec, feature)
-            for spec in reversed(self.chosen)
-            for feature in self.features
-        }
+        pairs = [(spec, feature) for spec in self.chosen for feature in self.features]
+        keys: dict[str, tuple[LayerSpec, str]] = {}
+        for spec, feature in pairs:
+            keys.setdefault(array_key(spec, feature), (spec, feature))
+        return keys
 
     @property
     def widths(self) -> list[int]:
@@ -396,8 +368,8 @@ class _Run:
     @property
     def row_bytes(self) -> int:
         """What an image takes on the disk."""
-        pixels = 3 * self.model.stored_side**2 if self.images else 0
-        passes = (self.draws or 1) * (2 if self.mirror else 1)
+        pixels = 3 * self.model.stored_side**2 if self.options.storage.images else 0
+        passes = self.passes * (2 if self.options.storage.mirror else 1)
         return passes * self.dims * self.dtype.itemsize + pixels
 
     @property
@@ -408,10 +380,13 @@ class _Run:
 
     def part_bytes(self, images: int) -> int:
         """Return what a part takes on the disk: whole chunks, and 1 kB that HDF5 wants of an array."""
-        rows = [(self.draws or 1) * width * self.dtype.itemsize for width in self.widths]
+        rows = [self.passes * width * self.dtype.itemsize for width in self.widths]
         rows.append(4 * len(self.model.layers))  # kl
-        rows *= 2 if self.mirror else 1
-        rows += [8, 3 * self.model.stored_side**2 if self.images else 0]  # index, images
+        rows *= 2 if self.options.storage.mirror else 1
+        rows += [
+            8,
+            3 * self.model.stored_side**2 if self.options.storage.images else 0,
+        ]  # index, images
         lengths = (chunk_rows(images, row, self.part) for row in rows)
         return sum(
             -(-images // length) * length * row + 2**10
@@ -426,7 +401,7 @@ class _Run:
                 batch.pixels.append(read_images(self.source, self.preprocessing, [index])[0])
                 batch.indices.append(index)
             except DataError as error:
-                if self.on_error == "raise":
+                if self.options.reading.on_error == "raise":
                     raise
                 batch.skipped.append({"id": self.source.ids[index], "reason": str(error)})
         return batch
@@ -459,7 +434,7 @@ class _Run:
 
     def with_noise(self, batches: Generator[_Batch]) -> Generator[_Batch]:
         """Yield batches with the noise of their passes, of which one batch more is being drawn."""
-        if self.z == "mean":
+        if self.options.sampling.z == "mean":
             yield from batches
             return
         layers = self.model.layers[: self.chosen[-1].index + 1]
@@ -467,9 +442,11 @@ class _Run:
         with closing(batches), ThreadPoolExecutor(self.workers) as pool:
             for batch in batches:
                 for names in self.names(batch):
-                    for draw in range(self.draws or 1):
-                        noise = seeded_noise(self.seed, names, torch.device("cpu"), draw)
-                        batch.noises.append(_NoiseAhead(noise, layers, pool, self.workers, pin))
+                    for draw in range(self.passes):
+                        noise = seeded_noise(
+                            self.options.sampling.seed, names, torch.device("cpu"), draw
+                        )
+                        batch.noises.append(NoiseAhead(noise, layers, pool, self.workers, pin))
                 if coming is not None:
                     yield coming
                 coming = batch
@@ -479,23 +456,31 @@ class _Run:
     def names(self, batch: _Batch) -> list[list[str]]:
         """Return the ids that draws depend on, of the images and of those mirrored."""
         ids = [self.source.ids[i] for i in batch.indices]
-        return [ids, [f"{image_id}\0mirror" for image_id in ids]] if self.mirror else [ids]
+        return (
+            [ids, [f"{image_id}\0mirror" for image_id in ids]]
+            if self.options.storage.mirror
+            else [ids]
+        )
 
-    def infer(self, batch: _Batch, copies: _HostCopies) -> Callable[[], Arrays]:
+    def infer(self, batch: _Batch, copies: HostCopies) -> Callable[[], Arrays]:
         """Start a batch's passes; the function returned waits for them, and gives what is stored by path."""
         device = self.model.device
         pixels = torch.from_numpy(np.stack(batch.pixels))
-        inputs = [pixels, pixels.flip(2)] if self.mirror else [pixels]
+        inputs = [pixels, pixels.flip(2)] if self.options.storage.mirror else [pixels]
         passes: list[list[Callable[[], Arrays]]] = []
         for images in inputs:
             images = (images.pin_memory() if device.type == "cuda" else images).to(
                 device, non_blocking=True
             )
             passes.append([])
-            for _ in range(self.draws or 1):
+            for _ in range(self.passes):
                 noise = batch.noises.popleft().on(device) if batch.noises else None
                 read = self.model.read(
-                    images, self.chosen, self.features, noise=noise, precision=self.precision
+                    images,
+                    self.chosen,
+                    self.features,
+                    noise=noise,
+                    precision=self.options.compute.precision,
                 )
                 values = {
                     key: read.values[spec.name, feature]
@@ -506,35 +491,50 @@ class _Run:
                 )
 
         def arrays() -> Arrays:
+            ids = [self.source.ids[index] for index in batch.indices]
             found: Arrays = {"index": np.array(batch.indices)}
-            if self.images:
+            if self.options.storage.images:
                 found["images"] = shrunk(pixels.numpy(), self.model.stored_side)
             for prefix, draws in zip(("", MIRROR), passes, strict=False):
-                found |= {prefix + key: value for key, value in self.joined(draws).items()}
+                found |= {prefix + key: value for key, value in self.joined(draws, ids).items()}
             return found
 
         return arrays
 
-    def joined(self, draws: Sequence[Callable[[], Arrays]]) -> Arrays:
+    def joined(self, draws: Sequence[Callable[[], Arrays]], ids: Sequence[str]) -> Arrays:
         """Return kl and features as they are stored; of several draws the features on a second axis."""
         passes = [
-            {k: v if k == "kl" else self.stored(v, *self.keys[k]) for k, v in wait().items()}
-            for wait in draws
+            {key: self.stored(value, key, ids) for key, value in wait().items()} for wait in draws
         ]
-        if self.draws is None:
+        if self.options.sampling.draws is None:
             return passes[0]
         stacked = {key: np.stack([p[key] for p in passes], axis=1) for key in passes[0]}
         return stacked | {"kl": stacked["kl"].mean(axis=1)}
 
-    def stored(self, value: NDArray[np.float32], spec: LayerSpec, feature: str) -> NDArray[Any]:
-        """Pool a feature and turn it into what the disk keeps."""
-        pooled = pool_layer(value, self.pool, spec.prefix)
-        with np.errstate(over="ignore"):
-            stored = pooled.astype(self.dtype, copy=False)
-        if self.dtype == np.float16 and not np.isfinite(stored).all():
+    def stored(self, value: NDArray[np.float32], key: str, ids: Sequence[str]) -> NDArray[Any]:
+        """Pool an array and turn it into what the disk keeps; kl stays as it is.
+
+        Raises:
+            StoreError: a value is not finite, or beyond float16; the layer, feature and image are named.
+        """
+        spec, feature = self.keys.get(key, (None, key))
+        what = feature if spec is None else f"layer {spec.name}, {feature}"
+        if (row := not_finite(value)) is not None:
             raise StoreError(
-                f"layer {spec.name}, {feature}: expected values that float16 holds (below 65,504), "
-                f"found {np.abs(pooled).max():g}; extract with --dtype float32"
+                f"{what}: expected finite values, found NaN or infinity for image {ids[row]!r}; "
+                f"check the weights of {self.model.name}, and extract with --precision fp32"
+            )
+        if spec is None:
+            return value
+        pooled = pool_layer(value, self.options.storage.pool, spec.prefix)
+        if self.dtype == np.float32:
+            return pooled.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):
+            stored = pooled.astype(self.dtype)
+        if (row := not_finite(stored)) is not None:
+            raise StoreError(
+                f"{what}: expected values that float16 holds (below 65,504), "
+                f"found {np.abs(pooled[row]).max():g} for image {ids[row]!r}; extract with --dtype float32"
             )
         return stored
 
@@ -545,8 +545,9 @@ class _Run:
         bytes_an_image = 5 * 4 * sum(spec.num_dims for spec in traversed)
         most = min(max(BATCH_SIZES), max(1, CALIBRATED_BYTES // bytes_an_image))
         pixels = self.read(range(min(len(self.source), most))).pixels
-        copies = _HostCopies(self.model.device)
-        once = replace(self, z="mean", draws=None, mirror=False)
+        copies = HostCopies(self.model.device)
+        plain = replace(self.options.storage, mirror=False)
+        once = replace(self, options=replace(self.options, sampling=Sampling(), storage=plain))
         rates: dict[int, float] = {}
         for size in (size for size in BATCH_SIZES if size <= len(pixels)):
             batch = _Batch(count=size, indices=list(range(size)), pixels=pixels[:size])
@@ -572,7 +573,7 @@ class _Run:
             files.append(path)
             if index % processes != rank:
                 continue
-            if _whole(path):
+            if partition.is_whole(path):
                 progress(len(images))
             else:
                 missing.append((path, images))
@@ -592,7 +593,7 @@ class _Run:
     ) -> None:
         """Write one part; reading, inferring, copying to the host, and writing overlap."""
         position, skipped = 0, []
-        copies = _HostCopies(self.model.device)
+        copies = HostCopies(self.model.device)
         # Kept open: HDF5 writes and checksums a chunk that is not full each time its data set is closed.
         made: dict[str, h5py.Dataset] = {}
         written: Future[None] | None = None
@@ -626,170 +627,12 @@ def _cut(images: range, size: int) -> Iterator[range]:
     return (images[start : start + size] for start in range(0, len(images), size))
 
 
-def _assemble(
-    file: h5py.File, parts: Sequence[Path], identity: dict[str, Any], source: Source
-) -> None:
-    """Join parts into a store, or refer to them; one is open at a time."""
-    rows_of: list[NDArray[np.intp]] = []
-    shapes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
-    skipped: list[dict[str, str]] = []
-    for path in parts:
-        with h5py.File(path, "r") as part:
-            count = int(part.attrs["count"])
-            rows_of.append(part["index"][:count] if count else np.zeros(0, np.intp))
-            skipped += json.loads(part.attrs["skipped"])
-            for key in _arrays_of(part) if count else ():
-                shapes[key] = part[key].shape[1:], part[key].dtype
-    rows = np.concatenate(rows_of)
-    if not len(rows):
-        raise DataError(
-            f"{source.name}: none of {len(source)} images can be read: {skipped[0]['reason']}"
-        )
-    del shapes["index"]
-    edges = np.cumsum([0, *map(len, rows_of)])
-    virtual = identity["layout"] == "virtual"
-    layouts = {
-        key: h5py.VirtualLayout((len(rows), *shape), dtype)
-        for key, (shape, dtype) in shapes.items()
-    }
-    if virtual:
-        pieces = [
-            (f"{path.parent.name}/{path.name}", path.stat().st_size, len(own))
-            for path, own in zip(parts, rows_of, strict=True)
-        ]
-        identity = identity | {"parts": json.dumps(pieces)}
-    else:
-        for key, (shape, dtype) in shapes.items():
-            create_array(file, key, (len(rows), *shape), dtype, int(identity["part"]))
-    for path, first, last in zip(parts, edges, edges[1:], strict=False):
-        if last == first:
-            continue
-        with h5py.File(path, "r") as part:
-            for key in shapes:
-                if virtual:
-                    name = f"{path.parent.name}/{path.name}"
-                    piece = h5py.VirtualSource(name, key, part[key].shape)[: last - first]
-                    layouts[key][first:last] = piece
-                else:
-                    _copy(part[key], file[key], int(first), int(last))
-    if virtual:
-        for key, (_, dtype) in shapes.items():
-            # What HDF5 reads where a part is not there.
-            missing = np.nan if dtype.kind == "f" else 0
-            file.create_virtual_dataset(key, layouts[key], fillvalue=missing)
-    describe_images(
-        file, ids=[source.ids[i] for i in rows], splits=[source.splits[i] for i in rows],
-        labels=source.labels[rows], label_names=source.label_names,
-        factors={name: values[rows] for name, values in source.factors.items()},
-        attrs=identity, skipped=skipped,
-    )  # fmt: skip
-
-
-def _copy(part: h5py.Dataset, whole: h5py.Dataset, first: int, last: int) -> None:
-    """Copy a part's rows to rows first..last-1 of the whole: where chunks are the same, as they are."""
-    rows = whole.chunks[0]
-    if part.chunks != whole.chunks or first % rows or len(part) != last - first:
-        whole[first:last] = part[: last - first]
-        return
-    others = (0,) * (whole.ndim - 1)
-    for row in range(0, last - first, rows):
-        mask, chunk = part.id.read_direct_chunk((row, *others))
-        whole.id.write_direct_chunk((first + row, *others), chunk, mask)
-
-
-def _refuse_skipped(paths: Sequence[Path], on_error: str) -> None:
-    """Refuse parts or a store of an earlier run that left images out, where this one is to raise."""
-    if on_error == "skip":
-        return
-    for path in paths:
-        with h5py.File(path, "r") as part:
-            for item in json.loads(part.attrs["skipped"]):
-                raise DataError(
-                    f"{item['reason']}; it was left out by --on-error skip: rerun with it, or --overwrite"
-                )
-
-
-def _arrays_of(file: h5py.File) -> list[str]:
-    keys: list[str] = []
-    file.visit(keys.append)
-    return [key for key in keys if isinstance(file[key], h5py.Dataset)]
-
-
-def _whole(path: Path) -> bool:
-    """Whether a part is there with every checksum right; one that is damaged will be made again."""
-    if not path.exists():
-        return False
-    try:
-        with h5py.File(path, "r") as part:
-            for key in _arrays_of(part):
-                part[key][:]
-            return "count" in part.attrs
-    except (OSError, RuntimeError, KeyError):
-        return False
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that dies with its process; its file goes when it is let go.
-
-    Raises:
-        StoreError: another process holds it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with path.open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StoreError(
-                    f"{path.with_suffix('')}: another process is writing this store; wait for it, "
-                    "or choose another --out"
-                ) from None
-            if not path.exists() or path.stat().st_ino != os.fstat(handle.fileno()).st_ino:
-                continue  # its last holder has just removed it
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
-def _processes() -> tuple[int, int]:
-    """Return rank and number of processes under torchrun, which are joined here; else 0 and 1."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0, 1
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=timedelta(days=7))  # parts differ in what they cost
-    return dist.get_rank(), dist.get_world_size()
-
-
-def _wait_for_all(processes: int) -> None:
-    if processes > 1:
-        dist.barrier()
-
-
-def _from_the_first(value: dict[str, Any] | None, processes: int) -> dict[str, Any] | None:
-    """Return the first process's value in every one."""
-    shared = [value]
-    if processes > 1:
-        dist.broadcast_object_list(shared, 0)
-    return shared[0]
-
-
 def _begun_with(out: Path, claim: Path, overwrite: bool) -> int | None:
     """Return the batch size of an extraction that is begun or finished, because parts are cut by it."""
-    known = _read_claim(claim) if claim.exists() else {}
+    known = partition.read_claim(claim) if claim.exists() else {}
     if not known and out.exists() and not overwrite:
         known = _attributes(out)
     return int(known["batch_size"]) if "batch_size" in known else None
-
-
-def _read_claim(path: Path) -> dict[str, Any]:
-    """Return what parts belong to; nothing where the file is no JSON, as after a power cut."""
-    try:
-        return dict(json.loads(path.read_text()))
-    except ValueError:
-        return {}
 
 
 def _readable(out: Path) -> bool:
@@ -817,7 +660,7 @@ def _finished(out: Path, identity: Mapping[str, Any]) -> bool:
     """
     if not out.exists():
         return False
-    if different := _differences(_attributes(out), identity):
+    if different := partition.differences(_attributes(out), identity):
         raise StoreError(
             f"{out}: already holds another extraction ({different}); choose another --out, or --overwrite"
         )
@@ -825,11 +668,12 @@ def _finished(out: Path, identity: Mapping[str, Any]) -> bool:
 
 
 def _attributes(out: Path) -> dict[str, Any]:
-    with closing(LatentStore.open(out)) as store:
-        return store.attrs
+    with LatentStore.open(out) as store:
+        return store.info.attributes()
 
 
-def _check_features(encoder: Encoder, features: Sequence[str], z: str, draws: int | None) -> None:
+def _check_features(encoder: Encoder, features: Sequence[str], sampling: Sampling) -> None:
+    z, draws = sampling.z, sampling.draws
     if encoder.features == ("activation",):
         if list(features) != ["activation"] or z != "mean" or draws is not None:
             raise LayerError(f"{encoder.name}: has the feature activation alone, and draws nothing")
@@ -850,24 +694,26 @@ def _check_features(encoder: Encoder, features: Sequence[str], z: str, draws: in
         )
 
 
-def _size_preview(run: _Run, out: Path, parts: Path) -> str:
+def _size_preview(job: ExtractionJob, out: Path, parts: Path) -> str:
     """Say what will be written, and refuse what the disk cannot hold; a single file is written twice."""
-    size = len(run.source) * run.row_bytes
+    size = len(job.source) * job.row_bytes
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     done = sum(path.stat().st_size for path in parts.glob("part-*"))
-    free, times = shutil.disk_usage(folder).free, 2 if run.layout == "single" else 1
+    free, times = shutil.disk_usage(folder).free, 2 if job.options.storage.layout == "single" else 1
     needed = times * size - done
     if needed > free:
         raise StoreError(
             f"{out}: needs {_in_units(needed)} while it is written, found {_in_units(free)} free; "
             "choose fewer layers or another disk"
         )
-    what = f"{len(run.source)} images x {run.dims} dimensions ({run.dtype.name})"
-    what += f" x {run.draws} draws" if run.draws else ""
-    what += ", and mirrored" if run.mirror else ""
-    pooled = sum(replace(run, pool="avg").widths) if run.pool is None else run.dims
+    what = f"{len(job.source)} images x {job.dims} dimensions ({job.dtype.name})"
+    what += f" x {job.passes} draws" if job.options.sampling.draws else ""
+    what += ", and mirrored" if job.options.storage.mirror else ""
+    averaged = replace(job.options, storage=replace(job.options.storage, pool="avg"))
+    whole = job.options.storage.pool is None
+    pooled = sum(replace(job, options=averaged).widths) if whole else job.dims
     hint = (
-        f"; with pool avg {_in_units(size * pooled / run.dims)}" if run.dims > 100 * pooled else ""
+        f"; with pool avg {_in_units(size * pooled / job.dims)}" if job.dims > 100 * pooled else ""
     )
     return f"{what}, {_in_units(size)}, to {out}{hint}"
 
@@ -880,33 +726,3 @@ def _in_units(size: float) -> str:
         size /= 1000
         units.pop(0)
     return f"{size:.1f} {units[0]}"
-
-
-def _claim(path: Path, identity: dict[str, Any]) -> None:
-    """Record what these parts belong to, or refuse parts of another extraction by the difference."""
-    if path.exists():
-        if different := _differences(_read_claim(path), identity):
-            raise StoreError(
-                f"{path.parent}: holds another, unfinished extraction ({different}); "
-                "rerun that command, or discard it with --overwrite"
-            )
-        return
-    for part in path.parent.glob("part-*"):  # whose they are is not known any more
-        part.unlink()
-    aside = path.with_suffix(".part")
-    aside.write_text(json.dumps(identity))
-    aside.replace(path)
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Name what differs between two extractions, with both values; empty where nothing does."""
-    found = []
-    for key, value in now.items():
-        if before.get(key) != value:
-            old, new = str(before.get(key)), str(value)
-            # Of long values, as layers, what stands around the first difference.
-            alike = (a == b for a, b in zip(old, new, strict=False))
-            start = max(0, len(list(takewhile(bool, alike))) - 20)
-            old, new = (("..." if start else "") + text[start : start + 40] for text in (old, new))
-            found.append(f"{key} was {old!r}, is {new!r}")
-    return "; ".join(found)

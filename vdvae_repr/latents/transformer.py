@@ -14,7 +14,8 @@ from sklearn.utils.validation import check_is_fitted
 from vdvae_repr.data.source import Preprocessing, RawImage
 from vdvae_repr.encoders.vdvae import FEATURES, VDVAEEncoder
 from vdvae_repr.errors import DataError, LayerError
-from vdvae_repr.latents.store import array_key, pool_layer
+from vdvae_repr.latents.format import array_key
+from vdvae_repr.latents.pooling import pool_layer
 from vdvae_repr.model.layers import select_layers
 from vdvae_repr.model.noise import seeded_noise
 from vdvae_repr.model.vdvae import VDVAE

@@ -20,7 +20,7 @@ from vdvae_repr import baselines
 from vdvae_repr.baselines import RandomTwin
 from vdvae_repr.errors import LayerError, TaskError
 from vdvae_repr.features import Columns, Features, hash_arrays, hash_text
-from vdvae_repr.latents.store import LatentStore
+from vdvae_repr.latents.base import Latents
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.results import CONTROLS, LOWER_IS_BETTER, Noise, Result
 from vdvae_repr.tasks.factors import Factors
@@ -45,7 +45,7 @@ class Wanted(NamedTuple):
     """
 
     model: str
-    store: LatentStore
+    store: Latents
     groups: Groups
     feature: str
     pool: str | None = None
@@ -54,10 +54,10 @@ class Wanted(NamedTuple):
     @property
     def pooled(self) -> str | None:
         """How the features are pooled, at reading or before."""
-        return self.pool or self.store.attrs.get("pool") or None
+        return self.pool or self.store.info.pool
 
 
-def _face_id(store: LatentStore, protocol: str = "closed-set", **options: Any) -> Problem:
+def _face_id(store: Latents, protocol: str = "closed-set", **options: Any) -> Problem:
     """Make the problem of a protocol of `face_id`."""
     if protocol == "open-set":
         return OpenSet(store, **options)
@@ -85,7 +85,7 @@ TASKS: dict[str, tuple[Callable[..., Problem], tuple[str, ...]]] = {
 
 def run_task(
     task: str,
-    store: LatentStore,
+    store: Latents,
     *,
     layers: str | int | Sequence[str | int] = "all",
     feature: str | Sequence[str] | None = None,
@@ -102,8 +102,8 @@ def run_task(
     queries: int | None = None,
     episodes: int | None = None,
     class_split: str | Path | None = None,
-    beside: Sequence[LatentStore] = (),
-    drawn: LatentStore | None = None,
+    beside: Sequence[Latents] = (),
+    drawn: Latents | None = None,
     keep: str | Path | None = None,
     notice: Callable[[str], None] = lambda line: None,
     progress: Callable[[int, int, str], None] = lambda done, total, line: None,
@@ -151,13 +151,13 @@ def run_task(
     """
     selectors = [layers] if isinstance(layers, str | int) else list(layers)
 
-    def selected(model: str, of: LatentStore, name: str, how: str | None) -> Wanted:
+    def selected(model: str, of: Latents, name: str, how: str | None) -> Wanted:
         if joint:
             return Wanted(model, of, {str(s): of.distinct(s, name) for s in selectors}, name, how)
         return Wanted(model, of, {s.name: [s] for s in of.distinct(selectors, name)}, name, how)
 
     read = [(name, how) for name in features_of(store, feature) for how in pools_of(pool)]
-    own = str(store.attrs["model"])
+    own = store.info.model
     wanted = [selected(own, store, *how) for how in read]
     for model, other in names_beside(store, beside).items():
         if _of_a_vdvae(other) != _of_a_vdvae(store):
@@ -197,12 +197,12 @@ class Measurement:
     def __init__(
         self,
         task: str,
-        store: LatentStore,
+        store: Latents,
         options: dict[str, Any],
         *,
         heads: Sequence[str] | None,
         seed: int,
-        beside: Sequence[LatentStore],
+        beside: Sequence[Latents],
         keep: str | Path | None,
         notice: Callable[[str], None],
         progress: Callable[[int, int, str], None],
@@ -272,7 +272,7 @@ class Measurement:
         pruned: Sequence[Features],
         noise: Callable[[Noise], None],
     ) -> list[Result]:
-        name = str(self.store.attrs["model"])
+        name = self.store.info.model
         candidates, never_chosen = list(pruned), []
         for item in wanted:
             sides = {item.model: self.columns(item.store, item.feature, item.pool)}
@@ -315,7 +315,7 @@ class Measurement:
         by_read = {
             (s.features.layer, s.features.pool, s.features.feature): s
             for s in scored
-            if s.features.model == self.store.attrs["model"]
+            if s.features.model == self.store.info.model
         }
         metric = self.problem.metrics_of(head)[0]
         rows = [
@@ -372,7 +372,7 @@ class Measurement:
         return self._kept.get(features, (head, str(self.seed), str(shuffled)), score)
 
     def columns(
-        self, of: LatentStore | RandomTwin, feature: str, pool: str | None
+        self, of: Latents | RandomTwin, feature: str, pool: str | None
     ) -> Callable[[LayerSpec], Columns]:
         """Return what makes columns of layers, each once; of mirrored images too where they are added."""
 
@@ -392,13 +392,11 @@ class Measurement:
 
     def _rows(self, head: str, scored: Sequence[Scored]) -> list[Result]:
         """Make of each scored item a row a metric."""
-        problem, attrs = self.problem, self.store.attrs
+        problem, info = self.problem, self.store.info
         names = problem.metrics_of(head)
         metrics = {m: problem.figures(m, scored, self.seed) for m in names}
-        weights = {name: str(s.attrs["weights_sha256"]) for name, s in self._beside.items()}
-        weights |= dict.fromkeys(
-            (str(attrs["model"]), "shuffled-labels"), str(attrs["weights_sha256"])
-        )
+        weights = {name: s.info.weights_sha256 for name, s in self._beside.items()}
+        weights |= dict.fromkeys((info.model, "shuffled-labels"), info.weights_sha256)
         rows = []
         for index, item in enumerate(scored):
             of = item.features
@@ -406,7 +404,7 @@ class Measurement:
                 figure = figures[index]
                 rows.append(Result(
                     task=self.task, protocol=problem.protocol(head), head=head, model=of.model,
-                    weights_sha256=weights.get(of.model), source=str(attrs["source"]), layer=of.layer,
+                    weights_sha256=weights.get(of.model), source=info.source, layer=of.layer,
                     feature=of.feature,
                     pool=of.pool,
                     standardised=item.standardised, dims=of.dims,
@@ -419,13 +417,13 @@ class Measurement:
         return rows
 
 
-def singly(model: str, store: LatentStore) -> Wanted:
+def singly(model: str, store: Latents) -> Wanted:
     """Return every layer of a store, by the feature that is read where none is named."""
     feature = store.default_feature
     return Wanted(model, store, {s.name: [s] for s in store.distinct("all", feature)}, feature)
 
 
-def features_of(store: LatentStore, feature: str | Sequence[str] | None) -> list[str]:
+def features_of(store: Latents, feature: str | Sequence[str] | None) -> list[str]:
     """Return the names of stored features that are meant."""
     if feature is None:
         return [store.default_feature]
@@ -437,18 +435,18 @@ def pools_of(pool: str | Sequence[str | None] | None) -> list[str | None]:
     return [pool] if pool is None or isinstance(pool, str) else list(dict.fromkeys(pool))
 
 
-def _of_a_vdvae(store: LatentStore) -> bool:
+def _of_a_vdvae(store: Latents) -> bool:
     return "activation" not in store.features
 
 
-def _check_images(other: LatentStore, store: LatentStore) -> None:
+def _check_images(other: Latents, store: Latents) -> None:
     if other.ids != store.ids:
         raise TaskError(
             f"{other.path}: expected the images of {store.path} in their order, found others"
         )
 
 
-def _check_drawn(drawn: LatentStore, store: LatentStore, wanted: Sequence[Wanted]) -> None:
+def _check_drawn(drawn: Latents, store: Latents, wanted: Sequence[Wanted]) -> None:
     """Refuse a store of draws from which no sampling noise of what is wanted can be told."""
     _check_images(drawn, store)
     if (drawn.draws or 0) < 2:
@@ -456,11 +454,11 @@ def _check_drawn(drawn: LatentStore, store: LatentStore, wanted: Sequence[Wanted
             f"{drawn.path}: expected several draws of z; extract with --z sample --draws 8 --feature z"
         )
     for name in ("weights_sha256", "preprocessing", "pool", "mirror"):
-        if (drawn.attrs.get(name) or None) != (store.attrs.get(name) or None):
+        if getattr(drawn.info, name) != getattr(store.info, name):
             raise TaskError(
                 f"{drawn.path}: expected the {name} of {store.path}, found another; extract one of them again"
             )
-    own = [item for item in wanted if item.model == store.attrs["model"]]
+    own = [item for item in wanted if item.model == store.info.model]
     if others := {item.feature for item in own} - {"mean"}:
         raise TaskError(
             f"draws are compared with the feature mean alone, found {min(others)}; leave it out"
@@ -470,9 +468,9 @@ def _check_drawn(drawn: LatentStore, store: LatentStore, wanted: Sequence[Wanted
         raise TaskError(f"{drawn.path}: expected draws of layer {missing[0]} too; extract again")
 
 
-def names_beside(store: LatentStore, beside: Sequence[LatentStore]) -> dict[str, LatentStore]:
+def names_beside(store: Latents, beside: Sequence[Latents]) -> dict[str, Latents]:
     """Return stores by their models' names, numbered from the second of a name on: `faces64 (2)`."""
-    names = [str(of.attrs["model"]) for of in (store, *beside)]
+    names = [of.info.model for of in (store, *beside)]
     before = [names[:i].count(name) for i, name in enumerate(names)]
     told = [f"{n} ({count + 1})" if count else n for n, count in zip(names, before, strict=True)]
     return dict(zip(told[1:], beside, strict=True))
@@ -487,7 +485,7 @@ def _called(head: str, features: Features) -> str:
     return f"{head}: {' '.join(part for part in what if part)}"
 
 
-def _told(task: str, options: dict[str, Any], store: LatentStore, images: Any) -> str:
+def _told(task: str, options: dict[str, Any], store: Latents, images: Any) -> str:
     """Return a hash of everything but features, head and seed that a score depends on."""
     factors = [
         f"{name} {hash_arrays(np.asarray(values, str))}" for name, values in store.factors.items()

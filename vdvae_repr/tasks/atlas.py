@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vdvae_repr.errors import TaskError
 from vdvae_repr.features import Columns, Features
 from vdvae_repr.heads.gram import gram_matrices
-from vdvae_repr.latents.store import LatentStore
+from vdvae_repr.latents.base import Latents
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.results import CONTROLS, Result
 from vdvae_repr.tasks import (
@@ -65,13 +65,13 @@ class Atlas:
 
 def atlas(
     task: str,
-    store: LatentStore,
+    store: Latents,
     *,
     feature: str | Sequence[str] | None = None,
     pool: str | Sequence[str | None] | None = None,
     heads: Sequence[str] | None = None,
     seed: int = 0,
-    beside: Sequence[LatentStore] = (),
+    beside: Sequence[Latents] = (),
     keep: str | Path | None = None,
     notice: Callable[[str], None] = lambda line: None,
     progress: Callable[[int, int, str], None] = lambda done, total, line: None,
@@ -106,7 +106,7 @@ def atlas(
         task, store, given, heads=heads, seed=seed, beside=beside, keep=keep, notice=notice,
         progress=progress,
     )  # fmt: skip
-    own = str(store.attrs["model"])
+    own = store.info.model
     wanted = [
         Wanted(own, store, _groups(store, name), name, how)
         for name in names
@@ -123,8 +123,8 @@ def atlas(
 
 
 def compare(
-    a: LatentStore,
-    b: LatentStore,
+    a: Latents,
+    b: Latents,
     *,
     feature: str | None = None,
     seed: int = 0,
@@ -153,7 +153,7 @@ def linear_cka(a: Sequence[NDArray[Any]], b: Sequence[NDArray[Any]]) -> NDArray[
     return np.asarray(products / np.outer(first, second))
 
 
-def _groups(store: LatentStore, feature: str) -> Groups:
+def _groups(store: Latents, feature: str) -> Groups:
     """Return every layer, with all layers up to it after it, then all resolutions but one."""
     specs = store.distinct("all", feature)
     groups: Groups = {}
@@ -172,7 +172,7 @@ def _up_to(specs: Sequence[LayerSpec], number: int) -> str:
     return specs[0].name if number == 1 else f"0:{specs[number - 1].index + 1}"
 
 
-def _nats(store: LatentStore, names: Sequence[str]) -> dict[str, float]:
+def _nats(store: Latents, names: Sequence[str]) -> dict[str, float]:
     """Return the mean KL of all layers up to each, nats an image."""
     if not store.has_kl:
         return {}
@@ -190,7 +190,7 @@ def _pruned(
     """Return the latent dimensions of highest KL, of all layers together."""
     latent = [name for name in names if name.partition(":")[0] in LATENT]
     store, fitted = run.store, run.problem.fitted
-    if "kl" not in store.features or not latent or store.attrs.get("pool") or not len(fitted):
+    if "kl" not in store.features or not latent or store.info.pool or not len(fitted):
         notice(
             "no pruning: it takes the features mean or delta, kl in the store (extract --feature kl), and "
             "images to learn from"
@@ -212,12 +212,12 @@ def _pruned(
             kept = [columns(spec)[own >= least] for spec, own in zip(specs, nats, strict=True)]
             label = f"{share:.0%} by kl".replace("%", " %")
             some = tuple(c for c in kept if c.dims)
-            found.append(Features(str(store.attrs["model"]), label, some, name))
+            found.append(Features(store.info.model, label, some, name))
     return found
 
 
 def _centred_grams(
-    store: LatentStore, feature: str, notice: Callable[[str], None], seed: int
+    store: Latents, feature: str, notice: Callable[[str], None], seed: int
 ) -> list[NDArray[np.float64]]:
     """Return centred inner products of each single layer, of CKA_IMAGES at most."""
     rows = np.arange(len(store))

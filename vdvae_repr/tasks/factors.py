@@ -17,7 +17,7 @@ from vdvae_repr.errors import TaskError
 from vdvae_repr.features import Columns, Features, Workspace
 from vdvae_repr.heads.gram import Scaling, centre_and_scale
 from vdvae_repr.heads.linear import GroupedRidge
-from vdvae_repr.latents.store import LatentStore
+from vdvae_repr.latents.base import Latents
 from vdvae_repr.results import CONTROLS, Result
 from vdvae_repr.tasks.problem import Curve, Figure, Scored, has_splits, refuse_leaks
 from vdvae_repr.tasks.resampling import interval, paired_bootstrap, resampled_means
@@ -38,7 +38,7 @@ class Factors:
 
     mirrored = False
 
-    def __init__(self, store: LatentStore, *, images: NDArray[np.uint8], seed: int = 0) -> None:
+    def __init__(self, store: Latents, *, images: NDArray[np.uint8], seed: int = 0) -> None:
         given = {HEAD + name: _values(values) for name, values in store.factors.items()}
         if not given:
             raise TaskError(

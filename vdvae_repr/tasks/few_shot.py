@@ -17,7 +17,7 @@ from vdvae_repr.data.table import read_table
 from vdvae_repr.errors import DataError, TaskError
 from vdvae_repr.features import Columns, Features, Workspace, hash_arrays
 from vdvae_repr.heads.few_shot import HEADS
-from vdvae_repr.latents.store import LatentStore
+from vdvae_repr.latents.base import Latents
 from vdvae_repr.tasks.problem import Curve, Figure, Scored, refuse_leaks
 from vdvae_repr.tasks.resampling import interval, paired_bootstrap, resampled_means
 
@@ -49,7 +49,7 @@ class FewShot:
 
     def __init__(
         self,
-        store: LatentStore,
+        store: Latents,
         *,
         images: NDArray[np.uint8],
         ways: int = 5,
@@ -106,7 +106,9 @@ class FewShot:
         if left := len(sides["novel"]) - len(usable["novel"]):
             self.notice += f"; {left} classes of fewer than {needed} images left out"
         if not len(self.base) and len(rows_of) == ways:
-            self.notice += "; no class is outside an episode, so that base statistics and PCA are of its support images"
+            self.notice += (
+                "; no class is outside an episode: base statistics and PCA are of its support"
+            )
         if choose:
             where = "val" if len(usable["val"]) >= ways else "base"
             self.notice += f"; the layer is chosen on episodes of {len(choose)} {where} classes"
@@ -233,7 +235,7 @@ class OneShot:
     metrics: tuple[str, ...] = ("error",)
     mirrored = False
 
-    def __init__(self, store: LatentStore, *, images: NDArray[np.uint8]) -> None:
+    def __init__(self, store: Latents, *, images: NDArray[np.uint8]) -> None:
         if "run" not in store.factors or not {"train", "test"} <= set(store.splits):
             raise TaskError(
                 f"{store.path}: expected the official runs; extract with --data omniglot-runs"
@@ -340,7 +342,7 @@ def _gram_pca(gram: NDArray[np.float64], fit: Rows, items: Rows) -> NDArray[np.f
     return np.asarray(across @ vectors[:, keep] / np.sqrt(values[keep]))
 
 
-def _read_class_split(path: str | Path | None, store: LatentStore) -> dict[str, list[int]]:
+def _read_class_split(path: str | Path | None, store: Latents) -> dict[str, list[int]]:
     """Return the classes of each side; every class is novel without a file."""
     labels = {int(k) for k in np.unique(store.labels) if k >= 0}
     if path is None:

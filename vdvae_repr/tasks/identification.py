@@ -16,7 +16,7 @@ from vdvae_repr.features import Features, Workspace
 from vdvae_repr.heads.gram import Rows, Scaling
 from vdvae_repr.heads.linear import Fold, LinearLBFGS, Ridge, stratified_folds
 from vdvae_repr.heads.neighbors import NearestNeighbor, WeightedNeighbors
-from vdvae_repr.latents.store import LatentStore
+from vdvae_repr.latents.base import Latents
 from vdvae_repr.tasks.problem import Curve, Figure, Scored, first_halves, has_splits, refuse_leaks
 from vdvae_repr.tasks.resampling import interval, paired_bootstrap, resampled_means
 
@@ -54,7 +54,7 @@ class Identification:
 
     mirrored = False
 
-    def __init__(self, store: LatentStore, *, images: NDArray[np.uint8], words: Words) -> None:
+    def __init__(self, store: Latents, *, images: NDArray[np.uint8], words: Words) -> None:
         self.words = words
         self.heads, self.metrics = words.heads, words.metrics
         self.labels = store.labels
@@ -204,7 +204,7 @@ def nothing_to_choose_on(words: Words, y: NDArray[np.int64]) -> str:
     )
 
 
-def _split(store: LatentStore, words: Words) -> tuple[Rows, Rows, Rows, str]:
+def _split(store: Latents, words: Words) -> tuple[Rows, Rows, Rows, str]:
     """Return rows to train on, to choose on and to test on, and what to say of them.
 
     Without splits, the first half of each label's images is trained on.

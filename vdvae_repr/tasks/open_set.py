@@ -13,7 +13,7 @@ from vdvae_repr import baselines
 from vdvae_repr.errors import TaskError
 from vdvae_repr.features import Features, Workspace
 from vdvae_repr.heads.verification import FARS, check_far, enough, finest
-from vdvae_repr.latents.store import LatentStore
+from vdvae_repr.latents.base import Latents
 from vdvae_repr.tasks.identification import FACES, nothing_to_choose_on, score_classes
 from vdvae_repr.tasks.problem import Curve, Figure, Scored, first_halves, has_splits, refuse_leaks
 from vdvae_repr.tasks.resampling import interval, two_sided, weights
@@ -33,7 +33,7 @@ class OpenSet:
 
     def __init__(
         self,
-        store: LatentStore,
+        store: Latents,
         *,
         images: NDArray[np.uint8],
         far: Sequence[float] | None = None,

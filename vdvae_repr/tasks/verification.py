@@ -18,7 +18,7 @@ from vdvae_repr.data.faces import Pairs, is_table, read_pair_lists
 from vdvae_repr.errors import TaskError
 from vdvae_repr.features import Columns, Features, Workspace, hash_arrays, hash_text
 from vdvae_repr.heads import verification as heads
-from vdvae_repr.latents.store import LatentStore
+from vdvae_repr.latents.base import Latents
 from vdvae_repr.tasks.problem import Curve, Figure, Scored, refuse_leaks
 from vdvae_repr.tasks.resampling import AT_ONCE, interval, two_sided, weights
 
@@ -56,7 +56,7 @@ class Verification:
 
     def __init__(
         self,
-        store: LatentStore,
+        store: Latents,
         *,
         images: NDArray[np.uint8],
         pairs: str | Path | None = None,
@@ -82,7 +82,7 @@ class Verification:
             self._tested = [self.test.fold == fold for fold in range(folds)]
         else:
             self._tested = [np.arange(len(self._pairs.same)) < len(self.test.same)]
-        self.mirrored = "mirror" in store.attrs and bool(store.attrs["mirror"])
+        self.mirrored = store.info.mirror
         tested = _rows(self.test)
         if self.choose is not None:
             sides = [("training pairs", _rows(self.choose)), ("test pairs", tested)]
@@ -278,7 +278,7 @@ class Verification:
         )
 
 
-def _people(store: LatentStore, by_label: bool) -> NDArray[Any]:
+def _people(store: Latents, by_label: bool) -> NDArray[Any]:
     """Return who each image is of (N,): by LFW's names, or by its label, where an unlabelled one is alone."""
     if not by_label:
         return np.array([PurePosixPath(i).stem.rpartition("_")[0] for i in store.ids])

@@ -1,0 +1,327 @@
+"""What can be read of latents, of one file or of two: matrices of layers, slices, splits."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vdvae_repr.errors import LayerError, StoreError
+from vdvae_repr.latents.format import MIRROR, StoreInfo, array_key
+from vdvae_repr.latents.pooling import pool_layer
+from vdvae_repr.model.layers import LayerSpec, select_layers
+
+SLICE_BYTES = 2**26  # read at once where a matrix is not wanted whole
+COLUMN_BYTES = 2**29  # of a layer's columns, all images'
+
+Array = NDArray[Any]
+
+
+class Latents(ABC):
+    """Per-layer features of images, on the disk: what tasks read. A context manager that closes its files.
+
+    Where z holds several draws an image, (N, S, C, R, R), feature "z" reads their mean, "z:3" the fourth.
+    """
+
+    path: Path
+    """Of the file, in messages."""
+    attrs: dict[str, Any]
+    """The attributes as they stand in the file; `info` is what they mean."""
+    info: StoreInfo
+    ids: tuple[str, ...]
+    labels: NDArray[np.int64]
+    """(N,), -1 where there is none."""
+    label_names: tuple[str, ...]
+    splits: tuple[str, ...]
+    reads_mirrored: bool = False
+    """Whether the images are read mirrored."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the files."""
+
+    @abstractmethod
+    def mirrored(self) -> Latents:
+        """Return the same images mirrored, as extraction with --mirror reads them.
+
+        Raises:
+            StoreError: they were not read.
+        """
+
+    @property
+    @abstractmethod
+    def factors(self) -> dict[str, Array]:
+        """The source's known factors, (N,) each."""
+
+    @property
+    @abstractmethod
+    def kl(self) -> NDArray[np.float32]:
+        """(N, layers traversed), nats an image.
+
+        Raises:
+            StoreError: none is stored, as of imported predictions.
+        """
+
+    @property
+    @abstractmethod
+    def has_kl(self) -> bool:
+        """Whether the KL of each layer is stored, as extraction with a VDVAE does."""
+
+    @property
+    @abstractmethod
+    def has_images(self) -> bool:
+        """Whether the preprocessed images are kept, which the pixel controls need."""
+
+    @abstractmethod
+    def images(self) -> NDArray[np.uint8]:
+        """Return the preprocessed images, uint8 (N, H, W, 3).
+
+        Raises:
+            StoreError: they were not kept.
+        """
+
+    @abstractmethod
+    def digest(self, spec: LayerSpec, feature: str) -> str:
+        """Return a hash of a layer's stored values."""
+
+    @abstractmethod
+    def verify(self) -> None:
+        """Read everything once, so that every checksum is tested.
+
+        Raises:
+            StoreError: names the data set that is damaged.
+        """
+
+    @abstractmethod
+    def array_shape(self, key: str) -> tuple[int, ...]:
+        """Return the shape (N, ...) of an array by its path in the file."""
+
+    @abstractmethod
+    def read(self, key: str, what: str, rows: Any = slice(None)) -> Array:
+        """Read rows of an array by its path: one, a slice of them, or ascending numbers.
+
+        Raises:
+            StoreError: a checksum fails; `what` is named.
+        """
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the files."""
+        self.close()
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        """Say what is stored of what."""
+        return (
+            f"<{type(self).__name__} {self.path}: {self.info.model}, {len(self)} images, "
+            f"{len(self.layers)} layers ({self.layers[0].name} .. {self.layers[-1].name}), "
+            f"{', '.join(self.features)}>"
+        )
+
+    @property
+    def layers(self) -> tuple[LayerSpec, ...]:
+        """The layers stored, in the order in which they are computed."""
+        return self.info.layers
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The features stored of each layer."""
+        return self.info.features
+
+    @property
+    def default_feature(self) -> str:
+        """What is read where no feature is named: `mean`, or the first where that is not stored."""
+        return "mean" if "mean" in self.features else self.features[0]
+
+    @property
+    def draws(self) -> int | None:
+        """Draws of z stored for each image; None where z has no axis of draws."""
+        return self.info.draws
+
+    def matrix(
+        self,
+        layers: str | int | Sequence[str | int] = "all",
+        feature: str = "mean",
+        pool: str | None = None,
+        split: str | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], tuple[str, ...]]:
+        """Return features (N, D) float32, labels (N,) and ids; layers side by side, coarsest first.
+
+        Args:
+            layers: selector among the layers stored.
+            feature: one of `features`; of several draws "z" is the mean, "z:3" the fourth.
+            pool: None flattens, "avg" takes the mean over the grid, "avg:4" over a 4x4 grid.
+            split: keep this split's images only.
+
+        Raises:
+            LayerError: no such layer, feature or draw. StoreError: a checksum fails, or no such split.
+        """
+        rows = self.rows(split)
+        chosen = self.distinct(layers, feature)
+        parts = [self.pooled(spec, feature, pool, rows) for spec in chosen]
+        return np.concatenate(parts, axis=1), self.labels[rows], tuple(self.ids[i] for i in rows)
+
+    def slices(
+        self,
+        layers: str | int | Sequence[str | int] = "all",
+        feature: str = "mean",
+        pool: str | None = None,
+        split: str | None = None,
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield the rows of `matrix`, some at a time, so that memory stays small."""
+        rows = self.rows(split)
+        chosen = self.distinct(layers, feature)
+        dims = sum(math.prod(self.shape(spec, feature)) for spec in chosen)
+        size = max(1, SLICE_BYTES // (4 * dims))
+        for start in range(0, len(self), size):
+            some = rows[(start <= rows) & (rows < start + size)]
+            if len(some):
+                parts = [self.pooled(spec, feature, pool, some) for spec in chosen]
+                yield np.concatenate(parts, axis=1)
+
+    def columns(
+        self, layer: str, feature: str = "mean", pool: str | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield a layer's `matrix` by columns, (N, d) at a time, so that memory stays small."""
+        spec = self[layer].spec
+        dims = math.prod(self.shape(spec, feature, pool))
+        if 4 * len(self) * dims <= COLUMN_BYTES:
+            yield self.matrix(layer, feature, pool)[0]
+            return
+        channels = self.shape(spec, feature, pool)[0]
+        each = dims // channels
+        some = max(1, COLUMN_BYTES // (4 * len(self) * each))
+        for start in range(0, channels, some):
+            wanted = slice(start * each, (start + some) * each)
+            block = np.empty((len(self), len(range(dims)[wanted])), np.float32)
+            first = 0
+            for rows in self.slices(layer, feature, pool):
+                block[first : first + len(rows)] = rows[:, wanted]
+                first += len(rows)
+            yield block
+
+    def shape(self, spec: LayerSpec, feature: str, pool: str | None = None) -> tuple[int, ...]:
+        """Return the shape, (C, R, R) or (T, C), of what `matrix` flattens of a layer."""
+        stored = self.array_shape(self.key(spec, feature))[-len(spec.shape) :]
+        return pool_layer(np.zeros((1, *stored), np.float32), pool, spec.prefix).shape[1:]
+
+    def rows(self, split: str | None = None) -> NDArray[np.intp]:
+        """Return the row numbers of a split, of all images without one.
+
+        Raises:
+            StoreError: no such split.
+        """
+        found = np.flatnonzero([split in (None, own) for own in self.splits])
+        if not len(found):
+            raise StoreError(f"{self.path}: no split {split!r}; it has {sorted(set(self.splits))}")
+        return found
+
+    def __getitem__(self, layer: str) -> StoredLayer:
+        """Return a layer, whose features are read by slices: `store["8x8.2"].mean[100:200]`."""
+        chosen = select_layers(self.layers, layer)
+        if len(chosen) != 1:
+            raise LayerError(f"expected the name of one layer, found {layer!r}")
+        return StoredLayer(self, chosen[0])
+
+    def key(self, spec: LayerSpec, feature: str) -> str:
+        """Return the path of a layer's feature in the file.
+
+        Raises:
+            LayerError: it is not stored.
+        """
+        stored, _, draw = feature.partition(":")
+        if stored not in self.features:
+            raise LayerError(
+                f"feature {feature!r} is not stored; stored are {', '.join(self.features)}"
+            )
+        if draw and not (stored == "z" and self.draws and draw in map(str, range(self.draws))):
+            held = f"draws z:0 to z:{self.draws - 1}" if self.draws else "no draws to choose among"
+            raise LayerError(f"feature {feature!r} is not stored; there are {held}")
+        return (MIRROR if self.reads_mirrored else "") + array_key(spec, stored)
+
+    def distinct(self, layers: str | int | Sequence[str | int], feature: str) -> list[LayerSpec]:
+        """Return the layers selected; of those that share an array (`bottom_up`) the first alone."""
+        chosen = select_layers(self.layers, layers)
+        by_key = {self.key(spec, feature): spec for spec in reversed(chosen)}
+        return [spec for spec in chosen if by_key[self.key(spec, feature)] is spec]
+
+    def pooled(
+        self, spec: LayerSpec, feature: str, pool: str | None, rows: NDArray[np.intp]
+    ) -> NDArray[np.float32]:
+        """Return a layer's rows, pooled and flattened, (len(rows), D)."""
+        # One range is read and its rows chosen: HDF5 is slow at lists of rows.
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        key, what = self.key(spec, feature), f"layer {spec.name}"
+        if len(self.array_shape(key)) == 5:
+            values = self._of_draws(key, what, first, last, feature.partition(":")[2])
+        else:
+            values = self.read(key, what, slice(first, last))
+        if len(values) > len(rows):
+            values = values[rows - first]
+        pooled = pool_layer(values.astype(np.float32, copy=False), pool, spec.prefix)
+        return pooled.reshape(len(pooled), -1)
+
+    def _of_draws(self, key: str, what: str, first: int, last: int, draw: str) -> Array:
+        """Return one draw of a range of rows, or the mean of all, read some rows at a time."""
+        shape = self.array_shape(key)[1:]
+        values = np.empty((last - first, *shape[1:]), np.float32)
+        size = max(1, SLICE_BYTES // (4 * math.prod(shape)))
+        for start in range(first, last, size):
+            read = self.read(key, what, slice(start, min(start + size, last)))
+            some = read[:, int(draw)] if draw else read.mean(axis=1, dtype=np.float32)
+            values[start - first : start - first + len(read)] = some
+        return values
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """One layer of a store; its features are attributes, read by slices of rows."""
+
+    store: Latents
+    spec: LayerSpec
+
+    def __getattr__(self, feature: str) -> StoredFeature:
+        """Return a stored feature; another name lists those stored."""
+        if feature.startswith("_"):
+            raise AttributeError(feature)
+        return StoredFeature(self.store, self.spec, self.store.key(self.spec, feature))
+
+
+@dataclass(frozen=True)
+class StoredFeature:
+    """A feature on the disk, (N, C, R, R), of S draws (N, S, C, R, R); slices of it are arrays."""
+
+    store: Latents
+    spec: LayerSpec
+    key: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, R, R) or (N, S, C, R, R); smaller where it was pooled."""
+        return tuple(self.store.array_shape(self.key))
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.store)
+
+    def __getitem__(self, rows: Any) -> Array:
+        """Read a row, a slice of rows, or ascending row numbers."""
+        return self.store.read(self.key, f"layer {self.spec.name}", rows)

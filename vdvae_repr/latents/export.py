@@ -1,0 +1,122 @@
+"""One flat matrix of a store's layers, for other tools."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vdvae_repr.errors import StoreError
+from vdvae_repr.latents.base import Latents
+from vdvae_repr.latents.format import not_finite
+
+OWN_KEYS = {"latents", "ids", "layers", "shapes", "columns"}  # by which an earlier export is known
+
+
+def export(
+    store: Latents,
+    out: str | Path,
+    layers: str | int | Sequence[str | int] = "all",
+    *,
+    feature: str | None = None,
+    pool: str | None = None,
+    split: str | None = None,
+) -> tuple[int, int]:
+    """Write one flat float32 matrix (N, D), layers side by side in order, and what its columns are.
+
+    `OUT.npz` holds `latents`, `ids`, `labels`, and of each layer `layers` (name), `shapes` and `columns`
+    (its last column + 1); beside `OUT.npy` the same stands in `OUT.json`. Memory stays small. The feature is
+    `mean` if not given, or the first where that is not stored.
+
+    Returns:
+        the matrix's shape.
+
+    What lies at `out` is replaced only if an earlier export wrote it.
+
+    Raises:
+        StoreError: another suffix, another file at `out`, values that are not finite (the layer and image are
+            named), or `out` cannot be written.
+    """
+    out = Path(out)
+    beside = out.with_suffix(".json")
+    if out.suffix not in (".npy", ".npz"):
+        raise StoreError(f"{out}: expected a name that ends in .npy or .npz")
+    for path in (out, beside) if out.suffix == ".npy" else (out,):
+        if path.exists() and not _is_export(out, beside):
+            raise StoreError(
+                f"{path}: exists, and no export wrote it, so it is not replaced; choose another --out"
+            )
+    feature = feature or store.default_feature
+    rows, chosen = store.rows(split), store.distinct(layers, feature)
+    widths = [math.prod(store.shape(spec, feature, pool)) for spec in chosen]
+    shape = (len(rows), sum(widths))
+    about = {
+        "ids": [store.ids[row] for row in rows],
+        "labels": store.labels[rows].tolist(),
+        "layers": [spec.name for spec in chosen],
+        "shapes": [list(store.shape(spec, feature, pool)) for spec in chosen],
+        "columns": np.cumsum(widths).tolist(),
+        "feature": feature,
+        "pool": pool,
+        "model": store.info.model,
+        "weights_sha256": store.info.weights_sha256,
+    }
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    aside = out.with_name(out.name + ".writing")
+
+    def blocks() -> Iterator[bytes]:
+        first = 0
+        for block in store.slices(layers, feature, pool, split):
+            if (row := not_finite(block)) is not None:
+                column = int(np.argmin(np.isfinite(block[row])))
+                layer = chosen[int(np.searchsorted(np.cumsum(widths), column, side="right"))].name
+                raise StoreError(
+                    f"{store.path}: expected finite values, found {block[row, column]} in layer {layer}, "
+                    f"{feature}, image {store.ids[rows[first + row]]!r}; extract or predict them again"
+                )
+            first += len(block)
+            yield block.astype("<f4", copy=False).tobytes()
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.suffix == ".npy":
+            with aside.open("wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                file.writelines(blocks())
+            beside_aside = beside.with_name(beside.name + ".writing")
+            beside_aside.write_text(json.dumps(about, allow_nan=False))
+            beside_aside.replace(beside)
+        else:
+            with zipfile.ZipFile(aside, "w") as archive:
+                with archive.open("latents.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array_header_1_0(member, header)
+                    for block in blocks():
+                        member.write(block)
+                for key, value in about.items():
+                    if value is not None:
+                        with archive.open(f"{key}.npy", "w") as member:
+                            np.lib.format.write_array(member, np.asarray(value), allow_pickle=False)
+        aside.replace(out)
+    except OSError as error:
+        raise StoreError(
+            f"{out}: cannot be written ({error.strerror or error}); make room or choose another place"
+        ) from error
+    finally:
+        aside.unlink(missing_ok=True)
+    return shape
+
+
+def _is_export(out: Path, beside: Path) -> bool:
+    """Whether a file, or of a .npy the one beside it, is what `export` writes."""
+    try:
+        if out.suffix == ".npz":
+            with zipfile.ZipFile(out) as archive:
+                return {f"{key}.npy" for key in OWN_KEYS} <= set(archive.namelist())
+        about = json.loads(beside.read_text())
+        return isinstance(about, dict) and OWN_KEYS - {"latents"} <= set(about)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False

@@ -1,0 +1,60 @@
+"""Pooling of a layer's values: means over a grid or tokens."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vdvae_repr.errors import LayerError
+
+Array = NDArray[Any]
+
+
+def pool_layer(values: Array, pool: str | None, prefix: int = 0) -> Array:
+    """Pool the values of a layer: a grid (N, C, H, W), or tokens (N, T, C), to (N, C, g, g).
+
+    Args:
+        values: of N images.
+        pool: "avg" for the mean over the grid or the patches' tokens, "avg:4" for a 4x4 grid of means, "cls"
+            for the class token; None leaves the values as they are.
+        prefix: how many tokens come before those of the patches, the class token first.
+
+    Raises:
+        LayerError: an unknown pooling, or one that these values do not have.
+    """
+    if pool is None:
+        return values
+    vector = values.ndim == 4 and values.shape[2:] == (1, 1)
+    if pool == "cls" and not vector:
+        if values.ndim != 3 or not prefix:
+            raise LayerError(
+                "pool cls: expected tokens with a class token, found a layer without one"
+            )
+        return np.ascontiguousarray(values[:, 0, :, None, None])
+    text = "1" if pool == "cls" else pool.removeprefix("avg").removeprefix(":") or "1"
+    if not pool.startswith(("avg", "cls")) or not text.isdecimal() or int(text) < 1:
+        raise LayerError(f"expected --pool avg or avg:GRID, or cls of tokens, found {pool!r}")
+    grid = int(text)
+    if values.ndim == 3:
+        values = _patch_grid(values[:, prefix:], grid)
+    n, c, height, width = values.shape
+    if max(height, width) <= grid:
+        return values
+    if height % grid or width % grid:
+        raise LayerError(f"pooling to {grid}x{grid} does not divide {height}x{width}")
+    steps = values.reshape(n, c, grid, height // grid, grid, width // grid)
+    return np.asarray(steps.mean(axis=(3, 5)))
+
+
+def _patch_grid(patches: Array, grid: int) -> Array:
+    """Lay tokens (N, T, C) out as (N, C, H, W): on their square, or in one column to be averaged whole."""
+    n, count, channels = patches.shape
+    side = math.isqrt(count)
+    if side * side != count:
+        if grid > 1:
+            raise LayerError(f"pooling to {grid}x{grid}: {count} tokens lie on no square grid")
+        return patches.transpose(0, 2, 1)[..., None]
+    return patches.transpose(0, 2, 1).reshape(n, channels, side, side)
