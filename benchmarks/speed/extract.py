@@ -3,6 +3,7 @@
     git clone https://github.com/openai/vdvae ../openai-vdvae
     python benchmarks/speed/extract.py --published ../openai-vdvae
     python benchmarks/speed/extract.py --cases store images photos
+    python benchmarks/speed/extract.py --cases against --against ../another-checkout --rounds 7
 
 Cases `imagenet64` (layers 0:31), `cifar10-8x8` and `cifar10`: presets with random weights, the same in
 both, on normalised noise in float32; the mean pass, results left in memory. `published` runs its whole
@@ -19,6 +20,8 @@ Case `images`: the peak resident size of `vdvae-repr extract` over tars of 1,000
 Case `photos`: from a folder of 2,000 JPEG photographs of 640x480 to a finished store of a model's first
 layer, or of what `--layers` names, end to end, by 1, 2 and 4 workers in turns, and by the default number
 where that is another. The stores are compared value by value.
+Case `against`: this checkout and another one in turns, each in a process of its own, from 1,024 images of
+64x64 (an array, and JPEG files) to a store of all layers of faces64; seconds of `vr.extract` alone.
 Prints one JSON object a line.
 """
 
@@ -315,6 +318,45 @@ def photographs(options: argparse.Namespace) -> None:
         report(row | {"default": number == default_workers(), "rounds": options.rounds}, options)
 
 
+TIMED = """
+import sys, time, vdvae_repr as vr
+model, out = vr.load("faces64"), sys.argv[2]
+vr.extract(model, "toy-faces:4x8", out + ".warm").close()
+started = time.perf_counter()
+vr.extract(model, sys.argv[1], out).close()
+print(time.perf_counter() - started)
+"""
+
+
+def against(options: argparse.Namespace) -> None:
+    """Time extraction by this checkout and by another one, in turns."""
+    here = Path(__file__).resolve().parents[2]
+    images = np.random.default_rng(0).integers(0, 256, (1024, 64, 64, 3), dtype=np.uint8)
+    with tempfile.TemporaryDirectory() as name:
+        array, folder = Path(name) / "images.npy", Path(name) / "images"
+        np.save(array, images)
+        folder.mkdir()
+        for index, pixels in enumerate(images):
+            Image.fromarray(pixels).save(folder / f"{index}.jpg")
+        for data in (array, folder):
+            seconds: dict[str, list[float]] = {"this": [], "other": []}
+            for number in range(options.rounds):
+                for which, checkout in (("this", here), ("other", options.against.resolve())):
+                    out = Path(name) / f"{data.stem}-{which}-{number}.h5"
+                    command = [sys.executable, "-c", TIMED, str(data), str(out)]
+                    environment = os.environ | {"PYTHONPATH": str(checkout)}
+                    printed = subprocess.check_output(command, env=environment, cwd=name)
+                    seconds[which].append(float(printed))
+                    out.unlink()
+            ratios = [a / b for a, b in zip(seconds["other"], seconds["this"], strict=True)]
+            row: dict[str, Any] = {"case": "against", "data": data.suffix or "folder of JPEG files"}
+            for which, own in seconds.items():
+                row[f"{which}_images_per_second"] = round(len(images) / statistics.median(own), 1)
+            row["times_other"] = round(statistics.median(ratios), 3)
+            row["rounds"] = options.rounds
+            report(row, options)
+
+
 def report(row: dict[str, Any], options: argparse.Namespace) -> None:
     """Print a row, with what it was measured on."""
     machine = {"batch_size": options.batch_size, "threads": torch.get_num_threads()}
@@ -327,8 +369,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--published", type=Path, help="a checkout of openai/vdvae")
     parser.add_argument(
-        "--cases", nargs="+", default=[*CASES], choices=[*CASES, "store", "images", "photos"]
+        "--cases",
+        nargs="+",
+        default=[*CASES],
+        choices=[*CASES, "store", "images", "photos", "against"],
     )
+    parser.add_argument("--against", type=Path, help="another checkout of this project")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="time torch.compile too")
@@ -349,6 +395,8 @@ def main() -> None:
                     store_cost(options)
                 case "images":
                     constant_memory(options)
+                case "against":
+                    against(options)
                 case "photos":
                     photographs(options)
                 case _:
