@@ -115,9 +115,17 @@ def extract(
     align: Annotated[
         bool, typer.Option("--align", help="Put eyes, nose and mouth at fixed places (MTCNN).")
     ] = False,
-    resize: Resize = "bicubic",
+    resize: Annotated[
+        str | None,
+        typer.Option(help="How a VDVAE's images are resized: bicubic (if not given) or bilinear."),
+    ] = None,
     mirror: Annotated[bool, typer.Option("--mirror", help="Read the mirrored images too.")] = False,
-    pool: Annotated[str | None, typer.Option(help="Store avg or avg:GRID, to save disk.")] = None,
+    pool: Annotated[
+        str | None,
+        typer.Option(
+            help="Average each layer to one value (avg) or to a 4x4 grid (avg:4) before storing."
+        ),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, or float16 to save disk.")] = "float32",
     precision: Annotated[
         str, typer.Option(help="fp32; tf32 (GPUs) or bf16 trade exactness for speed.")
@@ -126,7 +134,9 @@ def extract(
         str, typer.Option(help="Of an image that cannot be read: raise, or skip and list it.")
     ] = "raise",
     out: Annotated[Path, typer.Option(help="The store to write.")] = Path("latents.h5"),
-    overwrite: Annotated[bool, typer.Option(help="Replace a finished store.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace a finished store, never another file.")
+    ] = False,
     no_images: Annotated[bool, typer.Option("--no-images", help="Leave the images out.")] = False,
     layout: Annotated[
         str, typer.Option(help="single file, or virtual: it refers to its parts, half the disk.")
