@@ -122,9 +122,7 @@ def extract(
     mirror: Annotated[bool, typer.Option("--mirror", help="Read the mirrored images too.")] = False,
     pool: Annotated[
         str | None,
-        typer.Option(
-            help="Average each layer to one value (avg) or to a 4x4 grid (avg:4) before storing."
-        ),
+        typer.Option(help="Average each layer to one value (avg) or a 4x4 grid (avg:4)."),
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32, or float16 to save disk.")] = "float32",
     precision: Annotated[
