@@ -1,3 +1,4 @@
+import h5py
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
@@ -221,7 +222,7 @@ def test_stores_beside_and_features_that_are_not_finite(store, tiny, tmp_path, p
     with pytest.raises(vr.TaskError, match="expected the images of"):
         vr.run_task("face_id", store, beside=[other])
     twin.close()
-    with store_module.h5py.File(twin.path, "r+") as file:
+    with h5py.File(twin.path, "r+") as file:
         file["layers/000/mean"][5] = np.nan
     with pytest.raises(vr.TaskError, match=r"layer 1x1\.0: expected finite features.*0-5"):
         vr.run_task("face_id", vr.LatentStore.open(twin.path), heads=["ridge"])

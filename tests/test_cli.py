@@ -62,6 +62,41 @@ def test_bad_input_is_one_line_and_exit_2(arguments, message, tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_another_network_is_extracted_and_not_decoded(tmp_path):
+    options = ["--layer", "stem", "--pool", "avg", "--data", "toy-faces:2x1"]
+    layers = run("layers", "--model", "timm:resnet10t@random", cwd=tmp_path).stdout
+    options[1] = layers.splitlines()[1].split()[1]
+    made = run("extract", "--model", "timm:resnet10t@random", *options, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    decoded = run("decode", "latents.h5", "--out", "d", cwd=tmp_path)
+    assert decoded.returncode == 2
+    assert "which gives no images back" in decoded.stderr
+
+
+def test_pictures_are_drawn_by_seed_and_replace_no_photograph(tmp_path):
+    """Onto the folder of the photographs themselves, and onto pictures made before."""
+    (tmp_path / "img").mkdir()
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "img" / "a.png")
+    before = (tmp_path / "img" / "a.png").read_bytes()
+    made = run("extract", "--layer", "<=8x8", "--data", "img", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    onto = run("decode", "latents.h5", "--out", "img", cwd=tmp_path)
+    assert onto.returncode == 2
+    assert "not replaced" in onto.stderr
+    assert (tmp_path / "img" / "a.png").read_bytes() == before
+    drawn = {}
+    for seed, out in (("1", "x"), ("1", "y"), ("2", "y")):
+        options = ["--rest", "sample", "--pixels", "sample", "--seed", seed, "--out", out]
+        done = run("decode", "latents.h5", *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        drawn[seed, out] = Image.open(tmp_path / out / "a.png").tobytes()
+    assert drawn["1", "x"] == drawn["1", "y"] != drawn["2", "y"]
+    assert (
+        "--pixels: expected"
+        in run("decode", "latents.h5", "--out", "z", "--pixels", "s", cwd=tmp_path).stderr
+    )
+
+
 def test_what_is_left_out_is_said_once(tmp_path):
     for place in ("a/1.png", "b/2.png"):
         (tmp_path / "img" / place).parent.mkdir(parents=True)

@@ -124,7 +124,10 @@ def extract(
     resize: Resize = None,
     mirror: Annotated[bool, typer.Option("--mirror", help="Read the mirrored images too.")] = False,
     pool: Annotated[
-        str | None, typer.Option(help="Store avg, avg:GRID, or cls of tokens, to save disk.")
+        str | None,
+        typer.Option(
+            help="Average each layer to one value (avg) or a 4x4 grid (avg:4) before storing; cls of tokens."
+        ),
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32, or float16 to save disk.")] = "float32",
     precision: Annotated[
@@ -134,7 +137,9 @@ def extract(
         str, typer.Option(help="Of an image that cannot be read: raise, or skip and list it.")
     ] = "raise",
     out: Annotated[Path, typer.Option(help="The store to write.")] = Path("latents.h5"),
-    overwrite: Annotated[bool, typer.Option(help="Replace a finished store.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace a finished store, never another file.")
+    ] = False,
     no_images: Annotated[bool, typer.Option("--no-images", help="Leave the images out.")] = False,
     layout: Annotated[
         str, typer.Option(help="single file, or virtual: it refers to its parts, half the disk.")

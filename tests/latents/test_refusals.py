@@ -140,7 +140,10 @@ def test_a_file_of_the_sources_folder_is_not_replaced(tiny, images, tmp_path):
         assert out.read_bytes() == before
 
 
-def test_an_out_that_is_a_folder_is_said_to_be_one(tiny, images, tmp_path):
+def test_an_out_that_is_a_folder_is_said_to_be_one(tiny, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(vr.StoreError, match="found a folder"):
+        vr.extract(tiny, images, "")  # as --out "$UNSET"
     with pytest.raises(vr.StoreError, match="found a folder; give one in it") as refused:
         vr.extract(tiny, images, tmp_path)
     assert f"--out {tmp_path / 'latents.h5'}" in str(refused.value)

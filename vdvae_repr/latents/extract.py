@@ -114,11 +114,10 @@ def extract(
     job = ExtractionJob.of(as_encoder(model), source, layers, features, chosen_options)
     rank, processes = partition.join_processes()
     folder = parts_folder(out)
-    lock = partition.locked(out.with_name(out.name + ".lock")) if rank == 0 else nullcontext()
     try:
         if rank == 0:
             refuse_target(out, source.paths)
-        with lock:
+        with partition.locked(Path(f"{out}.lock")) if rank == 0 else nullcontext():
             # The first process decides, so that all do the same; None: there is nothing left to do.
             begun = _begin(job, out, overwrite, report) if rank == 0 else None
             begun = partition.from_the_first(begun, processes)

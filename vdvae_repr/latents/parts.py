@@ -106,7 +106,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         # Of long values, as layers, what stands around the first difference.
         alike = (a == b for a, b in zip(old, new, strict=False))
         start = max(0, len(list(takewhile(bool, alike))) - 15)
-        width = 8 if name.endswith("sha256") else 24
+        width = 8 if name.endswith("sha256") else 36
         old, new = (_excerpt(text, start, width) for text in (old, new))
         named.append(f"{name} was {old!r}, is {new!r}")
     more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
