@@ -46,8 +46,8 @@ from vdvae_repr.latents.format import (
 )
 from vdvae_repr.latents.options import (
     Compute,
+    Frame,
     Options,
-    Reading,
     Sampling,
     Storage,
     resolve_options,
@@ -70,7 +70,7 @@ def extract(
     model: VDVAE | Encoder,
     data: str | Path | NDArray[np.uint8] | Source,
     out: str | Path,
-    *options: Sampling | Reading | Storage | Compute,
+    *options: Sampling | Frame | Storage | Compute,
     layers: str | int | Sequence[str | int] = "all",
     features: Sequence[str] | None = None,
     overwrite: bool = False,
@@ -80,7 +80,7 @@ def extract(
 ) -> LatentStore:
     """Write a store of chosen layers' features; rerun the same call to resume an interrupted one.
 
-    Options stand in groups (`Sampling`, `Reading`, `Storage`, `Compute` of `latents.options`), and each of
+    Options stand in groups (`Sampling`, `Frame`, `Storage`, `Compute` of `latents.options`), and each of
     their fields can be given as a keyword: `z`, `draws`, `seed`; `crop`, `align`, `resize`, `on_error`;
     `dtype`, `pool`, `layout`, `images`, `mirror`; `precision`, `batch_size`, `num_workers`.
     Under torchrun every process calls this, and the parts are divided among them.
@@ -175,7 +175,7 @@ def _begin(
     if not overwrite and _finished(out, identity):
         if job.options.storage.layout == "single":  # a kill came while they were removed
             partition.remove_parts(folder)
-        partition.refuse_skipped([out], job.options.reading.on_error)
+        partition.refuse_skipped([out], job.options.frame.on_error)
         report(f"{out}: already complete")
         return None
     report(_size_preview(job, out, folder))
@@ -197,7 +197,7 @@ def _write(
         files = job.write_parts(folder, rank, processes, progress)
         partition.wait_for_all(processes)
         if rank == 0:
-            partition.refuse_skipped(files, job.options.reading.on_error)
+            partition.refuse_skipped(files, job.options.frame.on_error)
             single = job.options.storage.layout == "single"
             size = IMAGE_BYTES * len(job.source) + 2**14 * len(files)
             if single:
@@ -271,15 +271,15 @@ class ExtractionJob:
             LayerError: an unknown layer or feature, or one that these options do not have. DataError:
                 no workers, or a way to resize an encoder's images that is not its own.
         """
-        reading, compute = options.reading, options.compute
+        frame, compute = options.frame, options.compute
         chosen = select_layers(encoder.layers, layers)
         features = encoder.features[:1] if features is None else features
         _check_features(encoder, features, options.sampling)
-        preprocessing = replace(encoder.preprocessing, crop=reading.crop, align=reading.align)
-        if reading.resize is not None:
+        preprocessing = replace(encoder.preprocessing, crop=frame.crop, align=frame.align)
+        if frame.resize is not None:
             if not isinstance(preprocessing, Preprocessing):
                 raise DataError(f"{encoder.name}: resizes as its authors do; leave --resize out")
-            preprocessing = replace(preprocessing, resize=reading.resize)
+            preprocessing = replace(preprocessing, resize=frame.resize)
         return cls(
             model=encoder,
             source=source,
@@ -400,7 +400,7 @@ class ExtractionJob:
                 batch.pixels.append(read_images(self.source, self.preprocessing, [index])[0])
                 batch.indices.append(index)
             except DataError as error:
-                if self.options.reading.on_error == "raise":
+                if self.options.frame.on_error == "raise":
                     raise
                 batch.skipped.append({"id": self.source.ids[index], "reason": str(error)})
         return batch

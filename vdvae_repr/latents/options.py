@@ -33,8 +33,8 @@ class Sampling:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reading:
-    """How images are read."""
+class Frame:
+    """What is taken of each image, and what happens where one cannot be read."""
 
     crop: int | None = None
     """Side of the central square taken before the encoder's own transform, pixels."""
@@ -97,7 +97,7 @@ class Options:
     """All options of an extraction."""
 
     sampling: Sampling = field(default_factory=Sampling)
-    reading: Reading = field(default_factory=Reading)
+    frame: Frame = field(default_factory=Frame)
     storage: Storage = field(default_factory=Storage)
     compute: Compute = field(default_factory=Compute)
 
@@ -116,7 +116,7 @@ def resolve_options(groups: Sequence[object], keywords: Mapping[str, Any]) -> Op
         Sampling(z='sample', draws=None, seed=3)
     """
     kinds: dict[str, type[Any]] = {
-        "sampling": Sampling, "reading": Reading, "storage": Storage, "compute": Compute
+        "sampling": Sampling, "frame": Frame, "storage": Storage, "compute": Compute
     }  # fmt: skip
     owner = {f.name: name for name, kind in kinds.items() for f in fields(kind)}
     unknown = [keyword for keyword in keywords if keyword not in owner]
@@ -131,7 +131,7 @@ def resolve_options(groups: Sequence[object], keywords: Mapping[str, Any]) -> Op
         name = next((name for name, kind in kinds.items() if type(group) is kind), None)
         if name is None or name in given:
             raise TypeError(
-                f"expected Sampling, Reading, Storage or Compute, each once at most, found {group!r}"
+                f"expected Sampling, Frame, Storage or Compute, each once at most, found {group!r}"
             )
         given[name] = group
     for name, kind in kinds.items():
