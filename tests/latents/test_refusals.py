@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import os
 
 import h5py
@@ -63,6 +64,16 @@ def test_the_image_that_is_not_finite_is_named(tiny, images, tmp_path):
 
     with pytest.raises(vr.StoreError, match=r"layer 4x4\.0, mean: .* for image '7'"):
         vr.extract(Encoder(as_encoder(tiny)), images, tmp_path / "s.h5", batch_size=4)
+    broken = Encoder(as_encoder(tiny))
+    store = vr.extract(broken, images, tmp_path / "s.h5", batch_size=4, on_error="skip")
+    (item,) = json.loads(store.attrs["skipped"])
+    assert item == {"id": "7", "reason": "7: layer 4x4.0, mean holds NaN or infinity"}
+    whole = vr.extract(tiny, images, tmp_path / "w.h5", batch_size=4)
+    others = np.delete(np.arange(12), 7)
+    assert store.ids == tuple(map(str, others))
+    assert np.array_equal(store.matrix()[0], whole.matrix()[0][others])
+    assert np.array_equal(store.images(), images[others])
+    assert np.array_equal(store.kl, whole.kl[others])
 
 
 def spoil(path, value, row=5):

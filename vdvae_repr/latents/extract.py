@@ -490,20 +490,45 @@ class ExtractionJob:
                 )
 
         def arrays() -> Arrays:
-            ids = [self.source.ids[index] for index in batch.indices]
-            found: Arrays = {"index": np.array(batch.indices)}
+            read = [[wait() for wait in draws] for draws in passes]
+            indices, images = np.array(batch.indices), pixels.numpy()
+            if self.options.frame.on_error == "skip" and (lost := self.not_finite(read)):
+                for row, what in lost.items():
+                    image_id = self.source.ids[indices[row]]
+                    reason = f"{image_id}: {what} holds NaN or infinity"
+                    batch.skipped.append({"id": image_id, "reason": reason})
+                kept = np.setdiff1d(np.arange(len(indices)), list(lost))
+                indices, images = indices[kept], images[kept]
+                read = [[{k: v[kept] for k, v in one.items()} for one in draws] for draws in read]
+            ids = [self.source.ids[index] for index in indices]
+            found: Arrays = {"index": indices}
             if self.options.storage.images:
-                found["images"] = shrunk(pixels.numpy(), self.model.stored_side)
-            for prefix, draws in zip(("", MIRROR), passes, strict=False):
+                found["images"] = shrunk(images, self.model.stored_side)
+            for prefix, draws in zip(("", MIRROR), read, strict=False):
                 found |= {prefix + key: value for key, value in self.joined(draws, ids).items()}
             return found
 
         return arrays
 
-    def joined(self, draws: Sequence[Callable[[], Arrays]], ids: Sequence[str]) -> Arrays:
+    def not_finite(self, read: Sequence[Sequence[Arrays]]) -> dict[int, str]:
+        """Return the rows of a batch that hold a value which is not finite, with the array's name."""
+        lost: dict[int, str] = {}
+        for key, value in ((k, v) for draws in read for one in draws for k, v in one.items()):
+            if not_finite(value) is not None:
+                finite = np.isfinite(value).reshape(len(value), -1).all(axis=1)
+                for row in np.flatnonzero(~finite):
+                    lost.setdefault(int(row), self.name_of(key))
+        return dict(sorted(lost.items()))
+
+    def name_of(self, key: str) -> str:
+        """Return what people call an array."""
+        spec, feature = self.keys.get(key, (None, key))
+        return feature if spec is None else f"layer {spec.name}, {feature}"
+
+    def joined(self, draws: Sequence[Arrays], ids: Sequence[str]) -> Arrays:
         """Return kl and features as they are stored; of several draws the features on a second axis."""
         passes = [
-            {key: self.stored(value, key, ids) for key, value in wait().items()} for wait in draws
+            {key: self.stored(value, key, ids) for key, value in one.items()} for one in draws
         ]
         if self.options.sampling.draws is None:
             return passes[0]
@@ -516,12 +541,13 @@ class ExtractionJob:
         Raises:
             StoreError: a value is not finite, or beyond float16; the layer, feature and image are named.
         """
-        spec, feature = self.keys.get(key, (None, key))
-        what = feature if spec is None else f"layer {spec.name}, {feature}"
+        spec, _ = self.keys.get(key, (None, key))
+        what = self.name_of(key)
         if (row := not_finite(value)) is not None:
             raise StoreError(
-                f"{what}: expected finite values, found NaN or infinity for image {ids[row]!r}; "
-                f"check the weights of {self.model.name}, and extract with --precision fp32"
+                f"{what}: expected finite values, found NaN or infinity for image {ids[row]!r}, which may be "
+                f"far from what {self.model.name} was trained on; leave such images out with --on-error "
+                "skip, or look at the weights, and extract with --precision fp32"
             )
         if spec is None:
             return value
@@ -591,29 +617,31 @@ class ExtractionJob:
         progress: Callable[[int], object],
     ) -> None:
         """Write one part; reading, inferring, copying to the host, and writing overlap."""
-        position, skipped = 0, []
+        position = 0
+        skipped: list[dict[str, str]] = []
         copies = HostCopies(self.model.device)
         # Kept open: HDF5 writes and checksums a chunk that is not full each time its data set is closed.
         made: dict[str, h5py.Dataset] = {}
         written: Future[None] | None = None
 
-        def put(wait: Callable[[], Arrays], position: int) -> None:
-            for key, value in wait().items():
+        def put(batch: _Batch, wait: Callable[[], Arrays] | None) -> None:
+            nonlocal position
+            arrays = {} if wait is None else wait()
+            for key, value in arrays.items():
                 if key not in made:
                     shape = len(images), *value.shape[1:]
                     made[key] = create_array(file, key, shape, value.dtype, self.part)
                 made[key][position : position + len(value)] = value
+            position += len(arrays.get("index", ()))
+            skipped.extend(batch.skipped)
 
         with ThreadPoolExecutor(1) as writer:
             for _ in _cut(images, self.batch_size):
                 batch = next(batches)
-                skipped += batch.skipped
-                if batch.indices:
-                    wait = self.infer(batch, copies)
-                    if written is not None:
-                        written.result()
-                    written = writer.submit(put, wait, position)
-                    position += len(batch.indices)
+                wait = self.infer(batch, copies) if batch.indices else None
+                if written is not None:
+                    written.result()
+                written = writer.submit(put, batch, wait)
                 progress(batch.count)
             if written is not None:
                 written.result()

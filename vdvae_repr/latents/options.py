@@ -43,7 +43,8 @@ class Frame:
     resize: Literal["bicubic", "bilinear"] | None = None
     """How a VDVAE's square is resized, `bicubic` (if not given) or `bilinear`; both antialiased."""
     on_error: Literal["raise", "skip"] = "raise"
-    """Of an image that cannot be read: an error, or leave it out and list it in the store."""
+    """Of an image that cannot be read, or whose values are not finite: an error, or leave it out and list it
+    in the store."""
 
     def __post_init__(self) -> None:
         """Refuse another word for on_error."""

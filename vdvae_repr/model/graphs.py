@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -26,7 +26,6 @@ Inferred = tuple[list[LayerPosterior], Tensor, dict[int, Tensor], dict[int, Tens
 Pass = Callable[[Tensor, NoiseFn | None], Inferred]
 # Runs a function once, and returns what makes it run again, and its result, which running again overwrites.
 Capture = Callable[[Callable[[], Inferred]], tuple[Callable[[], None], Inferred]]
-Value = TypeVar("Value")
 
 RECORDINGS = 4  # at most, of a model: each holds the memory of its pass
 
@@ -96,21 +95,17 @@ class GraphedPasses:
             self.seen.add(kind)
             return run(x, noise)
         draws = {} if noise is None else {spec.index: noise(spec) for spec in layers}
-        if kind not in self.recordings:
-            self.record(run, x, None if noise is None else draws, kind)
-        recording = self.recordings[kind]
-        self.recordings.move_to_end(kind)
-        recording.x.copy_(x)
-        for index, values in draws.items():
-            recording.draws[index].copy_(values)
-        recording.replay()
-        posteriors, kl, states, activations = recording.result
-        return (
-            [_copied(layer) for layer in posteriors],
-            kl.clone(),
-            {r: value.clone() for r, value in states.items()},
-            {r: value.clone() for r, value in activations.items()},
-        )
+        # CUDA records what is sent to the current device, which need not be the model's.
+        with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+            if kind not in self.recordings:
+                self.record(run, x, None if noise is None else draws, kind)
+            recording = self.recordings[kind]
+            self.recordings.move_to_end(kind)
+            recording.x.copy_(x)
+            for index, values in draws.items():
+                recording.draws[index].copy_(values)
+            recording.replay()
+            return _copied(recording.result)
 
     def record(self, run: Pass, x: Tensor, draws: dict[int, Tensor] | None, kind: Hashable) -> None:
         """Record a pass; of too many recordings the one longest unused goes."""
@@ -123,11 +118,19 @@ class GraphedPasses:
         self.recordings[kind] = _Recording(own_x, own, replay, result)
 
 
-def _copied(layer: LayerPosterior) -> LayerPosterior:
-    """Return a layer in memory of its own."""
-    values = {field.name: getattr(layer, field.name) for field in fields(layer)}
-    return replace(
-        layer, **{name: value.clone() for name, value in values.items() if value is not None}
+def _copied(result: Inferred) -> Inferred:
+    """Return a pass's results in memory of their own."""
+    posteriors, kl, states, activations = result
+    copies = []
+    for layer in posteriors:
+        values = {field.name: getattr(layer, field.name) for field in fields(layer)}
+        own = {name: value.clone() for name, value in values.items() if value is not None}
+        copies.append(replace(layer, **own))
+    return (
+        copies,
+        kl.clone(),
+        {r: value.clone() for r, value in states.items()},
+        {r: value.clone() for r, value in activations.items()},
     )
 
 
