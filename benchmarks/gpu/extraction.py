@@ -98,7 +98,7 @@ def main() -> None:
         row |= {"mode": mode, "batch_size": 2 if options.smoke else BATCHES[preset]}
         try:
             if built != (mode, preset):
-                model = None  # let go of the last one first
+                model = read = None  # let go of the last one first
                 model, built = build(preset, mode, device, options.smoke), (mode, preset)
             stop = select_layers(model.layers, LAYERS[layers])[-1].index + 1
             size = model.config.image_size
@@ -124,8 +124,8 @@ def main() -> None:
             }
             if device == "cuda":
                 row["peak_gb"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-        except RuntimeError as error:  # as out of memory: the other cases go on
-            row["error"] = str(error).splitlines()[0][:200]
+        except Exception as error:  # as out of memory: the other cases go on
+            row["error"] = (str(error).splitlines() or [type(error).__name__])[0][:200]
         print(json.dumps(row | {"torch": torch.__version__}), flush=True)
     if left_out:
         print(json.dumps({"case": "extraction", "left_out_for_want_of_time": left_out}), flush=True)

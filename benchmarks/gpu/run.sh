@@ -8,9 +8,10 @@
 # `correct` names stages/2-correct.sh. Each has a limit in seconds, on its line `# limit: 90, smoke: 60`, and
 # is ended when that is over. None can stop the next. Results go into the folder $OUT where that is set, else
 # into benchmarks/results/gpu/: each stage writes its own as it finds them, its output goes to NAME.log, and
-# stages.jsonl says how each ended. --smoke runs all on a CPU at tiny sizes, to try that it works.
+# stages.jsonl says how each ended, a line more a run. --smoke runs all on a CPU at tiny sizes, to try that it works.
 # Exit 0 where every stage did what it should, 1 where one did not, 2 where nothing can be run.
 set -u
+[[ -n ${OUT:-} ]] && OUT=$(realpath -m "$OUT")
 cd "$(dirname "$0")/../.." || exit 2
 smoke=0 wanted=()
 for argument in "$@"; do
@@ -44,7 +45,7 @@ elif ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
   exit 2
 fi
 export PYTHON DEVICE RESULTS SMOKE=$smoke PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-mkdir -p "$RESULTS" && : >"$RESULTS/stages.jsonl" || exit 2
+mkdir -p "$RESULTS" && touch "$RESULTS/stages.jsonl" || exit 2
 
 failed=0
 for script in "${stages[@]}"; do

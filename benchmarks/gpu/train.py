@@ -154,6 +154,10 @@ def main() -> None:
     if not jobs:
         expected = ", ".join(f"{start}*.tar or .tar.gz" for start in MODELS)
         raise SystemExit(f"{options.tars}: expected {expected}, found none: nothing to train on")
+    if len({model for model, _ in jobs}) < len(jobs):
+        raise SystemExit(
+            f"{options.tars}: expected one training tar a model, found several; leave one there"
+        )
     results = options.results / "train.jsonl"
     results.write_text("")
     for model, source in jobs:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
+import vdvae_repr as vr
 from vdvae_repr.config import ModelConfig, load_config, preset_names, preset_path
 from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError
 from vdvae_repr.model import weights as checkpoint
@@ -271,3 +272,19 @@ def test_the_state_after_a_layer_is_made_when_asked_for(tiny, images):
     torch.testing.assert_close(asked["8x8.1"].top_down, whole[3].top_down)
     assert list(asked) == ["8x8.0", "8x8.1"]
     assert asked.kl.shape == (12, 4)
+
+
+@pytest.mark.parametrize(
+    "temperature", [float("nan"), float("inf"), -1.0, [1.0] * 4 + [float("nan")]]
+)
+def test_a_temperature_that_is_none_is_refused(tiny, temperature):
+    with pytest.raises(vr.LayerError, match="temperature: expected finite numbers from 0"):
+        tiny.sample(1, temperature)
+
+
+def test_an_image_that_is_not_finite_is_no_black_image(tiny, images):
+    read = tiny.posterior(images[:3])
+    given = {name: layer.z.clone() for name, layer in read.items()}
+    given["16x16.0"][1, 0, 3, 3] = torch.nan
+    with pytest.raises(vr.DataError, match="image 'b': expected a finite likelihood"):
+        tiny.decode(given, ids=["a", "b", "c"])

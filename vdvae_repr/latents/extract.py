@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -301,7 +301,7 @@ class ExtractionJob:
         """Of the features on the disk."""
         return np.dtype(self.options.storage.dtype)
 
-    @property
+    @cached_property
     def info(self) -> StoreInfo:
         """What the store will say of itself, by which an extraction is told from another."""
         sampling, storage = self.options.sampling, self.options.storage

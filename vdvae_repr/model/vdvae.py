@@ -6,6 +6,7 @@ prior; layer 0 is the coarsest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vdvae_repr.config import ModelConfig
-from vdvae_repr.errors import CheckpointError, LayerError
+from vdvae_repr.errors import CheckpointError, DataError, LayerError
 from vdvae_repr.model.blocks import (
     BottomUpBlock,
     TopDownBlock,
@@ -449,6 +450,12 @@ class VDVAE(nn.Module):
         self, states: dict[int, Tensor], how: str, seed: int, ids: Sequence[str]
     ) -> NDArray[np.uint8]:
         parameters = self.top_down.mixture_parameters(states)
+        finite = torch.isfinite(parameters).flatten(1).all(dim=1)
+        if not finite.all():
+            raise DataError(
+                f"image {ids[int(finite.logical_not().nonzero()[0])]!r}: expected a finite likelihood, found "
+                "NaN or infinity; look at the latents and the weights, or lower the temperature"
+            )
         if how == "mean":
             return to_uint8(mixture_mean(LogisticMixture.from_parameters(parameters)))
         drawn = []
@@ -502,4 +509,6 @@ def _per_layer(temperature: float | Sequence[float], count: int) -> list[float]:
     values = list(temperature) if isinstance(temperature, Sequence) else [temperature] * count
     if len(values) != count:
         raise LayerError(f"expected one temperature or {count}, found {len(values)}")
+    if wrong := [value for value in values if not (math.isfinite(value) and value >= 0)]:
+        raise LayerError(f"temperature: expected finite numbers from 0, found {wrong[0]}")
     return [float(value) for value in values]
