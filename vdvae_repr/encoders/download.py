@@ -192,13 +192,29 @@ def _transfer(url: str, part: Path, start: int) -> None:
                 unit_scale=True, disable=not sys.stderr.isatty(),
             ) as bar,
         ):  # fmt: skip
-            while block := response.read1(BLOCK):
+            for block in _blocks(response):
                 handle.write(block)
                 bar.update(len(block))
         size = part.stat().st_size
     if total_bytes is not None and size < total_bytes:
         raise ConnectionError(f"it broke off {total_bytes - size:,} bytes before the end")
     return None
+
+
+def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """Yield what a server sends, until it ends.
+
+    Raises:
+        ConnectionError: the connection broke, by TLS (`ssl.SSLError` is an OSError as a full disk is) or else.
+    """
+    while True:
+        try:
+            block = response.read1(BLOCK)
+        except OSError as error:
+            raise ConnectionError(first_line(error)) from error
+        if not block:
+            return
+        yield block
 
 
 def _record(file: Path) -> Path:
