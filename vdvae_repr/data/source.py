@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from vdvae_repr.data.faces import LANDMARKS, align_face
 from vdvae_repr.data.names import number_labels, readable
-from vdvae_repr.errors import DataError
+from vdvae_repr.errors import DataError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ class Source(Dataset[Image.Image]):
         except Exception as error:  # a damaged file may make Pillow raise anything
             raise DataError(
                 f"{self.ids[index]}: expected a readable image, found a damaged or "
-                f"different file ({one_line(error)}); mend or remove it, or leave such images out "
+                f"different file ({first_line(error)}); mend or remove it, or leave such images out "
                 "with --on-error skip"
             ) from error
         if isinstance(image, Image.Image) and image.mode.startswith("I;16") and not self._dim:
@@ -392,11 +392,6 @@ def what_it_is(path: Path) -> str:
     except OSError:
         return ""
     return next((what for magic, what in _MAGIC.items() if start.startswith(magic)), "")
-
-
-def one_line(error: Exception) -> str:
-    """Return the first line of an error's message, its type's name if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _decode(image: Image.Image) -> None:

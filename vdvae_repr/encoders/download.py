@@ -17,9 +17,9 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from vdvae_repr.config import suggestion
-from vdvae_repr.errors import CheckpointError
+from vdvae_repr.errors import CheckpointError, first_line
 from vdvae_repr.model.published import PREFIX, RELEASES
-from vdvae_repr.model.weights import first_line, read_weights
+from vdvae_repr.model.weights import read_weights
 
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 5  # after which a transfer that breaks off is left to the next run
@@ -205,7 +205,7 @@ def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
     """Yield what a server sends, until it ends.
 
     Raises:
-        ConnectionError: the connection broke, by TLS (`ssl.SSLError` is an OSError as a full disk is) or else.
+        ConnectionError: the connection broke; `ssl.SSLError` is an OSError, as that of a full disk is.
     """
     while True:
         try:

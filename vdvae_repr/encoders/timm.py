@@ -31,8 +31,8 @@ from vdvae_repr.encoders.base import (
     framed,
     named_failure,
 )
-from vdvae_repr.errors import CheckpointError
-from vdvae_repr.model.weights import check_finite, first_line, read_weights
+from vdvae_repr.errors import CheckpointError, first_line
+from vdvae_repr.model.weights import check_finite, read_weights
 
 PREFIX = "timm:"
 EMBEDDING = "embedding"
