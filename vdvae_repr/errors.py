@@ -49,3 +49,8 @@ class TrainingError(VDVAEReprError):
 
 class Terminated(VDVAEReprError):
     """SIGTERM came to a training run, which wrote a checkpoint and stopped; exit 143."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type's name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":. ")

@@ -1,6 +1,7 @@
 import io
 import pickle
 import struct
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,9 +17,10 @@ from vdvae_repr.errors import DataError
 GREY = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
 
 
-def tiff(values, bits, *tags):
+def tiff(values, bits, *tags, photometric=1):
     """An uncompressed grey TIFF of 8 x 8 pixels; further tags are (number, type, count, value)."""
-    entries = [(256, 3, 1, 8), (257, 3, 1, 8), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, 1)]
+    entries = [(256, 3, 1, 8), (257, 3, 1, 8), (258, 3, 1, bits), (259, 3, 1, 1)]
+    entries += [(262, 3, 1, photometric)]
     entries += [(273, 4, 1, 0), (277, 3, 1, 1), (278, 3, 1, 8), (279, 4, 1, len(values)), *tags]
     offset = 8 + 2 + 12 * len(entries) + 4
     packed = [
@@ -55,6 +57,35 @@ def test_sixteen_bits_are_scaled_by_their_depth(factor):
         assert np.array_equal(grey_of(saved(values, extension)), expected)
     big_endian = b"P5 8 8 65535\n" + values.astype(">u2").tobytes()
     assert np.array_equal(grey_of(big_endian), expected)
+
+
+def test_a_tiff_whose_white_is_zero_is_no_negative():
+    """PhotometricInterpretation 0 of TIFF 6.0, whatever the depth."""
+    ramp = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    eight = tiff(ramp.tobytes(), 8, photometric=0)
+    sixteen = tiff((ramp.astype("<u2") * 257).tobytes(), 16, photometric=0)
+    floating = tiff((ramp / 255).astype("<f4").tobytes(), 32, (339, 3, 1, 3), photometric=0)
+    for content in (eight, sixteen, floating):
+        assert np.array_equal(grey_of(content), 255 - ramp)
+
+
+def png(values, colour, transparent):
+    """A PNG of 16 bits, of which one value (or colour) is transparent, by its specification."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"tRNS", np.array(transparent, ">u2").tobytes()))
+    chunks += ((b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(held)) + kind + held + struct.pack(">I", zlib.crc32(kind + held))
+        for kind, held in chunks
+    )
+
+
+def test_what_a_png_of_16_bits_calls_transparent_is_white():
+    values = np.array([[0, 0x6400], [0x6401, 0x8000]])
+    assert grey_of(png(values, 0, [0x6400])).tolist() == [[0, 255], [100, 128]]
+    values = np.stack([np.array([[0, 0x6400], [0x4000, 0x8000]])] * 3, -1)
+    assert grey_of(png(values, 2, [0x6400] * 3)).tolist() == [[0, 255], [64, 128]]
 
 
 def test_a_pgm_says_what_is_white():

@@ -1,7 +1,10 @@
 """Released weights, from a server on this machine that does what servers do."""
 
+import errno
 import hashlib
+import http.client
 import io
+import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -212,3 +215,38 @@ def test_the_released_files_are_those_of_the_readme():
         vr.ModelConfig.from_preset(release.preset)
     with pytest.raises(vr.CheckpointError, match="did you mean 'imagenet64'"):
         vr.load("openai:imagenet_64")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ssl.SSLError("DECRYPTION_FAILED_OR_BAD_RECORD_MAC"),
+        OSError(errno.EHOSTUNREACH, "No route to host"),
+    ],
+)
+def test_a_connection_that_fails_while_it_is_read_is_a_break(
+    release, server, content, monkeypatch, error
+):
+    """These are OSErrors alone, as those of a full disk are; the next request goes on."""
+    read, calls = http.client.HTTPResponse.read1, []
+
+    def failing(response, size):
+        calls.append(size)
+        if len(calls) == 2:
+            raise error
+        return read(response, 1000 if len(calls) == 1 else size)
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read1", failing)
+    released_file("openai:tiny", download=True)
+    assert server.asked == [None, "bytes=1000-"]
+    assert release.read_bytes() == content
+
+
+def test_a_connection_that_never_brings_a_byte_is_no_full_disk(release, server, monkeypatch):
+    def failing(response, size):
+        raise ssl.SSLError("WRONG_VERSION_NUMBER")
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read1", failing)
+    with pytest.raises(vr.CheckpointError, match=r"cannot be fetched \(.*WRONG_VERSION") as refusal:
+        released_file("openai:tiny", download=True)
+    assert "make room" not in str(refusal.value)

@@ -1,7 +1,9 @@
 """timm's models: values are timm's own, every layer is there, and weights are those that were asked for."""
 
 import json
+import socket
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import timm
@@ -303,3 +305,14 @@ def test_trained_weights_know_more_than_random_ones(shared_data):
     encoder = vr.load(f"timm:tf_efficientnet_lite0@{weights}")
     assert encoder.layers[-1].shape == (1280, 1, 1)
     assert encoder.identity() != vr.load("timm:tf_efficientnet_lite0@random").identity()
+
+
+def test_the_hub_that_is_asked_is_the_one_that_is_set(monkeypatch, tmp_path):
+    """A mirror of HF_ENDPOINT that does not answer is named, and no other host."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        mirror = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", mirror)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+        with pytest.raises(vr.CheckpointError, match=f"and {mirror} cannot be reached"):
+            vr.load("timm:resnet10t", download=True)

@@ -201,3 +201,14 @@ def test_a_network_of_torchvision_goes_through(images, tmp_path):
     assert store.matrix("layer1", "activation")[0].shape == (12, 2 * 64 * 8 * 8)
     with pytest.raises(vr.LayerError, match=r"layer1\.0 to layer1\.1, layer4"):
         store.matrix("layer9", "activation")
+
+
+def test_a_network_that_is_no_encoder_is_refused_in_one_line(net, encoder, images, tmp_path):
+    with pytest.raises(
+        vr.CheckpointError, match=r"found Net; wrap it in vr.TorchEncoder\(net, layers="
+    ):
+        vr.extract(net, images, tmp_path / "s.h5", layers="all")
+    with pytest.raises(vr.CheckpointError, match=r"found str; load it with vr.load"):
+        vr.extract("faces64", images, tmp_path / "s.h5", layers="all")
+    with pytest.raises(vr.TaskError, match="expected a VDVAE, found TorchEncoder: others have no"):
+        vr.evaluate(encoder, images)

@@ -33,9 +33,9 @@ from numpy.typing import NDArray
 from vdvae_repr.data.names import SPLITS, is_hidden, natural_key
 from vdvae_repr.data.readers.arrays import ArrayRows, map_member
 from vdvae_repr.data.readers.folder import find_images
-from vdvae_repr.data.source import Source, file_source, one_line
+from vdvae_repr.data.source import Source, file_source
 from vdvae_repr.data.toy import toy_faces
-from vdvae_repr.errors import DataError
+from vdvae_repr.errors import DataError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -150,13 +150,13 @@ def open_dataset(name: str, root: str | Path | None = None, *, download: bool = 
                 f"{dataset.remedy.format(root=place)}; --data-root names another place"
             ) from error
     except _UNREADABLE as error:
-        raise DataError(f"{name} in {place}: cannot be read ({one_line(error)})") from error
+        raise DataError(f"{name} in {place}: cannot be read ({first_line(error)})") from error
     logger.info("%s: downloading into %s", name, place)
     try:
         dataset.download(place)
     except (RuntimeError, *_UNREADABLE) as error:
         raise DataError(
-            f"{name}: cannot be downloaded into {place} ({one_line(error)}); "
+            f"{name}: cannot be downloaded into {place} ({first_line(error)}); "
             f"{dataset.remedy.format(root=place)}"
         ) from error
     return open_dataset(name, place)
@@ -245,7 +245,7 @@ def _unpickle(content: bytes, path: Path, *keys: bytes) -> list[Any]:
         loaded = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a damaged pickle may raise anything
         raise DataError(
-            f"{path}: expected a pickle of arrays, refused what is there ({one_line(error)})"
+            f"{path}: expected a pickle of arrays, refused what is there ({first_line(error)})"
         ) from error
     if not isinstance(loaded, dict) or not set(keys) <= set(loaded):
         found = list(loaded) if isinstance(loaded, dict) else type(loaded).__name__

@@ -27,8 +27,8 @@ from vdvae_repr.data.readers.arrays import HDF5, Part, array_source, open_hdf5, 
 from vdvae_repr.data.readers.folder import open_folder
 from vdvae_repr.data.readers.manifest import open_manifest
 from vdvae_repr.data.readers.tar import open_tar, shards
-from vdvae_repr.data.source import Source, allow_pixels, image_extensions, one_line, what_it_is
-from vdvae_repr.errors import DataError
+from vdvae_repr.data.source import Source, allow_pixels, image_extensions, what_it_is
+from vdvae_repr.errors import DataError, first_line
 
 READERS: dict[str, Callable[[Path], Source]] = {
     ".tar": lambda path: open_tar([path], path.name),
@@ -140,7 +140,7 @@ def _reading(path: Path, reader: Callable[[Path], Source]) -> Source:
         if path.suffix.lower() == ".npz" and what.startswith("a zip"):
             what = ""  # as it should be
         raise DataError(
-            f"{path}: it is {what}" if what else f"{path}: cannot be read ({one_line(error)})"
+            f"{path}: it is {what}" if what else f"{path}: cannot be read ({first_line(error)})"
         ) from error
 
 
@@ -206,5 +206,5 @@ def _numbers_in(rows: str | Path) -> NDArray[Any]:
     except (OSError, ValueError, EOFError, OverflowError) as error:
         raise DataError(
             f"--rows: expected FIRST:LAST or a text or .npy file of numbers, found {str(rows)!r} "
-            f"({one_line(error)})"
+            f"({first_line(error)})"
         ) from error

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from vdvae_repr.data.faces import LANDMARKS, align_face
 from vdvae_repr.data.names import number_labels, readable
-from vdvae_repr.errors import DataError
+from vdvae_repr.errors import DataError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ class Source(Dataset[Image.Image]):
         except Exception as error:  # a damaged file may make Pillow raise anything
             raise DataError(
                 f"{self.ids[index]}: expected a readable image, found a damaged or "
-                f"different file ({one_line(error)}); mend or remove it, or leave such images out "
+                f"different file ({first_line(error)}); mend or remove it, or leave such images out "
                 "with --on-error skip"
             ) from error
         if isinstance(image, Image.Image) and image.mode.startswith("I;16") and not self._dim:
@@ -204,11 +204,12 @@ class Source(Dataset[Image.Image]):
         if brightest < 4096 and _white(image) == 65535:
             self._dim.append(image_id)
             logger.warning(
-                "%s: %s has 16-bit pixels, none above %d; 65535 is read as white, so it is dark: "
+                "%s: %s has 16-bit pixels, none above %d; 65535 is read as %s: "
                 "scale images of fewer bits to 16",
                 self.name,
                 image_id,
                 brightest,
+                "black, so it is bright" if _white_is_zero(image) else "white, so it is dark",
             )
 
     def select(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> Source:
@@ -314,16 +315,27 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Turn any PIL mode into RGB, upright by its EXIF orientation; transparency over white.
 
     The depth of the file says what is white, never its brightest pixel: 65535 of 16 bits, 4095 of a TIFF
-    of 12 bits, 1.0 of floating point.
+    of 12 bits, 1.0 of floating point; 0 of a TIFF that says so (PhotometricInterpretation 0).
 
     Raises:
         DataError: floating point outside 0 to 1 or not finite, or 32-bit whole numbers.
     """
     image.load()
     white = _white(image)
+    inverted, clear = _white_is_zero(image), image.info.get("transparency")
     image = _upright(image)
     if white is not None:
-        image = Image.fromarray(to_uint8(np.asarray(image), white))
+        values = np.asarray(image)
+        grey = to_uint8(values, white)
+        if inverted:
+            grey = 255 - grey
+        if isinstance(clear, int):  # the one value that a grey PNG calls transparent
+            grey = np.where(values == clear, np.uint8(255), grey)
+        image = Image.fromarray(grey)
+    elif (
+        isinstance(clear, tuple) and max(clear) > 255
+    ):  # of 16 bits, of which Pillow keeps the upper 8
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         base = Image.new("RGBA", layer.size, "white")
@@ -382,11 +394,6 @@ def what_it_is(path: Path) -> str:
     return next((what for magic, what in _MAGIC.items() if start.startswith(magic)), "")
 
 
-def one_line(error: Exception) -> str:
-    """Return the first line of an error's message, its type's name if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def _decode(image: Image.Image) -> None:
     """Decode now, and close the file whether that works or not."""
     limit = Image.MAX_IMAGE_PIXELS
@@ -425,6 +432,11 @@ def _white(image: Image.Image) -> int | None:
             "save them as 16 bits"
         )
     return None
+
+
+def _white_is_zero(image: Image.Image) -> bool:
+    """Whether a TIFF of more than 8 bits counts from white to black; those of 8 Pillow inverts."""
+    return getattr(image, "tag_v2", {}).get(262) == 0
 
 
 def _upright(image: Image.Image) -> Image.Image:

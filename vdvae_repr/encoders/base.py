@@ -22,12 +22,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vdvae_repr.data.source import Preprocessing, RawImage, to_rgb
-from vdvae_repr.errors import CheckpointError, ConfigError, LayerError
+from vdvae_repr.errors import CheckpointError, ConfigError, LayerError, first_line
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.model.noise import NoiseFn, seed_of
 from vdvae_repr.model.precision import Precision, arithmetic
 from vdvae_repr.model.preprocessing import as_image_tensor
-from vdvae_repr.model.weights import first_line, hash_weights
+from vdvae_repr.model.weights import hash_weights
 
 STORED_SIDE = 64  # pixels, of the images that a store of another network keeps for the controls
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming")

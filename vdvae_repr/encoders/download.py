@@ -17,9 +17,9 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from vdvae_repr.config import suggestion
-from vdvae_repr.errors import CheckpointError
+from vdvae_repr.errors import CheckpointError, first_line
 from vdvae_repr.model.published import PREFIX, RELEASES
-from vdvae_repr.model.weights import first_line, read_weights
+from vdvae_repr.model.weights import read_weights
 
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 5  # after which a transfer that breaks off is left to the next run
@@ -192,13 +192,29 @@ def _transfer(url: str, part: Path, start: int) -> None:
                 unit_scale=True, disable=not sys.stderr.isatty(),
             ) as bar,
         ):  # fmt: skip
-            while block := response.read1(BLOCK):
+            for block in _blocks(response):
                 handle.write(block)
                 bar.update(len(block))
         size = part.stat().st_size
     if total_bytes is not None and size < total_bytes:
         raise ConnectionError(f"it broke off {total_bytes - size:,} bytes before the end")
     return None
+
+
+def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """Yield what a server sends, until it ends.
+
+    Raises:
+        ConnectionError: the connection broke; `ssl.SSLError` is an OSError, as that of a full disk is.
+    """
+    while True:
+        try:
+            block = response.read1(BLOCK)
+        except OSError as error:
+            raise ConnectionError(first_line(error)) from error
+        if not block:
+            return
+        yield block
 
 
 def _record(file: Path) -> Path:

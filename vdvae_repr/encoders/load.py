@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from vdvae_repr.config import ModelConfig
 from vdvae_repr.encoders import facenet, timm
 from vdvae_repr.encoders.base import Encoder, TorchEncoder, known_encoder
 from vdvae_repr.encoders.download import released_file
-from vdvae_repr.encoders.vdvae import VDVAEEncoder
+from vdvae_repr.encoders.vdvae import VDVAEEncoder, random_vdvae
 from vdvae_repr.errors import CheckpointError
 from vdvae_repr.model import published, weights
 from vdvae_repr.model.vdvae import VDVAE
@@ -74,8 +75,21 @@ def load(
 
 
 def as_encoder(model: VDVAE | Encoder) -> Encoder:
-    """Return what reads a model: of a VDVAE its posterior's layers, of anything else itself."""
-    return VDVAEEncoder(model) if isinstance(model, VDVAE) else model
+    """Return what reads a model: of a VDVAE its posterior's layers, of an encoder itself.
+
+    Raises:
+        CheckpointError: it is neither.
+    """
+    if isinstance(model, VDVAE):
+        return VDVAEEncoder(model)
+    if callable(getattr(model, "read", None)):
+        return model
+    remedy = "load it with vr.load(...)"
+    if isinstance(model, nn.Module):
+        remedy = "wrap it in vr.TorchEncoder(net, layers=[...], size=..., mean=..., std=...)"
+    raise CheckpointError(
+        f"expected a VDVAE or another encoder, found {type(model).__name__}; {remedy}"
+    )
 
 
 def random_twin(config_json: str, weights_sha256: str, seed: int) -> Encoder:
@@ -93,9 +107,7 @@ def random_twin(config_json: str, weights_sha256: str, seed: int) -> Encoder:
     # Stores of the first version say "backbone".
     name = config.get("encoder") or config.get("backbone")
     if name is None:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return VDVAEEncoder(VDVAE(ModelConfig.from_json(config_json)).eval())
+        return random_vdvae(ModelConfig.from_json(config_json), seed)
     if name.startswith(timm.PREFIX):
         return timm.random_timm(name.removeprefix(timm.PREFIX), seed)
     if name.startswith(facenet.PREFIX):

@@ -31,12 +31,11 @@ from vdvae_repr.encoders.base import (
     framed,
     named_failure,
 )
-from vdvae_repr.errors import CheckpointError
-from vdvae_repr.model.weights import check_finite, first_line, read_weights
+from vdvae_repr.errors import CheckpointError, first_line
+from vdvae_repr.model.weights import check_finite, read_weights
 
 PREFIX = "timm:"
 EMBEDDING = "embedding"
-HUB = "https://huggingface.co"
 TIMEOUT = 5.0  # seconds, to tell whether the hub can be reached
 
 
@@ -296,12 +295,15 @@ def _refuse_or_reach(name: str, download: bool) -> None:
     Raises:
         CheckpointError: as described.
     """
+    from huggingface_hub import constants
+
+    hub = constants.ENDPOINT  # HF_ENDPOINT, where a mirror is named
     missing = f"{name}: its published weights are not in the cache"
     remedy = f"give a file, {name}@FILE, or ask for random ones, {name}@random"
     if not download:
         raise CheckpointError(f"{missing}; fetch them with download=True (--download), {remedy}")
     try:
-        request = urllib.request.Request(HUB, method="HEAD")
+        request = urllib.request.Request(hub, method="HEAD")
         with urllib.request.urlopen(request, timeout=TIMEOUT):
             return
     except urllib.error.HTTPError as answer:
@@ -309,5 +311,5 @@ def _refuse_or_reach(name: str, download: bool) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise CheckpointError(
-            f"{missing}, and {HUB} cannot be reached ({first_line(reason)}); {remedy}"
+            f"{missing}, and {hub} cannot be reached ({first_line(reason)}); {remedy}"
         ) from error

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vdvae_repr.config import ModelConfig
 from vdvae_repr.data.source import Preprocessing
 from vdvae_repr.encoders.base import ImageTransform, Reading
 from vdvae_repr.model.layers import LayerSpec
@@ -88,9 +89,14 @@ class VDVAEEncoder:
 
     def reinitialised(self, seed: int) -> VDVAEEncoder:
         """Return the same architecture with its initial weights, drawn from a seed."""
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return VDVAEEncoder(VDVAE(self.model.config).eval())
+        return random_vdvae(self.model.config, seed)
+
+
+def random_vdvae(config: ModelConfig, seed: int) -> VDVAEEncoder:
+    """Return a VDVAE with its initial weights, drawn from a seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return VDVAEEncoder(VDVAE(config).eval())
 
 
 def _feature(posterior: Posterior, spec: LayerSpec, feature: str) -> Tensor:

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vdvae_repr.config import ModelConfig, preset_names, suggestion
-from vdvae_repr.errors import CheckpointError, ConfigError
+from vdvae_repr.errors import CheckpointError, ConfigError, first_line
 from vdvae_repr.model.graphs import graph_inference
 from vdvae_repr.model.inference import compile_inference
 from vdvae_repr.model.published import from_published_names
@@ -347,11 +347,6 @@ def check_finite(weights: Mapping[str, Tensor], where: str | Path) -> None:
                 f"{where}: expected finite weights, found NaN or infinity in {name}; "
                 "the training that made them went wrong, or the file is damaged"
             )
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type's name where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":. ")
 
 
 def _some(state: Mapping[str, Any], count: int = 3) -> str:

@@ -115,11 +115,15 @@ def evaluate(
     Raises:
         DataError: the split is empty, an image cannot be read, or the run was trained on other data.
         CheckpointError: the score is not finite.
-        TaskError: an option that is none.
+        TaskError: an option that is none, or no VDVAE.
 
     Example:
         >>> vr.evaluate(model, "photos/", split="test").bits_per_dim  # doctest: +SKIP
     """
+    if not isinstance(model, VDVAE):
+        raise TaskError(
+            f"expected a VDVAE, found {type(model).__name__}: others have no likelihood"
+        )
     if on_error not in ("raise", "skip"):
         raise TaskError(f"on_error: expected raise or skip, found {on_error!r}")
     for name, value, least in (

@@ -244,3 +244,31 @@ def test_hdf5_rows_from_threads_and_other_processes(tmp_path):
             assert np.array_equal(image, IMAGES[i % 4])
     again = pickle.loads(pickle.dumps(source))
     assert np.array_equal(read(again), IMAGES)
+
+
+@pytest.mark.parametrize("word", ["splits", "split"])
+@pytest.mark.parametrize("folder", ["", "faces/"])
+def test_labels_and_splits_lie_beside_an_array_that_is_named(tmp_path, word, folder):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file[f"{folder}pixels"], file[f"{folder}labels"] = IMAGES, [0, 1, 0, 1]
+        file[f"{folder}{word}"] = ["train", "Validation", "test", ""]
+    source = open_source(f"{tmp_path / 'a.h5'}:{folder}pixels")
+    assert (labels(source), source.notices) == (["0", "1", "0", "1"], ())
+    assert source.splits == ("train", "val", "test", "")
+
+
+def test_splits_of_another_length_are_left_out_and_said(tmp_path):
+    np.savez(tmp_path / "a.npz", pixels=IMAGES, split=["train", "test"], labels=[0, 1, 0, 1])
+    source = open_source(f"{tmp_path / 'a.npz'}:pixels")
+    assert source.splits == ("",) * 4
+    assert source.notices == ("split left out: 2 for 4 images",)
+
+
+def test_a_split_without_labels_and_arrays_that_are_not_read_are_said(tmp_path):
+    content = {"train_images": IMAGES, "train_labels": [0, 1, 0, 1], "test_images": IMAGES}
+    np.savez(tmp_path / "a.npz", **content)
+    source = open_source(tmp_path / "a.npz")
+    assert labels(source) == ["0", "1", "0", "1"] + [None] * 4
+    assert source.notices == ("no array holds labels for the images of test",)
+    np.savez(tmp_path / "a.npz", **content, test_labels=[1, 1, 1, 1], ages=[3, 4, 5, 6])
+    assert open_source(tmp_path / "a.npz").notices == ("arrays left out: ages",)

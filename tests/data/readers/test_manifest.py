@@ -63,6 +63,18 @@ def test_splits_under_another_name_are_splits(table):
     assert table("file,label,x,y\na.png,cat,train,test\nb.png,dog,test,train\n").splits == ("", "")
 
 
+@pytest.mark.parametrize("words", [("TRAIN", "holdout"), ("train", "train")])
+def test_words_of_splits_in_a_column_that_is_none_are_said(table, words):
+    first, second = words
+    source = table(f"file,label,partition\na.png,cat,{first}\nb.png,dog,{second}\n")
+    assert source.splits == ("", "")
+    assert source.factors["partition"].tolist() == [first, second]
+    (line,) = source.notices
+    assert line.startswith(f"no splits are read from column 'partition', which holds {first}: ")
+    named = table(f"file,label,split,partition\na.png,cat,test,{first}\nb.png,dog,val,{second}\n")
+    assert (named.splits, named.notices) == (("test", "val"), ())
+
+
 def test_labels_that_stand_for_none(table):
     source = table("file,label\na.png,cat\nb.png,nan\nc.png,NA\nd.png,\n")
     assert labels(source) == ["cat", None, None, None]

@@ -101,3 +101,38 @@ def test_a_name_that_is_not_utf8(tmp_path):
     source = open_source(tmp_path / "s.tar")
     assert source.ids == ("caf%E9.png",)
     assert source[0].getpixel((0, 0)) == 5
+
+
+def test_labels_of_json_are_numbers_or_words_or_none(tmp_path):
+    """A whole number is one class however JSON writes it; what stands for none is none."""
+    held = [
+        "3",
+        "3.0",
+        '"3"',
+        '{"label": 3.0}',
+        '""',
+        '"nan"',
+        '{"cls": "NA"}',
+        "NaN",
+        "null",
+        "[]",
+    ]
+    members = {f"{i}.json": text.encode() for i, text in enumerate(held)}
+    members |= {f"{i}.png": png(i) for i in range(len(held))}
+    source = open_source(write(tmp_path / "s.tar", members))
+    assert labels(source) == ["3"] * 4 + [None] * 6
+    assert source.label_names == ("3",)
+    (line,) = source.notices
+    assert line.endswith("6 images have none")
+
+
+@pytest.mark.parametrize("label", ["label", "caption"])
+def test_splits_in_json_are_not_dropped_unsaid(tmp_path, label):
+    held = [{label: "cat", "split": "fold1"}, {label: "dog", "subset": "Train"}, {label: "dog"}]
+    members = {f"{i}.json": json.dumps(value).encode() for i, value in enumerate(held)}
+    members |= {f"{i}.png": png(i) for i in range(3)}
+    source = open_source(write(tmp_path / "s.tar", members))
+    assert (
+        "no splits are read from the .json beside the images; found 'split' (1), 'subset' (1)"
+        in source.notices
+    )

@@ -132,12 +132,14 @@ def open_hdf5(path: Path, key: str | None = None) -> Source:
 
 
 class _Lazy(Mapping[str, Any]):
-    """The arrays of a file by name, read when they are asked for."""
+    """The arrays of a file by name, read when they are asked for; `taken` has the names of those."""
 
     def __init__(self, names: Mapping[str, Any], read: Any) -> None:
         self.names, self.read = names, read
+        self.taken: set[str] = set()
 
     def __getitem__(self, name: str) -> Any:
+        self.taken.add(name)
         return self.read(name)
 
     def __contains__(self, name: object) -> bool:
@@ -196,12 +198,13 @@ def _source_of(path: Path, content: _Lazy, key: str | None, listed: Sequence[str
             root = f"{key}/"
         else:
             images, folder = content[key], key.rpartition("/")[0]
-            beside = f"{folder}/labels" if folder else "labels"
-            labels = content.get(beside)
-            if labels is not None and len(labels) != len(images):
-                notices.append(f"{beside} left out: {len(labels)} for {len(images)} images")
-                labels = None
-            parts.append(Part("", images, labels))
+            beside = f"{folder}/" if folder else ""
+            labels, about_labels = _beside(content, [f"{beside}labels"], len(images))
+            splits, about_splits = _beside(
+                content, [f"{beside}splits", f"{beside}split"], len(images)
+            )
+            notices += about_labels + about_splits
+            parts.append(Part("", images, labels, splits))
     if not parts:
         parts, said = _named_parts(content, root)
         notices += said
@@ -210,18 +213,39 @@ def _source_of(path: Path, content: _Lazy, key: str | None, listed: Sequence[str
             f"{path}: expected an array 'images', at the top or in train, val, test; found {_list(listed)}; "
             f"--data {path}:NAME takes another one"
         )
-    others = [
-        n
-        for n, item in content.names.items()
-        if not isinstance(item, str) and n.rpartition("/")[2] not in ("images", "class_names")
-    ]
-    others = [n for n in others if n != key]
-    if others and all(part.labels is None for part in parts):
-        notices.append(f"no array 'labels', so that images have no labels; found {_list(others)}")
     names: Sequence[Any] = ()
     if f"{root}class_names" in content:
         names = np.atleast_1d(np.asarray(content[f"{root}class_names"])).tolist()
+    unread = [
+        n
+        for n, item in content.names.items()
+        if n.startswith(root) and not isinstance(item, str) and n not in content.taken
+        if _NAMED.fullmatch(n.removeprefix(root)) is None  # of these it is said why
+    ]
+    without = [part.split or "no split" for part in parts if part.labels is None]
+    if len(without) == len(parts):
+        if unread:
+            notices.append(
+                f"no array 'labels', so that images have no labels; found {_list(unread)}"
+            )
+    else:
+        if without:
+            notices.append(f"no array holds labels for the images of {', '.join(without)}")
+        if unread and (key is None or root):
+            notices.append(f"arrays left out: {_list(unread)}")
     return array_source(name, parts, [_text(n) for n in names], file=path, notices=notices)
+
+
+def _beside(content: _Lazy, names: Sequence[str], count: int) -> tuple[Any, list[str]]:
+    """Return the first array of those names, None where there is none of `count` rows, and what to say."""
+    found = next((n for n in names if n in content), None)
+    if found is None:
+        return None, []
+    array = content[found]
+    size = len(np.atleast_1d(array))
+    if size != count:
+        return None, [f"{found} left out: {size} for {count} images"]
+    return array, []
 
 
 def _named_parts(content: Mapping[str, Any], root: str) -> tuple[list[Part], list[str]]:

@@ -29,6 +29,8 @@ def open_manifest(path: Path) -> Source:
     if splits is None and (called := _column_of_splits(table)) is not None:
         splits = table.column(called.casefold())
         notices.append(f"splits are read from column {called!r}")
+    if splits is None:
+        notices += _about_splits(table)
     files: dict[str, Path] = {}
     for line, image_id in zip(table.lines, ids, strict=True):
         file = path.parent / image_id
@@ -80,6 +82,19 @@ def _column_of_splits(table: Table) -> str | None:
         and all(is_missing(row[place]) or split_of(row[place]) for row in table.rows)
     ]
     return found[0] if len(found) == 1 else None
+
+
+def _about_splits(table: Table) -> list[str]:
+    """Name the columns that hold words of splits, none of which is taken for the splits."""
+    lines = []
+    for place, column in enumerate(table.columns):
+        words = dict.fromkeys(row[place] for row in table.rows if split_of(row[place]))
+        if column and column.casefold() not in ROLES and words:
+            lines.append(
+                f"no splits are read from column {column!r}, which holds {', '.join(words)}: it is a factor; "
+                "call it 'split' to read them"
+            )
+    return lines
 
 
 def _about_columns(columns: tuple[str, ...]) -> list[str]:

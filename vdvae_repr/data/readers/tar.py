@@ -167,34 +167,51 @@ def _labels_beside(
     sidecars: Sequence[Mapping[str, _Member]], others: Counter[str]
 ) -> tuple[list[str | None] | None, tuple[str, ...]]:
     """Return the labels that .cls or .json members hold, None where there are none, and what to say of it."""
+    about_splits: tuple[str, ...] = ()
     for kind in (".cls", ".json"):
-        found = [_label(beside[kind]) if kind in beside else None for beside in sidecars]
+        read = [_label(beside[kind]) if kind in beside else (None, ()) for beside in sidecars]
+        found = [label for label, _ in read]
+        if like := Counter(key for _, keys in read for key in keys):
+            listed = ", ".join(f"{key!r} ({count})" for key, count in like.items())
+            about_splits = (
+                f"no splits are read from the {kind} beside the images; found {listed}",
+            )
         if any(label is not None for label in found):
-            read = len({beside[kind] for beside in sidecars if kind in beside})
-            others[kind] -= read
+            others[kind] -= len({beside[kind] for beside in sidecars if kind in beside})
             line = f"labels are read from the {kind} beside each image"
             if without := found.count(None):
                 line += f"; {without} images have none"
-            return found, (line,)
+            return found, (line, *about_splits)
     if kinds := sorted({kind for beside in sidecars for kind in beside}):
-        return None, (f"no labels are read from the {' and '.join(kinds)} beside the images",)
+        line = f"no labels are read from the {' and '.join(kinds)} beside the images"
+        return None, (line, *about_splits)
     return None, ()
 
 
-def _label(member: _Member) -> str | None:
-    """Return the label that a .cls or .json member holds; None where a .json holds none."""
+def _label(member: _Member) -> tuple[str | None, tuple[str, ...]]:
+    """Return the label that a .cls or .json member holds, or None, and the keys that look like splits."""
     try:
         text = _content(member).decode("utf-8-sig").strip()
-        if not member.name.lower().endswith(".json"):
-            return None if is_missing(text) else text
-        value: Any = json.loads(text)
+        value: Any = json.loads(text) if member.name.lower().endswith(".json") else text
     except ValueError as error:
         raise DataError(
             f"{member.tar}: {readable(member.name)}: expected a label as text or JSON ({error})"
         ) from error
+    like: tuple[str, ...] = ()
     if isinstance(value, dict):
+        like = tuple(
+            key
+            for key, held in value.items()
+            if key not in LABEL_KEYS
+            and (
+                key.casefold() in ("split", "splits") or (isinstance(held, str) and split_of(held))
+            )
+        )
         value = next((value[key] for key in LABEL_KEYS if key in value), None)
-    return str(value) if isinstance(value, str | int | float) and value == value else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # as 3 and 3.0 are one class
+    label = str(value).strip() if isinstance(value, str | int | float) else ""
+    return None if is_missing(label) else label, like
 
 
 def _content(member: _Member) -> bytes:
