@@ -312,3 +312,61 @@ def test_the_command_trains_and_goes_on(toml, folder, tmp_path, monkeypatch):
     command(toml, "--data", folder, "--on-error", "skip", "--set", "train.steps=2")
     command("runs/small", "--resume", "--set", "train.steps=3")
     assert rows(tmp_path / "runs/small")[-1]["step"] == 3
+
+
+def test_rows_are_taken_from_the_data_that_are_given(toml, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("photos.npy", photos)
+    np.save("some.npy", photos[:12])
+
+    def command(*arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    train = ("train", toml, "--set", "train.steps=2", "--data")
+    for arguments in (
+        (*train, "photos.npy", "--rows", "0:12", "--out", "r"),
+        (*train, "some.npy", "--out", "s"),
+    ):
+        done = command(*arguments)
+        assert done.exit_code == 0, done.output
+    one, other = ([row["bits_per_dim"] for row in rows(tmp_path / run)] for run in "rs")
+    assert one == other
+    for arguments, flag in (
+        (("train", "r", "--resume", "--rows", "0:3"), "--rows"),
+        (("train", "r", "--resume", "--data-root", "d"), "--data-root"),
+        (("evaluate", "--model", "s", "--split", "held-back", "--rows", "0:3"), "--rows"),
+        (("evaluate", "--model", "s", "--split", "held-back", "--data-root", "d"), "--data-root"),
+    ):
+        refusal = command(*arguments).exception
+        assert isinstance(refusal, vr.TaskError)
+        assert str(refusal).startswith(f"{flag}: expected --data")
+
+
+def test_what_is_left_out_is_said_by_whatever_opens_the_data(toml, folder, tiny, tmp_path, caplog):
+    (folder / "19.png").rename(folder / "19.heic")
+    left_out = "photos: 1 file left out: .heic (1)"
+    said = []
+    out = vr.train(toml, folder, tmp_path / "r", progress=said.append)
+    assert said.count(left_out) == 1
+    said.clear()
+    vr.train(out, resume=True, steps=5, progress=said.append)
+    assert said.count(left_out) == 1
+    said.clear()
+    vr.extract(tiny, folder, tmp_path / "s.h5", report=said.append)
+    assert said.count(left_out) == 1
+    vr.evaluate(tiny, folder)
+    vr.evaluate(vr.load(out), None, run=out, split="held-back")
+    assert [record.getMessage() for record in caplog.records].count(left_out) == 2
+    vr.evaluate(tiny, vr.open_source(folder))  # whoever opens it reads its notices
+    assert len(caplog.records) == 2
+
+
+def test_the_command_says_once_what_is_left_out(toml, folder, tmp_path):
+    (folder / "19.png").rename(folder / "19.heic")
+    for number, more in enumerate([(), ("--rows", "0:19"), ("--data-root", str(tmp_path))]):
+        out = tmp_path / f"r{number}"
+        done = CliRunner().invoke(
+            app, ["train", str(toml), "--data", str(folder), "--out", str(out), *more]
+        )
+        assert done.exit_code == 0, done.output
+        assert done.output.count("photos: 1 file left out: .heic (1)") == 1

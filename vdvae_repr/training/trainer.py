@@ -119,7 +119,7 @@ def train(
         probe_every: steps between probes of layers; 0 for none.
         probe_data: labelled images to probe with, 512 at most; the images held back, if not given.
         probe_layers: selector of the layers probed.
-        progress: receives one line at each row of the log.
+        progress: receives lines about what was left out of the data, and one at each row of the log.
         train_keys: keys of the [train] table by name, as `steps=2000`.
 
     Raises:
@@ -154,8 +154,8 @@ def train(
     checkpoint = _find_checkpoint(out, resume)
     if checkpoint is not None and data is None and checkpoint[1]["step"] >= recipe.steps:
         return _finished(plan, checkpoint[1], accelerator, progress)
-    source = _open(data, plan)
     say = progress if accelerator.is_main_process else lambda line: None
+    source = _open(data, plan, say)
     preprocessing = Preprocessing(size=plan.tables["model"]["image_size"], crop=options.crop)
     if options.on_error == "skip":
         if plan.left_out is None:
@@ -208,7 +208,7 @@ def train(
     probe = None
     if options.probe_every:
         given = options.probe_data if probe_data is None else probe_data
-        labelled = source if given is None else open_source(given)
+        labelled = source if given is None else open_source(given, notice=say)
         among = held if given is None else np.arange(len(labelled))
         layers = select_layers(model.layers, options.probe_layers)
         probe = Probe.of(options.probe_every, labelled, among, layers)
@@ -524,16 +524,18 @@ def _finished(
     return plan.out
 
 
-def _open(data: str | Path | Source | NDArray[np.uint8] | None, plan: Plan) -> Source:
+def _open(
+    data: str | Path | Source | NDArray[np.uint8] | None, plan: Plan, say: Callable[[str], None]
+) -> Source:
     """Open what was given, else what the run's folder names."""
     if data is not None:
-        return open_source(data)
+        return open_source(data, notice=say)
     if plan.data is None:
         raise DataError(
             f"data: expected images to train on, found none given, and none that {plan.out} names; "
             "give --data"
         )
-    return open_source(plan.data)
+    return open_source(plan.data, notice=say)
 
 
 def _written(data: object) -> str | None:
