@@ -5,6 +5,7 @@ import io
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from vdvae_repr.encoders import download
 from vdvae_repr.encoders.download import check_hash, fetch, released_file
 from vdvae_repr.model import published, weights
 from vdvae_repr.model.published import RELEASES, Release
+from vdvae_repr.training.checkpoints import read_start
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,24 @@ def test_it_is_fetched_hashed_and_loaded(release, tiny, content):
     digest, name = release.with_name(f"{release.name}.sha256").read_text().split()
     assert (digest, name) == (hashlib.sha256(content).hexdigest(), release.name)
     assert sorted(path.suffix for path in release.parent.iterdir()) == [".lock", ".sha256", ".th"]
+
+
+def test_it_is_taken_wherever_a_vdvae_is_named(release, server, tiny, images):
+    vr.load("openai:tiny", download=True)
+    start, step = read_start("openai:tiny")
+    assert step == 0
+    for key, value in tiny.state_dict().items():
+        assert torch.equal(start["model"][key], value)
+        assert torch.equal(start["average"][key], value)
+    named = vr.LatentTransformer("openai:tiny", layers="1x1").fit_transform(images)
+    assert np.array_equal(named, vr.LatentTransformer(tiny, layers="1x1").fit_transform(images))
+
+
+def test_other_networks_are_refused_where_a_vdvae_is_needed(images):
+    with pytest.raises(vr.CheckpointError, match=r"timm:resnet10t@random: expected .* a VDVAE"):
+        read_start("timm:resnet10t@random")
+    with pytest.raises(vr.CheckpointError, match=r"timm:resnet10t@random: expected a VDVAE"):
+        vr.LatentTransformer("timm:resnet10t@random").fit(images)
 
 
 def test_what_is_there_is_not_fetched_again(release, server):

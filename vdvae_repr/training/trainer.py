@@ -101,7 +101,7 @@ def train(
         resume: go on from the newest checkpoint; without any, start. A finished run is left alone.
         changed: `train.lr=1e-4`, a value in place of the configuration's. Or `train.lr`, a key of a `Config`
             whose value may differ from that of the run that is resumed.
-        init_from: weights that a new run starts from: whatever `load` takes, or a published
+        init_from: weights that a new run starts from: any VDVAE that `load` takes, or a published
             `NAME-model.th`, with `NAME-model-ema.th`, `NAME-opt.th` and `NAME-log.jsonl` where they lie
             beside it, to go on from that run's step.
         name: the model's name in its file; that of the preset or TOML, if not given.
@@ -125,7 +125,7 @@ def train(
     Raises:
         ConfigError: no recipe, a setting that is none, or a resumed run's config differs in keys that were
             not set by name.
-        CheckpointError: `init_from` is of another architecture, or damaged.
+        CheckpointError: `init_from` is no VDVAE, of another architecture, damaged, or not finite.
         DataError: nothing to train on, an image that cannot be read, or no workers.
         TaskError: too few labels to probe with.
         TrainingError: too many skips in a row, nothing learned, a run that is already there, a full disk.
