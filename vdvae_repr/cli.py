@@ -400,7 +400,7 @@ def train(
         ),
     ] = False,
     init_from: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="Weights to start from; NAME-model.th goes on with its published run."),
     ] = None,
     override: Annotated[
@@ -448,11 +448,15 @@ def train(
     Example: vdvae-repr train faces64 --data photos/ --out runs/a --set train.steps=2000
     """
     import vdvae_repr as vr
+    from vdvae_repr.encoders.download import released_file
+    from vdvae_repr.model.published import PREFIX
 
     if data is None and not resume:  # the run that is resumed knows
         data = "toy-faces"
     _refuse_without_data(data, rows=rows, data_root=None if probe_data else data_root)
     elsewhere = data_root is not None or download  # the run folder would not know
+    if download and init_from is not None and init_from.startswith(PREFIX):
+        released_file(init_from, download)
     folder = vr.train(
         config,
         _open(data, data_root, download, rows) if data and (elsewhere or rows is not None) else data,

@@ -8,8 +8,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import vdvae_repr as vr
+from vdvae_repr.cli import app
+from vdvae_repr.config import Config, TrainConfig
 from vdvae_repr.encoders import download
 from vdvae_repr.encoders.download import check_hash, fetch, released_file
 from vdvae_repr.model import published, weights
@@ -113,6 +116,20 @@ def test_it_is_taken_wherever_a_vdvae_is_named(release, server, tiny, images):
         assert torch.equal(start["average"][key], value)
     named = vr.LatentTransformer("openai:tiny", layers="1x1").fit_transform(images)
     assert np.array_equal(named, vr.LatentTransformer(tiny, layers="1x1").fit_transform(images))
+
+
+def test_training_starts_from_what_it_fetches(release, tiny, tmp_path):
+    config = Config(
+        model=tiny.config, train=TrainConfig(steps=2, batch_size=2, lr=1e-4, skip_threshold=1e9)
+    )
+    (tmp_path / "tiny.toml").write_text(config.to_toml())
+    command = ["train", tmp_path / "tiny.toml", "--data", "toy-faces:4x3", "--out", tmp_path / "r"]
+    command = [str(word) for word in [*command, "--init-from", "openai:tiny"]]
+    missing = CliRunner().invoke(app, command)
+    assert "--download" in str(missing.exception)
+    done = CliRunner().invoke(app, [*command, "--download"])
+    assert done.exit_code == 0, done.output
+    assert release.is_file()
 
 
 def test_other_networks_are_refused_where_a_vdvae_is_needed(images):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import math
-import os
 import signal
 import threading
 import time
@@ -25,6 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vdvae_repr.config import Config, TrainConfig
+from vdvae_repr.data.datasets import is_name
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing, Source, read_images
@@ -302,7 +302,7 @@ class _Run:
                 row["learning_rate"] = optimisation.learning_rate
                 row["images_per_second"] = round((self.images_seen - first) / seconds, 2)
                 row["data_wait"] = round(waited / seconds, 4)
-                if step in EARLY or (due and not stop):
+                if step in EARLY or (due and (not stop or step == recipe.steps)):
                     row |= watch.evaluate(step)
                 if probing:
                     row |= watch.probe_layers()
@@ -540,9 +540,9 @@ def _open(
 
 def _written(data: object) -> str | None:
     """Return what `run.json` keeps of `data`: a name, or a path from the root; None for images."""
-    if isinstance(data, Path) or (isinstance(data, str) and os.sep in data):
-        return str(Path.cwd() / data)
-    return data if isinstance(data, str) else None
+    if not isinstance(data, str | Path):
+        return None
+    return data if isinstance(data, str) and is_name(data) else str(Path.cwd() / data)
 
 
 def _check_identity(
