@@ -83,7 +83,7 @@ def train(
     progress: Callable[[str], None] = lambda line: None,
     **train_keys: Any,
 ) -> Path:
-    """Train a VDVAE with the published recipe into the run folder `out`; returns that folder.
+    """Train a VDVAE by its configuration's recipe into the run folder `out`; returns that folder.
 
     `out` receives `config.toml`, `run.json` (how the run is computed), `log.jsonl`, `checkpoints/`,
     `samples/` and `model.safetensors`, the moving average. The loss is in nats per dimension, as published.
