@@ -400,7 +400,7 @@ def train(
         ),
     ] = False,
     init_from: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="Weights to start from; NAME-model.th goes on with its published run."),
     ] = None,
     override: Annotated[
@@ -448,13 +448,18 @@ def train(
     Example: vdvae-repr train faces64 --data photos/ --out runs/a --set train.steps=2000
     """
     import vdvae_repr as vr
+    from vdvae_repr.encoders.download import released_file
+    from vdvae_repr.model.published import PREFIX
 
     if data is None and not resume:  # the run that is resumed knows
         data = "toy-faces"
+    _refuse_without_data(data, rows=rows, data_root=None if probe_data else data_root)
     elsewhere = data_root is not None or download  # the run folder would not know
+    if download and init_from is not None and init_from.startswith(PREFIX):
+        released_file(init_from, download)
     folder = vr.train(
         config,
-        _open(data, data_root, download, rows) if data and elsewhere else data,
+        _open(data, data_root, download, rows) if data and (elsewhere or rows is not None) else data,
         out, resume=resume, init_from=init_from, changed=override, crop=crop, on_error=on_error,
         device=device, precision=precision, accumulate=accumulate, compile=compile,
         channels_last=channels_last, recompute=recompute or None, num_workers=num_workers,
@@ -506,6 +511,7 @@ def evaluate(
         raise TaskError(f"--split held-back: expected a run folder as --model, found {model}")
     if data is None and not held_back:
         data = "toy-faces"
+    _refuse_without_data(data, rows=rows, data_root=data_root)
     source = None if data is None else _open(data, data_root, download, rows)
     net = _load_vdvae(model, preset, join_processes(device), download)
     with tqdm(unit="img", disable=not (sys.stderr.isatty() and _is_main_process())) as bar:
@@ -760,11 +766,21 @@ def _open(
     """Open what --data names, and say once what was left out of it."""
     import vdvae_repr as vr
 
-    source = vr.open_source(data, root=root, download=download, rows=rows)
-    if _is_main_process():
-        for line in source.notices:
-            _log(f"{source.name}: {line}")
-    return source
+    notice = _log if _is_main_process() else None
+    return vr.open_source(data, root=root, download=download, rows=rows, notice=notice)
+
+
+def _refuse_without_data(data: str | None, **options: str | None) -> None:
+    """Refuse what chooses among images, or says where they lie, where a run's own images are taken.
+
+    Raises:
+        TaskError: there is such an option.
+    """
+    if data is None and (given := [key for key, value in options.items() if value is not None]):
+        flags = " and ".join("--" + key.replace("_", "-") for key in given)
+        raise TaskError(
+            f"{flags}: expected --data with it, found none; give --data, or leave it out"
+        )
 
 
 def _load_vdvae(model: str, preset: str | None, device: str, download: bool) -> VDVAE:

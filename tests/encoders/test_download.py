@@ -8,14 +8,19 @@ import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import vdvae_repr as vr
+from vdvae_repr.cli import app
+from vdvae_repr.config import Config, TrainConfig
 from vdvae_repr.encoders import download
 from vdvae_repr.encoders.download import check_hash, fetch, released_file
 from vdvae_repr.model import published, weights
 from vdvae_repr.model.published import RELEASES, Release
+from vdvae_repr.training.checkpoints import read_start
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +108,38 @@ def test_it_is_fetched_hashed_and_loaded(release, tiny, content):
     digest, name = release.with_name(f"{release.name}.sha256").read_text().split()
     assert (digest, name) == (hashlib.sha256(content).hexdigest(), release.name)
     assert sorted(path.suffix for path in release.parent.iterdir()) == [".lock", ".sha256", ".th"]
+
+
+def test_it_is_taken_wherever_a_vdvae_is_named(release, server, tiny, images):
+    vr.load("openai:tiny", download=True)
+    start, step = read_start("openai:tiny")
+    assert step == 0
+    for key, value in tiny.state_dict().items():
+        assert torch.equal(start["model"][key], value)
+        assert torch.equal(start["average"][key], value)
+    named = vr.LatentTransformer("openai:tiny", layers="1x1").fit_transform(images)
+    assert np.array_equal(named, vr.LatentTransformer(tiny, layers="1x1").fit_transform(images))
+
+
+def test_training_starts_from_what_it_fetches(release, tiny, tmp_path):
+    config = Config(
+        model=tiny.config, train=TrainConfig(steps=2, batch_size=2, lr=1e-4, skip_threshold=1e9)
+    )
+    (tmp_path / "tiny.toml").write_text(config.to_toml())
+    command = ["train", tmp_path / "tiny.toml", "--data", "toy-faces:4x3", "--out", tmp_path / "r"]
+    command = [str(word) for word in [*command, "--init-from", "openai:tiny"]]
+    missing = CliRunner().invoke(app, command)
+    assert "--download" in str(missing.exception)
+    done = CliRunner().invoke(app, [*command, "--download"])
+    assert done.exit_code == 0, done.output
+    assert release.is_file()
+
+
+def test_other_networks_are_refused_where_a_vdvae_is_needed(images):
+    with pytest.raises(vr.CheckpointError, match=r"timm:resnet10t@random: expected .* a VDVAE"):
+        read_start("timm:resnet10t@random")
+    with pytest.raises(vr.CheckpointError, match=r"timm:resnet10t@random: expected a VDVAE"):
+        vr.LatentTransformer("timm:resnet10t@random").fit(images)
 
 
 def test_what_is_there_is_not_fetched_again(release, server):

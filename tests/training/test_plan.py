@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import signal
+import tarfile
 from fractions import Fraction
 
 import numpy as np
@@ -16,6 +19,7 @@ from vdvae_repr.config import TrainConfig, load_config, preset_names, preset_pat
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing
 from vdvae_repr.model.vdvae import VDVAE
+from vdvae_repr.training import trainer, watch
 from vdvae_repr.training.optimisation import Optimisation
 from vdvae_repr.training.reading import pixel_statistics
 
@@ -312,3 +316,123 @@ def test_the_command_trains_and_goes_on(toml, folder, tmp_path, monkeypatch):
     command(toml, "--data", folder, "--on-error", "skip", "--set", "train.steps=2")
     command("runs/small", "--resume", "--set", "train.steps=3")
     assert rows(tmp_path / "runs/small")[-1]["step"] == 3
+
+
+def test_rows_are_taken_from_the_data_that_are_given(toml, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("photos.npy", photos)
+    np.save("some.npy", photos[:12])
+
+    def command(*arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    train = ("train", toml, "--set", "train.steps=2", "--data")
+    for arguments in (
+        (*train, "photos.npy", "--rows", "0:12", "--out", "r"),
+        (*train, "some.npy", "--out", "s"),
+    ):
+        done = command(*arguments)
+        assert done.exit_code == 0, done.output
+    one, other = ([row["bits_per_dim"] for row in rows(tmp_path / run)] for run in "rs")
+    assert one == other
+    for arguments, flag in (
+        (("train", "r", "--resume", "--rows", "0:3"), "--rows"),
+        (("train", "r", "--resume", "--data-root", "d"), "--data-root"),
+        (("evaluate", "--model", "s", "--split", "held-back", "--rows", "0:3"), "--rows"),
+        (("evaluate", "--model", "s", "--split", "held-back", "--data-root", "d"), "--data-root"),
+    ):
+        refusal = command(*arguments).exception
+        assert isinstance(refusal, vr.TaskError)
+        assert str(refusal).startswith(f"{flag}: expected --data")
+
+
+def test_what_is_left_out_is_said_by_whatever_opens_the_data(toml, folder, tiny, tmp_path, caplog):
+    (folder / "19.png").rename(folder / "19.heic")
+    left_out = "photos: 1 file left out: .heic (1)"
+    said = []
+    out = vr.train(toml, folder, tmp_path / "r", progress=said.append)
+    assert said.count(left_out) == 1
+    said.clear()
+    vr.train(out, resume=True, steps=5, progress=said.append)
+    assert said.count(left_out) == 1
+    said.clear()
+    vr.extract(tiny, folder, tmp_path / "s.h5", report=said.append)
+    assert said.count(left_out) == 1
+    vr.evaluate(tiny, folder)
+    vr.evaluate(vr.load(out), None, run=out, split="held-back")
+    assert [record.getMessage() for record in caplog.records].count(left_out) == 2
+    vr.evaluate(tiny, vr.open_source(folder))  # whoever opens it reads its notices
+    assert len(caplog.records) == 2
+
+
+def test_the_command_says_once_what_is_left_out(toml, folder, tmp_path):
+    (folder / "19.png").rename(folder / "19.heic")
+    for number, more in enumerate([(), ("--rows", "0:19"), ("--data-root", str(tmp_path))]):
+        out = tmp_path / f"r{number}"
+        done = CliRunner().invoke(
+            app, ["train", str(toml), "--data", str(folder), "--out", str(out), *more]
+        )
+        assert done.exit_code == 0, done.output
+        assert done.output.count("photos: 1 file left out: .heic (1)") == 1
+
+
+@pytest.mark.parametrize("name", ["photos", "photos.npz", "photos.npz:images", "s-*.tar"])
+def test_a_run_finds_its_data_from_another_folder(toml, photos, name, tmp_path, monkeypatch):
+    (tmp_path / "here" / "photos").mkdir(parents=True)
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    np.savez("photos.npz", images=photos)
+    for i, pixels in enumerate(photos):
+        Image.fromarray(pixels).save(f"photos/{i:02d}.png")
+    with tarfile.open("s-0.tar", "w") as tar:
+        tar.add("photos")
+    out = vr.train(toml, name, tmp_path / "r", probe_data=name, steps=1)
+    monkeypatch.chdir(tmp_path / "there")
+    vr.train(out, resume=True, steps=2)
+    kept = json.loads((out / "run.json").read_text())
+    assert kept["data"] == kept["options"]["probe_data"] == str(tmp_path / "here" / name)
+
+
+@pytest.mark.parametrize("name", ["digits", "toy-faces:4x3"])
+def test_a_known_name_stays_one(toml, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    out = vr.train(toml, name, tmp_path / "r", probe_data=name, steps=1)
+    kept = json.loads((out / "run.json").read_text())
+    assert kept["data"] == kept["options"]["probe_data"] == name
+
+
+def test_a_kill_between_its_first_files_leaves_no_older_folder(toml, photos, tmp_path, monkeypatch):
+    out = tmp_path / "r"
+    write = watch._write_aside
+    for written in range(2):
+        places = []
+
+        def killed(path, text, places=places, written=written):
+            if len(places) == written:
+                raise KeyboardInterrupt
+            places.append(path)
+            write(path, text)
+
+        monkeypatch.setattr(watch, "_write_aside", killed)
+        with pytest.raises(KeyboardInterrupt):
+            vr.train(toml, photos, out, crop=6)
+        assert (out / "run.json").is_file() or not (out / "config.toml").is_file()
+
+
+def test_a_signal_in_the_last_step_hides_no_failure(toml, photos, tmp_path, monkeypatch):
+    np.savez(tmp_path / "a.npz", **{"train/images": photos[:1] * 0, "val/images": photos[1:3]})
+    forward = trainer._Run.forward_backward
+
+    def stopped(run, model, batch):
+        if run.optimisation.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(run, model, batch)
+
+    monkeypatch.setattr(trainer._Run, "forward_backward", stopped)
+    changed = ["model.shift=0", "model.scale=3e38"]
+    with pytest.raises(vr.TrainingError, match="held back is not finite"):
+        vr.train(toml, tmp_path / "a.npz", tmp_path / "r", changed=changed, batch_size=1, steps=3)
+    with pytest.raises(vr.Terminated, match="at step 3"):
+        vr.train(toml, photos, tmp_path / "s", steps=3)
+    assert rows(tmp_path / "s")[-1]["held_back_bits_per_dim"] > 0

@@ -1,6 +1,7 @@
 """Training runs on a tiny model: the same result however a run is divided, killed or resumed."""
 
 import json
+import math
 import os
 import random
 import resource
@@ -14,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import vdvae_repr as vr
 from vdvae_repr.config import load_config
 from vdvae_repr.data.open import open_source
 from vdvae_repr.training import trainer
-from vdvae_repr.training.checkpoints import checkpoint_steps
+from vdvae_repr.training.checkpoints import checkpoint_steps, read_start
 from vdvae_repr.training.draws import joint_noise, mark_held_back, ordered, split_indices
 
 TOML = """
@@ -373,6 +374,29 @@ def test_a_published_run_that_is_not_whole_is_refused(toml, photos, tmp_path):
     (tmp_path / "x-opt.th").unlink()
     (tmp_path / "x-model-ema.th").unlink()  # its score is not finite, which is an error at the end
     trained(toml, photos, tmp_path / "r", "train.steps=1", init_from=start)
+
+
+def test_a_run_starts_from_weights_however_they_are_wrapped(toml, tmp_path):
+    model = vr.VDVAE(load_config(toml).model)  # of no preset's architecture
+    weights = dict(zip(published_names(model), model.state_dict().values(), strict=True))
+    average = {name: value + 1 for name, value in weights.items()}
+    for name in ("x.pt", "x-model.th"):
+        state = {"state_dict": {f"module.{k}": v for k, v in weights.items()}, "epoch": 3}
+        torch.save(state, tmp_path / name)
+    torch.save({"model": average}, tmp_path / "x-model-ema.th")
+    save_file(weights, tmp_path / "x.safetensors")
+    for name, more in (("x.pt", 0), ("x.safetensors", 0), ("x-model.th", 1)):
+        start, step = read_start(tmp_path / name)
+        assert step == 0
+        for key, value in model.state_dict().items():
+            assert torch.equal(start["model"][key], value)
+            assert torch.equal(start["average"][key], value + more)
+    average["decoder.gain"] = torch.full_like(average["decoder.gain"], math.nan)
+    torch.save(average, tmp_path / "x-model-ema.th")
+    torch.save(average, tmp_path / "y.th")
+    for name in ("x-model.th", "y.th"):
+        with pytest.raises(vr.CheckpointError, match=r"found NaN or infinity in decoder\.gain"):
+            read_start(tmp_path / name)
 
 
 def test_a_run_starts_from_the_weights_of_another(toml, photos, tmp_path):

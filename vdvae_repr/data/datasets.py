@@ -80,13 +80,19 @@ class Rows(NamedTuple):
 
 
 BUILT_IN = ("digits", "toy-faces")
+TOY_FACES = r"toy-faces(?::(\d+)x(\d+))?"
+
+
+def is_name(data: str) -> bool:
+    """Whether `data` names a data set, whatever lies in the working folder; else it is a path."""
+    return data in DATASETS or data == "digits" or re.fullmatch(TOY_FACES, data) is not None
 
 
 def open_built_in(name: str) -> Source | None:
     """Open a data set that needs no files: `digits`, `toy-faces` or `toy-faces:20x10`; None if it is none."""
     if name == "digits":
         return _digits()
-    if match := re.fullmatch(r"toy-faces(?::(\d+)x(\d+))?", name):
+    if match := re.fullmatch(TOY_FACES, name):
         people, images = (int(group) for group in match.groups()) if match[1] else (20, 10)
         return _toy_faces(people, images)
     return None

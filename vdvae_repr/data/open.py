@@ -60,6 +60,7 @@ def open_source(
     root: str | Path | None = None,
     download: bool = False,
     rows: Rows | None = None,
+    notice: Callable[[str], None] | None = None,
 ) -> Source:
     """Open whatever `--data` names.
 
@@ -72,12 +73,17 @@ def open_source(
         download: fetch a known data set that is missing, where that is possible.
         rows: the images to take, counted from 0, in this order: `"0:8859"` (the last not among them), a text
             or .npy file of numbers, or numbers. None takes all.
+        notice: receives a line about each thing that was left out, or read in a way that may surprise; of a
+            source, which was opened before, nothing.
 
     Raises:
         DataError: nothing there, no images in it, or contents that cannot be used.
     """
     allow_pixels()
     source = _open(data, root, download)
+    if notice is not None and not isinstance(data, Source):
+        for line in source.notices:
+            notice(f"{source.name}: {line}")
     if rows is None:
         return source
     return source.select(_row_numbers(rows, len(source), source.name))

@@ -94,7 +94,7 @@ def extract(
         features: names of the encoder's, of a VDVAE `mean` if not given; `z` needs `z="sample"`.
         overwrite: replace a finished store, but no other file; without it, a store of the same extraction is
             returned as it is.
-        report: receives a line about what will be written.
+        report: receives lines about what was left out of `data`, and what will be written.
         progress: receives the number of images done since the last call.
         **keywords: options by their names.
 
@@ -110,10 +110,13 @@ def extract(
     """
     chosen_options = resolve_options(options, keywords)
     out = Path(out)
-    source = open_source(data)
+    notices: list[str] = []
+    source = open_source(data, notice=notices.append)
     job = ExtractionJob.of(as_encoder(model), source, layers, features, chosen_options)
     rank, processes = partition.join_processes()
     folder = parts_folder(out)
+    for line in notices if rank == 0 else ():
+        report(line)
     try:
         if rank == 0:
             refuse_target(out, source.paths)

@@ -12,21 +12,21 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from vdvae_repr.data.source import Preprocessing, RawImage
+from vdvae_repr.encoders.load import load
 from vdvae_repr.encoders.vdvae import FEATURES, VDVAEEncoder
-from vdvae_repr.errors import DataError, LayerError
+from vdvae_repr.errors import CheckpointError, DataError, LayerError
 from vdvae_repr.latents.format import array_key
 from vdvae_repr.latents.pooling import pool_layer
 from vdvae_repr.model.layers import select_layers
 from vdvae_repr.model.noise import seeded_noise
 from vdvae_repr.model.vdvae import VDVAE
-from vdvae_repr.model.weights import load
 
 
 class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """A VDVAE's posterior features of images, for a `Pipeline` or `GridSearchCV`; nothing is learned.
 
     Args:
-        model: a VDVAE, or whatever `vdvae_repr.load` takes.
+        model: a VDVAE, or what names one to `vdvae_repr.load`.
         layers: selector; layers stand side by side, coarsest first.
         feature: as those of a store.
         pool: None flattens, "avg" takes the mean over the grid, "avg:4" over a 4x4 grid.
@@ -64,14 +64,20 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """Load the model and check the selection; X and y are not looked at.
 
         Raises:
-            CheckpointError, LayerError: no such model, layer, feature or pooling.
+            CheckpointError, LayerError: no such model, no VDVAE; no such layer, feature or pooling.
         """
         if self.feature not in FEATURES:
             raise LayerError(
                 f"unknown feature {self.feature!r}; the features are {', '.join(FEATURES)}"
             )
         model = self.model
-        self.model_ = model if isinstance(model, VDVAE) else load(model, device=self.device)
+        net = load(model, device=self.device) if isinstance(model, str | Path) else model
+        if not isinstance(net, VDVAE):
+            what = model if isinstance(model, str | Path) else type(model).__name__
+            raise CheckpointError(
+                f"{what}: expected a VDVAE; of other networks vr.extract stores activations"
+            )
+        self.model_ = net
         self.layers_ = select_layers(self.model_.layers, self.layers)
         blank = np.zeros((1, *[self.model_.config.image_size] * 2, 3), np.uint8)
         self._names = [

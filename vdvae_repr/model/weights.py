@@ -231,6 +231,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
+def read_parameters(path: Path) -> dict[str, Tensor]:
+    """Read a VDVAE's parameters, float32, by this package's names, out of any file that `load` takes.
+
+    The architecture need not be that of a preset.
+
+    Raises:
+        CheckpointError: as `read_weights`.
+    """
+    named = from_published_names(_without_wrapper(read_weights(path)))
+    return {key: value.float() for key, value in named.items()}
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:

@@ -17,9 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vdvae_repr.encoders.load import load
 from vdvae_repr.errors import CheckpointError, TrainingError
-from vdvae_repr.model.published import from_published_names
-from vdvae_repr.model.weights import load, read_th
+from vdvae_repr.model.vdvae import VDVAE
+from vdvae_repr.model.weights import packaged_names, read_parameters, read_th
 
 logger = logging.getLogger(__name__)
 Tensors = Mapping[str, Mapping[str, Tensor]]
@@ -88,17 +89,22 @@ def read_start(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], int]:
     """Return tensors and step to start a new run from.
 
     A published run's `NAME-model.th` brings its `NAME-model-ema.th`, `NAME-opt.th` and `NAME-log.jsonl`
-    (openai/vdvae train_helpers.py), each where it lies beside it; anything else that `load` takes gives
-    the weights of both the model and its average, at step 0.
+    (openai/vdvae train_helpers.py), each where it lies beside it; any other VDVAE that `load` takes,
+    and a file of any architecture, gives the weights of both the model and its average, at step 0.
 
     Raises:
-        CheckpointError: damaged files, moments of another model, or moments without the log that tells
-            their step.
+        CheckpointError: no VDVAE, damaged files, values that are not finite, moments of another model, or
+            moments without the log that tells their step.
     """
-    path = Path(path)
+    start, path = str(path), Path(path)
+    if start in packaged_names() or not path.is_file():
+        model = load(start)
+        if not isinstance(model, VDVAE):
+            raise CheckpointError(f"{start}: expected the weights of a VDVAE to start from")
+        weights = model.state_dict()
+        return {"model": weights, "average": weights, "adamw": {}}, 0
     if not path.name.endswith("-model.th"):
-        published = path.suffix in (".th", ".pt", ".pth")
-        weights = from_published_names(read_th(path)) if published else load(path).state_dict()
+        weights = read_parameters(path)
         return {"model": weights, "average": weights, "adamw": {}}, 0
     average, moments, log = (
         path.with_name(path.name.removesuffix("-model.th") + ending)
@@ -106,10 +112,10 @@ def read_start(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], int]:
     )
     if moments.is_file() and not log.is_file():
         raise CheckpointError(f"{moments}: expected {log.name} beside it, which tells the step")
-    weights = from_published_names(read_th(path))
+    weights = read_parameters(path)
     tensors = {
         "model": weights,
-        "average": from_published_names(read_th(average)) if average.is_file() else weights,
+        "average": read_parameters(average) if average.is_file() else weights,
         "adamw": _published_moments(moments, weights) if moments.is_file() else {},
     }
     if not log.is_file():

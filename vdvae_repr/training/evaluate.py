@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -29,6 +30,7 @@ from vdvae_repr.training.draws import mark_held_back
 from vdvae_repr.training.plan import read_run
 from vdvae_repr.training.reading import LEFT_OUT, leave_out, process, unreadable
 
+logger = logging.getLogger(__name__)
 ACTIVE_NATS = 0.01
 
 
@@ -100,7 +102,8 @@ def evaluate(
 
     Args:
         model: in eval mode.
-        data: what `--data` takes; None, with `run`, for what that run was trained on.
+        data: what `--data` takes; None, with `run`, for what that run was trained on. What is left out of it
+            is logged as a warning.
         split: `train`, `val` or `test`; None scores every image.
         run: a run folder, whose division of its data into `train` and `held-back` replaces the source's
             splits; its crop is taken, if none is given.
@@ -139,7 +142,7 @@ def evaluate(
     elif data is None:
         raise DataError("data: expected images to score, found none given")
     else:
-        source = open_source(data)
+        source = _open(data)
     chosen = [
         i
         for i, name in enumerate(source.splits)
@@ -163,6 +166,15 @@ def evaluate(
     return replace(found, left_out=left_out)
 
 
+def _open(data: str | Path | Source | NDArray[np.uint8]) -> Source:
+    """Open what was given; what was left out of it is logged as a warning, once."""
+
+    def warn(line: str) -> None:
+        logger.warning("%s", line)
+
+    return open_source(data, notice=warn if process()[0] == 0 else None)
+
+
 def _divided(
     run: Path, data: str | Path | Source | NDArray[np.uint8] | None, crop: int | None
 ) -> tuple[Source, int | None, dict[str, str]]:
@@ -173,7 +185,7 @@ def _divided(
     if data is None and plan.data is None:
         raise DataError(f"data: expected the images that {run} was trained on, found none given")
     left_out = dict(plan.left_out or {})
-    source = leave_out(open_source(plan.data if data is None else data), left_out)  # type: ignore[arg-type]
+    source = leave_out(_open(plan.data if data is None else data), left_out)  # type: ignore[arg-type]
     if plan.fingerprint not in (None, source.fingerprint()):
         raise DataError(
             f"{run}: was trained on other data than {source.name}; give what it was trained on"

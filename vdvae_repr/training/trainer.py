@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import math
-import os
 import signal
 import threading
 import time
@@ -25,6 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vdvae_repr.config import Config, TrainConfig
+from vdvae_repr.data.datasets import is_name
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing, Source, read_images
@@ -83,7 +83,7 @@ def train(
     progress: Callable[[str], None] = lambda line: None,
     **train_keys: Any,
 ) -> Path:
-    """Train a VDVAE with the published recipe into the run folder `out`; returns that folder.
+    """Train a VDVAE by its configuration's recipe into the run folder `out`; returns that folder.
 
     `out` receives `config.toml`, `run.json` (how the run is computed), `log.jsonl`, `checkpoints/`,
     `samples/` and `model.safetensors`, the moving average. The loss is in nats per dimension, as published.
@@ -101,7 +101,7 @@ def train(
         resume: go on from the newest checkpoint; without any, start. A finished run is left alone.
         changed: `train.lr=1e-4`, a value in place of the configuration's. Or `train.lr`, a key of a `Config`
             whose value may differ from that of the run that is resumed.
-        init_from: weights that a new run starts from: whatever `load` takes, or a published
+        init_from: weights that a new run starts from: any VDVAE that `load` takes, or a published
             `NAME-model.th`, with `NAME-model-ema.th`, `NAME-opt.th` and `NAME-log.jsonl` where they lie
             beside it, to go on from that run's step.
         name: the model's name in its file; that of the preset or TOML, if not given.
@@ -119,13 +119,13 @@ def train(
         probe_every: steps between probes of layers; 0 for none.
         probe_data: labelled images to probe with, 512 at most; the images held back, if not given.
         probe_layers: selector of the layers probed.
-        progress: receives one line at each row of the log.
+        progress: receives lines about what was left out of the data, and one at each row of the log.
         train_keys: keys of the [train] table by name, as `steps=2000`.
 
     Raises:
         ConfigError: no recipe, a setting that is none, or a resumed run's config differs in keys that were
             not set by name.
-        CheckpointError: `init_from` is of another architecture, or damaged.
+        CheckpointError: `init_from` is no VDVAE, of another architecture, damaged, or not finite.
         DataError: nothing to train on, an image that cannot be read, or no workers.
         TaskError: too few labels to probe with.
         TrainingError: too many skips in a row, nothing learned, a run that is already there, a full disk.
@@ -154,8 +154,8 @@ def train(
     checkpoint = _find_checkpoint(out, resume)
     if checkpoint is not None and data is None and checkpoint[1]["step"] >= recipe.steps:
         return _finished(plan, checkpoint[1], accelerator, progress)
-    source = _open(data, plan)
     say = progress if accelerator.is_main_process else lambda line: None
+    source = _open(data, plan, say)
     preprocessing = Preprocessing(size=plan.tables["model"]["image_size"], crop=options.crop)
     if options.on_error == "skip":
         if plan.left_out is None:
@@ -208,7 +208,7 @@ def train(
     probe = None
     if options.probe_every:
         given = options.probe_data if probe_data is None else probe_data
-        labelled = source if given is None else open_source(given)
+        labelled = source if given is None else open_source(given, notice=say)
         among = held if given is None else np.arange(len(labelled))
         layers = select_layers(model.layers, options.probe_layers)
         probe = Probe.of(options.probe_every, labelled, among, layers)
@@ -302,7 +302,7 @@ class _Run:
                 row["learning_rate"] = optimisation.learning_rate
                 row["images_per_second"] = round((self.images_seen - first) / seconds, 2)
                 row["data_wait"] = round(waited / seconds, 4)
-                if step in EARLY or (due and not stop):
+                if step in EARLY or (due and (not stop or step == recipe.steps)):
                     row |= watch.evaluate(step)
                 if probing:
                     row |= watch.probe_layers()
@@ -524,23 +524,25 @@ def _finished(
     return plan.out
 
 
-def _open(data: str | Path | Source | NDArray[np.uint8] | None, plan: Plan) -> Source:
+def _open(
+    data: str | Path | Source | NDArray[np.uint8] | None, plan: Plan, say: Callable[[str], None]
+) -> Source:
     """Open what was given, else what the run's folder names."""
     if data is not None:
-        return open_source(data)
+        return open_source(data, notice=say)
     if plan.data is None:
         raise DataError(
             f"data: expected images to train on, found none given, and none that {plan.out} names; "
             "give --data"
         )
-    return open_source(plan.data)
+    return open_source(plan.data, notice=say)
 
 
 def _written(data: object) -> str | None:
     """Return what `run.json` keeps of `data`: a name, or a path from the root; None for images."""
-    if isinstance(data, Path) or (isinstance(data, str) and os.sep in data):
-        return str(Path.cwd() / data)
-    return data if isinstance(data, str) else None
+    if not isinstance(data, str | Path):
+        return None
+    return data if isinstance(data, str) and is_name(data) else str(Path.cwd() / data)
 
 
 def _check_identity(

@@ -112,8 +112,9 @@ class Watch:
         if self.accelerator.is_main_process:
             try:
                 self.out.mkdir(parents=True, exist_ok=True)
-                _write_aside(self.out / "config.toml", self.config.to_toml())
+                # In this order: a config.toml alone would be the folder of an earlier version.
                 _write_aside(self.out / "run.json", self.plan.to_json())
+                _write_aside(self.out / "config.toml", self.config.to_toml())
                 self._cut_log(step)
             except OSError as error:
                 raise TrainingError(
