@@ -212,3 +212,11 @@ def test_a_network_that_is_no_encoder_is_refused_in_one_line(net, encoder, image
         vr.extract("faces64", images, tmp_path / "s.h5", layers="all")
     with pytest.raises(vr.TaskError, match="expected a VDVAE, found TorchEncoder: others have no"):
         vr.evaluate(encoder, images)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [((123.0, 117.0, 104.0), STD), (MEAN, (58.0, 57.0, 57.0))]
+)
+def test_means_on_the_scale_of_255_are_refused(net, mean, std):
+    with pytest.raises(vr.ConfigError, match="on the scale 0 to 1"):
+        vr.TorchEncoder(net, layers=["conv"], size=16, mean=mean, std=std)

@@ -185,3 +185,11 @@ def test_raw_weights_warn_and_averaged_ones_do_not(published, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         vr.load(tmp_path / "run-model-ema.th")
+
+
+def test_a_preset_beside_a_config_is_refused(tiny, tmp_path):
+    weights.save(tiny, tmp_path / "own.safetensors", record={})
+    with pytest.raises(
+        vr.CheckpointError, match=r"holds its own configuration.*leave --preset out"
+    ):
+        vr.load(tmp_path / "own.safetensors", preset="cifar10")

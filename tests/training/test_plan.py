@@ -436,3 +436,16 @@ def test_a_signal_in_the_last_step_hides_no_failure(toml, photos, tmp_path, monk
     with pytest.raises(vr.Terminated, match="at step 3"):
         vr.train(toml, photos, tmp_path / "s", steps=3)
     assert rows(tmp_path / "s")[-1]["held_back_bits_per_dim"] > 0
+
+
+def test_a_run_inside_its_data_is_refused(tmp_path):
+    """Its sample sheets would become training images."""
+    for index in range(12):
+        path = tmp_path / "photos" / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((64, 64, 3), 20 * index, np.uint8)).save(path)
+    before = sorted((tmp_path / "photos").iterdir())
+    for out in ("photos", "photos/runs/a"):
+        with pytest.raises(vr.TrainingError, match="lies in the folder of the data"):
+            vr.train("faces64", tmp_path / "photos", tmp_path / out, steps=1)
+    assert sorted((tmp_path / "photos").iterdir()) == before

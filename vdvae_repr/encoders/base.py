@@ -280,8 +280,8 @@ class TorchEncoder:
         for what, numbers in (("mean", mean), ("std", std)):
             if (
                 len(numbers) != 3
-                or not all(map(math.isfinite, numbers))
-                or (what, 0) in zip(("std",) * 3, numbers, strict=True)
+                or not all(0 <= number <= 1 for number in numbers)  # NaN is none of them
+                or (what == "std" and 0 in numbers)
             ):
                 raise ConfigError(
                     f"{what}: expected three numbers, one a channel, on the scale 0 to 1, "
@@ -485,7 +485,11 @@ def _describe(index: int, name: str, output: Tensor, prefix_tokens: int) -> Laye
         return LayerSpec(index, name, 1, (*shape, 1, 1))
     if len(shape) == 3:
         return LayerSpec(index, name, shape[1] if shape[1] == shape[2] else 0, shape)
-    side = math.isqrt(max(0, shape[0] - prefix_tokens))
+    if not 0 <= prefix_tokens < shape[0]:
+        raise LayerError(
+            f"layer {name}: expected fewer prefix_tokens than its {shape[0]} tokens, found {prefix_tokens}"
+        )
+    side = math.isqrt(shape[0] - prefix_tokens)
     square = side > 0 and side * side == shape[0] - prefix_tokens
     return LayerSpec(index, name, side if square else 0, shape, prefix_tokens)
 

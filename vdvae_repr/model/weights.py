@@ -149,6 +149,11 @@ def _load_file(path: Path, preset: str | None) -> VDVAE:
     if _is_safetensors(_head(path)):
         weights, metadata = _read_safetensors(path)
         if metadata.get("format") == FORMAT:
+            if preset is not None:
+                raise CheckpointError(
+                    f"{path}: holds its own configuration, so that preset {preset!r} would say nothing; "
+                    "leave --preset out"
+                )
             return _load_own(path, weights, metadata)
         state: Mapping[str, Any] = weights
     else:

@@ -156,6 +156,12 @@ def train(
         return _finished(plan, checkpoint[1], accelerator, progress)
     say = progress if accelerator.is_main_process else lambda line: None
     source = _open(data, plan, say)
+    for folder in (path.resolve() for path in source.paths if path.is_dir()):
+        if folder == out.resolve() or folder in out.resolve().parents:
+            raise TrainingError(
+                f"{out}: lies in the folder of the data, {folder}, so that its sample sheets would be images "
+                "to train on; choose another --out"
+            )
     preprocessing = Preprocessing(size=plan.tables["model"]["image_size"], crop=options.crop)
     if options.on_error == "skip":
         if plan.left_out is None:

@@ -272,3 +272,10 @@ def test_a_split_without_labels_and_arrays_that_are_not_read_are_said(tmp_path):
     assert source.notices == ("no array holds labels for the images of test",)
     np.savez(tmp_path / "a.npz", **content, test_labels=[1, 1, 1, 1], ages=[3, 4, 5, 6])
     assert open_source(tmp_path / "a.npz").notices == ("arrays left out: ages",)
+
+
+def test_the_labels_of_a_named_array_are_those_of_its_own_name(tmp_path):
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", train_images=images, train_labels=[4, 5, 6], labels=[9, 9, 9])
+    source = open_source(f"{tmp_path}/a.npz:train_images")
+    assert [source.label_names[label] for label in source.labels] == ["4", "5", "6"]

@@ -199,7 +199,11 @@ def _source_of(path: Path, content: _Lazy, key: str | None, listed: Sequence[str
         else:
             images, folder = content[key], key.rpartition("/")[0]
             beside = f"{folder}/" if folder else ""
-            labels, about_labels = _beside(content, [f"{beside}labels"], len(images))
+            base = key.rpartition("/")[2]
+            own = [base.replace("images", "labels")] if "images" in base else []
+            labels, about_labels = _beside(
+                content, [f"{beside}{label}" for label in (*own, "labels")], len(images)
+            )
             splits, about_splits = _beside(
                 content, [f"{beside}splits", f"{beside}split"], len(images)
             )
