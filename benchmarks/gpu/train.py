@@ -6,8 +6,8 @@ For each training tar in the folder, also gzipped: lfw_training*.tar trains face
 tiny_imagenet_training*.tar natural64; the time is divided among them. Images are decoded once and stand in
 memory. A run starts from the packaged weights, in bf16, channels-last, its blocks compiled; SIGTERM ends it
 in time, as it would end any run, which then writes its weights. Held-back images are a tenth as the packaged
-recipe holds it back, scored before and after with the same draws, in float32. Appends a JSON object a model
-to RESULTS/train.jsonl, and writes RESULTS/NAME/ (model.safetensors, config.toml, log.jsonl), which
+recipe holds it back, scored before and after with the same draws, in float32. Writes a JSON object a model
+into RESULTS/train.jsonl, and RESULTS/NAME/ (model.safetensors, config.toml, log.jsonl), which
 benchmarks/models/package.py takes.
 """
 

@@ -495,7 +495,7 @@ class ExtractionJob:
         def arrays() -> Arrays:
             read = [[wait() for wait in draws] for draws in passes]
             indices, images = np.array(batch.indices), pixels.numpy()
-            if self.options.frame.on_error == "skip" and (lost := self.not_finite(read)):
+            if self.options.frame.on_error == "skip" and (lost := self.rows_not_finite(read)):
                 for row, what in lost.items():
                     image_id = self.source.ids[indices[row]]
                     reason = f"{image_id}: {what} holds NaN or infinity"
@@ -513,7 +513,7 @@ class ExtractionJob:
 
         return arrays
 
-    def not_finite(self, read: Sequence[Sequence[Arrays]]) -> dict[int, str]:
+    def rows_not_finite(self, read: Sequence[Sequence[Arrays]]) -> dict[int, str]:
         """Return the rows of a batch that hold a value which is not finite, with the array's name."""
         lost: dict[int, str] = {}
         for key, value in ((k, v) for draws in read for one in draws for k, v in one.items()):

@@ -27,11 +27,6 @@ CLAIM = "extraction.json"  # in the folder of parts: the attributes of the store
 OWN_FILE = re.compile(r"extraction\.(json|part)|part-\d{5,}\.h5(\.writing)?")
 
 
-def part_path(folder: Path, index: int) -> Path:
-    """Return the file of a part."""
-    return folder / f"part-{index:05d}.h5"
-
-
 def refuse_strangers(folder: Path) -> None:
     """Refuse a folder of parts in which somebody keeps something else.
 
