@@ -3,7 +3,15 @@ import doctest
 import pytest
 
 from vdvae_repr.data import names
-from vdvae_repr.data.names import names_from_paths, number_labels, split_of, splits_of
+from vdvae_repr.data.names import (
+    class_names,
+    names_from_paths,
+    number_labels,
+    split_of,
+    splits_of,
+    unlabelled,
+)
+from vdvae_repr.errors import DataError
 
 
 def test_examples():
@@ -72,3 +80,60 @@ def test_unknown_words_stay_and_are_named():
 def test_numbers_that_differ_in_zeros_are_two_labels_in_one_order():
     for given in (["1", "01"], ["01", "1"]):
         assert number_labels(given)[1] == ("01", "1")
+
+
+@pytest.mark.parametrize(
+    ("values", "classes"),
+    [
+        (["1", "1.0", " 1", "1.", "+1.0"], ["1"] * 5),
+        (["1.0", "2.0", "nan", ""], ["1", "2", None, None]),
+        (["1", "01", "001"], ["1", "01", "001"]),
+        (["3.000000000000000000e+00", "3"], ["3", "3"]),
+        (["-0.0", "0"], ["0", "0"]),
+        (["cat", "Cat", " cat "], ["cat", "Cat", "cat"]),
+        (["1", "1.0", "cat"], ["1", "1", "cat"]),
+        (["1.0", "1.5", "beta"], ["1.0", "1.5", "beta"]),
+        (["1e3", "1000", "0x1"], ["1e3", "1000", "0x1"]),
+        (["9" * 400], ["9" * 400]),
+        ([None, "x"], [None, "x"]),
+    ],
+)
+def test_a_whole_number_is_one_class_and_different_names_stay_apart(values, classes):
+    assert class_names(values).labels == classes
+
+
+@pytest.mark.parametrize(
+    ("values", "notice"),
+    [
+        (["1", "1.0"], "labels '1' and '1.0' are one class"),
+        (["1.0", "cat"], "labels are numbers and words: '1.0' is read as '1'"),
+        (["0.5", "cat"], "words and numbers with fractions, as 'cat' and '0.5'"),
+        (["1", "01"], "'01' and '1' are two classes"),
+        (["cat", "Cat"], "'Cat' and 'cat' are two classes"),
+        (["caf\u00e9", "cafe\u0301"], "are two classes"),
+        (["1", "-1"], "label -1 is a class of its own"),
+    ],
+)
+def test_labels_that_may_be_meant_otherwise_are_said(values, notice):
+    (line,) = class_names(values).notices
+    assert notice in line
+
+
+def test_what_is_measured_is_no_class():
+    with pytest.raises(DataError, match=r"found numbers with fractions, as '0.5'"):
+        class_names(["0.5", "1", "nan"])
+
+
+def test_words_of_one_split_are_said():
+    for words in (["dev", "val", "train"], ["validation", "VAL"]):
+        assert "are one split, val" in splits_of(words)[1][0]
+    assert splits_of(["Train", "train", "test"])[1] == ()
+    assert "'dev' and 'val' are one split" in names_from_paths(["dev/a/1", "val/a/1"]).notices[0]
+
+
+def test_an_image_beside_class_folders_has_no_label():
+    """The name before an underscore counts in a flat folder alone."""
+    ids = ["cat/1.png", "my_root.png", "root.png"]
+    assert names_from_paths(ids).labels == ["cat", None, None]
+    assert unlabelled(ids, ["cat", None, None]) == ("2 images have no label, as my_root.png",)
+    assert unlabelled(ids, ["cat"] * 3) == unlabelled(ids, [None] * 3) == ()

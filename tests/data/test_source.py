@@ -75,6 +75,10 @@ def png(values, colour, transparent):
     header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"tRNS", np.array(transparent, ">u2").tobytes()))
     chunks += ((b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return chunked(chunks)
+
+
+def chunked(chunks):
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(held)) + kind + held + struct.pack(">I", zlib.crc32(kind + held))
         for kind, held in chunks
@@ -86,6 +90,21 @@ def test_what_a_png_of_16_bits_calls_transparent_is_white():
     assert grey_of(png(values, 0, [0x6400])).tolist() == [[0, 255], [100, 128]]
     values = np.stack([np.array([[0, 0x6400], [0x4000, 0x8000]])] * 3, -1)
     assert grey_of(png(values, 2, [0x6400] * 3)).tolist() == [[0, 255], [64, 128]]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_what_a_grey_png_of_few_bits_calls_transparent_is_white(bits):
+    """Of a value of `bits` bits alone: PNG specification, tRNS."""
+    values = np.arange(min(8, 2**bits))
+    packed = np.packbits(
+        np.unpackbits(values.astype(np.uint8)[:, None], axis=1)[:, 8 - bits :].ravel()
+    )
+    header = struct.pack(">IIBBBBB", len(values), 1, bits, 0, 0, 0, 0)
+    for clear in values:
+        expected = np.where(values == clear, 255, values * 255 // (2**bits - 1))
+        chunks = [(b"IHDR", header), (b"tRNS", struct.pack(">H", clear))]
+        chunks += [(b"IDAT", zlib.compress(b"\0" + packed.tobytes())), (b"IEND", b"")]
+        assert grey_of(chunked(chunks)).tolist() == [expected.tolist()]
 
 
 def test_a_pgm_says_what_is_white():

@@ -12,14 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vdvae_repr.data.names import number_labels, split_of
+from vdvae_repr.data.names import class_names, number_labels, split_of
 from vdvae_repr.data.table import Table, read_table
 from vdvae_repr.errors import DataError
 
 # Eyes, nose, corners of the mouth in an aligned image of side 1: where they lie in the central 128 pixels of
 # deep-funneled LFW (median of 60 images, made symmetric), which is how faces64 has seen faces.
 LANDMARKS = np.array([(0.34, 0.405), (0.66, 0.405), (0.50, 0.60), (0.36, 0.757), (0.64, 0.757)])
-TRUTH = {"1": True, "true": True, "0": False, "false": False}  # of a pair's column `same`
+TRUTH = {
+    "1": True,
+    "1.0": True,
+    "true": True,
+    "0": False,
+    "0.0": False,
+    "false": False,
+}  # column `same`
 SMALLEST = 20  # pixels, the detector's smallest face
 DETECTED_AT = 1024  # pixels; larger images are searched at this size
 
@@ -93,7 +100,7 @@ def read_pair_lists(
 
     Raises:
         DataError: a line that is malformed or pairs an image with itself (it is numbered), images that are
-            not among the ids, or no pairs.
+            not among the ids, no pairs, a pair that occurs twice, or pairs that contradict one another.
     """
     test, split = _read_list(Path(pairs), ids)
     if pairs_train is not None:
@@ -145,9 +152,61 @@ def _read_list(path: Path, ids: Sequence[str]) -> tuple[Pairs, NDArray[np.str_] 
         np.array([rows[a] for a in first]),
         np.array([rows[b] for b in second]),
         np.array(truths),
-        np.zeros(len(same), np.intp) if fold is None else number_labels(fold)[0],
+        np.zeros(len(same), np.intp)
+        if fold is None
+        else number_labels(class_names(fold).labels)[0],
     )
+    _refuse_contradiction(path, pairs, table.lines, ids)
     return pairs, None if split is None else _splits_of_pairs(table, split)
+
+
+def _refuse_contradiction(
+    path: Path, pairs: Pairs, lines: Sequence[int], ids: Sequence[str]
+) -> None:
+    """Refuse a pair that is there twice, and a pair of two people whom others make out to be one."""
+    seen: dict[frozenset[int], tuple[int, bool]] = {}
+    person: dict[
+        int, int
+    ] = {}  # an image of the same person; the last of such a chain stands for all
+
+    def stands_for(row: int) -> int:
+        while (above := person.setdefault(row, row)) != row:
+            person[row] = person.setdefault(above, above)
+            row = above
+        return row
+
+    rows = list(
+        zip(pairs.first.tolist(), pairs.second.tolist(), pairs.same.tolist(), lines, strict=True)
+    )
+    for a, b, same, line in rows:
+        before, truth = seen.setdefault(frozenset((a, b)), (line, same))
+        if before != line:
+            what = "again" if truth == same else "with another value of same"
+            raise DataError(
+                f"{path} line {line}: pairs {ids[a]!r} and {ids[b]!r} as line {before} does, {what}; keep one"
+            )
+        if same:
+            person[stands_for(a)] = stands_for(b)
+    for a, b, same, line in rows:
+        if not same and stands_for(a) == stands_for(b):
+            raise DataError(
+                f"{path} line {line}: says that {ids[a]!r} and {ids[b]!r} are two people, but other pairs "
+                "make them one; mend the column same"
+            )
+
+
+def contradictions(pairs: Pairs, labels: NDArray[np.int64], ids: Sequence[str]) -> str:
+    """Return a line that counts the pairs of which labels (N,) say otherwise; empty where there are none."""
+    first, second = labels[pairs.first], labels[pairs.second]
+    wrong = np.flatnonzero((first >= 0) & (second >= 0) & ((first == second) != pairs.same))
+    if not len(wrong):
+        return ""
+    a, b = ids[pairs.first[wrong[0]]], ids[pairs.second[wrong[0]]]
+    people = "one person" if pairs.same[wrong[0]] else "two people"
+    return (
+        f"the labels of the store contradict {len(wrong)} of {len(pairs.same)} pairs, as {a} and {b}, here "
+        f"of {people}: the list of pairs counts"
+    )
 
 
 def _ids_of_pairs(table: Table) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vdvae_repr.errors import DataError
 
 SPLITS = ("train", "val", "test")
 SPLIT_WORDS = {
@@ -52,6 +56,125 @@ def number_labels(names: Sequence[str | None]) -> tuple[NDArray[np.int64], tuple
     return np.array(labels, dtype=np.int64), tuple(distinct)
 
 
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+WHOLE_FLOAT = re.compile(r"\+?(-?\d+)\.0*", re.ASCII)  # as 3.0, or 3.
+LARGE_FLOAT = re.compile(r"[+-]?\d+\.\d*e[+-]?\d+", re.ASCII | re.IGNORECASE)  # as 3.00e+00
+
+
+class ClassNames(NamedTuple):
+    """The class of each image by name, None where it has none; `notices` are lines for people."""
+
+    labels: list[str | None]
+    notices: tuple[str, ...]
+
+
+def class_names(values: Sequence[str | None]) -> ClassNames:
+    """Return the classes that labels mean, which a table, a JSON or an array holds as text.
+
+    A whole number is one class however it is written: `1` is `1.0`, which tables write where a label is
+    missing. `01` is another, as are names that differ in case. Blanks around a name count for nothing, and
+    a value that stands for none (`is_missing`) is none.
+
+    Raises:
+        DataError: all labels are numbers, and some have fractions: what is measured is no class.
+
+    Examples:
+        >>> class_names(["1", "1.0", " 2", "nan"]).labels
+        ['1', '1', '2', None]
+    """
+    counts = Counter("" if value is None else value.strip() for value in values)
+    none = {text: count for text, count in counts.items() if text and is_missing(text)}
+    present = [text for text in counts if not is_missing(text)]
+    numbers = [text for text in present if NUMBER.fullmatch(text)]
+    fractions = [text for text in numbers if _has_fraction(text)]
+    if fractions and len(numbers) == len(present):
+        raise DataError(
+            f"expected labels that are classes, found numbers with fractions, as {fractions[0]!r}; give "
+            "classes as words or whole numbers, and what is measured as a factor of another name"
+        )
+    names: dict[str, str | None] = {text: text for text in present}
+    if not fractions:  # words beside fractions are words, as versions are
+        alone = len(numbers) == len(present)
+        names |= {text: _whole_number(text, alone) for text in numbers}
+    labels = [None if value is None else names.get(value.strip()) for value in values]
+    notices = []
+    if none:
+        listed = ", ".join(f"{text!r} ({count})" for text, count in none.items())
+        notices.append(f"labels that stand for none: {listed}")
+    if "-1" in names.values():
+        notices.append("label -1 is a class of its own; leave a label out where there is none")
+    if rewritten := [text for text in present if names[text] != text]:
+        if len(numbers) < len(present):
+            notices.append(
+                f"labels are numbers and words: {rewritten[0]!r} is read as {names[rewritten[0]]!r}"
+            )
+        elif twice := [text for text in rewritten if names[text] in names]:
+            notices.append(f"labels {names[twice[0]]!r} and {twice[0]!r} are one class")
+    elif fractions:
+        word = next(text for text in present if text not in numbers)
+        notices.append(
+            f"labels are words and numbers with fractions, as {word!r} and {fractions[0]!r}: each is a class"
+        )
+    return ClassNames(labels, (*notices, *look_alikes(labels)))
+
+
+def _has_fraction(number: str) -> bool:
+    value = float(number)
+    return math.isfinite(value) and not value.is_integer()
+
+
+def _whole_number(text: str, alone: bool) -> str:
+    """Return a whole number without what makes it a float; powers of ten only where all are numbers."""
+    if match := WHOLE_FLOAT.fullmatch(text):
+        return "0" if match[1] == "-0" else match[1]
+    if alone and LARGE_FLOAT.fullmatch(text) and abs(float(text)) < 2**53:
+        return str(int(float(text)))
+    return text
+
+
+def factor_values(values: Sequence[str]) -> list[str]:
+    """Return a column of a table that is no label: of numbers, each whole one in one way, and none as `nan`.
+
+    A column that holds words stays as it is.
+
+    Examples:
+        >>> factor_values(["1", "1.0", ""]), factor_values(["1.0", "2.5"]), factor_values(["a", ""])
+        (['1', '1', 'nan'], ['1.0', '2.5'], ['a', ''])
+    """
+    counts = set(values)
+    present = [text for text in counts if not is_missing(text)]
+    if not present or not all(NUMBER.fullmatch(text) for text in present):
+        return list(values)
+    whole = not any(_has_fraction(text) for text in present)
+    written = {text: _whole_number(text, True) if whole else text for text in present}
+    return [written.get(text, "nan") for text in values]
+
+
+def look_alikes(labels: Iterable[str | None]) -> tuple[str, ...]:
+    """Return a line about classes whose names differ in case, blanks or leading zeros alone; maybe none."""
+    first: dict[str, str] = {}
+    alike = []
+    for name in sorted({name for name in labels if name is not None}, key=natural_key):
+        key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        key = re.sub(r"(?<!\d)0+(?=\d)", "", key)
+        if first.setdefault(key, name) != name:
+            alike.append((first[key], name))
+    if not alike:
+        return ()
+    one, other = alike[0]
+    more = f", and {len(alike) - 1} more such pairs" if len(alike) > 1 else ""
+    return (f"{one!r} and {other!r} are two classes{more}; rename one if they are the same",)
+
+
+def unlabelled(ids: Sequence[str], labels: Sequence[str | None]) -> tuple[str, ...]:
+    """Return a line that counts the images without a label, where others have one; maybe none."""
+    none = [image_id for image_id, label in zip(ids, labels, strict=True) if label is None]
+    if not none or len(none) == len(ids):
+        return ()
+    verb = "image has" if len(none) == 1 else "images have"
+    return (f"{len(none)} {verb} no label, as {none[0]}",)
+
+
 def is_missing(value: str) -> bool:
     """Whether a table's value stands for none: empty, nan, NA and the like, or Python's `None`."""
     return value.casefold() in MISSING or value == "None"
@@ -91,13 +214,31 @@ def like_split(word: str) -> str | None:
 
 
 def splits_of(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the splits that words mean, and a line that names the words that mean none.
+    """Return the splits that words mean, and lines about words that mean none, or the same as another.
 
     A word that means none stays as it is, so that no task trains or tests on its images.
     """
-    named = {word: "" if is_missing(word) else split_of(word) or word for word in set(words)}
-    counts = Counter(word for word in words if named[word] not in ("", *SPLITS))
-    return tuple(named[word] for word in words), unknown_splits(counts)
+    counts = Counter(words)
+    named = {word: "" if is_missing(word) else split_of(word) or word for word in counts}
+    unknown = {word: n for word, n in counts.items() if named[word] not in ("", *SPLITS)}
+    notices = (*words_of_one_split(counts), *unknown_splits(unknown))
+    none = sum(count for word, count in counts.items() if not named[word])
+    if 0 < none < len(words):
+        notices += (f"{none} {'image belongs' if none == 1 else 'images belong'} to no split",)
+    return tuple(named[word] for word in words), notices
+
+
+def words_of_one_split(words: Iterable[str]) -> tuple[str, ...]:
+    """Return a line a split that several words mean, as `dev` and `val`; none where each means its own."""
+    meaning: dict[str, dict[str, str]] = {split: {} for split in SPLITS}
+    for word in words:
+        if split := split_of(word):
+            meaning[split].setdefault(word.strip().casefold(), word)
+    return tuple(
+        f"{' and '.join(repr(word) for word in sorted(found.values()))} are one split, {split}"
+        for split, found in meaning.items()
+        if len(found) > 1
+    )
 
 
 def unknown_splits(counts: Mapping[str, int]) -> tuple[str, ...]:
@@ -123,30 +264,35 @@ class PathNames(NamedTuple):
 def names_from_paths(ids: Sequence[str]) -> PathNames:
     """Read labels and splits off paths.
 
-    A label is the class folder (`train/cat/1.png`: cat); where there is none, the name before its last
-    underscore (`Ann_Lee_1.png`: Ann_Lee). One level of folders may be splits: the top one, the one below
+    A label is the class folder (`train/cat/1.png`: cat); where no image lies in one, the name before its
+    last underscore (`Ann_Lee_1.png`: Ann_Lee). One level of folders may be splits: the top one, the one below
     wrapper folders (`my/train/cat/1.png`), or the one below the classes (`cat/train/1.png`).
     """
     paths = [PurePosixPath(image_id) for image_id in ids]
     folders = [path.parts[:-1] for path in paths]
     level, notices = _split_level(folders)
-    labels: list[str | None] = []
+    classes: list[str] = []
     splits: list[str] = []
-    unknown: Counter[str] = Counter()
+    words: Counter[str] = Counter()
     wrapped = level and len({parts[:level] for parts in folders if len(parts) > level}) == 1
-    for path, parts in zip(paths, folders, strict=True):
+    for parts in folders:
         split, own = "", parts
         if level is not None and len(parts) > level:
             word = parts[level]
             split = split_of(word) or word
-            unknown[word] += split not in SPLITS
+            words[word] += 1
             own = parts[level + 1 :] if wrapped else parts[:level] + parts[level + 1 :]
-        name, underscore, _ = path.stem.rpartition("_")
-        labels.append("/".join(own) if own else (name if underscore else None))
+        classes.append("/".join(own))
         splits.append(split)
+    if any(classes):
+        labels = [name or None for name in classes]
+    else:
+        labels = [path.stem.rpartition("_")[0] or None for path in paths]
+    unknown = {word: count for word, count in words.items() if not split_of(word)}
+    notices += words_of_one_split(words)
     if level is not None and (outside := splits.count("")):
         notices += (f"{outside} images outside the folders of the splits: they belong to no split",)
-    return PathNames(labels, tuple(splits), notices + unknown_splits(+unknown))
+    return PathNames(labels, tuple(splits), notices + unknown_splits(unknown))
 
 
 def _split_level(folders: Sequence[tuple[str, ...]]) -> tuple[int | None, tuple[str, ...]]:
@@ -174,6 +320,34 @@ def _split_level(folders: Sequence[tuple[str, ...]]) -> tuple[int | None, tuple[
                 "splits are folders train, val and test",
             )
     return None, ()
+
+
+def sample_key(name: str) -> tuple[str, str]:
+    """Return what WebDataset groups members by, the name up to the first dot of its last part, and the rest.
+
+    >>> sample_key("d/0.seg.png")
+    ('d/0', 'seg.png')
+    """
+    folder, slash, file = name.rpartition("/")
+    key, _, field = file.partition(".")
+    return f"{folder}{slash}{key}", field
+
+
+def sample_fields(names: Iterable[str]) -> list[str]:
+    """Return the images that are fields of a sample, beside its plain image, as WebDataset names them.
+
+    A number between two dots is no field but belongs to a name.
+
+    >>> sample_fields(["0.jpg", "0.seg.png", "1.left.png", "1.right.png", "x.png", "x.2.png"])
+    ['0.seg.png']
+    """
+    keyed = [(name, *sample_key(name)) for name in names]
+    plain = {key for _, key, field in keyed if "." not in field}
+    return [
+        name
+        for name, key, field in keyed
+        if "." in field and key in plain and not field[:1].isdecimal()
+    ]
 
 
 def left_out(files: Mapping[str, int], folders: Sequence[str] = ()) -> tuple[str, ...]:

@@ -320,7 +320,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         DataError: floating point outside 0 to 1 or not finite, or 32-bit whole numbers.
     """
-    image.load()
+    _load(image)
     white = _white(image)
     inverted, clear = _white_is_zero(image), image.info.get("transparency")
     image = _upright(image)
@@ -400,10 +400,21 @@ def _decode(image: Image.Image) -> None:
     try:
         if limit is not None and image.width * image.height > limit:
             raise DataError(_too_large())
-        image.load()
+        _load(image)
     except BaseException:
         image.close()
         raise
+
+
+def _load(image: Image.Image) -> None:
+    """Decode an image; the transparent value of a grey PNG of 2 or 4 bits is scaled as its pixels are."""
+    tiles = getattr(image, "tile", None)  # of an image that is not decoded yet
+    held = tiles[0][3] if tiles else None
+    image.load()
+    bits, clear = {"L;2": 2, "L;4": 4}.get(str(held)), image.info.get("transparency")
+    if bits and isinstance(clear, int):
+        most = 2**bits - 1
+        image.info["transparency"] = (clear & most) * 255 // most
 
 
 def _too_large() -> str:

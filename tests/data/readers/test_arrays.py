@@ -253,7 +253,10 @@ def test_labels_and_splits_lie_beside_an_array_that_is_named(tmp_path, word, fol
         file[f"{folder}pixels"], file[f"{folder}labels"] = IMAGES, [0, 1, 0, 1]
         file[f"{folder}{word}"] = ["train", "Validation", "test", ""]
     source = open_source(f"{tmp_path / 'a.h5'}:{folder}pixels")
-    assert (labels(source), source.notices) == (["0", "1", "0", "1"], ())
+    assert (labels(source), source.notices) == (
+        ["0", "1", "0", "1"],
+        ("1 image belongs to no split",),
+    )
     assert source.splits == ("train", "val", "test", "")
 
 
@@ -279,3 +282,81 @@ def test_the_labels_of_a_named_array_are_those_of_its_own_name(tmp_path):
     np.savez(tmp_path / "a.npz", train_images=images, train_labels=[4, 5, 6], labels=[9, 9, 9])
     source = open_source(f"{tmp_path}/a.npz:train_images")
     assert [source.label_names[label] for label in source.labels] == ["4", "5", "6"]
+
+
+def test_a_number_is_one_class_in_parts_of_any_type(tmp_path):
+    parts = {"train_labels": np.array(["1", "2", "1.0"]), "test_labels": np.array([2.0])}
+    np.savez(tmp_path / "a.npz", train_images=IMAGES[:3], test_images=IMAGES[3:], **parts)
+    assert labels(open_source(tmp_path / "a.npz")) == ["1", "2", "1", "2"]
+    parts["train_labels"] = np.array(["1.5", "2", "3"])
+    np.savez(tmp_path / "a.npz", train_images=IMAGES[:3], test_images=IMAGES[3:], **parts)
+    with pytest.raises(DataError, match="labels that are classes, found numbers with fractions"):
+        open_source(tmp_path / "a.npz")
+
+
+def test_names_that_are_no_utf8_stay_apart(tmp_path):
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=np.array([b"\xe9", b"\xe8", b"\xe9", b"a"]))
+    assert labels(open_source(tmp_path / "a.npz")) == ["%E9", "%E8", "%E9", "a"]
+
+
+@pytest.mark.parametrize(
+    ("given", "notices"),
+    [
+        (
+            np.full(4, np.nan),
+            ("4 labels are NaN: these images count as unlabelled",
+             "no label is left, so that images have no labels"),
+        ),
+        (np.array([1, np.nan, 2, 2]), ("1 labels are NaN: these images count as unlabelled",)),
+        (np.array(["a", "nan", "b", "b"]), ("labels that stand for none: 'nan' (1)",)),
+        (np.array([""] * 4), ("no label is left, so that images have no labels",)),
+    ],
+)  # fmt: skip
+def test_labels_that_are_none_are_counted(tmp_path, given, notices):
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=given)
+    assert open_source(tmp_path / "a.npz").notices == notices
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "expected", "notice"),
+    [
+        (["x", "x", "y"], [0, 1, 2, 1], ["x (0)", "x (1)", "y", "x (1)"], "several classes 'x'"),
+        ([["x"], ["y"], ["z"]], [0, 1, 2, 1], ["x", "y", "z", "y"], None),
+        (["x", "y", "z"], [0, 1, 1, 1], ["x", "y", "y", "y"], "name 3 classes, of which 2 occur"),
+        (["x", "y"], ["a", "b", "a", "b"], ["a", "b", "a", "b"], "class_names left out"),
+    ],
+)
+def test_class_names_of_odd_shapes(tmp_path, names, given, expected, notice):
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=np.array(given), class_names=names)
+    source = open_source(tmp_path / "a.npz")
+    assert labels(source) == expected
+    assert len(set(source.label_names)) == len(source.label_names)
+    assert [notice in line for line in source.notices] == ([] if notice is None else [True])
+
+
+def test_class_names_of_two_axes_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=np.arange(4), class_names=np.eye(2))
+    with pytest.raises(DataError, match=r"expected class_names \(K,\), found shape \(2, 2\)"):
+        open_source(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 9), (4, 8, 9), (8, 8, 20)])
+def test_how_an_array_of_three_axes_is_read_is_said(shape):
+    source = open_source(np.zeros(shape, np.uint8))
+    assert len(source) == shape[0]
+    assert f"read as {shape[0]} grey images of {shape[1]}x{shape[2]} pixels" in source.notices[0]
+    assert open_source(np.zeros((5, 8, 9), np.uint8)).notices == ()
+
+
+@pytest.mark.parametrize(
+    ("shape", "advice"),
+    [
+        ((5, 3, 8, 9), r"transpose\(0, 2, 3, 1\)"),
+        ((8, 9, 3, 5), r"transpose\(3, 0, 1, 2\)"),
+        ((5, 8, 9, 4), "leave the fourth channel out"),
+        ((8, 9, 3), r"give images\[None\]"),
+    ],
+)
+def test_axes_in_another_order_are_refused_with_advice(shape, advice):
+    with pytest.raises(DataError, match=advice):
+        open_source(np.zeros(shape, np.uint8))

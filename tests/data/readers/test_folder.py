@@ -48,7 +48,10 @@ def test_links_are_followed_but_never_in_a_circle(tmp_path):
     (tmp_path / "img" / "dog.png").symlink_to("cat/0.png")
     source = open_source(tmp_path / "img")
     assert source.ids == ("cat/0.png", "dog.png", "dog/1.png")
-    assert source.notices == ("2 files left out: link to a folder above it (2)",)
+    assert source.notices == (
+        "2 files left out: link to a folder above it (2)",
+        "1 image has no label, as dog.png",
+    )
 
 
 def test_a_name_that_is_not_utf8_is_percent_encoded(tmp_path):
@@ -67,3 +70,14 @@ def test_a_name_that_is_not_utf8_is_percent_encoded(tmp_path):
 def test_upper_case_extensions(tmp_path):
     put(tmp_path / "A.PNG")
     assert open_source(tmp_path).ids == ("A.PNG",)
+
+
+def test_images_beside_class_folders_and_masks_are_said(tmp_path):
+    for name in ("cat/1.png", "cat/1.mask.png", "dog/2.png", "dog/2.3.png", "root.png"):
+        put(tmp_path / name)
+    source = open_source(tmp_path)
+    assert source.labels.tolist() == [0, 0, 1, 1, -1]
+    assert source.notices == (
+        "1 image has no label, as root.png",
+        "1 images are called like parts of another, as cat/1.mask.png: they are read as images of their own",
+    )

@@ -59,7 +59,10 @@ def test_tables_as_people_write_them(table, content, name):
 def test_splits_under_another_name_are_splits(table):
     source = table("file,label,subset,note\na.png,cat,Train,x\nb.png,dog,test,y\nc.png,dog,,z\n")
     assert source.splits == ("train", "test", "")
-    assert source.notices == ("splits are read from column 'subset'",)
+    assert source.notices == (
+        "splits are read from column 'subset'",
+        "1 image belongs to no split",
+    )
     assert table("file,label,x,y\na.png,cat,train,test\nb.png,dog,test,train\n").splits == ("", "")
 
 
@@ -78,7 +81,12 @@ def test_words_of_splits_in_a_column_that_is_none_are_said(table, words):
 def test_labels_that_stand_for_none(table):
     source = table("file,label\na.png,cat\nb.png,nan\nc.png,NA\nd.png,\n")
     assert labels(source) == ["cat", None, None, None]
-    assert source.notices == ("labels that stand for none: 'nan' (1), 'NA' (1)",)
+    assert source.notices == (
+        "labels that stand for none: 'nan' (1), 'NA' (1)",
+        "3 images have no label, as b.png",
+    )
+    empty = table("file,label\na.png,\nb.png,\n")
+    assert empty.notices == ("column 'label' is empty, so that images have no labels",)
 
 
 @pytest.mark.parametrize(
@@ -135,3 +143,33 @@ def test_what_is_wrong_is_one_line_with_its_number(table, content, message):
     with pytest.raises(DataError, match=message) as caught:
         table(content)
     assert "\n" not in str(caught.value)
+
+
+def test_a_whole_number_is_one_class_however_it_is_written(table):
+    source = table("file,label\na.png,1\nb.png,1.0\nc.png, 1\nd.png,01\n")
+    assert labels(source) == ["1", "1", "1", "01"]
+    assert any("'1' and '1.0' are one class" in line for line in source.notices)
+    with pytest.raises(DataError, match=r"m.csv column 'label': .*fractions, as '0.25'"):
+        table("file,label\na.png,0.25\nb.png,1\n")
+
+
+def test_one_file_under_two_names_is_refused(table):
+    with pytest.raises(DataError, match=r"line 3: file './a.png' occurs twice"):
+        table("file,split\na.png,train\n./a.png,test\n")
+
+
+def test_two_words_of_one_split_are_said(table):
+    source = table("file,split\na.png,dev\nb.png,val\nc.png,train\n")
+    assert source.splits == ("val", "val", "train")
+    assert source.notices == ("'dev' and 'val' are one split, val",)
+
+
+def test_numbers_of_other_columns(table):
+    """A whole number is one category, and none among numbers is no category: the task says which image."""
+    source = table("file,a,b,c\na.png,1,0.5,x\nb.png,1.0,,\nc.png,2,1.0,1.0\n")
+    assert {name: values.tolist() for name, values in source.factors.items()} == {
+        "a": ["1", "1", "2"],
+        "b": ["0.5", "nan", "1.0"],
+        "c": ["x", "", "1.0"],
+    }
+    assert "the column of splits is empty" in table("file,split\na.png,\n").notices[0]

@@ -136,3 +136,44 @@ def test_splits_in_json_are_not_dropped_unsaid(tmp_path, label):
         "no splits are read from the .json beside the images; found 'split' (1), 'subset' (1)"
         in source.notices
     )
+
+
+def test_a_whole_number_is_one_class_in_text_and_json(tmp_path):
+    members = {f"{i}.png": png(i) for i in range(3)}
+    for kind, held in (("cls", ["1", "1.0", " 1\n"]), ("json", ["1", "1.0", '"1.0"'])):
+        texts = {f"{i}.{kind}": text.encode() for i, text in enumerate(held)}
+        assert labels(open_source(write(tmp_path / "s.tar", members | texts))) == ["1"] * 3
+        texts[f"0.{kind}"] = b"0.5"
+        with pytest.raises(DataError, match=r"s.tar: expected labels that are classes"):
+            open_source(write(tmp_path / "s.tar", members | texts))
+
+
+def test_fields_of_a_sample_are_no_images(tmp_path):
+    names = (
+        "0.jpg",
+        "0.seg.png",
+        "0.depth.png",
+        "a/1.png",
+        "a/1.mask.png",
+        "a/1.2.png",
+        "b/1.mask.png",
+    )
+    source = open_source(write(tmp_path / "s.tar", {name: png(0) for name in names}))
+    assert source.ids == ("0.jpg", "a/1.2.png", "a/1.png", "b/1.mask.png")
+    assert "3 files left out: further image of a sample, as 0.depth.png (3)" in source.notices
+
+
+def test_of_a_photo_and_a_mask_of_a_sample_the_photo_is_read(tmp_path):
+    members = {"0.png": png(0), "0.jpg": png(1), "0.cls": b"x", "1.png": png(2), "1.jpg": png(3)}
+    source = open_source(write(tmp_path / "s.tar", members))
+    assert source.ids == ("0.jpg", "1.jpg", "1.png")  # nothing says that the second is a sample
+
+
+def test_unlabelled_members_and_shards_of_one_split_are_said(tmp_path):
+    members = {"cat/1.png": png(0), "my_root.png": png(0)}
+    source = open_source(write(tmp_path / "s.tar", members))
+    assert labels(source) == ["cat", None]
+    assert source.notices == ("1 image has no label, as my_root.png",)
+    for name in ("train-0", "dev-0", "val-0"):
+        write(tmp_path / f"y-{name}.tar", {f"{name}.png": png(0)})
+    assert "'dev' and 'val' are one split, val" in open_source(str(tmp_path / "y-*.tar")).notices

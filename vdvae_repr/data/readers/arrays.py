@@ -10,6 +10,7 @@ import re
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from vdvae_repr.data.names import (
     SPLITS,
-    is_missing,
+    class_names,
     natural_key,
     number_labels,
     readable,
@@ -219,7 +220,10 @@ def _source_of(path: Path, content: _Lazy, key: str | None, listed: Sequence[str
         )
     names: Sequence[Any] = ()
     if f"{root}class_names" in content:
-        names = np.atleast_1d(np.asarray(content[f"{root}class_names"])).tolist()
+        array = np.asarray(content[f"{root}class_names"])
+        if array.size != max(array.shape, default=1):
+            raise DataError(f"{path}: expected class_names (K,), found shape {array.shape}")
+        names = array.ravel().tolist()
     unread = [
         n
         for n, item in content.names.items()
@@ -354,7 +358,8 @@ def array_source(
     words: list[str] = []
     whites: list[int] = []
     for part in parts:
-        _check_shape(name, part.images)
+        line = _check_shape(name, part.images)
+        said += [line] if line else []
         count = len(part.images)
         ids += [f"{part.split}/{i}" if part.split else str(i) for i in range(count)]
         words += _words(name, part, count)
@@ -363,6 +368,8 @@ def array_source(
         said += [line] if line else []
     labels, known_names, about_labels = _labels(name, parts, label_names)
     splits, unknown = splits_of(words)
+    if any(part.splits is not None for part in parts) and not any(splits):
+        said.append("the array of splits is empty, so that images belong to no split")
     images = [part.images for part in parts]
     return Source(
         name=name,
@@ -376,15 +383,24 @@ def array_source(
     )
 
 
-def _check_shape(name: str, images: Any) -> None:
-    """Refuse what is no array of images."""
+def _check_shape(name: str, images: Any) -> str:
+    """Refuse what is no array of images; say how one is read that may be meant otherwise."""
     shape, dtype = images.shape, images.dtype
     grey = len(shape) == 3 and shape[2] not in (1, 3, 4)
     if dtype.kind in "uif" and (grey or (len(shape) == 4 and shape[3] in (1, 3))):
-        return
+        if grey and (shape[0] in (3, 4) or shape[1] == shape[0] != shape[2]):
+            other = "transpose(2, 0, 1) is of grey images side by side in the last axis"
+            if shape[0] in (3, 4):
+                other = "transpose(1, 2, 0)[None] is of one image of that many channels"
+            return f"read as {shape[0]} grey images of {shape[1]}x{shape[2]} pixels; {other}"
+        return ""
     advice = ""
-    if len(shape) == 4 and shape[1] in (1, 3):
+    if len(shape) == 4 and shape[1] in (1, 3, 4):
         advice = "; move the channels to the end: images.transpose(0, 2, 3, 1)"
+    elif len(shape) == 4 and shape[2] in (1, 3):
+        advice = "; move the images to the front: images.transpose(3, 0, 1, 2)"
+    elif len(shape) == 4 and shape[3] == 4:
+        advice = "; leave the fourth channel out: images[..., :3]"
     elif len(shape) == 3 and shape[2] in (1, 3, 4):
         advice = "; of one image, give images[None]"
     raise DataError(
@@ -430,45 +446,85 @@ def _labels(
     name: str, parts: Sequence[Part], label_names: Sequence[str]
 ) -> tuple[NDArray[np.int64], tuple[str, ...], list[str]]:
     """Return labels from 0, -1 where there is none, their names, and what to say of them."""
-    given: list[NDArray[Any] | None] = []
-    for part in parts:
-        count = len(part.images)
-        if part.labels is None:
-            given.append(None)
-            continue
-        array = np.asarray(part.labels)
-        if array.ndim == 2 and array.shape[1] == 1:
-            array = array[:, 0]
-        if array.shape != (count,):
-            raise DataError(f"{name}: expected {count} labels, found shape {array.shape}")
-        given.append(array)
-    if any(values is not None and values.dtype.kind not in "biuf" for values in given):
-        names: list[str | None] = []
-        for part, values in zip(parts, given, strict=True):
-            words = (
-                [""] * len(part.images) if values is None else [_text(v) for v in values.tolist()]
-            )
-            names += [None if is_missing(word) else word for word in words]
-        return *number_labels(names), []
-    values_of: list[int | None] = []
+    given = [None if part.labels is None else _column(name, part) for part in parts]
+    said: list[str] = []
+    texts: list[str | None] = []
+    none: Counter[str] = Counter()
+    words = False
     for part, values in zip(parts, given, strict=True):
-        values_of += [None] * len(part.images) if values is None else _whole(name, values)
-    none = sum(value == -1 for value in values_of)
-    said = [f"{none} labels are -1: these images count as unlabelled"] if none else []
-    distinct = sorted({value for value in values_of if value is not None and value != -1})
-    if distinct and distinct[0] < 0:
+        if values is None:
+            texts += [None] * len(part.images)
+        elif values.dtype.kind in "biuf":
+            numbers = _whole(name, values)
+            none["NaN"] += numbers.count(None)
+            none["-1"] += numbers.count(-1)
+            if (lowest := min((n for n in numbers if n is not None), default=0)) < -1:
+                raise DataError(
+                    f"{name}: expected labels from 0, or -1 where there is none, found {lowest}"
+                )
+            texts += [None if n in (None, -1) else str(n) for n in numbers]
+        else:
+            words = True
+            texts += [_text(value) for value in values.tolist()]
+    said += [
+        f"{count} labels are {what}: these images count as unlabelled"
+        for what, count in none.items()
+        if count
+    ]
+    try:
+        labels, about_labels = class_names(texts)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    if any(values is not None for values in given) and not any(labels):
+        said.append("no label is left, so that images have no labels")
+    if not label_names:
+        return *number_labels(labels), [*said, *about_labels]
+    if words or all(values is None for values in given):
+        return *number_labels(labels), [
+            *said,
+            *about_labels,
+            "class_names left out: labels that are words name themselves"
+            if words
+            else "class_names left out, as there are no labels",
+        ]
+    return *_named(name, labels, label_names, said), said
+
+
+def _named(
+    name: str, labels: Sequence[str | None], label_names: Sequence[str], said: list[str]
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Return labels that are numbers, and the names that `class_names` gives them, each made unique."""
+    numbers = np.array([-1 if label is None else int(label) for label in labels])
+    if (highest := max(numbers.tolist(), default=-1)) >= len(label_names):
         raise DataError(
-            f"{name}: expected labels from 0, or -1 where there is none, found {distinct[0]}"
+            f"{name}: expected labels below {len(label_names)}, which class_names name, found {highest}"
         )
-    if label_names and distinct and distinct[-1] >= len(label_names):
-        raise DataError(
-            f"{name}: expected labels below {len(label_names)}, which class_names name, "
-            f"found {distinct[-1]}"
+    occurring = len(set(numbers.tolist()) - {-1})
+    if occurring < len(label_names):
+        said.append(f"class_names name {len(label_names)} classes, of which {occurring} occur")
+    counts = Counter(label_names)
+    if twice := [called for called, count in counts.items() if count > 1]:
+        said.append(
+            f"class_names name several classes {twice[0]!r}: their numbers stand behind their names"
         )
-    called = list(label_names) or [str(value) for value in distinct]
-    numbers = {value: value if label_names else i for i, value in enumerate(distinct)}
-    labels = np.array([-1 if v is None else numbers.get(v, -1) for v in values_of], np.int64)
-    return labels, tuple(called), said
+    unique = [
+        called if counts[called] == 1 else f"{called} ({number})"
+        for number, called in enumerate(label_names)
+    ]
+    return numbers.astype(np.int64), tuple(unique)
+
+
+def _column(name: str, part: Part) -> NDArray[Any]:
+    """Return a part's labels (N,), numbers or words."""
+    array = np.asarray(part.labels)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.shape != (len(part.images),):
+        raise DataError(f"{name}: expected {len(part.images)} labels, found shape {array.shape}")
+    texts = array.dtype.kind != "O" or all(isinstance(v, str | bytes) for v in array.tolist())
+    if array.dtype.kind not in "biufUSO" or not texts:
+        raise DataError(f"{name}: expected labels that are numbers or words, found {array.dtype}")
+    return array
 
 
 def _whole(name: str, values: NDArray[Any]) -> list[int | None]:
@@ -502,4 +558,7 @@ def _sample(count: int) -> list[int]:
 
 
 def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    """Return a text of an array; bytes that are not UTF-8 are percent-encoded, so that names stay apart."""
+    return readable(
+        value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+    )

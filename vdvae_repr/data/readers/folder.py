@@ -11,9 +11,12 @@ from vdvae_repr.data.names import (
     extension,
     is_hidden,
     left_out,
+    look_alikes,
     names_from_paths,
     natural_key,
     readable,
+    sample_fields,
+    unlabelled,
 )
 from vdvae_repr.data.source import Source, file_source, image_extensions
 from vdvae_repr.errors import DataError
@@ -30,6 +33,12 @@ def open_folder(root: Path) -> Source:
     """Make a source of a folder's images; labels and splits are read off the paths."""
     files, notices = find_images(root)
     names = names_from_paths(list(files))
+    notices += unlabelled(list(files), names.labels) + look_alikes(names.labels)
+    if fields := sample_fields(list(files)):
+        notices += (
+            f"{len(fields)} images are called like parts of another, as {min(fields)}: "
+            "they are read as images of their own",
+        )
     return file_source(
         root.name or str(root),
         files,

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import os
 from pathlib import Path
 
 import numpy as np
 
-from vdvae_repr.data.names import is_missing, split_of, splits_of
+from vdvae_repr.data.names import (
+    class_names,
+    factor_values,
+    is_missing,
+    split_of,
+    splits_of,
+    unlabelled,
+)
 from vdvae_repr.data.source import Source, file_source
 from vdvae_repr.data.table import SEPARATORS, Table, read_table
 from vdvae_repr.errors import DataError
@@ -18,13 +25,14 @@ ROLES = ("file", "label", "split")
 def open_manifest(path: Path) -> Source:
     """Make a source of a table with `file`, and maybe `label` and `split`; other columns become factors.
 
-    Columns are found by their names in any case. A label that is empty or `nan` is none.
+    Columns are found by their names in any case. A label that is empty or `nan` is none; `1.0` is the
+    class `1`.
 
     Raises:
         DataError: the table cannot be read, or a row names no file; the message has the line's number.
     """
     table = read_table(path, "file")
-    ids, labels, splits = table["file"], table.column("label"), table.column("split")
+    ids, splits = table["file"], table.column("split")
     notices = list(_about_columns(table.columns))
     if splits is None and (called := _column_of_splits(table)) is not None:
         splits = table.column(called.casefold())
@@ -32,16 +40,18 @@ def open_manifest(path: Path) -> Source:
     if splits is None:
         notices += _about_splits(table)
     files: dict[str, Path] = {}
+    found: set[str] = set()  # by their places: `a.png` and `./a.png` are one
     for line, image_id in zip(table.lines, ids, strict=True):
         file = path.parent / image_id
         if not image_id:
             raise DataError(f"{path} line {line}: expected a file, found nothing in column 'file'")
         if not file.is_file():
             raise DataError(f"{path} line {line}: no such file {file}")
-        if image_id in files:
+        if (where := os.path.normpath(file)) in found:
             raise DataError(
                 f"{path} line {line}: file {image_id!r} occurs twice; keep one of the rows"
             )
+        found.add(where)
         files[image_id] = file
     factors = {}
     if table.separator != ",":
@@ -55,20 +65,33 @@ def open_manifest(path: Path) -> Source:
             raise DataError(
                 f"{path} line 1: no store can keep a column called {column!r}; rename it"
             )
-        factors[column] = np.array([row[place] for row in table.rows])
-    none = Counter(label for label in labels or () if label and is_missing(label))
-    if none:
-        listed = ", ".join(f"{label!r} ({count})" for label, count in none.items())
-        notices.append(f"labels that stand for none: {listed}")
+        factors[column] = np.array(factor_values([row[place] for row in table.rows]))
     names, unknown = splits_of(splits or [""] * len(ids))
+    if splits is not None and not any(names):
+        notices.append("the column of splits is empty, so that images belong to no split")
+    labels, about_labels = _labels(table)
     return file_source(
         path.name,
         files,
-        labels=[None if is_missing(label) else label for label in labels] if labels else None,
+        labels=labels,
         splits=names,
         factors=factors,
-        notices=(*notices, *unknown),
+        notices=(*notices, *about_labels, *unknown),
     )
+
+
+def _labels(table: Table) -> tuple[list[str | None] | None, tuple[str, ...]]:
+    """Return the label of each image, None where there is no such column, and what to say of them."""
+    values = table.column("label")
+    if values is None:
+        return None, ()
+    try:
+        labels, notices = class_names(values)
+    except DataError as error:
+        raise DataError(f"{table.path} column 'label': {error}") from error
+    if not any(labels):
+        return labels, (*notices, "column 'label' is empty, so that images have no labels")
+    return labels, notices + unlabelled(table["file"], labels)
 
 
 def _column_of_splits(table: Table) -> str | None:

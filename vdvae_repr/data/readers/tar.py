@@ -17,20 +17,27 @@ from PIL import Image
 
 from vdvae_repr.data.names import (
     PathNames,
+    class_names,
     extension,
     is_hidden,
     is_missing,
     left_out,
+    look_alikes,
     names_from_paths,
     natural_key,
     number_labels,
     readable,
+    sample_fields,
+    sample_key,
     split_of,
+    unlabelled,
+    words_of_one_split,
 )
 from vdvae_repr.data.source import Source, image_extensions
 from vdvae_repr.errors import DataError
 
 LABEL_KEYS = ("label", "cls", "class")  # of a .json beside an image
+PLAIN = (".jpg", ".jpeg", ".png")  # of several images of a sample the one to read, in this order
 
 
 class _Member(NamedTuple):
@@ -74,7 +81,8 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
     """Make a source of the images in tars, shard by shard.
 
     A member `x.cls`, or else `x.json`, beside `x.png` holds its label, as WebDataset writes them; where there
-    are none, labels and splits are read off the members' paths. Shards whose names tell several splits
+    are none, labels and splits are read off the members' paths. Of several images of a sample the plain one
+    is read (`0.jpg`, not `0.seg.png`). Shards whose names tell several splits
     (`train-000.tar`, `val-000.tar`) give them to their members.
     """
     extensions = image_extensions()
@@ -92,18 +100,31 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
             else:
                 others[kind] += 1
                 if kind in (".cls", ".json", ".txt"):
-                    beside.setdefault((path, _key(member.name)), {})[kind] = member
-        images += sorted(own, key=lambda member: natural_key(member.name.removeprefix("./")))
+                    key, named = sample_key(member.name)
+                    sidecars = beside.setdefault((path, key), {})
+                    if f".{named}".lower() == kind or kind not in sidecars:
+                        sidecars[kind] = member
+        own = _plain_images(own, {key for tar, key in beside if tar == path}, others)
+        images += sorted(own, key=lambda member: natural_key(member.name))
     if not images:
         raise DataError(
             f"{name}: expected a tar with images, found none in it"
             + "".join(f" ({line})" for line in left_out(others))
         )
-    ids = [readable(member.name.removeprefix("./")) for member in images]
+    ids = [readable(member.name) for member in images]
     labels, splits, notices = _split_by_shard(images, names_from_paths(ids))
-    sidecars = [beside.get((member.tar, _key(member.name)), {}) for member in images]
-    read, said = _labels_beside(sidecars, others)
-    numbers, label_names = number_labels(labels if read is None else read)
+    read, said = _labels_beside(
+        [beside.get((member.tar, sample_key(member.name)[0]), {}) for member in images], others
+    )
+    if read is None:
+        said += unlabelled(ids, labels) + look_alikes(labels)
+    else:
+        try:
+            labels, about_labels = class_names(read)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
+        said += about_labels
+    numbers, label_names = number_labels(labels)
     return Source(
         name=readable(name),
         ids=tuple(ids),
@@ -114,6 +135,30 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
         sizes=[member.size for member in images],
         notices=notices + said + left_out(+others),
     )
+
+
+def _plain_images(
+    members: Sequence[_Member], samples: set[str], others: Counter[str]
+) -> list[_Member]:
+    """Leave out the images that are fields of a sample, and count them.
+
+    Samples, by their keys, are those that something else lies beside; of one, a single image is read.
+    """
+    fields = set(sample_fields(member.name for member in members))
+    plain: dict[str, list[_Member]] = {}
+    kept = [member for member in members if member.name not in fields]
+    for member in kept:
+        key, field = sample_key(member.name)
+        if key in samples and "." not in field:
+            plain.setdefault(key, []).append(member)
+    for found in plain.values():
+        found.sort(key=lambda m: [extension(m.name) != kind for kind in PLAIN])
+        fields |= {member.name for member in found[1:]}
+    if fields:
+        others[f"further image of a sample, as {readable(min(fields, key=natural_key))}"] += len(
+            fields
+        )
+    return [member for member in kept if member.name not in fields]
 
 
 def _members(path: Path, others: Counter[str]) -> list[_Member]:
@@ -136,7 +181,9 @@ def _members(path: Path, others: Counter[str]) -> list[_Member]:
             elif not member.isfile() or member.sparse is not None:
                 others["no regular file"] += 1
             else:
-                entry = _Member(path, member.name, member.offset_data, member.size)
+                entry = _Member(
+                    path, member.name.removeprefix("./"), member.offset_data, member.size
+                )
                 (twice.append(entry) if name in found else found.update({name: entry}))
     for name, target in links:
         if target in found and name not in found:
@@ -148,14 +195,15 @@ def _members(path: Path, others: Counter[str]) -> list[_Member]:
 
 def _split_by_shard(images: Sequence[_Member], names: PathNames) -> PathNames:
     """Give members the split of their shard, where members tell none and the shards several."""
-    of_tar = {}
+    of_tar, said = {}, []
     for tar in {member.tar for member in images}:
-        words = [split_of(word) for word in re.split(r"[^A-Za-z]+", tar.stem)]
-        of_tar[tar] = next((word for word in words if word), "")
+        word = next((word for word in re.split(r"[^A-Za-z]+", tar.stem) if split_of(word)), "")
+        of_tar[tar] = split_of(word) or ""
+        said.append(word)
     if any(names.splits) or len(set(of_tar.values())) < 2:
         return names
     without = [tar.name for tar, split in of_tar.items() if not split]
-    notices = names.notices
+    notices = names.notices + words_of_one_split(sorted(said))
     if without:
         notices += (
             f"{len(without)} shards, as {min(without)}, belong to no split, as their names tell none",
@@ -218,9 +266,3 @@ def _content(member: _Member) -> bytes:
     with member.tar.open("rb") as file:
         file.seek(member.offset)
         return file.read(member.size)
-
-
-def _key(name: str) -> str:
-    """Return a member's name up to the first dot of its last part, by which WebDataset groups members."""
-    folder, _, file = name.removeprefix("./").rpartition("/")
-    return f"{folder}/{file.split('.', 1)[0]}"
