@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vdvae_repr.data.faces import contradictions, read_pair_lists, read_pairs
+from vdvae_repr.data.faces import about_pairs, read_pair_lists, read_pairs
 from vdvae_repr.errors import DataError
 
 IDS = [f"{name}/{name}_{number:04d}.jpg" for name in ("Ann", "Bo_Li") for number in (1, 2, 13)]
@@ -119,8 +119,14 @@ def test_folds_and_splits_of_ones_own_pairs(table):
             "of two in split train, found 1 pairs",
         ),
         (f"a,b,same,fold\n{A},{B},1,1\n{A},{D},0,\n", "line 3: expected a fold, found none"),
-        (OWN + f"{B},{A},0\n", "line 4: pairs .* as line 2 does, with another value of same"),
-        (OWN + f"{B},{A},1.0\n", "line 4: pairs .* as line 2 does, again; keep one"),
+        (
+            OWN + f"{B},{A},0\n",
+            "line 4: says that .* are two people, but other pairs make them one",
+        ),
+        (
+            OWN + f"{D},{A},1\n",
+            "line 3: says that .* are two people, but other pairs make them one",
+        ),
         (
             OWN + f"{B},{C},1\n{A},{C},0\n",
             "line 5: says that 'Ann/Ann_0001.jpg' and .* are two people, but other pairs make them one",
@@ -143,11 +149,16 @@ def test_folds_and_truths_written_as_floats(table):
 def test_pairs_that_contradict_the_labels_are_counted(table):
     pairs = read_pair_lists(table(OWN), None, IDS)[0]  # A and B are one person, A and D are two
     labels = np.array([0, 1, 0, 0, -1, -1])
-    assert contradictions(pairs, labels, IDS).startswith(
-        f"the labels of the store contradict 2 of 2 pairs, as {A} and {B}, here of one person"
-    )
+    (line,) = about_pairs(pairs, labels, IDS)
+    said = f"the labels of the store contradict 2 of 2 pairs, as {A} and {B}, here of one person"
+    assert line.startswith(said)
     for labels in ([0, 0, 0, 1, 1, 1], [0, -1, 0, -1, 1, 1]):
-        assert contradictions(pairs, np.array(labels), IDS) == ""
+        assert about_pairs(pairs, np.array(labels), IDS) == []
+
+
+def test_pairs_that_are_there_again_are_counted(table):
+    pairs = read_pair_lists(table(OWN + f"{B},{A},1\n{A},{B},1\n"), None, IDS)[0]
+    assert about_pairs(pairs, np.full(6, -1), IDS) == ["2 pairs are there again, and count again"]
 
 
 @pytest.mark.shared_data

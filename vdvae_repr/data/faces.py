@@ -100,7 +100,7 @@ def read_pair_lists(
 
     Raises:
         DataError: a line that is malformed or pairs an image with itself (it is numbered), images that are
-            not among the ids, no pairs, a pair that occurs twice, or pairs that contradict one another.
+            not among the ids, no pairs, or pairs that contradict one another.
     """
     test, split = _read_list(Path(pairs), ids)
     if pairs_train is not None:
@@ -163,8 +163,7 @@ def _read_list(path: Path, ids: Sequence[str]) -> tuple[Pairs, NDArray[np.str_] 
 def _refuse_contradiction(
     path: Path, pairs: Pairs, lines: Sequence[int], ids: Sequence[str]
 ) -> None:
-    """Refuse a pair that is there twice, and a pair of two people whom others make out to be one."""
-    seen: dict[frozenset[int], tuple[int, bool]] = {}
+    """Refuse a pair of two people whom other pairs make out to be one."""
     person: dict[
         int, int
     ] = {}  # an image of the same person; the last of such a chain stands for all
@@ -178,35 +177,33 @@ def _refuse_contradiction(
     rows = list(
         zip(pairs.first.tolist(), pairs.second.tolist(), pairs.same.tolist(), lines, strict=True)
     )
-    for a, b, same, line in rows:
-        before, truth = seen.setdefault(frozenset((a, b)), (line, same))
-        if before != line:
-            what = "again" if truth == same else "with another value of same"
-            raise DataError(
-                f"{path} line {line}: pairs {ids[a]!r} and {ids[b]!r} as line {before} does, {what}; keep one"
-            )
+    for a, b, same, _ in rows:
         if same:
             person[stands_for(a)] = stands_for(b)
     for a, b, same, line in rows:
         if not same and stands_for(a) == stands_for(b):
             raise DataError(
                 f"{path} line {line}: says that {ids[a]!r} and {ids[b]!r} are two people, but other pairs "
-                "make them one; mend the column same"
+                "make them one; mend column 'same'"
             )
 
 
-def contradictions(pairs: Pairs, labels: NDArray[np.int64], ids: Sequence[str]) -> str:
-    """Return a line that counts the pairs of which labels (N,) say otherwise; empty where there are none."""
+def about_pairs(pairs: Pairs, labels: NDArray[np.int64], ids: Sequence[str]) -> list[str]:
+    """Count in a line the pairs that are there again, and those of which labels (N,) say otherwise."""
+    lines = []
+    ends = np.sort([pairs.first, pairs.second], axis=0)
+    if again := ends.shape[1] - np.unique(ends, axis=1).shape[1]:
+        lines.append(f"{again} pairs are there again, and count again")
     first, second = labels[pairs.first], labels[pairs.second]
     wrong = np.flatnonzero((first >= 0) & (second >= 0) & ((first == second) != pairs.same))
-    if not len(wrong):
-        return ""
-    a, b = ids[pairs.first[wrong[0]]], ids[pairs.second[wrong[0]]]
-    people = "one person" if pairs.same[wrong[0]] else "two people"
-    return (
-        f"the labels of the store contradict {len(wrong)} of {len(pairs.same)} pairs, as {a} and {b}, here "
-        f"of {people}: the list of pairs counts"
-    )
+    if len(wrong):
+        a, b = ids[pairs.first[wrong[0]]], ids[pairs.second[wrong[0]]]
+        people = "one person" if pairs.same[wrong[0]] else "two people"
+        lines.append(
+            f"the labels of the store contradict {len(wrong)} of {len(pairs.same)} pairs, as {a} and {b}, "
+            f"here of {people}: the list of pairs counts"
+        )
+    return lines
 
 
 def _ids_of_pairs(table: Table) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from vdvae_repr import baselines
-from vdvae_repr.data.faces import Pairs, contradictions, is_table, read_pair_lists
+from vdvae_repr.data.faces import Pairs, about_pairs, is_table, read_pair_lists
 from vdvae_repr.errors import TaskError
 from vdvae_repr.features import Columns, Features, Workspace, hash_arrays, hash_text
 from vdvae_repr.heads import verification as heads
@@ -127,8 +127,8 @@ class Verification:
         )
         added = "with" if self.mirrored else "without"
         self.notice = f"{self.n_test} pairs, {where}; {added} the mirrored images' features added"
-        if against := contradictions(self._pairs, store.labels, store.ids):
-            self.notice += f"; {against}"
+        for line in about_pairs(self._pairs, store.labels, store.ids):
+            self.notice += f"; {line}"
         if left := [rate for rate in heads.FARS if rate not in kept and far is None]:
             self.notice += (
                 f"; {impostors} impostors are too few for FAR {', '.join(map(str, left))}"
