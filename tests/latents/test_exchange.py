@@ -166,3 +166,28 @@ def test_decoding_onto_a_full_disk_is_one_line(store, tiny, small_disk, tmp_path
         assert "No space left on device" in done.stderr
         assert "make room" in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy"])
+def test_predictions_of_another_models_latents_are_refused(store, tiny, images, tmp_path, suffix):
+    """A file that says of which weights its latents are is held to it; one that says nothing is taken."""
+    other = vr.VDVAE(tiny.config, name="other").eval()
+    foreign = vr.extract(other, images, tmp_path / "other.h5")
+    foreign.export(tmp_path / f"m{suffix}")
+    with pytest.raises(
+        vr.StoreError, match=r"expected those of .*s\.h5, tiny, weights [0-9a-f]{8}"
+    ):
+        vr.import_latents(tmp_path / f"m{suffix}", store, tmp_path / "p.h5")
+    assert not (tmp_path / "p.h5").exists()
+    assert len(vr.import_latents(tmp_path / f"m{suffix}", foreign, tmp_path / "p.h5")) == 12
+    np.savez(tmp_path / "named.npz", latents=store.matrix()[0], model="another")
+    with pytest.raises(vr.StoreError, match=r"holds latents of another, "):
+        vr.import_latents(tmp_path / "named.npz", store, tmp_path / "q.h5")
+    np.savez(tmp_path / "bare.npz", latents=store.matrix()[0])
+    assert len(vr.import_latents(tmp_path / "bare.npz", store, tmp_path / "q.h5")) == 12
+
+
+def test_a_json_that_is_of_another_matrix_says_nothing(store, tmp_path):
+    store.export(tmp_path / "m.npy")
+    np.save(tmp_path / "m.npy", store.matrix("8x8.0")[0])
+    assert len(vr.import_latents(tmp_path / "m.npy", store, tmp_path / "p.h5", "8x8.0")) == 12

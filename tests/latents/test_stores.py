@@ -129,3 +129,106 @@ def test_attributes_hold_no_bare_nan(two):
         for value in [*file.attrs.values(), file["labels"].attrs["names"]]:
             if isinstance(value, str) and value.startswith(("[", "{")):
                 json.loads(value, parse_constant=no_constant)
+
+
+ROWS = {
+    "one": 3,
+    "negative": -1,
+    "numpy": np.int64(2),
+    "slice": slice(2, 7, 2),
+    "backwards": slice(None, None, -1),
+    "beyond": slice(5, 100),
+    "any order": [7, 0, 3],
+    "twice": [1, 1, -1],
+    "none": [],
+    "all": ...,
+    "mask": np.arange(8) % 3 == 0,
+    "more axes": (slice(0, 3), 0, slice(None), -1),
+    "one, more axes": (2, [0, 1]),
+}
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_rows_of_a_layer_are_those_that_numpy_gives(rows):
+    with vr.open(FIRST) as store:
+        mean = store["8x8.1"].mean
+        expected = np.asarray(store.read(mean.key, "mean"))
+        assert np.array_equal(mean[rows], expected[rows])
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        8,
+        -9,
+        [0, 8],
+        1.5,
+        [0.5],
+        "a",
+        None,
+        True,
+        np.ones(5, bool),
+        [[0, 1]],
+        slice(0.5, 2),
+        (0, 99),
+    ],
+)
+def test_rows_that_are_not_there_are_named_in_a_line(rows):
+    with vr.open(FIRST) as store:
+        with pytest.raises(vr.StoreError) as refused:
+            store["8x8.1"].mean[rows]
+        assert isinstance(refused.value, IndexError)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("layers", [[], None, 1.5, -1, 99, "foo", b"8x8", ["8x8", "foo"], {"a"}])
+def test_layers_that_are_not_there_are_named_in_a_line(layers):
+    with vr.open(FIRST) as store, pytest.raises(vr.LayerError, match="the layers are"):
+        store.matrix(layers)
+
+
+@pytest.mark.parametrize("options", [{"feature": None}, {"feature": 3}, {"pool": 4}])
+def test_options_of_another_type_are_refused_in_a_line(options):
+    with vr.open(FIRST) as store, pytest.raises(vr.LayerError, match=r"found 4|stored are mean"):
+        store.matrix(**options)
+
+
+def named(images, seed=None):
+    """A source of the same ids whatever the images."""
+    return Source(
+        name="named", ids=tuple(map(str, range(12))), reader=lambda i: images[i],
+        labels=np.arange(12) % 3, sizes=[] if seed is None else [seed] * 12,
+    )  # fmt: skip
+
+
+def test_stores_of_other_images_under_the_same_ids_are_not_compared(tiny, images, tmp_path):
+    a = vr.extract(tiny, named(images, 1), tmp_path / "a.h5")
+    changed = images.copy()
+    changed[7] = 0
+    b = vr.extract(tiny, named(changed, 2), tmp_path / "b.h5")
+    message = r"b\.h5: expected the images of .*a\.h5, found others .* 1 in all, as '7'"
+    with pytest.raises(vr.StoreError, match=message):
+        vr.compare(a, b)
+    with pytest.raises(vr.StoreError, match=message):
+        vr.run_task("classification", a, layers="1x1", heads=["knn"], beside=[b])
+    draws = {"features": ["z"], "z": "sample", "draws": 2}
+    drawn = vr.extract(tiny, named(changed, 2), tmp_path / "d.h5", layers="1x1", **draws)
+    with pytest.raises(vr.StoreError, match=r"d\.h5: expected the images of"):
+        vr.run_task("classification", a, layers="1x1", heads=["knn"], drawn=drawn)
+
+
+def test_stores_of_the_same_images_are_compared_whatever_was_made_of_them(tiny, images, tmp_path):
+    """From one source resized in two ways; and from two kinds of source that are read alike."""
+    large = np.repeat(np.repeat(images, 2, axis=1), 2, axis=2)
+    a = vr.extract(tiny, named(large, 1), tmp_path / "a.h5", layers="1x1")
+    resized = vr.extract(tiny, named(large, 1), tmp_path / "b.h5", layers="1x1", resize="bilinear")
+    assert not np.array_equal(a.images(), resized.images())
+    other = vr.extract(tiny, named(large, 2), tmp_path / "c.h5", layers="1x1")
+    lines = []
+    for b in (resized, other):
+        assert vr.compare(a, b, notice=lines.append).shape == (1, 1)
+    assert not lines
+    bare = vr.import_latents(a.matrix()[0], a, tmp_path / "p.h5")
+    vr.compare(bare, other, notice=lines.append)
+    (line,) = lines
+    assert line.endswith("cannot be told")

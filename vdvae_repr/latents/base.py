@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.errors import LayerError, StoreError
+from vdvae_repr.errors import LayerError, StoreError, first_line
 from vdvae_repr.latents.format import MIRROR, StoreInfo, array_key
 from vdvae_repr.latents.pooling import pool_layer
 from vdvae_repr.model.layers import LayerSpec, select_layers
@@ -22,6 +23,10 @@ SLICE_BYTES = 2**26  # read at once where a matrix is not wanted whole
 COLUMN_BYTES = 2**29  # of a layer's columns, all images'
 
 Array = NDArray[Any]
+
+
+class RowError(StoreError, IndexError):
+    """Rows of a store were asked for that it does not have."""
 
 
 class Latents(ABC):
@@ -247,7 +252,7 @@ class Latents(ABC):
         Raises:
             LayerError: it is not stored.
         """
-        stored, _, draw = feature.partition(":")
+        stored, _, draw = feature.partition(":") if isinstance(feature, str) else ("", "", "")
         if stored not in self.features:
             raise LayerError(
                 f"feature {feature!r} is not stored; stored are {', '.join(self.features)}"
@@ -323,5 +328,89 @@ class StoredFeature:
         return len(self.store)
 
     def __getitem__(self, rows: Any) -> Array:
-        """Read a row, a slice of rows, or ascending row numbers."""
-        return self.store.read(self.key, f"layer {self.spec.name}", rows)
+        """Read what NumPy would give: a row, a slice, row numbers in any order, or a mask of all rows.
+
+        Further axes may follow, as in `feature[0, :3]`; they are cut in memory.
+
+        Raises:
+            RowError: rows that are not there, or of another kind; it is an IndexError as well.
+        """
+        rows, *others = rows if isinstance(rows, tuple) and rows else (rows,)
+        what = f"layer {self.spec.name}"
+        try:
+            chosen = _chosen_rows(rows, len(self))
+            if isinstance(chosen, int):
+                values = self.store.read(self.key, what, chosen)
+                return np.asarray(values[tuple(others)])
+            if isinstance(chosen, slice):
+                values = self.store.read(self.key, what, chosen)
+            else:  # HDF5 takes ascending numbers alone
+                ascending, place = np.unique(chosen, return_inverse=True)
+                values = self.store.read(self.key, what, ascending)[place]
+            return np.asarray(values[(slice(None), *others)]) if others else values
+        except (IndexError, TypeError) as error:
+            if isinstance(error, RowError):
+                raise
+            raise RowError(f"{self.store.path}: {what}: {first_line(error)}") from error
+
+
+def _chosen_rows(rows: Any, count: int) -> int | slice | NDArray[np.intp]:
+    """Return what `rows` chooses of `count`: one from 0, an ascending slice, or numbers from 0.
+
+    Raises:
+        RowError: see `StoredFeature`. TypeError: a slice of something else than whole numbers.
+    """
+    if rows is Ellipsis:
+        return slice(None)
+    if isinstance(rows, slice):
+        start, stop, step = rows.indices(count)
+        return rows if step > 0 else np.arange(start, stop, step)
+    array = np.asarray(rows)
+    if array.dtype == bool and array.shape == (count,):
+        return np.flatnonzero(array)
+    numbers = array.astype(np.intp) if array.size == 0 and array.ndim == 1 else array
+    if numbers.dtype.kind not in "iu" or numbers.ndim > 1:
+        found = f"{array.dtype} {array.shape}" if array.ndim else repr(rows)
+        raise RowError(
+            f"expected a row from 0 to {count - 1}, a slice, numbers of rows or a mask of {count}, "
+            f"found {found}"
+        )
+    wrong = numbers[(numbers < -count) | (numbers >= count)]
+    if wrong.size:
+        raise RowError(f"expected rows from {-count} to {count - 1}, found {wrong.flat[0]}")
+    if numbers.ndim == 0:
+        return operator.index(numbers[()]) % count
+    return numbers.astype(np.intp) % count
+
+
+def same_images(store: Latents, other: Latents) -> str:
+    """Check that stores of the same ids were made of the same images.
+
+    They were if their sources' fingerprints are equal, whatever each made of the images. Where these
+    differ, as of a folder and of an array of the same images, the stored images are compared, if both were
+    preprocessed alike.
+
+    Returns:
+        a line for people where it cannot be told; empty where the images are the same.
+
+    Raises:
+        StoreError: the images are others; one is named.
+    """
+    first, second = store.info.source_sha256, other.info.source_sha256
+    if first == second and first is not None:
+        return ""
+    alike = store.info.preprocessing == other.info.preprocessing
+    if alike and store.has_images and other.has_images:
+        images = (each.images() for each in (store, other))
+        one, two = (pixels.reshape(len(pixels), -1) for pixels in images)
+        if one.shape == two.shape:
+            differ = np.flatnonzero((one != two).any(axis=1))
+            if not len(differ):
+                return ""
+            raise StoreError(
+                f"{other.path}: expected the images of {store.path}, found others under the same ids, "
+                f"{len(differ)} in all, as {store.ids[differ[0]]!r}; extract both from the same files"
+            )
+    return (
+        f"{other.path}: whether the images behind its ids are those of {store.path} cannot be told"
+    )

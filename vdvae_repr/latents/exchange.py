@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from vdvae_repr.latents.format import (
 from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.model.layers import select_layers
 
+ABOUT = ("layers", "feature", "model", "weights_sha256")  # what an export says of its latents
 ROWS = 256  # of a matrix, read and written at once
 
 
@@ -89,6 +91,14 @@ def import_latents(
             f"{like.path}: expected feature z or mean, which can be decoded, found neither"
         )
 
+    weights = about.get("weights_sha256", [like.info.weights_sha256])
+    model = about.get("model", [like.info.model]) if "weights_sha256" not in about else []
+    if weights != [like.info.weights_sha256] or model not in ([], [like.info.model]):
+        raise StoreError(
+            f"{name}: says that it holds latents of {_few(about.get('model', ['a model']))}, weights "
+            f"{weights[0][:8]}, expected those of {like.path}, {like.info.model}, weights "
+            f"{like.info.weights_sha256[:8]}; give --like a store of that model"
+        )
     for what, expected in (("layers", [spec.name for spec in chosen]), ("feature", [feature])):
         if about.get(what, expected) != expected:
             raise StoreError(
@@ -137,19 +147,33 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _read_matrix(path: Path) -> tuple[NDArray[Any], list[str] | None, dict[str, list[str]]]:
-    """Return a file's matrix, its ids, and the `layers` and `feature` it says to hold, where it does."""
+    """Return a file's matrix, its ids, and what it says of itself, by the names in `ABOUT`."""
     try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(loaded, np.lib.npyio.NpzFile):
-            return loaded, None, {}
+            return loaded, *_exported_beside(path, loaded.shape)
         if "latents" not in loaded:
             raise StoreError(f"{path}: expected an array 'latents', found {loaded.files}")
         ids = loaded["ids"].astype(str).tolist() if "ids" in loaded else None
         about = {
-            key: np.atleast_1d(loaded[key]).astype(str).tolist()
-            for key in ("layers", "feature")
-            if key in loaded
+            key: np.atleast_1d(loaded[key]).astype(str).tolist() for key in ABOUT if key in loaded
         }
         return loaded["latents"], ids, about
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise StoreError(f"{path}: expected a .npy or .npz file of numbers ({error})") from error
+
+
+def _exported_beside(
+    path: Path, shape: tuple[int, ...]
+) -> tuple[list[str] | None, dict[str, list[str]]]:
+    """Return what an export's .json says of the .npy beside it; nothing where it is of another matrix."""
+    try:
+        about = json.loads(path.with_suffix(".json").read_text())
+        ids = [str(image_id) for image_id in about["ids"]]
+        if shape != (len(ids), about["columns"][-1]):
+            return None, {}
+    except (OSError, ValueError, LookupError, TypeError):
+        return None, {}
+    return ids, {
+        key: np.atleast_1d(about[key]).astype(str).tolist() for key in ABOUT if key in about
+    }

@@ -27,6 +27,8 @@ def pool_layer(values: Array, pool: str | None, prefix: int = 0) -> Array:
     """
     if pool is None:
         return values
+    if not isinstance(pool, str):
+        raise LayerError(f"expected --pool avg or avg:GRID, or cls of tokens, found {pool!r}")
     vector = values.ndim == 4 and values.shape[2:] == (1, 1)
     if pool == "cls" and not vector:
         if values.ndim != 3 or not prefix:

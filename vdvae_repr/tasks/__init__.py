@@ -20,7 +20,7 @@ from vdvae_repr import baselines
 from vdvae_repr.baselines import RandomTwin
 from vdvae_repr.errors import LayerError, TaskError
 from vdvae_repr.features import Columns, Features, hash_arrays, hash_text
-from vdvae_repr.latents.base import Latents
+from vdvae_repr.latents.base import Latents, same_images
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.results import CONTROLS, LOWER_IS_BETTER, Noise, Result
 from vdvae_repr.tasks.factors import Factors
@@ -168,7 +168,7 @@ def run_task(
         except LayerError as error:
             raise TaskError(f"{other.path}: {error}") from error
     if drawn is not None:
-        _check_drawn(drawn, store, wanted)
+        _check_drawn(drawn, store, wanted, notice)
         wanted += [
             item._replace(store=drawn, feature=feature, choosable=False)
             for feature in ("z:0", "z")
@@ -222,7 +222,7 @@ class Measurement:
                 "extract without --no-images"
             )
         for other in beside:
-            _check_images(other, store)
+            _check_images(other, store, notice)
         self._beside = names_beside(store, beside)
         images = store.images()
         if "seed" in allowed:
@@ -439,16 +439,20 @@ def _of_a_vdvae(store: Latents) -> bool:
     return "activation" not in store.features
 
 
-def _check_images(other: Latents, store: Latents) -> None:
+def _check_images(other: Latents, store: Latents, notice: Callable[[str], None]) -> None:
     if other.ids != store.ids:
         raise TaskError(
             f"{other.path}: expected the images of {store.path} in their order, found others"
         )
+    if line := same_images(store, other):
+        notice(line)
 
 
-def _check_drawn(drawn: Latents, store: Latents, wanted: Sequence[Wanted]) -> None:
+def _check_drawn(
+    drawn: Latents, store: Latents, wanted: Sequence[Wanted], notice: Callable[[str], None]
+) -> None:
     """Refuse a store of draws from which no sampling noise of what is wanted can be told."""
-    _check_images(drawn, store)
+    _check_images(drawn, store, notice)
     if (drawn.draws or 0) < 2:
         raise TaskError(
             f"{drawn.path}: expected several draws of z; extract with --z sample --draws 8 --feature z"

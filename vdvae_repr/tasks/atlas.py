@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vdvae_repr.errors import TaskError
 from vdvae_repr.features import Columns, Features
 from vdvae_repr.heads.gram import gram_matrices
-from vdvae_repr.latents.base import Latents
+from vdvae_repr.latents.base import Latents, same_images
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.results import CONTROLS, Result
 from vdvae_repr.tasks import (
@@ -137,6 +137,8 @@ def compare(
     """
     if a.ids != b.ids:
         raise TaskError(f"{b.path}: expected the images of {a.path} in their order, found others")
+    if line := same_images(a, b):
+        notice(line)
     one, other = (
         _centred_grams(store, feature or store.default_feature, notice, seed) for store in (a, b)
     )
