@@ -14,9 +14,18 @@ A message says what was expected, what was found and what to do. The command lin
 exits with 2; library users catch `VDVAEReprError`.
 """
 
+import unicodedata
+
 
 class VDVAEReprError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose.
+
+    Its text is `printable`, whatever names of files, columns or classes stand in it.
+    """
+
+    def __str__(self) -> str:
+        """Return the message as one line that moves no cursor."""
+        return printable(super().__str__())
 
 
 class ConfigError(VDVAEReprError):
@@ -54,3 +63,23 @@ class Terminated(VDVAEReprError):
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type's name where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":. ")
+
+
+def printable(text: str) -> str:
+    r"""Return text that a terminal shows as it stands: without line breaks, escapes and text directions.
+
+    What comes from a file (an id, a class name, a column) may hold control characters, line separators,
+    bidirectional marks or lone surrogates; each becomes its escape as Python writes it.
+
+    Examples:
+        >>> print(printable("cat\n\x1b[2J.png"))
+        cat\n\x1b[2J.png
+    """
+    if text.isprintable():
+        return text
+    return "".join(c.encode("unicode_escape").decode() if _is_control(c) else c for c in text)
+
+
+def _is_control(c: str) -> bool:
+    kind = unicodedata.category(c)
+    return kind in ("Cc", "Cs", "Zl", "Zp") or (kind == "Cf" and c not in "\u200c\u200d")  # joiners
