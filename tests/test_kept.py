@@ -1,5 +1,8 @@
 """Scores kept on the disk belong to all that they depend on, and to nothing else."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
@@ -134,7 +137,7 @@ def test_a_score_that_was_damaged_is_made_again(store, scored, tmp_path):
     rows = vr.run_task("face_id", store, keep=tmp_path / "k", **HOW)
     kept = sorted((tmp_path / "k").iterdir())
     assert len(kept) == len(scored)
-    assert {path.suffix for path in kept} == {".npz"}
+    assert {path.suffix for path in kept} == {".score"}
     kept[0].write_bytes(b"")
     kept[1].write_bytes(kept[1].read_bytes()[:100])
     scored.clear()
@@ -143,6 +146,25 @@ def test_a_score_that_was_damaged_is_made_again(store, scored, tmp_path):
     assert [(r.model, r.layer, r.value, r.p_value) for r in again] == [
         (r.model, r.layer, r.value, r.p_value) for r in rows
     ]
+
+
+def test_a_flipped_score_is_made_again(store, scored, tmp_path):
+    """Wherever a bit flips, and where one score's file stands in the place of another's."""
+    rows = vr.run_task("face_id", store, keep=tmp_path / "k", **HOW)
+    first, second, *_ = sorted((tmp_path / "k").iterdir())
+    whole = first.read_bytes()
+    rng = np.random.default_rng(0)
+    damaged = [second.read_bytes(), whole + b"\0"]
+    for place in rng.choice(8 * len(whole), 12, replace=False):
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        damaged.append(bytes(flipped))
+    for content in damaged:
+        first.write_bytes(content)
+        scored.clear()
+        again = vr.run_task("face_id", store, keep=tmp_path / "k", **HOW)
+        assert len(scored) == 1
+        assert [replace(row, seconds=0) for row in again] == [replace(r, seconds=0) for r in rows]
 
 
 def test_what_is_kept_does_not_depend_on_where_a_store_lies(store, scored, tmp_path):

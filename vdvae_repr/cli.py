@@ -290,6 +290,7 @@ def probe(
     from vdvae_repr import results
     from vdvae_repr.latents.base import Latents
     from vdvae_repr.latents.store import JoinedStore
+    from vdvae_repr.output import prepare_folder
     from vdvae_repr.report import pictures
 
     if (train is None) != (test is None):
@@ -306,7 +307,7 @@ def probe(
     else:
         store = vr.open(latents)
     if out is not None:
-        results.make(out)
+        prepare_folder(out, pictures.MADE)
     curves: list[Any] = []
     noise: list[results.Noise] = []
     with tqdm(unit="score", disable=not sys.stderr.isatty()) as bar:
@@ -345,12 +346,7 @@ def probe(
         print(f"\n{results.noise_table(noise)}", file=sys.stderr if json_lines else sys.stdout)
         _log(f"z: of {noise[0].draws} draws; p: paired test against the mean")
     if out is not None:
-        pictures.clear(out)
-        results.write(rows, out, noise)
-        pictures.write(rows, curves, out)
-        pictures.write_noise(noise, out)
-        if found is not None:
-            pictures.write_atlas(found, out)
+        pictures.save(rows, curves, noise, found, out)
 
 
 @app.command()
@@ -363,16 +359,18 @@ def compare(
 ) -> None:
     """Compare the layers of two models by linear CKA."""
     import vdvae_repr as vr
+    from vdvae_repr.output import prepare_folder
     from vdvae_repr.report import pictures
     from vdvae_repr.tasks.atlas import compare as compare_layers
 
+    prepare_folder(out, pictures.SIMILARITY_MADE)
     stores = vr.open(a), vr.open(b)
     matrix = compare_layers(*stores, feature=feature, seed=seed, notice=_log)
     names = [
         [spec.name for spec in s.distinct("all", feature or s.default_feature)] for s in stores
     ]
     models = stores[0].info.model, stores[1].info.model
-    pictures.write_similarity(matrix, names[0], names[1], out, models=models)
+    pictures.save_similarity(matrix, names[0], names[1], out, models=models)
     print(
         f"{out / 'similarity.csv'}, {out / 'similarity.png'}: {len(names[0])} x {len(names[1])} layers"
     )
@@ -574,8 +572,9 @@ def sample(
     """Draw images from the prior onto a contact sheet."""
     import math
 
-    from vdvae_repr.data.sheet import save_sheet
+    from vdvae_repr.data.sheet import check_picture, save_sheet
 
+    check_picture(out)
     if not math.isfinite(temperature):
         raise TaskError(f"--temperature: expected a finite number, found {temperature}")
     net = _load_vdvae(model, preset, device, download)
@@ -612,14 +611,11 @@ def decode(
     seed: Seed = 0,
 ) -> None:
     """Turn stored latents back into images."""
-    import re
-    from collections import Counter
-
     import numpy as np
 
     import vdvae_repr as vr
-    from vdvae_repr.data.sheet import save_picture, save_sheet
-    from vdvae_repr.latents.decode import decodable_feature
+    from vdvae_repr.data.sheet import check_picture, save_picture, save_sheet
+    from vdvae_repr.latents.decode import decodable_feature, picture_paths
 
     for option, value in (("--rest", rest), ("--pixels", pixels)):
         if value not in ("mean", "sample"):
@@ -630,12 +626,14 @@ def decode(
     if first is not None and first > len(store.layers):
         raise TaskError(f"--first: expected {len(store.layers)} layers at most, found {first}")
     decodable_feature(store)  # before a model is loaded for nothing
+    paths = picture_paths(store.ids, out)
+    for path in paths.values() if image is None else [paths[i] for i in image if i in paths]:
+        check_picture(path)
+    if sheet is not None:
+        check_picture(sheet)
+        if sheet.resolve() in {path.resolve() for path in paths.values()}:
+            raise TaskError(f"--sheet: {sheet} is the picture of an image; choose another name")
     net = _load_vdvae(model or store.info.model, preset, device, download)
-    short = {
-        i: re.sub(r"\.(png|jpe?g|webp|pgm|ppm|bmp|tiff?)$", "", i, flags=re.I) for i in store.ids
-    }
-    taken = Counter(short.values())
-    names = {i: f"{stem if taken[stem] == 1 else i}.png" for i, stem in short.items()}
     shown: list[np.ndarray] = []
     done = 0
     for ids, images in store.decode(
@@ -650,10 +648,7 @@ def decode(
         seed=seed,
     ):
         for image_id, values in zip(ids, images, strict=True):
-            path = out / names[image_id]
-            if not path.resolve().is_relative_to(out.resolve()):
-                raise TaskError(f"id {image_id!r} leads out of {out}; decode the others with --id")
-            save_picture(values, path)
+            save_picture(values, paths[image_id])
         shown += list(images[: 64 - len(shown)])
         done += len(ids)
     if sheet is not None:
@@ -736,14 +731,14 @@ def demo(
 
     import vdvae_repr as vr
     from vdvae_repr import results
-    from vdvae_repr.data.sheet import save_sheet
+    from vdvae_repr.data.sheet import check_picture, save_sheet
+    from vdvae_repr.output import prepare_folder
 
+    prepare_folder(out, results.MADE)
+    check_picture(out / "reconstructions.png")
     net = _load_vdvae("faces64", None, "cpu", False)
-    out.mkdir(parents=True, exist_ok=True)
-    faces = vr.extract(net, "toy-faces", out / "toy-faces.h5", overwrite=True, report=_log)
-    digits = vr.extract(
-        net, "digits", out / "digits.h5", layers="<=8x8", overwrite=True, report=_log
-    )
+    faces = vr.extract(net, "toy-faces", out / "toy-faces.h5", report=_log)
+    digits = vr.extract(net, "digits", out / "digits.h5", layers="<=8x8", report=_log)
     print(f"digits: {len(digits)} images, {digits.kl.mean(axis=0).sum():.0f} nats an image")
     rows = vr.run_task("face_id", faces, layers="<=16x16", notice=_log)
     results.write(rows, out)

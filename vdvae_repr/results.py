@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from vdvae_repr.errors import TaskError
+from vdvae_repr.output import prepare_folder, replacing, write_table
 
 CONTROLS = ("pixels", "pca", "random-init", "shuffled-labels")  # values of `model`
 LOWER_IS_BETTER = ("eer", "error")  # values of `metric`
@@ -67,6 +69,7 @@ class Noise:
     p_mean_of_z: float
 
 
+MADE = re.compile(r"(results|noise)\.csv|results\.jsonl")
 COLUMNS = tuple(field.name for field in fields(Result))
 
 
@@ -80,33 +83,19 @@ def to_frame(rows: Sequence[Result]) -> pd.DataFrame:
     return pd.DataFrame([asdict(row) for row in rows], columns=list(COLUMNS))
 
 
-def make(folder: str | Path) -> Path:
-    """Make a folder for results, before they take time.
-
-    Raises:
-        TaskError: it cannot be made.
-    """
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TaskError(
-            f"{folder}: cannot be made ({error.strerror}); choose another --out"
-        ) from error
-    return Path(folder)
-
-
 def write(rows: Sequence[Result], folder: str | Path, noise: Sequence[Noise] = ()) -> None:
     """Write `results.jsonl` and `results.csv` into a folder, and `noise.csv` where there is some.
 
     Raises:
-        TaskError: the folder cannot be written.
+        TaskError: the folder cannot be written, or holds files of these names that are not ours.
     """
-    folder = make(folder)
+    folder = prepare_folder(folder, MADE)
     try:
-        (folder / "results.jsonl").write_text(to_json_lines(rows), encoding="utf-8")
-        to_frame(rows).to_csv(folder / "results.csv", index=False)
+        with replacing(folder / "results.jsonl") as file:
+            file.write(to_json_lines(rows).encode())
+        write_table(to_frame(rows), folder / "results.csv")
         if noise:
-            pd.DataFrame([asdict(row) for row in noise]).to_csv(folder / "noise.csv", index=False)
+            write_table(pd.DataFrame([asdict(row) for row in noise]), folder / "noise.csv")
     except OSError as error:
         raise TaskError(
             f"{folder}: cannot be written ({error.strerror}); choose another --out"

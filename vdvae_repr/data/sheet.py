@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from vdvae_repr.errors import DataError
-
-MARK = "vdvae-repr"  # the text Software of every PNG that is written, by which it may be replaced
+from vdvae_repr.output import MARK, is_own, replacing
 
 
 def save_picture(pixels: NDArray[np.uint8], path: str | Path) -> None:
@@ -21,31 +21,32 @@ def save_picture(pixels: NDArray[np.uint8], path: str | Path) -> None:
         DataError: another file is there, as one of the photographs that were read; it cannot be written.
     """
     path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise DataError(
-            f"{path}: expected a name that ends in .png, as pictures are written as PNG"
-        )
-    if path.exists() and not _is_own(path):
-        raise DataError(
-            f"{path}: exists, and was not made by {MARK}, so it is not replaced; choose another --out"
-        )
+    check_picture(path)
     text = PngInfo()
     text.add_text("Software", MARK)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path, format="PNG", pnginfo=text)
+        with replacing(path) as file:
+            Image.fromarray(pixels).save(file, format="PNG", pnginfo=text)
     except OSError as error:
         raise DataError(
             f"{path}: cannot be written ({error.strerror or error}); make room or choose another --out"
         ) from error
 
 
-def _is_own(path: Path) -> bool:
-    try:
-        with Image.open(path) as picture:
-            return picture.info.get("Software") == MARK
-    except (OSError, SyntaxError, ValueError):
-        return False
+def check_picture(path: Path) -> None:
+    """Refuse a picture that cannot be saved, before it takes time to make.
+
+    Raises:
+        DataError: another file is there, or its name ends in something else than .png.
+    """
+    if path.suffix.lower() != ".png":
+        raise DataError(
+            f"{path}: expected a name that ends in .png, as pictures are written as PNG"
+        )
+    if os.path.lexists(path) and not is_own(path):
+        raise DataError(
+            f"{path}: exists, and was not made by {MARK}, so it is not replaced; choose another --out"
+        )
 
 
 def save_sheet(images: NDArray[np.uint8], path: str | Path, columns: int = 8) -> None:

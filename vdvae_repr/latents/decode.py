@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain, count
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +21,8 @@ from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.model.weights import weights_sha256
 
 BATCH = 32
+NAME_BYTES = 240  # of a file's 255, so that .png and a number fit
+PICTURE_SUFFIX = re.compile(r"\.(png|jpe?g|webp|pgm|ppm|bmp|tiff?)$", re.IGNORECASE)
 
 
 def decode(
@@ -52,6 +59,10 @@ def decode(
             stored, `fine_from` where every stored layer is selected, or another word for `rest` or `pixels`.
         LayerError: a selector that names none of the stored layers, or `first` beyond them.
     """
+    if not isinstance(model, VDVAE):
+        raise StoreError(
+            f"model: expected a VDVAE, which vr.load returns, found {type(model).__name__} {model!r:.80}"
+        )
     for option, value in (("rest", rest), ("pixels", pixels)):
         if value not in ("mean", "sample"):
             raise StoreError(f"{option}: expected mean or sample, found {value!r}")
@@ -127,3 +138,50 @@ def decodable_feature(store: Latents) -> str:
             "extract with --feature mean"
         )
     return feature
+
+
+def picture_paths(ids: Sequence[str], folder: str | Path) -> dict[str, Path]:
+    """Return where the decoded picture of each image goes: `p1/a.jpg` to `FOLDER/p1/a.png`.
+
+    Every id has a file of its own: `a.jpg` and `a.png` become `a.jpg.png` and `a.png.png`, and where that is
+    not enough a number follows. What a file name cannot hold (an empty part, `.`, `..`, control characters)
+    becomes `_`, and a part that is too long is cut, so that nothing is written outside the folder.
+
+    Raises:
+        StoreError: a link inside the folder leads out of it.
+    """
+    folder = Path(folder)
+    safe = {i: "/".join(_safe_part(part) for part in i.split("/")) for i in ids}
+    stems = {i: PICTURE_SUFFIX.sub("", name) or name for i, name in safe.items()}
+    stems = {i: safe[i] if stem.endswith("/") else stem for i, stem in stems.items()}
+    taken = {str(parent) for name in safe.values() for parent in PurePosixPath(name).parents}
+    counts = Counter(stems.values())
+    names = {
+        i: f"{stem}.png"
+        for i, stem in stems.items()
+        if counts[stem] == 1 and f"{stem}.png" not in taken
+    }
+    taken |= set(names.values())
+    for image_id, name in safe.items():
+        if image_id not in names:
+            tries = chain([f"{name}.png"], (f"{name} ({number}).png" for number in count(2)))
+            names[image_id] = next(free for free in tries if free not in taken)
+            taken.add(names[image_id])
+    for parent in {(folder / name).parent for name in names.values()}:
+        if not parent.resolve().is_relative_to(folder.resolve()):
+            raise StoreError(f"{parent}: leads out of {folder}; choose another --out")
+    return {image_id: folder / names[image_id] for image_id in ids}
+
+
+def _safe_part(part: str) -> str:
+    """Return a part of an id as a part of a file name, cut where it is too long for one."""
+    if part in ("", ".", ".."):
+        return "_"
+    safe = "".join(c if c.isprintable() else "_" for c in part)
+    if len(content := safe.encode()) <= NAME_BYTES:
+        return safe
+    return (
+        content[:200].decode(errors="ignore")
+        + "~"
+        + hashlib.sha256(part.encode(errors="surrogatepass")).hexdigest()[:16]
+    )

@@ -54,6 +54,8 @@ def import_latents(
         StoreError: wrong shape, other than numbers, NaN or infinity (the layer and row are named), an id
             twice or unknown.
     """
+    if not isinstance(like, LatentStore):
+        raise StoreError(f"like: expected an open store, found {like!r:.80}; vr.open opens one")
     out = Path(out)
     refuse_target(out, [like.path, *([Path(matrix)] if isinstance(matrix, str | Path) else [])])
     if out.exists() and not overwrite:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from vdvae_repr.errors import StoreError
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.latents.format import not_finite
+from vdvae_repr.output import aside_of, replacing
 
 OWN_KEYS = {"latents", "ids", "layers", "shapes", "columns"}  # by which an earlier export is known
 
@@ -41,6 +43,10 @@ def export(
         StoreError: another suffix, another file at `out`, values that are not finite (the layer and image are
             named), or `out` cannot be written.
     """
+    if not isinstance(out, str | Path):
+        raise StoreError(
+            f"out: expected the name of a file, found {type(out).__name__} {out!r:.80}"
+        )
     out = Path(out)
     beside = out.with_suffix(".json")
     if out.suffix not in (".npy", ".npz"):
@@ -66,7 +72,6 @@ def export(
         "weights_sha256": store.info.weights_sha256,
     }
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-    aside = out.with_name(out.name + ".writing")
 
     def blocks() -> Iterator[bytes]:
         first = 0
@@ -82,16 +87,17 @@ def export(
             yield block.astype("<f4", copy=False).tobytes()
 
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix == ".npy":
-            with aside.open("wb") as file:
+            with replacing(beside) as description, replacing(out) as file:
                 np.lib.format.write_array_header_1_0(file, header)
                 file.writelines(blocks())
-            beside_aside = beside.with_name(beside.name + ".writing")
-            beside_aside.write_text(json.dumps(about, allow_nan=False))
-            beside_aside.replace(beside)
+                description.write(json.dumps(about, allow_nan=False).encode())
+                for written in (description, file):
+                    written.flush()
+                    os.fsync(written.fileno())
+                beside.unlink(missing_ok=True)  # so that it never describes another matrix
         else:
-            with zipfile.ZipFile(aside, "w") as archive:
+            with replacing(out) as file, zipfile.ZipFile(file, "w") as archive:
                 with archive.open("latents.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array_header_1_0(member, header)
                     for block in blocks():
@@ -100,13 +106,10 @@ def export(
                     if value is not None:
                         with archive.open(f"{key}.npy", "w") as member:
                             np.lib.format.write_array(member, np.asarray(value), allow_pickle=False)
-        aside.replace(out)
     except OSError as error:
         raise StoreError(
             f"{out}: cannot be written ({error.strerror or error}); make room or choose another place"
         ) from error
-    finally:
-        aside.unlink(missing_ok=True)
     return shape
 
 
@@ -116,7 +119,9 @@ def _is_export(out: Path, beside: Path) -> bool:
         if out.suffix == ".npz":
             with zipfile.ZipFile(out) as archive:
                 return {f"{key}.npy" for key in OWN_KEYS} <= set(archive.namelist())
-        about = json.loads(beside.read_text())
+        # A process that was killed while the two files took their place leaves the description aside.
+        described = beside if beside.exists() else aside_of(beside)
+        about = json.loads(described.read_text(encoding="utf-8"))
         return isinstance(about, dict) and OWN_KEYS - {"latents"} <= set(about)
     except (OSError, ValueError, zipfile.BadZipFile):
         return False

@@ -11,7 +11,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from vdvae_repr.errors import TaskError
+from vdvae_repr import results
+from vdvae_repr.output import (
+    FACTORS,
+    MARK,
+    SIMILARITY,
+    replacing,
+    replacing_folder,
+    write_table,
+)
 from vdvae_repr.report import plots
 from vdvae_repr.report.plots import is_single
 from vdvae_repr.results import CONTROLS, Noise, Result
@@ -19,18 +27,32 @@ from vdvae_repr.tasks.atlas import Atlas
 from vdvae_repr.tasks.factors import HEAD, layer_by_factor
 from vdvae_repr.tasks.problem import Curve
 
-# Files that are made of rows; `compare` makes `similarity` alone.
+# Files that `probe --out` makes; `compare` makes `similarity` alone.
 MADE = re.compile(
     r"(layers|shots|cmc|roc|noise|factors|rate_accuracy)(-.*)?\.png|similarity-.*\.(png|csv)"
-    r"|(noise|factors|rate_accuracy)\.csv"
+    r"|(noise|factors|rate_accuracy)\.csv|results\.(jsonl|csv)"
 )
+SIMILARITY_MADE = re.compile(r"similarity\.(csv|png)")
 
 
-def clear(folder: Path) -> None:
-    """Remove what an earlier run left in its folder, so that no picture lies beside other rows."""
-    for path in folder.iterdir() if (folder / "results.jsonl").is_file() else ():
-        if MADE.fullmatch(path.name):
-            path.unlink()
+def save(
+    rows: Sequence[Result],
+    curves: Sequence[Curve],
+    noise: Sequence[Noise],
+    atlas: Atlas | None,
+    folder: str | Path,
+) -> None:
+    """Write all that `probe --out` leaves in a folder, in place of what an earlier run left.
+
+    Raises:
+        TaskError: the folder cannot be written, or holds a file of these names that is not ours.
+    """
+    with replacing_folder(folder, MADE) as aside:
+        results.write(rows, aside, noise)
+        write(rows, curves, aside)
+        write_noise(noise, aside)
+        if atlas is not None:
+            write_atlas(atlas, aside)
 
 
 def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None:
@@ -41,7 +63,7 @@ def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None
     """
     if rows[0].task == "factors":
         table = layer_by_factor(rows)
-        table.to_csv(folder / "factors.csv")
+        write_table(table, folder / "factors.csv", index=FACTORS)
         chance = {row.head.removeprefix(HEAD): row.chance for row in rows if row.chance}
         ax = plots.factors(
             table.to_numpy(), list(table.index), list(table.columns), chance=chance,
@@ -68,7 +90,7 @@ def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None
             ]
         which = () if len(kinds) == 1 else (feature, pool)
         panels = plots.layer_panels(own)
-        panels.savefig(folder / f"{_file_name('layers', *which)}.png", dpi=100)
+        _save_figure(panels, folder / f"{_file_name('layers', *which)}.png")
         layers = {row.layer for row in of_kind if row.feature}
         only = layers.pop() if len(layers) == 1 else None
         if len(shots) > 1 and (only or any(row.chosen for row in of_kind if row.feature)):
@@ -98,7 +120,7 @@ def write_atlas(atlas: Atlas, folder: Path) -> None:
         write_similarity(matrix, atlas.layers[name], None, folder, name)
     if not atlas.nats:
         return
-    atlas.rate_accuracy().to_csv(folder / "rate_accuracy.csv", index=False)
+    write_table(atlas.rate_accuracy(), folder / "rate_accuracy.csv")
     kinds = list(dict.fromkeys((r.feature, r.pool) for r in atlas.rows if r.layer in atlas.nats))
     for feature, pool in kinds:
         for head in dict.fromkeys(row.head for row in atlas.rows):
@@ -128,20 +150,27 @@ def write_similarity(
     """Write linear CKA between layers, (K, L), as `similarity.csv` and `similarity.png`.
 
     Between layers of one model, `others` is None.
-
-    Raises:
-        TaskError: the folder cannot be written.
     """
     name = _file_name("similarity", feature)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        table = pd.DataFrame(np.round(matrix, 6), index=list(names), columns=list(others or names))
-        table.to_csv(folder / f"{name}.csv")
-    except OSError as error:
-        raise TaskError(
-            f"{folder}: cannot be written ({error.strerror}); choose another --out"
-        ) from error
+    table = pd.DataFrame(np.round(matrix, 6), index=list(names), columns=list(others or names))
+    write_table(table, folder / f"{name}.csv", index=SIMILARITY)
     _save(plots.similarity(matrix, names, others, models=models), folder / f"{name}.png")
+
+
+def save_similarity(
+    matrix: NDArray[Any],
+    names: Sequence[str],
+    others: Sequence[str],
+    folder: str | Path,
+    models: tuple[str, str],
+) -> None:
+    """Write all that `compare` leaves in a folder, in place of what an earlier run left.
+
+    Raises:
+        TaskError: the folder cannot be written, or holds a file of these names that is not ours.
+    """
+    with replacing_folder(folder, SIMILARITY_MADE) as aside:
+        write_similarity(matrix, names, others, aside, models=models)
 
 
 def _file_name(*parts: str | None) -> str:
@@ -153,4 +182,9 @@ def _called(curve: Curve) -> str:
 
 
 def _save(ax: Any, path: Path) -> None:
-    ax.figure.savefig(path, dpi=100, bbox_inches="tight")
+    _save_figure(ax.figure, path, bbox_inches="tight")
+
+
+def _save_figure(figure: Any, path: Path, **options: Any) -> None:
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=100, metadata={"Software": MARK}, **options)

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vdvae_repr.errors import TaskError
-from vdvae_repr.results import LOWER_IS_BETTER
+from vdvae_repr.results import LOWER_IS_BETTER, Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from vdvae_repr.results import Noise, Result
+    from vdvae_repr.results import Noise
 
 # The palette of Okabe and Ito (2008), which color-blind readers can tell apart, without its yellow.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -398,6 +398,10 @@ class _Run:
         key: Sequence[str] = ("head", "layer"),
     ) -> _Run:
         """Refuse rows that make no picture, and those of a model of which several have one key."""
+        if not isinstance(rows, Sequence) or not all(isinstance(row, Result) for row in rows):
+            raise TaskError(
+                f"rows: expected a list of result rows, found {type(rows).__name__}; vr.run_task returns one"
+            )
         if not rows:
             raise TaskError("expected result rows to draw, found none")
         metric = metric or rows[0].metric

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,11 +29,12 @@ from vdvae_repr.tasks.few_shot import FewShot, OneShot
 from vdvae_repr.tasks.identification import CLASSES, FACES, Identification
 from vdvae_repr.tasks.kept import Kept
 from vdvae_repr.tasks.open_set import OpenSet
-from vdvae_repr.tasks.problem import Curve, Problem, Scored
+from vdvae_repr.tasks.problem import Curve, Problem, Scored, expect, expect_several, expect_store
 from vdvae_repr.tasks.verification import Verification
 
 RIVALS = CONTROLS[:3]  # that a layer must beat; shuffled labels are a check of the protocol
 FILES = ("pairs", "pairs_train", "class_split")  # options that name one
+NUMBERS = ("ways", "shots", "queries", "episodes")  # options that are whole numbers
 
 Groups = dict[str, list[LayerSpec]]
 """Layers to be taken together, by the label of their row."""
@@ -149,7 +151,12 @@ def run_task(
             another task.
         DataError: a pair list that is malformed.
     """
-    selectors = [layers] if isinstance(layers, str | int) else list(layers)
+    expect_store(store)
+    if drawn is not None:
+        expect_store(drawn, "drawn")
+    expect_several(beside, "beside", Latents, "open stores")
+    selectors = [layers] if isinstance(layers, str | int) else layers
+    expect_several(selectors, "layers", str | Integral, "selectors")
 
     def selected(model: str, of: Latents, name: str, how: str | None) -> Wanted:
         if joint:
@@ -209,6 +216,23 @@ class Measurement:
     ) -> None:
         self.task, self.store, self.seed = task, store, seed
         self._progress, self._notice = progress, notice
+        expect_store(store)
+        expect_several(beside, "beside", Latents, "open stores")
+        expect(task, "task", str, "the name of a task")
+        expect(seed, "seed", Integral, "a whole number")
+        expect(keep, "keep", str | Path | None, "a folder")
+        for name, value in options.items():
+            if name in FILES:
+                expect(value, name, str | Path, "a file")
+            elif name in NUMBERS:
+                expect(value, name, Integral, "a whole number")
+        if "far" in options:
+            rates = options["far"]
+            options = options | {"far": [rates] if isinstance(rates, Real) else rates}
+            expect_several(options["far"], "far", Real, "rates")
+        heads = [heads] if isinstance(heads, str) else heads
+        if heads is not None:
+            expect_several(heads, "heads", str, "names")
         if task not in TASKS:
             raise TaskError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
         kind, allowed = TASKS[task]
@@ -427,12 +451,16 @@ def features_of(store: Latents, feature: str | Sequence[str] | None) -> list[str
     """Return the names of stored features that are meant."""
     if feature is None:
         return [store.default_feature]
-    return [feature] if isinstance(feature, str) else list(dict.fromkeys(feature))
+    names = [feature] if isinstance(feature, str) else feature
+    expect_several(names, "feature", str, "names")
+    return list(dict.fromkeys(names))
 
 
 def pools_of(pool: str | Sequence[str | None] | None) -> list[str | None]:
     """Return the poolings that are meant."""
-    return [pool] if pool is None or isinstance(pool, str) else list(dict.fromkeys(pool))
+    pools = [pool] if pool is None or isinstance(pool, str) else pool
+    expect_several(pools, "pool", str | None, "poolings")
+    return list(dict.fromkeys(pools))
 
 
 def _of_a_vdvae(store: Latents) -> bool:

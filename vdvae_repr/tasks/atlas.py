@@ -26,7 +26,7 @@ from vdvae_repr.tasks import (
     pools_of,
     singly,
 )
-from vdvae_repr.tasks.problem import Curve
+from vdvae_repr.tasks.problem import Curve, expect_store
 
 SHARES = (0.3, 0.1, 0.03)  # of all latent dimensions, kept by pruning
 # Features of a number a latent dimension.
@@ -100,6 +100,7 @@ def atlas(
     Raises:
         TaskError: as `run_task`.
     """
+    expect_store(store)
     names = features_of(store, feature)
     given = {name: value for name, value in options.items() if value is not None}
     run = Measurement(
@@ -135,6 +136,8 @@ def compare(
     Raises:
         TaskError: other images.
     """
+    expect_store(a, "a")
+    expect_store(b, "b")
     if a.ids != b.ids:
         raise TaskError(f"{b.path}: expected the images of {a.path} in their order, found others")
     if line := same_images(a, b):

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
 from vdvae_repr.errors import TaskError
 from vdvae_repr.features import Features, hash_text
+from vdvae_repr.output import replacing
 from vdvae_repr.tasks.problem import Scored
+
+HASH_BYTES = 32  # before the content of each file, of it and of what it is the score of
 
 
 class Kept:
@@ -38,34 +41,42 @@ class Kept:
         """Return what is kept of features scored in some way (head, seed, labels), or score and keep it."""
         digests = [columns.digest() for columns in features.columns]
         key = hash_text(_code(), self.told, *how, str(features.standardise), *digests)
-        path = self.folder / f"{key[:32]}.npz"
-        if path.is_file():
-            with suppress(OSError, ValueError, EOFError, KeyError, BadZipFile):  # damaged: again
-                return _read(path, features)
+        path = self.folder / f"{key[:32]}.score"
+        with suppress(Exception):  # damaged, or not there: whatever reading it raises, it is scored
+            return _read(path, key, features)
         scored = score()
-        aside = path.with_suffix(f".{os.getpid()}")
         try:
-            with aside.open("wb") as handle:
-                np.savez(
-                    handle,
-                    standardised=scored.standardised,
-                    training_score=np.nan
-                    if scored.training_score is None
-                    else scored.training_score,
-                    outcome=scored.outcome,
-                    seconds=scored.seconds,
-                )
-            aside.replace(path)
+            with replacing(
+                path, durable=False
+            ) as file:  # what a power cut leaves is told by its hash
+                content = _content(scored)
+                file.write(_hash(key, content) + content)
         except OSError as error:
-            aside.unlink(missing_ok=True)
             raise TaskError(
                 f"{path}: cannot be written ({error.strerror}); free space and run the same again"
             ) from error
         return scored
 
 
-def _read(path: Path, features: Features) -> Scored:
-    with path.open("rb") as handle, np.load(handle) as found:
+def _content(scored: Scored) -> bytes:
+    """Return a score as the bytes of a .npz file."""
+    training = np.nan if scored.training_score is None else scored.training_score
+    content = BytesIO()
+    np.savez(
+        content,
+        standardised=scored.standardised,
+        training_score=training,
+        outcome=scored.outcome,
+        seconds=scored.seconds,
+    )
+    return content.getvalue()
+
+
+def _read(path: Path, key: str, features: Features) -> Scored:
+    content = path.read_bytes()
+    if content[:HASH_BYTES] != _hash(key, content[HASH_BYTES:]):
+        raise ValueError(f"{path}: damaged, or of other features")
+    with np.load(BytesIO(content[HASH_BYTES:])) as found:
         training = float(found["training_score"])
         return Scored(
             features,
@@ -74,6 +85,10 @@ def _read(path: Path, features: Features) -> Scored:
             found["outcome"],
             float(found["seconds"]),
         )
+
+
+def _hash(key: str, content: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + content).digest()
 
 
 @cache

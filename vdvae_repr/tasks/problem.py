@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +14,9 @@ from scipy.stats import t as student
 
 from vdvae_repr.errors import TaskError
 from vdvae_repr.features import Features
+from vdvae_repr.latents.base import Latents
+
+Kind = type | UnionType | tuple[type, ...]
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,42 @@ class Problem(Protocol):
     def curve(self, head: str, scored: Scored) -> Curve | None:
         """Return the curve that goes with the metrics, if there is one."""
         ...
+
+
+def expect_store(store: object, name: str = "store") -> None:
+    """Refuse what is no open store, as a path to one.
+
+    Raises:
+        TaskError: names the parameter.
+    """
+    if not isinstance(store, Latents):
+        found = repr(store) if isinstance(store, str | Path | None) else type(store).__name__
+        raise TaskError(
+            f"{name}: expected an open store, found {found}; vr.open('latents.h5') opens one"
+        )
+
+
+def expect_several(values: object, name: str, kind: Kind, words: str) -> None:
+    """Refuse what is no sequence of values of a type.
+
+    Raises:
+        TaskError: names the parameter.
+    """
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise TaskError(f"{name}: expected a list of {words}, found {type(values).__name__}")
+    for value in values:
+        expect(value, name, kind, words)
+
+
+def expect(value: object, name: str, kind: Kind, words: str) -> None:
+    """Refuse a value of another type.
+
+    Raises:
+        TaskError: names the parameter.
+    """
+    if not isinstance(value, kind) or isinstance(value, bool):
+        found = f"{type(value).__name__} {value!r:.80}"
+        raise TaskError(f"{name}: expected {words}, found {found}")
 
 
 def has_splits(splits: NDArray[np.str_], name: object) -> bool:

@@ -1,0 +1,280 @@
+"""Result files are old or new, never half, and never take the place of a file of the user's."""
+
+import os
+import re
+import signal
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import vdvae_repr as vr
+from vdvae_repr.cli import app
+from vdvae_repr.data.sheet import save_picture
+from vdvae_repr.latents.decode import picture_paths
+from vdvae_repr.model.weights import save
+from vdvae_repr.output import is_own, prepare_folder, replacing, replacing_folder
+
+NAMES = re.compile(r"(a|b|c)\.(csv|png)|results\.jsonl")
+OURS = "nats,head,feature,pool,layer,dims,metric,value,ci_low,ci_high\n"
+
+
+@pytest.fixture
+def store(tiny, people, tmp_path):
+    save(tiny, tmp_path / "tiny.safetensors", record={})
+    return vr.extract(tiny, people(6), tmp_path / "s.h5", layers="<=4x4")
+
+
+def command(*arguments):
+    """Run a command; return its exit code and the error that it raised."""
+    done = CliRunner().invoke(app, [str(part) for part in arguments])
+    return done.exit_code, str(done.exception or "")
+
+
+def content(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+# Whose file it is
+
+
+@pytest.mark.parametrize(
+    "name", ["results.csv", "results.jsonl", "layers.png", "cmc.png", "similarity-mean.csv"]
+)
+def test_probe_refuses_a_folder_with_files_of_the_users(store, tmp_path, name, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    mine = tmp_path / "mine" / name
+    if mine.suffix == ".png":
+        Image.new("RGB", (4, 4)).save(mine)
+    else:
+        mine.write_text("person,score\nme,1\n")
+    before = content(tmp_path / "mine")
+    monkeypatch.setattr("vdvae_repr.tasks.Measurement.__init__", None)  # no work is begun
+    _, error = command("probe", "--latents", store.path, "--out", mine.parent)
+    assert f"{mine}: exists, and was not made by vdvae-repr" in error
+    assert content(tmp_path / "mine") == before
+
+
+def test_probe_replaces_its_own_results_and_leaves_other_files(store, tmp_path):
+    out = tmp_path / "out"
+    how = ["probe", "--latents", store.path, "--out", out, "--head", "nearest-neighbor"]
+    assert command(*how, "--layer", "1x1") == (0, "")
+    assert all(is_own(path) for path in out.iterdir())
+    (out / "notes.txt").write_text("mine")
+    first = content(out)
+    assert command(*how, "--layer", "4x4", "--atlas")[0] != 0  # refused: nothing is lost
+    assert content(out) == first
+    assert command(*how[:-2], "--atlas", "--head", "nearest-neighbor") == (0, "")
+    assert all(is_own(path) for path in out.iterdir() if path.name != "notes.txt")
+    assert (out / "rate_accuracy.csv").is_file()
+    assert command(*how, "--layer", "1x1") == (0, "")
+    assert not (out / "rate_accuracy.csv").exists()  # of other rows
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_compare_replaces_its_own_similarity_alone(store, tmp_path):
+    out = tmp_path / "out"
+    for _ in range(2):
+        assert command("compare", store.path, store.path, "--out", out) == (0, "")
+    (out / "similarity.csv").write_text(",a,b\na,1,0\nb,0,1\n")
+    before = content(out)
+    _, error = command("compare", store.path, store.path, "--out", out)
+    assert "similarity.csv: exists, and was not made by" in error
+    assert content(out) == before
+
+
+def test_factors_are_known_as_ours(store, tmp_path):
+    out = tmp_path / "out"
+    how = ["probe", "--task", "factors", "--latents", store.path, "--out", out, "--layer", "1x1"]
+    assert command(*how) == (0, "")
+    assert {"factors.csv", "factors.png"} <= {path.name for path in out.iterdir() if is_own(path)}
+
+
+def test_a_picture_that_cannot_be_saved_is_refused_before_a_model_is_loaded(store, tmp_path):
+    """Of sample, of decode, and of decode's sheet, which may not be the picture of an image either."""
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (4, 4)).save(photo)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "0-3.png").write_bytes(photo.read_bytes())
+    decode = ["decode", store.path, "--model", "nowhere", "--out"]
+    for arguments, expected in (
+        (["sample", "--model", "nowhere", "--out", photo], "was not made by"),
+        (["sample", "--model", "nowhere", "--out", tmp_path / "s.jpg"], "ends in .png"),
+        ([*decode, tmp_path / "d"], "0-3.png: exists"),
+        ([*decode, tmp_path / "e", "--sheet", photo], "photo.png: exists"),
+        ([*decode, tmp_path / "e", "--sheet", tmp_path / "e" / "0-1.png"], "of an image"),
+    ):
+        assert expected in command(*arguments)[1]
+    assert not (tmp_path / "e").exists()
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    (tmp_path / "a.csv").mkdir()
+    with pytest.raises(vr.TaskError, match=r"a\.csv: exists"):
+        prepare_folder(tmp_path, NAMES)
+    (tmp_path / "a.csv").rmdir()
+    (tmp_path / "a.csv").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(vr.TaskError, match=r"a\.csv: exists"):
+        prepare_folder(tmp_path, NAMES)
+    (tmp_path / "file").touch()
+    with pytest.raises(vr.TaskError, match="cannot be made"):
+        prepare_folder(tmp_path / "file", NAMES)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "\0", "{}", "[[1]]", '"', "1", "null", '{"task": 1}'])
+def test_odd_files_are_not_ours(tmp_path, text):
+    for name in ("a.csv", "results.jsonl", "a.png"):
+        (tmp_path / name).write_text(text)
+        assert not is_own(tmp_path / name)
+
+
+# Old or new
+
+
+def test_a_kill_leaves_the_old_file_and_the_next_run_the_new_one(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"old")
+    if not (child := os.fork()):
+        with replacing(path) as file:
+            file.write(b"half")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert path.read_bytes() == b"old"
+    with replacing(path) as file:
+        file.write(b"new")
+    assert content(tmp_path) == {"a.csv": b"new"}
+
+
+def fail(file):
+    file.write(b"half")
+    raise OSError("full")
+
+
+def test_an_error_leaves_the_old_file(tmp_path):
+    path = tmp_path / ("a" * 251 + ".csv")  # as long as a name may be
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match="full"), replacing(path) as file:
+        fail(file)
+    assert content(tmp_path) == {path.name: b"old"}
+
+
+def test_two_processes_write_one_file_one_after_the_other(tmp_path):
+    path = tmp_path / "a.csv"
+    children = []
+    for letter in (b"a", b"b", b"c"):
+        if not (child := os.fork()):
+            with replacing(path) as file:
+                for _ in range(20):
+                    file.write(letter)
+                    file.flush()
+                    time.sleep(0.001)
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    assert path.read_bytes() in (b"a" * 20, b"b" * 20, b"c" * 20)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_a_folder_is_replaced_only_once_everything_is_written(tmp_path):
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text(OURS)
+    before = content(tmp_path)
+    full = pytest.raises(vr.TaskError, match=r"cannot be written \(full\); make room")
+    with full, replacing_folder(tmp_path, NAMES) as aside, (aside / "a.csv").open("wb") as file:
+        fail(file)
+    assert content(tmp_path) == before
+    with replacing_folder(tmp_path, NAMES) as aside:
+        (aside / "a.csv").write_text(OURS + "1\n")
+    assert content(tmp_path) == {"a.csv": (OURS + "1\n").encode()}
+
+
+def test_a_killed_export_is_made_again(store, tmp_path):
+    """Killed while the matrix and its description take their places, one after the other."""
+    for suffix in (".npz", ".npy"):
+        out = tmp_path / f"x{suffix}"
+        store.export(out, "1x1")
+        if not (child := os.fork()):
+            os.rename = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
+            type(out).replace = os.rename
+            store.export(out)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        assert store.export(out) == (36, 4 + 4 * 16)
+    assert np.array_equal(np.load(tmp_path / "x.npy"), np.load(tmp_path / "x.npz")["latents"])
+    assert not list(tmp_path.glob(".*"))
+
+
+# One file an image
+
+
+def test_every_id_has_a_picture_of_its_own_inside_the_folder(tmp_path):
+    ids = (
+        "a.jpg", "a.png", "a.jpg.png", "A.png", "p/b.jpeg", "c", "c.png/d", "", ".", "..", "/etc/e", "../f",
+        "x//y", "g\n", "g\x1b", "é" * 200, "é" * 199 + "è", ".png", "x/.png", "x/",
+    )  # fmt: skip
+    paths = picture_paths(ids, tmp_path)
+    assert list(paths) == list(ids)
+    pixels = np.random.default_rng(0).integers(0, 256, (len(ids), 2, 2, 3), dtype=np.uint8)
+    for image_id, picture in zip(ids, pixels, strict=True):
+        save_picture(picture, paths[image_id])
+    for image_id, picture in zip(ids, pixels, strict=True):
+        assert paths[image_id].resolve().is_relative_to(tmp_path)
+        assert str(paths[image_id]).isprintable()
+        assert np.array_equal(np.asarray(Image.open(paths[image_id])), picture)
+    assert paths["p/b.jpeg"] == tmp_path / "p" / "b.png"
+    assert picture_paths(("a.jpg", "b.png"), tmp_path)["a.jpg"] == tmp_path / "a.png"
+
+
+def test_pictures_follow_no_link_out_of_the_folder(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "p").symlink_to(tmp_path)
+    with pytest.raises(vr.StoreError, match="leads out of"):
+        picture_paths(("p/a",), tmp_path / "out")
+
+
+# Types
+
+
+def test_what_is_no_store_is_told_in_a_line(store, tmp_path):
+    for call in (
+        lambda: vr.run_task("face_id", "s.h5"),
+        lambda: vr.run_task("face_id", None),
+        lambda: vr.run_task("face_id", store, beside=store),
+        lambda: vr.run_task("face_id", store, beside=["s.h5"]),
+        lambda: vr.atlas("face_id", tmp_path),
+        lambda: vr.compare(store, "s.h5"),
+        lambda: vr.import_latents(np.zeros((1, 1)), "s.h5", tmp_path / "o.h5"),
+    ):
+        with pytest.raises(vr.VDVAEReprError, match=r"expected .*open store") as refused:
+            call()
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"task": None}, {"seed": "1"}, {"heads": 5}, {"layers": None}, {"feature": 5}, {"pool": 5},
+     {"keep": 5}, {"task": "few_shot", "ways": "5"}, {"task": "few_shot", "shots": "1"},
+     {"task": "face_verification", "pairs": 5}, {"task": "face_verification", "far": "x"}],
+)  # fmt: skip
+def test_arguments_of_another_type_are_named(store, wrong):
+    (*_, name) = wrong
+    arguments = {"task": "face_id"} | wrong
+    with pytest.raises(vr.TaskError, match=f"^{name}: expected"):
+        vr.run_task(arguments.pop("task"), store, **arguments)
+
+
+def test_a_model_is_needed_to_decode(store):
+    with pytest.raises(vr.StoreError, match=r"model: expected a VDVAE.*'faces64'"):
+        next(store.decode("faces64"))
+
+
+def test_rows_are_needed_to_draw():
+    for wrong in ("results.csv", [1], {"a": 1}):
+        with pytest.raises(vr.TaskError, match="rows: expected a list of result rows"):
+            vr.plot.layers(wrong)

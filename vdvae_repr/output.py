@@ -1,0 +1,186 @@
+"""Result files: each is written whole or not at all, and takes the place of our own earlier one alone.
+
+What this package wrote is known by its content: pictures carry the text `Software: vdvae-repr`, tables and
+JSON lines have columns that no other program writes. So nothing else need lie beside them.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import pandas as pd
+from PIL import Image
+
+from vdvae_repr.errors import TaskError
+
+MARK = "vdvae-repr"  # the text Software of every PNG that is written
+SIMILARITY = "linear CKA"  # the first column of similarity.csv
+FACTORS = "R2 or accuracy"  # and of factors.csv
+TABLES = (  # columns by which our tables are known
+    {"task", "protocol", "head", "model", "metric", "value", "n_test", "chosen"},
+    {"head", "draws", "one_z", "mean_of_z", "p_one_z"},
+    {"nats", "head", "feature", "layer", "metric", "ci_low"},
+    {SIMILARITY},
+    {FACTORS},
+)
+HEADER_BYTES = 2**20  # of a table, at most
+
+
+def is_own(path: Path) -> bool:
+    """Return whether a .png, .csv or .jsonl file was written by this package."""
+    try:
+        if path.suffix.lower() == ".png":
+            with Image.open(path, formats=["PNG"]) as picture:
+                return picture.info.get("Software") == MARK
+        with path.open(encoding="utf-8") as file:
+            line = file.readline(HEADER_BYTES)
+        columns = set(json.loads(line) if path.suffix == ".jsonl" else next(csv.reader([line])))
+        return any(known <= columns for known in TABLES)
+    except (OSError, SyntaxError, ValueError, TypeError, csv.Error, StopIteration):
+        return False
+
+
+def refuse_others(paths: Iterable[Path]) -> None:
+    """Refuse to replace what this package did not write.
+
+    Raises:
+        TaskError: names the first file, or folder, that would be lost.
+    """
+    for path in paths:
+        if os.path.lexists(path) and not is_own(path):
+            raise TaskError(
+                f"{path}: exists, and was not made by {MARK}, so it is not replaced; "
+                "choose another --out"
+            )
+
+
+def prepare_folder(folder: str | Path, names: re.Pattern[str]) -> Path:
+    """Make a folder for results, before they take time.
+
+    Raises:
+        TaskError: it cannot be made or written, or holds a file of these names that is not ours.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(None, "Permission denied")
+        refuse_others(path for path in sorted(folder.iterdir()) if names.fullmatch(path.name))
+    except OSError as error:
+        raise TaskError(
+            f"{folder}: cannot be made, or written ({error.strerror}); choose another --out"
+        ) from error
+    return folder
+
+
+@contextmanager
+def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+    """Yield a file that takes the place of `path` once everything is written.
+
+    A process that is killed leaves what was there; the next one to write `path` clears away the rest. Of two
+    processes the second waits.
+
+    Args:
+        path: in a folder that is made if need be.
+        durable: that the content is on the disk before it takes its place, so that not even a power cut
+            leaves half of it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = aside_of(path)
+    file = _open_locked(aside)
+    try:
+        file.truncate()
+        yield file
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    finally:
+        file.close()
+
+
+def write_table(table: pd.DataFrame, path: Path, index: str | None = None) -> None:
+    """Write a table as CSV, in UTF-8; its index as a column of that name, if one is given.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with replacing(path) as file:
+        table.to_csv(file, index=index is not None, index_label=index, mode="wb")
+
+
+def aside_of(path: Path) -> Path:
+    """Return where a file is written first: beside it, under a name that is never too long."""
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()
+    return path.with_name(f".{MARK}-{digest[:16]}.writing")
+
+
+@contextmanager
+def replacing_folder(folder: str | Path, names: re.Pattern[str]) -> Iterator[Path]:
+    """Yield an empty folder; once everything is written there, it replaces an earlier run's files.
+
+    All of the earlier files of these `names` go, so that no picture lies beside rows of another run. While
+    the files are exchanged the first one (JSON lines, then CSV) is never missing, and stands beside files of
+    its own run alone. Of two processes the second waits.
+
+    Raises:
+        TaskError: as `prepare_folder`, or there is no room.
+    """
+    folder = prepare_folder(folder, names)
+    aside = folder / f".{MARK}.writing"
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            yield aside
+            kinds = (".jsonl", ".csv", ".png")
+            written = sorted(
+                aside.iterdir(), key=lambda path: (kinds.index(path.suffix), path.name)
+            )
+            for path in written:
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            for path in list(folder.iterdir()):
+                if names.fullmatch(path.name) and path.name != written[0].name and is_own(path):
+                    path.unlink()
+            for path in written:
+                path.replace(folder / path.name)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+            os.close(handle)
+    except OSError as error:
+        raise TaskError(
+            f"{folder}: cannot be written ({error.strerror or error}); make room, or choose "
+            "another --out"
+        ) from error
+
+
+def _open_locked(path: Path) -> BinaryIO:
+    """Open a file for writing once no other process writes it."""
+    while True:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+        except FileNotFoundError:
+            pass
+        file.close()  # the other process renamed it
