@@ -11,15 +11,21 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vdvae_repr.errors import ConfigError
+from vdvae_repr.errors import ConfigError, first_line
 
 T = TypeVar("T")
+MOST_BYTES = 2**20  # of a TOML, or of a configuration in JSON
+MOST_CHARACTERS = 10_000  # of a block string
+MOST_MISTAKES = 50  # in one message
+MOST_CHANNELS = 2**16
 Tables = dict[str, dict[str, Any]]
 """A configuration as its file holds it, unchecked: `{"model": {"width": 32, ...}, "train": {...}}`."""
 
@@ -77,7 +83,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Check what can be checked without building the model."""
-        raise_all(_out_of_range("model", dataclasses.asdict(self)))
+        raise_all(_problems_of_table(ModelConfig, dataclasses.asdict(self), "model"))
 
     @classmethod
     def from_published(cls, hyperparameters: Mapping[str, Any]) -> ModelConfig:
@@ -118,7 +124,11 @@ class ModelConfig:
 
     @classmethod
     def from_preset(cls, name: str) -> ModelConfig:
-        """Return the architecture of a shipped preset."""
+        """Return the architecture of a shipped preset.
+
+        Raises:
+            ConfigError: there is none of this name.
+        """
         return load_config(preset_path(name)).model
 
     @classmethod
@@ -129,9 +139,13 @@ class ModelConfig:
             ConfigError: no JSON, or a key that is unknown, missing, of another type or out of range.
         """
         try:
+            if len(text) > MOST_BYTES:
+                raise ValueError(f"{len(text):,} characters")
             table = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"model: expected a configuration in JSON, found {error}") from error
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ConfigError(
+                f"model: expected a configuration in JSON, found {first_line(error)}"
+            ) from error
         raise_all(problems({"model": table}))
         return build_table(cls, table)
 
@@ -185,8 +199,8 @@ class TrainConfig:
     """Of initialisation, order, flips and noise."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        raise_all(_out_of_range("train", dataclasses.asdict(self)))
+        """Check types and ranges."""
+        raise_all(_problems_of_table(TrainConfig, dataclasses.asdict(self), "train"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,6 +209,15 @@ class Config:
 
     model: ModelConfig
     train: TrainConfig | None = None
+
+    def __post_init__(self) -> None:
+        """Check types."""
+        for section, cls in SECTIONS.items():
+            table = getattr(self, section)
+            if not isinstance(table, cls) and not (section == "train" and table is None):
+                raise ConfigError(
+                    f"{section}: expected a {cls.__name__}, found {type(table).__name__}"
+                )
 
     def to_toml(self) -> str:
         """Write every value, defaults included, in the form that `load_config` reads."""
@@ -205,6 +228,21 @@ class Config:
                 lines.append(f"[{section}]")
                 lines += [f"{k} = {json.dumps(v)}" for k, v in dataclasses.asdict(table).items()]
         return "\n".join(lines) + "\n"
+
+
+Architecture = str | Path | Config | ModelConfig
+"""A preset's name, a TOML, a run folder, or a configuration."""
+
+
+def architecture(preset: Architecture) -> ModelConfig:
+    """Return the architecture that a preset's name, a TOML, a run folder or a configuration stands for.
+
+    Raises:
+        ConfigError: none of them, or mistakes in the file.
+    """
+    if isinstance(preset, Config):
+        return preset.model
+    return preset if isinstance(preset, ModelConfig) else load_config(find_config(preset)).model
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -223,15 +261,23 @@ def read_tables(path: str | Path, overrides: Sequence[str] = ()) -> Tables:
         ConfigError: no such file, no TOML, or an override that is not `section.key=value`.
     """
     try:
-        tables = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+        with Path(path).open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ConfigError(
+                f"{path}: expected a configuration of {MOST_BYTES:,} bytes at most, found more; is it one?"
+            )
+        tables = tomllib.loads(content.decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{path}: expected TOML in UTF-8, found another encoding; save it as UTF-8"
         ) from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: expected TOML of two levels, found a deep nesting") from error
     except ValueError as error:  # TOML's own, and numbers of thousands of digits
-        raise ConfigError(f"{path}: expected TOML, found {error}") from error
+        raise ConfigError(f"{path}: expected TOML, found {first_line(error)}") from error
     for key, value in parse_overrides(overrides).items():
         section, _, name = key.partition(".")
         table = tables.setdefault(section, {})
@@ -247,13 +293,17 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         ConfigError: an item of another form.
     """
     values: dict[str, Any] = {}
+    if isinstance(overrides, str) or not all(isinstance(item, str) for item in overrides):
+        raise ConfigError(
+            f"changed: expected items as 'train.lr=1e-4' in a list, found {shown(overrides)}"
+        )
     for override in overrides:
         key, separator, value = override.partition("=")
         if not (separator and "." in key):
             raise ConfigError(f"--set {override}: expected section.key=value, as train.lr=1e-4")
         try:
             values[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except ValueError:
+        except (ValueError, RecursionError):
             values[key.strip()] = value.strip()
     return values
 
@@ -273,16 +323,16 @@ def build_config(tables: Tables, where: str) -> Config:
 
 def problems(tables: Mapping[str, Any], may_lack: Collection[str] = ()) -> list[str]:
     """Return every mistake of some tables, one sentence each; `may_lack` holds keys as `model.shift`."""
-    found = []
+    found: list[str] = []
     for section in tables:
-        if section not in SECTIONS:
-            found.append(f"unknown key {section}{_suggest_key(section, '')}")
+        if section not in SECTIONS and len(found) < MOST_MISTAKES:
+            found.append(f"unknown key {printable(section)}{_suggest_key(section, '')}")
     if "model" not in tables:
         found.append("expected a [model] table, found none")
     for section, cls in SECTIONS.items():
         table = tables.get(section, {})
         if not isinstance(table, Mapping):
-            found.append(f"{section}: expected a table, found {_shown(table)}")
+            found.append(f"{section}: expected a table, found {shown(table)}")
         elif section in tables:
             found += _problems_of_table(cls, table, section, may_lack)
     return found
@@ -298,19 +348,27 @@ def find_config(config: str | Path) -> Path:
     """
     if isinstance(config, str) and config in preset_names():
         return preset_path(config)
+    if not isinstance(config, str | os.PathLike):
+        raise ConfigError(
+            f"config: expected a preset's name, a TOML or a Config, found {type(config).__name__}"
+        )
     path = Path(config)
-    if path.is_dir():
+    try:
+        folder, file = path.is_dir(), path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a zero byte
+        folder = file = False
+    if folder:
         if not (path / "config.toml").is_file():
             raise ConfigError(
                 f"{config}: expected a run folder with config.toml, found none in it; give a preset's name, "
                 f"{', '.join(preset_names())}, or a TOML"
             )
         return path / "config.toml"
-    if str(config) == "" or not path.is_file():
+    if str(config) == "" or not file:
         names = preset_names()
         raise ConfigError(
-            f"{config}: no such preset or file{suggestion(str(config), names)}; expected a TOML, or one of "
-            f"{', '.join(names)}"
+            f"{printable(str(config))}: no such preset or file{suggestion(str(config), names)}; expected a "
+            f"TOML, or one of {', '.join(names)}"
         )
     return path
 
@@ -356,13 +414,14 @@ class _Range:
 
 _POSITIVE = _Range(0, math.inf, closed=False)
 _RANGES = {
-    "model.image_size": _Range(1, 2**14),
-    "model.width": _Range(1, 2**16),
-    "model.zdim": _Range(1, 2**16),
+    "model.image_size": _Range(1, 2**12),
+    "model.width": _Range(1, MOST_CHANNELS),
+    "model.zdim": _Range(1, MOST_CHANNELS),
     "model.num_mixtures": _Range(1, 2**10),
     "model.bottleneck_multiple": _Range(0, 1, closed=False),
     "model.no_bias_above": _Range(0),
-    "model.scale": _POSITIVE,
+    "model.shift": _Range(-1e9, 1e9),
+    "model.scale": _Range(0, 3.4e38, closed=False),  # what float32 holds
     "train.steps": _Range(1, 99_999_999),  # a checkpoint's name has eight digits
     "train.batch_size": _Range(1, 2**20),
     "train.lr": _POSITIVE,
@@ -441,15 +500,18 @@ def _suggest_key(name: str, section: str) -> str:
 
 
 def _problems_of_table(
-    cls: type, table: Mapping[str, Any], section: str, may_lack: Collection[str]
+    cls: type, table: Mapping[str, Any], section: str, may_lack: Collection[str] = ()
 ) -> list[str]:
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    found, meant, usable = [], set(), {}
+    found: list[str] = []
+    meant, usable = set(), {}
     for name, value in table.items():
+        if len(found) == MOST_MISTAKES:
+            return found
         if name not in fields:
             hint = _suggest_key(name, section)
             meant.add(hint)
-            found.append(f"unknown key {section}.{name}{hint}")
+            found.append(f"unknown key {section}.{printable(name)}{hint}")
             continue
         expected = str(fields[name].type)
         if type(value).__name__ == expected:
@@ -457,7 +519,7 @@ def _problems_of_table(
         elif expected == "float" and type(value) is int and abs(value) < 1e300:
             usable[name] = float(value)
         else:
-            found.append(f"{section}.{name}: expected {expected}, found {_shown(value)}")
+            found.append(f"{section}.{name}: expected {expected}, found {shown(value)}")
     found += _out_of_range(section, usable)
     missing = [
         name
@@ -478,26 +540,51 @@ def _out_of_range(section: str, values: Mapping[str, Any]) -> list[str]:
     found = []
     for name, value in values.items():
         key = f"{section}.{name}"
-        if type(value) in (int, float) and not abs(value) < math.inf:
+        if type(value) is float and not math.isfinite(value):
             found.append(f"{key} must be finite, found {value}")
+        elif type(value) is str and len(value) > MOST_CHARACTERS:
+            found.append(
+                f"{key}: expected {MOST_CHARACTERS:,} characters at most, found {len(value):,}"
+            )
         elif key in _CHOICES and value not in _CHOICES[key]:
             choices = " or ".join(map(repr, _CHOICES[key]))
-            found.append(f"{key}: expected {choices}, found {_shown(value)}")
+            found.append(f"{key}: expected {choices}, found {shown(value)}")
         elif limits := _RANGES.get(key):
             if value < limits.lowest or (value == limits.lowest and not limits.closed):
                 least = f"{'at least' if limits.closed else 'above'} {limits.lowest}"
-                found.append(f"{key} must be {least}, found {_shown(value)}")
+                found.append(f"{key} must be {least}, found {shown(value)}")
             elif value > limits.highest:
-                found.append(f"{key} must be at most {limits.highest}, found {_shown(value)}")
+                found.append(f"{key} must be at most {limits.highest}, found {shown(value)}")
     return found
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Return a value's text, cut where it is long."""
     if type(value) is int and value.bit_length() > 200:
         return f"an integer of {value.bit_length()} bits"
-    text = repr(value)
+    text = repr(value[:100] if isinstance(value, str | list | tuple) else value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def whole_number(
+    name: str, value: Any, lowest: int, highest: int = 2**63 - 1, what: str = "a whole number"
+) -> int:
+    """Return a parameter's value as an int; NumPy's integers are taken, bools are not.
+
+    Raises:
+        ConfigError: it is no whole number, or out of range.
+    """
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if whole and lowest <= int(value) <= highest:
+        return int(value)
+    upto = f" to {highest}" if highest < 2**63 - 1 else ""
+    raise ConfigError(f"{name}: expected {what}, from {lowest}{upto}, found {shown(value)}")
+
+
+def printable(text: str) -> str:
+    """Return a text as messages show it: control characters escaped, cut where it is long."""
+    text = repr(text)[1:-1]
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def raise_all(found: Sequence[str], where: str = "") -> None:

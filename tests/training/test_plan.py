@@ -161,7 +161,7 @@ def test_statistics_do_not_depend_on_batches(photos):
         ("width = 4|width = 4\nscale = 0", ["model.scale must be above 0"]),
         ("width = 4|width = 1", ["expected 1 channel at least inside each block"]),
         ("width = 4|width = 4\nwidths = '8:16'", ["expected 4 channels at 8"]),
-        ("8x1,8d2|8x1000000000,8d2", ["numbers of five digits at most"]),
+        ("8x1,8d2|8x1000000000,8d2", ["bottom_up: expected 1000 blocks at most"]),
         ("8x1,8d2|8x1,16d2", ["expected a block at 8, found 16d2"]),
         ("[train]|[trian]", ["unknown key trian; did you mean 'train'?"]),
         (

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -21,14 +21,22 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from vdvae_repr.config import shown, whole_number
 from vdvae_repr.data.source import Preprocessing, RawImage, to_rgb
-from vdvae_repr.errors import CheckpointError, ConfigError, LayerError, first_line
+from vdvae_repr.errors import (
+    CheckpointError,
+    ConfigError,
+    LayerError,
+    VDVAEReprError,
+    first_line,
+)
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.model.noise import NoiseFn, seed_of
 from vdvae_repr.model.precision import Precision, arithmetic
 from vdvae_repr.model.preprocessing import as_image_tensor
 from vdvae_repr.model.weights import hash_weights
 
+ROUNDING = 1e-3  # of a layer's largest value, between readings of one image in other batches
 STORED_SIDE = 64  # pixels, of the images that a store of another network keeps for the controls
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming")
 
@@ -139,15 +147,16 @@ class NetworkPreprocessing:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done."""
+        whole_number("size", self.size, 1, 2**12, "the side of a square, pixels")
+        if not isinstance(self.crop_pct, int | float):
+            raise ConfigError(f"crop_pct: expected a number in 0..1, found {shown(self.crop_pct)}")
         Preprocessing(size=self.size, crop=self.crop, align=self.align)
         if self.interpolation not in INTERPOLATIONS:
             raise ConfigError(
                 f"interpolation: expected {' or '.join(INTERPOLATIONS)}, found {self.interpolation!r}"
             )
-        if self.size < 1 or not 0 < self.crop_pct <= 1:
-            raise ConfigError(
-                f"expected size of 1 at least and crop_pct in 0..1, found {self.size} and {self.crop_pct}"
-            )
+        if not 0 < self.crop_pct <= 1:
+            raise ConfigError(f"crop_pct: expected a number in 0..1, found {self.crop_pct}")
 
     @property
     def resized(self) -> int:
@@ -219,8 +228,10 @@ class TorchEncoder:
         prefix_tokens: how many tokens come before those of the patches, the class token first.
 
     Raises:
+        ConfigError: no network, or an option that is none.
         LayerError: no such module; one that the network does not run, or runs several times; one that
-            returns something else.
+            returns something else; a network that cannot read such images, or whose output for an image is
+            drawn anew each time, or depends on the other images of its batch.
 
     Examples:
         >>> import torch, vdvae_repr as vr
@@ -246,20 +257,21 @@ class TorchEncoder:
         crop_pct: float = 1.0,
         prefix_tokens: int = 0,
     ) -> None:
-        modules = dict(net.named_modules())
-        names = [layers] if isinstance(layers, str) else list(layers)
-        for layer in names:
-            if not layer or layer not in modules:
-                near = get_close_matches(layer, modules, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise LayerError(
-                    f"{type(net).__name__} has no module {layer!r}{hint}; it has "
-                    f"{', '.join(list(dict(net.named_children()))[:12])}, and theirs"
-                )
+        if not isinstance(net, nn.Module):
+            raise ConfigError(f"net: expected a torch.nn.Module, found {type(net).__name__}")
+        names = _module_names(net, layers)
         transform = NetworkPreprocessing(size=size, crop_pct=crop_pct, interpolation=interpolation)
-        self._set_up(
-            net, names, f"torch:{name or type(net).__name__}", transform, mean, std, prefix_tokens
-        )
+        with _buffers_kept(net):
+            self._set_up(
+                net,
+                names,
+                f"torch:{name or type(net).__name__}",
+                transform,
+                mean,
+                std,
+                prefix_tokens,
+            )
+            self._check_that_images_stand_alone()
         _KNOWN[self.identity()["weights_sha256"]] = self
 
     def _set_up(
@@ -277,18 +289,10 @@ class TorchEncoder:
             raise LayerError(
                 f"expected names of layers, each once, found {', '.join(names) or 'none'}"
             )
-        for what, numbers in (("mean", mean), ("std", std)):
-            if (
-                len(numbers) != 3
-                or not all(0 <= number <= 1 for number in numbers)  # NaN is none of them
-                or (what == "std" and 0 in numbers)
-            ):
-                raise ConfigError(
-                    f"{what}: expected three numbers, one a channel, on the scale 0 to 1, "
-                    f"found {tuple(numbers)}"
-                )
+        whole_number("prefix_tokens", prefix_tokens, 0)
         self.net, self.name, self.preprocessing = net, name, transform
-        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+        self.mean = _of_channels("mean", mean, lowest=0.0)
+        self.std = _of_channels("std", std, lowest=math.nextafter(0, 1))
         self.image_size = int(transform.size)  # type: ignore[attr-defined]
         self.prefix_tokens = prefix_tokens
         outputs = self._run(torch.zeros(2, 3, self.image_size, self.image_size), names)
@@ -361,9 +365,54 @@ class TorchEncoder:
 
     @torch.no_grad()
     def _run(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        """Return the layers' outputs of a normalised batch, in the order in which they are computed."""
-        with evaluating(self.net):
-            return self._outputs(x.to(self.device), names)
+        """Return the layers' outputs of a normalised batch, in the order in which they are computed.
+
+        Raises:
+            LayerError: the network raises an error of its own, whatever it is.
+        """
+        try:
+            with evaluating(self.net):
+                return self._outputs(x.to(self.device), names)
+        except VDVAEReprError:
+            raise
+        except Exception as error:
+            raise LayerError(
+                f"{self.name}: the network fails on {len(x)} images, (N, 3, {self.image_size}, "
+                f"{self.image_size}) float32 ({first_line(error)}); expected one that reads such a batch"
+            ) from error
+
+    def _check_that_images_stand_alone(self) -> None:
+        """Read an image three times, and refuse a network that says of it what depends on the occasion.
+
+        The third time the image stands elsewhere, in a batch of other images and of another size.
+
+        Raises:
+            LayerError: an output that is drawn, depends on the batch, or is not finite.
+        """
+        generator = torch.Generator().manual_seed(0)
+        side = self.image_size
+        pixels = torch.randint(0, 256, (4, side, side, 3), dtype=torch.uint8, generator=generator)
+        pixels[1:] //= torch.tensor([8, 4, 2], dtype=torch.uint8)[:, None, None, None]
+        x, names = self.normalised(pixels), [spec.name for spec in self.layers]
+        first, again, other = (self._run(x[rows], names) for rows in ([0, 1], [0, 1], [2, 3, 0]))
+        for name in names:
+            values = first[name][0].float(), again[name][0].float(), other[name][-1].float()
+            if not torch.isfinite(torch.stack([value.abs().amax() for value in values])).all():
+                raise LayerError(
+                    f"layer {name}: expected finite values, found NaN or infinity for an image of noise; "
+                    "look at the network's weights, or choose another layer"
+                )
+            if not _alike(values[0], values[1]):
+                raise LayerError(
+                    f"layer {name}: the same images read twice give other values, in evaluation mode too; "
+                    "let the network draw nothing there (functional dropout: training=self.training)"
+                )
+            if not _alike(values[0], values[2]):
+                raise LayerError(
+                    f"layer {name}: what it gives for an image depends on the rest of its batch, in "
+                    "evaluation mode too; let batch norm use its running statistics there, and let nothing "
+                    "mix the images (attention: batch_first=True)"
+                )
 
     def _outputs(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         return outputs_of(self.net, x, names)
@@ -473,10 +522,88 @@ def outputs_of(net: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Ten
     return outputs
 
 
+def _module_names(net: nn.Module, layers: str | Sequence[str]) -> list[str]:
+    """Return the names of modules that were asked for, each of which the network has.
+
+    Raises:
+        LayerError: no names, or a name of none.
+    """
+    if isinstance(layers, str):
+        layers = [name.strip() for name in layers.split(",")]
+    names = list(layers) if isinstance(layers, Iterable) else [layers]
+    known = [name for name, _ in net.named_modules() if name]
+    kind = type(net).__name__
+    if not known:
+        raise LayerError(
+            f"{kind} has no modules inside; wrap it, torch.nn.Sequential(net), and name its layer '0'"
+        )
+    for name in names:
+        if not isinstance(name, str):
+            raise LayerError(
+                f"layers: expected names of modules, as {known[0]!r}, found {type(name).__name__}"
+            )
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            children = [child for child, _ in net.named_children()]
+            more = ", ..." if len(children) > 12 else ""
+            raise LayerError(
+                f"{kind} has no module {name!r}{hint}; it has {', '.join(children[:12])}{more}"
+                f"{', and theirs' if len(known) > len(children) else ''}"
+            )
+    return names
+
+
+def _of_channels(what: str, numbers: Sequence[float], lowest: float) -> tuple[float, ...]:
+    """Return a number a channel.
+
+    Raises:
+        ConfigError: they are not three numbers from `lowest` to 1.
+    """
+    try:
+        found = tuple(float(number) for number in numbers)
+    except (TypeError, ValueError, RuntimeError):
+        found = ()
+    if len(found) != 3 or not all(lowest <= number <= 1 for number in found):  # NaN is none of them
+        above = "" if lowest == 0 else ", none of them 0"
+        raise ConfigError(
+            f"{what}: expected three numbers, one a channel, on the scale 0 to 1{above}, found "
+            f"{shown(found or numbers)}"
+        )
+    return found
+
+
+@contextmanager
+def _buffers_kept(net: nn.Module) -> Iterator[None]:
+    """Give buffers that passes change, as batch norm's statistics in training mode, their values back."""
+    lazy = torch.nn.parameter.is_lazy  # whose shape the first pass tells
+    kept = {name: value.clone() for name, value in net.named_buffers() if not lazy(value)}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in net.named_buffers():
+                if name in kept and kept[name].shape == value.shape:
+                    value.copy_(kept[name])
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two readings of a layer are equal but for rounding."""
+    if a.shape != b.shape:
+        return False
+    return bool((a - b).abs().amax() <= ROUNDING * torch.maximum(a.abs().amax(), b.abs().amax()))
+
+
 def _describe(index: int, name: str, output: Tensor, prefix_tokens: int) -> LayerSpec:
     """Return the layer that a module's output of two images is."""
+    if output.is_complex() or output.layout is not torch.strided or output.is_meta:
+        what = "on the meta device" if output.is_meta else f"{output.dtype}, {output.layout}"
+        raise LayerError(
+            f"layer {name}: expected real numbers in a dense tensor, found {what.replace('torch.', '')}; "
+            "choose another layer"
+        )
     shape = tuple(output.shape[1:])
-    if len(output) != 2 or len(shape) not in (1, 2, 3):
+    if output.shape[:1] != (2,) or len(shape) not in (1, 2, 3) or 0 in shape:
         raise LayerError(
             f"layer {name}: expected (N, D), (N, T, C) or (N, C, H, W) of N = 2 images, "
             f"found {tuple(output.shape)}"

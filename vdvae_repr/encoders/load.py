@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vdvae_repr.config import ModelConfig
+from vdvae_repr.config import Architecture, ModelConfig
 from vdvae_repr.encoders import facenet, timm
 from vdvae_repr.encoders.base import Encoder, TorchEncoder, known_encoder
 from vdvae_repr.encoders.download import released_file
@@ -22,7 +22,7 @@ from vdvae_repr.model.vdvae import VDVAE
 def load(
     model: str | Path,
     *,
-    preset: str | None = None,
+    preset: Architecture | None = None,
     device: str | torch.device = "cpu",
     compile: bool = False,
     cuda_graphs: bool = False,
@@ -35,7 +35,8 @@ def load(
             `.th`; "openai:imagenet64", a released file; "PRESET@random", a preset with its initial weights;
             "timm:resnet50" or "facenet:vggface2", with "@FILE" for weights of your own and "@random" for
             initial ones.
-        preset: the architecture of a VDVAE's file, where its shapes do not tell.
+        preset: the architecture of a VDVAE's file, where its shapes do not tell: a preset's name, a TOML, or
+            a configuration.
         device: where the parameters go.
         compile: read posteriors through torch.compile.
         cuda_graphs: on a CUDA device, record a pass of a VDVAE that comes again and replay it: small kernels
@@ -103,10 +104,13 @@ def random_twin(config_json: str, weights_sha256: str, seed: int) -> Encoder:
     Raises:
         CheckpointError: a network that is not at hand, or that cannot be initialised anew.
     """
-    config = json.loads(config_json)
-    # Stores of the first version say "backbone".
-    name = config.get("encoder") or config.get("backbone")
-    if name is None:
+    try:
+        config = json.loads(config_json)
+        # Stores of the first version say "backbone".
+        name = config.get("encoder") or config.get("backbone")
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        name = None
+    if not isinstance(name, str):
         return random_vdvae(ModelConfig.from_json(config_json), seed)
     if name.startswith(timm.PREFIX):
         return timm.random_timm(name.removeprefix(timm.PREFIX), seed)

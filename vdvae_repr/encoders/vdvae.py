@@ -17,7 +17,7 @@ from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.model.noise import NoiseFn
 from vdvae_repr.model.precision import Precision
 from vdvae_repr.model.vdvae import VDVAE, Posterior
-from vdvae_repr.model.weights import weights_sha256
+from vdvae_repr.model.weights import random_weights, weights_sha256
 
 FEATURES = (
     "mean",
@@ -94,9 +94,7 @@ class VDVAEEncoder:
 
 def random_vdvae(config: ModelConfig, seed: int) -> VDVAEEncoder:
     """Return a VDVAE with its initial weights, drawn from a seed."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return VDVAEEncoder(VDVAE(config).eval())
+    return VDVAEEncoder(random_weights(config, "vdvae", seed).eval())
 
 
 def _feature(posterior: Posterior, spec: LayerSpec, feature: str) -> Tensor:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from vdvae_repr.config import ModelConfig
-from vdvae_repr.errors import CheckpointError, DataError, LayerError
+from vdvae_repr.config import ModelConfig, printable
+from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError
 from vdvae_repr.model.blocks import (
     BottomUpBlock,
     TopDownBlock,
@@ -44,6 +44,8 @@ from vdvae_repr.model.noise import NoiseFn, image_names, seed_of, seeded_noise
 from vdvae_repr.model.precision import Precision, arithmetic
 from vdvae_repr.model.preprocessing import as_image_tensor, to_input, to_target, to_uint8
 from vdvae_repr.model.published import from_published_names
+
+MOST_PARAMETERS = 10**10
 
 
 class Posterior(Mapping[str, LayerPosterior]):
@@ -190,10 +192,10 @@ class VDVAE(nn.Module):
         super().__init__()
         self.config = config
         self.name = name
+        check_structure(config)  # before anything is built
         widths = Widths(config.width, parse_widths(config.widths))
         self.bottom_up = BottomUp(config, widths)
         self.top_down = TopDown(config, widths)
-        check_structure(config.image_size, self.bottom_up.specs, self.top_down.specs)
 
     @property
     def layers(self) -> tuple[LayerSpec, ...]:
@@ -470,26 +472,71 @@ class VDVAE(nn.Module):
         Raises:
             CheckpointError: names or shapes differ; the first differences are listed.
         """
+        if not isinstance(state_dict, Mapping):
+            raise CheckpointError(
+                f"state_dict: expected tensors by name, found {type(state_dict).__name__}"
+            )
         return self.load_weights(from_published_names(state_dict), "state_dict")
 
-    def load_weights(self, weights: Mapping[str, Tensor], where: str) -> VDVAE:
-        """Load parameters under this package's names, strictly; `where` names them in errors."""
-        expected = self.state_dict()
-        differences = [f"{k} is missing" for k in expected if k not in weights]
-        differences += [f"{k} is not of this model" for k in weights if k not in expected]
-        differences += [
-            f"{k} is {tuple(weights[k].shape)}, expected {tuple(expected[k].shape)}"
-            for k in expected
-            if k in weights and weights[k].shape != expected[k].shape
-        ]
-        if differences:
-            shown = "; ".join(differences[:3])
-            raise CheckpointError(
-                f"{where}: weights of another architecture: {shown} "
-                f"({len(differences)} differences); give the preset or [model] table they were trained with"
-            )
+    def load_weights(self, weights: Mapping[str, Tensor], where: str, remedy: str = "") -> VDVAE:
+        """Load parameters under this package's names, strictly; returns self.
+
+        Args:
+            weights: of any floating-point type.
+            where: their file, in messages.
+            remedy: what to do where they are of another architecture, for the message.
+
+        Raises:
+            CheckpointError: they are no tensors of real numbers, or of another architecture.
+        """
+        for name, value in weights.items():
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+                raise CheckpointError(
+                    f"{where}: expected a tensor of real numbers as {name}, found {found}"
+                )
+        self.check_shapes({key: tuple(v.shape) for key, v in weights.items()}, where, remedy)
         self.load_state_dict(weights)
         return self
+
+    def check_shapes(
+        self, shapes: Mapping[str, tuple[int, ...]], where: str, remedy: str = ""
+    ) -> None:
+        """Compare names and shapes of parameters with this model's.
+
+        Raises:
+            CheckpointError: they are of another architecture; the first differences are listed.
+        """
+        expected = {key: tuple(value.shape) for key, value in self.state_dict().items()}
+        differences = [f"{k} is missing" for k in expected if k not in shapes]
+        differences += [f"{printable(k)} is not of this model" for k in shapes if k not in expected]
+        differences += [
+            f"{k} is {shapes[k]}, expected {expected[k]}"
+            for k in expected
+            if k in shapes and shapes[k] != expected[k]
+        ]
+        if differences:
+            raise CheckpointError(
+                f"{where}: weights of another architecture: {'; '.join(differences[:3])} "
+                f"({len(differences)} differences)" + (f"; {remedy}" if remedy else "")
+            )
+
+
+def on_meta(config: ModelConfig, name: str = "vdvae") -> VDVAE:
+    """Return a VDVAE whose parameters have shapes and take no memory.
+
+    Raises:
+        ConfigError: a configuration that makes no model, or one of more parameters than any machine holds.
+    """
+    with torch.device("meta"):
+        model = VDVAE(config, name=name)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if count > MOST_PARAMETERS:
+        raise ConfigError(
+            f"model: expected {MOST_PARAMETERS:,} parameters at most, found {count:,}; lower the widths or "
+            "the numbers of blocks"
+        )
+    return model
 
 
 def _channels_last(states: dict[int, Tensor], resolutions: Collection[int]) -> dict[int, Tensor]:

@@ -10,10 +10,15 @@ import argparse
 import errno
 import hashlib
 import json
+import os
 import pickle
 import re
+import struct
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,17 +27,27 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vdvae_repr.config import ModelConfig, preset_names, suggestion
+from vdvae_repr.config import (
+    Architecture,
+    ModelConfig,
+    architecture,
+    preset_names,
+    printable,
+    shown,
+    suggestion,
+)
 from vdvae_repr.errors import CheckpointError, ConfigError, first_line
 from vdvae_repr.model.graphs import graph_inference
 from vdvae_repr.model.inference import compile_inference
 from vdvae_repr.model.published import from_published_names
-from vdvae_repr.model.vdvae import VDVAE
+from vdvae_repr.model.vdvae import VDVAE, on_meta
 
 FORMAT = "vdvae-repr/1"
 WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
 RAW_ENDING, EMA_ENDING = "-model.th", "-model-ema.th"
 HEAD_BYTES = 512  # of a file, enough to tell what it is
+MOST_HEADER = 2**24  # bytes, of a safetensors file; those of 10,000 tensors have less than 2 MB
+MOST_WRAPPERS = 32  # dictionaries around the weights
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -40,18 +55,21 @@ Model = TypeVar("Model", bound=torch.nn.Module)
 def load(
     model: str | Path,
     *,
-    preset: str | None = None,
+    preset: Architecture | None = None,
     device: str | torch.device = "cpu",
     compile: bool = False,
     cuda_graphs: bool = False,
 ) -> VDVAE:
     """Load a VDVAE in eval mode, float32.
 
+    Names and shapes of a file's tensors are compared with its architecture before memory is taken for any.
+
     Args:
         model: a packaged name ("faces64"), a run folder, a `.safetensors` of this package, a published
             `.th` file or one like it, or "PRESET@random" for a preset's architecture with its initial
             weights.
-        preset: the architecture of a file that holds no config, where its shapes do not tell.
+        preset: the architecture of a file that holds no config, where its shapes do not tell: a preset's
+            name, a TOML, or a configuration.
         device: where the parameters go.
         compile: read posteriors through torch.compile.
         cuda_graphs: on a CUDA device, record a pass that comes again and replay it.
@@ -60,11 +78,17 @@ def load(
         ConfigError: CUDA graphs elsewhere. CheckpointError: no such weights, a damaged or unsafe file,
             another architecture, values that are not finite.
     """
+    if not isinstance(model, str | os.PathLike):
+        raise CheckpointError(
+            f"model: expected a name or a file, as 'faces64', found {type(model).__name__}"
+        )
+    if not str(model).strip():
+        raise CheckpointError(
+            "model: expected a name or a file, found an empty text; is a variable not set?"
+        )
     if str(model).endswith("@random"):
-        with torch.random.fork_rng():
-            torch.manual_seed(0)  # the same ones each time
-            config = ModelConfig.from_preset(str(model).removesuffix("@random"))
-            net = VDVAE(config, name=str(model))
+        config = ModelConfig.from_preset(str(model).removesuffix("@random"))
+        net = random_weights(config, str(model), seed=0)  # the same ones each time
     else:
         net = _load_file(_find(model), preset)
     net = on_device(net, device).eval()
@@ -82,11 +106,23 @@ def on_device(model: Model, device: str | torch.device) -> Model:
         CheckpointError: there is no such device.
     """
     try:
-        return model.to(device)
-    except (RuntimeError, AssertionError) as error:
+        return model.to(torch.device(device))
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise CheckpointError(
             f"device {device!s} cannot be used ({first_line(error)}); try --device cpu"
         ) from error
+
+
+def random_weights(config: ModelConfig, name: str, seed: int) -> VDVAE:
+    """Return a VDVAE with its initial weights, drawn from a seed.
+
+    Raises:
+        ConfigError: a configuration that makes no model, or one that is too large.
+    """
+    on_meta(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return VDVAE(config, name=name)
 
 
 def save(
@@ -129,82 +165,128 @@ def _find(model: str | Path) -> Path:
     if str(model) in packaged_names():
         return WEIGHTS_FOLDER / f"{model}.safetensors"
     path = Path(model)
-    if path.is_dir():
+    try:
+        folder, file = path.is_dir(), path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a zero byte
+        folder = file = False
+    if folder:
         inside = path / "model.safetensors"
         if not inside.is_file():
             raise CheckpointError(
                 f"{path}: expected a run folder with model.safetensors, found none"
             )
         return inside
-    if not path.is_file():
+    if not file:
         names = packaged_names()
         raise CheckpointError(
-            f"{model}: no such file or packaged model{suggestion(str(model), names)}; "
+            f"{printable(str(model))}: no such file or packaged model{suggestion(str(model), names)}; "
             f"packaged are {', '.join(names) or 'none'}"
         )
     return path
 
 
-def _load_file(path: Path, preset: str | None) -> VDVAE:
-    if _is_safetensors(_head(path)):
-        weights, metadata = _read_safetensors(path)
-        if metadata.get("format") == FORMAT:
-            if preset is not None:
-                raise CheckpointError(
-                    f"{path}: holds its own configuration, so that preset {preset!r} would say nothing; "
-                    "leave --preset out"
-                )
-            return _load_own(path, weights, metadata)
-        state: Mapping[str, Any] = weights
+@dataclass(frozen=True)
+class _WeightsFile:
+    """A file of weights whose tensors have not been read yet."""
+
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    """By the names that the tensors have in the file."""
+    read: Callable[[], dict[str, Tensor]]
+    """Read the tensors onto the CPU."""
+    metadata: Mapping[str, str]
+    """Of a safetensors file; those of this package have its `config` there."""
+
+    @classmethod
+    def open(cls, path: Path) -> _WeightsFile:
+        """Read names and shapes alone.
+
+        Raises:
+            CheckpointError: no such file, a damaged one, or none that holds weights.
+        """
+        if _is_safetensors(_head(path)):
+            return cls(path, *_safetensors_header(path))
+        tensors = unwrapped(read_th(path, lazily=True), path)
+        shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+        return cls(path, shapes, lambda: unwrapped(read_th(path), path), {})
+
+
+def _load_file(path: Path, preset: Architecture | None) -> VDVAE:
+    file = _WeightsFile.open(path)
+    own = file.metadata.get("format") == FORMAT
+    config = None if preset is None else architecture(preset)
+    name = Path(preset).stem if isinstance(preset, str) else path.stem
+    rename = _published_renaming(file.shapes)
+    shapes = {rename[key]: shape for key, shape in file.shapes.items()}
+    if own:
+        config, name = _own_config(file, preset), file.metadata.get("name", path.stem)
+        remedy = "the file's config is of other weights: save it again with the package"
+    elif config is None:
+        fitting = [n for n in preset_names() if _fits(shapes, n)]
+        if len(fitting) != 1:
+            found = f"fits {' and '.join(fitting)}" if fitting else "fits no preset"
+            raise CheckpointError(
+                f"{path}: {found} (its names of tensors, {len(shapes)} in all, begin with "
+                f"{_some(file.shapes)}); name the architecture with --preset, a preset's name or a TOML"
+            )
+        (name,) = fitting
+        config, remedy = ModelConfig.from_preset(name), ""
     else:
-        state = read_th(path)
-    state = unwrapped(state, path)
-    named = from_published_names(_without_wrapper(state))
-    weights = {key: value.float() for key, value in named.items()}
-    candidates = [preset] if preset else [n for n in preset_names() if _fits(weights, n)]
-    if len(candidates) != 1:
-        found = f"fits {' and '.join(candidates)}" if candidates else "fits no preset"
-        raise CheckpointError(
-            f"{path}: {found} (its names of tensors, {len(state)} in all, begin with {_some(state)}); "
-            "name the architecture with --preset"
+        remedy = (
+            "name the architecture they were trained with by --preset, a preset's name or a TOML"
         )
+    net = on_meta(config, name)
+    net.check_shapes(shapes, str(path), remedy)
+    weights = {rename[key]: value for key, value in file.read().items()}
     check_finite(weights, path)
-    if path.name.endswith(RAW_ENDING):
+    if path.name.endswith(RAW_ENDING) and not own:
         warnings.warn(
             f"{path.name}: holds raw weights; published figures belong to their moving average, "
             f"{path.name.removesuffix(RAW_ENDING)}{EMA_ENDING}",
             stacklevel=4,  # where the caller of vr.load stands
         )
-    config = ModelConfig.from_preset(candidates[0])
-    return VDVAE(config, name=candidates[0]).load_weights(weights, str(path))
+    return net.to_empty(device="cpu").load_weights(weights, str(path))
 
 
-def _load_own(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> VDVAE:
-    if "config" not in metadata:
-        raise CheckpointError(
-            f"{path}: expected the model's config in the metadata of format {FORMAT}, found none; "
-            "save it again with the package"
-        )
-    try:
-        config = ModelConfig.from_json(metadata["config"])
-    except (ConfigError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise CheckpointError(
-            f"{path}: the config in its metadata cannot be read ({first_line(error)}); "
-            "save it again with the package"
-        ) from error
-    weights = {key: value.float() for key, value in weights.items()}
-    check_finite(weights, path)
-    return VDVAE(config, name=metadata.get("name", path.stem)).load_weights(weights, str(path))
+def _own_config(file: _WeightsFile, preset: Architecture | None) -> ModelConfig:
+    """Return the configuration in a file of this package, or that of `preset` if it cannot be read.
+
+    Raises:
+        CheckpointError: neither, or both.
+    """
+    instead = "name the architecture with --preset, a preset's name or a TOML"
+    if "config" in file.metadata:
+        try:
+            config = ModelConfig.from_json(file.metadata["config"])
+        except ConfigError as error:
+            reason = f"the config in its metadata cannot be read ({first_line(error)})"
+        else:
+            if preset is None:
+                return config
+            raise CheckpointError(
+                f"{file.path}: holds its own configuration, so that preset {str(preset)!r} would say "
+                "nothing; leave --preset out"
+            )
+    else:
+        reason = f"expected the model's config in the metadata of format {FORMAT}, found none"
+    if preset is None:
+        raise CheckpointError(f"{file.path}: {reason}; {instead}")
+    return architecture(preset)
 
 
-def _fits(weights: Mapping[str, Tensor], preset: str) -> bool:
+def _fits(shapes: Mapping[str, tuple[int, ...]], preset: str) -> bool:
     """Whether a preset's parameters have these names and shapes; builds nothing in memory."""
-    with torch.device("meta"):
-        expected = VDVAE(ModelConfig.from_preset(preset)).state_dict()
-    return {k: v.shape for k, v in expected.items()} == {k: v.shape for k, v in weights.items()}
+    expected = on_meta(ModelConfig.from_preset(preset)).state_dict()
+    return {key: tuple(value.shape) for key, value in expected.items()} == dict(shapes)
 
 
-def _without_wrapper(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _published_renaming(names: Iterable[str]) -> dict[str, str]:
+    """Return by a file's name of each tensor this package's name."""
+    plain = _without_wrapper({name: name for name in names})
+    return {own: name for key, own in plain.items() for name in from_published_names({key: own})}
+
+
+def _without_wrapper(weights: Mapping[str, Any]) -> dict[str, Any]:
     """Take away what every parameter's name begins with, as `module.` or `_orig_mod.`.
 
     A VDVAE has two halves, so that nothing of its own begins every name.
@@ -228,50 +310,74 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         CheckpointError: no such file, a damaged one, none that holds weights, several sets of weights, or
             values that are not finite.
     """
-    if _is_safetensors(_head(path)):
-        weights, _ = _read_safetensors(path)
-    else:
-        weights = unwrapped(read_th(path), path)
+    weights = _WeightsFile.open(path).read()
     check_finite(weights, path)
     return weights
 
 
 def read_parameters(path: Path) -> dict[str, Tensor]:
-    """Read a VDVAE's parameters, float32, by this package's names, out of any file that `load` takes.
+    """Read a VDVAE's parameters, by this package's names, out of any file that `load` takes.
 
     The architecture need not be that of a preset.
 
     Raises:
         CheckpointError: as `read_weights`.
     """
-    named = from_published_names(_without_wrapper(read_weights(path)))
-    return {key: value.float() for key, value in named.items()}
+    weights = read_weights(path)
+    rename = _published_renaming(weights)
+    return {rename[key]: value for key, value in weights.items()}
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _safetensors_header(
+    path: Path,
+) -> tuple[dict[str, tuple[int, ...]], Callable[[], dict[str, Tensor]], dict[str, str]]:
+    """Return shapes by name, what reads the tensors, and the metadata."""
+
+    def read() -> dict[str, Tensor]:
+        with _safetensors(path) as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+    with _safetensors(path) as file:
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        return shapes, read, file.metadata() or {}
+
+
+@contextmanager
+def _safetensors(path: Path) -> Iterator[Any]:
+    if (header := int.from_bytes(_head(path)[:8], "little")) > MOST_HEADER:
+        raise CheckpointError(
+            f"{path}: not a readable safetensors file, {_size(path)}; expected {MOST_HEADER:,} bytes of "
+            f"header at most, found {header:,}"
+        )
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+            yield file
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"{path}: not a readable safetensors file, {_size(path)} ({first_line(error)}); "
             "it is damaged or cut short: get it again"
         ) from error
 
 
-def read_th(path: Path) -> dict[str, Any]:
+def read_th(path: Path, *, lazily: bool = False) -> dict[str, Any]:
     """Read a dictionary that torch.save wrote, onto the CPU; pickled code is never run.
+
+    Args:
+        path: the file.
+        lazily: where the file allows it, leave the values in it until they are used, checksums unread.
 
     Raises:
         CheckpointError: no such file, a damaged one, one of another kind, or one that holds other objects.
     """
     _refuse_what_is_no_checkpoint(path)
+    zipped = _head(path)[:2] == b"PK"
+    if zipped:
+        _refuse_compression(path)
     try:
         # What training scripts keep beside the weights; it is a plain record and runs nothing.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # of pickle protocols: what matters raises
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily and zipped)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         head = _head(path)
@@ -297,8 +403,11 @@ def read_th(path: Path) -> dict[str, Any]:
                 "save the tensors alone, torch.save(model.state_dict(), FILE)"
             ) from error
         # of a damaged file torch raises whatever the bytes lead it to
+        reason = first_line(error)
+        if "weights_only" in reason:  # which torch advises to switch off
+            reason = type(error).__name__
         raise CheckpointError(
-            f"{path}: not a readable checkpoint, {_size(path)} ({first_line(error)}); "
+            f"{path}: not a readable checkpoint, {_size(path)} ({reason}); "
             "it is damaged or cut short: get it again"
         ) from error
     if not isinstance(state, Mapping):
@@ -317,17 +426,19 @@ def unwrapped(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
         CheckpointError: keys that are no strings, no tensors, other values among them, or several sets of
             tensors; the message lists the keys.
     """
-    if strange := [key for key in state if not isinstance(key, str)]:
-        raise CheckpointError(
-            f"{path}: expected tensors by the names of parameters, found the key {strange[0]!r} of type "
-            f"{type(strange[0]).__name__}; save it with torch.save(model.state_dict(), FILE)"
-        )
-    inside = [key for key, value in state.items() if _holds_tensors(value)]
-    if len(inside) == 1:
-        return unwrapped(state[inside[0]], path)
+    for _ in range(MOST_WRAPPERS):
+        if strange := [key for key in state if not isinstance(key, str)]:
+            raise CheckpointError(
+                f"{path}: expected tensors by the names of parameters, found the key {shown(strange[0])} of "
+                f"type {type(strange[0]).__name__}; save it with torch.save(model.state_dict(), FILE)"
+            )
+        inside = [key for key, value in state.items() if _holds_tensors(value)]
+        if len(inside) != 1:
+            break
+        state = state[inside[0]]
     if inside:
         raise CheckpointError(
-            f"{path}: holds {len(inside)} sets of weights, {', '.join(inside)}; save the one that is meant: "
+            f"{path}: holds {len(inside)} sets of weights, {_some(inside)}; save the one that is meant: "
             f"torch.save(torch.load({path.name!r})[{inside[-1]!r}], FILE)"
         )
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
@@ -340,16 +451,57 @@ def unwrapped(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
     if others := [key for key in state if key not in tensors]:
         raise CheckpointError(
             f"{path}: expected a dictionary of tensors, as the published files hold, found "
-            f"{type(state[others[0]]).__name__} under {others[0]!r}; save the tensors alone"
+            f"{type(state[others[0]]).__name__} under {shown(others[0])}; save the tensors alone"
+        )
+    for key, value in tensors.items():
+        if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
+            what = "a sparse, quantised or empty tensor"
+        elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            what = f"a view of {value.numel():,} values, which repeats fewer"
+        else:
+            continue
+        raise CheckpointError(
+            f"{path}: expected tensors that hold their values, found {what} under {shown(key)}; "
+            "save plain tensors, value.contiguous()"
         )
     return tensors
 
 
+def _refuse_compression(path: Path) -> None:
+    """Refuse an archive that is larger unpacked: torch.save compresses nothing.
+
+    Raises:
+        CheckpointError: as described, or a damaged archive.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint, {_size(path)} ({first_line(error)}); "
+            "it is damaged or cut short: get it again"
+        ) from error
+    if unpacked > path.stat().st_size:
+        raise CheckpointError(
+            f"{path}: is an archive of {unpacked:,} bytes in {_size(path)}, expected an uncompressed one as "
+            "torch.save writes; unpack it, or get it again"
+        )
+
+
 def _holds_tensors(value: Any) -> bool:
     """Whether a value is a dictionary of tensors by name, at whatever depth; single numbers do not count."""
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        return False
-    return any((isinstance(v, Tensor) and v.ndim) or _holds_tensors(v) for v in value.values())
+    waiting, seen = [value], set[int]()
+    while waiting:
+        table = waiting.pop()
+        if id(table) in seen or not isinstance(table, Mapping):
+            continue
+        seen.add(id(table))
+        if not all(isinstance(key, str) for key in table):
+            continue
+        if any(isinstance(inner, Tensor) and inner.ndim for inner in table.values()):
+            return True
+        waiting += table.values()
+    return False
 
 
 def check_finite(weights: Mapping[str, Tensor], where: str | Path) -> None:
@@ -366,9 +518,9 @@ def check_finite(weights: Mapping[str, Tensor], where: str | Path) -> None:
             )
 
 
-def _some(state: Mapping[str, Any], count: int = 3) -> str:
-    more = ", ..." if len(state) > count else ""
-    return ", ".join(list(state)[:count]) + more
+def _some(names: Collection[str], count: int = 3) -> str:
+    more = ", ..." if len(names) > count else ""
+    return ", ".join(printable(name) for name in list(names)[:count]) + more
 
 
 def _size(path: Path) -> str:

@@ -6,14 +6,11 @@ A run folder keeps both, in `config.toml` and `run.json`, so that a resumed run 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from vdvae_repr.config import (
     Config,
@@ -32,7 +29,7 @@ from vdvae_repr.config import (
 )
 from vdvae_repr.errors import ConfigError, TrainingError
 from vdvae_repr.model.blocks import parse_blocks, parse_widths
-from vdvae_repr.model.vdvae import VDVAE
+from vdvae_repr.model.vdvae import on_meta
 
 MEASURED = ("model.shift", "model.scale")  # on the training images, where they are not given
 FIXED = ("train.seed", "train.hold_back")  # of a run that is resumed
@@ -262,23 +259,8 @@ def _problems(tables: Tables) -> list[str]:
     unreadable = _problems_of_strings(model)
     if unreadable or any("model" in text for text in found):  # no model can be built
         return found + unreadable
-    config = build_table(ModelConfig, {"shift": 0, "scale": 1, **model})
-    named = parse_widths(config.widths)
-    if named.get(config.image_size, config.width) != config.width:
-        found.append(
-            f"model.widths: expected {config.width} channels at {config.image_size}, as model.width, found "
-            f"{named[config.image_size]}"
-        )
-    narrowest = min([config.width, *named.values()])
-    if int(narrowest * config.bottleneck_multiple) < 1:
-        found.append(
-            f"model.bottleneck_multiple: expected 1 channel at least inside each block, found "
-            f"{narrowest} x {config.bottleneck_multiple}"
-        )
-        return found
     try:
-        with torch.device("meta"):
-            VDVAE(config)
+        on_meta(build_table(ModelConfig, {"shift": 0, "scale": 1, **model}))
     except ConfigError as error:
         found.append(str(error))
     return found
@@ -291,15 +273,9 @@ def _problems_of_strings(model: Mapping[str, Any]) -> list[str]:
         text = model.get(key)
         if not isinstance(text, str):
             continue
-        if large := re.search(r"\d{6,}", text):
-            found.append(
-                f"model.{key}: expected numbers of five digits at most, found {large[0][:20]}"
-            )
-            continue
         try:
             if key == "widths":
-                if min(parse_widths(text).values(), default=1) < 1:
-                    raise ConfigError(f"model.widths: expected 1 channel at least, found {text!r}")
+                parse_widths(text)
             else:
                 parse_blocks(text, key=f"model.{key}")
         except ConfigError as error:
