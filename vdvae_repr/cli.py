@@ -7,6 +7,8 @@ Results go to standard output, progress to standard error. Exit 0; 2 for bad inp
 from __future__ import annotations
 
 import ctypes
+import errno
+import io
 import os
 import platform
 import sys
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from vdvae_repr.errors import TaskError, Terminated, VDVAEReprError
+from vdvae_repr.errors import TaskError, Terminated, VDVAEReprError, first_line, printable
 
 if TYPE_CHECKING:
     from vdvae_repr import VDVAE
@@ -197,7 +199,7 @@ def extract(
     rate = f", {done / (time.monotonic() - started):.1f} images/s" if done else ""
     for item in store.info.skipped:
         _log(f"skipped: {item['reason']}")
-    print(f"{out}: {len(store)} images, {len(store.layers)} layers{rate}")
+    _print(f"{out}: {len(store)} images, {len(store.layers)} layers{rate}")
 
 
 @app.command()
@@ -314,7 +316,7 @@ def probe(
 
         def show(done: int, total: int, what: str) -> None:
             bar.total, bar.n = total, done
-            bar.set_description(what)
+            bar.set_description(printable(what))
 
         how: dict[str, Any] = {
             "feature": feature, "pool": [None if p == "none" else p for p in pool or ["none"]],
@@ -371,7 +373,7 @@ def compare(
     ]
     models = stores[0].info.model, stores[1].info.model
     pictures.save_similarity(matrix, names[0], names[1], out, models=models)
-    print(
+    _print(
         f"{out / 'similarity.csv'}, {out / 'similarity.png'}: {len(names[0])} x {len(names[1])} layers"
     )
 
@@ -466,7 +468,7 @@ def train(
         progress=_log,
     )  # fmt: skip
     if _is_main_process():
-        print(folder)
+        _print(str(folder))
 
 
 @app.command()
@@ -530,19 +532,19 @@ def evaluate(
     def between(interval: tuple[float, float] | None) -> str:
         return f", 95 % interval {interval[0]:.4f} .. {interval[1]:.4f}" if interval else ""
 
-    print(f"{found.source}, split {found.split}: {found.images} images, seed {found.seed}")
+    _print(f"{found.source}, split {found.split}: {found.images} images, seed {found.seed}")
     interval = between(found.bits_per_dim_interval)
-    print(f"{found.bits_per_dim:.4f} bits/dim{interval}; {found.nats:.1f} nats an image")
-    print(f"distortion {found.distortion_nats:.1f} nats, rate {found.rate_nats:.1f} nats an image")
+    _print(f"{found.bits_per_dim:.4f} bits/dim{interval}; {found.nats:.1f} nats an image")
+    _print(f"distortion {found.distortion_nats:.1f} nats, rate {found.rate_nats:.1f} nats an image")
     if found.importance_bits_per_dim is not None:
         bits, interval = found.importance_bits_per_dim, between(found.importance_interval)
-        print(f"importance-weighted, {iw} draws: {bits:.4f} bits/dim{interval}")
-    print("layer     nats      active channels")
+        _print(f"importance-weighted, {iw} draws: {bits:.4f} bits/dim{interval}")
+    _print("layer     nats      active channels")
     for name, nats in found.kl_nats.items():
         active, channels = found.active_units[name]
-        print(f"{name:8s}  {nats:8.2f}  {active}/{channels}")
+        _print(f"{name:8s}  {nats:8.2f}  {active}/{channels}")
     for name, nats in found.kl_nats_by_resolution.items():
-        print(f"all {name:8s}  {nats:.2f} nats")
+        _print(f"all {name:8s}  {nats:.2f} nats")
 
 
 @app.command()
@@ -552,10 +554,10 @@ def layers(model: AnyModel = "faces64", preset: Preset = None, download: Downloa
 
     found = vr.load(model, preset=preset, download=download).layers
     width = max(8, *(len(spec.name) for spec in found))
-    print(f"index  {'name':{width}s}  shape         dims")
+    _print(f"index  {'name':{width}s}  shape         dims")
     for spec in found:
         shape = "x".join(map(str, spec.shape))
-        print(f"{spec.index:5d}  {spec.name:{width}s}  {shape:12s}  {spec.num_dims}")
+        _print(f"{spec.index:5d}  {spec.name:{width}s}  {shape:12s}  {spec.num_dims}")
 
 
 @app.command()
@@ -579,7 +581,7 @@ def sample(
         raise TaskError(f"--temperature: expected a finite number, found {temperature}")
     net = _load_vdvae(model, preset, device, download)
     save_sheet(net.sample(count, temperature, seed), out)
-    print(out)
+    _print(str(out))
 
 
 @app.command()
@@ -653,7 +655,7 @@ def decode(
         done += len(ids)
     if sheet is not None:
         save_sheet(np.stack(shown), sheet)
-    print(f"{out}: {done} images")
+    _print(f"{out}: {done} images")
 
 
 @store_app.command()
@@ -672,7 +674,7 @@ def export(
 
     with vr.open(path) as store:
         rows, columns = store.export(out, layer, feature=feature, pool=pool, split=split)
-    print(f"{out}: {rows} images x {columns} columns")
+    _print(f"{out}: {rows} images x {columns} columns")
 
 
 @store_app.command("import")
@@ -688,7 +690,7 @@ def import_(
     import vdvae_repr as vr
 
     store = vr.import_latents(matrix, vr.open(like), out, layer, split=split, overwrite=overwrite)
-    print(f"{out}: {len(store)} images, {len(store.layers)} layers")
+    _print(f"{out}: {len(store)} images, {len(store.layers)} layers")
 
 
 @store_app.command()
@@ -704,12 +706,12 @@ def info(path: Path) -> None:
         if (
             value := getattr(store.info, key)
         ) is not None:  # imported predictions have some of them
-            print(f"{key:15s} {value}")
-    print(f"{'images':15s} {len(store)}, {len(store.label_names)} classes")
+            _print(f"{key:15s} {value}")
+    _print(f"{'images':15s} {len(store)}, {len(store.label_names)} classes")
     for item in store.info.skipped:
-        print(f"{'left out':15s} {item['reason']}")
-    print(f"{'features':15s} {', '.join(store.features)}")
-    print(f"{'layers':15s} {', '.join(spec.name for spec in store.layers)}")
+        _print(f"{'left out':15s} {item['reason']}")
+    _print(f"{'features':15s} {', '.join(store.features)}")
+    _print(f"{'layers':15s} {', '.join(spec.name for spec in store.layers)}")
 
 
 @store_app.command()
@@ -719,7 +721,7 @@ def verify(path: Path) -> None:
 
     with vr.open(path) as store:
         store.verify()
-    print(f"{path}: whole")
+    _print(f"{path}: whole")
 
 
 @app.command()
@@ -739,7 +741,7 @@ def demo(
     net = _load_vdvae("faces64", None, "cpu", False)
     faces = vr.extract(net, "toy-faces", out / "toy-faces.h5", report=_log)
     digits = vr.extract(net, "digits", out / "digits.h5", layers="<=8x8", report=_log)
-    print(f"digits: {len(digits)} images, {digits.kl.mean(axis=0).sum():.0f} nats an image")
+    _print(f"digits: {len(digits)} images, {digits.kl.mean(axis=0).sum():.0f} nats an image")
     rows = vr.run_task("face_id", faces, layers="<=16x16", notice=_log)
     results.write(rows, out)
     print(results.table(rows, "rank1"))
@@ -750,7 +752,7 @@ def demo(
         for first in (1, 5, 11, 16, len(net.layers))
     ]
     save_sheet(np.concatenate([images, *rebuilt]), out / "reconstructions.png")
-    print(
+    _print(
         f"{out}/reconstructions.png: images, then rebuilt from the first 1, 5, 11, 16 and all layers"
     )
 
@@ -795,8 +797,13 @@ def _is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _print(line: str) -> None:
+    """Print a line of results; names from files that stand in it move no cursor."""
+    print(printable(line))
+
+
 def _log(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
 
 
 def _keep_freed_memory() -> None:
@@ -819,7 +826,8 @@ def _show_warning(
     if Path(filename).is_relative_to(Path(__file__).parent):
         _log(f"vdvae-repr: warning: {message}")
     else:
-        _log(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
+        for text in warnings.formatwarning(message, category, filename, lineno, line).splitlines():
+            _log(text)
 
 
 def main() -> None:
@@ -827,26 +835,48 @@ def main() -> None:
     warnings.showwarning = _show_warning
     # Pillow's warnings: of images that are too large an error follows, of tags nothing is lost.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal's encoding lacks is escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()
-    except VDVAEReprError as error:
+        try:
+            app()
+        except SystemExit as stopped:
+            if stopped.code == 130:  # typer's, after Ctrl-C
+                _log(
+                    "vdvae-repr: interrupted; what is finished is kept: rerun the same command to go on "
+                    "(train: with --resume)"
+                )
+            elif stopped.code == 1:  # typer's, where the standard output was closed
+                raise BrokenPipeError(errno.EPIPE, "Broken pipe") from stopped
+            sys.stdout.flush()
+            raise
+    except Exception as error:
         if os.environ.get("VDVAE_REPR_DEBUG"):
             raise
-        _log(f"vdvae-repr: {error}")
+        if isinstance(error, BrokenPipeError):  # nothing is left that Python could flush at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _log(f"vdvae-repr: {_told(error)}")
         sys.exit(143 if isinstance(error, Terminated) else 2)
-    except OSError as error:  # where a command writes, and no store, which says more
-        if os.environ.get("VDVAE_REPR_DEBUG"):
-            raise
-        what = f"{error.filename}: " if error.filename else ""
-        _log(f"vdvae-repr: {what}{error.strerror or error}; make room, or choose another --out")
-        sys.exit(2)
-    except SystemExit as stopped:
-        if stopped.code == 130:  # typer's, after Ctrl-C
-            _log(
-                "vdvae-repr: interrupted; what is finished is kept: rerun the same command to go on "
-                "(train: with --resume)"
-            )
-        raise
+
+
+def _told(error: Exception) -> str:
+    """Return what happened and what to do, in one line."""
+    if isinstance(error, VDVAEReprError):
+        return str(error)
+    if isinstance(error, BrokenPipeError):
+        return "the standard output was closed before everything was printed"
+    if isinstance(error, OSError) and error.strerror:  # where a command writes, and no store
+        where = f"{error.filename}: " if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        return f"{where}{error.strerror}; {'make room, or ' if full else ''}choose another --out"
+    if isinstance(error, MemoryError):
+        return (
+            "out of memory; take fewer images at once (--batch-size), fewer layers, or --pool avg"
+        )
+    if isinstance(error, RecursionError):
+        return "a file is nested too deeply to be read; --debug shows where"
+    return f"unexpected {type(error).__name__}: {first_line(error)}; --debug shows where"
 
 
 if __name__ == "__main__":

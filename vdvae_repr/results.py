@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from vdvae_repr.errors import TaskError
+from vdvae_repr.errors import TaskError, printable
 from vdvae_repr.output import prepare_folder, replacing, write_table
 
 CONTROLS = ("pixels", "pca", "random-init", "shuffled-labels")  # values of `model`
@@ -144,8 +144,10 @@ def noise_table(rows: Sequence[Noise]) -> str:
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    """Return rows of cells as lines; names from files, in whatever cell, break none of them."""
+    shown = [[printable(cell) for cell in line] for line in lines]
+    widths = [max(len(line[i]) for line in shown) for i in range(len(shown[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
+        for line in shown
     )
