@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -72,8 +72,11 @@ def select_layers(
     Raises:
         LayerError: a selector that is malformed or names no layer; the message lists what exists.
     """
-    parts = [selector] if isinstance(selector, str | int) else list(selector)
+    several = isinstance(selector, Iterable) and not isinstance(selector, str)
+    parts = list(selector) if several else [selector]  # type: ignore[arg-type]
     items = [item.strip() for part in parts for item in str(part).split(",")]
+    if not items:
+        raise LayerError(f"expected layers, found none; they are {describe_layers(layers)}")
     chosen: set[int] = set()
     for item in items:
         found = _select_one(layers, item)
