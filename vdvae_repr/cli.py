@@ -454,17 +454,17 @@ def train(
     if data is None and not resume:  # the run that is resumed knows
         data = "toy-faces"
     _refuse_without_data(data, rows=rows, data_root=None if probe_data else data_root)
-    elsewhere = data_root is not None or download  # the run folder would not know
+    elsewhere = data_root is not None or download or rows is not None
     if download and init_from is not None and init_from.startswith(PREFIX):
         released_file(init_from, download)
     folder = vr.train(
         config,
-        _open(data, data_root, download, rows) if data and (elsewhere or rows is not None) else data,
+        _open(data, data_root, download, rows) if data and elsewhere else data,
         out, resume=resume, init_from=init_from, changed=override, crop=crop, on_error=on_error,
         device=device, precision=precision, accumulate=accumulate, compile=compile,
         channels_last=channels_last, recompute=recompute or None, num_workers=num_workers,
         log_with=log_with, probe_every=probe_every, probe_layers=probe_layer or None,
-        probe_data=_open(probe_data, data_root) if probe_data and elsewhere else probe_data,
+        probe_data=_open(probe_data, data_root) if probe_data and data_root else probe_data,
         progress=_log,
     )  # fmt: skip
     if _is_main_process():

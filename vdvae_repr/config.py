@@ -13,7 +13,7 @@ import json
 import math
 import os
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -95,6 +95,10 @@ class ModelConfig:
         Raises:
             ConfigError: a needed key is missing, or `dataset` is not a published one.
         """
+        if not isinstance(hyperparameters, Mapping):
+            raise ConfigError(
+                f"expected published hyperparameters by name, found {type(hyperparameters).__name__}"
+            )
         h = dict(hyperparameters)
         missing = [
             key for key in ("width", "enc_blocks", "dec_blocks", "dataset") if not h.get(key)
@@ -293,7 +297,8 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         ConfigError: an item of another form.
     """
     values: dict[str, Any] = {}
-    if isinstance(overrides, str) or not all(isinstance(item, str) for item in overrides):
+    several = isinstance(overrides, Iterable) and not isinstance(overrides, str)
+    if not several or not all(isinstance(item, str) for item in overrides):
         raise ConfigError(
             f"changed: expected items as 'train.lr=1e-4' in a list, found {shown(overrides)}"
         )
@@ -352,6 +357,10 @@ def find_config(config: str | Path) -> Path:
         raise ConfigError(
             f"config: expected a preset's name, a TOML or a Config, found {type(config).__name__}"
         )
+    if not str(config).strip():
+        raise ConfigError(
+            "config: expected a preset's name or a TOML, found an empty text; is a variable not set?"
+        )
     path = Path(config)
     try:
         folder, file = path.is_dir(), path.is_file()
@@ -386,7 +395,7 @@ def preset_path(name: str) -> Path:
     """
     names = preset_names()
     if name not in names:
-        hint = suggestion(name, names)
+        hint = suggestion(str(name), names)
         raise ConfigError(f"unknown preset {name!r}{hint}; the presets are {', '.join(names)}")
     return _configs_folder() / f"{name}.toml"
 

@@ -8,6 +8,7 @@ Ids are unique, in natural order (`2.pgm` before `10.pgm`), shard by shard.
 from __future__ import annotations
 
 import csv
+import os
 import re
 import struct
 import tarfile
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr.config import suggestion
-from vdvae_repr.data.datasets import BUILT_IN, DATASETS, open_built_in, open_dataset
+from vdvae_repr.data.datasets import BUILT_IN, DATASETS, is_name, open_built_in, open_dataset
 from vdvae_repr.data.readers.arrays import HDF5, Part, array_source, open_hdf5, open_npy, open_npz
 from vdvae_repr.data.readers.folder import open_folder
 from vdvae_repr.data.readers.manifest import open_manifest
@@ -84,9 +85,11 @@ def open_source(
     if notice is not None and not isinstance(data, Source):
         for line in source.notices:
             notice(f"{source.name}: {line}")
-    if rows is None:
+    if rows is not None:
+        source = source.select(_row_numbers(rows, len(source), source.name))
+    if isinstance(data, Source):
         return source
-    return source.select(_row_numbers(rows, len(source), source.name))
+    return replace(source, opened=_opened(data, root, download, rows))
 
 
 def _open(
@@ -96,6 +99,10 @@ def _open(
         return data
     if isinstance(data, np.ndarray):
         return array_source("array", [Part("", data)])
+    if not isinstance(data, str | os.PathLike):
+        raise DataError(
+            f"data: expected a folder, a file, a name, an array or a source, found {type(data).__name__}"
+        )
     if not str(data).strip():
         raise DataError("--data is empty; give a folder, a file or a name (is a variable not set?)")
     if isinstance(data, str):
@@ -148,6 +155,25 @@ def _reading(path: Path, reader: Callable[[Path], Source]) -> Source:
         raise DataError(
             f"{path}: it is {what}" if what else f"{path}: cannot be read ({first_line(error)})"
         ) from error
+
+
+def _opened(
+    data: str | Path | NDArray[Any], root: str | Path | None, download: bool, rows: Rows | None
+) -> str | dict[str, Any] | None:
+    """Return what opens a source again from whatever folder, as JSON holds it; None of an array."""
+    if isinstance(data, np.ndarray):
+        return None
+    known = isinstance(data, str) and is_name(data)
+    options: dict[str, Any] = {"data": str(data) if known else str(Path.cwd() / data)}
+    if known and data in DATASETS:
+        place = root or os.environ.get("VDVAE_REPR_DATA_ROOT") or "data"
+        options |= {"root": str(Path.cwd() / place)} | ({"download": True} if download else {})
+    if isinstance(rows, str) and ":" in rows:
+        options["rows"] = rows
+    elif rows is not None:
+        path = isinstance(rows, str | Path)
+        options["rows"] = str(Path.cwd() / str(rows)) if path else np.asarray(rows).tolist()
+    return options if len(options) > 1 else str(options["data"])
 
 
 def _file_and_key(data: str) -> tuple[Path, str] | None:

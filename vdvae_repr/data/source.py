@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from vdvae_repr.data.faces import LANDMARKS, align_face
 from vdvae_repr.data.names import number_labels, readable
-from vdvae_repr.errors import DataError, first_line
+from vdvae_repr.errors import SKIP_ADVICE, DataError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +137,8 @@ class Source(Dataset[Image.Image]):
     """Lines for people: what was left out and why, and what was read in a way that may surprise."""
     paths: tuple[Path, ...] = ()
     """The folder or files that it was opened from, which nothing made of it may replace."""
+    opened: str | dict[str, Any] | None = None
+    """What opens it again, as JSON holds it: what `open_source` takes, or that and its options by name."""
     _dim: list[str] = field(default_factory=list, init=False, repr=False)  # who is said to be so
 
     def __post_init__(self) -> None:
@@ -191,8 +193,7 @@ class Source(Dataset[Image.Image]):
         except Exception as error:  # a damaged file may make Pillow raise anything
             raise DataError(
                 f"{self.ids[index]}: expected a readable image, found a damaged or "
-                f"different file ({first_line(error)}); mend or remove it, or leave such images out "
-                "with --on-error skip"
+                f"different file ({first_line(error)}); mend or remove it{SKIP_ADVICE}"
             ) from error
         if isinstance(image, Image.Image) and image.mode.startswith("I;16") and not self._dim:
             self._say_if_dim(image, self.ids[index])
@@ -224,6 +225,7 @@ class Source(Dataset[Image.Image]):
             splits=tuple(self.splits[i] for i in chosen),
             factors={name: values[chosen] for name, values in self.factors.items()},
             sizes=[self.sizes[i] for i in chosen] if each else self.sizes,
+            opened=None,
         )
 
     def fingerprint(self) -> str:

@@ -29,7 +29,7 @@ from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.encoders.base import Encoder, ImageTransform
 from vdvae_repr.encoders.load import as_encoder
-from vdvae_repr.errors import DataError, LayerError, StoreError, VDVAEReprError
+from vdvae_repr.errors import SKIP_ADVICE, DataError, LayerError, StoreError, VDVAEReprError
 from vdvae_repr.latents import parts as partition
 from vdvae_repr.latents.format import (
     IMAGE_BYTES,
@@ -405,7 +405,8 @@ class ExtractionJob:
             except DataError as error:
                 if self.options.frame.on_error == "raise":
                     raise
-                batch.skipped.append({"id": self.source.ids[index], "reason": str(error)})
+                reason = str(error).replace(SKIP_ADVICE, "")
+                batch.skipped.append({"id": self.source.ids[index], "reason": reason})
         return batch
 
     def batches(self, ranges: Sequence[range]) -> Generator[_Batch]:
@@ -547,10 +548,14 @@ class ExtractionJob:
         spec, _ = self.keys.get(key, (None, key))
         what = self.name_of(key)
         if (row := not_finite(value)) is not None:
+            more = (
+                ""
+                if self.options.compute.precision == "fp32"
+                else ", extract with --precision fp32"
+            )
             raise StoreError(
                 f"{what}: expected finite values, found NaN or infinity for image {ids[row]!r}, which may be "
-                f"far from what {self.model.name} was trained on; leave such images out with --on-error "
-                "skip, or look at the weights, and extract with --precision fp32"
+                f"far from what {self.model.name} was trained on; look at the weights{more}{SKIP_ADVICE}"
             )
         if spec is None:
             return value

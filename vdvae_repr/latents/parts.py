@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from itertools import takewhile
@@ -19,6 +18,7 @@ import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from vdvae_repr import lock
 from vdvae_repr.data.source import Source
 from vdvae_repr.errors import DataError, StoreError
 from vdvae_repr.latents.format import StoreInfo, arrays_of, create_array, describe_images
@@ -221,32 +221,14 @@ def _copy(part: h5py.Dataset, whole: h5py.Dataset, first: int, last: int) -> Non
         whole.id.write_direct_chunk((first + row, *others), chunk, mask)
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that dies with its process; its file goes when it is let go.
+def locked(path: Path) -> AbstractContextManager[None]:
+    """Hold a store's lock, which dies with its process.
 
     Raises:
         StoreError: another process holds it, or another file has its name.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and (not path.is_file() or path.stat().st_size):
-        raise StoreError(f"{path}: is in the way, and is no lock; move it, or choose another --out")
-    while True:
-        with path.open("a") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StoreError(
-                    f"{path.with_suffix('')}: another process is writing this store; wait for it, "
-                    "or choose another --out"
-                ) from None
-            if not path.exists() or path.stat().st_ino != os.fstat(handle.fileno()).st_ino:
-                continue  # its last holder has just removed it
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
+    busy = f"{path.with_suffix('')}: another process is writing this store"
+    return lock.locked(path, busy, StoreError)
 
 
 def join_processes() -> tuple[int, int]:

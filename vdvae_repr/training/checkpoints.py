@@ -96,6 +96,8 @@ def read_start(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], int]:
         CheckpointError: no VDVAE, damaged files, values that are not finite, moments of another model, or
             moments without the log that tells their step.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise CheckpointError(f"init_from: expected a name or a file, found {type(path).__name__}")
     start, path = str(path), Path(path)
     if start in packaged_names() or not path.is_file():
         model = load(start)

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vdvae_repr.config import Config, TrainConfig
-from vdvae_repr.data.datasets import is_name
+from vdvae_repr.config import Config, TrainConfig, whole_number
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.errors import ConfigError, DataError, Terminated, TrainingError
+from vdvae_repr.lock import locked
 from vdvae_repr.model.inference import allow_recompiles
 from vdvae_repr.model.layers import select_layers
 from vdvae_repr.model.precision import arithmetic
@@ -48,6 +48,7 @@ from vdvae_repr.training.reading import (
     describe_left_out,
     leave_out,
     pixel_statistics,
+    reopened,
     unreadable,
 )
 from vdvae_repr.training.watch import Probe, Watch, named_terms
@@ -133,24 +134,51 @@ def train(
     Example:
         >>> vr.train("faces64", "photos/", "runs/a", steps=2000)  # doctest: +SKIP
     """
+    notices: list[str] = []
+    labelled = None
+    if probe_data is not None:
+        labelled = open_source(probe_data, notice=notices.append)
+    if num_workers is not None:
+        whole_number("num_workers", num_workers, 1)
     plan = make_plan(
         config, out, resume=resume, changed=changed, train_keys=train_keys,
         options={
             "name": name, "crop": crop, "on_error": on_error, "precision": precision,
             "accumulate": accumulate, "compile": compile, "channels_last": channels_last,
             "recompute": recompute, "log_with": log_with, "probe_every": probe_every,
-            "probe_data": _written(probe_data), "probe_layers": probe_layers,
+            "probe_data": None if labelled is None else labelled.opened, "probe_layers": probe_layers,
         },
     )  # fmt: skip
+    accelerator = _accelerator(device, plan.options.log_with, plan.out)
+    say = progress if accelerator.is_main_process else lambda line: None
+    for line in notices:
+        say(line)
+    with _alone(plan.out) if accelerator.is_main_process else nullcontext():
+        return _train(
+            plan, accelerator, data, labelled, resume=resume, init_from=init_from,
+            workers=check_workers(num_workers), progress=progress,
+        )  # fmt: skip
+
+
+def _train(
+    plan: Plan,
+    accelerator: Accelerator,
+    data: str | Path | Source | NDArray[np.uint8] | None,
+    labelled: Source | None,
+    *,
+    resume: bool,
+    init_from: str | Path | None,
+    workers: int,
+    progress: Callable[[str], None],
+) -> Path:
+    """Do what a plan says, as the only one in its folder; `labelled` is what it is probed with."""
     out, options, recipe = plan.out, plan.options, plan.recipe
-    accelerator = _accelerator(device, options.log_with, out)
     share = recipe.batch_size // (accelerator.num_processes * options.accumulate)
     if share * accelerator.num_processes * options.accumulate != recipe.batch_size:
         raise ConfigError(
             f"train.batch_size {recipe.batch_size} must be divisible by "
             f"{accelerator.num_processes} processes x {options.accumulate} micro-batches"
         )
-    workers = check_workers(num_workers)
     checkpoint = _find_checkpoint(out, resume)
     if checkpoint is not None and data is None and checkpoint[1]["step"] >= recipe.steps:
         return _finished(plan, checkpoint[1], accelerator, progress)
@@ -177,7 +205,7 @@ def train(
         "images": hashlib.sha256(trained.astype(np.int64).tobytes()).hexdigest(),
         "crop": options.crop,
     }
-    plan = replace(plan, data=_written(data) or plan.data, fingerprint=fingerprint)
+    plan = replace(plan, data=source.opened or plan.data, fingerprint=fingerprint)
     if checkpoint is not None:
         _check_identity(plan, checkpoint[1], identity, source.name)
         if checkpoint[1]["step"] >= recipe.steps:
@@ -213,11 +241,14 @@ def train(
         compile_blocks(model)
     probe = None
     if options.probe_every:
-        given = options.probe_data if probe_data is None else probe_data
-        labelled = source if given is None else open_source(given, notice=say)
-        among = held if given is None else np.arange(len(labelled))
         layers = select_layers(model.layers, options.probe_layers)
-        probe = Probe.of(options.probe_every, labelled, among, layers)
+        if labelled is None and options.probe_data is not None:
+            labelled = reopened(options.probe_data, say)
+        among = held if labelled is None else np.arange(len(labelled))
+        if labelled is not None and options.on_error == "skip":
+            lost = unreadable(labelled, preprocessing, among.tolist(), workers)
+            among = np.array([i for i in among if labelled.ids[i] not in lost], np.intp)
+        probe = Probe.of(options.probe_every, labelled or source, among, layers)
     watch = Watch(
         out=out, config=config, recipe=recipe, accelerator=accelerator, optimisation=optimisation,
         plan=plan, source=source, preprocessing=preprocessing, held=held.tolist(), probe=probe,
@@ -480,7 +511,7 @@ def _accelerator(device: str, log_with: str | None, out: Path) -> Accelerator:
         )
     try:
         wanted = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ConfigError(f"device: expected cpu or cuda, found {device!r}") from error
     accelerator = Accelerator(cpu=wanted.type == "cpu", log_with=log_with, project_dir=out)
     here = accelerator.device
@@ -502,6 +533,25 @@ def compile_blocks(model: VDVAE) -> None:
     for block in blocks:
         block.compile(dynamic=False)
     model.distortion = torch.compile(model.distortion, dynamic=False)  # type: ignore[method-assign]
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold the run folder's lock.
+
+    Raises:
+        TrainingError: another process trains there, or the folder cannot be made.
+    """
+    busy = f"{out}: another process is training in this folder"
+    try:
+        lock = ExitStack()
+        lock.enter_context(locked(out / ".lock", busy, TrainingError))
+    except OSError as error:
+        raise TrainingError(
+            f"{out}: the run folder cannot be written ({error.strerror}); choose another --out"
+        ) from error
+    with lock:
+        yield
 
 
 def _find_checkpoint(
@@ -541,14 +591,7 @@ def _open(
             f"data: expected images to train on, found none given, and none that {plan.out} names; "
             "give --data"
         )
-    return open_source(plan.data, notice=say)
-
-
-def _written(data: object) -> str | None:
-    """Return what `run.json` keeps of `data`: a name, or a path from the root; None for images."""
-    if not isinstance(data, str | Path):
-        return None
-    return data if isinstance(data, str) and is_name(data) else str(Path.cwd() / data)
+    return reopened(plan.data, say)
 
 
 def _check_identity(
