@@ -42,7 +42,7 @@ def save_picture(pixels: NDArray[np.uint8], path: str | Path) -> None:
 
 def _is_own(path: Path) -> bool:
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=["PNG"]) as picture:
             return picture.info.get("Software") == MARK
     except (OSError, SyntaxError, ValueError):
         return False
