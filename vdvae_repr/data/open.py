@@ -7,13 +7,8 @@ Ids are unique, in natural order (`2.pgm` before `10.pgm`), shard by shard.
 
 from __future__ import annotations
 
-import csv
 import os
 import re
-import struct
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +19,21 @@ from numpy.typing import NDArray
 
 from vdvae_repr.config import suggestion
 from vdvae_repr.data.datasets import BUILT_IN, DATASETS, is_name, open_built_in, open_dataset
-from vdvae_repr.data.readers.arrays import HDF5, Part, array_source, open_hdf5, open_npy, open_npz
+from vdvae_repr.data.readers.arrays import (
+    HDF5,
+    Part,
+    array_source,
+    map_npy,
+    open_hdf5,
+    open_npy,
+    open_npz,
+)
 from vdvae_repr.data.readers.folder import open_folder
 from vdvae_repr.data.readers.manifest import open_manifest
 from vdvae_repr.data.readers.tar import open_tar, shards
 from vdvae_repr.data.source import Source, allow_pixels, image_extensions, what_it_is
-from vdvae_repr.errors import DataError, first_line
+from vdvae_repr.data.table import read_text
+from vdvae_repr.errors import DataError, first_line, printable
 
 READERS: dict[str, Callable[[Path], Source]] = {
     ".tar": lambda path: open_tar([path], path.name),
@@ -39,19 +43,6 @@ READERS: dict[str, Callable[[Path], Source]] = {
     ".npz": open_npz,
     **dict.fromkeys(HDF5, open_hdf5),
 }
-_BROKEN = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    RuntimeError,
-    EOFError,
-    csv.Error,
-    struct.error,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 Rows = str | Path | Sequence[int] | NDArray[Any]
 
 
@@ -84,7 +75,7 @@ def open_source(
     source = _open(data, root, download)
     if notice is not None and not isinstance(data, Source):
         for line in source.notices:
-            notice(f"{source.name}: {line}")
+            notice(printable(f"{source.name}: {line}"))
     if rows is not None:
         source = source.select(_row_numbers(rows, len(source), source.name))
     if isinstance(data, Source):
@@ -148,7 +139,9 @@ def _reading(path: Path, reader: Callable[[Path], Source]) -> Source:
     try:
         source = reader(path)
         return source if source.paths else replace(source, paths=(path,))
-    except _BROKEN as error:
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file may make NumPy, h5py and tarfile raise anything
         what = what_it_is(path)
         if path.suffix.lower() == ".npz" and what.startswith("a zip"):
             what = ""  # as it should be
@@ -232,10 +225,10 @@ def _numbers_in(rows: str | Path) -> NDArray[Any]:
     path = Path(rows)
     try:
         if path.suffix.lower() == ".npy":
-            return np.squeeze(np.load(path))
-        words = path.read_text(encoding="utf-8-sig").replace(",", " ").split()
+            return np.squeeze(map_npy(path))
+        words = read_text(path).replace(",", " ").split()
         return np.array([int(word) for word in words], np.int64)
-    except (OSError, ValueError, EOFError, OverflowError) as error:
+    except Exception as error:  # as of a reader
         raise DataError(
             f"--rows: expected FIRST:LAST or a text or .npy file of numbers, found {str(rows)!r} "
             f"({first_line(error)})"

@@ -10,8 +10,10 @@ import hashlib
 import io
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,19 +24,18 @@ from torch.utils.data import Dataset
 
 from vdvae_repr.data.faces import LANDMARKS, align_face
 from vdvae_repr.data.names import number_labels, readable
-from vdvae_repr.errors import SKIP_ADVICE, DataError, first_line
+from vdvae_repr.errors import SKIP_ADVICE, DataError, first_line, printable
 
 logger = logging.getLogger(__name__)
 
 RawImage = Image.Image | NDArray[np.uint8]
 RESIZE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-STUBS = (
-    "BUFR",
-    "GRIB",
-    "HDF5",
-    "MPEG",
-    "WMF",
-)  # Pillow names them, but does not read them by itself
+FORMATS = (  # what Pillow decodes by itself; PostScript, for one, it hands to another program
+    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI", "SUN",
+    "TGA", "TIFF", "WEBP",
+)  # fmt: skip
+STRIP = 2**22  # pixels that are converted at a time
+LONGEST = 4096  # characters of an id, a class or a factor's name
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -56,6 +57,10 @@ _MAGIC = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself; get it by git lfs pull",
     b"<": "a web page or XML, perhaps an error page; download it again",
     b"MATLAB": "a MATLAB file; save its images as uint8 (N, H, W, 3) in a .npy or .h5 file",
+    b"%!": "PostScript, which is not read; save it as PNG",
+    b"\xc5\xd0\xd3\xc6": "PostScript, which is not read; save it as PNG",
+    b"%PDF": "a PDF, which is not read; save its pictures as PNG",
+    b"8BPS": "a Photoshop file, which is not read; save it as PNG",
 }
 
 
@@ -142,9 +147,11 @@ class Source(Dataset[Image.Image]):
     _dim: list[str] = field(default_factory=list, init=False, repr=False)  # who is said to be so
 
     def __post_init__(self) -> None:
-        """Refuse an empty source, repeated ids, labels of another length."""
+        """Refuse an empty source, repeated ids, labels of another length, names that no store can keep."""
         if not self.ids:
             raise DataError(f"{self.name}: expected images, found none")
+        check_names(self)
+        object.__setattr__(self, "notices", tuple(map(printable, self.notices)))
         if len(set(self.ids)) < len(self.ids):
             seen: set[str] = set()
             twice = next(i for i in self.ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
@@ -207,8 +214,8 @@ class Source(Dataset[Image.Image]):
             logger.warning(
                 "%s: %s has 16-bit pixels, none above %d; 65535 is read as %s: "
                 "scale images of fewer bits to 16",
-                self.name,
-                image_id,
+                printable(self.name),
+                printable(image_id),
                 brightest,
                 "black, so it is bright" if _white_is_zero(image) else "white, so it is dark",
             )
@@ -236,6 +243,63 @@ class Source(Dataset[Image.Image]):
         return digest.hexdigest()
 
 
+def check_names(source: Source) -> None:
+    """Refuse ids, splits, class names and factors that no store can keep, before anything is computed.
+
+    Raises:
+        DataError: an id or name that is empty or longer than `LONGEST`; a text that holds a NUL or is not
+            Unicode; a factor's name with a slash, or that is a dot or two; a factor that is no array of N
+            numbers or texts; a class name that occurs twice.
+    """
+    texts: dict[str, Sequence[str]] = {
+        "ids": source.ids,
+        "names of labels": source.label_names,
+        "names of factors": list(source.factors),
+    }
+    for name, values in source.factors.items():
+        if name in ("", ".", "..") or "/" in name:
+            raise DataError(
+                f"{source.name}: no store can keep a factor called {name!r}; rename that column"
+            )
+        if values.shape != (len(source.ids),) or values.dtype.kind not in "biufUO":
+            raise DataError(
+                f"{source.name}: factor {name!r}: expected {len(source.ids)} numbers or texts, "
+                f"found {values.dtype} {values.shape}"
+            )
+    for what, names in texts.items():
+        if any(not 0 < len(name) <= LONGEST for name in names):
+            wrong = next(name for name in names if not 0 < len(name) <= LONGEST)
+            raise DataError(
+                f"{source.name}: {what}: expected 1 to {LONGEST} characters, found {len(wrong)}, "
+                f"as {wrong[:40]!r}; rename it"
+            )
+    texts["splits"] = list(set(source.splits))
+    texts |= {
+        f"values of factor {name!r}": values.tolist()
+        for name, values in source.factors.items()
+        if values.dtype.kind in "UO"
+    }
+    for what, names in texts.items():
+        if not _is_text("".join(map(str, names))) or not all(isinstance(n, str) for n in names):
+            found = next(n for n in names if not (isinstance(n, str) and _is_text(n)))
+            raise DataError(
+                f"{source.name}: {what}: expected texts of Unicode without NUL, found {str(found)[:40]!r}; "
+                "rename it"
+            )
+    if len(set(source.label_names)) < len(source.label_names):
+        twice = Counter(source.label_names).most_common(1)[0][0]
+        raise DataError(f"{source.name}: class name {twice!r} occurs twice; rename one")
+
+
+def _is_text(text: str) -> bool:
+    """Whether HDF5 keeps a text as it is."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
+
+
 @dataclass(frozen=True, slots=True)
 class _Selection:
     reader: Callable[[int], RawImage]
@@ -252,15 +316,30 @@ class _ImageFiles:
     contents: Sequence[Path | bytes]
 
     def __call__(self, index: int) -> Image.Image:
-        content = self.contents[index]
-        if isinstance(content, bytes):
-            return Image.open(io.BytesIO(content))
-        try:
-            return Image.open(content)
-        except UnidentifiedImageError as error:
-            if what := what_it_is(content):
-                raise ValueError(f"it is {what}") from error
-            raise
+        return open_image(self.contents[index])
+
+
+def open_image(content: Path | bytes) -> Image.Image:
+    """Open an image file, or what it contains, of a format of `FORMATS`; it is decoded later.
+
+    Raises:
+        ValueError: it is none; the message says what it is, where its first bytes tell. OSError: it cannot be
+            read.
+    """
+    try:
+        return Image.open(
+            io.BytesIO(content) if isinstance(content, bytes) else content, formats=_known()
+        )
+    except UnidentifiedImageError as error:
+        what = what_it_is(content)
+        raise ValueError(f"it is {what}" if what else "of no image format that is read") from error
+
+
+@cache
+def _known() -> tuple[str, ...]:
+    """Return the formats that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def file_source(
@@ -308,9 +387,8 @@ def read_images(
 
 
 def image_extensions() -> set[str]:
-    """Return the extensions of files whose pixels Pillow reads: a store may lie among the images."""
-    formats = Image.registered_extensions()
-    return {e for e, name in formats.items() if name in Image.OPEN and name not in STUBS}
+    """Return the extensions of image files: a store may lie among them."""
+    return {e for e, name in Image.registered_extensions().items() if name in _known()}
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -339,10 +417,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
     ):  # of 16 bits, of which Pillow keeps the upper 8
         image.info["transparency"] = tuple(value >> 8 for value in clear)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        base = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(base, layer).convert("RGB")
+        return _over_white(image)
     return image.convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """Lay an image over white, strip by strip, as each takes several copies."""
+    width, height = image.size
+    whole, step = Image.new("RGB", image.size), max(1, STRIP // max(1, width))
+    for top in range(0, height, step):
+        layer = image.crop((0, top, width, min(top + step, height))).convert("RGBA")
+        base = Image.new("RGBA", layer.size, "white")
+        whole.paste(Image.alpha_composite(base, layer).convert("RGB"), (0, top))
+    return whole
 
 
 def to_uint8(values: NDArray[Any], white: int) -> NDArray[np.uint8]:
@@ -361,8 +448,14 @@ def to_uint8(values: NDArray[Any], white: int) -> NDArray[np.uint8]:
             "save them as 8 or 16 bits"
         )
     if white != 255:
-        scaled = np.rint(values.astype(np.float64) * (255 / white)).clip(0, 255)
-        return scaled.astype(np.uint8)
+        scaled = np.empty(values.shape, np.uint8)
+        step = max(1, STRIP // max(1, int(np.prod(values.shape[1:]))))
+        for start in range(
+            0, len(values), step
+        ):  # strip by strip, as float64 takes eight times the room
+            strip = values[start : start + step].astype(np.float64)
+            scaled[start : start + step] = np.rint(strip * (255 / white)).clip(0, 255)
+        return scaled
     whole = values.astype(np.uint8)
     if values.dtype.kind == "f" and not (whole == values).all():
         raise DataError(
@@ -386,13 +479,19 @@ def allow_pixels() -> None:
     Image.MAX_IMAGE_PIXELS = int(limit)
 
 
-def what_it_is(path: Path) -> str:
+def what_it_is(content: Path | bytes) -> str:
     """Say what a file is that is not what its name says; empty where its first bytes do not tell."""
     try:
-        with path.open("rb") as file:
-            start = file.read(64).lstrip()
+        if isinstance(content, bytes):
+            start = content[:64]
+        else:
+            with content.open("rb") as file:
+                start = file.read(64)
     except OSError:
         return ""
+    if start[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
+        return "a HEIC photo, which is not read; save it as JPEG or PNG"
+    start = start.lstrip()
     return next((what for magic, what in _MAGIC.items() if start.startswith(magic)), "")
 
 

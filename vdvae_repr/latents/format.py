@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from vdvae_repr.data.hdf5 import leads_outside
 from vdvae_repr.errors import StoreError
 from vdvae_repr.model.layers import LayerSpec
 
@@ -208,24 +209,8 @@ def arrays_of(file: h5py.File) -> list[str]:
 
 def refuse_links(path: Path, group: h5py.Group, parts: Iterable[str]) -> None:
     """Refuse what would make HDF5 read other files than this one and its parts, or read in a circle."""
-    if group.name.count("/") > DEPTH:
-        raise StoreError(f"{path}: not a readable latent store (groups inside groups)")
-    for name in group:
-        link = group.get(name, getlink=True)
-        item = group.get(name) if isinstance(link, h5py.HardLink) else None
-        if isinstance(item, h5py.Group):
-            refuse_links(path, item, parts)
-        elif item is not None and item.is_virtual:
-            sources = {source.file_name for source in item.virtual_sources()}
-            if strangers := sources.difference(parts):
-                raise StoreError(
-                    f"{path}: {f'{group.name}/{name}'.lstrip('/')!r} leads to another file, "
-                    f"{min(strangers)!r}, which is none of its parts; refused"
-                )
-        elif item is None or item.external:
-            raise StoreError(
-                f"{path}: {f'{group.name}/{name}'.lstrip('/')!r} leads to another file; refused"
-            )
+    if why := leads_outside(group.file, set(parts), depth=DEPTH + 1):
+        raise StoreError(f"{path}: {why}, which is none of its parts; refused")
 
 
 def is_store(path: Path) -> bool:
