@@ -723,7 +723,8 @@ def verify(path: Path) -> None:
     import vdvae_repr as vr
 
     with vr.open(path) as store:
-        store.verify()
+        for line in store.verify():
+            print(f"{path}: {line}")
     print(f"{path}: whole")
 
 

@@ -46,8 +46,12 @@ class _Members:
 
     members: Sequence[_Member]
 
+    def content(self, index: int) -> bytes:
+        """Return the bytes that an image is decoded from."""
+        return _content(self.members[index])
+
     def __call__(self, index: int) -> Image.Image:
-        return Image.open(io.BytesIO(_content(self.members[index])))
+        return Image.open(io.BytesIO(self.content(index)))
 
 
 def shards(pattern: str) -> list[Path]:
