@@ -720,7 +720,8 @@ def verify(path: Path) -> None:
     import vdvae_repr as vr
 
     with vr.open(path) as store:
-        store.verify()
+        for line in store.verify():
+            _print(f"{path}: {line}")
     _print(f"{path}: whole")
 
 

@@ -10,6 +10,7 @@ import hashlib
 import io
 import logging
 import os
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -236,11 +237,115 @@ class Source(Dataset[Image.Image]):
         )
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 over ids, labels, splits and file sizes: tells whether the source changed."""
+        """Return a SHA-256 over ids, labels, splits and file sizes: which images these are meant to be.
+
+        It is had at once. Whether an image has been replaced by another of its size, `checksum` tells.
+        """
         digest = hashlib.sha256()
         for part in (self.ids, self.labels.tolist(), self.splits, list(self.sizes)):
             digest.update(repr(part).encode())
         return digest.hexdigest()
+
+    def state(self) -> str | None:
+        """Return a SHA-256 over size, times and place on the disk of every file that images are read from.
+
+        As long as it stays the same no image was replaced. Where it changes, as by copying, images may or may
+        not have: their checksums tell. None where no files are known, as of arrays in memory.
+        """
+        files: Sequence[Path] | None = _files(self.reader)
+        if files is None:
+            files = self.paths if all(path.is_file() for path in self.paths) else None
+        if not files:
+            return None
+        digest = hashlib.sha256()
+        for path in files:
+            try:
+                status = os.stat(path)  # noqa: PTH116 (a million of them take time)
+            except OSError:
+                digest.update(b"none\n")
+                continue
+            times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+            digest.update(f"{status.st_size} {times} {status.st_ino}\n".encode())
+        return digest.hexdigest()
+
+    def checksum(self, index: int) -> int:
+        """Return a checksum of what image `index` is made of; 0 where that cannot be read.
+
+        It is 64 bits: the CRC-32 and the length of the bytes of its file, or of its pixels where images have
+        no files of their own (`checksums_are_of`).
+        """
+        try:
+            content = _content(self.reader, index)
+            return _checksum(_pixels(self.load(index)) if content is None else content)
+        except Exception:  # whatever a damaged file makes Pillow raise
+            return 0
+
+    @property
+    def checksums_are_of(self) -> Literal["files", "pixels"]:
+        """What `checksum` is taken of."""
+        return "files" if _is_of_files(self.reader) else "pixels"
+
+    def with_checksums(self) -> tuple[Source, NDArray[np.uint64]]:
+        """Return the same source, and an array (N,) that it fills with the checksums of what it reads."""
+        reader = _ChecksumReader(self.reader, np.zeros(len(self), np.uint64))
+        return replace(self, reader=reader), reader.checksums
+
+
+def _content(reader: Callable[[int], RawImage], index: int) -> bytes | None:
+    """Return the bytes that a reader decodes image `index` from; None where it has none."""
+    if isinstance(reader, _Selection):
+        return _content(reader.reader, int(reader.rows[index]))
+    content: Callable[[int], bytes] | None = getattr(reader, "content", None)
+    return None if content is None else content(index)
+
+
+def _is_of_files(reader: Callable[[int], RawImage]) -> bool:
+    """Whether a reader decodes images from bytes, as `_content` returns them."""
+    if isinstance(reader, _Selection):
+        return _is_of_files(reader.reader)
+    return hasattr(reader, "content")
+
+
+def _files(reader: Callable[[int], RawImage]) -> list[Path] | None:
+    """Return the file of each image; None where they have none of their own."""
+    if isinstance(reader, _Selection):
+        files = _files(reader.reader)
+        return None if files is None else [files[row] for row in reader.rows]
+    found: list[Path] | None = getattr(reader, "files", None)
+    return found
+
+
+def _pixels(image: RawImage) -> bytes:
+    """Return the pixels of an image, with its palette."""
+    palette = image.getpalette() if isinstance(image, Image.Image) else None
+    return np.asarray(image).tobytes() + bytes(palette or ())
+
+
+def _checksum(content: bytes) -> int:
+    return zlib.crc32(content) << 32 | len(content) & 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class _ChecksumReader:
+    """Reads as another reader, and keeps a checksum of what each image was made of.
+
+    The bytes of a file are read before it is decoded: of a file that is replaced in between, the checksum
+    is that of the former content, so that the image counts as changed.
+    """
+
+    reader: Callable[[int], RawImage]
+    checksums: NDArray[np.uint64]
+
+    def __call__(self, index: int) -> RawImage:
+        content = _content(self.reader, index)
+        if content is not None:
+            self.checksums[index] = _checksum(content)
+            return self.reader(index)
+        image = self.reader(index)
+        if isinstance(image, Image.Image):
+            _decode(image)
+        self.checksums[index] = _checksum(_pixels(image))
+        return image
 
 
 def check_names(source: Source) -> None:
@@ -314,6 +419,17 @@ class _ImageFiles:
     """Opens image files, or what they contain, by index."""
 
     contents: Sequence[Path | bytes]
+
+    @property
+    def files(self) -> list[Path] | None:
+        """The files; None where some of the contents are in memory."""
+        files = [content for content in self.contents if not isinstance(content, bytes)]
+        return files if len(files) == len(self.contents) else None
+
+    def content(self, index: int) -> bytes:
+        """Return the bytes that an image is decoded from."""
+        content = self.contents[index]
+        return content if isinstance(content, bytes) else content.read_bytes()
 
     def __call__(self, index: int) -> Image.Image:
         return open_image(self.contents[index])

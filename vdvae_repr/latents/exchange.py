@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from vdvae_repr.data.names import readable
 from vdvae_repr.errors import StoreError
+from vdvae_repr.latents import parts as partition
 from vdvae_repr.latents.format import (
     IMAGE_BYTES,
     StoreInfo,
     create_array,
     describe_images,
+    parts_folder,
     refuse_target,
     write_aside,
 )
@@ -129,14 +131,19 @@ def import_latents(
             pool=like.info.pool,
             source=f"predicted: {readable(Path(name).name)}", layers=chosen, features=(feature,),
         )  # fmt: skip
+        known = like.checksums
         describe_images(
             file, info, ids=named, splits=[like.splits[row] for row in rows], labels=like.labels[rows],
             label_names=like.label_names, factors={},
+            checksums=None if known is None else (known[0], known[1][rows]),
         )  # fmt: skip
 
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_aside(out, write, (4 * width + IMAGE_BYTES) * len(rows))
+        with partition.locked(Path(f"{out}.lock")):
+            replaces = out.exists()
+            write_aside(out, write, (4 * width + IMAGE_BYTES) * len(rows))
+            if replaces:  # what a virtual store referred to, or was to refer to
+                partition.remove_parts(parts_folder(out))
     except OSError as error:
         raise StoreError(
             f"{out}: cannot be written ({error.strerror or error}); make room or choose another place"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -20,14 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr.data.hdf5 import leads_outside
-from vdvae_repr.errors import StoreError
+from vdvae_repr.errors import StoreError, first_line
 from vdvae_repr.model.layers import LayerSpec
 
 SCHEMA = "vdvae-repr/1"
 CHUNK_BYTES = 2**20
 MIRROR = "mirror/"
 DEPTH = 3  # of groups: mirror/layers/LLL
-IMAGE_BYTES = 2**8  # of an image's id, split, label and factors, about
+IMAGE_BYTES = 2**8  # of an image's id, split, label, checksum and factors, about
+SEAL = "metadata_sha256"  # of everything but the arrays that have checksums chunk by chunk
+TRAILER = b"\nvdvae-repr sha256 "  # behind a virtual store's HDF5, of all that is before it; 64 digits follow
+INFLATED = 1032  # how much a compressed chunk can hold at most, times its bytes: zlib
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 Array = NDArray[Any]
@@ -49,6 +53,8 @@ class StoreInfo:
     source: str
     source_sha256: str | None = None
     """`Source.fingerprint`."""
+    source_state: str | None = None
+    """`Source.state` when the images were read."""
     preprocessing: str
     """JSON of what was done to the images before the encoder."""
     z: str
@@ -70,10 +76,12 @@ class StoreInfo:
     batch_size: int | None = None
     part: int | None = None
     """Images a part."""
-    parts: tuple[tuple[str, int, int], ...] = ()
-    """Of layout `virtual`: name, bytes and images of each part."""
+    parts: tuple[tuple[str, int, int, str], ...] = ()
+    """Of layout `virtual`: name, bytes, images and `rows_sha256` of each part, empty in earlier stores."""
     skipped: tuple[dict[str, str], ...] = ()
     """`id` and `reason` of each image left out."""
+    skipped_checksums: tuple[int, ...] = ()
+    """`Source.checksum` of each image left out."""
     created: str | None = None
     versions: str | None = None
 
@@ -86,33 +94,30 @@ class StoreInfo:
         """
 
         def text(name: str) -> str | None:
-            return str(attrs[name]) if name in attrs else None
+            return _typed(attrs[name], str, name) if name in attrs else None
 
         def number(name: str) -> int | None:
             return int(attrs[name]) if name in attrs else None
 
+        layers = [_layer(row) for row in _list(attrs["layers"], dict, "layers")]
+        features = _list(attrs["features"], str, "features")
+        if not layers or not features:
+            raise ValueError("it lists no layers or no features")
+
         return cls(
-            model=str(attrs["model"]),
-            config=str(attrs["config"]),
-            weights_sha256=str(attrs["weights_sha256"]),
-            source=str(attrs["source"]),
+            model=_typed(attrs["model"], str, "model"),
+            config=_typed(attrs["config"], str, "config"),
+            weights_sha256=_typed(attrs["weights_sha256"], str, "weights_sha256"),
+            source=_typed(attrs["source"], str, "source"),
             source_sha256=text("source_sha256"),
-            preprocessing=str(attrs["preprocessing"]),
-            z=str(attrs["z"]),
+            source_state=text("source_state"),
+            preprocessing=_typed(attrs["preprocessing"], str, "preprocessing"),
+            z=_typed(attrs["z"], str, "z"),
             draws=number("draws") or None,
             seed=int(attrs["seed"]),
             mirror=bool(attrs.get("mirror", False)),
-            layers=tuple(
-                LayerSpec(
-                    row["index"],
-                    row["name"],
-                    row["resolution"],
-                    tuple(row["shape"]),
-                    row.get("prefix", 0),
-                )
-                for row in json.loads(attrs["layers"])
-            ),
-            features=tuple(json.loads(attrs["features"])),
+            layers=tuple(layers),
+            features=tuple(features),
             pool=text("pool") or None,
             dtype=text("dtype"),
             precision=text("precision"),
@@ -120,8 +125,14 @@ class StoreInfo:
             layout=text("layout"),
             batch_size=number("batch_size"),
             part=number("part"),
-            parts=tuple((name, size, count) for name, size, count in _json(attrs, "parts")),
-            skipped=tuple(_json(attrs, "skipped")),
+            parts=tuple(_part(row) for row in _list(attrs.get("parts", "[]"), list, "parts")),
+            skipped=tuple(
+                {name: _typed(item[name], str, "skipped") for name in ("id", "reason")}
+                for item in _list(attrs.get("skipped", "[]"), dict, "skipped")
+            ),
+            skipped_checksums=tuple(
+                _list(attrs.get("skipped_checksums", "[]"), int, "skipped_checksums")
+            ),
             created=text("created"),
             versions=text("versions"),
         )
@@ -157,8 +168,36 @@ class StoreInfo:
         return {name: value for name, value in attrs.items() if value is not None}
 
 
-def _json(attrs: Mapping[str, Any], name: str) -> list[Any]:
-    return list(json.loads(attrs.get(name, "[]")))
+def _typed(value: Any, kind: type[Any], what: str) -> Any:
+    """Return a value of a type, of NumPy's kinds too."""
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise TypeError(f"{what}: expected {kind.__name__}, found {type(value).__name__}")
+    return value
+
+
+def _list(text: Any, kind: type[Any], what: str) -> list[Any]:
+    """Return a JSON list whose items are of one type."""
+    items = _typed(json.loads(_typed(text, str, what)), list, what)
+    return [_typed(item, kind, what) for item in items]
+
+
+def _layer(row: dict[str, Any]) -> LayerSpec:
+    shape = tuple(_typed(side, int, "layers") for side in _typed(row["shape"], list, "layers"))
+    numbers = (
+        _typed(n, int, "layers") for n in (row["index"], row["resolution"], row.get("prefix", 0))
+    )
+    index, resolution, prefix = numbers
+    if min(index, resolution, prefix, *shape) < 0 or not shape:
+        raise ValueError(f"layers: expected a shape and numbers from 0, found {row}")
+    return LayerSpec(index, _typed(row["name"], str, "layers"), resolution, shape, prefix)
+
+
+def _part(row: list[Any]) -> tuple[str, int, int, str]:
+    name, size, count, rows_sha256 = row if len(row) == 4 else (*row, "")
+    for number in (size, count):
+        if _typed(number, int, "parts") < 0:
+            raise ValueError(f"parts: expected numbers from 0, found {number}")
+    return _typed(name, str, "parts"), size, count, _typed(rows_sha256, str, "parts")
 
 
 @dataclass(frozen=True)
@@ -169,15 +208,17 @@ class Part:
     name: str
     size: int
     count: int
+    rows_sha256: str
+    """What it holds the rows of: see `parts.rows_sha256`; empty in a store of an earlier version."""
 
     @classmethod
     def of(cls, path: Path, info: StoreInfo) -> tuple[Part, ...]:
         """Return a store's parts in order; none of a single file."""
         folder = path.resolve().parent
-        return tuple(cls(folder / name, name, size, count) for name, size, count in info.parts)
+        return tuple(cls(folder / part[0], *part) for part in info.parts)
 
     def check(self, store: Path) -> None:
-        """Refuse a part that is missing, cut short or elsewhere: HDF5 would read zeros in its place."""
+        """Refuse a part that is missing, cut short, elsewhere or of other rows."""
         if not self.path.resolve().is_relative_to(store.resolve().parent):
             raise StoreError(f"{store}: its part {self.name!r} lies outside its folder; refused")
         found = self.path.stat().st_size if self.path.is_file() else None
@@ -185,6 +226,21 @@ class Part:
             state = "is missing" if found is None else f"has {found} bytes, not {self.size}"
             raise StoreError(
                 f"{store}: its part {self.name} {state}; put it back, or rerun its vdvae-repr extract"
+            )
+        if not self.rows_sha256:
+            return
+        try:
+            with h5py.File(self.path, "r") as file:
+                rows = file.attrs.get("rows_sha256")
+        except (OSError, RuntimeError) as error:
+            raise StoreError(
+                f"{store}: its part {self.name} is damaged ({first_line(error)}); "
+                "rerun its vdvae-repr extract"
+            ) from error
+        if rows != self.rows_sha256:
+            raise StoreError(
+                f"{store}: its part {self.name} holds other rows than it did, as after a mix-up of files; "
+                "put the right one back, or rerun its vdvae-repr extract"
             )
 
 
@@ -211,6 +267,145 @@ def refuse_links(path: Path, group: h5py.Group, parts: Iterable[str]) -> None:
     """Refuse what would make HDF5 read other files than this one and its parts, or read in a circle."""
     if why := leads_outside(group.file, set(parts), depth=DEPTH + 1):
         raise StoreError(f"{path}: {why}, which is none of its parts; refused")
+
+
+def refuse_broken_trailer(path: Path) -> None:
+    """Refuse a file that is not what its trailer says; one without passes.
+
+    It comes before HDF5 opens a virtual store, whose references, if they are damaged, can end the process.
+    """
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END) - len(TRAILER) - 64
+        file.seek(max(0, end))
+        if file.read(len(TRAILER)) != TRAILER:
+            return
+        expected = file.read()
+        file.seek(0)
+        digest, left = hashlib.sha256(), end
+        while block := file.read(min(left, CHUNK_BYTES)):
+            digest.update(block)
+            left -= len(block)
+    if digest.hexdigest().encode() != expected:
+        raise StoreError(f"{path}: is damaged; rerun its vdvae-repr extract, or put it back")
+
+
+def refuse_absurd(path: Path, file: h5py.File) -> None:
+    """Refuse arrays that say to hold more than is in the file: HDF5 makes up the rest, and takes the memory.
+
+    Call it after `refuse_links`. Virtual arrays hold nothing; what they refer to is looked at in its turn.
+    """
+    for key in arrays_of(file):
+        data = file[key]
+        if data.is_virtual:
+            continue
+        compressed = data.id.get_create_plist().get_nfilters() > int(data.fletcher32)
+        held = data.id.get_storage_size() * (INFLATED if compressed else 1)
+        if data.shape is None or held < data.size * data.id.get_type().get_size():
+            raise StoreError(
+                f"{path}: {key!r} says to hold {data.shape} values, which are not in the file; extract again"
+            )
+
+
+def listed_arrays(info: StoreInfo) -> dict[str, LayerSpec]:
+    """Return the layer of each array that a store lists, by its path; layers may share `bottom_up`."""
+    pairs = [(spec, feature) for spec in reversed(info.layers) for feature in info.features]
+    return {array_key(spec, feature): spec for spec, feature in pairs}
+
+
+def label_names(file: h5py.File) -> tuple[str, ...]:
+    """Return the names of a store's labels.
+
+    Raises:
+        KeyError, TypeError, ValueError: they are missing or damaged.
+    """
+    return tuple(_list(file["labels"].attrs["names"], str, "names of labels"))
+
+
+def refuse_other_arrays(path: Path, file: h5py.File, info: StoreInfo) -> None:
+    """Refuse a store whose arrays are not those that it must have, of one length and of their types."""
+
+    def check(key: str, kinds: str, ndim: int | None = None) -> None:
+        data = file.get(key)
+        if not isinstance(data, h5py.Dataset):
+            found = "nothing" if data is None else "a group"
+        elif data.shape is None or data.dtype.kind not in kinds:
+            found = f"{data.dtype} {data.shape}"
+        elif not data.ndim or len(data) != length or ndim not in (None, data.ndim):
+            found = f"shape {data.shape}"
+        else:
+            return
+        raise StoreError(
+            f"{path}: {key}: expected an array of {length} images, found {found}; "
+            "extract again with --overwrite"
+        )
+
+    ids = file.get("ids")
+    length = len(ids) if isinstance(ids, h5py.Dataset) and ids.shape else 0
+    if info.parts and length != (whole := sum(part[2] for part in info.parts)):
+        raise StoreError(f"{path}: expected {whole} ids, as its parts have rows, found {length}")
+    for key in ("ids", "splits"):
+        check(key, "O", 1)
+    check("labels", "i", 1)
+    for key in file.get("factors", ()):
+        check(f"factors/{key}", "biufOS", 1)
+    for key, kinds, ndim in (("checksums", "u", 1), ("images", "u", 4)):
+        if key in file:
+            check(key, kinds, ndim)
+    for mirror in ("", MIRROR) if info.mirror else ("",):
+        for key in listed_arrays(info):
+            check(mirror + key, "f")
+        if mirror + "kl" in file:
+            check(mirror + "kl", "f", 2)
+
+
+def seal(file: h5py.File) -> None:
+    """Write the checksum of a file's metadata into it; nothing may be written after."""
+    file.attrs[SEAL] = metadata_sha256(file)
+
+
+def refuse_broken_seal(path: Path, file: h5py.File) -> None:
+    """Refuse a file whose ids, labels, names, numbers or attributes are not those that were written.
+
+    Files of earlier versions have no such checksum, and pass.
+    """
+    if SEAL in file.attrs and file.attrs[SEAL] != metadata_sha256(file):
+        raise StoreError(
+            f"{path}: its ids, labels, factors or attributes are damaged ({SEAL} differs); "
+            "extract again with --overwrite"
+        )
+
+
+def metadata_sha256(file: h5py.File) -> str:
+    """Return a SHA-256 over all attributes, names, shapes and types, and over the values of small arrays.
+
+    Not among them are the values of arrays whose chunks have checksums of their own, and of virtual ones.
+    """
+    digest = hashlib.sha256()
+
+    def add(what: str, value: Any) -> None:
+        array = np.asarray(value)
+        if array.dtype.kind in "OUS":
+            texts = [
+                t.decode("utf-8", "surrogateescape") if isinstance(t, bytes) else str(t)
+                for t in array.flat
+            ]
+            content = json.dumps(texts).encode()
+        else:
+            content = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        kind = "text" if array.dtype.kind in "OUS" else array.dtype.str
+        digest.update(f"{what} {kind} {array.shape} {len(content)}\n".encode())
+        digest.update(content)
+
+    for key in ["", *sorted(arrays_of(file))]:
+        item = file[key] if key else file
+        for name in sorted(item.attrs):
+            if (key, name) != ("", SEAL):
+                add(f"{key}@{name}", item.attrs[name])
+        if key:
+            digest.update(f"{key} {item.dtype} {item.shape} {item.chunks}\n".encode())
+            if not item.fletcher32 and not item.is_virtual:
+                add(key, item[()])
+    return digest.hexdigest()
 
 
 def is_store(path: Path) -> bool:
@@ -296,6 +491,42 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+def rehearse(
+    name: str,
+    info: StoreInfo,
+    *,
+    ids: Sequence[str],
+    splits: Sequence[str],
+    labels: NDArray[np.int64],
+    label_names: Sequence[str],
+    factors: Mapping[str, Array],
+) -> int:
+    """Write what `describe_images` would write, to memory, so that nothing is computed in vain.
+
+    Returns:
+        its bytes.
+
+    Raises:
+        StoreError: a text, name, or type that HDF5 cannot hold.
+    """
+    describable(name, ids=ids, splits=splits, label_names=label_names, factors=factors)
+    checksums = "files", np.zeros(len(ids), np.uint64)
+    with h5py.File(
+        "rehearsal", "w", driver="core", backing_store=False, libver=("v110", "latest")
+    ) as file:
+        try:
+            describe_images(
+                file, info, ids=ids, splits=splits, labels=labels, label_names=label_names,
+                factors=factors, checksums=checksums,
+            )  # fmt: skip
+        except (OSError, KeyError, RuntimeError, TypeError, ValueError, OverflowError) as error:
+            raise StoreError(
+                f"{name}: expected ids, splits, labels and factors that HDF5 can hold ({first_line(error)})"
+            ) from error
+        file.flush()
+        return int(file.id.get_filesize())
+
+
 def describe_images(
     file: h5py.File,
     info: StoreInfo,
@@ -305,8 +536,12 @@ def describe_images(
     labels: NDArray[np.int64],
     label_names: Sequence[str],
     factors: Mapping[str, Array],
+    checksums: tuple[str, NDArray[np.uint64]] | None = None,
 ) -> None:
-    """Write what a store says of its images, (N,) each, and of itself."""
+    """Write what a store says of its images, (N,) each, and of itself; the last thing that is written.
+
+    `checksums` are what `Source.checksum` says, behind what it says it of.
+    """
     text = h5py.string_dtype()
     file.create_dataset("ids", data=list(ids), dtype=text)
     file.create_dataset("splits", data=list(splits), dtype=text)
@@ -315,13 +550,21 @@ def describe_images(
     for name, values in factors.items():
         kind = {"dtype": text} if values.dtype.kind in "UO" else {}
         file.create_dataset(f"factors/{name}", data=values.tolist() if kind else values, **kind)
+    if checksums is not None:
+        create_array(file, "checksums", labels.shape, np.uint64)[:] = checksums[1]
+        file["checksums"].attrs["of"] = checksums[0]
     file.attrs.update(info.attributes())
     if info.parts:
         file.attrs["parts"] = json.dumps(info.parts)
+    if info.source_state is not None:
+        file.attrs["source_state"] = info.source_state
     file.attrs["skipped"] = json.dumps(info.skipped)
+    if info.skipped_checksums:
+        file.attrs["skipped_checksums"] = json.dumps(info.skipped_checksums)
     file.attrs["created"] = datetime.now(UTC).isoformat(timespec="seconds")
     versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "h5py")}
     file.attrs["versions"] = json.dumps(versions)
+    seal(file)
 
 
 def not_finite(values: Array) -> int | None:
@@ -333,13 +576,16 @@ def not_finite(values: Array) -> int | None:
     return None if rows.all() else int(np.argmin(rows))
 
 
-def write_aside(path: Path, write: Callable[[h5py.File], None], size: int = 0) -> None:
+def write_aside(
+    path: Path, write: Callable[[h5py.File], None], size: int = 0, *, trailer: bool = False
+) -> None:
     """Write a file beside its place, flush it to the disk, then rename it: whole or absent.
 
     Args:
         path: its place.
         write: fills the file.
         size: bytes that are set aside for it, because a disk that fills up under HDF5 ends the process.
+        trailer: write a checksum of the whole file behind it, which HDF5 does not look at.
 
     Raises:
         OSError: the disk did not take it. StoreError: another process is writing the same file.
@@ -360,6 +606,11 @@ def write_aside(path: Path, write: Callable[[h5py.File], None], size: int = 0) -
                 file.close()
         with aside.open("r+b") as handle:
             handle.truncate(_end_of_hdf5(handle.read(36)))
+            if trailer:
+                handle.seek(0)
+                digest = hashlib.file_digest(handle, "sha256").hexdigest()
+                handle.write(TRAILER + digest.encode())
+                handle.flush()
             os.fsync(handle.fileno())
         aside.replace(path)
     except BlockingIOError as error:  # HDF5 locks what it writes

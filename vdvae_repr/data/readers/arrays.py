@@ -451,7 +451,7 @@ def array_source(
         name: of the source.
         parts: the arrays.
         label_names: what labels are called; where there are none, by their own values.
-        file: that they lie in; of a large one, its size and time stand in the fingerprint.
+        file: that they lie in; of a large one, its size and a sample stand in the fingerprint.
         notices: lines for people.
 
     Raises:
@@ -674,9 +674,9 @@ def _whole(name: str, values: NDArray[Any]) -> list[int | None]:
 
 
 def _checksums(images: Sequence[Any], file: Path | None) -> list[int]:
-    """Return a checksum of every row, or, of a large file, of a sample, with its size and time.
+    """Return a checksum of every row, or, of a large file, of a sample, with its size.
 
-    A change of a large file that keeps its size, its time and the sample is not noticed.
+    A change of a large file that keeps its size and the sample is not noticed here; `Source.state` tells.
     """
     total = sum(int(np.prod(part.shape)) * part.dtype.itemsize for part in images)
     if file is None or total <= EXACT_BYTES:
@@ -684,7 +684,7 @@ def _checksums(images: Sequence[Any], file: Path | None) -> list[int]:
     status = file.stat()
     sums = [zlib.crc32(part[i].tobytes()) for part in images for i in _sample(len(part))]
     shapes = zlib.crc32(repr([(part.shape, str(part.dtype)) for part in images]).encode())
-    return [status.st_size, status.st_mtime_ns, shapes, *sums]
+    return [status.st_size, shapes, *sums]
 
 
 def _sample(count: int) -> list[int]:

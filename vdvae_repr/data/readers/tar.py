@@ -56,8 +56,12 @@ class _Members:
 
     members: Sequence[_Member]
 
+    def content(self, index: int) -> bytes:
+        """Return the bytes that an image is decoded from."""
+        return _content(self.members[index], IMAGE_BYTES)
+
     def __call__(self, index: int) -> Image.Image:
-        return open_image(_content(self.members[index], IMAGE_BYTES))
+        return open_image(self.content(index))
 
 
 def shards(pattern: str) -> list[Path]:
