@@ -23,6 +23,9 @@ from vdvae_repr.latents.decode import picture_paths
 from vdvae_repr.model.weights import save
 from vdvae_repr.output import is_own, prepare_folder, replacing, replacing_folder, write_table
 
+# From Python 3.12 on a fork beside torch's threads warns; what is forked here uses none of them.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+
 NAMES = re.compile(r"(a|b|c)\.(csv|png)|results\.jsonl")
 OURS = "nats,head,feature,pool,layer,dims,metric,value,ci_low,ci_high\n"
 
