@@ -11,9 +11,11 @@ import errno
 import io
 import os
 import platform
+import re
 import sys
 import time
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -24,6 +26,11 @@ from vdvae_repr.errors import TaskError, Terminated, VDVAEReprError, first_line,
 if TYPE_CHECKING:
     from vdvae_repr import VDVAE
     from vdvae_repr.data.source import Source
+
+QUOTE = '"'
+PARAMETER = re.compile(
+    r'(?<![\w.])([a-z_]+)=(True|False|"[^"]*"|\d+)(?![\w.])'
+)  # name=value, in a message
 
 app = typer.Typer(
     help="What does each layer of a very deep VAE know?",
@@ -825,7 +832,7 @@ def _show_warning(
 ) -> None:
     """Print a warning of this package as one line, and others' as Python does."""
     if Path(filename).is_relative_to(Path(__file__).parent):
-        _log(f"vdvae-repr: warning: {message}")
+        _log(f"vdvae-repr: warning: {in_options(str(message))}")
     else:
         for text in warnings.formatwarning(message, category, filename, lineno, line).splitlines():
             _log(text)
@@ -861,10 +868,45 @@ def main() -> None:
         sys.exit(143 if isinstance(error, Terminated) else 2)
 
 
+def in_options(message: str) -> str:
+    """Return a message of the library, which names parameters, with the command line's options.
+
+    Examples:
+        >>> in_options('choose another path, or overwrite=True')
+        'choose another path, or --overwrite'
+        >>> in_options('extract with features="z", images=False')
+        'extract with --feature z, --no-images'
+    """
+    options = _options()
+
+    def option(match: re.Match[str]) -> str:
+        name, value = match[1], match[2]
+        name = f"no_{name}" if value == "False" else name
+        flag = options.get(name) or options.get(name.removesuffix("s"))
+        if flag is None or value in ("True", "False"):
+            return flag or match[0]
+        return f"{flag} {value if ' ' in value else value.strip(QUOTE)}"
+
+    return PARAMETER.sub(option, message)
+
+
+@cache
+def _options() -> dict[str, str]:
+    """Return the options of all commands, by the names of the parameters they stand for."""
+    found: dict[str, str] = {}
+    waiting: list[Any] = [typer.main.get_command(app)]
+    while waiting:
+        command = waiting.pop()
+        waiting += getattr(command, "commands", {}).values()
+        flags = [flag for parameter in command.params for flag in parameter.opts]
+        found |= {flag[2:].replace("-", "_"): flag for flag in flags if flag.startswith("--")}
+    return found
+
+
 def _told(error: Exception) -> str:
     """Return what happened and what to do, in one line."""
     if isinstance(error, VDVAEReprError):
-        return str(error)
+        return in_options(str(error))
     if isinstance(error, BrokenPipeError):
         return "the standard output was closed before everything was printed"
     if isinstance(error, OSError) and error.strerror:  # where a command writes, and no store
