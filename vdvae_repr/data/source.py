@@ -31,9 +31,24 @@ logger = logging.getLogger(__name__)
 RawImage = Image.Image | NDArray[np.uint8]
 RESIZE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 FORMATS = (  # what Pillow decodes by itself; PostScript, for one, it hands to another program
-    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI", "SUN",
-    "TGA", "TIFF", "WEBP",
-)  # fmt: skip
+    "AVIF",
+    "BMP",
+    "DIB",
+    "GIF",
+    "ICO",
+    "JPEG",
+    "JPEG2000",
+    "MPO",
+    "PCX",
+    "PNG",
+    "PPM",
+    "QOI",
+    "SGI",
+    "SUN",
+    "TGA",
+    "TIFF",
+    "WEBP",
+)
 STRIP = 2**22  # pixels that are converted at a time
 LONGEST = 4096  # characters of an id, a class or a factor's name
 TURNS = {
