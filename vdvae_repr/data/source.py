@@ -49,6 +49,7 @@ FORMATS = (  # what Pillow decodes by itself; PostScript, for one, it hands to a
     "TIFF",
     "WEBP",
 )
+ANIMATED = ("GIF", "PNG", "TIFF", "WEBP")  # formats of several pictures, all of which are meant
 STRIP = 2**22  # pixels that are converted at a time
 LONGEST = 4096  # characters of an id, a class or a factor's name
 TURNS = {
@@ -157,7 +158,7 @@ class Source(Dataset[Image.Image]):
     """Lines for people: what was left out and why, and what was read in a way that may surprise."""
     paths: tuple[Path, ...] = ()
     """The folder or files that it was opened from, which nothing made of it may replace."""
-    _dim: list[str] = field(default_factory=list, init=False, repr=False)  # who is said to be so
+    _said: set[str] = field(default_factory=set, init=False, repr=False)  # what is said once
 
     def __post_init__(self) -> None:
         """Refuse an empty source, repeated ids, labels of another length, names that no store can keep."""
@@ -202,9 +203,11 @@ class Source(Dataset[Image.Image]):
         Raises:
             DataError: it cannot be read; the message names it.
         """
+        several = False
         try:
             image = self.reader(index)
             if isinstance(image, Image.Image):
+                several = image.format in ANIMATED and getattr(image, "is_animated", False)
                 _decode(image)
         except DataError as error:
             raise DataError(f"{self.ids[index]}: {error}") from error
@@ -216,7 +219,18 @@ class Source(Dataset[Image.Image]):
                 f"different file ({first_line(error)}); mend or remove it, or leave such images out "
                 "with --on-error skip"
             ) from error
-        if isinstance(image, Image.Image) and image.mode.startswith("I;16") and not self._dim:
+        if several and "several" not in self._said:
+            self._said.add("several")
+            logger.warning(
+                "%s: %s holds several pictures, of which the first is read",
+                printable(self.name),
+                printable(self.ids[index]),
+            )
+        if (
+            isinstance(image, Image.Image)
+            and image.mode.startswith("I;16")
+            and "dim" not in self._said
+        ):
             self._say_if_dim(image, self.ids[index])
         return image
 
@@ -224,7 +238,7 @@ class Source(Dataset[Image.Image]):
         """Warn, once, where 16-bit pixels look like those of a 12-bit camera."""
         brightest = int(np.asarray(image).max(initial=0))
         if brightest < 4096 and _white(image) == 65535:
-            self._dim.append(image_id)
+            self._said.add("dim")
             logger.warning(
                 "%s: %s has 16-bit pixels, none above %d; 65535 is read as %s: "
                 "scale images of fewer bits to 16",
