@@ -151,6 +151,18 @@ def test_a_12_bit_image_in_16_bits_is_said_once(tmp_path, caplog):
     ]
 
 
+@pytest.mark.parametrize("kind", ["gif", "png", "tif", "webp"])
+def test_of_several_pictures_in_a_file_the_first_is_read_and_that_is_said(tmp_path, caplog, kind):
+    pictures = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (0, 100, 200)]
+    pictures[0].save(tmp_path / f"a.{kind}", save_all=True, append_images=pictures[1:])
+    pictures[1].save(tmp_path / f"b.{kind}")
+    source = open_source(tmp_path)
+    assert [int(np.asarray(to_rgb(image)).max()) for image in source] == [0, 100]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path.name}: a.{kind} holds several pictures, of which the first is read"
+    ]
+
+
 def exif(*entries):
     body = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
     return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + body + b"\0" * 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from typing import Any
 
 import h5py
 
@@ -75,14 +76,25 @@ def missing_values(data: h5py.Dataset) -> str:
             held = data.file.get(source.dset_name)
             if not isinstance(held, h5py.Dataset):
                 return f"is made up of {source.dset_name!r}, which is not in the file"
-            if held.is_virtual or held.shape != source.src_space.shape:
-                return f"is made up of {source.dset_name!r}, which is not of the shape that it was"
+            if held.is_virtual or not _holds(held, source):
+                return f"is made up of {source.dset_name!r}, which does not hold so much"
             covered += source.vspace.get_select_npoints()
         if covered < data.size:
             return f"has {data.size} values, of which {data.size - covered} are nowhere"
     elif data.size and data.id.get_storage_size() == 0:
         return "holds no values: it was never written"
     return ""
+
+
+def _holds(data: h5py.Dataset, source: Any) -> bool:
+    """Whether a data set has all values that a virtual one takes of it."""
+    space = source.src_space
+    if space.get_select_type() == h5py.h5s.SEL_ALL:  # of which the file does not keep the shape
+        return bool(data.size == source.vspace.get_select_npoints())
+    last = space.get_select_bounds()[1]
+    return len(last) == data.ndim and all(
+        at < side for at, side in zip(last, data.shape, strict=True)
+    )
 
 
 def unwritten_chunks(data: h5py.Dataset) -> int:

@@ -32,9 +32,25 @@ logger = logging.getLogger(__name__)
 RawImage = Image.Image | NDArray[np.uint8]
 RESIZE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 FORMATS = (  # what Pillow decodes by itself; PostScript, for one, it hands to another program
-    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI", "SUN",
-    "TGA", "TIFF", "WEBP",
-)  # fmt: skip
+    "AVIF",
+    "BMP",
+    "DIB",
+    "GIF",
+    "ICO",
+    "JPEG",
+    "JPEG2000",
+    "MPO",
+    "PCX",
+    "PNG",
+    "PPM",
+    "QOI",
+    "SGI",
+    "SUN",
+    "TGA",
+    "TIFF",
+    "WEBP",
+)
+ANIMATED = ("GIF", "PNG", "TIFF", "WEBP")  # formats of several pictures, all of which are meant
 STRIP = 2**22  # pixels that are converted at a time
 LONGEST = 4096  # characters of an id, a class or a factor's name
 TURNS = {
@@ -145,7 +161,7 @@ class Source(Dataset[Image.Image]):
     """The folder or files that it was opened from, which nothing made of it may replace."""
     opened: str | dict[str, Any] | None = None
     """What opens it again, as JSON holds it: what `open_source` takes, or that and its options by name."""
-    _dim: list[str] = field(default_factory=list, init=False, repr=False)  # who is said to be so
+    _said: set[str] = field(default_factory=set, init=False, repr=False)  # what is said once
 
     def __post_init__(self) -> None:
         """Refuse an empty source, repeated ids, labels of another length, names that no store can keep."""
@@ -190,9 +206,11 @@ class Source(Dataset[Image.Image]):
         Raises:
             DataError: it cannot be read; the message names it.
         """
+        several = False
         try:
             image = self.reader(index)
             if isinstance(image, Image.Image):
+                several = image.format in ANIMATED and getattr(image, "is_animated", False)
                 _decode(image)
         except DataError as error:
             raise DataError(f"{self.ids[index]}: {error}") from error
@@ -203,7 +221,18 @@ class Source(Dataset[Image.Image]):
                 f"{self.ids[index]}: expected a readable image, found a damaged or "
                 f"different file ({first_line(error)}); mend or remove it{SKIP_ADVICE}"
             ) from error
-        if isinstance(image, Image.Image) and image.mode.startswith("I;16") and not self._dim:
+        if several and "several" not in self._said:
+            self._said.add("several")
+            logger.warning(
+                "%s: %s holds several pictures, of which the first is read",
+                printable(self.name),
+                printable(self.ids[index]),
+            )
+        if (
+            isinstance(image, Image.Image)
+            and image.mode.startswith("I;16")
+            and "dim" not in self._said
+        ):
             self._say_if_dim(image, self.ids[index])
         return image
 
@@ -211,7 +240,7 @@ class Source(Dataset[Image.Image]):
         """Warn, once, where 16-bit pixels look like those of a 12-bit camera."""
         brightest = int(np.asarray(image).max(initial=0))
         if brightest < 4096 and _white(image) == 65535:
-            self._dim.append(image_id)
+            self._said.add("dim")
             logger.warning(
                 "%s: %s has 16-bit pixels, none above %d; 65535 is read as %s: "
                 "scale images of fewer bits to 16",
