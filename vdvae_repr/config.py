@@ -25,6 +25,7 @@ T = TypeVar("T")
 MOST_BYTES = 2**20  # of a TOML, or of a configuration in JSON
 MOST_CHARACTERS = 10_000  # of a block string
 MOST_MISTAKES = 50  # in one message
+MOST_STEPS = 99_999_999  # a checkpoint's name has eight digits
 MOST_CHANNELS = 2**16
 Tables = dict[str, dict[str, Any]]
 """A configuration as its file holds it, unchecked: `{"model": {"width": 32, ...}, "train": {...}}`."""
@@ -431,7 +432,7 @@ _RANGES = {
     "model.no_bias_above": _Range(0),
     "model.shift": _Range(-1e9, 1e9),
     "model.scale": _Range(0, 3.4e38, closed=False),  # what float32 holds
-    "train.steps": _Range(1, 99_999_999),  # a checkpoint's name has eight digits
+    "train.steps": _Range(1, MOST_STEPS),
     "train.batch_size": _Range(1, 2**20),
     "train.lr": _POSITIVE,
     "train.warmup_steps": _Range(0),
@@ -495,6 +496,7 @@ _NOTES = {
 
 def _suggest_key(name: str, section: str) -> str:
     """Return "; did you mean 'lr'?" for the key that was probably meant, or nothing."""
+    name = name[:100]
     of = {
         f.name: other for other, cls in reversed(SECTIONS.items()) for f in dataclasses.fields(cls)
     }
@@ -571,7 +573,10 @@ def shown(value: Any) -> str:
     """Return a value's text, cut where it is long."""
     if type(value) is int and value.bit_length() > 200:
         return f"an integer of {value.bit_length()} bits"
-    text = repr(value[:100] if isinstance(value, str | list | tuple) else value)
+    try:
+        text = repr(value[:100] if isinstance(value, str | list | tuple) else value)
+    except RecursionError:
+        text = f"a deep nesting of {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -137,6 +137,7 @@ def save(
         "config": model.config.to_json(),
         "record": json.dumps(dict(record), sort_keys=True),
     }
+    metadata["weights_sha256"] = hash_weights(metadata["config"], tensors)
     aside = path.with_name(path.name + ".part")
     save_file(tensors, aside, metadata=metadata)
     aside.replace(path)
@@ -220,7 +221,7 @@ def _load_file(path: Path, preset: Architecture | None) -> VDVAE:
     shapes = {rename[key]: shape for key, shape in file.shapes.items()}
     if own:
         config, name = _own_config(file, preset), file.metadata.get("name", path.stem)
-        remedy = "the file's config is of other weights: save it again with the package"
+        remedy = "the file's config is of other weights: get it again"
     elif config is None:
         fitting = [n for n in preset_names() if _fits(shapes, n)]
         if len(fitting) != 1:
@@ -238,6 +239,8 @@ def _load_file(path: Path, preset: Architecture | None) -> VDVAE:
     net = on_meta(config, name)
     net.check_shapes(shapes, str(path), remedy)
     weights = {rename[key]: value for key, value in file.read().items()}
+    if own and preset is None:
+        _check_hash(file, weights)
     check_finite(weights, path)
     if path.name.endswith(RAW_ENDING) and not own:
         warnings.warn(
@@ -272,6 +275,20 @@ def _own_config(file: _WeightsFile, preset: Architecture | None) -> ModelConfig:
     if preset is None:
         raise CheckpointError(f"{file.path}: {reason}; {instead}")
     return architecture(preset)
+
+
+def _check_hash(file: _WeightsFile, weights: Mapping[str, Tensor]) -> None:
+    """Compare the config and weights of a file of this package with what it says of them, if it does.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    expected = file.metadata.get("weights_sha256")
+    if expected not in (None, hash_weights(file.metadata["config"], weights)):
+        raise CheckpointError(
+            f"{file.path}: its config and weights do not match their SHA-256; the file is damaged: get it "
+            "again, or let the run write it again"
+        )
 
 
 def _fits(shapes: Mapping[str, tuple[int, ...]], preset: str) -> bool:

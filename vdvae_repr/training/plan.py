@@ -5,7 +5,6 @@ A run folder keeps both, in `config.toml` and `run.json`, so that a resumed run 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vdvae_repr.config import (
+    SECTIONS,
     Config,
     ModelConfig,
     Tables,
@@ -35,6 +35,7 @@ from vdvae_repr.errors import ConfigError, TrainingError, first_line
 from vdvae_repr.model.blocks import parse_blocks, parse_widths
 from vdvae_repr.model.vdvae import on_meta
 from vdvae_repr.training.checkpoints import checkpoint_steps
+from vdvae_repr.training.sealed import read_sealed_json, seal_of_toml, sealed_json
 
 MEASURED = ("model.shift", "model.scale")  # on the training images, where they are not given
 WRITTEN = ("run.json", "config.toml", "log.jsonl", "model.safetensors", "checkpoints", "samples")
@@ -136,7 +137,7 @@ class Plan:
             "fingerprint": self.fingerprint,
             "left_out": None if self.left_out is None else dict(self.left_out),
         }
-        return json.dumps(kept, indent=1, allow_nan=False) + "\n"
+        return sealed_json(kept)
 
 
 def make_plan(
@@ -215,8 +216,8 @@ def refuse_strangers(out: Path) -> None:
     """
     if checkpoint_steps(out / "checkpoints"):
         return
-    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-        if isinstance(json.loads((out / "run.json").read_text(encoding="utf-8"))["options"], dict):
+    with suppress(OSError, ValueError):
+        if isinstance(read_sealed_json(out / "run.json").get("options"), dict):
             return
     for path in (out / name for name in WRITTEN):
         empty = path.is_dir() and not any(path.iterdir())
@@ -293,16 +294,12 @@ def read_run(out: Path) -> Plan:
     Raises:
         ConfigError: no run is there, or a damaged file.
     """
-    tables = read_tables(out / "config.toml")
-    raise_all(problems(tables), str(out / "config.toml"))
-    if "train" not in tables:
-        raise ConfigError(f"{out / 'config.toml'}: expected a [train] table, found none")
-    tables["train"].setdefault("ema_warmup", False)  # the only behaviour before there was the key
     path = out / "run.json"
+    tables = _read_kept_config(out / "config.toml", older=not path.is_file())
     if not path.is_file():
         return Plan(out=out, tables=tables, options=RunOptions(name=out.name), older=True)
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = read_sealed_json(path)
         known = {field.name for field in fields(RunOptions)}
         options = RunOptions(**{k: v for k, v in kept.pop("options").items() if k in known})
         return Plan(out=out, tables=tables, options=options, **kept)
@@ -313,6 +310,42 @@ def read_run(out: Path) -> Plan:
             f"{path}: expected how the run was computed, found a damaged file ({first_line(error)}); remove "
             "it, and give the run's flags again"
         ) from error
+
+
+def _read_kept_config(path: Path, *, older: bool) -> Tables:
+    """Return the tables of a run's configuration, which its folder holds whole.
+
+    Raises:
+        ConfigError: it is not as it was written, or cut short.
+    """
+    tables = read_tables(path)
+    raise_all(problems(tables), str(path))
+    if "train" not in tables:
+        raise ConfigError(f"{path}: expected a [train] table, found none")
+    if older:
+        tables["train"].setdefault(
+            "ema_warmup", False
+        )  # the only behaviour before there was the key
+        return tables
+    seal = seal_of_toml(path)
+    if seal is False:
+        raise ConfigError(
+            f"{path}: expected it as the run wrote it, found another text: it was damaged, or changed by "
+            "hand; put it back, and name changed train keys with --set"
+        )
+    lost = [
+        f"{section}.{item.name}"
+        for section, cls in SECTIONS.items()
+        for item in fields(cls)
+        if item.name not in tables[section] and item.name != "ema_warmup"
+    ]
+    if seal is None and lost:
+        raise ConfigError(
+            f"{path}: expected every key of the run, found no {', '.join(lost[:3])}; the file is cut short: "
+            "put it back"
+        )
+    tables["train"].setdefault("ema_warmup", False)
+    return tables
 
 
 def _problems(tables: Tables) -> list[str]:

@@ -227,7 +227,7 @@ def _train(
         tensors, state = checkpoint
         optimisation.restore(tensors, str(out / "checkpoints"))
         optimisation.step, optimisation.skipped = state["step"], state["skipped"]
-        images_seen, begun_at = state["images_seen"], state.get("begun_at", 0)
+        images_seen, begun_at = state["images_seen"], state["begun_at"]
     elif init_from is not None:
         tensors, begun_at = read_start(init_from)
         optimisation.step = begun_at
