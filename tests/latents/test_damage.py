@@ -68,7 +68,7 @@ def absurd(file, key, shape, dtype=np.float32):
         del file[key]
     else:
         attrs = {}
-    file.create_dataset(key, shape, dtype, chunks=(2**10, *(1 for _ in shape[1:])))
+    file.create_dataset(key, shape, dtype, chunks=(2, *(1 for _ in shape[1:])))
     file[key].attrs.update(attrs)
 
 
@@ -119,7 +119,10 @@ ODD = {
     "labels of a billion": lambda f: absurd(f, "labels", (10**9,), np.int64),
     "labels of 10^15": lambda f: absurd(f, "labels", (10**15,), np.int64),
     "a layer of 10^15": lambda f: absurd(f, "layers/000/mean", (12, 10**15)),
-    "images of 10^12": lambda f: absurd(f, "images", (12, 10**6, 10**6, 3), np.uint8),
+    "ids of 10^12": lambda f: [
+        absurd(f, key, (10**12,), h5py.string_dtype() if key != "labels" else np.int64)
+        for key in ("ids", "splits", "labels")
+    ],
     "a factor of 10^12": lambda f: absurd(f, "factors/x", (10**12,)),
     "a factor is a group": lambda f: f.create_group("factors/x"),
     "a factor of one value": lambda f: f.__setitem__("factors/x", 3),
@@ -144,6 +147,22 @@ def test_what_is_no_store_is_refused_in_a_line(store, change):
         vr.open(store)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 500
+
+
+def test_arrays_that_say_to_be_larger_than_the_file_take_no_memory(store):
+    with h5py.File(store, "r+", libver=("v110", "latest")) as file:
+        del file.attrs["metadata_sha256"]
+        absurd(file, "images", (12, 10**6, 10**6, 3), np.uint8)
+        absurd(file, "kl", (12, 10**12))
+        absurd(file, "layers/001/mean", (12, 10**5, 10**5, 10**3))
+        layers = json.loads(file.attrs["layers"])
+        layers[1]["shape"] = [10**5, 10**5, 10**3]
+        file.attrs["layers"] = json.dumps(layers)
+    with vr.open(store) as opened:
+        for read in (opened.images, opened.verify, lambda: opened.kl, lambda: opened.matrix("4x4")):
+            with pytest.raises(vr.StoreError, match="values are not in the file") as refused:
+                read()
+            assert "\n" not in str(refused.value)
 
 
 FOUND_BY_VERIFY = {

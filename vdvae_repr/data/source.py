@@ -283,7 +283,8 @@ class Source(Dataset[Image.Image]):
         """
         files: Sequence[Path] | None = _files(self.reader)
         if files is None:
-            files = self.paths if all(path.is_file() for path in self.paths) else None
+            whole = bool(self.paths) and all(path.is_file() for path in self.paths)
+            files = self.paths if whole else _mapped_files(self.reader)
         if not files:
             return None
         digest = hashlib.sha256()
@@ -342,6 +343,13 @@ def _files(reader: Callable[[int], RawImage]) -> list[Path] | None:
         return None if files is None else [files[row] for row in reader.rows]
     found: list[Path] | None = getattr(reader, "files", None)
     return found
+
+
+def _mapped_files(reader: Callable[[int], RawImage]) -> list[Path]:
+    """Return the files that a reader's arrays are mapped from; none where one of them is in memory."""
+    inner = reader.reader if isinstance(reader, _Selection) else reader
+    names = [getattr(array, "filename", None) for array in getattr(inner, "arrays", ())]
+    return [Path(name) for name in names if name is not None] if None not in names else []
 
 
 def _pixels(image: RawImage) -> bytes:

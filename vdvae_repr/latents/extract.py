@@ -172,7 +172,7 @@ def _begin(
     if overwrite:
         generation = int(first in held)
     elif out.exists():
-        if not _misses_parts(out, identity):
+        if not _misses_parts(out, claimed, identity):
             _refuse_another(job, out, identity, report)
             if held:  # beside which a kill left others
                 partition.keep_parts(folder, held)
@@ -181,7 +181,11 @@ def _begin(
             partition.refuse_skipped([out], job.options.frame.on_error)
             report(f"{out}: already complete")
             return None
-        generation, kept, claimed = int(first not in held), held, {}
+        if held:
+            generation, kept = int(first not in held), held
+        else:  # the file that refers to them is damaged
+            generation, kept = int(claimed.get("generation", 0)), _all_parts(folder)
+        claimed = {}
     else:
         if claimed and (different := partition.differences(claimed, identity)):
             raise StoreError(
@@ -190,7 +194,7 @@ def _begin(
             )
         generation = int(claimed.get("generation", 0))
         if claimed:  # else it is not known whose they are
-            kept = frozenset(path.name for path in folder.glob("part-*.h5"))
+            kept = _all_parts(folder)
     report(_size_preview(job, out, folder, held - kept))
     state = source.state()
     touched = state is None or claimed.get("source_state") != state
@@ -227,12 +231,7 @@ def _write(
             size = IMAGE_BYTES * len(job.source) + 2**14 * len(files) + _rehearse(job)
             if single:
                 size += sum(path.stat().st_size for path in files)
-            write_aside(
-                out,
-                lambda file: partition.assemble(file, files, info, job.source),
-                size,
-                trailer=not single,
-            )
+            write_aside(out, lambda file: partition.assemble(file, files, info, job.source), size)
             if single:
                 partition.remove_parts(folder)
             else:
@@ -331,15 +330,22 @@ def _other_words(store: LatentStore, source: Source) -> str:
     return ""
 
 
-def _misses_parts(out: Path, identity: Mapping[str, Any]) -> bool:
-    """Whether a virtual store of this extraction cannot be read, so that its parts are to be made again."""
+def _all_parts(folder: Path) -> frozenset[str]:
+    """Return the names of the parts in a folder."""
+    return frozenset(path.name for path in folder.glob("part-*.h5"))
+
+
+def _misses_parts(out: Path, claimed: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
+    """Whether a virtual store of this extraction cannot be read, so that what is damaged is to be made again.
+
+    Where the store itself is damaged, the claim of its parts tells of which extraction it is.
+    """
     try:
         LatentStore.open(out).close()
         return False
     except StoreError:
-        return bool(partition.parts_of(out)) and not partition.differences(
-            partition.attributes_of(out), identity
-        )
+        known = partition.attributes_of(out) or claimed
+        return known.get("layout") == "virtual" and not partition.differences(known, identity)
 
 
 def shrunk(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

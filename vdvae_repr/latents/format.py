@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import numpy as np
@@ -30,7 +30,7 @@ MIRROR = "mirror/"
 DEPTH = 3  # of groups: mirror/layers/LLL
 IMAGE_BYTES = 2**8  # of an image's id, split, label, checksum and factors, about
 SEAL = "metadata_sha256"  # of everything but the arrays that have checksums chunk by chunk
-TRAILER = b"\nvdvae-repr sha256 "  # behind a virtual store's HDF5, of all that is before it; 64 digits follow
+TRAILER = b"vdvae-repr/trailer"  # ends every file that is written: see `refuse_broken_trailer`
 INFLATED = 1032  # how much a compressed chunk can hold at most, times its bytes: zlib
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -229,6 +229,7 @@ class Part:
             )
         if not self.rows_sha256:
             return
+        refuse_broken_trailer(self.path)
         try:
             with h5py.File(self.path, "r") as file:
                 rows = file.attrs.get("rows_sha256")
@@ -270,40 +271,72 @@ def refuse_links(path: Path, group: h5py.Group, parts: Iterable[str]) -> None:
 
 
 def refuse_broken_trailer(path: Path) -> None:
-    """Refuse a file that is not what its trailer says; one without passes.
+    """Refuse a file whose bytes, but for those of chunks, are not what its trailer says; one without passes.
 
-    It comes before HDF5 opens a virtual store, whose references, if they are damaged, can end the process.
+    It comes before HDF5 opens a file: what is damaged in its heaps can end the process or stop it for good.
+    Who changes a file through HDF5 removes the trailer.
     """
     with path.open("rb") as file:
-        end = file.seek(0, os.SEEK_END) - len(TRAILER) - 64
-        file.seek(max(0, end))
-        if file.read(len(TRAILER)) != TRAILER:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - len(TRAILER) - 40))
+        end = file.read()
+        if not end.endswith(TRAILER) or size < len(end) or len(end) < len(TRAILER) + 40:
             return
-        expected = file.read()
-        file.seek(0)
-        digest, left = hashlib.sha256(), end
-        while block := file.read(min(left, CHUNK_BYTES)):
+        count = int.from_bytes(end[:8], "little")
+        start = size - len(end) - 16 * count
+        if start >= 0:
+            file.seek(start)
+            ranges = np.frombuffer(file.read(16 * count), "<u8").reshape(-1, 2)
+            if end[8:40] == _ranges_sha256(file, ranges):
+                return
+    raise StoreError(
+        f"{path}: is damaged; rerun its vdvae-repr extract, with --overwrite if it is a single file, or put "
+        "back a copy"
+    )
+
+
+def _write_trailer(file: IO[bytes], end: int, chunks: NDArray[np.uint64]) -> None:
+    """Append a checksum of all bytes up to `end` but those of chunks, (n, 2): where each begins and ends."""
+    chunks = chunks[np.argsort(chunks[:, 0])]
+    edges = np.concatenate([[0], chunks.ravel(), [end]]).astype("<u8").reshape(-1, 2)
+    ranges = edges[edges[:, 0] < edges[:, 1]]
+    digest = _ranges_sha256(file, ranges)
+    file.seek(end)
+    file.write(ranges.tobytes() + len(ranges).to_bytes(8, "little") + digest + TRAILER)
+
+
+def _ranges_sha256(file: IO[bytes], ranges: NDArray[np.uint64]) -> bytes:
+    digest = hashlib.sha256(ranges.tobytes())
+    for first, last in ranges.tolist():
+        file.seek(first)
+        while first < last and (block := file.read(min(last - first, CHUNK_BYTES))):
             digest.update(block)
-            left -= len(block)
-    if digest.hexdigest().encode() != expected:
-        raise StoreError(f"{path}: is damaged; rerun its vdvae-repr extract, or put it back")
+            first += len(block)
+    return digest.digest()
 
 
-def refuse_absurd(path: Path, file: h5py.File) -> None:
-    """Refuse arrays that say to hold more than is in the file: HDF5 makes up the rest, and takes the memory.
+def _chunks(file: h5py.File) -> NDArray[np.uint64]:
+    """Return where each chunk of a file begins and ends, (n, 2), once it is flushed."""
+    places: list[tuple[int, int]] = []
 
-    Call it after `refuse_links`. Virtual arrays hold nothing; what they refer to is looked at in its turn.
-    """
+    def add(chunk: Any) -> None:
+        places.append((chunk.byte_offset, chunk.byte_offset + chunk.size))
+
     for key in arrays_of(file):
-        data = file[key]
-        if data.is_virtual:
-            continue
-        compressed = data.id.get_create_plist().get_nfilters() > int(data.fletcher32)
-        held = data.id.get_storage_size() * (INFLATED if compressed else 1)
-        if data.shape is None or held < data.size * data.id.get_type().get_size():
-            raise StoreError(
-                f"{path}: {key!r} says to hold {data.shape} values, which are not in the file; extract again"
-            )
+        if file[key].chunks is not None:
+            file[key].id.chunk_iter(add)
+    return np.array(places, np.uint64).reshape(-1, 2)
+
+
+def refuse_absurd(path: Path, data: h5py.Dataset, rows: int) -> None:
+    """Refuse an array whose rows are not in the file: HDF5 makes them up, and takes the memory for them."""
+    compressed = data.id.get_create_plist().get_nfilters() > int(data.fletcher32)
+    held = data.id.get_storage_size() * (INFLATED if compressed else 1)
+    if held < rows * math.prod(data.shape[1:]) * data.id.get_type().get_size():
+        raise StoreError(
+            f"{path}: {data.name.lstrip('/')}: {data.shape} values are not in the file; "
+            "extract again with --overwrite"
+        )
 
 
 def listed_arrays(info: StoreInfo) -> dict[str, LayerSpec]:
@@ -322,9 +355,13 @@ def label_names(file: h5py.File) -> tuple[str, ...]:
 
 
 def refuse_other_arrays(path: Path, file: h5py.File, info: StoreInfo) -> None:
-    """Refuse a store whose arrays are not those that it must have, of one length and of their types."""
+    """Refuse a store whose arrays are not those that it lists, of their shapes and types.
 
-    def check(key: str, kinds: str, ndim: int | None = None) -> None:
+    Of an array that is read when the store is opened, the values must be in the file. Call it after
+    `refuse_links`.
+    """
+
+    def check(key: str, kinds: str, ndim: int | None = None) -> h5py.Dataset:
         data = file.get(key)
         if not isinstance(data, h5py.Dataset):
             found = "nothing" if data is None else "a group"
@@ -333,7 +370,9 @@ def refuse_other_arrays(path: Path, file: h5py.File, info: StoreInfo) -> None:
         elif not data.ndim or len(data) != length or ndim not in (None, data.ndim):
             found = f"shape {data.shape}"
         else:
-            return
+            if ndim == 1:
+                refuse_absurd(path, data, length)
+            return data
         raise StoreError(
             f"{path}: {key}: expected an array of {length} images, found {found}; "
             "extract again with --overwrite"
@@ -341,6 +380,10 @@ def refuse_other_arrays(path: Path, file: h5py.File, info: StoreInfo) -> None:
 
     ids = file.get("ids")
     length = len(ids) if isinstance(ids, h5py.Dataset) and ids.shape else 0
+    if not length:
+        raise StoreError(
+            f"{path}: expected ids of images, found none; extract again with --overwrite"
+        )
     if info.parts and length != (whole := sum(part[2] for part in info.parts)):
         raise StoreError(f"{path}: expected {whole} ids, as its parts have rows, found {length}")
     for key in ("ids", "splits"):
@@ -352,8 +395,20 @@ def refuse_other_arrays(path: Path, file: h5py.File, info: StoreInfo) -> None:
         if key in file:
             check(key, kinds, ndim)
     for mirror in ("", MIRROR) if info.mirror else ("",):
-        for key in listed_arrays(info):
-            check(mirror + key, "f")
+        for key, spec in listed_arrays(info).items():
+            shape = check(mirror + key, "f").shape
+            # Features of the network's width have the layer's grid, but not its channels.
+            same = -len(spec.shape) + key.endswith(("/top_down", f"/{spec.resolution:03d}"))
+            draws = (info.draws,) if info.draws and key.endswith("/z") else ()
+            fits = (
+                len(shape) == 1 + len(draws) + len(spec.shape)
+                and shape[1 : 1 + len(draws)] == draws
+            )
+            if not fits or (same and shape[same:] != spec.shape[same:]):
+                raise StoreError(
+                    f"{path}: {mirror + key}: expected values of layer {spec.name}, {spec.shape} an image, "
+                    f"found shape {shape}; extract again with --overwrite"
+                )
         if mirror + "kl" in file:
             check(mirror + "kl", "f", 2)
 
@@ -396,8 +451,14 @@ def metadata_sha256(file: h5py.File) -> str:
         digest.update(f"{what} {kind} {array.shape} {len(content)}\n".encode())
         digest.update(content)
 
-    for key in ["", *sorted(arrays_of(file))]:
-        item = file[key] if key else file
+    items: dict[str, Any] = {"": file}
+
+    def visit(key: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            items[key] = item
+
+    file.visititems(visit)
+    for key, item in sorted(items.items()):
         for name in sorted(item.attrs):
             if (key, name) != ("", SEAL):
                 add(f"{key}@{name}", item.attrs[name])
@@ -409,7 +470,13 @@ def metadata_sha256(file: h5py.File) -> str:
 
 
 def is_store(path: Path) -> bool:
-    """Whether a file is a store of this schema, as its attribute says; False of what cannot be opened."""
+    """Whether a file is a store of this schema, damaged or not; False of what cannot be opened."""
+    try:
+        refuse_broken_trailer(path)
+    except StoreError:
+        return True  # what ends with a trailer is ours
+    except OSError:
+        return False
     try:
         with h5py.File(path, "r") as file:
             return bool(file.attrs.get("schema") == SCHEMA)
@@ -576,16 +643,13 @@ def not_finite(values: Array) -> int | None:
     return None if rows.all() else int(np.argmin(rows))
 
 
-def write_aside(
-    path: Path, write: Callable[[h5py.File], None], size: int = 0, *, trailer: bool = False
-) -> None:
+def write_aside(path: Path, write: Callable[[h5py.File], None], size: int = 0) -> None:
     """Write a file beside its place, flush it to the disk, then rename it: whole or absent.
 
     Args:
         path: its place.
         write: fills the file.
         size: bytes that are set aside for it, because a disk that fills up under HDF5 ends the process.
-        trailer: write a checksum of the whole file behind it, which HDF5 does not look at.
 
     Raises:
         OSError: the disk did not take it. StoreError: another process is writing the same file.
@@ -602,15 +666,15 @@ def write_aside(
             try:
                 _set_aside(aside, size)
                 write(file)
+                file.flush()
+                chunks = _chunks(file)
             finally:
                 file.close()
         with aside.open("r+b") as handle:
-            handle.truncate(_end_of_hdf5(handle.read(36)))
-            if trailer:
-                handle.seek(0)
-                digest = hashlib.file_digest(handle, "sha256").hexdigest()
-                handle.write(TRAILER + digest.encode())
-                handle.flush()
+            end = _end_of_hdf5(handle.read(36))
+            handle.truncate(end)
+            _write_trailer(handle, end, chunks)
+            handle.flush()
             os.fsync(handle.fileno())
         aside.replace(path)
     except BlockingIOError as error:  # HDF5 locks what it writes

@@ -29,6 +29,7 @@ from vdvae_repr.latents.format import (
     create_array,
     describe_images,
     refuse_broken_seal,
+    refuse_broken_trailer,
     refuse_links,
 )
 
@@ -66,6 +67,7 @@ def refuse_strangers(folder: Path) -> None:
 def attributes_of(out: Path) -> dict[str, Any]:
     """Return what a store says that it is of, even where parts are missing; nothing of what is no store."""
     try:
+        refuse_broken_trailer(out)
         with h5py.File(out, "r") as file:
             return StoreInfo.read(file.attrs).attributes()
     except Exception:  # a damaged file may make h5py raise anything
@@ -75,6 +77,7 @@ def attributes_of(out: Path) -> dict[str, Any]:
 def parts_of(out: Path) -> frozenset[str]:
     """Return the names of the files that a store refers to; none of a single file, or of what is no store."""
     try:
+        refuse_broken_trailer(out)
         with h5py.File(out, "r") as file:
             parts = StoreInfo.read(file.attrs).parts
     except Exception:  # a damaged file may make h5py raise anything
@@ -162,6 +165,7 @@ def is_whole(
     if not path.exists():
         return False
     try:
+        refuse_broken_trailer(path)
         with h5py.File(path, "r") as part:
             refuse_links(path, part, ())
             refuse_broken_seal(path, part)

@@ -64,7 +64,9 @@ class LatentStore(Latents):
         self.attrs = dict(file.attrs)
         self.info = StoreInfo.read(self.attrs)
         self._parts = Part.of(path, self.info)
-        self._looked_into: set[str] = set()  # parts whose arrays are as they should be
+        self._looked_into: set[str] = (
+            set()
+        )  # parts without links, arrays that are as large as they say
         self.ids = tuple(file["ids"].asstr()[:].tolist())
         self.labels = file["labels"][:]
         self.label_names = label_names(file)
@@ -98,9 +100,8 @@ class LatentStore(Latents):
             info = StoreInfo.read(file.attrs)
             parts = Part.of(path, info)
             refuse_links(path, file, [part.name for part in parts])
-            refuse_absurd(path, file)
-            refuse_broken_seal(path, file)
             refuse_other_arrays(path, file, info)
+            refuse_broken_seal(path, file)
             for part in parts:
                 part.check(path)
             return cls(path, file)
@@ -308,8 +309,11 @@ class LatentStore(Latents):
             StoreError: a checksum fails; `what` is named.
         """
         try:
-            if self._parts:
+            if self._opened[key].is_virtual:
                 return self._read_parts(key, rows)
+            if key not in self._looked_into:
+                refuse_absurd(self.path, self._opened[key], len(self))
+                self._looked_into.add(key)
             return np.asarray(self._opened[key][rows])
         except (OSError, KeyError, RuntimeError) as error:
             raise self._damaged(what) from error
@@ -322,42 +326,41 @@ class LatentStore(Latents):
 
     def _read_parts(self, key: str, rows: Any) -> Array:
         """Read ascending rows from the parts themselves: HDF5 would read zeros where one cannot be opened."""
-        if not self._opened[key].is_virtual:
-            return np.asarray(self._opened[key][rows])
         wanted = np.arange(len(self))[rows]
-        for part in self._parts:
-            self._look_into(part)
-        found = np.empty((np.size(wanted), *self._opened[key].shape[1:]), self._opened[key].dtype)
+        found: Array | None = None
         first = done = 0
         for part in self._parts:
             here = np.atleast_1d(wanted)
             here = here[(first <= here) & (here < first + part.count)] - first
             if len(here):
-                with h5py.File(part.path, "r") as file:
-                    values = file[key][here[0] : here[-1] + 1]
+                values = self._read_part(part, key, slice(here[0], here[-1] + 1))
+                if found is None:
+                    found = np.empty((np.size(wanted), *values.shape[1:]), values.dtype)
                 found[done : done + len(here)] = values[here - here[0]]
             first, done = first + part.count, done + len(here)
-        return found if np.ndim(wanted) else found[0]
+        if found is None:
+            return np.empty((0, *self._opened[key].shape[1:]), self._opened[key].dtype)
+        return found if np.ndim(wanted) else np.asarray(found[0])
 
-    def _look_into(self, part: Part) -> None:
-        """Refuse, once, a part that leads elsewhere, or whose arrays are not of the shapes of the store's."""
-        if part.name in self._looked_into or not part.count:
-            return
+    def _read_part(self, part: Part, key: str, rows: slice) -> Array:
+        """Read rows of an array of a part, which must lead to no other file, and be of the store's shape."""
+        whole = self._opened[key]
         with h5py.File(part.path, "r") as file:
-            refuse_links(part.path, file, ())
-            for key in arrays_of(self._opened):
-                whole = self._opened[key]
-                if not whole.is_virtual:
-                    continue
-                data = file[key]
-                fits = data.shape[1:] == whole.shape[1:] and data.dtype == whole.dtype
-                size = part.count * (whole.nbytes // len(whole))
-                if len(data) < part.count or not fits or data.id.get_storage_size() < size:
-                    raise StoreError(
-                        f"{self.path}: its part {part.name} holds {key} of another shape, {data.shape}; "
-                        "rerun its vdvae-repr extract"
-                    )
-        self._looked_into.add(part.name)
+            if part.name not in self._looked_into:
+                refuse_links(part.path, file, ())
+                self._looked_into.add(part.name)
+            data = file[key]
+            if (
+                data.shape[1:] != whole.shape[1:]
+                or data.dtype != whole.dtype
+                or len(data) < part.count
+            ):
+                raise StoreError(
+                    f"{self.path}: its part {part.name} holds {key} of shape {data.shape}, expected "
+                    f"{(part.count, *whole.shape[1:])}; rerun its vdvae-repr extract"
+                )
+            refuse_absurd(part.path, data, part.count)
+            return np.asarray(data[rows])
 
 
 class JoinedStore(Latents):
