@@ -106,13 +106,16 @@ def main() -> None:
     try:
         make_base(folder / "base")
         bench = Bench(folder, folder / "base", options.seed)
-        print(f"{'':60s} {'tried':>6s} {'hit':>5s} " + " ".join(f"{name:>10s}" for name in COUNTS))
+        names = " ".join(f"{name:>10s}" for name in (*COUNTS, "seconds"))
+        print(f"{'':60s} {'tried':>6s} {'hit':>5s} {names}")
         for kind, tries in plan(bench, options.full):
             if options.only in (None, kind):
+                begun = time.monotonic()
                 found = tries()
-                for row in found if isinstance(found, list) else [found]:
-                    show(row)
-                    rows.append(row)
+                own = found if isinstance(found, list) else [found]
+                for row in own:
+                    show(row, (time.monotonic() - begun) / len(own))
+                rows += own
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     for row in rows:
@@ -122,9 +125,8 @@ def main() -> None:
     for row in rows:
         for name in ("tried", "hit", *COUNTS):
             setattr(total, name, getattr(total, name) + getattr(row, name))
-    show(total)
+    show(total, time.monotonic() - started)
     minutes = (time.monotonic() - started) / 60
-    print(f"{minutes:.1f} minutes, seed {options.seed}")
     out = options.out or (RESULTS if options.full and options.only is None else None)
     if out is not None:
         write(rows, out)
@@ -132,10 +134,13 @@ def main() -> None:
     sys.exit(total.failed)
 
 
-def show(row: Row) -> None:
-    """Print a row."""
+def show(row: Row, seconds: float) -> None:
+    """Print a row, and how long it took."""
     counts = " ".join(f"{getattr(row, name):10d}" for name in COUNTS)
-    print(f"{f'{row.kind}: {row.what}':60s} {row.tried:6d} {row.hit:5d} {counts}", flush=True)
+    print(
+        f"{f'{row.kind}: {row.what}':60s} {row.tried:6d} {row.hit:5d} {counts} {seconds:10.1f}",
+        flush=True,
+    )
 
 
 def write(rows: list[Row], out: Path) -> None:
