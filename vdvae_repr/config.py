@@ -22,7 +22,8 @@ from typing import Any, TypeVar
 from vdvae_repr.errors import ConfigError, first_line
 
 T = TypeVar("T")
-MOST_BYTES = 2**20  # of a TOML, or of a configuration in JSON
+MOST_BYTES = 2**16  # of a TOML, or of a configuration in JSON
+MOST_DOTS = 1000  # in a line of a TOML, as tomllib takes hours over the key a.a.a.a. ...
 MOST_CHARACTERS = 10_000  # of a block string
 MOST_MISTAKES = 50  # in one message
 MOST_STEPS = 99_999_999  # a checkpoint's name has eight digits
@@ -272,6 +273,8 @@ def read_tables(path: str | Path, overrides: Sequence[str] = ()) -> Tables:
             raise ConfigError(
                 f"{path}: expected a configuration of {MOST_BYTES:,} bytes at most, found more; is it one?"
             )
+        if max(line.count(b".") for line in content.split(b"\n")) > MOST_DOTS:
+            raise RecursionError
         tables = tomllib.loads(content.decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration ({error.strerror})") from error

@@ -19,6 +19,7 @@ import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -293,8 +294,12 @@ def _check_hash(file: _WeightsFile, weights: Mapping[str, Tensor]) -> None:
 
 def _fits(shapes: Mapping[str, tuple[int, ...]], preset: str) -> bool:
     """Whether a preset's parameters have these names and shapes; builds nothing in memory."""
-    expected = on_meta(ModelConfig.from_preset(preset)).state_dict()
-    return {key: tuple(value.shape) for key, value in expected.items()} == dict(shapes)
+    return _shapes_of(ModelConfig.from_preset(preset)) == dict(shapes)
+
+
+@cache
+def _shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in on_meta(config).state_dict().items()}
 
 
 def _published_renaming(names: Iterable[str]) -> dict[str, str]:

@@ -38,6 +38,7 @@ from vdvae_repr.training.checkpoints import checkpoint_steps
 from vdvae_repr.training.sealed import read_sealed_json, seal_of_toml, sealed_json
 
 MEASURED = ("model.shift", "model.scale")  # on the training images, where they are not given
+KEPT = {"options", "data", "preset_values", "fingerprint", "left_out"}  # in `run.json`
 WRITTEN = ("run.json", "config.toml", "log.jsonl", "model.safetensors", "checkpoints", "samples")
 FIXED = ("train.seed", "train.hold_back")  # of a run that is resumed
 
@@ -301,6 +302,8 @@ def read_run(out: Path) -> Plan:
     try:
         kept = read_sealed_json(path)
         known = {field.name for field in fields(RunOptions)}
+        if lost := KEPT - kept.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(lost))}")
         options = RunOptions(**{k: v for k, v in kept.pop("options").items() if k in known})
         return Plan(out=out, tables=tables, options=options, **kept)
     except (

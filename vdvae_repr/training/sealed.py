@@ -16,7 +16,7 @@ from vdvae_repr.config import MOST_BYTES
 
 CHECKSUM = "checksum"
 COMMENT = "# checksum of the lines above: "
-MOST_JSON = 64 * MOST_BYTES  # a run that leaves a million images out names them all
+MOST_JSON = 2**26  # bytes; a run that leaves images out names them all
 
 
 def sealed_json(table: Mapping[str, Any]) -> str:
