@@ -72,7 +72,7 @@ def npy_of(pixels, path):
 
 
 def npz_of(pixels, path):
-    np.savez_compressed(path, images=pixels)
+    np.savez(path, images=pixels)
     return path
 
 
@@ -104,7 +104,7 @@ def large(monkeypatch):
 
 def other(images):
     changed = images.copy()
-    changed[5] = 255 - changed[5]
+    changed[-7 % len(images)] ^= 255
     return changed
 
 
@@ -300,11 +300,13 @@ class Killed(BaseException):
     """Stands for a kill just before a file is renamed or removed."""
 
 
-@pytest.mark.parametrize("old", ["single", "virtual"])
-@pytest.mark.parametrize("new", ["single", "virtual"])
+@pytest.mark.parametrize(
+    ("old", "new"), [("single", "virtual"), ("virtual", "single"), ("virtual", "virtual")]
+)
 def test_the_old_store_or_the_new_one_is_whole_whenever_a_kill_comes(
     tiny, images, tmp_path, monkeypatch, old, new
 ):
+    images = images[:5]
     out, moments = tmp_path / "s.h5", 0
     extract(tiny, images, out, layout=old).close()
     first = read_all(out)
