@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,12 +34,15 @@ import torch
 import trials
 from commands import cases, make_base
 from page import write_page
+from PIL import Image
 from trials import COUNTS, Bench, Row
 
 import vdvae_repr.data.open
 import vdvae_repr.report.pictures
 import vdvae_repr.training.evaluate
 import vdvae_repr.training.trainer  # noqa: F401
+from vdvae_repr import cli
+from vdvae_repr.errors import VDVAEReprError
 
 RESULTS = Path(__file__).parents[1] / "results"
 COLUMNS = ("kind", "what", "tried", "hit", *COUNTS)
@@ -100,6 +104,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for reliability.csv and .md")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    Image.init()  # its formats, and what the command line is made of, are imported when first wanted
+    with suppress(VDVAEReprError):
+        cli.app(["store", "info", "nowhere.h5"], standalone_mode=False)
     started = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="reliability-"))
     rows: list[Row] = []
