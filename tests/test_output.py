@@ -1,7 +1,6 @@
 """Result files are old or new, never half, and never take the place of a file of the user's."""
 
 import csv
-import doctest
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import vdvae_repr as vr
-from vdvae_repr import output, results
+from vdvae_repr import results
 from vdvae_repr.cli import app
 from vdvae_repr.data.sheet import save_picture
 from vdvae_repr.errors import printable
@@ -220,10 +219,6 @@ def test_a_killed_export_is_made_again(store, tmp_path):
 
 
 # Text from files
-
-
-def test_examples():
-    assert doctest.testmod(output).failed == 0
 
 
 def test_a_spreadsheet_shows_text_and_runs_none(tmp_path):

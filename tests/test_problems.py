@@ -229,9 +229,9 @@ def test_verification_refuses_what_it_cannot_do(faces, tmp_path):
     (tmp_path / "none.txt").write_text("2\t0\n")
     with pytest.raises(vr.DataError, match="line 1: expected at least one pair of each kind"):
         vr.run_task("face_verification", store, pairs=tmp_path / "none.txt")
-    with pytest.raises(vr.TaskError, match="give --pairs"):
+    with pytest.raises(vr.TaskError, match="give pairs=FILE"):
         vr.run_task("face_verification", store)
-    with pytest.raises(vr.TaskError, match="give --pairs-train"):
+    with pytest.raises(vr.TaskError, match="give pairs_train=FILE"):
         vr.run_task("face_verification", store, pairs=folder / "test.txt")
     with pytest.raises(vr.TaskError, match="in the training pairs and in the test pairs"):
         vr.run_task(
@@ -401,7 +401,7 @@ def test_modified_hausdorff_baseline_has_lakes_error(shared_data, tiny, tmp_path
     rows = vr.run_task("omniglot_oneshot", store, heads=["nearest-prototype"])
     pixels = next(row for row in rows if row.model == "pixels")
     assert 0.5 < pixels.value < 0.95  # 16x16 pixels say little, but something
-    with pytest.raises(vr.TaskError, match="extract with --data omniglot-runs"):
+    with pytest.raises(vr.TaskError, match="extract the data omniglot-runs"):
         vr.run_task(
             "omniglot_oneshot", vr.extract(tiny, colored(9), tmp_path / "c.h5", layers="1x1")
         )

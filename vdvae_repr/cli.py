@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 QUOTE = '"'
 PARAMETER = re.compile(
-    r'(?<![\w.])([a-z_]+)=(True|False|"[^"]*"|\d+)(?![\w.])'
+    r'(?<![\w.])([a-z_]+)=(True|False|"[^"]*"|\d+|[A-Z]{2,})(?![\w.])'
 )  # name=value, in a message
 
 app = typer.Typer(

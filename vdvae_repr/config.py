@@ -309,7 +309,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         key, separator, value = override.partition("=")
         if not (separator and "." in key):
-            raise ConfigError(f"--set {override}: expected section.key=value, as train.lr=1e-4")
+            raise ConfigError(f"{override}: expected section.key=value, as train.lr=1e-4")
         try:
             values[key.strip()] = tomllib.loads(f"value = {value}")["value"]
         except (ValueError, RecursionError):

@@ -35,13 +35,13 @@ def locked(path: Path, busy: str, error: type[VDVAEReprError]) -> Iterator[None]
 
 def _holding(path: Path, busy: str, error: type[VDVAEReprError]) -> Iterator[None]:
     if path.is_symlink() or (path.exists() and (not path.is_file() or path.stat().st_size)):
-        raise error(f"{path}: is in the way, and is no lock; move it, or choose another --out")
+        raise error(f"{path}: is in the way, and is no lock; move it, or choose another path")
     while True:
         with path.open("a") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise error(f"{busy}; wait for it, or choose another --out") from None
+                raise error(f"{busy}; wait for it, or choose another path") from None
             if not path.exists() or path.stat().st_ino != os.fstat(handle.fileno()).st_ino:
                 continue  # its last holder has just removed it
             try:

@@ -71,7 +71,7 @@ def refuse_others(paths: Iterable[Path]) -> None:
         if os.path.lexists(path) and not is_own(path):
             raise TaskError(
                 f"{path}: exists, and was not made by {MARK}, so it is not replaced; "
-                "choose another --out"
+                "choose another path"
             )
 
 
@@ -89,7 +89,7 @@ def prepare_folder(folder: str | Path, names: re.Pattern[str]) -> Path:
         refuse_others(path for path in sorted(folder.iterdir()) if names.fullmatch(path.name))
     except OSError as error:
         raise TaskError(
-            f"{folder}: cannot be made, or written ({error.strerror}); choose another --out"
+            f"{folder}: cannot be made, or written ({error.strerror}); choose another path"
         ) from error
     return folder
 
@@ -201,7 +201,7 @@ def replacing_folder(folder: str | Path, names: re.Pattern[str]) -> Iterator[Pat
     except OSError as error:
         raise TaskError(
             f"{folder}: cannot be written ({error.strerror or error}); make room, or choose "
-            "another --out"
+            "another path"
         ) from error
 
 

@@ -98,7 +98,7 @@ def write(rows: Sequence[Result], folder: str | Path, noise: Sequence[Noise] = (
             write_table(pd.DataFrame([asdict(row) for row in noise]), folder / "noise.csv")
     except OSError as error:
         raise TaskError(
-            f"{folder}: cannot be written ({error.strerror}); choose another --out"
+            f"{folder}: cannot be written ({error.strerror}); choose another path"
         ) from error
 
 

@@ -182,9 +182,9 @@ def test_decompression_bomb_is_refused(tmp_path):
 
 def test_an_empty_name_is_refused():
     for empty in ("", "  "):
-        with pytest.raises(DataError, match="--data is empty"):
+        with pytest.raises(DataError, match="the name is empty"):
             open_source(empty)
-    with pytest.raises(DataError, match="--data-root is empty"):
+    with pytest.raises(DataError, match="root is empty"):
         open_source("cifar10", root="")
 
 

@@ -157,7 +157,7 @@ def test_an_out_that_is_a_folder_is_said_to_be_one(tiny, images, tmp_path, monke
         vr.extract(tiny, images, "")  # as --out "$UNSET"
     with pytest.raises(vr.StoreError, match="found a folder; give one in it") as refused:
         vr.extract(tiny, images, tmp_path)
-    assert f"--out {tmp_path / 'latents.h5'}" in str(refused.value)
+    assert f'out="{tmp_path / "latents.h5"}"' in str(refused.value)
     with pytest.raises(vr.StoreError, match="which is a file, found a folder"):
         vr.open(tmp_path)
     store = vr.extract(
@@ -251,7 +251,7 @@ def test_another_extraction_is_told_in_one_short_line(tiny, images, tmp_path):
     message = str(refused.value).replace(str(tmp_path), "")
     assert "source_sha256 was" in message
     assert "z was 'mean', is 'sample'" in message
-    assert "more); rerun that command, or discard it with --overwrite" in message
+    assert "more); rerun that command, or discard it with overwrite=True" in message
     assert len(message) < 300
     assert "\n" not in message
 

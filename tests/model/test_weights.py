@@ -208,13 +208,13 @@ def test_an_architecture_is_named_by_a_toml_or_a_configuration(tiny, tmp_path, m
     torch.save(tiny.state_dict(), tmp_path / "m.th")
     toml.write_text(TINY)
     for path in (file, tmp_path / "m.th"):
-        with pytest.raises(vr.CheckpointError, match="with --preset, a preset's name or a TOML"):
+        with pytest.raises(vr.CheckpointError, match="with preset=NAME, a preset's name or a TOML"):
             vr.load(path)
         for preset in (toml, str(toml), tiny.config, vr.Config(model=tiny.config)):
             loaded = vr.load(path, preset=preset)
             assert weights.weights_sha256(loaded) == weights.weights_sha256(tiny)
         with pytest.raises(
-            vr.CheckpointError, match=r"another architecture.*by --preset|of other weights"
+            vr.CheckpointError, match=r"another architecture.*by preset=NAME|of other weights"
         ):
             vr.load(path, preset="cifar10")
 
@@ -229,7 +229,5 @@ def test_what_names_no_model_is_one_line(model):
 
 def test_a_preset_beside_a_config_is_refused(tiny, tmp_path):
     weights.save(tiny, tmp_path / "own.safetensors", record={})
-    with pytest.raises(
-        vr.CheckpointError, match=r"holds its own configuration.*leave --preset out"
-    ):
+    with pytest.raises(vr.CheckpointError, match=r"holds its own configuration.*leave preset out"):
         vr.load(tmp_path / "own.safetensors", preset="cifar10")

@@ -520,7 +520,7 @@ def test_a_resumed_run_knows_the_root_of_its_data(tmp_path, photos, toml, monkey
 
 def test_reasons_do_not_advise_what_was_done(toml, folder, tiny, tmp_path):
     """Where unreadable images are left out already, nothing says that they can be left out."""
-    with pytest.raises(vr.DataError, match="leave such images out with --on-error skip"):
+    with pytest.raises(vr.DataError, match='leave such images out with on_error="skip"'):
         vr.train(toml, folder, tmp_path / "r")
     out = vr.train(toml, folder, tmp_path / "s", on_error="skip")
     left_out = json.loads((out / "run.json").read_text())["left_out"]

@@ -95,7 +95,9 @@ def _open(
             f"data: expected a folder, a file, a name, an array or a source, found {type(data).__name__}"
         )
     if not str(data).strip():
-        raise DataError("--data is empty; give a folder, a file or a name (is a variable not set?)")
+        raise DataError(
+            "data: the name is empty; give a folder, a file or a name (is a variable not set?)"
+        )
     if isinstance(data, str):
         if (source := open_built_in(data)) is not None:
             return source
@@ -197,7 +199,7 @@ def _row_numbers(rows: Rows, count: int, name: str) -> NDArray[np.intp]:
     if isinstance(rows, str) and (match := re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", rows)):
         first, last = int(match[1] or 0), int(match[2] or count)
         if last > count:
-            raise DataError(f"--rows {rows}: expected rows up to {count}, which {name} has")
+            raise DataError(f"rows {rows}: expected rows up to {count}, which {name} has")
         numbers = np.arange(first, last)
     else:
         numbers = _numbers_in(rows) if isinstance(rows, str | Path) else np.asarray(rows)
@@ -207,16 +209,16 @@ def _row_numbers(rows: Rows, count: int, name: str) -> NDArray[np.intp]:
         numbers = numbers.astype(np.int64)
     if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or len(numbers) == 0:
         raise DataError(
-            f"--rows: expected numbers of rows, 0 to {count - 1}, found {numbers.dtype} {numbers.shape}"
+            f"rows: expected numbers of rows, 0 to {count - 1}, found {numbers.dtype} {numbers.shape}"
         )
     if numbers.min() < 0 or numbers.max() >= count:
         wrong = numbers[(numbers < 0) | (numbers >= count)][0]
         raise DataError(
-            f"--rows: expected rows from 0 to {count - 1}, which {name} has, found {wrong}"
+            f"rows: expected rows from 0 to {count - 1}, which {name} has, found {wrong}"
         )
     unique, counts = np.unique(numbers, return_counts=True)
     if (counts > 1).any():
-        raise DataError(f"--rows: row {unique[counts > 1][0]} occurs twice; give each row once")
+        raise DataError(f"rows: row {unique[counts > 1][0]} occurs twice; give each row once")
     return numbers.astype(np.intp)
 
 
@@ -230,6 +232,6 @@ def _numbers_in(rows: str | Path) -> NDArray[Any]:
         return np.array([int(word) for word in words], np.int64)
     except Exception as error:  # as of a reader
         raise DataError(
-            f"--rows: expected FIRST:LAST or a text or .npy file of numbers, found {str(rows)!r} "
+            f"rows: expected FIRST:LAST or a text or .npy file of numbers, found {str(rows)!r} "
             f"({first_line(error)})"
         ) from error

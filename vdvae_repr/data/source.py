@@ -97,13 +97,13 @@ class Preprocessing:
     def __post_init__(self) -> None:
         """Refuse a square of nothing, two ways to choose it, and an unknown way to resize."""
         if self.crop is not None and self.crop < 1:
-            raise DataError(f"--crop: expected pixels, 1 at least, found {self.crop}")
+            raise DataError(f"crop: expected pixels, 1 at least, found {self.crop}")
         if self.align and self.crop is not None:
-            raise DataError("--crop and --align both choose what is taken of an image; give one")
+            raise DataError("crop and align both choose what is taken of an image; give one")
         if self.resize not in RESIZE:
-            raise DataError(f"--resize: expected {' or '.join(RESIZE)}, found {self.resize!r}")
+            raise DataError(f"resize: expected {' or '.join(RESIZE)}, found {self.resize!r}")
         if self.align and self.resize != "bicubic":
-            raise DataError("--align resizes by bicubic interpolation; leave --resize out")
+            raise DataError("align resizes by bicubic interpolation; leave resize out")
 
     def __call__(self, image: RawImage) -> NDArray[np.uint8]:
         """Return uint8 (size, size, 3); transparency is laid over white.

@@ -61,7 +61,7 @@ def import_latents(
     out = Path(out)
     refuse_target(out, [like.path, *([Path(matrix)] if isinstance(matrix, str | Path) else [])])
     if out.exists() and not overwrite:
-        raise StoreError(f"{out}: exists already; choose another --out, or --overwrite")
+        raise StoreError(f"{out}: exists already; choose another path, or overwrite=True")
     if isinstance(matrix, str | Path):
         name = str(matrix)
         values, found, about = _read_matrix(Path(matrix))
@@ -78,7 +78,7 @@ def import_latents(
         raise StoreError(
             f"{name}: expected {len(named)} rows x {width} columns, {len(chosen)} layers of "
             f"{like.path.name}, found {' x '.join(map(str, values.shape))}; "
-            "choose the layers with --layer, the rows with --split"
+            "choose layers, and a split"
         )
     place = {image_id: row for row, image_id in enumerate(like.ids)}
     if len(set(named)) < len(named):
@@ -101,13 +101,13 @@ def import_latents(
         raise StoreError(
             f"{name}: says that it holds latents of {_few(about.get('model', ['a model']))}, weights "
             f"{weights[0][:8]}, expected those of {like.path}, {like.info.model}, weights "
-            f"{like.info.weights_sha256[:8]}; give --like a store of that model"
+            f"{like.info.weights_sha256[:8]}; give as like a store of that model"
         )
     for what, expected in (("layers", [spec.name for spec in chosen]), ("feature", [feature])):
         if about.get(what, expected) != expected:
             raise StoreError(
                 f"{name}: says that it holds {what} {_few(about[what])}, expected {_few(expected)}; "
-                "choose the layers with --layer, or save the predictions alone, as latents and ids"
+                "choose layers, or save the predictions alone, as latents and ids"
             )
 
     def write(file: h5py.File) -> None:

@@ -138,7 +138,7 @@ def extract(
         kept = f"; what is finished stays in {folder.name}" if folder.exists() else ""
         raise StoreError(
             f"{out}: cannot be written ({error.strerror or error}){kept}; "
-            "make room or choose another --out, then rerun the same command to resume"
+            "make room or choose another path, then rerun the same command to resume"
         ) from error
     for _ in range(60 if rank else 0):  # a shared file system may be late
         if out.exists():
@@ -190,7 +190,7 @@ def _begin(
         if claimed and (different := partition.differences(claimed, identity)):
             raise StoreError(
                 f"{folder}: holds another, unfinished extraction ({different}); "
-                "rerun that command, or discard it with --overwrite"
+                "rerun that command, or discard it with overwrite=True"
             )
         generation = int(claimed.get("generation", 0))
         if claimed:  # else it is not known whose they are
@@ -291,12 +291,13 @@ def _refuse_another(
         info, checksums = store.info, store.checksums
         if different := partition.differences(info.attributes(), identity):
             raise StoreError(
-                f"{out}: already holds another extraction ({different}); choose another --out, or --overwrite"
+                f"{out}: already holds another extraction ({different}); "
+                "choose another path, or overwrite=True"
             )
         if what := _other_words(store, job.source):
             raise StoreError(
                 f"{out}: its {what} are not those of {job.source.name} any more; extract again with "
-                "--overwrite, or choose another --out"
+                "overwrite=True, or choose another path"
             )
         state = job.source.state()
         if state is not None and state == info.source_state:
@@ -308,7 +309,7 @@ def _refuse_another(
         if changed := job.changed(ids, [*checksums[1].tolist(), *info.skipped_checksums]):
             raise StoreError(
                 f"{out}: {len(changed)} of {len(ids)} images have been replaced since it was made, as "
-                f"{changed[0]!r}; extract again with --overwrite, or choose another --out"
+                f"{changed[0]!r}; extract again with overwrite=True, or choose another path"
             )
 
 
@@ -416,7 +417,7 @@ class ExtractionJob:
         preprocessing = replace(encoder.preprocessing, crop=frame.crop, align=frame.align)
         if frame.resize is not None:
             if not isinstance(preprocessing, Preprocessing):
-                raise DataError(f"{encoder.name}: resizes as its authors do; leave --resize out")
+                raise DataError(f"{encoder.name}: resizes as its authors do; leave resize out")
             preprocessing = replace(preprocessing, resize=frame.resize)
         reading, checksums = source.with_checksums()
         return cls(
@@ -706,7 +707,7 @@ class ExtractionJob:
             more = (
                 ""
                 if self.options.compute.precision == "fp32"
-                else ", extract with --precision fp32"
+                else ', extract with precision="fp32"'
             )
             raise StoreError(
                 f"{what}: expected finite values, found NaN or infinity for image {ids[row]!r}, which may be "
@@ -722,7 +723,7 @@ class ExtractionJob:
         if (row := not_finite(stored)) is not None:
             raise StoreError(
                 f"{what}: expected values that float16 holds (below 65,504), "
-                f"found {np.abs(pooled[row]).max():g} for image {ids[row]!r}; extract with --dtype float32"
+                f'found {np.abs(pooled[row]).max():g} for image {ids[row]!r}; extract with dtype="float32"'
             )
         return stored
 
@@ -847,12 +848,12 @@ def _check_features(encoder: Encoder, features: Sequence[str], sampling: Samplin
             )
     if "z" in features and z == "mean":
         raise LayerError(
-            "feature z repeats mean in a mean pass; ask for --feature mean or --z sample"
+            'feature z repeats mean in a mean pass; ask for features="mean" or z="sample"'
         )
     if draws is not None and (draws < 1 or z == "mean" or list(features) != ["z"]):
         raise LayerError(
-            f"draws are of the feature z alone: expected 1 draw or more with --z sample --feature z, "
-            f"found --draws {draws} --z {z} --feature {' --feature '.join(features)}"
+            f'draws are of the feature z alone: expected 1 draw or more with z="sample", features="z", '
+            f"found draws={draws}, z={z!r}, features={list(features)}"
         )
 
 

@@ -290,8 +290,7 @@ def refuse_broken_trailer(path: Path) -> None:
             if end[8:40] == _ranges_sha256(file, ranges):
                 return
     raise StoreError(
-        f"{path}: is damaged; rerun its vdvae-repr extract, with --overwrite if it is a single file, or put "
-        "back a copy"
+        f"{path}: is damaged; extract again, with overwrite=True if it is a single file, or put back a copy"
     )
 
 
@@ -335,7 +334,7 @@ def refuse_absurd(path: Path, data: h5py.Dataset, rows: int) -> None:
     if held < rows * math.prod(data.shape[1:]) * data.id.get_type().get_size():
         raise StoreError(
             f"{path}: {data.name.lstrip('/')}: {data.shape} values are not in the file; "
-            "extract again with --overwrite"
+            "extract again with overwrite=True"
         )
 
 
@@ -375,14 +374,14 @@ def refuse_other_arrays(path: Path, file: h5py.File, info: StoreInfo) -> None:
             return data
         raise StoreError(
             f"{path}: {key}: expected an array of {length} images, found {found}; "
-            "extract again with --overwrite"
+            "extract again with overwrite=True"
         )
 
     ids = file.get("ids")
     length = len(ids) if isinstance(ids, h5py.Dataset) and ids.shape else 0
     if not length:
         raise StoreError(
-            f"{path}: expected ids of images, found none; extract again with --overwrite"
+            f"{path}: expected ids of images, found none; extract again with overwrite=True"
         )
     if info.parts and length != (whole := sum(part[2] for part in info.parts)):
         raise StoreError(f"{path}: expected {whole} ids, as its parts have rows, found {length}")
@@ -407,7 +406,7 @@ def refuse_other_arrays(path: Path, file: h5py.File, info: StoreInfo) -> None:
             if not fits or (same and shape[same:] != spec.shape[same:]):
                 raise StoreError(
                     f"{path}: {mirror + key}: expected values of layer {spec.name}, {spec.shape} an image, "
-                    f"found shape {shape}; extract again with --overwrite"
+                    f"found shape {shape}; extract again with overwrite=True"
                 )
         if mirror + "kl" in file:
             check(mirror + "kl", "f", 2)
@@ -426,7 +425,7 @@ def refuse_broken_seal(path: Path, file: h5py.File) -> None:
     if SEAL in file.attrs and file.attrs[SEAL] != metadata_sha256(file):
         raise StoreError(
             f"{path}: its ids, labels, factors or attributes are damaged ({SEAL} differs); "
-            "extract again with --overwrite"
+            "extract again with overwrite=True"
         )
 
 
@@ -497,19 +496,19 @@ def refuse_target(out: Path, inputs: Iterable[Path] = ()) -> None:
     if out.is_dir():
         raise StoreError(
             f"{out}: expected the name of a file, found a folder; give one in it, as "
-            f"--out {out / 'latents.h5'}"
+            f'out="{out / "latents.h5"}"'
         )
     if not out.exists():
         return
     for path in inputs:
         if path.exists() and out.samefile(path):
             raise StoreError(
-                f"{out}: is what the store is made from, and is never replaced; choose another --out"
+                f"{out}: is what the store is made from, and is never replaced; choose another path"
             )
     if not is_store(out):
         raise StoreError(
             f"{out}: exists and is no latent store that can be read; only stores are replaced, so choose "
-            "another --out, or move it away"
+            "another path, or move it away"
         )
 
 
@@ -657,7 +656,7 @@ def write_aside(path: Path, write: Callable[[h5py.File], None], size: int = 0) -
     aside = path.with_name(path.name + ".writing")
     if aside.is_dir() or not _is_unfinished(aside):
         raise StoreError(
-            f"{aside}: is in the way, and is none of ours; move it away, or choose another --out"
+            f"{aside}: is in the way, and is none of ours; move it away, or choose another path"
         )
     try:
         _set_aside(aside, 0)  # fails where nothing is open yet

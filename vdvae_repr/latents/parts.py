@@ -55,12 +55,12 @@ def refuse_strangers(folder: Path) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise StoreError(f"{folder}: is in the way of the parts; move it, or choose another --out")
+        raise StoreError(f"{folder}: is in the way of the parts; move it, or choose another path")
     strangers = sorted(path.name for path in folder.iterdir() if not OWN_FILE.fullmatch(path.name))
     if strangers:
         raise StoreError(
             f"{folder}: expected parts of an extraction, found {strangers[0]!r}; "
-            "move that folder, or choose another --out"
+            "move that folder, or choose another path"
         )
 
 
@@ -217,7 +217,8 @@ def refuse_skipped(paths: Sequence[Path], on_error: str) -> None:
         with h5py.File(path, "r") as part:
             for item in json.loads(part.attrs["skipped"]):
                 raise DataError(
-                    f"{item['reason']}; it was left out by --on-error skip: rerun with it, or --overwrite"
+                    f'{item["reason"]}; it was left out by on_error="skip": rerun '
+                    "with it, or overwrite=True"
                 )
 
 

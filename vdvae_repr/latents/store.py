@@ -131,7 +131,7 @@ class LatentStore(Latents):
             StoreError: there is none.
         """
         if "mirror" not in self._opened:
-            raise StoreError(f"{self.path}: holds no mirrored images; extract with --mirror")
+            raise StoreError(f"{self.path}: holds no mirrored images; extract with mirror=True")
         return LatentStore(self.path, self._opened, mirrored=not self.reads_mirrored)
 
     @property
@@ -175,7 +175,7 @@ class LatentStore(Latents):
         """Return the preprocessed images, uint8 (N, H, W, 3)."""
         if not self.has_images:
             raise StoreError(
-                f"{self.path}: holds no images (--no-images), so pixels, pca and random-init cannot run"
+                f"{self.path}: holds no images (images=False), so pixels, pca and random-init cannot run"
             )
         images = np.asarray(self.read("images", "images"))
         return np.ascontiguousarray(images[:, :, ::-1]) if self.reads_mirrored else images
@@ -247,12 +247,12 @@ class LatentStore(Latents):
             part.check(self.path)
             self._verify_part(part)
         if len(set(self.ids)) < len(self.ids):
-            raise StoreError(f"{self.path}: ids occur twice; extract again with --overwrite")
+            raise StoreError(f"{self.path}: ids occur twice; extract again with overwrite=True")
         most = len(self.label_names) - 1
         if self.labels.min(initial=0) < -1 or self.labels.max(initial=-1) > most:
             raise StoreError(
                 f"{self.path}: expected labels from -1 to {most}, found others; "
-                "extract again with --overwrite"
+                "extract again with overwrite=True"
             )
         listed = {key: f"layer {spec.name}" for key, spec in listed_arrays(self.info).items()}
         for key in arrays_of(file):
@@ -280,7 +280,7 @@ class LatentStore(Latents):
         if row is not None:
             raise StoreError(
                 f"{self.path}: expected finite values, found NaN or infinity in {what}, image "
-                f"{self.ids[rows.start + row]!r}; extract again with --overwrite"
+                f"{self.ids[rows.start + row]!r}; extract again with overwrite=True"
             )
 
     def _verify_part(self, part: Part) -> None:
@@ -321,7 +321,7 @@ class LatentStore(Latents):
     def _damaged(self, what: str) -> StoreError:
         return StoreError(
             f"{self.path}: {what} is damaged (checksum or data unreadable); "
-            "extract again with --overwrite"
+            "extract again with overwrite=True"
         )
 
     def _read_parts(self, key: str, rows: Any) -> Array:

@@ -110,7 +110,7 @@ def on_device(model: Model, device: str | torch.device) -> Model:
         return model.to(torch.device(device))
     except (RuntimeError, AssertionError, TypeError) as error:
         raise CheckpointError(
-            f"device {device!s} cannot be used ({first_line(error)}); try --device cpu"
+            f'device {device!s} cannot be used ({first_line(error)}); try device="cpu"'
         ) from error
 
 
@@ -229,13 +229,13 @@ def _load_file(path: Path, preset: Architecture | None) -> VDVAE:
             found = f"fits {' and '.join(fitting)}" if fitting else "fits no preset"
             raise CheckpointError(
                 f"{path}: {found} (its names of tensors, {len(shapes)} in all, begin with "
-                f"{_some(file.shapes)}); name the architecture with --preset, a preset's name or a TOML"
+                f"{_some(file.shapes)}); name the architecture with preset=NAME, a preset's name or a TOML"
             )
         (name,) = fitting
         config, remedy = ModelConfig.from_preset(name), ""
     else:
         remedy = (
-            "name the architecture they were trained with by --preset, a preset's name or a TOML"
+            "name the architecture they were trained with by preset=NAME, a preset's name or a TOML"
         )
     net = on_meta(config, name)
     net.check_shapes(shapes, str(path), remedy)
@@ -258,7 +258,7 @@ def _own_config(file: _WeightsFile, preset: Architecture | None) -> ModelConfig:
     Raises:
         CheckpointError: neither, or both.
     """
-    instead = "name the architecture with --preset, a preset's name or a TOML"
+    instead = "name the architecture with preset=NAME, a preset's name or a TOML"
     if "config" in file.metadata:
         try:
             config = ModelConfig.from_json(file.metadata["config"])
@@ -269,7 +269,7 @@ def _own_config(file: _WeightsFile, preset: Architecture | None) -> ModelConfig:
                 return config
             raise CheckpointError(
                 f"{file.path}: holds its own configuration, so that preset {str(preset)!r} would say "
-                "nothing; leave --preset out"
+                "nothing; leave preset out"
             )
     else:
         reason = f"expected the model's config in the metadata of format {FORMAT}, found none"

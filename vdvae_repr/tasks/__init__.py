@@ -243,7 +243,7 @@ class Measurement:
         if not store.has_images:
             raise TaskError(
                 f"{store.path}: holds no images, so the controls pixels, pca and random-init cannot run; "
-                "extract without --no-images"
+                "extract without images=False"
             )
         for other in beside:
             _check_images(other, store, notice)
@@ -483,7 +483,7 @@ def _check_drawn(
     _check_images(drawn, store, notice)
     if (drawn.draws or 0) < 2:
         raise TaskError(
-            f"{drawn.path}: expected several draws of z; extract with --z sample --draws 8 --feature z"
+            f'{drawn.path}: expected several draws of z; extract with z="sample", draws=8, features="z"'
         )
     for name in ("weights_sha256", "preprocessing", "pool", "mirror"):
         if getattr(drawn.info, name) != getattr(store.info, name):

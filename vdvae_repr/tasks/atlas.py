@@ -197,8 +197,8 @@ def _pruned(
     store, fitted = run.store, run.problem.fitted
     if "kl" not in store.features or not latent or store.info.pool or not len(fitted):
         notice(
-            "no pruning: it takes the features mean or delta, kl in the store (extract --feature kl), and "
-            "images to learn from"
+            'no pruning: it takes the features mean or delta, kl in the store (extract with features="kl"), '
+            "and images to learn from"
         )
         return []
     specs = store.distinct("all", "kl")

@@ -42,7 +42,7 @@ class Factors:
         given = {HEAD + name: _values(values) for name, values in store.factors.items()}
         if not given:
             raise TaskError(
-                f"{store.path}: knows no factors of its images; extract --data toy-faces:100x5"
+                f"{store.path}: knows no factors of its images; extract the data toy-faces:100x5"
             )
         labels, splits = store.labels, np.array(store.splits)
         known = labels >= 0
@@ -82,7 +82,7 @@ class Factors:
         if not self.factors:
             raise TaskError(
                 f"{store.path}: expected factors that vary among the images, found "
-                f"{', '.join(store.factors)}, the same on all; extract --data toy-faces:100x5"
+                f"{', '.join(store.factors)}, the same on all; extract the data toy-faces:100x5"
             )
         self.notice = f"{text} ({self.n_train} and {self.n_test} images)"
         if left := [head.removeprefix(HEAD) for head in given if head not in self.factors]:

@@ -238,7 +238,7 @@ class OneShot:
     def __init__(self, store: Latents, *, images: NDArray[np.uint8]) -> None:
         if "run" not in store.factors or not {"train", "test"} <= set(store.splits):
             raise TaskError(
-                f"{store.path}: expected the official runs; extract with --data omniglot-runs"
+                f"{store.path}: expected the official runs; extract the data omniglot-runs"
             )
         self.labels, self.runs = store.labels, store.factors["run"]
         self._work = Workspace(store.ids)

@@ -66,13 +66,13 @@ class Verification:
         if pairs is None:
             raise TaskError(
                 "face_verification: expected a list of pairs, LFW's or a CSV of two ids and same; "
-                "give --pairs"
+                "give pairs=FILE"
             )
         self.test, self.choose = read_pair_lists(pairs, pairs_train, store.ids)
         folds = int(self.test.fold.max()) + 1
         if self.choose is None and folds < 2:
             raise TaskError(
-                f"{pairs}: one fold, so that nothing says where the threshold is; give --pairs-train"
+                f"{pairs}: one fold, so that nothing says where the threshold is; give pairs_train=FILE"
             )
         self.view2 = self.choose is None
         lists = [self.test] if self.choose is None else [self.test, self.choose]

@@ -57,7 +57,8 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
         kept = checkpoint_steps(folder)
         last = f"the last good one is step {kept[-1]}" if kept else "there is none before it"
         raise TrainingError(
-            f"{final}: the checkpoint cannot be written ({error}); {last}; make room and --resume"
+            f"{final}: the checkpoint cannot be written ({error}); {last}; make room, and "
+            "go on with resume=True"
         ) from error
 
 
@@ -86,7 +87,7 @@ def read_newest(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, A
             logger.warning("%s is damaged (%s); trying the one before", path, first_line(error))
     if steps:
         raise TrainingError(
-            f"{folder}: expected a whole checkpoint, found {len(steps)} damaged; choose another --out, or "
+            f"{folder}: expected a whole checkpoint, found {len(steps)} damaged; choose another path, or "
             "remove them to start anew"
         )
     return None

@@ -224,7 +224,7 @@ def refuse_strangers(out: Path) -> None:
         empty = path.is_dir() and not any(path.iterdir())
         if (path.exists() or path.is_symlink()) and not empty:
             raise TrainingError(
-                f"{path}: is in the way, and of no run of this package; move it, or choose another --out"
+                f"{path}: is in the way, and of no run of this package; move it, or choose another path"
             )
 
 
@@ -249,7 +249,9 @@ def _merged(kept: Plan, given: Tables, *, set_now: set[str], may_differ: set[str
                 contradictions.append(key)
     if contradictions:
         may_change = all(key.startswith("train.") and key not in FIXED for key in contradictions)
-        instead = "name a changed train key with --set" if may_change else "choose another --out"
+        instead = (
+            "change train keys alone, as train.steps=2000" if may_change else "choose another path"
+        )
         raise ConfigError(
             f"{kept.out}: the run to resume differs in {', '.join(contradictions)}; give its values, or "
             f"{instead}"
@@ -334,7 +336,7 @@ def _read_kept_config(path: Path, *, older: bool) -> Tables:
     if seal is False:
         raise ConfigError(
             f"{path}: expected it as the run wrote it, found another text: it was damaged, or changed by "
-            "hand; put it back, and name changed train keys with --set"
+            "hand; put it back, and give what is to change by name, as train.steps=2000"
         )
     lost = [
         f"{section}.{item.name}"

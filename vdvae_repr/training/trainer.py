@@ -188,7 +188,7 @@ def _train(
         if folder == out.resolve() or folder in out.resolve().parents:
             raise TrainingError(
                 f"{out}: lies in the folder of the data, {folder}, so that its sample sheets would be images "
-                "to train on; choose another --out"
+                "to train on; choose another path"
             )
     preprocessing = Preprocessing(size=plan.tables["model"]["image_size"], crop=options.crop)
     if options.on_error == "skip":
@@ -355,7 +355,7 @@ class _Run:
             if stop == signal.SIGINT:
                 raise KeyboardInterrupt
             if stop:
-                raise Terminated(f"stopped by SIGTERM at step {step}; go on with --resume")
+                raise Terminated(f"stopped by SIGTERM at step {step}; go on with resume=True")
 
     def batches(self) -> Generator[tuple[Tensor, slice]]:
         """Yield this process's images of each step, read ahead by workers, as uint8 (n, 3, S, S)."""
@@ -491,7 +491,9 @@ class _Run:
     def last_checkpoint(self) -> str:
         """Say from where the run can go on."""
         steps = checkpoint_steps(self.out / "checkpoints")
-        return f"--resume goes on from step {steps[-1]}" if steps else "there is no checkpoint yet"
+        return (
+            f"resume=True goes on from step {steps[-1]}" if steps else "there is no checkpoint yet"
+        )
 
 
 def _version() -> str:
@@ -548,7 +550,7 @@ def _alone(out: Path) -> Iterator[None]:
         lock.enter_context(locked(out / ".lock", busy, TrainingError))
     except OSError as error:
         raise TrainingError(
-            f"{out}: the run folder cannot be written ({error.strerror}); choose another --out"
+            f"{out}: the run folder cannot be written ({error.strerror}); choose another path"
         ) from error
     with lock:
         yield
@@ -561,7 +563,7 @@ def _find_checkpoint(
     if not checkpoint_steps(out / "checkpoints"):
         return None
     if not resume:
-        raise TrainingError(f"{out}: already holds a run; add --resume, or choose another --out")
+        raise TrainingError(f"{out}: already holds a run; add resume=True, or choose another path")
     return read_newest(out / "checkpoints")
 
 
@@ -589,7 +591,7 @@ def _open(
     if plan.data is None:
         raise DataError(
             f"data: expected images to train on, found none given, and none that {plan.out} names; "
-            "give --data"
+            "give data=FOLDER"
         )
     return reopened(plan.data, say)
 

@@ -122,7 +122,7 @@ class Watch:
             except OSError as error:
                 raise TrainingError(
                     f"{self.out}: the run folder cannot be written ({error.strerror}); "
-                    "make room, or choose another --out"
+                    "make room, or choose another path"
                 ) from error
         if self.accelerator.log_with:
             self.accelerator.init_trackers(self.average.name, dict(_flat(asdict(self.config))))

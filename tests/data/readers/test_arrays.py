@@ -168,7 +168,7 @@ def test_an_array_of_another_name(tmp_path):
     assert labels(open_source(f"{tmp_path}/a.hdf5:set")) == ["5", "5", "6", "6"]
     assert "no array 'labels'" in open_source(f"{tmp_path}/k.npz:x_train").notices[0]
     for name, message in (
-        ("a.hdf5", r"found .*imgBrick uint8 \(4, 8, 9, 3\), .*--data .*:NAME takes another"),
+        ("a.hdf5", r"found .*imgBrick uint8 \(4, 8, 9, 3\), .*:NAME takes another"),
         ("k.npz", "found x_train, y_train"),
         ("k.npz:x_test", "found no array 'x_test'; it holds x_train, y_train"),
         ("a.hdf5:", "expected the name of an array behind the colon"),

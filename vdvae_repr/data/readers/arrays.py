@@ -322,7 +322,7 @@ def _source_of(
     if not parts:
         raise DataError(
             f"{path}: expected an array 'images', at the top or in train, val, test; found {_list(listed)}; "
-            f"--data {path}:NAME takes another one"
+            f"{path}:NAME takes another one"
         )
     names: Sequence[Any] = ()
     if f"{root}class_names" in content:
