@@ -275,6 +275,7 @@ def test_a_bomb_within_a_png_is_refused(tmp_path, refused):
         ({"ids": ("x" * 5000,)}, "ids: expected 1 to 4096 characters, found 5000"),
         ({"ids": ("a\0b",)}, "ids: expected texts of Unicode without NUL"),
         ({"ids": ("a\ud800",)}, "ids: expected texts of Unicode without NUL"),
+        ({"ids": (7,)}, "ids: expected texts of Unicode without NUL, found '7'"),
         ({"label_names": ("a", "a")}, "class name 'a' occurs twice"),
         ({"label_names": ("",)}, "names of labels: expected 1 to 4096 characters"),
         ({"label_names": ("a\udce9",)}, "names of labels: expected texts of Unicode"),

@@ -31,24 +31,25 @@ logger = logging.getLogger(__name__)
 
 RawImage = Image.Image | NDArray[np.uint8]
 RESIZE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-FORMATS = (  # what Pillow decodes by itself; PostScript, for one, it hands to another program
-    "AVIF",
-    "BMP",
-    "DIB",
-    "GIF",
-    "ICO",
+# What Pillow decodes by itself; PostScript, for one, it hands to another program. JPEG's is MPO's too, and
+# TGA comes last, as nothing at the beginning of such a file tells what it is.
+FORMATS = (
     "JPEG",
-    "JPEG2000",
-    "MPO",
-    "PCX",
     "PNG",
+    "WEBP",
+    "BMP",
+    "GIF",
+    "TIFF",
     "PPM",
+    "AVIF",
+    "JPEG2000",
     "QOI",
+    "ICO",
+    "DIB",
     "SGI",
     "SUN",
+    "PCX",
     "TGA",
-    "TIFF",
-    "WEBP",
 )
 ANIMATED = ("GIF", "PNG", "TIFF", "WEBP")  # formats of several pictures, all of which are meant
 STRIP = 2**22  # pixels that are converted at a time
@@ -393,11 +394,6 @@ def check_names(source: Source) -> None:
             Unicode; a factor's name with a slash, or that is a dot or two; a factor that is no array of N
             numbers or texts; a class name that occurs twice.
     """
-    texts: dict[str, Sequence[str]] = {
-        "ids": source.ids,
-        "names of labels": source.label_names,
-        "names of factors": list(source.factors),
-    }
     for name, values in source.factors.items():
         if name in ("", ".", "..") or "/" in name:
             raise DataError(
@@ -408,38 +404,49 @@ def check_names(source: Source) -> None:
                 f"{source.name}: factor {name!r}: expected {len(source.ids)} numbers or texts, "
                 f"found {values.dtype} {values.shape}"
             )
-    for what, names in texts.items():
-        if any(not 0 < len(name) <= LONGEST for name in names):
-            wrong = next(name for name in names if not 0 < len(name) <= LONGEST)
-            raise DataError(
-                f"{source.name}: {what}: expected 1 to {LONGEST} characters, found {len(wrong)}, "
-                f"as {wrong[:40]!r}; rename it"
-            )
-    texts["splits"] = list(set(source.splits))
-    texts |= {
+    names: dict[str, Sequence[str]] = {
+        "ids": source.ids,
+        "names of labels": source.label_names,
+        "names of factors": list(source.factors),
+    }
+    values_of = {
         f"values of factor {name!r}": values.tolist()
         for name, values in source.factors.items()
         if values.dtype.kind in "UO"
     }
-    for what, names in texts.items():
-        if not _is_text("".join(map(str, names))) or not all(isinstance(n, str) for n in names):
-            found = next(n for n in names if not (isinstance(n, str) and _is_text(n)))
+    for what, texts in (names | {"splits": list(set(source.splits))} | values_of).items():
+        for wrong in _no_texts(texts):
             raise DataError(
-                f"{source.name}: {what}: expected texts of Unicode without NUL, found {str(found)[:40]!r}; "
+                f"{source.name}: {what}: expected texts of Unicode without NUL, found {str(wrong)[:40]!r}; "
                 "rename it"
+            )
+    for what, texts in names.items():
+        for wrong in (text for text in texts if not 0 < len(text) <= LONGEST):
+            raise DataError(
+                f"{source.name}: {what}: expected 1 to {LONGEST} characters, found {len(wrong)}, "
+                f"as {wrong[:40]!r}; rename it"
             )
     if len(set(source.label_names)) < len(source.label_names):
         twice = Counter(source.label_names).most_common(1)[0][0]
         raise DataError(f"{source.name}: class name {twice!r} occurs twice; rename one")
 
 
-def _is_text(text: str) -> bool:
-    """Whether HDF5 keeps a text as it is."""
+def _no_texts(values: Sequence[Any]) -> list[Any]:
+    """Return the values that are no texts, or none that HDF5 keeps as they are."""
+
+    def kept(text: str) -> bool:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return False
+        return "\0" not in text
+
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text
+        if kept("".join(values)):  # at once, as there may be millions
+            return []
+    except TypeError:  # not all are texts
+        pass
+    return [value for value in values if not isinstance(value, str) or not kept(value)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -541,7 +548,8 @@ def read_images(
 
 def image_extensions() -> set[str]:
     """Return the extensions of image files: a store may lie among them."""
-    return {e for e, name in Image.registered_extensions().items() if name in _known()}
+    formats = {*_known(), "MPO"}
+    return {e for e, name in Image.registered_extensions().items() if name in formats}
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

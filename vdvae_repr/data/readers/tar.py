@@ -99,7 +99,7 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
     ] = {}  # by tar and the name up to its first dot
     others: Counter[str] = Counter()
     for path in paths:
-        own = []
+        own, samples = [], set()
         for member in _members(path, others):
             kind = extension(member.name)
             if kind in extensions:
@@ -108,10 +108,11 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
                 others[kind] += 1
                 if kind in (".cls", ".json", ".txt"):
                     key, named = sample_key(member.name)
+                    samples.add(key)
                     sidecars = beside.setdefault((path, key), {})
                     if f".{named}".lower() == kind or kind not in sidecars:
                         sidecars[kind] = member
-        own = _plain_images(own, {key for tar, key in beside if tar == path}, others)
+        own = _plain_images(own, samples, others)
         images += sorted(own, key=lambda member: natural_key(member.name))
     if not images:
         raise DataError(
@@ -162,9 +163,8 @@ def _plain_images(
         found.sort(key=lambda m: [extension(m.name) != kind for kind in PLAIN])
         fields |= {member.name for member in found[1:]}
     if fields:
-        others[f"further image of a sample, as {readable(min(fields, key=natural_key))}"] += len(
-            fields
-        )
+        first = readable(min(fields, key=natural_key))
+        others[f"further image of a sample, as {first}"] += len(fields)
     return [member for member in kept if member.name not in fields]
 
 
@@ -173,7 +173,7 @@ def _members(path: Path, others: Counter[str]) -> list[_Member]:
     found: dict[str, _Member] = {}
     links: list[tuple[str, str]] = []
     twice: list[_Member] = []
-    with _Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+    with _Headers(io.FileIO(path)) as file, tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
             name = posixpath.normpath(member.name)
             if member.isdir():
@@ -200,14 +200,14 @@ def _members(path: Path, others: Counter[str]) -> list[_Member]:
     return [*found.values(), *twice]
 
 
-class _Headers(io.FileIO):
+class _Headers(io.BufferedReader):
     """A file of which no more is read at once than a header needs, whatever a header says."""
 
     def read(self, size: int | None = -1) -> bytes:
         """Return some bytes."""
         if size is None or not 0 <= size <= HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {size} bytes")
-        return super().read(size) or b""
+        return super().read(size)
 
 
 def _split_by_shard(images: Sequence[_Member], names: PathNames) -> PathNames:
