@@ -331,6 +331,19 @@ def test_views_that_claim_more_than_they_hold():
         vr.load(published(**state), preset=ModelConfig(**CONFIG))
 
 
+class Claims:
+    """Pickled as a tensor of so many values, none of which stands in the file."""
+
+    def __reduce__(self):
+        return torch.Tensor, (2**28,)
+
+
+def test_values_that_are_not_in_the_file():
+    for read in (vr.load, weights.read_weights):
+        with pytest.raises(vr.CheckpointError, match="expected values that stand in the file"):
+            read(published(a=Claims()))
+
+
 def test_sparse_and_compressed_files():
     sparse = torch.sparse_coo_tensor([[0]], [1.0], (10**12,), check_invariants=True)
     with pytest.raises(vr.CheckpointError, match="a sparse, quantised or empty tensor under 'a'"):

@@ -55,7 +55,8 @@ AnyModel = Annotated[
     ),
 ]
 Preset = Annotated[
-    str | None, typer.Option(help="Architecture of a .th file, if its shapes do not tell.")
+    str | None,
+    typer.Option(help="Architecture of a .th file, if its shapes do not tell: a name or a TOML."),
 ]
 Data = Annotated[
     str,

@@ -486,6 +486,13 @@ def unwrapped(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
             f"{path}: expected tensors that hold their values, found {what} under {shown(key)}; "
             "save plain tensors, value.contiguous()"
         )
+    storages = {v.untyped_storage().data_ptr(): v.untyped_storage() for v in tensors.values()}
+    claimed = sum(storage.nbytes() for storage in storages.values())
+    if claimed > path.stat().st_size:
+        raise CheckpointError(
+            f"{path}: expected values that stand in the file, found tensors of {claimed:,} bytes in "
+            f"{_size(path)}; get it again"
+        )
     return tensors
 
 

@@ -108,6 +108,8 @@ def _read_state(path: Path, step: int) -> dict[str, Any]:
     for key, kind in kinds.items():
         if not isinstance(value := state.get(key), kind) or (kind is int and value < 0):
             raise ValueError(f"state.json holds {shown(value)} as {key}")
+    if unknown := state.keys() - kinds.keys() - {"failure"}:
+        raise ValueError(f"state.json holds {shown(min(unknown))}, which no run writes")
     if state["step"] != step or state["skipped"] > step or state["begun_at"] > step:
         raise ValueError("state.json is of another step")
     if not isinstance(state.setdefault("failure", None), str | None):
