@@ -313,7 +313,10 @@ def probe(
         raise TaskError("--atlas takes every layer of the store; leave --layer and --joint out")
     if train is not None and test is not None:
         latents = test
-        store: Latents = JoinedStore(vr.open(train), vr.open(test))
+        joined = JoinedStore(vr.open(train), vr.open(test))
+        store: Latents = joined
+        for line in joined.notices:
+            _log(line)
     else:
         store = vr.open(latents)
     if out is not None:
