@@ -401,3 +401,24 @@ def test_a_part_of_another_store_is_refused(tiny, images, tmp_path):
     shutil.copy(Path(f"{stranger}.parts") / "part-00001.h5", Path(f"{out}.parts") / "part-00001.h5")
     with pytest.raises(vr.StoreError, match=r"holds other rows|has .* bytes"):
         vr.open(out)
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_parts_of_a_store_that_was_renamed_or_copied_are_not_taken(tiny, images, tmp_path, moved):
+    out, old = tmp_path / "s.h5", tmp_path / "old.h5"
+    extract(tiny, images, out, layout="virtual").close()
+    X = read_all(out)
+    if moved:
+        out.rename(old)
+    else:
+        shutil.copy(out, old)
+    message = "call that store s.h5 again" if moved else "remove that store"
+    for overwrite in (False, True) if moved else (True,):
+        for layout in ("virtual", "single"):
+            with pytest.raises(vr.StoreError, match=f"holds the parts of old.h5, .* or {message}"):
+                extract(tiny, other(images), out, layout=layout, overwrite=overwrite)
+    assert np.array_equal(read_all(old), X)
+    if not moved:
+        extract(tiny, images, out, layout="virtual").close()  # is complete
+    with vr.open(old) as store:
+        store.verify()

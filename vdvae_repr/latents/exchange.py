@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from vdvae_repr.data.names import readable
 from vdvae_repr.errors import StoreError
 from vdvae_repr.latents import parts as partition
+from vdvae_repr.latents.export import DESCRIPTION, DIGEST
 from vdvae_repr.latents.format import (
     IMAGE_BYTES,
     StoreInfo,
@@ -141,6 +142,8 @@ def import_latents(
     try:
         with partition.locked(Path(f"{out}.lock")):
             replaces = out.exists()
+            if replaces:
+                partition.refuse_parts_of_others(out)
             write_aside(out, write, (4 * width + IMAGE_BYTES) * len(rows))
             if replaces:  # what a virtual store referred to, or was to refer to
                 partition.remove_parts(parts_folder(out))
@@ -163,6 +166,11 @@ def _read_matrix(path: Path) -> tuple[NDArray[Any], list[str] | None, dict[str, 
             return loaded, *_exported_beside(path, loaded.shape)
         if "latents" not in loaded:
             raise StoreError(f"{path}: expected an array 'latents', found {loaded.files}")
+        if unknown := set(loaded.files) - {"latents", *DESCRIPTION, DIGEST}:
+            raise StoreError(
+                f"{path}: expected arrays latents and ids, or those of an export, found {min(unknown)!r}, "
+                "which nothing reads; save them without it"
+            )
         ids = loaded["ids"].astype(str).tolist() if "ids" in loaded else None
         about = {
             key: np.atleast_1d(loaded[key]).astype(str).tolist() for key in ABOUT if key in loaded

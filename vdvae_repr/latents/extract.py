@@ -161,6 +161,8 @@ def _begin(
     source, folder = job.source, parts_folder(out)
     _rehearse(job)
     partition.refuse_strangers(folder)
+    if overwrite or not out.exists():
+        partition.refuse_parts_of_others(out)
     claimed = {} if overwrite else partition.read_claim(folder / partition.CLAIM)
     if not job.batch_size:
         known = None if overwrite else _begun_with(out, claimed)
