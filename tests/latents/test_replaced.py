@@ -422,3 +422,33 @@ def test_parts_of_a_store_that_was_renamed_or_copied_are_not_taken(tiny, images,
         extract(tiny, images, out, layout="virtual").close()  # is complete
     with vr.open(old) as store:
         store.verify()
+
+
+@pytest.mark.parametrize("layout", ["single", "virtual"])
+def test_what_a_link_names_is_replaced_not_the_link(tiny, images, tmp_path, layout):
+    (tmp_path / "disk").mkdir()
+    kept, link = tmp_path / "disk" / "s.h5", tmp_path / "link.h5"
+    link.symlink_to(Path("disk") / "s.h5")
+    extract(tiny, images, link, layout=layout).close()  # it named nothing yet
+    extract(tiny, images, link, layout=layout).close()  # is complete
+    before = read_all(kept)
+    extract(tiny, other(images), link, layout=layout, overwrite=True).close()
+    assert link.is_symlink()
+    assert not np.array_equal(read_all(kept), before)
+    with vr.open(kept) as like:
+        like.export(tmp_path / "m.npz")
+    with (
+        vr.open(kept) as like,
+        pytest.raises(vr.StoreError, match="is what the store is made from"),
+    ):
+        vr.import_latents(tmp_path / "m.npz", like, link, overwrite=True)
+    extract(tiny, images, tmp_path / "like.h5").close()
+    with vr.open(tmp_path / "like.h5") as like:
+        (tmp_path / "x.npz").symlink_to(tmp_path / "disk" / "x.npz")
+        like.export(tmp_path / "x.npz")
+        vr.import_latents(tmp_path / "x.npz", like, link, overwrite=True).close()
+    assert link.is_symlink()
+    assert (tmp_path / "x.npz").is_symlink()
+    assert np.array_equal(read_all(kept), before)
+    left = {path.name for path in tmp_path.iterdir()} | {p.name for p in kept.parent.iterdir()}
+    assert not any(name.endswith((".parts", ".lock", ".writing")) for name in left)

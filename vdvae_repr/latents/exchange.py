@@ -21,6 +21,7 @@ from vdvae_repr.latents.format import (
     StoreInfo,
     create_array,
     describe_images,
+    linked_to,
     parts_folder,
     refuse_target,
     write_aside,
@@ -59,7 +60,7 @@ def import_latents(
     """
     if not isinstance(like, LatentStore):
         raise StoreError(f"like: expected an open store, found {like!r:.80}; vr.open opens one")
-    out = Path(out)
+    out = linked_to(out)
     refuse_target(out, [like.path, *([Path(matrix)] if isinstance(matrix, str | Path) else [])])
     if out.exists() and not overwrite:
         raise StoreError(f"{out}: exists already; choose another path, or overwrite=True")

@@ -15,7 +15,7 @@ import numpy as np
 
 from vdvae_repr.errors import StoreError
 from vdvae_repr.latents.base import Latents
-from vdvae_repr.latents.format import not_finite
+from vdvae_repr.latents.format import linked_to, not_finite
 from vdvae_repr.output import aside_of, replacing
 
 DESCRIPTION = (  # what an export says of its matrix
@@ -55,7 +55,7 @@ def export(
         raise StoreError(
             f"out: expected the name of a file, found {type(out).__name__} {out!r:.80}"
         )
-    out = Path(out)
+    out = linked_to(out)
     beside = out.with_suffix(".json")
     if out.suffix not in (".npy", ".npz"):
         raise StoreError(f"{out}: expected a name that ends in .npy or .npz")

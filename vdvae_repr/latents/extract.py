@@ -38,6 +38,7 @@ from vdvae_repr.latents.format import (
     array_key,
     chunk_rows,
     create_array,
+    linked_to,
     not_finite,
     parts_folder,
     refuse_target,
@@ -89,7 +90,7 @@ def extract(
     Args:
         model: a VDVAE in eval mode, or another encoder, whose feature is `activation`.
         data: whatever `open_source` takes.
-        out: the store's path; parts lie in `OUT.parts/` until all are there.
+        out: the store's path, or a link to it; parts lie in `OUT.parts/` until all are there.
         *options: groups of options.
         layers: selector.
         features: names of the encoder's, of a VDVAE `mean` if not given; `z` needs `z="sample"`.
@@ -111,7 +112,7 @@ def extract(
         extract(model, "photos/", "s.h5", Storage(dtype="float16", pool="avg:4"), batch_size=64)
     """
     chosen_options = resolve_options(options, keywords)
-    out = Path(out)
+    out = linked_to(out)
     notices: list[str] = []
     source = open_source(data, notice=notices.append)
     job = ExtractionJob.of(as_encoder(model), source, layers, features, chosen_options)

@@ -250,6 +250,11 @@ def parts_folder(path: Path) -> Path:
     return Path(f"{path}.parts")
 
 
+def linked_to(path: str | Path) -> Path:
+    """Return the file that a link names, which is what is read and replaced; else the path as it is."""
+    return Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)  # noqa: PTH114
+
+
 def array_key(spec: LayerSpec, feature: str) -> str:
     """Return where a layer's feature stands in a store; `bottom_up` is one array a resolution."""
     if feature == "bottom_up":
