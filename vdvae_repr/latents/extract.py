@@ -128,7 +128,8 @@ def extract(
             begun = _begin(job, out, overwrite, report) if rank == 0 else None
             begun = partition.from_the_first(begun, processes)
             if begun is not None:
-                job = replace(job, batch_size=begun["batch_size"])
+                if job.batch_size != begun["batch_size"]:
+                    job = replace(job, batch_size=begun["batch_size"])
                 if different := partition.differences(begun, job.info.attributes()):
                     raise StoreError(
                         f"{out}: the processes do not extract the same ({different}); "
@@ -160,7 +161,7 @@ def _begin(
             too small, images were replaced, or the source has names that no store can hold.
     """
     source, folder = job.source, parts_folder(out)
-    _rehearse(job)
+    _ = job.described_bytes  # refuses what no store can hold
     partition.refuse_strangers(folder)
     if overwrite or not out.exists():
         partition.refuse_parts_of_others(out)
@@ -231,7 +232,7 @@ def _write(
             partition.refuse_skipped(files, job.options.frame.on_error)
             info = replace(job.info, source_state=_unchanged(job, files, begun["source_state"]))
             single = job.options.storage.layout == "single"
-            size = IMAGE_BYTES * len(job.source) + 2**14 * len(files) + _rehearse(job)
+            size = IMAGE_BYTES * len(job.source) + 2**14 * len(files) + job.described_bytes
             if single:
                 size += sum(path.stat().st_size for path in files)
             write_aside(out, lambda file: partition.assemble(file, files, info, job.source), size)
@@ -244,15 +245,6 @@ def _write(
         if processes == 1:
             partition.remove_if_nothing_is_done(folder)
         raise
-
-
-def _rehearse(job: ExtractionJob) -> int:
-    """Return the bytes of what a store says of the images, and refuse what none can hold."""
-    source, info = job.source, replace(job, batch_size=job.batch_size or 1).info
-    return rehearse(
-        source.name, info, ids=source.ids, splits=source.splits, labels=source.labels,
-        label_names=source.label_names, factors=source.factors,
-    )  # fmt: skip
 
 
 def _stale(job: ExtractionJob, parts: Sequence[Path]) -> dict[str, list[str]]:
@@ -484,6 +476,19 @@ class ExtractionJob:
             batch_size=self.batch_size,
             part=self.part,
         )
+
+    @cached_property
+    def described_bytes(self) -> int:
+        """The bytes of what the store says of the images.
+
+        Raises:
+            StoreError: an id, a split, a label or a factor that no store can hold.
+        """
+        source, info = self.source, replace(self, batch_size=self.batch_size or 1).info
+        return rehearse(
+            source.name, info, ids=source.ids, splits=source.splits, labels=source.labels,
+            label_names=source.label_names, factors=source.factors,
+        )  # fmt: skip
 
     def shape(self, spec: LayerSpec, feature: str) -> tuple[int, ...]:
         """Return the shape of what is stored of a layer's feature and image."""

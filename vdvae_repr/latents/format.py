@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -637,9 +638,16 @@ def describe_images(
     if info.skipped_checksums:
         file.attrs["skipped_checksums"] = json.dumps(info.skipped_checksums)
     file.attrs["created"] = datetime.now(UTC).isoformat(timespec="seconds")
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "h5py")}
-    file.attrs["versions"] = json.dumps(versions)
+    file.attrs["versions"] = _versions()
     seal(file)
+
+
+@cache  # looking for a distribution takes 20 ms
+def _versions() -> str:
+    """Return the versions of the libraries that a store depends on, as JSON."""
+    return json.dumps(
+        {name: importlib.metadata.version(name) for name in ("torch", "numpy", "h5py")}
+    )
 
 
 def not_finite(values: Array) -> int | None:

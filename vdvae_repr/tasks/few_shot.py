@@ -106,8 +106,8 @@ class FewShot:
         if left := len(sides["novel"]) - len(usable["novel"]):
             self.notice += f"; {left} classes of fewer than {needed} images left out"
         if not len(self.base):
-            largest = sum(sorted((len(rows_of[k]) for k in usable["novel"]), reverse=True)[:ways])
-            outside = sum(map(len, rows_of.values())) - largest
+            taken = sum(sorted((len(rows_of[k]) for k in usable["novel"]), reverse=True)[:ways])
+            outside = sum(map(len, rows_of.values())) - taken
             if outside < ways * shots:
                 what = f"no more than {outside} images are" if outside else "no class is"
                 self.notice += (
