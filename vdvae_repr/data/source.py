@@ -665,9 +665,10 @@ def _decode(image: Image.Image) -> bool:
         if limit is not None and image.width * image.height > limit:
             raise DataError(_too_large())
         _load(image)
-        if several and file is not None:  # which Pillow leaves open for the other pictures
+        if several:
             with suppress(Exception):  # a tag of a wrong type may make Pillow raise anything
                 image.getexif()  # is kept, as a TIFF's is read from the file
+        if file is not None:  # which Pillow leaves open where there may be other pictures
             file.close()
     except BaseException:
         image.close()
