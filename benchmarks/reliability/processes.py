@@ -65,6 +65,7 @@ class Command:
         environment: dict[str, str] | None = None,
     ) -> None:
         self.log = LOGS / f"reliability-{os.getpid()}-{time.monotonic_ns()}.log"
+        self.log.touch()  # a child may be killed before it gets there
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
