@@ -160,18 +160,33 @@ def kills(bench: Bench, case: Case, tries: int, number: signal.Signals) -> Row:
 
 
 @contextmanager
-def disk(folder: Path, size: int) -> Iterator[bool]:
-    """Make a folder a file system of its own of that many bytes; False where none may be mounted."""
+def disk(folder: Path) -> Iterator[bool]:
+    """Make a folder a file system of its own; False where none may be mounted."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={max(size, 4096)}", "tmpfs", str(folder)]
-    mounted = shutil.which("mount") is not None
-    mounted = mounted and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    mounted = shutil.which("mount") is not None and mount("-t", "tmpfs", "tmpfs", str(folder))
     try:
         yield mounted
     finally:
         if mounted:
             subprocess.run(["umount", str(folder)], check=True)
+
+
+def mount(*arguments: str) -> bool:
+    """Mount, or mount again; it fails now and then where another process mounts at the same time."""
+    for _ in range(20):
+        if not subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode:
+            return True
+        if os.geteuid():
+            return False
+        time.sleep(0.1)
+    return False
+
+
+def resize(folder: Path, size: int) -> None:
+    """Give a file system another size, in bytes."""
+    if not mount("-o", f"remount,size={max(size, 4096)}", str(folder)):  # 0 is no limit
+        raise SystemExit(f"{folder}: cannot be given a size of {size}")
 
 
 def no_larger_file(size: int) -> Callable[[], None]:
@@ -199,14 +214,14 @@ def full_disks(bench: Bench, case: Case, tries: int) -> Row:
     for _ in range(tries):
         row.tried += 1
         place = bench.folder / "disk"
-        with disk(place, 2**30) as mounted:
+        with disk(place) as mounted:
             folder = Path(shutil.copytree(before, place / "try"))
             if mounted:
-                room = used(folder) + bench.rng.randrange(4096, used(after))
-                options = ["-o", f"remount,size={room}"]
-                subprocess.run(["mount", *options, str(place)], check=True)
+                more = bench.rng.choice((0, bench.rng.randrange(4096, used(after))))
+                room = used(folder) + more
+                resize(place, room)
                 ended = Command(case.arguments, folder, environment={"TMPDIR": "/tmp"}).wait()
-                subprocess.run(["mount", "-o", "remount,size=1g", str(place)], check=True)
+                resize(place, 2**30)
             else:
                 limit = no_larger_file(bench.rng.randrange(0, used(after) // 2))
                 ended = Command(case.arguments, folder, limit).wait()
