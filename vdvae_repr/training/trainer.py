@@ -465,9 +465,6 @@ class _Run:
                 "failure": failure,
                 **self.identity,
             }
-            folder = self.out / "checkpoints"
-            write_checkpoint(folder, optimisation.step, optimisation.tensors(), state)
-            prune(folder, optimisation.step, self.recipe.keep_last, self.recipe.keep_every)
             record = {
                 "config": self.config.to_toml(),
                 "data": self.source.name,
@@ -480,7 +477,12 @@ class _Run:
                 "images_held_back": len(self.watch.held),
                 **row,
             }
+            # The model first: a run that is killed between the two goes on from the checkpoint before, and
+            # one whose last checkpoint is there is finished.
             save(optimisation.average, self.out / "model.safetensors", record=record)
+            folder = self.out / "checkpoints"
+            write_checkpoint(folder, optimisation.step, optimisation.tensors(), state)
+            prune(folder, optimisation.step, self.recipe.keep_last, self.recipe.keep_every)
         self.accelerator.wait_for_everyone()
 
     def _stuck(self, norm: float, finite: bool) -> str:
