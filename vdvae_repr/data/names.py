@@ -322,31 +322,55 @@ def _split_level(folders: Sequence[tuple[str, ...]]) -> tuple[int | None, tuple[
     return None, ()
 
 
-def sample_key(name: str) -> tuple[str, str]:
-    """Return what WebDataset groups members by, the name up to the first dot of its last part, and the rest.
+def sample_keys(images: Sequence[str], beside: Sequence[str]) -> dict[str, str]:
+    """Return the key of the sample that each image, and each file beside images, belongs to.
 
-    >>> sample_key("d/0.seg.png")
-    ('d/0', 'seg.png')
+    WebDataset's key is the name up to the first dot of its last part. Where an image has files of its own
+    name, as `a.0.png` has `a.0.cls`, that name up to its extension is the key.
+
+    >>> sample_keys(["a.0.png", "1.left.png"], ["a.0.cls", "1.cls"])
+    {'a.0.cls': 'a.0', '1.cls': '1', 'a.0.png': 'a.0', '1.left.png': '1'}
     """
+    stems, keys = {_stem(name) for name in images}, {}
+    for name in beside:
+        stem, key = _stem(name), _first_key(name)
+        while len(stem) > len(key) and stem not in stems:
+            stem = _stem(stem)
+        keys[name] = stem if stem in stems else key
+    own = set(keys.values())
+    return keys | {
+        name: stem if (stem := _stem(name)) in own else _first_key(name) for name in images
+    }
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _first_key(name: str) -> str:
     folder, slash, file = name.rpartition("/")
-    key, _, field = file.partition(".")
-    return f"{folder}{slash}{key}", field
+    return f"{folder}{slash}{file.partition('.')[0]}"
 
 
-def sample_fields(names: Iterable[str]) -> list[str]:
+def sample_fields(images: Sequence[str], beside: Sequence[str] = ()) -> list[str]:
     """Return the images that are fields of a sample, beside its plain image, as WebDataset names them.
 
-    A number between two dots is no field but belongs to a name.
+    A number between two dots is no field but belongs to a name; and where each image of a key has files of
+    its own name beside it, none is a field.
 
     >>> sample_fields(["0.jpg", "0.seg.png", "1.left.png", "1.right.png", "x.png", "x.2.png"])
     ['0.seg.png']
+    >>> sample_fields(["x.png", "x.y.png"], ["x.cls", "x.y.cls"])
+    []
     """
-    keyed = [(name, *sample_key(name)) for name in names]
+    keyed = [(name, key := _first_key(name), name[len(key) + 1 :]) for name in images]
     plain = {key for _, key, field in keyed if "." not in field}
+    with_own = {_stem(name) for name in beside}
+    partly = {key for name, key, _ in keyed if _stem(name) not in with_own}
     return [
         name
         for name, key, field in keyed
-        if "." in field and key in plain and not field[:1].isdecimal()
+        if "." in field and key in plain and key in partly and not field[:1].isdecimal()
     ]
 
 
