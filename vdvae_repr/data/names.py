@@ -6,7 +6,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -26,6 +26,8 @@ SPLIT_WORDS = {
     "test": "test",
     "testing": "test",
 }
+COLLECTION = re.compile(r"(?i)(set|data|images?|imgs?|split)$")  # as in `trainset`
+WITHIN = re.compile(rf"(?i){'|'.join(sorted(SPLIT_WORDS, key=len, reverse=True))}")
 MISSING = ("", "nan", "na", "n/a", "<na>", "null")  # what tables write where there is no value
 SYSTEM_FOLDERS = (
     "@eaDir",
@@ -206,11 +208,21 @@ def split_of(word: str) -> str | None:
 def like_split(word: str) -> str | None:
     """Return the split that one part of a word means, as `train` for `train2017` or `TrainSet`, or None.
 
-    >>> [like_split(word) for word in ("train2017", "test_images", "trains", "dog")]
-    ['train', 'test', None, None]
+    >>> [like_split(word) for word in ("train2017", "test_images", "trainset", "trains", "dog")]
+    ['train', 'test', 'train', None, None]
     """
-    parts = {split_of(part) for part in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", word)} - {None}
-    return parts.pop() if len(parts) == 1 else None
+    parts = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", word)
+    means = {split_of(part) or split_of(COLLECTION.sub("", part)) for part in parts} - {None}
+    return means.pop() if len(means) == 1 else None
+
+
+def _split_patterns(word: str) -> Iterator[tuple[str, str]]:
+    """Yield what stands around each word of a split in a folder's name, and that split."""
+    for match in WITHIN.finditer(word):
+        split = split_of(match[0])
+        if split is not None:
+            around = f"{word[: match.start()]}*{word[match.end() :]}"
+            yield around.casefold(), split
 
 
 def splits_of(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -270,29 +282,77 @@ def names_from_paths(ids: Sequence[str]) -> PathNames:
     """
     paths = [PurePosixPath(image_id) for image_id in ids]
     folders = [path.parts[:-1] for path in paths]
-    level, notices = _split_level(folders)
+    levels, notices = _split_levels(folders)
     classes: list[str] = []
     splits: list[str] = []
     words: Counter[str] = Counter()
-    wrapped = level and len({parts[:level] for parts in folders if len(parts) > level}) == 1
-    for parts in folders:
+    placed = [(parts, at) for parts, at in zip(folders, levels, strict=True) if at is not None]
+    wrapped = len({parts[:at] for parts, at in placed}) == 1 and (
+        any(len(parts) > at + 1 for parts, at in placed)
+        or not any(parts for parts, at in zip(folders, levels, strict=True) if at is None)
+    )
+    twice = all(  # as `train/train/cat`
+        len(parts) > at + 1 and parts[at] == parts[at + 1] and split_of(parts[at])
+        for parts, at in placed
+    )
+    alike: set[str] = set()
+    for parts, at in zip(folders, levels, strict=True):
         split, own = "", parts
-        if level is not None and len(parts) > level:
-            word = parts[level]
+        if at is not None:
+            word = parts[at]
             split = split_of(word) or word
             words[word] += 1
-            own = parts[level + 1 :] if wrapped else parts[:level] + parts[level + 1 :]
+            own = parts[at + 1 + twice :]
+            own = own if wrapped else parts[:at] + own
         classes.append("/".join(own))
         splits.append(split)
+        alike.update(own)
     if any(classes):
         labels = [name or None for name in classes]
     else:
         labels = [path.stem.rpartition("_")[0] or None for path in paths]
     unknown = {word: count for word, count in words.items() if not split_of(word)}
     notices += words_of_one_split(words)
-    if level is not None and (outside := splits.count("")):
+    called = sorted(filter(like_split, alike), key=natural_key)
+    if called and not notices:
+        listed = ", ".join(map(repr, called[:5])) + (", ..." if len(called) > 5 else "")
+        notices += (f"folders called like splits are read as classes: {listed}",)
+    if placed and (outside := splits.count("")):
         notices += (f"{outside} images outside the folders of the splits: they belong to no split",)
     return PathNames(labels, tuple(splits), notices + unknown_splits(unknown))
+
+
+def _split_levels(
+    folders: Sequence[tuple[str, ...]],
+) -> tuple[list[int | None], tuple[str, ...]]:
+    """Return the level at which each image's folder is a split, None where none is, and what is in doubt.
+
+    Where it is no one level, folders are splits beside others of their parent that mean another split, as
+    `train` beside `test`, or `train_images` beside `test_images`.
+    """
+    level, notices = _split_level(folders)
+    if level is not None:
+        return [level if len(parts) > level else None for parts in folders], notices
+    meanings: dict[tuple[tuple[str, ...], str], set[str]] = {}
+    for parts in set(folders):
+        for at, word in enumerate(parts):
+            for around, split in _split_patterns(word):
+                meanings.setdefault((parts[:at], around), set()).add(split)
+    divided = {parent for (parent, _), splits in meanings.items() if len(splits) > 1}
+    if not divided:
+        return [None] * len(folders), notices
+    depths = sorted({len(parent) for parent in divided})
+    return [
+        next(
+            (
+                at
+                for at in depths
+                if len(parts) > at and (parts[:at] in divided or split_of(parts[at]))
+            ),
+            None,
+        )
+        for parts in folders
+    ], ()
 
 
 def _split_level(folders: Sequence[tuple[str, ...]]) -> tuple[int | None, tuple[str, ...]]:

@@ -235,9 +235,9 @@ def _goes_on(path: Path, end: int) -> str:
             )
         if any(block):
             return f"the header of a member is damaged, at byte {end}; get it again"
-        at = end
-        while block and not any(block):
-            at, block = at + len(block), file.read(BLOCK)
+        while block and not block.strip(b"\0"):
+            block = file.read(2**20)
+        at = file.tell() - len(block.lstrip(b"\0"))
     if block:
         return (
             f"it goes on at byte {at}, behind the zeros that end a tar; of tars that were joined, give each by "
