@@ -166,3 +166,11 @@ def test_folders_in_folders_of_their_split():
     found = names_from_paths(["bullet_train/1", "test_tube/2"])
     assert found.labels == ["bullet_train", "test_tube"]
     assert "are read as classes: 'bullet_train', 'test_tube'" in found.notices[0]
+
+
+def test_signs_and_what_is_not_seen_make_no_classes_unsaid():
+    found = class_names(["+1", "1", "-0", "0"])
+    assert found.labels == ["1", "1", "0", "0"]
+    assert "are one class" in found.notices[0]
+    (line,) = class_names(["a", "a\u200b"]).notices
+    assert "are two classes" in line

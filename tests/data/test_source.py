@@ -151,6 +151,21 @@ def test_a_12_bit_image_in_16_bits_is_said_once(tmp_path, caplog):
     ]
 
 
+def test_12_bits_in_16_of_a_colour_image_are_said(tmp_path, caplog):
+    colour = np.stack([GREY.astype(np.uint16) * 16] * 3, -1)
+    (tmp_path / "a.png").write_bytes(png(colour, 2, [1, 1, 1]))
+    source = open_source(tmp_path)
+    assert max(high for _, high in source[0].getextrema()) < 16
+    (record,) = caplog.records
+    assert "a.png has 16-bit pixels, none above 4095" in record.getMessage()
+
+
+def test_a_tiff_of_signed_numbers_is_refused(tmp_path):
+    Image.fromarray(GREY).save(tmp_path / "a.tif", tiffinfo={339: 2})
+    with pytest.raises(DataError, match=r"a.tif: expected pixels from 0"):
+        open_source(tmp_path).load(0)
+
+
 @pytest.mark.parametrize("kind", ["gif", "png", "tif", "webp"])
 def test_of_several_pictures_in_a_file_the_first_is_read_and_that_is_said(tmp_path, caplog, kind):
     pictures = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (0, 100, 200)]

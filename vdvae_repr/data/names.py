@@ -60,6 +60,7 @@ def number_labels(names: Sequence[str | None]) -> tuple[NDArray[np.int64], tuple
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 WHOLE_FLOAT = re.compile(r"\+?(-?\d+)\.0*", re.ASCII)  # as 3.0, or 3.
+SIGNED = re.compile(r"\+\d+|-0", re.ASCII)  # of which the sign counts for nothing
 LARGE_FLOAT = re.compile(r"[+-]?\d+\.\d*e[+-]?\d+", re.ASCII | re.IGNORECASE)  # as 3.00e+00
 
 
@@ -126,7 +127,9 @@ def _has_fraction(number: str) -> bool:
 
 
 def _whole_number(text: str, alone: bool) -> str:
-    """Return a whole number without what makes it a float; powers of ten only where all are numbers."""
+    """Return a whole number without what makes it a float, or a sign; powers of ten only of numbers alone."""
+    if SIGNED.fullmatch(text):
+        return text[1:]
     if match := WHOLE_FLOAT.fullmatch(text):
         return "0" if match[1] == "-0" else match[1]
     if alone and LARGE_FLOAT.fullmatch(text) and abs(float(text)) < 2**53:
@@ -157,8 +160,11 @@ def look_alikes(labels: Iterable[str | None]) -> tuple[str, ...]:
     first: dict[str, str] = {}
     alike = []
     for name in sorted({name for name in labels if name is not None}, key=natural_key):
-        key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-        key = re.sub(r"(?<!\d)0+(?=\d)", "", key)
+        seen = "".join(
+            c for c in name if unicodedata.category(c) != "Cf"
+        )  # not U+200B and the like
+        key = " ".join(unicodedata.normalize("NFKC", seen).casefold().split())
+        key = re.sub(r"(?<!\d)0+(?=\d)|^\+(?=\d)", "", key)
         if first.setdefault(key, name) != name:
             alike.append((first[key], name))
     if not alike:

@@ -208,10 +208,11 @@ class Source(Dataset[Image.Image]):
         Raises:
             DataError: it cannot be read; the message names it.
         """
-        several = False
+        several = deep = False
         try:
             image = self.reader(index)
             if isinstance(image, Image.Image):
+                deep = image.mode == "RGB" and ";16" in str(getattr(image, "tile", ""))
                 several = _decode(image)
         except DataError as error:
             raise DataError(f"{self.ids[index]}: {error}") from error
@@ -229,12 +230,17 @@ class Source(Dataset[Image.Image]):
                 printable(self.name),
                 printable(self.ids[index]),
             )
-        if (
-            isinstance(image, Image.Image)
-            and image.mode.startswith("I;16")
-            and "dim" not in self._said
-        ):
-            self._say_if_dim(image, self.ids[index])
+        if isinstance(image, Image.Image) and "dim" not in self._said:
+            if image.mode.startswith("I;16"):
+                self._say_if_dim(image, self.ids[index])
+            elif deep and max(high for _, high in image.getextrema()) < 16:  # type: ignore[misc]
+                self._said.add("dim")
+                logger.warning(
+                    "%s: %s has 16-bit pixels, none above 4095; 65535 is read as white, so it is dark: "
+                    "scale images of fewer bits to 16",
+                    printable(self.name),
+                    printable(self.ids[index]),
+                )
         return image
 
     def _say_if_dim(self, image: Image.Image, image_id: str) -> None:
@@ -664,6 +670,10 @@ def _decode(image: Image.Image) -> bool:
     try:
         if limit is not None and image.width * image.height > limit:
             raise DataError(_too_large())
+        if 2 in np.ravel(getattr(image, "tag_v2", {}).get(339, 1)):  # SampleFormat
+            raise DataError(
+                "expected pixels from 0, found a TIFF of signed numbers; save it as unsigned"
+            )
         _load(image)
         if several:
             with suppress(Exception):  # a tag of a wrong type may make Pillow raise anything

@@ -230,8 +230,8 @@ def _goes_on(path: Path, end: int) -> str:
         block = file.read(BLOCK)
         if len(block) < BLOCK:
             return (
-                "the zeros that end a tar are missing, so it was cut, or its writer was not closed; get it again, "
-                "or, if all is in it, add 1024 bytes of zeros"
+                "the zeros that end a tar are missing, so it was cut, or its writer was not closed; "
+                "get it again, or, if all is in it, add 1024 bytes of zeros"
             )
         if any(block):
             return f"the header of a member is damaged, at byte {end}; get it again"
@@ -240,8 +240,8 @@ def _goes_on(path: Path, end: int) -> str:
         at = file.tell() - len(block.lstrip(b"\0"))
     if block:
         return (
-            f"it goes on at byte {at}, behind the zeros that end a tar; of tars that were joined, give each by "
-            "itself (as 'part-*.tar'), else get it again"
+            f"it goes on at byte {at}, behind the zeros that end a tar; of tars that were joined, "
+            "give each by itself (as 'part-*.tar'), else get it again"
         )
     return ""
 
