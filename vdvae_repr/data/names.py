@@ -29,15 +29,20 @@ SPLIT_WORDS = {
 COLLECTION = re.compile(r"(?i)(set|data|images?|imgs?|split)$")  # as in `trainset`
 WITHIN = re.compile(rf"(?i){'|'.join(sorted(SPLIT_WORDS, key=len, reverse=True))}")
 MISSING = ("", "nan", "na", "n/a", "<na>", "null")  # what tables write where there is no value
-SYSTEM_FOLDERS = (
-    "@eaDir",
-    "__MACOSX",
-    "$RECYCLE.BIN",
+SYSTEM_FOLDERS = {  # of file servers, archives and systems, in any case
+    "@eadir",
+    "__macosx",
+    "$recycle.bin",
     "#recycle",
-    "@Recycle",
+    "@recycle",
     "@tmp",
     "lost+found",
-)
+    "#snapshot",
+    "~snapshot",
+    "system volume information",
+    "__pycache__",
+    "thumbs.db",
+}
 
 
 def natural_key(text: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -60,6 +65,8 @@ def number_labels(names: Sequence[str | None]) -> tuple[NDArray[np.int64], tuple
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 WHOLE_FLOAT = re.compile(r"\+?(-?\d+)\.0*", re.ASCII)  # as 3.0, or 3.
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
+NUMBER_LIKE = re.compile(r"[+-]?\d[\d.,' ]*\s*[^\d\s]{0,3}")  # as `20,5`, `1,000` or `12 kg`
 SIGNED = re.compile(r"\+\d+|-0", re.ASCII)  # of which the sign counts for nothing
 LARGE_FLOAT = re.compile(r"[+-]?\d+\.\d*e[+-]?\d+", re.ASCII | re.IGNORECASE)  # as 3.00e+00
 
@@ -137,22 +144,56 @@ def _whole_number(text: str, alone: bool) -> str:
     return text
 
 
-def factor_values(values: Sequence[str]) -> list[str]:
+def factor_values(values: Sequence[str], decimal_commas: bool = False) -> tuple[list[str], str]:
     """Return a column of a table that is no label: of numbers, each whole one in one way, and none as `nan`.
 
-    A column that holds words stays as it is.
+    A column that holds words stays as it is. What is returned beside it says how it is read, where that may
+    surprise. Numbers with decimal commas are numbers where a table says so, as its columns are separated
+    otherwise.
 
     Examples:
-        >>> factor_values(["1", "1.0", ""]), factor_values(["1.0", "2.5"]), factor_values(["a", ""])
-        (['1', '1', 'nan'], ['1.0', '2.5'], ['a', ''])
+        >>> factor_values(["1", "1.0", ""]), factor_values(["1.0", "2.5"])
+        ((['1', '1', 'nan'], ''), (['1.0', '2.5'], ''))
+        >>> factor_values(["1.5", "unknown", "2"])
+        (['1.5', 'unknown', '2'], "1 of 3 values is no number, as 'unknown', so it is read as categories")
     """
-    counts = set(values)
-    present = [text for text in counts if not is_missing(text)]
-    if not present or not all(NUMBER.fullmatch(text) for text in present):
-        return list(values)
+    present = {text for text in values if not is_missing(text)}
+    said = ""
+    if decimal_commas and any(DECIMAL_COMMA.fullmatch(text) for text in present):
+        points = {
+            text: text.replace(",", ".") if DECIMAL_COMMA.fullmatch(text) else text
+            for text in present
+        }
+        if all(NUMBER.fullmatch(text) for text in points.values()):
+            example = next(text for text in values if DECIMAL_COMMA.fullmatch(text))
+            said = f"numbers with decimal commas: {example!r} is read as {points[example]}"
+            values = [points.get(text, text) for text in values]
+            present = set(points.values())
+    others = [text for text in values if not is_missing(text) and not NUMBER.fullmatch(text)]
+    if not present or others:
+        return list(values), _about_categories(values, others)
     whole = not any(_has_fraction(text) for text in present)
     written = {text: _whole_number(text, True) if whole else text for text in present}
-    return [written.get(text, "nan") for text in values]
+    return [written.get(text, "nan") for text in values], said
+
+
+def _about_categories(values: Sequence[str], others: Sequence[str]) -> str:
+    """Say why a column is read as categories that holds numbers too, or nothing in places."""
+    none = [text for text in values if is_missing(text)]
+    lines = []
+    if others and len(others) + len(none) < len(values):
+        lines.append(
+            f"{len(others)} of {len(values)} values {'is' if len(others) == 1 else 'are'} no "
+            f"{'number' if len(others) == 1 else 'numbers'}, as {others[0]!r}, so it is read as categories"
+        )
+    elif others and all(map(NUMBER_LIKE.fullmatch, others)):
+        lines.append(f"{others[0]!r} is no number as it is written, so it is read as categories")
+    if others and none:
+        words = " and ".join(map(repr, dict.fromkeys(none)))
+        lines.append(
+            f"{words} ({len(none)}) {'is a category' if len({*none}) == 1 else 'are categories'}"
+        )
+    return "; ".join(lines)
 
 
 def look_alikes(labels: Iterable[str | None]) -> tuple[str, ...]:
@@ -190,7 +231,7 @@ def is_missing(value: str) -> bool:
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is hidden, or a system's own, as `@eaDir` and `__MACOSX`."""
-    return name.startswith(".") or name in SYSTEM_FOLDERS
+    return name.startswith(".") or name.casefold() in SYSTEM_FOLDERS
 
 
 def readable(name: str) -> str:

@@ -52,6 +52,17 @@ FORMATS = (
     "PCX",
     "TGA",
 )
+FEW_ZEROS = 1024  # at the end of compressed pixels so many are no pixels
+ENDS = {  # of compressed pixels, the bytes that they end with
+    "JPEG": b"\xff\xd9",
+    "MPO": b"\xff\xd9",
+    "JPEG2000": b"\xff\xd9",
+    "PNG": b"IEND\xaeB`\x82",
+    "GIF": b";",
+    "WEBP": b"",
+    "AVIF": b"",
+    "QOI": b"\x01",
+}
 ANIMATED = ("GIF", "PNG", "TIFF", "WEBP")  # formats of several pictures, all of which are meant
 STRIP = 2**22  # pixels that are converted at a time
 LONGEST = 4096  # characters of an id, a class or a factor's name
@@ -493,12 +504,48 @@ def open_image(content: Path | bytes) -> Image.Image:
             read.
     """
     try:
-        return Image.open(
+        image = Image.open(
             io.BytesIO(content) if isinstance(content, bytes) else content, formats=_known()
         )
     except UnidentifiedImageError as error:
         what = what_it_is(content)
         raise ValueError(f"it is {what}" if what else "of no image format that is read") from error
+    if zeros := _zeros_at_the_end(content, image):
+        image.close()
+        raise ValueError(
+            f"{zeros} zeros stand where its pixels should end, as where it was cut off"
+        )
+    return image
+
+
+def _zeros_at_the_end(content: Path | bytes, image: Image.Image) -> int:
+    """Return how many zeros stand where the end of compressed pixels should be, as where a copy broke off.
+
+    Decoders make grey or black pixels of them. Behind the mark of an image's end, zeros are none's business.
+    """
+    end = ENDS.get(str(image.format))
+    tags = getattr(image, "tag_v2", {})
+    if image.format == "TIFF" and image.info.get("compression") not in (None, "raw"):
+        end = b""
+    if end is None:
+        return 0
+    if isinstance(content, bytes):
+        last = content[-FEW_ZEROS:]
+    else:
+        with content.open("rb") as file:
+            file.seek(-min(FEW_ZEROS, file.seek(0, io.SEEK_END)), io.SEEK_END)
+            last = file.read()
+    if len(last) < FEW_ZEROS or last.strip(b"\0"):
+        return 0
+    whole = content if isinstance(content, bytes) else content.read_bytes()
+    if image.format == "WEBP":  # whose header says how long it is
+        whole = whole[: int.from_bytes(whole[4:8], "little") + 8]
+    for places, counts in ((273, 279), (324, 325)):  # of the strips and tiles of a TIFF
+        if places in tags and counts in tags:
+            whole = whole[: max(map(sum, zip(tags[places], tags[counts], strict=False)), default=0)]
+    held = whole.rstrip(b"\0")
+    zeros = len(whole) - len(held)
+    return 0 if zeros < FEW_ZEROS or (end and held.endswith(end)) else zeros
 
 
 @cache

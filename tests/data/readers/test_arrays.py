@@ -401,3 +401,12 @@ def test_class_names_in_attributes_of_hdf5(tmp_path, place):
     source = open_source(tmp_path / "a.h5")
     assert labels(source) == ["cat", "dog", "dog", "cat"]
     assert "class names are read from the attributes of" in source.notices[0]
+
+
+def test_a_damaged_npz_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", images=IMAGES)
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(DataError, match="images.npy: its bytes are not those that were written"):
+        open_source(tmp_path / "a.npz")

@@ -476,7 +476,7 @@ def _list(listed: Sequence[str]) -> str:
 def map_member(path: Path, member: zipfile.ZipInfo) -> NDArray[Any] | None:
     """Memory-map an array that lies uncompressed in a zip, behind two headers: the zip's and its own.
 
-    None where it is empty, or is encrypted.
+    None where it is empty, or is encrypted. It is read once, to compare it with its checksum.
     """
     with path.open("rb") as file:
         file.seek(member.header_offset + 26)
@@ -489,7 +489,18 @@ def map_member(path: Path, member: zipfile.ZipInfo) -> NDArray[Any] | None:
             raise ValueError(
                 f"{member.filename}: an array {dtype} {shape} in {member.file_size} bytes, which are too few"
             )
-        return None if 0 in shape else _mapped(path, file.tell(), shape, by_column, dtype)
+        if 0 in shape:
+            return None
+        mapped = _mapped(path, file.tell(), shape, by_column, dtype)
+        file.seek(start)
+        checksum, left = 0, member.file_size
+        while left and (block := file.read(min(left, 2**20))):
+            checksum, left = zlib.crc32(block, checksum), left - len(block)
+    if checksum != member.CRC:
+        raise ValueError(
+            f"{member.filename}: its bytes are not those that were written; get it again"
+        )
+    return mapped
 
 
 class ArrayRows:
