@@ -408,5 +408,13 @@ def test_a_damaged_npz_is_refused(tmp_path):
     content = bytearray((tmp_path / "a.npz").read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(DataError, match="images.npy: its bytes are not those that were written"):
+    with pytest.raises(DataError, match=r"images.npy: its bytes are not those that were written"):
         open_source(tmp_path / "a.npz")
+
+
+def test_labels_in_an_attribute_are_said(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"] = IMAGES
+        file.attrs["labels"] = [0, 1, 1, 0]
+    (line,) = open_source(tmp_path / "a.h5").notices
+    assert "attribute 'labels' of the file is not read" in line

@@ -89,6 +89,9 @@ def test_shards_of_several_splits(tmp_path):
         write(tmp_path / f"x-{name}.tar", {f"{name}.png": png(0)})
     assert open_source(str(tmp_path / "x-*.tar")).splits == ("train", "train", "val")
     assert set(open_source(str(tmp_path / "x-train-*.tar")).splits) == {""}
+    for name in ("trainset-0", "TestSet-0"):
+        write(tmp_path / f"z-{name}.tar", {f"{name}.png": png(0)})
+    assert set(open_source(str(tmp_path / "z-*.tar")).splits) == {"train", "test"}
 
 
 def test_a_name_that_is_not_utf8(tmp_path):

@@ -197,7 +197,12 @@ def open_hdf5(path: Path, key: str | None = None) -> Source:
         found: dict[str, Any] = {}
         _find(file, found)
         arrays = {name: item for name, item in found.items() if isinstance(item, h5py.Dataset)}
-        notices: list[str] = []
+        notices = [
+            f"attribute {word!r} of {name or 'the file'} is not read; store it as an array of that name"
+            for name, item in (("", file), *arrays.items())
+            for word in ("labels", "splits", "split")
+            if word in item.attrs
+        ]
 
         def read(name: str) -> Any:
             item = found[name]

@@ -22,6 +22,7 @@ from vdvae_repr.data.names import (
     is_hidden,
     is_missing,
     left_out,
+    like_split,
     look_alikes,
     names_from_paths,
     natural_key,
@@ -260,8 +261,8 @@ def _split_by_shard(images: Sequence[_Member], names: PathNames) -> PathNames:
     """Give members the split of their shard, where members tell none and the shards several."""
     of_tar, said = {}, []
     for tar in {member.tar for member in images}:
-        word = next((word for word in re.split(r"[^A-Za-z]+", tar.stem) if split_of(word)), "")
-        of_tar[tar] = split_of(word) or ""
+        word = next((word for word in re.split(r"[^A-Za-z]+", tar.stem) if like_split(word)), "")
+        of_tar[tar] = like_split(word) or ""
         said.append(word)
     if any(names.splits) or len(set(of_tar.values())) < 2:
         return names
