@@ -529,12 +529,14 @@ def _zeros_at_the_end(content: Path | bytes, image: Image.Image) -> int:
         end = b""
     if end is None:
         return 0
-    if isinstance(content, bytes):
-        last = content[-FEW_ZEROS:]
+    file = getattr(image, "fp", None)
+    if isinstance(content, bytes) or file is None:
+        last = (content if isinstance(content, bytes) else content.read_bytes())[-FEW_ZEROS:]
     else:
-        with content.open("rb") as file:
-            file.seek(-min(FEW_ZEROS, file.seek(0, io.SEEK_END)), io.SEEK_END)
-            last = file.read()
+        place = file.tell()
+        file.seek(-min(FEW_ZEROS, file.seek(0, io.SEEK_END)), io.SEEK_END)
+        last = file.read()
+        file.seek(place)
     if len(last) < FEW_ZEROS or last.strip(b"\0"):
         return 0
     whole = content if isinstance(content, bytes) else content.read_bytes()

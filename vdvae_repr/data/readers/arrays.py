@@ -172,7 +172,7 @@ def read_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -
         shape, _, dtype = read_npy_header(file)
         needed = math.prod(shape) * dtype.itemsize
         held = member.file_size - file.tell()
-    if needed > held:
+    if needed != held:
         raise DataError(
             f"{path}: {member.filename}: an array {dtype} {shape} of {needed} bytes, where {held} are there"
         )
@@ -490,9 +490,10 @@ def map_member(path: Path, member: zipfile.ZipInfo) -> NDArray[Any] | None:
         if member.flag_bits & 1:
             return None
         shape, by_column, dtype = read_npy_header(file)
-        if math.prod(shape) * dtype.itemsize > member.file_size - (file.tell() - start):
+        needed, held = math.prod(shape) * dtype.itemsize, member.file_size - (file.tell() - start)
+        if needed != held:
             raise ValueError(
-                f"{member.filename}: an array {dtype} {shape} in {member.file_size} bytes, which are too few"
+                f"{member.filename}: an array {dtype} {shape} of {needed} bytes, where {held} are there"
             )
         if 0 in shape:
             return None

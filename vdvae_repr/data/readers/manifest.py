@@ -77,9 +77,9 @@ def open_manifest(path: Path) -> Source:
             raise DataError(
                 f"{path} line 1: no store can keep a column called {column!r}; rename it"
             )
-        values, line = factor_values([row[place] for row in table.rows], table.separator != ",")
+        values, how = factor_values([row[place] for row in table.rows], table.separator != ",")
         factors[column] = np.array(values)
-        notices += [f"factor {column!r}: {line}"] if line else []
+        notices += [f"factor {column!r}: {how}"] if how else []
     names, unknown = splits_of(splits or [""] * len(ids))
     if splits is not None and not any(names):
         notices.append("the column of splits is empty, so that images belong to no split")
