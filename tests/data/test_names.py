@@ -163,8 +163,8 @@ def test_folders_in_folders_of_their_split():
     found = names_from_paths(["train/train/1", "train/bus/2", "val/train/3"])
     assert found.labels == ["train", "bus", "train"]
     assert found.notices == ("folders called like splits are read as classes: 'train'",)
-    found = names_from_paths(["bullet_train/1", "test_tube/2"])
-    assert found.labels == ["bullet_train", "test_tube"]
+    found = names_from_paths(["bullet_train/1", "test_tube/2", "cat/3"])
+    assert found.labels == ["bullet_train", "test_tube", "cat"]
     assert "are read as classes: 'bullet_train', 'test_tube'" in found.notices[0]
 
 

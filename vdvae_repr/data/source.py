@@ -719,7 +719,8 @@ def _decode(image: Image.Image) -> bool:
     try:
         if limit is not None and image.width * image.height > limit:
             raise DataError(_too_large())
-        if 2 in np.ravel(getattr(image, "tag_v2", {}).get(339, 1)):  # SampleFormat
+        signed = 2 in np.ravel(getattr(image, "tag_v2", {}).get(339, 1))  # SampleFormat
+        if signed and image.mode[0] not in "IF":  # of 8 bits, which Pillow reads as unsigned
             raise DataError(
                 "expected pixels from 0, found a TIFF of signed numbers; save it as unsigned"
             )

@@ -199,7 +199,7 @@ def test_a_label_that_images_share_is_said(tmp_path):
     assert labels(source) == ["7", "7"]
     assert "2 images share the label of a sample with others" in source.notices[1]
     members = {"x.png": png(0), "x.cls": b"1", "x.y.png": png(0), "x.y.cls": b"2"}
-    assert labels(open_source(write(tmp_path / "s.tar", members))) == ["2", "1"]
+    assert labels(open_source(write(tmp_path / "s.tar", members))) == ["1", "2"]
 
 
 def test_a_tar_that_may_not_be_whole_is_refused(tmp_path):

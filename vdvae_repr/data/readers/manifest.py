@@ -34,7 +34,8 @@ def open_manifest(path: Path) -> Source:
     table = read_table(path, "file")
     ids, splits = table["file"], table.column("split")
     notices = list(_about_columns(table.columns))
-    if splits is None and (called := _column_of_splits(table)) is not None:
+    called = _column_of_splits(table) if splits is None else None
+    if called is not None:
         splits = table.column(called.casefold())
         notices.append(f"splits are read from column {called!r}")
     if splits is None:
@@ -79,7 +80,7 @@ def open_manifest(path: Path) -> Source:
             )
         values, how = factor_values([row[place] for row in table.rows], table.separator != ",")
         factors[column] = np.array(values)
-        notices += [f"factor {column!r}: {how}"] if how else []
+        notices += [f"factor {column!r}: {how}"] if how and column != called else []
     names, unknown = splits_of(splits or [""] * len(ids))
     if splits is not None and not any(names):
         notices.append("the column of splits is empty, so that images belong to no split")
