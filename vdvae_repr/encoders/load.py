@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +94,16 @@ def as_encoder(model: VDVAE | Encoder) -> Encoder:
     )
 
 
-def random_twin(config_json: str, weights_sha256: str, seed: int) -> Encoder:
+def random_twin(
+    config_json: str, weights_sha256: str, seed: int, layers: Sequence[str] = ()
+) -> Encoder:
     """Return the architecture of a store's model with random weights.
 
     Args:
         config_json: the store's attribute `config`.
         weights_sha256: the store's attribute of that name, by which a `TorchEncoder` is found again.
         seed: of the weights.
+        layers: names of the store's, which a `TorchEncoder` must have.
 
     Raises:
         CheckpointError: a network that is not at hand, or that cannot be initialised anew.
@@ -116,7 +120,7 @@ def random_twin(config_json: str, weights_sha256: str, seed: int) -> Encoder:
         return timm.random_timm(name.removeprefix(timm.PREFIX), seed)
     if name.startswith(facenet.PREFIX):
         return facenet.random_facenet(name.removeprefix(facenet.PREFIX), seed)
-    known = known_encoder(weights_sha256)
+    known = known_encoder(weights_sha256, layers)
     if known is None:
         raise CheckpointError(
             f"{name}: a store holds no network, so random-init needs its vr.TorchEncoder in this session"
