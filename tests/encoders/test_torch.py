@@ -430,7 +430,8 @@ def test_the_identity_of_a_network_is_the_same_in_every_session(tmp_path):
             check=True,
             capture_output=True,
             text=True,
-            env=os.environ | {"PYTHONHASHSEED": seed},
+            env=os.environ
+            | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(vr.__file__).parents[1])},
         ).stdout
         for seed in ("1", "2")
     }
@@ -455,7 +456,7 @@ def test_encoders_of_one_network_with_other_layers_each_have_their_random_twin(p
     for encoder in encoders:
         stores.append(vr.extract(encoder, people(4), tmp_path / f"{len(stores)}.h5"))
     for store, layer in zip(stores, ("conv", "head"), strict=True):
-        rows = vr.run_task("face_id", store, heads=["knn"])
+        rows = vr.run_task("face_id", store, heads=["nearest-neighbor"])
         assert layer in {row.layer for row in rows if row.model == "random-init"}
 
 

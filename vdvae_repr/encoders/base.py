@@ -657,8 +657,8 @@ def checked_state(
         classifiers: names of the classifier's modules in the checkpoint.
 
     Raises:
-        CheckpointError: names the first parameters that are missing, of another shape, or no part of the
-            network.
+        CheckpointError: names the first parameters that are missing, of another shape, not of real numbers,
+            or no part of the network.
     """
     expected = net.state_dict()
     required = [key for key in expected if not key.endswith("num_batches_tracked")]
@@ -701,7 +701,21 @@ def checked_state(
             raise CheckpointError(
                 f"{where}: {key} is {tuple(inside[key].shape)}, expected {tuple(expected[key].shape)}"
             )
+        if _kind(inside[key]) != _kind(expected[key]):
+            raise CheckpointError(
+                f"{where}: {key} holds {_kind(inside[key])}, expected {_kind(expected[key])}; "
+                "save the weights as they were trained, in float32 or float16"
+            )
     return {key: inside.get(key, expected[key]) for key in expected}
+
+
+def _kind(value: Tensor) -> str:
+    """Return what kind of numbers a tensor holds, in words."""
+    if value.is_complex():
+        return "complex numbers"
+    if value.dtype == torch.bool:
+        return "truth values"
+    return "real numbers" if value.is_floating_point() else "whole numbers"
 
 
 def named_failure(name: str, error: Exception) -> CheckpointError:

@@ -130,8 +130,8 @@ def read_start(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], int]:
     """
     if not isinstance(path, str | os.PathLike):
         raise CheckpointError(f"init_from: expected a name or a file, found {type(path).__name__}")
-    start, path = str(path), Path(path)
-    if start in packaged_names() or not path.is_file():
+    start, path = path, Path(path)
+    if start in packaged_names() or not path.is_file():  # a Path is no name
         model = load(start)
         if not isinstance(model, VDVAE):
             raise CheckpointError(f"{start}: expected the weights of a VDVAE to start from")

@@ -59,6 +59,7 @@ class RunOptions:
     probe_every: int = 0
     probe_data: str | dict[str, Any] | None = None
     probe_layers: str | Sequence[str] = "all"
+    init_from: str | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without a model."""
@@ -83,7 +84,12 @@ class RunOptions:
             whole_number("recompute", resolution, 1)
 
 
-UNCHANGED = ("crop", "precision", "on_error")  # options that a resumed run cannot change
+UNCHANGED = (
+    "crop",
+    "precision",
+    "on_error",
+    "init_from",
+)  # options that a resumed run cannot change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,11 +194,12 @@ def make_plan(
     if "train" not in given:
         raise ConfigError(f"{where}: no [train] table, so no recipe; {_trainable()}")
     chosen = RunOptions(**{"name": name} | given_options)
-    if out is not None and (not isinstance(out, str | os.PathLike) or not str(out)):
+    if out is not None and (not isinstance(out, str | os.PathLike) or not str(out).strip()):
         raise ConfigError(f"out: expected a folder, found {shown(out)}")
     out = Path(out or folder or Path("runs") / chosen.name)
     if not (resume and (out / "config.toml").is_file()):
         refuse_strangers(out)
+        _refuse_idle_options(chosen, given_options)
         return Plan(out=out, tables=given, options=chosen, preset_values=preset_values)
     kept = read_run(out)
     if kept.older:
@@ -201,10 +208,12 @@ def make_plan(
         given["train"].pop("ema_warmup", None)  # a default of today, no wish
     if not kept.older:
         _refuse_other_options(kept, given_options)
+    chosen = replace(kept.options, **given_options)
+    _refuse_idle_options(chosen, given_options)
     return replace(
         kept,
         tables=_merged(kept, given, set_now=set(values), may_differ={*values, *named}),
-        options=replace(kept.options, **given_options),
+        options=chosen,
         preset_values=preset_values | dict(kept.preset_values),
     )
 
@@ -271,6 +280,19 @@ def _refuse_other_options(kept: Plan, given: Mapping[str, Any]) -> None:
             raise TrainingError(
                 f"{kept.out}: was trained with another {key}, {before}, found {given[key]}; leave it out to "
                 "go on, or choose another out"
+            )
+
+
+def _refuse_idle_options(options: RunOptions, given: Mapping[str, Any]) -> None:
+    """Refuse options that would do nothing.
+
+    Raises:
+        ConfigError: what a probe reads, where none is asked for.
+    """
+    for key in ("probe_data", "probe_layers"):
+        if key in given and not options.probe_every:
+            raise ConfigError(
+                f"{key}: expected probe_every=1000, or another number, with it, found 0"
             )
 
 
