@@ -141,7 +141,8 @@ class RandomTwin:
             Storage(pool=info.pool, mirror=info.mirror, images=False),
             layers=list(self._layers),
             features=list(self._features),
-            precision=info.precision or "fp32",
+            # TF32 is of GPUs, and this runs on the CPU.
+            precision="bf16" if info.precision == "bf16" else "fp32",
         )
 
     def columns(self, spec: LayerSpec, feature: str, pool: str | None, mirrored: bool) -> Columns:

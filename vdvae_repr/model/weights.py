@@ -46,7 +46,7 @@ from vdvae_repr.model.vdvae import VDVAE, on_meta
 FORMAT = "vdvae-repr/1"
 WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
 RAW_ENDING, EMA_ENDING = "-model.th", "-model-ema.th"
-NAME_IT = "name the architecture with --preset, a preset's name or a TOML"
+NAME_IT = "name the architecture with preset=NAME, a preset's name or a TOML"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 HEAD_BYTES = 512  # of a file, enough to tell what it is
 MOST_HEADER = 2**24  # bytes, of a safetensors file; those of 10,000 tensors have less than 2 MB
