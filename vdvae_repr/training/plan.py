@@ -199,7 +199,6 @@ def make_plan(
     out = Path(out or folder or Path("runs") / chosen.name)
     if not (resume and (out / "config.toml").is_file()):
         refuse_strangers(out)
-        _refuse_idle_options(chosen, given_options)
         return Plan(out=out, tables=given, options=chosen, preset_values=preset_values)
     kept = read_run(out)
     if kept.older:
@@ -208,12 +207,10 @@ def make_plan(
         given["train"].pop("ema_warmup", None)  # a default of today, no wish
     if not kept.older:
         _refuse_other_options(kept, given_options)
-    chosen = replace(kept.options, **given_options)
-    _refuse_idle_options(chosen, given_options)
     return replace(
         kept,
         tables=_merged(kept, given, set_now=set(values), may_differ={*values, *named}),
-        options=chosen,
+        options=replace(kept.options, **given_options),
         preset_values=preset_values | dict(kept.preset_values),
     )
 
@@ -280,19 +277,6 @@ def _refuse_other_options(kept: Plan, given: Mapping[str, Any]) -> None:
             raise TrainingError(
                 f"{kept.out}: was trained with another {key}, {before}, found {given[key]}; leave it out to "
                 "go on, or choose another out"
-            )
-
-
-def _refuse_idle_options(options: RunOptions, given: Mapping[str, Any]) -> None:
-    """Refuse options that would do nothing.
-
-    Raises:
-        ConfigError: what a probe reads, where none is asked for.
-    """
-    for key in ("probe_data", "probe_layers"):
-        if key in given and not options.probe_every:
-            raise ConfigError(
-                f"{key}: expected probe_every=1000, or another number, with it, found 0"
             )
 
 

@@ -151,6 +151,11 @@ def train(
             "init_from": _place(init_from),
         },
     )  # fmt: skip
+    for key, value in (("probe_data", probe_data), ("probe_layers", probe_layers)):
+        if value is not None and not plan.options.probe_every:
+            raise ConfigError(
+                f"{key}: expected probe_every=1000, or another number, with it, found 0"
+            )
     accelerator = _accelerator(device, plan.options.log_with, plan.out)
     say = progress if accelerator.is_main_process else lambda line: None
     for line in notices:
