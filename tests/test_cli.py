@@ -1,4 +1,5 @@
 import errno
+import logging
 import shutil
 import signal
 import subprocess
@@ -85,6 +86,7 @@ def test_any_error_is_one_line_and_exit_2(error, expected, monkeypatch, capsys):
 
     monkeypatch.setattr(vr, "open", fail)
     monkeypatch.setattr(sys, "argv", ["vdvae-repr", "store", "info", "s.h5"])
+    monkeypatch.setattr(logging, "lastResort", logging.lastResort)
     monkeypatch.delenv("VDVAE_REPR_DEBUG", raising=False)
     with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
         main()
@@ -95,6 +97,30 @@ def test_any_error_is_one_line_and_exit_2(error, expected, monkeypatch, capsys):
     monkeypatch.setenv("VDVAE_REPR_DEBUG", "1")
     with warnings.catch_warnings(), pytest.raises(type(error)):
         main()
+
+
+def test_what_is_logged_is_lines_too(monkeypatch, capsys):
+    """And an error that is no Exception, as a library written in Rust raises, is one line."""
+
+    class Panic(BaseException):
+        pass
+
+    def fail(path):
+        logging.getLogger("vdvae_repr.training").warning("%s is damaged", "a\x1b[2J")
+        raise Panic("rust")
+
+    monkeypatch.setattr(vr, "open", fail)
+    monkeypatch.setattr(logging, "lastResort", None)
+    monkeypatch.setattr(logging.getLogger("vdvae_repr"), "propagate", False)  # to pytest's handlers
+    monkeypatch.setattr(sys, "argv", ["vdvae-repr", "store", "info", "s.h5"])
+    monkeypatch.delenv("VDVAE_REPR_DEBUG", raising=False)
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        r"vdvae-repr: a\x1b[2J is damaged",
+        "vdvae-repr: unexpected Panic: rust; --debug shows where",
+    ]
 
 
 def test_a_closed_pipe_is_one_line(tiny, images, tmp_path):

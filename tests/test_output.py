@@ -280,6 +280,14 @@ def test_pictures_follow_no_link_out_of_the_folder(tmp_path):
         picture_paths(("p/a",), tmp_path / "out")
 
 
+def test_a_file_in_the_way_of_a_folder_is_told_before_a_model_is_loaded(store, tmp_path):
+    (tmp_path / "d").touch()
+    _, error = command("decode", store.path, "--model", "nowhere", "--out", tmp_path / "d")
+    assert "d: is in the way of a folder" in error
+    with pytest.raises(vr.StoreError, match="d: is in the way of a folder"):
+        picture_paths(("d/a", "b"), tmp_path)
+
+
 # Types
 
 

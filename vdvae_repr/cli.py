@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import io
+import logging
 import os
 import platform
 import re
@@ -845,11 +846,20 @@ def _show_warning(
             _log(text)
 
 
+class _LogLines(logging.Handler):
+    """Prints what is logged, by this package or another, line by line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for line in record.getMessage().splitlines():
+            _log(f"{record.name.partition('.')[0].replace('_', '-')}: {line}")
+
+
 def main() -> None:
     """Run the command line; errors become one line and an exit code, warnings of the package a line."""
     warnings.showwarning = _show_warning
     # Pillow's warnings: of images that are too large an error follows, of tags nothing is lost.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.lastResort = _LogLines(logging.WARNING)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal's encoding lacks is escaped
             stream.reconfigure(errors="backslashreplace")
@@ -867,7 +877,9 @@ def main() -> None:
                 raise BrokenPipeError(errno.EPIPE, "Broken pipe") from stopped
             sys.stdout.flush()
             raise
-    except Exception as error:
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # what a library written in Rust raises is no Exception
         if os.environ.get("VDVAE_REPR_DEBUG"):
             raise
         if isinstance(error, BrokenPipeError):  # nothing is left that Python could flush at its end
@@ -928,7 +940,7 @@ def _options() -> dict[str, str]:
     return found
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """Return what happened and what to do, in one line."""
     if isinstance(error, VDVAEReprError):
         return in_options(str(error))
@@ -938,7 +950,7 @@ def _told(error: Exception) -> str:
         where = f"{error.filename}: " if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         return f"{where}{error.strerror}; {'make room, or ' if full else ''}choose another --out"
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return (
             "out of memory; take fewer images at once (--batch-size), fewer layers, or --pool avg"
         )

@@ -1,7 +1,9 @@
 """The commands that are tried, what stood in their place before, and how their results are read."""
 
 import hashlib
+import io
 import json
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -87,14 +89,32 @@ def digest(*arrays: Any) -> str:
     return sha.hexdigest()
 
 
-def write_images(folder: Path, seed: int = 0, only: slice = slice(None)) -> None:
-    """Write small pictures of one size in four class folders."""
-    rng = np.random.default_rng(seed)
-    pixels = rng.integers(0, 256, (IMAGES, 16, 16, 3), dtype=np.uint8)
-    for index in range(IMAGES)[only]:
-        path = folder / f"p{index % 4}" / f"{index:02d}.ppm"
+def write_images(folder: Path, replaced: slice = slice(0), kind: str = "folder") -> Path:
+    """Write small pictures of one size, in four class folders, a tar of them, or an array; return where.
+
+    Those `replaced` are others than without it, and what they stand in is as large as it was.
+    """
+    pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 16, 16, 3), dtype=np.uint8)
+    others = np.random.default_rng(1).integers(0, 256, pixels.shape, dtype=np.uint8)
+    pixels[replaced] = others[replaced]
+    names = [f"p{index % 4}/{index:02d}.ppm" for index in range(IMAGES)]
+    contents = [b"P6\n16 16\n255\n" + image.tobytes() for image in pixels]
+    if kind == "array":
+        np.save(folder / "images.npy", pixels)
+        return folder / "images.npy"
+    if kind == "tar":
+        with tarfile.open(folder / "images.tar", "w") as archive:
+            for name, content in zip(names, contents, strict=True):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+        return folder / "images.tar"
+    for name, content in zip(names, contents, strict=True):
+        path = folder / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"P6\n16 16\n255\n" + pixels[index].tobytes())
+        if not path.exists() or path.read_bytes() != content:
+            path.write_bytes(content)
+    return folder / "images"
 
 
 def store_values(path: Path) -> Result:
@@ -227,7 +247,7 @@ def cases(base: Path) -> list[Case]:
 def make_base(base: Path) -> None:
     """Make the images, model, store and matrix that the commands read."""
     empty(base)
-    write_images(base / "images")
+    write_images(base)
     (base / "tiny.toml").write_text(MODEL)
     train = ["train", "tiny.toml", "--data", "images", "--out", "model", "--set", "train.seed=1"]
     extract = [

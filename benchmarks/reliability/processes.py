@@ -10,6 +10,7 @@ import pickle
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from vdvae_repr.errors import VDVAEReprError
 from vdvae_repr.latents import extract as extraction
 
 LIMIT = 120  # seconds, after which a command hangs
+LOGS = Path(tempfile.gettempdir())  # not where a disk is full
 PART = 6  # images of a part, so that a small store has several
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
@@ -62,7 +64,8 @@ class Command:
         setup: Callable[[], object] = lambda: None,
         environment: dict[str, str] | None = None,
     ) -> None:
-        self.log = folder.parent / f"{folder.name}.{time.monotonic_ns()}.log"
+        self.log = LOGS / f"reliability-{os.getpid()}-{time.monotonic_ns()}.log"
+        self.log.touch()  # a child may be killed before it gets there
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()

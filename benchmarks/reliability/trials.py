@@ -1,5 +1,6 @@
 """The tries: each breaks something at random, looks at what is left, and runs the command again."""
 
+import os
 import random
 import resource
 import shutil
@@ -27,6 +28,7 @@ from commands import (
 from processes import Command, Ended, Failure, at_change, counting, empty, in_child
 
 import vdvae_repr as vr
+from vdvae_repr.latents import extract as extraction
 
 COUNTS = ("lost", "stale", "wrong", "tracebacks")
 
@@ -158,18 +160,33 @@ def kills(bench: Bench, case: Case, tries: int, number: signal.Signals) -> Row:
 
 
 @contextmanager
-def disk(folder: Path, size: int) -> Iterator[bool]:
-    """Make a folder a file system of its own of that many bytes; False where none may be mounted."""
+def disk(folder: Path) -> Iterator[bool]:
+    """Make a folder a file system of its own; False where none may be mounted."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={max(size, 4096)}", "tmpfs", str(folder)]
-    mounted = shutil.which("mount") is not None
-    mounted = mounted and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    mounted = shutil.which("mount") is not None and mount("-t", "tmpfs", "tmpfs", str(folder))
     try:
         yield mounted
     finally:
         if mounted:
             subprocess.run(["umount", str(folder)], check=True)
+
+
+def mount(*arguments: str) -> bool:
+    """Mount, or mount again; it fails now and then where another process mounts at the same time."""
+    for _ in range(20):
+        if not subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode:
+            return True
+        if os.geteuid():
+            return False
+        time.sleep(0.1)
+    return False
+
+
+def resize(folder: Path, size: int) -> None:
+    """Give a file system another size, in bytes."""
+    if not mount("-o", f"remount,size={max(size, 4096)}", str(folder)):  # 0 is no limit
+        raise SystemExit(f"{folder}: cannot be given a size of {size}")
 
 
 def no_larger_file(size: int) -> Callable[[], None]:
@@ -197,14 +214,14 @@ def full_disks(bench: Bench, case: Case, tries: int) -> Row:
     for _ in range(tries):
         row.tried += 1
         place = bench.folder / "disk"
-        with disk(place, 2**30) as mounted:
+        with disk(place) as mounted:
             folder = Path(shutil.copytree(before, place / "try"))
             if mounted:
-                room = used(folder) + bench.rng.randrange(4096, used(after))
-                options = ["-o", f"remount,size={room}"]
-                subprocess.run(["mount", *options, str(place)], check=True)
+                more = bench.rng.choice((0, bench.rng.randrange(4096, used(after))))
+                room = used(folder) + more
+                resize(place, room)
                 ended = Command(case.arguments, folder, environment={"TMPDIR": "/tmp"}).wait()
-                subprocess.run(["mount", "-o", "remount,size=1g", str(place)], check=True)
+                resize(place, 2**30)
             else:
                 limit = no_larger_file(bench.rng.randrange(0, used(after) // 2))
                 ended = Command(case.arguments, folder, limit).wait()
@@ -369,13 +386,14 @@ def replaced(bench: Bench, layout: str, tries: int) -> list[Row]:
 
 def _replace_once(bench: Bench, row: Row, layout: str, when: str) -> None:
     folder = bench.fresh()
-    write_images(folder / "images")
+    kind = bench.rng.choice(("folder", "folder", "tar", "array"))
+    data = write_images(folder, kind=kind)
     arguments = [
         "extract",
         "--model",
         str(bench.base / "model"),
         "--data",
-        "images",
+        data.name,
         "--layer",
         "1x1",
     ]
@@ -384,11 +402,11 @@ def _replace_once(bench: Bench, row: Row, layout: str, when: str) -> None:
     others = slice(start, start + bench.rng.randint(1, 4))
     command = Command([*arguments, "s.h5"], folder, slowly)
     if when != "after a run":
-        time.sleep(bench.rng.uniform(0, 0.7))
+        time.sleep(bench.rng.uniform(0, 1))
     if when == "after a kill":
         command.send(signal.SIGKILL)
     ended = command.wait() if when != "during a run" else None
-    write_images(folder / "images", seed=1, only=others)
+    replace_images(folder, kind, others, keep_times=bench.rng.random() < 0.5)
     ended = ended or command.wait()
     if ended.crashed:
         row.fail("tracebacks", ended)
@@ -404,7 +422,9 @@ def _replace_once(bench: Bench, row: Row, layout: str, when: str) -> None:
         elif ended.code == 0:
             found = in_child(partial(checked_store, "s.h5", folder)).values()
             if list(found) != [truth]:
-                row.fail("stale", f"{how}, images {others.start} to {others.stop - 1}: exit 0")
+                row.fail(
+                    "stale", f"{how}, {kind}, images {others.start} to {others.stop - 1}: exit 0"
+                )
 
     if when == "during a run":
         row.hit += ended.code == 2
@@ -418,17 +438,25 @@ def _replace_once(bench: Bench, row: Row, layout: str, when: str) -> None:
     judge("--overwrite", anew)
 
 
+def replace_images(folder: Path, kind: str, replaced: slice, keep_times: bool) -> None:
+    """Replace images; with the times that their files had, as tools that copy with times may leave them."""
+    files = [path for path in folder.rglob("*") if path.suffix in (".ppm", ".tar", ".npy")]
+    before = {path: path.stat() for path in files}
+    write_images(folder, replaced, kind)
+    if keep_times:
+        for path, status in before.items():
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 def slowly() -> None:
     """Setup: images take a little time to read, so that what happens can happen between two."""
-    from vdvae_repr.data.source import Source
+    read = extraction.read_images
 
-    read = Source.read_image if hasattr(Source, "read_image") else Source.__getitem__
-
-    def wait(self: Source, *arguments: object) -> object:
+    def wait(*arguments: object) -> object:
         time.sleep(0.02)
-        return read(self, *arguments)
+        return read(*arguments)
 
-    setattr(Source, read.__name__, wait)
+    extraction.read_images = wait
 
 
 def replaced_under_training(bench: Bench, tries: int) -> Row:
@@ -437,11 +465,11 @@ def replaced_under_training(bench: Bench, tries: int) -> Row:
     for _ in range(tries):
         row.tried += 1
         folder = bench.fresh()
-        write_images(folder / "images")
+        write_images(folder)
         train = ["train", str(bench.base / "tiny.toml"), "--data", "images", "--out", "run"]
         Command([*train, "--set", "train.steps=2"], folder).wait()
         start = bench.rng.randrange(20)
-        write_images(folder / "images", seed=1, only=slice(start, start + 2))
+        replace_images(folder, "folder", slice(start, start + 2), keep_times=False)
         ended = Command([*train, "--set", "train.steps=6", "--resume"], folder).wait()
         row.hit += ended.code == 2
         if ended.crashed:

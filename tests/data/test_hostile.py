@@ -149,7 +149,7 @@ def test_pixels_that_were_never_written_are_no_black_images(tmp_path, refused):
     assert "images: 3 chunks of (1, 8, 9, 3) were never written" in line
 
 
-def test_hdf5_that_claims_too_much(tmp_path, refused):
+def test_hdf5_that_claims_too_much(tmp_path, monkeypatch, refused):
     def write(name, shape, chunks, kind=np.uint8):
         with h5py.File(tmp_path / "a.h5", "w") as file:
             file["images" if name != "images" else "other"] = IMAGES
@@ -162,6 +162,10 @@ def test_hdf5_that_claims_too_much(tmp_path, refused):
     refused("a.h5", "expected images of .* bytes and .* pixels at most")
     write("labels", (2**40,), (64,), np.int64)
     refused("a.h5", "labels int64 .* is too large; expected one value an image")
+    monkeypatch.setattr(arrays, "COLUMN_BYTES", 2**16)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"], file["labels"] = np.zeros((600, 8, 8), np.uint8), ["x" * 200] * 600
+    refused("a.h5", "labels object .* is too large; expected one value an image")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         nested = file
         for _ in range(60):  # each group holds the next twice: 2**60 paths

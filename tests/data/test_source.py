@@ -281,3 +281,19 @@ def test_more_pixels_can_be_allowed(tmp_path, monkeypatch):
     monkeypatch.setenv("VDVAE_REPR_MAX_PIXELS", "many")
     with pytest.raises(DataError, match="VDVAE_REPR_MAX_PIXELS: expected a number"):
         open_source(tmp_path)
+
+
+def test_a_checksum_is_of_the_file_and_of_the_pixels_where_there_is_none(tmp_path):
+    source = write(tmp_path)
+    assert source.checksums_are_of == source.select([4, 1]).checksums_are_of == "files"
+    some, kept = source.select([4, 1]).with_checksums()
+    assert kept.tolist() == [0, 0]
+    some.load(0)
+    assert kept.tolist() == [source.checksum(4), 0]
+    assert len({source.checksum(i) for i in range(6)}) == 6
+    array = Source(
+        name="a", ids=("x",), reader=lambda i: np.full((2, 2, 3), 7, np.uint8), labels=np.zeros(1)
+    )
+    assert (array.checksums_are_of, array.state()) == ("pixels", None)
+    content = bytes([7] * 12)
+    assert array.checksum(0) == zlib.crc32(content) << 32 | 12

@@ -17,7 +17,7 @@ from vdvae_repr.data.source import Source
 from vdvae_repr.latents import extract as module
 from vdvae_repr.latents.format import seal
 
-FLIPS = int(os.environ.get("VDVAE_REPR_FLIPS", "40"))  # of each layout; by hand: 1000
+FLIPS = int(os.environ.get("VDVAE_REPR_FLIPS", "25"))  # of each layout; by hand: 1000
 DAMAGE = Path(__file__).with_name("damage.py")
 
 

@@ -214,7 +214,7 @@ def test_an_architecture_is_named_by_a_toml_or_a_configuration(tiny, tmp_path, m
             loaded = vr.load(path, preset=preset)
             assert weights.weights_sha256(loaded) == weights.weights_sha256(tiny)
         with pytest.raises(
-            vr.CheckpointError, match=r"another.*(with preset=NAME|of other weights)"
+            vr.CheckpointError, match=r"another architecture.*with preset=NAME|of other weights"
         ):
             vr.load(path, preset="cifar10")
 

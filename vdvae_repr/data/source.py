@@ -13,6 +13,7 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -211,8 +212,7 @@ class Source(Dataset[Image.Image]):
         try:
             image = self.reader(index)
             if isinstance(image, Image.Image):
-                several = image.format in ANIMATED and getattr(image, "is_animated", False)
-                _decode(image)
+                several = _decode(image)
         except DataError as error:
             raise DataError(f"{self.ids[index]}: {error}") from error
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -656,16 +656,24 @@ def what_it_is(content: Path | bytes) -> str:
     return next((what for magic, what in _MAGIC.items() if start.startswith(magic)), "")
 
 
-def _decode(image: Image.Image) -> None:
-    """Decode now, and close the file whether that works or not."""
+def _decode(image: Image.Image) -> bool:
+    """Decode now, and close the file whether that works or not; return whether it holds several pictures."""
     limit = Image.MAX_IMAGE_PIXELS
+    several = image.format in ANIMATED and bool(getattr(image, "is_animated", False))
+    file = getattr(image, "fp", None)
     try:
         if limit is not None and image.width * image.height > limit:
             raise DataError(_too_large())
         _load(image)
+        if several:
+            with suppress(Exception):  # a tag of a wrong type may make Pillow raise anything
+                image.getexif()  # is kept, as a TIFF's is read from the file
+        if file is not None:  # which Pillow leaves open where there may be other pictures
+            file.close()
     except BaseException:
         image.close()
         raise
+    return several
 
 
 def _load(image: Image.Image) -> None:

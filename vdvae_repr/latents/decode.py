@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -170,7 +171,11 @@ def picture_paths(ids: Sequence[str], folder: str | Path) -> dict[str, Path]:
             tries = chain([f"{name}.png"], (f"{name} ({number}).png" for number in count(2)))
             names[image_id] = next(free for free in tries if free not in taken)
             taken.add(names[image_id])
-    for parent in {(folder / name).parent for name in names.values()}:
+    parents = {(folder / name).parent for name in names.values()}
+    for parent in sorted(parents | {folder}):
+        for path in (parent, *parent.parents):
+            if os.path.lexists(path) and not path.is_dir():
+                raise StoreError(f"{path}: is in the way of a folder; choose another path")
         if not parent.resolve().is_relative_to(folder.resolve()):
             raise StoreError(f"{parent}: leads out of {folder}; choose another path")
     return {image_id: folder / names[image_id] for image_id in ids}

@@ -102,7 +102,8 @@ def extract(
 
     Raises:
         DataError, LayerError: bad source or selector, no workers. TypeError: an unknown option.
-        ConfigError: an option's number. StoreError: an option's word; the output exists, is no store, is being written by another process,
+        ConfigError: an option's number.
+        StoreError: an option's word; the output exists, is no store, is being written by another process,
             belongs to another extraction, does not fit on the disk, or cannot be written; a value that is
             not finite or that float16 cannot hold; an id or factor that no store can hold; images that have
             been replaced since the store was made, or while they were read.

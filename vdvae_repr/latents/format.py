@@ -277,10 +277,14 @@ def refuse_broken_trailer(path: Path) -> None:
     Who changes a file through HDF5 removes the trailer.
     """
     with path.open("rb") as file:
+        head = file.read(36)
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - len(TRAILER) - 40))
         end = file.read()
-        if not end.endswith(TRAILER) or size < len(end) or len(end) < len(TRAILER) + 40:
+        if not end.endswith(TRAILER) or len(end) < len(TRAILER) + 40:
+            ours = head.startswith(HDF5_SIGNATURE) and head[8:9] in (b"\2", b"\3")
+            if ours and _end_of_hdf5(head) < size:  # a trailer had begun there
+                raise StoreError(f"{path}: not a readable latent store (its end is missing)")
             return
         count = int.from_bytes(end[:8], "little")
         start = size - len(end) - 16 * count

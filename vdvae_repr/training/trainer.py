@@ -36,7 +36,9 @@ from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.model.weights import packaged_names, save
 from vdvae_repr.training.checkpoints import (
+    announce_checkpoint,
     checkpoint_steps,
+    is_announced,
     prune,
     read_newest,
     read_start,
@@ -465,9 +467,6 @@ class _Run:
                 "failure": failure,
                 **self.identity,
             }
-            folder = self.out / "checkpoints"
-            write_checkpoint(folder, optimisation.step, optimisation.tensors(), state)
-            prune(folder, optimisation.step, self.recipe.keep_last, self.recipe.keep_every)
             record = {
                 "config": self.config.to_toml(),
                 "data": self.source.name,
@@ -480,7 +479,13 @@ class _Run:
                 "images_held_back": len(self.watch.held),
                 **row,
             }
+            # The model first: a run that is killed between the two goes on from the checkpoint before, and
+            # one whose last checkpoint is there is finished.
+            folder = self.out / "checkpoints"
+            announce_checkpoint(folder, optimisation.step)
             save(optimisation.average, self.out / "model.safetensors", record=record)
+            write_checkpoint(folder, optimisation.step, optimisation.tensors(), state)
+            prune(folder, optimisation.step, self.recipe.keep_last, self.recipe.keep_every)
         self.accelerator.wait_for_everyone()
 
     def _stuck(self, norm: float, finite: bool) -> str:
@@ -588,7 +593,7 @@ def _find_checkpoint(
         TrainingError: a run is there that is not to be resumed, or that cannot be.
     """
     if not checkpoint_steps(out / "checkpoints"):
-        if (out / "model.safetensors").exists():
+        if (out / "model.safetensors").exists() and not is_announced(out / "checkpoints"):
             raise TrainingError(
                 f"{out}: holds the model of a run and no checkpoints to go on from; choose another path"
             )

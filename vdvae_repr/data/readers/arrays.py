@@ -203,11 +203,7 @@ def open_hdf5(path: Path, key: str | None = None) -> Source:
             if name.rpartition("/")[2] in ("labels", "splits", "split", "class_names") or (
                 name.endswith("_labels")
             ):
-                if item.size * item.dtype.itemsize > COLUMN_BYTES:
-                    raise DataError(
-                        f"{path}: {name} {item.dtype} {item.shape} is too large; expected one value an image"
-                    )
-                return item[()]
+                return _read_column(path, name, item)
             if item.ndim == 0:
                 raise DataError(f"{path}: {name} is a single value; expected images (N, H, W, 3)")
             if item.chunks and math.prod(item.chunks) * item.dtype.itemsize > CHUNK_BYTES:
@@ -225,6 +221,25 @@ def open_hdf5(path: Path, key: str | None = None) -> Source:
         listed = [_described(arrays, name) for name in arrays]
         listed += [f"{n} ({item})" for n, item in found.items() if n not in arrays and "/" not in n]
         return _source_of(path, _Lazy(found, read), key, listed, notices)
+
+
+def _read_column(path: Path, name: str, item: h5py.Dataset) -> NDArray[Any]:
+    """Return labels, splits or class names; texts some rows at a time, as many may share one long text.
+
+    Raises:
+        DataError: they take more than `COLUMN_BYTES`.
+    """
+    taken, blocks = item.size * item.dtype.itemsize, []
+    if taken <= COLUMN_BYTES and (item.dtype.kind != "O" or item.ndim == 0 or item.size == 0):
+        return np.asarray(item[()])
+    for start in range(0, len(item), 256):
+        if taken > COLUMN_BYTES:
+            raise DataError(
+                f"{path}: {name} {item.dtype} {item.shape} is too large; expected one value an image"
+            )
+        blocks.append(item[start : start + 256])
+        taken += sum(map(len, blocks[-1].ravel()))
+    return np.concatenate(blocks)
 
 
 class _Lazy(Mapping[str, Any]):
