@@ -319,7 +319,10 @@ def probe(
         raise TaskError("--atlas takes every layer of the store; leave --layer and --joint out")
     if train is not None and test is not None:
         latents = test
-        store: Latents = JoinedStore(vr.open(train), vr.open(test))
+        joined = JoinedStore(vr.open(train), vr.open(test))
+        store: Latents = joined
+        for line in joined.notices:
+            _log(line)
     else:
         latents = latents or Path("latents.h5")
         store = vr.open(latents)

@@ -476,6 +476,40 @@ def test_a_toml_in_the_run_folder_is_not_replaced(toml, photos, tmp_path):
     assert (out / "config.toml").read_text() == TOML
 
 
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("bmp", r"2 of 10 that were looked at .*, as '12\.bmp'"), ("npy", "another source")],
+)
+def test_a_run_does_not_go_on_with_images_that_were_replaced(
+    toml, photos, tmp_path, monkeypatch, kind, message
+):
+    """By others of their names and sizes; copies of what they were are no others."""
+    monkeypatch.setattr("vdvae_repr.training.reading.LOOKED_AT", 10)  # every second one
+
+    def write(pixels):
+        if kind == "npy":
+            np.save(tmp_path / "photos.npy", pixels)
+            return tmp_path / "photos.npy"
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        for i, image in enumerate(pixels):
+            Image.fromarray(image).save(tmp_path / "photos" / f"{i:02d}.bmp")
+        return tmp_path / "photos"
+
+    out = vr.train(toml, write(photos), tmp_path / "r", steps=1, probe_every=0)
+    write(photos)
+    vr.train(out, resume=True, steps=2)
+    other = photos.copy()
+    other[12:15] += 1
+    write(other)
+    before = (out / "run.json").read_bytes()
+    with pytest.raises(vr.TrainingError, match=message):
+        vr.train(out, resume=True, steps=3)
+    assert (out / "run.json").read_bytes() == before
+    vr.train(out, resume=True)  # it is finished
+    write(photos)
+    vr.train(out, resume=True, steps=3)
+
+
 @pytest.mark.parametrize("chosen", ["0:12", "rows.txt", [3, 1, *range(5, 15)]])
 def test_a_resumed_run_knows_the_rows_of_its_data(toml, photos, tmp_path, monkeypatch, chosen):
     monkeypatch.chdir(tmp_path)

@@ -105,6 +105,8 @@ class Plan:
     """The preset's own values of the keys that were set by name: a resumed run may leave them out."""
     fingerprint: str | None = None
     """The source's."""
+    checksums: Sequence[int] | None = None
+    """Of the images, or of some of many: see `reading.content_checksums`; None in earlier run folders."""
     left_out: Mapping[str, str] | None = None
     """Of the images that could not be read, by id, the reason; None before they were looked for."""
     older: bool = False
@@ -120,6 +122,7 @@ class Plan:
             "data": str | dict | None,
             "preset_values": Mapping,
             "fingerprint": str | None,
+            "checksums": Sequence | None,
             "left_out": Mapping | None,
         }
         for key, kind in kinds.items():
@@ -142,6 +145,7 @@ class Plan:
             "data": self.data,
             "preset_values": dict(self.preset_values),
             "fingerprint": self.fingerprint,
+            "checksums": None if self.checksums is None else list(self.checksums),
             "left_out": None if self.left_out is None else dict(self.left_out),
         }
         return sealed_json(kept)

@@ -48,6 +48,7 @@ from vdvae_repr.training.draws import flipped, joint_noise, ordered, split_indic
 from vdvae_repr.training.optimisation import Optimisation
 from vdvae_repr.training.plan import Plan, RunOptions, make_plan
 from vdvae_repr.training.reading import (
+    content_checksums,
     describe_left_out,
     leave_out,
     pixel_statistics,
@@ -213,11 +214,16 @@ def _train(
         "images": hashlib.sha256(trained.astype(np.int64).tobytes()).hexdigest(),
         "crop": options.crop,
     }
-    plan = replace(plan, data=source.opened or plan.data, fingerprint=fingerprint)
     if checkpoint is not None:
         _check_identity(plan, checkpoint[1], identity, source.name)
         if checkpoint[1]["step"] >= recipe.steps:
             return _finished(plan, checkpoint[1], accelerator, progress)
+    indices, checksums = content_checksums(source, workers)
+    if plan.fingerprint == fingerprint:
+        _refuse_replaced(plan, source, indices, checksums)
+    plan = replace(
+        plan, data=source.opened or plan.data, fingerprint=fingerprint, checksums=checksums
+    )
     config = plan.config(_measure(plan, source, preprocessing, trained, workers, say))
 
     torch.manual_seed(recipe.seed)
@@ -644,6 +650,25 @@ def _check_identity(
         raise TrainingError(
             f"{plan.out}: was trained on other data than {name} (another {' and '.join(other)}); "
             "give what it was trained on"
+        )
+
+
+def _refuse_replaced(
+    plan: Plan, source: Source, indices: NDArray[np.intp], checksums: Sequence[int]
+) -> None:
+    """Refuse to go on where images have been replaced by others of their names and sizes.
+
+    Raises:
+        TrainingError: they have; one is named.
+    """
+    if plan.checksums is None:
+        return
+    pairs = zip(indices, plan.checksums, checksums, strict=True)
+    if replaced := [source.ids[index] for index, before, now in pairs if before != now]:
+        raise TrainingError(
+            f"{plan.out}: was trained on other images than those of {source.name} now: {len(replaced)} of "
+            f"{len(indices)} that were looked at have been replaced, as {replaced[0]!r}; put them back, or "
+            "choose another path"
         )
 
 
