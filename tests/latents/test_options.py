@@ -431,12 +431,15 @@ def test_precision_is_what_was_asked_for(tiny, images, tmp_path):
         ("bf16", (torch.bfloat16, False)),
     ):
         seen.clear()
-        with arithmetic(precision), Spy():
+        with arithmetic(precision, "cuda" if precision == "tf32" else "cpu"), Spy():
             tiny.infer(x, None)  # under gradients, so that no plan takes the convolutions away
         assert set(seen) == {expected}
     assert torch.backends.cudnn.allow_tf32  # as PyTorch has it
     with pytest.raises(vr.ConfigError, match="expected fp32, tf32 or bf16, found 'fp16'"):
         tiny.posterior(images, precision="fp16")
+    with pytest.raises(vr.ConfigError, match="tf32 is of CUDA devices, found cpu"):
+        vr.extract(tiny, images, tmp_path / "t.h5", precision="tf32")
+    assert not list(tmp_path.iterdir())
     exact = vr.extract(tiny, images, tmp_path / "e.h5")
     rough = vr.extract(tiny, images, tmp_path / "r.h5", precision="bf16")
     gap = np.abs(rough.matrix("8x8")[0] - exact.matrix("8x8")[0]).max()

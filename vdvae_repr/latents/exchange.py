@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from vdvae_repr.config import path_of
 from vdvae_repr.data.names import readable
 from vdvae_repr.errors import StoreError
 from vdvae_repr.latents import parts as partition
@@ -60,7 +61,7 @@ def import_latents(
     """
     if not isinstance(like, LatentStore):
         raise StoreError(f"like: expected an open store, found {like!r:.80}; vr.open opens one")
-    out = linked_to(out)
+    out = linked_to(path_of("out", out))
     refuse_target(out, [like.path, *([Path(matrix)] if isinstance(matrix, str | Path) else [])])
     if out.exists() and not overwrite:
         raise StoreError(f"{out}: exists already; choose another path, or overwrite=True")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vdvae_repr.config import path_of
 from vdvae_repr.errors import StoreError
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.latents.format import linked_to, not_finite
@@ -55,17 +56,17 @@ def export(
         raise StoreError(
             f"out: expected the name of a file, found {type(out).__name__} {out!r:.80}"
         )
-    out = linked_to(out)
-    beside = out.with_suffix(".json")
+    out = linked_to(path_of("out", out))
     if out.suffix not in (".npy", ".npz"):
         raise StoreError(f"{out}: expected a name that ends in .npy or .npz")
+    beside = out.with_suffix(".json")
     for path in (out, beside) if out.suffix == ".npy" else (out,):
         if path.exists() and not _is_export(out, beside):
             raise StoreError(
                 f"{path}: exists, and no export wrote it, or it was changed since, so it is not replaced; "
                 "choose another path"
             )
-    feature = feature or store.default_feature
+    feature = store.default_feature if feature is None else feature
     rows, chosen = store.rows(split), store.distinct(layers, feature)
     widths = [math.prod(store.shape(spec, feature, pool)) for spec in chosen]
     shape = (len(rows), sum(widths))

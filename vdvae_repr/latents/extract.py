@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from vdvae_repr.config import path_of
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing, Source, read_images
@@ -102,7 +103,8 @@ def extract(
 
     Raises:
         DataError, LayerError: bad source or selector, no workers. TypeError: an unknown option.
-        StoreError: an option's value; the output exists, is no store, is being written by another process,
+        ConfigError: an option's number.
+        StoreError: an option's word; the output exists, is no store, is being written by another process,
             belongs to another extraction, does not fit on the disk, or cannot be written; a value that is
             not finite or that float16 cannot hold; an id or factor that no store can hold; images that have
             been replaced since the store was made, or while they were read.
@@ -112,7 +114,7 @@ def extract(
         extract(model, "photos/", "s.h5", Storage(dtype="float16", pool="avg:4"), batch_size=64)
     """
     chosen_options = resolve_options(options, keywords)
-    out = linked_to(out)
+    out = linked_to(path_of("out", out))
     notices: list[str] = []
     source = open_source(data, notice=notices.append)
     job = ExtractionJob.of(as_encoder(model), source, layers, features, chosen_options)

@@ -143,7 +143,8 @@ def compare(
     if line := same_images(a, b):
         notice(line)
     one, other = (
-        _centred_grams(store, feature or store.default_feature, notice, seed) for store in (a, b)
+        _centred_grams(store, store.default_feature if feature is None else feature, notice, seed)
+        for store in (a, b)
     )
     return linear_cka(one, other)
 

@@ -59,6 +59,7 @@ class RunOptions:
     probe_every: int = 0
     probe_data: str | dict[str, Any] | None = None
     probe_layers: str | Sequence[str] = "all"
+    init_from: str | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without a model."""
@@ -83,7 +84,12 @@ class RunOptions:
             whole_number("recompute", resolution, 1)
 
 
-UNCHANGED = ("crop", "precision", "on_error")  # options that a resumed run cannot change
+UNCHANGED = (
+    "crop",
+    "precision",
+    "on_error",
+    "init_from",
+)  # options that a resumed run cannot change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +198,7 @@ def make_plan(
     if "train" not in given:
         raise ConfigError(f"{where}: no [train] table, so no recipe; {_trainable()}")
     chosen = RunOptions(**{"name": name} | given_options)
-    if out is not None and (not isinstance(out, str | os.PathLike) or not str(out)):
+    if out is not None and (not isinstance(out, str | os.PathLike) or not str(out).strip()):
         raise ConfigError(f"out: expected a folder, found {shown(out)}")
     out = Path(out or folder or Path("runs") / chosen.name)
     if not (resume and (out / "config.toml").is_file()):
