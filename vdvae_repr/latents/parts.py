@@ -99,9 +99,10 @@ def refuse_parts_of_others(out: Path) -> None:
     if not any(folder.glob("part-*.h5")):
         return
     for path in sorted(out.absolute().parent.iterdir()):
-        if path.name == out.name or not path.is_file() or not h5py.is_hdf5(path):
+        if path.name.removesuffix(".writing") == out.name or not path.is_file():
             continue
-        if any(name.partition("/")[0] == folder.name for name in part_names(path)):
+        names = part_names(path) if h5py.is_hdf5(path) else ()
+        if any(name.partition("/")[0] == folder.name for name in names):
             instead = "remove that store" if out.exists() else f"call that store {out.name} again"
             raise StoreError(
                 f"{folder}: holds the parts of {path.name}, which would be lost; choose another path, "
