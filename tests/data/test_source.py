@@ -178,39 +178,6 @@ def test_of_several_pictures_in_a_file_the_first_is_read_and_that_is_said(tmp_pa
     ]
 
 
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        ("JPEG", {}),
-        ("JPEG", {"progressive": True}),
-        ("PNG", {}),
-        ("GIF", {}),
-        ("WEBP", {}),
-        ("JPEG2000", {}),
-        ("TIFF", {"compression": "tiff_lzw", "strip_size": 2**20}),
-    ],
-)
-def test_zeros_where_an_image_should_end_are_damage(tmp_path, kind, options):
-    """Of a copy that broke off, decoders make grey or black pixels."""
-    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(noise).save(buffer, kind, **options)
-    whole = buffer.getvalue()
-    half = len(whole) // 2
-    (tmp_path / "cut.png").write_bytes(whole[:half] + bytes(len(whole) - half))
-    (tmp_path / "padded.png").write_bytes(whole + bytes(2048))
-    source = open_source(tmp_path)
-    with pytest.raises(DataError, match=r"cut.png: expected a readable image"):
-        source.load(0)
-    assert source[1].size == (96, 96)
-
-
-def test_an_image_of_one_colour_is_whole(tmp_path):
-    """Its scan may be nothing but zeros, up to the mark of its end."""
-    Image.new("RGB", (1000, 1000), (9, 9, 9)).save(tmp_path / "a.jpg", optimize=True)
-    assert open_source(tmp_path)[0].getpixel((5, 5)) == (9, 9, 9)
-
-
 def exif(*entries):
     body = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
     return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + body + b"\0" * 4
@@ -329,3 +296,36 @@ def test_more_pixels_can_be_allowed(tmp_path, monkeypatch):
     monkeypatch.setenv("VDVAE_REPR_MAX_PIXELS", "many")
     with pytest.raises(DataError, match="VDVAE_REPR_MAX_PIXELS: expected a number"):
         open_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("PNG", {}),
+        ("GIF", {}),
+        ("WEBP", {}),
+        ("JPEG2000", {}),
+        ("TIFF", {"compression": "tiff_lzw", "strip_size": 2**20}),
+    ],
+)
+def test_zeros_where_an_image_should_end_are_damage(tmp_path, kind, options):
+    """Of a copy that broke off, decoders make grey or black pixels."""
+    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, kind, **options)
+    whole = buffer.getvalue()
+    half = len(whole) // 2
+    (tmp_path / "cut.png").write_bytes(whole[:half] + bytes(len(whole) - half))
+    (tmp_path / "padded.png").write_bytes(whole + bytes(2048))
+    source = open_source(tmp_path)
+    with pytest.raises(DataError, match=r"cut.png: expected a readable image"):
+        source.load(0)
+    assert source[1].size == (96, 96)
+
+
+def test_an_image_of_one_colour_is_whole(tmp_path):
+    """Its scan may be nothing but zeros, up to the mark of its end."""
+    Image.new("RGB", (1000, 1000), (9, 9, 9)).save(tmp_path / "a.jpg", optimize=True)
+    assert open_source(tmp_path)[0].getpixel((5, 5)) == (9, 9, 9)
