@@ -384,12 +384,12 @@ def test_a_run_finds_its_data_from_another_folder(toml, photos, name, tmp_path, 
     (tmp_path / "here" / "photos").mkdir(parents=True)
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    np.savez("photos.npz", images=photos)
+    np.savez("photos.npz", images=photos, labels=np.arange(len(photos)) % 2)
     for i, pixels in enumerate(photos):
-        Image.fromarray(pixels).save(f"photos/{i:02d}.png")
+        Image.fromarray(pixels).save(f"photos/{'ab'[i % 2]}_{i:02d}.png")
     with tarfile.open("s-0.tar", "w") as tar:
         tar.add("photos")
-    out = vr.train(toml, name, tmp_path / "r", probe_data=name, steps=1)
+    out = vr.train(toml, name, tmp_path / "r", probe_data=name, probe_every=1000, steps=1)
     monkeypatch.chdir(tmp_path / "there")
     vr.train(out, resume=True, steps=2)
     kept = json.loads((out / "run.json").read_text())
@@ -400,7 +400,7 @@ def test_a_run_finds_its_data_from_another_folder(toml, photos, name, tmp_path, 
 def test_a_known_name_stays_one(toml, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
-    out = vr.train(toml, name, tmp_path / "r", probe_data=name, steps=1)
+    out = vr.train(toml, name, tmp_path / "r", probe_data=name, probe_every=1000, steps=1)
     kept = json.loads((out / "run.json").read_text())
     assert kept["data"] == kept["options"]["probe_data"] == name
 
