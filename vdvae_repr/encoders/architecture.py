@@ -14,6 +14,7 @@ import sys
 import types
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from enum import Enum
 from typing import Any
 
@@ -39,12 +40,17 @@ def describe_network(net: nn.Module) -> dict[str, str]:
     attributes, its buffers that are not saved, its hooks, and the functions and constants of modules that
     this code uses. The digests are the same in another session, under the same version of Python.
 
-    Not seen are values that lie in objects of other libraries, in files, or in the environment.
+    Not seen are values that lie in objects of other libraries, in attributes of scripted modules, in files,
+    or in the environment.
     """
     saved = set(net.state_dict())
     digests = {}
     for path, module in net.named_modules(remove_duplicate=False):
         digests[f"{path} class"] = _digest(type(module))
+        if isinstance(module, torch.jit.ScriptModule):
+            with suppress(RuntimeError, AttributeError):  # of a module without a forward
+                code, constants = module.code_with_constants
+                digests[f"{path} code"] = _digest([code, dict(constants.const_mapping)])
         for key, value in vars(module).items():
             if key not in _OF_EVERY_MODULE or key in _HOOKS:
                 # Hooks stand under numbers that count all hooks of the session.

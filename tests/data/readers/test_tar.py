@@ -225,3 +225,13 @@ def test_a_tar_that_may_not_be_whole_is_refused(tmp_path):
             open_source(path)
     path.write_bytes(whole[:end] + bytes(1024))
     assert len(open_source(path)) == 4
+
+
+def test_two_samples_of_one_name_are_refused_as_such(tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        for name, content in (("0.png", png(0)), ("0.cls", b"1")) * 2:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    with pytest.raises(DataError, match=r"id '0.png' occurs twice"):
+        open_source(tmp_path / "s.tar")

@@ -165,7 +165,7 @@ def _plain_images(
             plain.setdefault(key, []).append(member)
     for found in plain.values():
         found.sort(key=lambda m: [extension(m.name) != kind for kind in PLAIN])
-        fields |= {member.name for member in found[1:]}
+        fields |= {member.name for member in found} - {found[0].name}
     if fields:
         first = readable(min(fields, key=natural_key))
         others[f"further image of a sample, as {first}"] += len(fields)
