@@ -64,7 +64,7 @@ def test_out_and_in_again(store, tiny, tmp_path, suffix, monkeypatch):
 def test_the_files_ids_say_whose_a_row_is(store, tiny, tmp_path):
     X = store.matrix("<=4x4")[0]
     np.savez(tmp_path / "p.npz", latents=X[::-1], ids=np.array(store.ids)[::-1])
-    back = import_latents(tmp_path / "p.npz", store, tmp_path / "p.h5", "<=4x4", split="")
+    back = import_latents(tmp_path / "p.npz", store, tmp_path / "p.h5", "<=4x4")
     assert np.array_equal(back.matrix()[0], X[::-1])
     assert back.ids == store.ids[::-1]
 

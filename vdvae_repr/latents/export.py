@@ -56,7 +56,9 @@ def export(
         raise StoreError(
             f"out: expected the name of a file, found {type(out).__name__} {out!r:.80}"
         )
-    out = linked_to(path_of("out", out))
+    out = path_of("out", out)
+    if linked_to(out).suffix == out.suffix:  # what else a link names is no export
+        out = linked_to(out)
     if out.suffix not in (".npy", ".npz"):
         raise StoreError(f"{out}: expected a name that ends in .npy or .npz")
     beside = out.with_suffix(".json")
