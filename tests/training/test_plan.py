@@ -388,7 +388,8 @@ def test_a_run_finds_its_data_from_another_folder(toml, photos, name, tmp_path, 
     for i, pixels in enumerate(photos):
         Image.fromarray(pixels).save(f"photos/{'ab'[i % 2]}_{i:02d}.png")
     with tarfile.open("s-0.tar", "w") as tar:
-        tar.add("photos")
+        for path in sorted(Path("photos").iterdir()):
+            tar.add(path, arcname=path.name)
     out = vr.train(toml, name, tmp_path / "r", probe_data=name, probe_every=1000, steps=1)
     monkeypatch.chdir(tmp_path / "there")
     vr.train(out, resume=True, steps=2)
