@@ -62,28 +62,28 @@ def test_layers_are_what_modules_return_in_evaluation_mode(net, encoder, images)
 
 
 def test_it_fills_a_store_and_is_probed_with_its_random_twin(encoder, people, tmp_path):
-    lines = []
     store = vr.extract(encoder, people(4), tmp_path / "e.h5")
     assert store.attrs["model"] == "torch:Net"
     assert store.images().shape[1:] == (16, 16, 3)
-    rows = vr.run_task("face_id", store, notice=lines.append)
+    report = vr.probe(store, "face_id")
+    rows, lines = report.rows, report.notes
     assert {"conv", "head"} == {row.layer for row in rows if row.model == "torch:Net"}
     assert {"conv", "head"} == {row.layer for row in rows if row.model == "random-init"}
     assert not any("random-init" in line for line in lines)
 
 
 def test_without_the_network_the_control_is_left_out_and_said(net, people, tmp_path):
-    lines = []
     encoder = vr.TorchEncoder(net, layers=["conv"], size=16, mean=MEAN, std=STD)
     store = vr.extract(encoder, people(4), tmp_path / "e.h5")
     del encoder
-    rows = vr.run_task("face_id", store, notice=lines.append)
+    report = vr.probe(store, "face_id")
+    rows, lines = report.rows, report.notes
     assert not [row for row in rows if row.model == "random-init"]
     (line,) = [line for line in lines if "random-init" in line]
     assert line.startswith("no random-init: torch:Net: a store holds no network")
     # Made again, the encoder is found by its weights.
     again = vr.TorchEncoder(net, layers=["conv"], size=16, mean=MEAN, std=STD)
-    rows = vr.run_task("face_id", store)
+    rows = vr.probe(store, "face_id").rows
     assert [row for row in rows if row.model == "random-init"]
     assert again.identity()["weights_sha256"] == store.attrs["weights_sha256"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -11,10 +11,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from vdvae_repr.heads.gram import Fold, Gram, Matrix, ProductHead, Scaling, left_out_accuracy
+
 BLOCK = 1024  # samples scored at once
 
 
-class _CosineNeighbors(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class _CosineNeighbors(ProductHead, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Samples compared by cosine similarity; `_scores` makes class scores of similarities."""
 
     center = False
@@ -25,6 +27,28 @@ class _CosineNeighbors(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags = super().__sklearn_tags__()
         tags.input_tags.pairwise = self.precomputed
         return tags
+
+    @property
+    def scaling(self) -> Scaling:
+        """Centred, or raw."""
+        return "centred" if self.center else "raw"
+
+    def kernel(self, gram: Gram) -> Matrix:
+        """Return cosines."""
+        return gram.cosines()
+
+    def fit_judged(
+        self,
+        X: Any,
+        y: Any,
+        validation: tuple[Any, Any] | None = None,
+        folds: Sequence[Fold] | None = None,
+    ) -> float | None:
+        """Fit, and return the accuracy on validation samples, else of each sample left out."""
+        self.fit(X, y)
+        if validation is not None:
+            return float(self.score(*validation))
+        return left_out_accuracy(self, y)
 
     def fit(self, X: Any, y: Any) -> Self:
         """Store the samples X (N, D), precomputed their cosines (N, N), and y (N,)."""
