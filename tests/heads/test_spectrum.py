@@ -1,15 +1,9 @@
-import doctest
-
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
 from vdvae_repr.heads import spectrum as module
 from vdvae_repr.heads.spectrum import Spectrum, spanned_coordinates
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0
 
 
 @pytest.mark.parametrize(

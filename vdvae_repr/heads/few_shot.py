@@ -31,6 +31,15 @@ class NearestPrototype(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         mean: (D,), subtracted from all samples first; "base" stands for the mean of the base classes, which
             the task `few_shot` fills in.
         normalize: scale samples to length 1 before they are averaged.
+
+    Attributes:
+        classes_: the classes (K,), in the order of `class_scores`.
+        prototypes_: (K, D).
+
+    Examples:
+        >>> head = NearestPrototype().fit([[0.0], [2.0], [9.0]], [0, 0, 1])
+        >>> head.prototypes_.ravel().tolist(), head.predict([[4.0]])
+        ([1.0, 9.0], array([0]))
     """
 
     rotations_change_nothing = True

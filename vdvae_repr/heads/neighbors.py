@@ -97,6 +97,13 @@ class NearestNeighbor(_CosineNeighbors):
     Args:
         center: subtract the samples' mean first.
         precomputed: X holds cosines, of N samples with each other (N, N) and of others with them (M, N).
+
+    Attributes:
+        classes_: the classes (K,), in the order of `class_scores`.
+
+    Examples:
+        >>> NearestNeighbor().fit([[1.0, 0.0], [0.0, 1.0]], ["east", "north"]).predict([[3.0, 1.0]])
+        array(['east'], dtype='<U5')
     """
 
     def __init__(self, *, center: bool = False, precomputed: bool = False) -> None:
@@ -120,6 +127,14 @@ class WeightedNeighbors(_CosineNeighbors):
         k: voters; all samples where there are fewer.
         temperature: of the votes.
         precomputed: X holds cosines, of N samples with each other (N, N) and of others with them (M, N).
+
+    Attributes:
+        classes_: the classes (K,), in the order of `class_scores`.
+
+    Examples:
+        >>> X = [[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]
+        >>> WeightedNeighbors(k=2).fit(X, ["east", "east", "north"]).predict([[1.0, 1.0]])
+        array(['east'], dtype='<U5')
     """
 
     def __init__(

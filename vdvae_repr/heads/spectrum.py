@@ -53,6 +53,7 @@ class Spectrum:
         mean: of the samples, (D,); None where inner products were given.
         samples: the centred samples (n, D), where `vectors` are of X X' and no axes are made.
         centring: of inner products, where these were given.
+        size: the number n of samples.
 
     Examples:
         >>> import numpy as np
@@ -76,7 +77,8 @@ class Spectrum:
         A = X - mean
         wide = A.shape[1] > len(A)
         values, vectors = leading_eigenvectors(A @ A.T if wide else A.T @ A, most)
-        if wide and most is not None:  # few axes: cheaper to make than to go by the samples
+        few = most is not None and 2 * most <= len(A)
+        if wide and few:  # cheaper to make than to go by the samples
             vectors, wide = A.T @ vectors / np.sqrt(values), False
         return cls(values, vectors, mean, A if wide else None, size=len(X))
 

@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score, r2_score
 
 import vdvae_repr as vr
 
-PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 
 
 @pytest.fixture(scope="module")
