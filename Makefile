@@ -23,3 +23,4 @@ check: .venv/installed
 	$(MAKE) test
 	$(BIN)/python benchmarks/notebooks/execute.py
 	benchmarks/gpu/run.sh --smoke
+	$(BIN)/python benchmarks/reliability/run.py --quick

@@ -1,13 +1,18 @@
+import errno
+import logging
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import vdvae_repr as vr
+from vdvae_repr.cli import main
 from vdvae_repr.config import preset_path
 
 
@@ -63,6 +68,85 @@ def test_bad_input_is_one_line_and_exit_2(arguments, message, tmp_path):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left", "a.csv"), "a.csv: No space left; make room, or"),
+        (PermissionError(errno.EACCES, "Permission denied", "a"), "a: Permission denied; choose"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "a"), "a: Is a directory; choose"),
+        (MemoryError(), "out of memory; take fewer images"),
+        (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
+        (UnicodeEncodeError("ascii", "\xe9", 0, 1, "ordinal\nnot in range"), "UnicodeEncodeError"),
+        (ValueError("first\nsecond"), "unexpected ValueError: first; --debug"),
+        (vr.StoreError("a\x1b[2J\nb"), r"a\x1b[2J\nb"),
+    ],
+)
+def test_any_error_is_one_line_and_exit_2(error, expected, monkeypatch, capsys):
+    def fail(path):
+        raise error
+
+    monkeypatch.setattr(vr, "open", fail)
+    monkeypatch.setattr(sys, "argv", ["vdvae-repr", "store", "info", "s.h5"])
+    monkeypatch.setattr(logging, "lastResort", logging.lastResort)
+    monkeypatch.delenv("VDVAE_REPR_DEBUG", raising=False)
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert expected in line
+    assert line.isprintable()
+    monkeypatch.setenv("VDVAE_REPR_DEBUG", "1")
+    with warnings.catch_warnings(), pytest.raises(type(error)):
+        main()
+
+
+def test_what_is_logged_is_lines_too(monkeypatch, capsys):
+    """And an error that is no Exception, as a library written in Rust raises, is one line."""
+
+    class Panic(BaseException):
+        pass
+
+    def fail(path):
+        logging.getLogger("vdvae_repr.training").warning("%s is damaged", "a\x1b[2J")
+        raise Panic("rust")
+
+    monkeypatch.setattr(vr, "open", fail)
+    monkeypatch.setattr(logging, "lastResort", None)
+    monkeypatch.setattr(logging.getLogger("vdvae_repr"), "propagate", False)  # to pytest's handlers
+    monkeypatch.setattr(sys, "argv", ["vdvae-repr", "store", "info", "s.h5"])
+    monkeypatch.delenv("VDVAE_REPR_DEBUG", raising=False)
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        r"vdvae-repr: a\x1b[2J is damaged",
+        "vdvae-repr: unexpected Panic: rust; --debug shows where",
+    ]
+
+
+def test_a_closed_pipe_is_one_line(tiny, images, tmp_path):
+    vr.extract(tiny, images, tmp_path / "s.h5", layers="1x1").close()
+    command = [sys.executable, "-m", "vdvae_repr.cli", "store", "info", "s.h5"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, **pipes) as process:
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 2
+    assert errors == "vdvae-repr: the standard output was closed before everything was printed\n"
+
+
+def test_names_from_files_are_printed_as_text(tiny, images, tmp_path, monkeypatch):
+    """On a terminal that knows ASCII alone, too."""
+    none = np.full(12, -1)
+    source = vr.Source("\x1b]0;\u00e9\n", tuple("abcdefghijkl"), lambda i: images[i], none)
+    vr.extract(tiny, source, tmp_path / "s.h5", layers="1x1").close()
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = run("store", "info", "s.h5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert r"\x1b]0;\xe9\n" in done.stdout
+    assert all(line.isprintable() for line in done.stdout.splitlines())
 
 
 def test_another_network_is_extracted_and_not_decoded(tmp_path):

@@ -1,14 +1,8 @@
-import doctest
 import unicodedata
 
 import pytest
 
-from vdvae_repr import errors
 from vdvae_repr.errors import DataError, printable
-
-
-def test_examples():
-    assert doctest.testmod(errors).failed == 0
 
 
 @pytest.mark.parametrize("text", ["café", "日本\u3000語", "क्\u200dष", "👩\u200d🔬", "a b", ""])

@@ -1,21 +1,29 @@
 """Result files are old or new, never half, and never take the place of a file of the user's."""
 
+import csv
+import json
 import os
 import re
 import signal
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 import vdvae_repr as vr
+from vdvae_repr import results
 from vdvae_repr.cli import app
 from vdvae_repr.data.sheet import save_picture
+from vdvae_repr.errors import printable
 from vdvae_repr.latents.decode import picture_paths
 from vdvae_repr.model.weights import save
-from vdvae_repr.output import is_own, prepare_folder, replacing, replacing_folder
+from vdvae_repr.output import is_own, prepare_folder, replacing, replacing_folder, write_table
+
+# From Python 3.12 on a fork beside torch's threads warns; what is forked here uses none of them.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
 NAMES = re.compile(r"(a|b|c)\.(csv|png)|results\.jsonl")
 OURS = "nats,head,feature,pool,layer,dims,metric,value,ci_low,ci_high\n"
@@ -210,6 +218,40 @@ def test_a_killed_export_is_made_again(store, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+# Text from files
+
+
+def test_a_spreadsheet_shows_text_and_runs_none(tmp_path):
+    """By a reader that knows nothing of ours; numbers stay numbers."""
+    names = [
+        "=cmd|'/C calc'!A0", "@SUM(1)", "+1+1", "-1-1", "\t=1", "\r=1", "a\nb", "\uff1d1", '"', "a,b",
+    ]  # fmt: skip
+    table = pd.DataFrame({"-name": names, "value": -0.5, "text": "-0.5", "none": None}, names)
+    write_table(table, tmp_path / "a.csv", index="index")
+    with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["index", "'-name", "value", "text", "none"]
+    for name, row in zip(names, rows, strict=True):
+        assert row[2:] == ["-0.5", "-0.5", ""]
+        assert row[0] == row[1]
+        assert row[0][0] not in "=+-@\t\r\uff1d"
+        assert row[0].isprintable()
+        assert row[0].lstrip("'") == printable(name)
+
+
+def test_results_are_read_back_as_they_are(tmp_path):
+    row = results.Result(
+        task="face_id", protocol="closed-set", head="=h", model="m\n", source="s", standardised=True, dims=3,
+        n_train=1, n_test=1, metric="rank1", value=-0.5, ci_low=-1.0, ci_high=0.5,
+    )  # fmt: skip
+    results.write([row], tmp_path)
+    (line,) = (tmp_path / "results.jsonl").read_text().splitlines()
+    assert results.Result(**json.loads(line)) == row
+    read = pd.read_csv(tmp_path / "results.csv").iloc[0]
+    assert (read["head"], read["value"], read["ci_low"], read["model"]) == ("'=h", -0.5, -1, r"m\n")
+    assert len(results.table([row]).splitlines()) == 2
+
+
 # One file an image
 
 
@@ -236,6 +278,14 @@ def test_pictures_follow_no_link_out_of_the_folder(tmp_path):
     (tmp_path / "out" / "p").symlink_to(tmp_path)
     with pytest.raises(vr.StoreError, match="leads out of"):
         picture_paths(("p/a",), tmp_path / "out")
+
+
+def test_a_file_in_the_way_of_a_folder_is_told_before_a_model_is_loaded(store, tmp_path):
+    (tmp_path / "d").touch()
+    _, error = command("decode", store.path, "--model", "nowhere", "--out", tmp_path / "d")
+    assert "d: is in the way of a folder" in error
+    with pytest.raises(vr.StoreError, match="d: is in the way of a folder"):
+        picture_paths(("d/a", "b"), tmp_path)
 
 
 # Types

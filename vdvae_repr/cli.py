@@ -7,25 +7,34 @@ Results go to standard output, progress to standard error. Exit 0; 2 for bad inp
 from __future__ import annotations
 
 import ctypes
+import errno
+import io
 import logging
 import os
 import platform
+import re
 import sys
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperCommand
 
-from vdvae_repr.errors import TaskError, Terminated, VDVAEReprError
+from vdvae_repr.errors import TaskError, Terminated, VDVAEReprError, first_line, printable
 
 if TYPE_CHECKING:
     from vdvae_repr import VDVAE
     from vdvae_repr.data.source import Source
+
+QUOTE = '"'
+PARAMETER = re.compile(
+    r'(?<![\w.])([a-z_]+)=(True|False|"[^"]*"|\d+|[A-Z]{2,})(?![\w.])'
+)  # name=value, in a message
 
 app = typer.Typer(
     help="What does each layer of a very deep VAE know?",
@@ -51,7 +60,8 @@ AnyModel = Annotated[
     ),
 ]
 Preset = Annotated[
-    str | None, typer.Option(help="Architecture of a .th file, if its shapes do not tell.")
+    str | None,
+    typer.Option(help="Architecture of a .th file, if its shapes do not tell: a name or a TOML."),
 ]
 Data = Annotated[
     str,
@@ -202,7 +212,7 @@ def extract(
     rate = f", {done / (time.monotonic() - started):.1f} images/s" if done else ""
     for item in store.info.skipped:
         _log(f"skipped: {item['reason']}")
-    print(f"{out}: {len(store)} images, {len(store.layers)} layers{rate}")
+    _print(f"{out}: {len(store)} images, {len(store.layers)} layers{rate}")
 
 
 class TaskOptions(TyperCommand):
@@ -405,12 +415,14 @@ def _notes_printed() -> Iterator[None]:
     """Print what a probe logs as soon as it is known."""
     logger = logging.getLogger("vdvae_repr.probing")
     handler, level = logging.Handler(), logger.level
-    handler.emit = lambda record: _log(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: _log(in_options(record.getMessage()))  # type: ignore[method-assign]
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    logger.propagate = False  # else what prints everybody's log prints these once more
     try:
         yield
     finally:
+        logger.propagate = True
         logger.removeHandler(handler)
         logger.setLevel(level)
 
@@ -436,7 +448,7 @@ def compare(
     ]
     models = stores[0].info.model, stores[1].info.model
     pictures.save_similarity(matrix, names[0], names[1], out, models=models)
-    print(
+    _print(
         f"{out / 'similarity.csv'}, {out / 'similarity.png'}: {len(names[0])} x {len(names[1])} layers"
     )
 
@@ -517,21 +529,21 @@ def train(
     if data is None and not resume:  # the run that is resumed knows
         data = "toy-faces"
     _refuse_without_data(data, rows=rows, data_root=None if probe_data else data_root)
-    elsewhere = data_root is not None or download  # the run folder would not know
+    elsewhere = data_root is not None or download or rows is not None
     if download and init_from is not None and init_from.startswith(PREFIX):
         released_file(init_from, download)
     folder = vr.train(
         config,
-        _open(data, data_root, download, rows) if data and (elsewhere or rows is not None) else data,
+        _open(data, data_root, download, rows) if data and elsewhere else data,
         out, resume=resume, init_from=init_from, changed=override, crop=crop, on_error=on_error,
         device=device, precision=precision, accumulate=accumulate, compile=compile,
         channels_last=channels_last, recompute=recompute or None, num_workers=num_workers,
         log_with=log_with, probe_every=probe_every, probe_layers=probe_layer or None,
-        probe_data=_open(probe_data, data_root) if probe_data and elsewhere else probe_data,
+        probe_data=_open(probe_data, data_root) if probe_data and data_root else probe_data,
         progress=_log,
     )  # fmt: skip
     if _is_main_process():
-        print(folder)
+        _print(str(folder))
 
 
 @app.command()
@@ -595,19 +607,19 @@ def evaluate(
     def between(interval: tuple[float, float] | None) -> str:
         return f", 95 % interval {interval[0]:.4f} .. {interval[1]:.4f}" if interval else ""
 
-    print(f"{found.source}, split {found.split}: {found.images} images, seed {found.seed}")
+    _print(f"{found.source}, split {found.split}: {found.images} images, seed {found.seed}")
     interval = between(found.bits_per_dim_interval)
-    print(f"{found.bits_per_dim:.4f} bits/dim{interval}; {found.nats:.1f} nats an image")
-    print(f"distortion {found.distortion_nats:.1f} nats, rate {found.rate_nats:.1f} nats an image")
+    _print(f"{found.bits_per_dim:.4f} bits/dim{interval}; {found.nats:.1f} nats an image")
+    _print(f"distortion {found.distortion_nats:.1f} nats, rate {found.rate_nats:.1f} nats an image")
     if found.importance_bits_per_dim is not None:
         bits, interval = found.importance_bits_per_dim, between(found.importance_interval)
-        print(f"importance-weighted, {iw} draws: {bits:.4f} bits/dim{interval}")
-    print("layer     nats      active channels")
+        _print(f"importance-weighted, {iw} draws: {bits:.4f} bits/dim{interval}")
+    _print("layer     nats      active channels")
     for name, nats in found.kl_nats.items():
         active, channels = found.active_units[name]
-        print(f"{name:8s}  {nats:8.2f}  {active}/{channels}")
+        _print(f"{name:8s}  {nats:8.2f}  {active}/{channels}")
     for name, nats in found.kl_nats_by_resolution.items():
-        print(f"all {name:8s}  {nats:.2f} nats")
+        _print(f"all {name:8s}  {nats:.2f} nats")
 
 
 @app.command()
@@ -617,10 +629,10 @@ def layers(model: AnyModel = "faces64", preset: Preset = None, download: Downloa
 
     found = vr.load(model, preset=preset, download=download).layers
     width = max(8, *(len(spec.name) for spec in found))
-    print(f"index  {'name':{width}s}  shape         dims")
+    _print(f"index  {'name':{width}s}  shape         dims")
     for spec in found:
         shape = "x".join(map(str, spec.shape))
-        print(f"{spec.index:5d}  {spec.name:{width}s}  {shape:12s}  {spec.num_dims}")
+        _print(f"{spec.index:5d}  {spec.name:{width}s}  {shape:12s}  {spec.num_dims}")
 
 
 @app.command()
@@ -644,7 +656,7 @@ def sample(
         raise TaskError(f"--temperature: expected a finite number, found {temperature}")
     net = _load_vdvae(model, preset, device, download)
     save_sheet(net.sample(count, temperature, seed), out)
-    print(out)
+    _print(str(out))
 
 
 @app.command()
@@ -718,7 +730,7 @@ def decode(
         done += len(ids)
     if sheet is not None:
         save_sheet(np.stack(shown), sheet)
-    print(f"{out}: {done} images")
+    _print(f"{out}: {done} images")
 
 
 @store_app.command()
@@ -737,7 +749,7 @@ def export(
 
     with vr.open(path) as store:
         rows, columns = store.export(out, layer, feature=feature, pool=pool, split=split)
-    print(f"{out}: {rows} images x {columns} columns")
+    _print(f"{out}: {rows} images x {columns} columns")
 
 
 @store_app.command("import")
@@ -753,7 +765,7 @@ def import_(
     import vdvae_repr as vr
 
     store = vr.import_latents(matrix, vr.open(like), out, layer, split=split, overwrite=overwrite)
-    print(f"{out}: {len(store)} images, {len(store.layers)} layers")
+    _print(f"{out}: {len(store)} images, {len(store.layers)} layers")
 
 
 @store_app.command()
@@ -769,12 +781,12 @@ def info(path: Path) -> None:
         if (
             value := getattr(store.info, key)
         ) is not None:  # imported predictions have some of them
-            print(f"{key:15s} {value}")
-    print(f"{'images':15s} {len(store)}, {len(store.label_names)} classes")
+            _print(f"{key:15s} {value}")
+    _print(f"{'images':15s} {len(store)}, {len(store.label_names)} classes")
     for item in store.info.skipped:
-        print(f"{'left out':15s} {item['reason']}")
-    print(f"{'features':15s} {', '.join(store.features)}")
-    print(f"{'layers':15s} {', '.join(spec.name for spec in store.layers)}")
+        _print(f"{'left out':15s} {item['reason']}")
+    _print(f"{'features':15s} {', '.join(store.features)}")
+    _print(f"{'layers':15s} {', '.join(spec.name for spec in store.layers)}")
 
 
 @store_app.command()
@@ -783,8 +795,9 @@ def verify(path: Path) -> None:
     import vdvae_repr as vr
 
     with vr.open(path) as store:
-        store.verify()
-    print(f"{path}: whole")
+        for line in store.verify():
+            _print(f"{path}: {line}")
+    _print(f"{path}: whole")
 
 
 @app.command()
@@ -816,7 +829,7 @@ def demo(
         for first in (1, 5, 11, 16, len(net.layers))
     ]
     save_sheet(np.concatenate([images, *rebuilt]), out / "reconstructions.png")
-    print(
+    _print(
         f"{out}/reconstructions.png: images, then rebuilt from the first 1, 5, 11, 16 and all layers"
     )
 
@@ -861,8 +874,13 @@ def _is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _print(line: str) -> None:
+    """Print a line of results; names from files that stand in it move no cursor."""
+    print(printable(line))
+
+
 def _log(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
 
 
 def _keep_freed_memory() -> None:
@@ -883,9 +901,18 @@ def _show_warning(
 ) -> None:
     """Print a warning of this package as one line, and others' as Python does."""
     if Path(filename).is_relative_to(Path(__file__).parent):
-        _log(f"vdvae-repr: warning: {message}")
+        _log(f"vdvae-repr: warning: {in_options(str(message))}")
     else:
-        _log(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
+        for text in warnings.formatwarning(message, category, filename, lineno, line).splitlines():
+            _log(text)
+
+
+class _LogLines(logging.Handler):
+    """Prints what is logged, by this package or another, line by line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for line in record.getMessage().splitlines():
+            _log(f"{record.name.partition('.')[0].replace('_', '-')}: {line}")
 
 
 def main() -> None:
@@ -893,26 +920,89 @@ def main() -> None:
     warnings.showwarning = _show_warning
     # Pillow's warnings: of images that are too large an error follows, of tags nothing is lost.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.lastResort = _LogLines(logging.WARNING)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal's encoding lacks is escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()
-    except VDVAEReprError as error:
-        if os.environ.get("VDVAE_REPR_DEBUG"):
+        try:
+            app()
+        except SystemExit as stopped:
+            if stopped.code == 130:  # typer's, after Ctrl-C
+                _log(
+                    "vdvae-repr: interrupted; what is finished is kept: rerun the same command to go on "
+                    "(train: with --resume)"
+                )
+            elif stopped.code == 1:  # typer's, where the standard output was closed
+                raise BrokenPipeError(errno.EPIPE, "Broken pipe") from stopped
+            sys.stdout.flush()
             raise
-        _log(f"vdvae-repr: {error}")
-        sys.exit(143 if isinstance(error, Terminated) else 2)
-    except OSError as error:  # where a command writes, and no store, which says more
-        if os.environ.get("VDVAE_REPR_DEBUG"):
-            raise
-        what = f"{error.filename}: " if error.filename else ""
-        _log(f"vdvae-repr: {what}{error.strerror or error}; make room, or choose another --out")
-        sys.exit(2)
-    except SystemExit as stopped:
-        if stopped.code == 130:  # typer's, after Ctrl-C
-            _log(
-                "vdvae-repr: interrupted; what is finished is kept: rerun the same command to go on "
-                "(train: with --resume)"
-            )
+    except (SystemExit, KeyboardInterrupt):
         raise
+    except BaseException as error:  # what a library written in Rust raises is no Exception
+        if os.environ.get("VDVAE_REPR_DEBUG"):
+            raise
+        if isinstance(error, BrokenPipeError):  # nothing is left that Python could flush at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _log(f"vdvae-repr: {_told(error)}")
+        sys.exit(143 if isinstance(error, Terminated) else 2)
+
+
+def in_options(message: str) -> str:
+    """Return a message of the library, which names parameters, with the command line's options.
+
+    Examples:
+        >>> in_options('choose another path, or overwrite=True')
+        'choose another path, or --overwrite'
+        >>> in_options('extract with features="z", images=False')
+        'extract with --feature z, --no-images'
+    """
+    options = _options()
+
+    def option(match: re.Match[str]) -> str:
+        name, value = match[1], match[2]
+        name = f"no_{name}" if value == "False" else name
+        flag = options.get(name) or options.get(name.removesuffix("s"))
+        if flag is None or value in ("True", "False"):
+            return flag or match[0]
+        return f"{flag} {value if ' ' in value else value.strip(QUOTE)}"
+
+    return PARAMETER.sub(option, message)
+
+
+@cache
+def _options() -> dict[str, str]:
+    """Return the options of all commands, by the names of the parameters they stand for."""
+    found: dict[str, str] = {}
+    waiting: list[Any] = [typer.main.get_command(app)]
+    while waiting:
+        command = waiting.pop()
+        waiting += getattr(command, "commands", {}).values()
+        flags = [flag for parameter in command.params for flag in parameter.opts]
+        found |= {flag[2:].replace("-", "_"): flag for flag in flags if flag.startswith("--")}
+    if tasks := sys.modules.get("vdvae_repr.tasks"):  # not read for a message of something else
+        names = {name for kind in tasks.Task.known.values() for name in kind.__dataclass_fields__}
+        found |= {name: f"--{name.replace('_', '-')}" for name in names}
+    return found
+
+
+def _told(error: BaseException) -> str:
+    """Return what happened and what to do, in one line."""
+    if isinstance(error, VDVAEReprError):
+        return in_options(str(error))
+    if isinstance(error, BrokenPipeError):
+        return "the standard output was closed before everything was printed"
+    if isinstance(error, OSError) and error.strerror:  # where a command writes, and no store
+        where = f"{error.filename}: " if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        return f"{where}{error.strerror}; {'make room, or ' if full else ''}choose another --out"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return (
+            "out of memory; take fewer images at once (--batch-size), fewer layers, or --pool avg"
+        )
+    if isinstance(error, RecursionError):
+        return "a file is nested too deeply to be read; --debug shows where"
+    return f"unexpected {type(error).__name__}: {first_line(error)}; --debug shows where"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -22,9 +22,11 @@ from typing import Any, TypeVar
 from vdvae_repr.errors import ConfigError, first_line
 
 T = TypeVar("T")
-MOST_BYTES = 2**20  # of a TOML, or of a configuration in JSON
+MOST_BYTES = 2**16  # of a TOML, or of a configuration in JSON
+MOST_DOTS = 1000  # in a line of a TOML, as tomllib takes hours over the key a.a.a.a. ...
 MOST_CHARACTERS = 10_000  # of a block string
 MOST_MISTAKES = 50  # in one message
+MOST_STEPS = 99_999_999  # a checkpoint's name has eight digits
 MOST_CHANNELS = 2**16
 Tables = dict[str, dict[str, Any]]
 """A configuration as its file holds it, unchecked: `{"model": {"width": 32, ...}, "train": {...}}`."""
@@ -95,6 +97,10 @@ class ModelConfig:
         Raises:
             ConfigError: a needed key is missing, or `dataset` is not a published one.
         """
+        if not isinstance(hyperparameters, Mapping):
+            raise ConfigError(
+                f"expected published hyperparameters by name, found {type(hyperparameters).__name__}"
+            )
         h = dict(hyperparameters)
         missing = [
             key for key in ("width", "enc_blocks", "dec_blocks", "dataset") if not h.get(key)
@@ -267,6 +273,8 @@ def read_tables(path: str | Path, overrides: Sequence[str] = ()) -> Tables:
             raise ConfigError(
                 f"{path}: expected a configuration of {MOST_BYTES:,} bytes at most, found more; is it one?"
             )
+        if max(line.count(b".") for line in content.split(b"\n")) > MOST_DOTS:
+            raise RecursionError
         tables = tomllib.loads(content.decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration ({error.strerror})") from error
@@ -293,14 +301,15 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         ConfigError: an item of another form.
     """
     values: dict[str, Any] = {}
-    if isinstance(overrides, str) or not all(isinstance(item, str) for item in overrides):
+    several = isinstance(overrides, Iterable) and not isinstance(overrides, str)
+    if not several or not all(isinstance(item, str) for item in overrides):
         raise ConfigError(
             f"changed: expected items as 'train.lr=1e-4' in a list, found {shown(overrides)}"
         )
     for override in overrides:
         key, separator, value = override.partition("=")
         if not (separator and "." in key):
-            raise ConfigError(f"--set {override}: expected section.key=value, as train.lr=1e-4")
+            raise ConfigError(f"{override}: expected section.key=value, as train.lr=1e-4")
         try:
             values[key.strip()] = tomllib.loads(f"value = {value}")["value"]
         except (ValueError, RecursionError):
@@ -352,6 +361,10 @@ def find_config(config: str | Path) -> Path:
         raise ConfigError(
             f"config: expected a preset's name, a TOML or a Config, found {type(config).__name__}"
         )
+    if not str(config).strip():
+        raise ConfigError(
+            "config: expected a preset's name or a TOML, found an empty text; is a variable not set?"
+        )
     path = Path(config)
     try:
         folder, file = path.is_dir(), path.is_file()
@@ -386,7 +399,7 @@ def preset_path(name: str) -> Path:
     """
     names = preset_names()
     if name not in names:
-        hint = suggestion(name, names)
+        hint = suggestion(str(name), names)
         raise ConfigError(f"unknown preset {name!r}{hint}; the presets are {', '.join(names)}")
     return _configs_folder() / f"{name}.toml"
 
@@ -422,7 +435,7 @@ _RANGES = {
     "model.no_bias_above": _Range(0),
     "model.shift": _Range(-1e9, 1e9),
     "model.scale": _Range(0, 3.4e38, closed=False),  # what float32 holds
-    "train.steps": _Range(1, 99_999_999),  # a checkpoint's name has eight digits
+    "train.steps": _Range(1, MOST_STEPS),
     "train.batch_size": _Range(1, 2**20),
     "train.lr": _POSITIVE,
     "train.warmup_steps": _Range(0),
@@ -486,6 +499,7 @@ _NOTES = {
 
 def _suggest_key(name: str, section: str) -> str:
     """Return "; did you mean 'lr'?" for the key that was probably meant, or nothing."""
+    name = name[:100]
     of = {
         f.name: other for other, cls in reversed(SECTIONS.items()) for f in dataclasses.fields(cls)
     }
@@ -562,7 +576,10 @@ def shown(value: Any) -> str:
     """Return a value's text, cut where it is long."""
     if type(value) is int and value.bit_length() > 200:
         return f"an integer of {value.bit_length()} bits"
-    text = repr(value[:100] if isinstance(value, str | list | tuple) else value)
+    try:
+        text = repr(value[:100] if isinstance(value, str | list | tuple) else value)
+    except RecursionError:
+        text = f"a deep nesting of {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

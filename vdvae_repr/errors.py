@@ -60,6 +60,10 @@ class Terminated(VDVAEReprError):
     """SIGTERM came to a training run, which wrote a checkpoint and stopped; exit 143."""
 
 
+SKIP_ADVICE = ', or leave such images out with on_error="skip"'
+"""Ends the message about an image that cannot be read, where nothing has been left out so far."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type's name where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":. ")

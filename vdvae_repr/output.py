@@ -16,12 +16,12 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pandas as pd
 from PIL import Image
 
-from vdvae_repr.errors import TaskError
+from vdvae_repr.errors import TaskError, printable
 
 MARK = "vdvae-repr"  # the text Software of every PNG that is written
 SIMILARITY = "linear CKA"  # the first column of similarity.csv
@@ -33,6 +33,17 @@ TABLES = (  # columns by which our tables are known
     {SIMILARITY},
     {FACTORS},
 )
+FORMULA = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "\uff1d",
+    "\uff0b",
+    "\uff0d",
+    "\uff20",
+)  # the last four are wide ones
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-](inf|nan)", re.ASCII)
 HEADER_BYTES = 2**20  # of a table, at most
 
 
@@ -60,7 +71,7 @@ def refuse_others(paths: Iterable[Path]) -> None:
         if os.path.lexists(path) and not is_own(path):
             raise TaskError(
                 f"{path}: exists, and was not made by {MARK}, so it is not replaced; "
-                "choose another --out"
+                "choose another path"
             )
 
 
@@ -78,7 +89,7 @@ def prepare_folder(folder: str | Path, names: re.Pattern[str]) -> Path:
         refuse_others(path for path in sorted(folder.iterdir()) if names.fullmatch(path.name))
     except OSError as error:
         raise TaskError(
-            f"{folder}: cannot be made, or written ({error.strerror}); choose another --out"
+            f"{folder}: cannot be made, or written ({error.strerror}); choose another path"
         ) from error
     return folder
 
@@ -118,11 +129,32 @@ def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
 def write_table(table: pd.DataFrame, path: Path, index: str | None = None) -> None:
     """Write a table as CSV, in UTF-8; its index as a column of that name, if one is given.
 
+    Text is written as `inert` makes it, so that a spreadsheet shows names from files and runs none of them.
+
     Raises:
         OSError: it cannot be written.
     """
+    table = table.rename(index=inert, columns=inert)
+    text = table.select_dtypes(exclude=["number", "bool"]).columns
+    table = table.assign(**{column: table[column].map(inert) for column in text})
     with replacing(path) as file:
         table.to_csv(file, index=index is not None, index_label=index, mode="wb")
+
+
+def inert(value: Any) -> Any:
+    """Return text as a cell that a spreadsheet shows and does not calculate; other values as they are.
+
+    Control characters become their escapes; before what begins a formula stands an apostrophe, as OWASP
+    advises, but text that is a number stays one.
+
+    Examples:
+        >>> inert("=1+1"), inert("-0.5"), inert("-lr"), inert(-0.5)
+        ("'=1+1", '-0.5', "'-lr", -0.5)
+    """
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(FORMULA) and not NUMBER.fullmatch(text) else text
 
 
 def aside_of(path: Path) -> Path:
@@ -169,7 +201,7 @@ def replacing_folder(folder: str | Path, names: re.Pattern[str]) -> Iterator[Pat
     except OSError as error:
         raise TaskError(
             f"{folder}: cannot be written ({error.strerror or error}); make room, or choose "
-            "another --out"
+            "another path"
         ) from error
 
 

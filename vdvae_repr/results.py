@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from vdvae_repr.errors import TaskError
+from vdvae_repr.errors import TaskError, printable
 from vdvae_repr.output import prepare_folder, replacing, write_table
 
 CONTROLS = ("pixels", "pca", "random-init", "shuffled-labels")  # values of `model`
@@ -134,7 +134,7 @@ def write(rows: Sequence[Result], folder: str | Path, noise: Sequence[SamplingCo
             write_table(pd.DataFrame([asdict(row) for row in noise]), folder / "noise.csv")
     except OSError as error:
         raise TaskError(
-            f"{folder}: cannot be written ({error.strerror}); choose another --out"
+            f"{folder}: cannot be written ({error.strerror}); choose another path"
         ) from error
 
 
@@ -180,10 +180,12 @@ def sampling_table(rows: Sequence[SamplingCost]) -> str:
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    """Return rows of cells as lines; names from files, in whatever cell, break none of them."""
+    shown = [[printable(cell) for cell in line] for line in lines]
+    widths = [max(len(line[i]) for line in shown) for i in range(len(shown[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
+        for line in shown
     )
 
 

@@ -151,6 +151,18 @@ def test_a_12_bit_image_in_16_bits_is_said_once(tmp_path, caplog):
     ]
 
 
+@pytest.mark.parametrize("kind", ["gif", "png", "tif", "webp"])
+def test_of_several_pictures_in_a_file_the_first_is_read_and_that_is_said(tmp_path, caplog, kind):
+    pictures = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (0, 100, 200)]
+    pictures[0].save(tmp_path / f"a.{kind}", save_all=True, append_images=pictures[1:])
+    pictures[1].save(tmp_path / f"b.{kind}")
+    source = open_source(tmp_path)
+    assert [int(np.asarray(to_rgb(image)).max()) for image in source] == [0, 100]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path.name}: a.{kind} holds several pictures, of which the first is read"
+    ]
+
+
 def exif(*entries):
     body = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
     return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + body + b"\0" * 4
@@ -269,3 +281,19 @@ def test_more_pixels_can_be_allowed(tmp_path, monkeypatch):
     monkeypatch.setenv("VDVAE_REPR_MAX_PIXELS", "many")
     with pytest.raises(DataError, match="VDVAE_REPR_MAX_PIXELS: expected a number"):
         open_source(tmp_path)
+
+
+def test_a_checksum_is_of_the_file_and_of_the_pixels_where_there_is_none(tmp_path):
+    source = write(tmp_path)
+    assert source.checksums_are_of == source.select([4, 1]).checksums_are_of == "files"
+    some, kept = source.select([4, 1]).with_checksums()
+    assert kept.tolist() == [0, 0]
+    some.load(0)
+    assert kept.tolist() == [source.checksum(4), 0]
+    assert len({source.checksum(i) for i in range(6)}) == 6
+    array = Source(
+        name="a", ids=("x",), reader=lambda i: np.full((2, 2, 3), 7, np.uint8), labels=np.zeros(1)
+    )
+    assert (array.checksums_are_of, array.state()) == ("pixels", None)
+    content = bytes([7] * 12)
+    assert array.checksum(0) == zlib.crc32(content) << 32 | 12

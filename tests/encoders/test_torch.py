@@ -8,6 +8,7 @@ import torch
 import torchvision
 from PIL import Image
 from torch import nn
+from torch.nn import functional as F
 from torchvision import transforms
 
 import vdvae_repr as vr
@@ -220,3 +221,123 @@ def test_a_network_that_is_no_encoder_is_refused_in_one_line(net, encoder, image
 def test_means_on_the_scale_of_255_are_refused(net, mean, std):
     with pytest.raises(vr.ConfigError, match="on the scale 0 to 1"):
         vr.TorchEncoder(net, layers=["conv"], size=16, mean=mean, std=std)
+
+
+class Batch(nn.Module):
+    """A first convolution, and something after it that is not a function of each image alone."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 8, stride=8)
+        self.after = after
+        self.end = nn.Identity()
+
+    def forward(self, x):
+        return self.end(self.after(self.conv(x)))
+
+
+class StubbornNorm(nn.BatchNorm2d):
+    def train(self, mode=True):
+        return super().train(True)
+
+
+class Drawing(nn.Module):
+    def forward(self, x):
+        return F.dropout(x, 0.1, training=True)
+
+
+class AcrossImages(nn.Module):
+    """Attention that takes the batch for the sequence, as by default in torch."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.TransformerEncoderLayer(8, 2, 16)
+
+    def forward(self, x):
+        return self.attention(x.flatten(2).transpose(1, 2))
+
+
+class Position(nn.Module):
+    """A position code along the batch in place of the tokens."""
+
+    def forward(self, x):
+        return x + torch.arange(len(x))[:, None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        (lambda: StubbornNorm(8), "layer end: what it gives for an image depends on the rest of its batch"),
+        (AcrossImages, "layer end: what it gives for an image depends on the rest of its batch"),
+        (Position, "layer end: what it gives for an image depends on the rest of its batch"),
+        (Drawing, "layer end: the same images read twice give other values"),
+    ],
+)  # fmt: skip
+def test_what_is_no_function_of_an_image_is_refused(after, message):
+    torch.manual_seed(0)
+    net = Batch(after())
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(vr.LayerError, match=message) as refusal:
+        vr.TorchEncoder(net, layers=["conv", "end"], size=16, mean=MEAN, std=STD)
+    assert "\n" not in str(refusal.value)
+    for name, value in net.state_dict().items():  # running statistics among them
+        assert torch.equal(value, before[name])
+    vr.TorchEncoder(net, layers=["conv"], size=16, mean=MEAN, std=STD)  # what is before it
+
+
+def test_ordinary_modules_pass():
+    torch.manual_seed(0)
+    tokens = nn.Sequential(
+        nn.Conv2d(3, 8, 4, stride=4), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.Flatten(2)
+    )
+    vr.TorchEncoder(tokens, layers="0, 1,2", size=16, mean=MEAN, std=STD)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda x: (x, x), "returns tuple, expected a tensor"),
+        (lambda x: {"x": x}, "returns dict"),
+        (lambda x: None, "returns NoneType"),
+        (lambda x: x.mean(dim=(1, 2, 3)), r"found \(2,\)"),
+        (lambda x: x.mean(), r"found \(\)"),
+        (lambda x: x[:, :0], r"found \(2, 0, 2, 2\)"),
+        (lambda x: x.transpose(0, 1), r"found \(8, 2, 2, 2\)"),
+        (lambda x: x.to(torch.complex64), "expected real numbers in a dense tensor, found complex64"),
+        (lambda x: x.to_sparse(), "found float32, sparse_coo"),
+        (lambda x: x / 0, "found NaN or infinity"),
+        (lambda x: x.no_such, r"torch:Batch: the network fails on 2 images, .*no_such"),
+        (lambda x: F.conv2d(x, torch.zeros(8, 8, 9, 9)), "Kernel size can't be greater"),
+    ],
+)  # fmt: skip
+def test_outputs_that_are_no_layer_are_one_line(returned, message):
+    with pytest.raises(vr.LayerError, match=message) as refusal:
+        vr.TorchEncoder(Batch(returned), layers=["end"], size=16, mean=MEAN, std=STD)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"net": "resnet18"}, "net: expected a torch.nn.Module, found str"),
+        ({"net": nn.Conv2d(3, 4, 3)}, "Conv2d has no modules inside; wrap it"),
+        ({"layers": ""}, r"has no module ''; it has conv"),
+        ({"layers": None}, "layers: expected names of modules, as 'conv', found NoneType"),
+        ({"layers": [3]}, "found int"),
+        ({"size": (16, 16)}, r"size: expected the side of a square, .* found \(16, 16\)"),
+        ({"size": 16.0}, r"found 16\.0"),
+        ({"size": 2}, "the network fails on 2 images"),
+        ({"mean": 0.5}, r"mean: expected three numbers, .* found 0\.5"),
+        ({"mean": None}, "mean: expected three numbers"),
+        ({"std": (0, 0, 0)}, "none of them 0"),
+        ({"std": "abc"}, "std: expected three numbers"),
+        ({"prefix_tokens": -1}, "prefix_tokens: expected a whole number, from 0"),
+        ({"crop_pct": "all"}, "crop_pct: expected a number"),
+    ],
+)
+def test_arguments_of_other_kinds_are_one_line(net, given, message):
+    arguments = {"net": net, "layers": ["conv"], "size": 16, "mean": MEAN, "std": STD} | given
+    with pytest.raises(vr.VDVAEReprError, match=message) as refusal:
+        vr.TorchEncoder(**arguments)
+    assert "\n" not in str(refusal.value)
+    assert "did you mean ''" not in str(refusal.value)

@@ -71,7 +71,7 @@ def test_the_files_ids_say_whose_a_row_is(store, tiny, tmp_path):
 
 def test_what_was_not_sent_down_is_not_decoded(tiny, images, tmp_path):
     drawn = vr.extract(tiny, images, tmp_path / "d.h5", z="sample", features=["mean"])
-    with pytest.raises(vr.StoreError, match="extract with --feature z"):
+    with pytest.raises(vr.StoreError, match='extract with features="z"'):
         next(decode(drawn, tiny))
 
 

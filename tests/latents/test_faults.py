@@ -367,7 +367,7 @@ def test_unreadable_image_is_named_or_skipped(photos, tiny):
 
 
 def test_a_second_process_is_refused_and_the_lock_dies_with_the_first(photos):
-    first = subprocess.Popen(command(0.3), cwd=photos, stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(command(2.0), cwd=photos, stderr=subprocess.DEVNULL)
     while not (photos / "s.h5.parts" / "extraction.json").exists():
         assert first.poll() is None
         time.sleep(0.02)

@@ -78,7 +78,7 @@ def test_mirrored_images_are_read_as_images_of_their_own(tiny, images, tmp_path)
     assert np.array_equal(other.dataset("8x8.0")[3][0].numpy(), other.matrix("8x8.0")[0][3])
     assert np.array_equal(other.mirrored().matrix()[0], store.matrix()[0])
     store.verify()
-    with pytest.raises(vr.StoreError, match="extract with --mirror"):
+    with pytest.raises(vr.StoreError, match="extract with mirror=True"):
         vr.extract(tiny, images, tmp_path / "p.h5").mirrored()
 
 
@@ -221,7 +221,7 @@ def test_unfinished_parts_of_another_extraction_are_discarded_by_overwrite(tiny,
     path = tmp_path / "s.h5"
     with pytest.raises(KeyboardInterrupt):
         vr.extract(tiny, images, path, progress=interrupt)
-    with pytest.raises(vr.StoreError, match=r"unfinished extraction .*features.* --overwrite"):
+    with pytest.raises(vr.StoreError, match=r"unfinished extraction .*features.* overwrite=True"):
         vr.extract(tiny, images, path, features=["kl"])
     assert vr.extract(tiny, images, path, features=["kl"], overwrite=True).features == ("kl",)
     assert not (tmp_path / "s.h5.parts").exists()
@@ -347,11 +347,11 @@ def test_images_left_out_before_are_an_error_for_one_who_wants_all(tiny, tmp_pat
         len(vr.extract(tiny, tmp_path, tmp_path / "v.h5", on_error="skip", layout="virtual")) == 3
     )
     with pytest.raises(
-        vr.DataError, match=r"3\.png.*left out by --on-error skip"
+        vr.DataError, match=r"3\.png.*left out by on_error=.skip."
     ):  # of a whole store
         vr.extract(tiny, tmp_path, tmp_path / "v.h5", layout="virtual")
     (tmp_path / "v.h5").unlink()
-    with pytest.raises(vr.DataError, match=r"3\.png.*left out by --on-error skip"):
+    with pytest.raises(vr.DataError, match=r"3\.png.*left out by on_error=.skip."):
         vr.extract(tiny, tmp_path, tmp_path / "v.h5", layout="virtual")
 
 

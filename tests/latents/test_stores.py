@@ -7,6 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 import vdvae_repr as vr
 from vdvae_repr.data.source import Source
@@ -58,9 +59,10 @@ def test_the_first_versions_store_is_complete_to_this_one(tiny, eight, tmp_path)
     shutil.copy(FIRST, path)
     lines = []
     store = vr.extract(tiny, eight, path, layers="<=8x8", features=["mean"], report=lines.append)
-    assert lines == [f"{path}: already complete"]
+    assert lines[-1] == f"{path}: already complete"
+    assert "does not say of what its images were made" in lines[0]
     new = vr.extract(tiny, eight, tmp_path / "n.h5", layers="<=8x8", features=["mean"])
-    varying = {"created", "versions"}
+    varying = {"created", "versions", "metadata_sha256"}
     assert {k: v for k, v in new.attrs.items() if k not in varying} == {
         k: v for k, v in store.attrs.items() if k not in varying
     }
@@ -193,26 +195,28 @@ def test_options_of_another_type_are_refused_in_a_line(options):
         store.matrix(**options)
 
 
-def named(images, seed=None):
+def named(images, as_picture=False):
     """A source of the same ids whatever the images."""
     return Source(
-        name="named", ids=tuple(map(str, range(12))), reader=lambda i: images[i],
-        labels=np.arange(12) % 3, sizes=[] if seed is None else [seed] * 12,
-    )  # fmt: skip
+        name="named",
+        ids=tuple(map(str, range(12))),
+        reader=lambda i: Image.fromarray(images[i]).convert("RGBA") if as_picture else images[i],
+        labels=np.arange(12) % 3,
+    )
 
 
 def test_stores_of_other_images_under_the_same_ids_are_not_compared(tiny, images, tmp_path):
-    a = vr.extract(tiny, named(images, 1), tmp_path / "a.h5")
+    a = vr.extract(tiny, named(images), tmp_path / "a.h5")
     changed = images.copy()
     changed[7] = 0
-    b = vr.extract(tiny, named(changed, 2), tmp_path / "b.h5")
+    b = vr.extract(tiny, named(changed), tmp_path / "b.h5")
     message = r"b\.h5: expected the images of .*a\.h5, found others .* 1 in all, as '7'"
     with pytest.raises(vr.StoreError, match=message):
         vr.compare(a, b)
     with pytest.raises(vr.StoreError, match=message):
         vr.probe(a, "classification", layers="1x1", heads=["knn"], beside=[b])
     draws = {"features": ["z"], "z": "sample", "draws": 2}
-    drawn = vr.extract(tiny, named(changed, 2), tmp_path / "d.h5", layers="1x1", **draws)
+    drawn = vr.extract(tiny, named(changed), tmp_path / "d.h5", layers="1x1", **draws)
     with pytest.raises(vr.StoreError, match=r"d\.h5: expected the images of"):
         vr.probe(a, "classification", layers="1x1", heads=["knn"], drawn=drawn)
 
@@ -220,15 +224,20 @@ def test_stores_of_other_images_under_the_same_ids_are_not_compared(tiny, images
 def test_stores_of_the_same_images_are_compared_whatever_was_made_of_them(tiny, images, tmp_path):
     """From one source resized in two ways; and from two kinds of source that are read alike."""
     large = np.repeat(np.repeat(images, 2, axis=1), 2, axis=2)
-    a = vr.extract(tiny, named(large, 1), tmp_path / "a.h5", layers="1x1")
-    resized = vr.extract(tiny, named(large, 1), tmp_path / "b.h5", layers="1x1", resize="bilinear")
+    a = vr.extract(tiny, named(large), tmp_path / "a.h5", layers="1x1")
+    resized = vr.extract(tiny, named(large), tmp_path / "b.h5", layers="1x1", resize="bilinear")
     assert not np.array_equal(a.images(), resized.images())
-    other = vr.extract(tiny, named(large, 2), tmp_path / "c.h5", layers="1x1")
+    other = vr.extract(tiny, named(large, as_picture=True), tmp_path / "c.h5", layers="1x1")
     lines = []
     for b in (resized, other):
         assert vr.compare(a, b, notice=lines.append).shape == (1, 1)
     assert not lines
-    bare = vr.import_latents(a.matrix()[0], a, tmp_path / "p.h5")
-    vr.compare(bare, other, notice=lines.append)
+    predicted = vr.import_latents(a.matrix()[0], a, tmp_path / "p.h5")
+    vr.compare(predicted, a, notice=lines.append)
+    assert not lines
+    with vr.open(FIRST) as first:  # it holds no checksums, nor has an import of it images
+        vr.import_latents(first.matrix()[0], first, tmp_path / "f.h5").close()
+        with vr.open(tmp_path / "f.h5") as imported:
+            vr.compare(first, imported, notice=lines.append)
     (line,) = lines
     assert line.endswith("cannot be told")

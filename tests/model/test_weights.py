@@ -187,9 +187,53 @@ def test_raw_weights_warn_and_averaged_ones_do_not(published, tmp_path):
         vr.load(tmp_path / "run-model-ema.th")
 
 
+TINY = """
+[model]
+image_size = 16
+width = 8
+zdim = 4
+bottom_up = "16x1,16d2,8x1,8d2,4x1,4d4,1x1"
+top_down = "1x1,4m1,8m4,8x1,16m8"
+num_mixtures = 2
+shift = -127.5
+scale = 0.015625
+"""
+
+
+@pytest.mark.parametrize("metadata", [{}, {"config": "{bad"}])
+def test_an_architecture_is_named_by_a_toml_or_a_configuration(tiny, tmp_path, metadata):
+    """What the message advises where a file's config is not there is possible."""
+    file, toml = tmp_path / "m.safetensors", tmp_path / "tiny.toml"
+    save_file(tiny.state_dict(), file, metadata={"format": weights.FORMAT} | metadata)
+    torch.save(tiny.state_dict(), tmp_path / "m.th")
+    toml.write_text(TINY)
+    for path in (file, tmp_path / "m.th"):
+        with pytest.raises(vr.CheckpointError, match="with preset=NAME, a preset's name or a TOML"):
+            vr.load(path)
+        for preset in (toml, str(toml), tiny.config, vr.Config(model=tiny.config)):
+            loaded = vr.load(path, preset=preset)
+            assert weights.weights_sha256(loaded) == weights.weights_sha256(tiny)
+        with pytest.raises(
+            vr.CheckpointError, match=r"another architecture.*with preset=NAME|of other weights"
+        ):
+            vr.load(path, preset="cifar10")
+
+
+@pytest.mark.parametrize("model", [None, 3, [], b"faces64", "", " ", "\0", "a" * 5000])
+def test_what_names_no_model_is_one_line(model):
+    with pytest.raises(vr.CheckpointError) as refusal:
+        vr.load(model)
+    assert "\n" not in str(refusal.value)
+    assert len(str(refusal.value)) < 400
+
+
+def test_two_names_of_one_parameter_are_refused(published, tmp_path):
+    torch.save(published | {"module.decoder.gain": published["decoder.gain"]}, tmp_path / "m.th")
+    with pytest.raises(vr.CheckpointError, match="under two names of one parameter"):
+        vr.load(tmp_path / "m.th")
+
+
 def test_a_preset_beside_a_config_is_refused(tiny, tmp_path):
     weights.save(tiny, tmp_path / "own.safetensors", record={})
-    with pytest.raises(
-        vr.CheckpointError, match=r"holds its own configuration.*leave --preset out"
-    ):
+    with pytest.raises(vr.CheckpointError, match=r"holds its own configuration.*leave preset out"):
         vr.load(tmp_path / "own.safetensors", preset="cifar10")

@@ -123,7 +123,7 @@ def test_stores_that_tell_no_noise_are_refused(stores, tiny, people, tmp_path):
         return vr.extract(model, images or people(8), tmp_path / f"{name}.h5", **how)
 
     for store, message in (
-        (mean, "expected several draws of z; extract with --z sample --draws 8 --feature z"),
+        (mean, 'expected several draws of z; extract with z="sample", draws=8, features="z"'),
         (extracted("u", images=people(4), **DRAWS), "expected the images of"),
         (extracted("w", other, **DRAWS), "expected the weights_sha256 of"),
         (extracted("c", crop=8, **DRAWS), "expected the preprocessing of"),

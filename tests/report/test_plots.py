@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 import vdvae_repr as vr
 from vdvae_repr.results import Result
@@ -322,3 +323,48 @@ def test_plots_need_neither_torch_nor_pyplot():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+NAMES = (
+    "$x$",
+    "$",
+    r"a$b$\frac{1}",
+    "\u732b",
+    "\x1b[2J",
+    "a\nb",
+    "_hidden",
+    "x" * 300,
+    "\u202eabc",
+    "\udc80",
+    "",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_is_drawn_as_text(name):
+    """As titles, labels, ticks and legends, without a warning, a formula or a line break."""
+    rows = [
+        row(name or "m", f"{name}{head}", 0.5, f"{name}{index}", source=name)
+        for head in "ab"
+        for index in range(10)
+    ]
+    axes = [
+        vr.plot.layers(rows),
+        vr.plot.cumulative(rows, range(10)),
+        vr.plot.similarity(np.eye(10), [f"{name}{i}" for i in range(10)], models=(name, name)),
+        vr.plot.factors(np.eye(10), [name] * 10, [f"{name}{i}" for i in range(10)], metric=name),
+        vr.plot.cmc({f"{name}a": ([1, 2], [0.5, 1])}),
+    ]
+    for figure in [ax.figure for ax in axes] + [vr.plot.layer_panels(rows[:10])]:
+        figure.canvas.draw()
+        for text in figure.findobj(Text):
+            shown, is_formula = text._preprocess_math(text.get_text())
+            assert not is_formula
+            assert "\n" not in shown
+    labels = axes[0].get_legend_handles_labels()[1]
+    assert len(labels) >= 2  # of both heads
+
+
+def test_a_dollar_and_letters_of_a_font_stay():
+    assert vr.plot.drawable("caf\u00e9 \u03b2") == "caf\u00e9 \u03b2"
+    assert Text(0, 0, vr.plot.drawable("$5")).get_text() == r"\$5"

@@ -164,7 +164,7 @@ def test_text_and_factors_that_do_not_vary(tiny, people, tmp_path):
 
 def test_a_store_that_knows_no_factors_is_refused(tiny, images, tmp_path):
     store = vr.extract(tiny, images, tmp_path / "s.h5", layers="1x1")
-    with pytest.raises(vr.TaskError, match=r"knows no factors .*; extract --data toy-faces"):
+    with pytest.raises(vr.TaskError, match=r"knows no factors .*; extract the data toy-faces"):
         vr.probe(store, "factors")
 
 

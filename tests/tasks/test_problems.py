@@ -228,9 +228,9 @@ def test_verification_refuses_what_it_cannot_do(faces, tmp_path):
     (tmp_path / "none.txt").write_text("2\t0\n")
     with pytest.raises(vr.DataError, match="line 1: expected at least one pair of each kind"):
         vr.probe(store, vr.FaceVerification(pairs=tmp_path / "none.txt"))
-    with pytest.raises(vr.TaskError, match="give pairs="):
+    with pytest.raises(vr.TaskError, match="give pairs=FILE"):
         vr.probe(store, "face_verification")
-    with pytest.raises(vr.TaskError, match="give pairs_train="):
+    with pytest.raises(vr.TaskError, match="give pairs_train=FILE"):
         vr.probe(store, vr.FaceVerification(pairs=folder / "test.txt"))
     with pytest.raises(vr.TaskError, match="in the training pairs and in the test pairs"):
         vr.probe(
@@ -397,7 +397,7 @@ def test_modified_hausdorff_baseline_has_lakes_error(shared_data, tiny, tmp_path
     rows = vr.probe(store, "omniglot_oneshot", heads=["nearest-prototype"]).rows
     pixels = next(row for row in rows if row.model == "pixels")
     assert 0.5 < pixels.value < 0.95  # 16x16 pixels say little, but something
-    with pytest.raises(vr.TaskError, match="extract with --data omniglot-runs"):
+    with pytest.raises(vr.TaskError, match="extract the data omniglot-runs"):
         vr.probe(vr.extract(tiny, colored(9), tmp_path / "c.h5", layers="1x1"), "omniglot_oneshot")
 
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import vdvae_repr as vr
 from vdvae_repr.cli import app
 from vdvae_repr.config import TrainConfig, load_config, preset_names, preset_path
+from vdvae_repr.data import datasets
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing
 from vdvae_repr.model.vdvae import VDVAE
@@ -404,7 +405,7 @@ def test_a_known_name_stays_one(toml, name, tmp_path, monkeypatch):
 
 def test_a_kill_between_its_first_files_leaves_no_older_folder(toml, photos, tmp_path, monkeypatch):
     out = tmp_path / "r"
-    write = watch._write_aside
+    write = watch.write_whole
     for written in range(2):
         places = []
 
@@ -414,7 +415,7 @@ def test_a_kill_between_its_first_files_leaves_no_older_folder(toml, photos, tmp
             places.append(path)
             write(path, text)
 
-        monkeypatch.setattr(watch, "_write_aside", killed)
+        monkeypatch.setattr(watch, "write_whole", killed)
         with pytest.raises(KeyboardInterrupt):
             vr.train(toml, photos, out, crop=6)
         assert (out / "run.json").is_file() or not (out / "config.toml").is_file()
@@ -449,3 +450,146 @@ def test_a_run_inside_its_data_is_refused(tmp_path):
         with pytest.raises(vr.TrainingError, match="lies in the folder of the data"):
             vr.train("faces64", tmp_path / "photos", tmp_path / out, steps=1)
     assert sorted((tmp_path / "photos").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "log.jsonl", "config.toml", "run.json", "samples/a.png", "checkpoints/x"]
+)  # fmt: skip
+def test_other_peoples_files_are_left_alone(toml, photos, tmp_path, name):
+    path = tmp_path / "mine" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(vr.VDVAEReprError) as refusal:
+            vr.train(toml, photos, tmp_path / "mine", resume=resume)
+        assert "\n" not in str(refusal.value)
+        assert [p for p in (tmp_path / "mine").rglob("*") if p.is_file()] == [path]
+        assert path.read_text() == "mine"
+
+
+def test_a_toml_in_the_run_folder_is_not_replaced(toml, photos, tmp_path):
+    out = tmp_path / "r"
+    out.mkdir()
+    toml.rename(out / "config.toml")
+    with pytest.raises(vr.TrainingError, match=r"config\.toml: is in the way"):
+        vr.train(out, photos)
+    assert (out / "config.toml").read_text() == TOML
+
+
+@pytest.mark.parametrize("chosen", ["0:12", "rows.txt", [3, 1, *range(5, 15)]])
+def test_a_resumed_run_knows_the_rows_of_its_data(toml, photos, tmp_path, monkeypatch, chosen):
+    monkeypatch.chdir(tmp_path)
+    np.save("photos.npy", photos)
+    (tmp_path / "rows.txt").write_text(" ".join(map(str, range(3, 16))))
+    source = vr.open_source("photos.npy", rows=chosen)
+    out = vr.train(toml, source, tmp_path / "r", steps=1, probe_every=0)
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    vr.train(out, resume=True, steps=2)
+    assert rows(out)[-1]["step"] == 2
+    held = vr.evaluate(vr.load(out), None, run=out, split="held-back")
+    assert held.images == 1
+
+
+def test_a_resumed_run_knows_the_root_of_its_data(tmp_path, photos, toml, monkeypatch):
+    """Named data sets lie under a root, which a flag, a variable or the working folder names."""
+
+    def place(root):
+        return vr.open_source(np.load(root / "photos.npy"))
+
+    known = datasets.Dataset(files="photos.npy", open=place, remedy="")
+    monkeypatch.setitem(datasets.DATASETS, "mine", known)
+    for folder in ("flag", "variable", "here/data"):
+        (tmp_path / folder).mkdir(parents=True)
+        np.save(tmp_path / folder / "photos.npy", photos)
+    monkeypatch.chdir(tmp_path / "here")
+    for number, (root, variable) in enumerate(
+        [(tmp_path / "flag", None), (None, tmp_path / "variable"), (None, None)]
+    ):
+        monkeypatch.chdir(tmp_path / "here")
+        with monkeypatch.context() as context:
+            if variable:
+                context.setenv("VDVAE_REPR_DATA_ROOT", str(variable))
+            out = vr.train(
+                toml, vr.open_source("mine", root=root), tmp_path / f"r{number}", steps=1
+            )
+        monkeypatch.chdir(tmp_path)
+        vr.train(out, resume=True, steps=2)
+        assert rows(out)[-1]["step"] == 2
+
+
+def test_reasons_do_not_advise_what_was_done(toml, folder, tiny, tmp_path):
+    """Where unreadable images are left out already, nothing says that they can be left out."""
+    with pytest.raises(vr.DataError, match='leave such images out with on_error="skip"'):
+        vr.train(toml, folder, tmp_path / "r")
+    out = vr.train(toml, folder, tmp_path / "s", on_error="skip")
+    left_out = json.loads((out / "run.json").read_text())["left_out"]
+    store = vr.extract(tiny, folder, tmp_path / "s.h5", on_error="skip")
+    evaluation = vr.evaluate(tiny, folder, on_error="skip")
+    for reason in (
+        *left_out.values(),
+        store.info.skipped[0]["reason"],
+        evaluation.left_out["19.png"],
+    ):
+        assert reason.startswith("19.png: expected a readable image")
+        assert "--on-error" not in reason
+    for path in folder.iterdir():
+        path.write_text("no image")
+    with pytest.raises(vr.DataError, match="none of 20 images can be read") as refusal:
+        vr.train(toml, folder, tmp_path / "t", on_error="skip")
+    assert "--on-error" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"config": None}, {"config": 3}, {"config": []}, {"config": ""}, {"data": 3}, {"data": []},
+        {"data": "nowhere"}, {"out": 3}, {"out": ""}, {"changed": "train.lr=1"}, {"changed": [3]},
+        {"changed": None}, {"init_from": 3}, {"init_from": "nothing"}, {"name": 3}, {"crop": "x"},
+        {"crop": 1.5}, {"device": None}, {"device": "gpu"}, {"accumulate": "x"}, {"compile": "x"},
+        {"recompute": 3}, {"recompute": ["x"]}, {"num_workers": "x"}, {"num_workers": 0},
+        {"log_with": 3}, {"probe_every": -1}, {"probe_data": 3}, {"steps": 1.5}, {"lr": None},
+        {"seed": -7}, {"lr": math.nan}, {"precision": 3}, {"on_error": 3},
+    ],
+)  # fmt: skip
+def test_arguments_of_other_kinds_are_one_line(toml, photos, tmp_path, given):
+    arguments = {"config": toml, "data": photos, "out": tmp_path / "r"} | given
+    with pytest.raises(vr.VDVAEReprError) as refusal:
+        vr.train(**arguments)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "given"),
+    [
+        *(("evaluate", given) for given in (
+            {"model": None}, {"model": "faces64"}, {"data": 3}, {"data": None}, {"split": 3}, {"run": 3},
+            {"run": "."}, {"batch_size": "x"}, {"batch_size": 1.5}, {"seed": None}, {"crop": "x"},
+            {"importance_samples": None},
+        )),
+        *(("sample", given) for given in (
+            {"count": "x"}, {"count": 0}, {"temperature": None}, {"temperature": -1}, {"seed": 1.5},
+            {"pixels": "x"},
+        )),
+        *(("decode", given) for given in (
+            {"latents": None}, {"latents": {}}, {"latents": {"1x1.0": None}}, {"latents": {"1x1.0": 3}},
+            {"latents": {"1x1.0": np.zeros((1, 4, 1, 1), complex)}}, {"rest": "x"}, {"ids": 3},
+        )),
+        *(("posterior", given) for given in (
+            {"images": None}, {"images": []}, {"images": [3]}, {"images": "x"}, {"layers": []},
+            {"layers": None}, {"z": "median"}, {"seed": 1.5}, {"ids": "x"},
+        )),
+    ],
+)  # fmt: skip
+def test_arguments_of_a_model_of_other_kinds_are_one_line(tiny, images, call, given):
+    right = {
+        "evaluate": {"model": tiny, "data": images},
+        "sample": {"count": 1},
+        "decode": {"latents": {"1x1.0": np.zeros((1, 4, 1, 1))}},
+        "posterior": {"images": images},
+    }
+    function = vr.evaluate if call == "evaluate" else getattr(tiny, call)
+    with pytest.raises(vr.VDVAEReprError) as refusal:
+        function(**right[call] | given)
+    assert "\n" not in str(refusal.value)

@@ -198,7 +198,7 @@ def test_damaged_checkpoints_are_passed_over(toml, photos, tmp_path, caplog):
 def test_a_run_is_neither_repeated_nor_overwritten(toml, photos, tmp_path):
     trained(toml, photos, tmp_path / "r")
     before = (tmp_path / "r" / "model.safetensors").stat().st_mtime_ns
-    with pytest.raises(vr.TrainingError, match="--resume"):
+    with pytest.raises(vr.TrainingError, match="resume=True"):
         trained(toml, photos, tmp_path / "r")
     said = []
     trained(toml, photos, tmp_path / "r", resume=True, progress=said.append)

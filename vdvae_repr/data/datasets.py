@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr.data.names import SPLITS, is_hidden, natural_key
-from vdvae_repr.data.readers.arrays import ArrayRows, map_member
+from vdvae_repr.data.readers.arrays import ArrayRows, map_npy, read_member
 from vdvae_repr.data.readers.folder import find_images
 from vdvae_repr.data.source import Source, file_source
 from vdvae_repr.data.toy import toy_faces
@@ -45,6 +45,9 @@ PUBLISHED_VAL = {
     "imagenet": (42, slice(-5_000, None)),
     "ffhq256": (5, slice(-7_000, None)),  # reported there as test too
 }
+
+MEMBER_BYTES = 2**28  # of a file in CIFAR's archive
+IMAGE_BYTES = 2**24  # of a drawing in Omniglot's
 
 _UNREADABLE = (
     OSError,
@@ -145,7 +148,7 @@ def open_dataset(name: str, root: str | Path | None = None, *, download: bool = 
     """
     dataset = DATASETS[name]
     if root is not None and not str(root).strip():
-        raise DataError("--data-root is empty; give a folder, or leave it out")
+        raise DataError("root is empty; give a folder, or leave it out")
     place = Path(root or os.environ.get("VDVAE_REPR_DATA_ROOT") or "data")
     try:
         return dataset.open(place)
@@ -153,7 +156,7 @@ def open_dataset(name: str, root: str | Path | None = None, *, download: bool = 
         if not (download and dataset.download):
             raise DataError(
                 f"{name}: expected {dataset.files} in {place}, found no {error.filename}; "
-                f"{dataset.remedy.format(root=place)}; --data-root names another place"
+                f"{dataset.remedy.format(root=place)}; root names another place"
             ) from error
     except _UNREADABLE as error:
         raise DataError(f"{name} in {place}: cannot be read ({first_line(error)})") from error
@@ -222,6 +225,8 @@ def _tar_members(path: Path) -> dict[str, bytes]:
     files = {}
     with tarfile.open(path, "r:gz") as archive:
         for member in archive:
+            if member.size > MEMBER_BYTES:
+                raise DataError(f"{path}: {member.name}: {member.size} bytes, which are too many")
             if content := archive.extractfile(member):
                 files[PurePosixPath(member.name).name] = content.read()
     return files
@@ -333,11 +338,9 @@ def _batch_places(size: int, stem: str) -> list[str]:
 def _npz_batch(path: Path) -> tuple[NDArray[Any], NDArray[Any], int]:
     """Return `data`, `labels`, and the checksum that the zip holds of `data`."""
     with zipfile.ZipFile(path) as archive:
-        member = archive.getinfo("data.npy")
-    with np.load(path) as arrays:
-        stored = member.compress_type == zipfile.ZIP_STORED
-        mapped = map_member(path, member) if stored else None
-        return arrays["data"] if mapped is None else mapped, arrays["labels"], member.CRC
+        members = [archive.getinfo(f"{name}.npy") for name in ("data", "labels")]
+        rows, labels = (read_member(path, archive, member) for member in members)
+    return rows, labels, members[0].CRC
 
 
 def _ffhq256(root: Path) -> Source:
@@ -459,6 +462,10 @@ def _zip_members(path: Path, suffix: str) -> dict[str, bytes]:
     with zipfile.ZipFile(path) as archive:
         names = sorted((n for n in archive.namelist() if n.endswith(suffix)), key=natural_key)
         names = [n for n in names if not any(map(is_hidden, PurePosixPath(n).parts))]
+        if large := [n for n in names if archive.getinfo(n).file_size > IMAGE_BYTES]:
+            raise DataError(
+                f"{path}: {large[0]}: more than {IMAGE_BYTES} bytes, which are too many"
+            )
         return {name: archive.read(name) for name in names}
 
 
@@ -526,7 +533,7 @@ def _channels_last(rows: object, size: int, path: Path) -> NDArray[np.uint8]:
 
 def _mapped_rows(path: Path, size: int) -> Rows:
     """Memory-map a .npy file of images; no labels."""
-    images = np.load(path, mmap_mode="r")
+    images = map_npy(path)
     if images.dtype != np.uint8 or images.shape != (len(images), size, size, 3):
         raise DataError(
             f"{path}: expected images uint8 (N, {size}, {size}, 3), "

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vdvae_repr.data.names import class_names, number_labels, split_of
-from vdvae_repr.data.table import Table, read_table
+from vdvae_repr.data.table import Table, read_table, read_text
 from vdvae_repr.errors import DataError
 
 # Eyes, nose, corners of the mouth in an aligned image of side 1: where they lie in the central 128 pixels of
@@ -254,11 +254,7 @@ def read_pairs(path: str | Path, ids: Sequence[str]) -> Pairs:
             not among the ids, one name of two images, or a pair of an image with itself.
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: cannot be read as a pair list ({why})") from error
+    lines = read_text(path).splitlines()
     while lines and not lines[-1].strip():
         lines.pop()
     header = lines[0].split() if lines else []

@@ -7,12 +7,8 @@ Ids are unique, in natural order (`2.pgm` before `10.pgm`), shard by shard.
 
 from __future__ import annotations
 
-import csv
+import os
 import re
-import struct
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +18,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr.config import suggestion
-from vdvae_repr.data.datasets import BUILT_IN, DATASETS, open_built_in, open_dataset
-from vdvae_repr.data.readers.arrays import HDF5, Part, array_source, open_hdf5, open_npy, open_npz
+from vdvae_repr.data.datasets import BUILT_IN, DATASETS, is_name, open_built_in, open_dataset
+from vdvae_repr.data.readers.arrays import (
+    HDF5,
+    Part,
+    array_source,
+    map_npy,
+    open_hdf5,
+    open_npy,
+    open_npz,
+)
 from vdvae_repr.data.readers.folder import open_folder
 from vdvae_repr.data.readers.manifest import open_manifest
 from vdvae_repr.data.readers.tar import open_tar, shards
 from vdvae_repr.data.source import Source, allow_pixels, image_extensions, what_it_is
-from vdvae_repr.errors import DataError, first_line
+from vdvae_repr.data.table import read_text
+from vdvae_repr.errors import DataError, first_line, printable
 
 READERS: dict[str, Callable[[Path], Source]] = {
     ".tar": lambda path: open_tar([path], path.name),
@@ -38,19 +43,6 @@ READERS: dict[str, Callable[[Path], Source]] = {
     ".npz": open_npz,
     **dict.fromkeys(HDF5, open_hdf5),
 }
-_BROKEN = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    RuntimeError,
-    EOFError,
-    csv.Error,
-    struct.error,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 Rows = str | Path | Sequence[int] | NDArray[Any]
 
 
@@ -83,10 +75,12 @@ def open_source(
     source = _open(data, root, download)
     if notice is not None and not isinstance(data, Source):
         for line in source.notices:
-            notice(f"{source.name}: {line}")
-    if rows is None:
+            notice(printable(f"{source.name}: {line}"))
+    if rows is not None:
+        source = source.select(_row_numbers(rows, len(source), source.name))
+    if isinstance(data, Source):
         return source
-    return source.select(_row_numbers(rows, len(source), source.name))
+    return replace(source, opened=_opened(data, root, download, rows))
 
 
 def _open(
@@ -96,8 +90,14 @@ def _open(
         return data
     if isinstance(data, np.ndarray):
         return array_source("array", [Part("", data)])
+    if not isinstance(data, str | os.PathLike):
+        raise DataError(
+            f"data: expected a folder, a file, a name, an array or a source, found {type(data).__name__}"
+        )
     if not str(data).strip():
-        raise DataError("--data is empty; give a folder, a file or a name (is a variable not set?)")
+        raise DataError(
+            "data: the name is empty; give a folder, a file or a name (is a variable not set?)"
+        )
     if isinstance(data, str):
         if (source := open_built_in(data)) is not None:
             return source
@@ -141,13 +141,34 @@ def _reading(path: Path, reader: Callable[[Path], Source]) -> Source:
     try:
         source = reader(path)
         return source if source.paths else replace(source, paths=(path,))
-    except _BROKEN as error:
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file may make NumPy, h5py and tarfile raise anything
         what = what_it_is(path)
         if path.suffix.lower() == ".npz" and what.startswith("a zip"):
             what = ""  # as it should be
         raise DataError(
             f"{path}: it is {what}" if what else f"{path}: cannot be read ({first_line(error)})"
         ) from error
+
+
+def _opened(
+    data: str | Path | NDArray[Any], root: str | Path | None, download: bool, rows: Rows | None
+) -> str | dict[str, Any] | None:
+    """Return what opens a source again from whatever folder, as JSON holds it; None of an array."""
+    if isinstance(data, np.ndarray):
+        return None
+    known = isinstance(data, str) and is_name(data)
+    options: dict[str, Any] = {"data": str(data) if known else str(Path.cwd() / data)}
+    if known and data in DATASETS:
+        place = root or os.environ.get("VDVAE_REPR_DATA_ROOT") or "data"
+        options |= {"root": str(Path.cwd() / place)} | ({"download": True} if download else {})
+    if isinstance(rows, str) and ":" in rows:
+        options["rows"] = rows
+    elif rows is not None:
+        path = isinstance(rows, str | Path)
+        options["rows"] = str(Path.cwd() / str(rows)) if path else np.asarray(rows).tolist()
+    return options if len(options) > 1 else str(options["data"])
 
 
 def _file_and_key(data: str) -> tuple[Path, str] | None:
@@ -178,7 +199,7 @@ def _row_numbers(rows: Rows, count: int, name: str) -> NDArray[np.intp]:
     if isinstance(rows, str) and (match := re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", rows)):
         first, last = int(match[1] or 0), int(match[2] or count)
         if last > count:
-            raise DataError(f"--rows {rows}: expected rows up to {count}, which {name} has")
+            raise DataError(f"rows {rows}: expected rows up to {count}, which {name} has")
         numbers = np.arange(first, last)
     else:
         numbers = _numbers_in(rows) if isinstance(rows, str | Path) else np.asarray(rows)
@@ -188,16 +209,16 @@ def _row_numbers(rows: Rows, count: int, name: str) -> NDArray[np.intp]:
         numbers = numbers.astype(np.int64)
     if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or len(numbers) == 0:
         raise DataError(
-            f"--rows: expected numbers of rows, 0 to {count - 1}, found {numbers.dtype} {numbers.shape}"
+            f"rows: expected numbers of rows, 0 to {count - 1}, found {numbers.dtype} {numbers.shape}"
         )
     if numbers.min() < 0 or numbers.max() >= count:
         wrong = numbers[(numbers < 0) | (numbers >= count)][0]
         raise DataError(
-            f"--rows: expected rows from 0 to {count - 1}, which {name} has, found {wrong}"
+            f"rows: expected rows from 0 to {count - 1}, which {name} has, found {wrong}"
         )
     unique, counts = np.unique(numbers, return_counts=True)
     if (counts > 1).any():
-        raise DataError(f"--rows: row {unique[counts > 1][0]} occurs twice; give each row once")
+        raise DataError(f"rows: row {unique[counts > 1][0]} occurs twice; give each row once")
     return numbers.astype(np.intp)
 
 
@@ -206,11 +227,11 @@ def _numbers_in(rows: str | Path) -> NDArray[Any]:
     path = Path(rows)
     try:
         if path.suffix.lower() == ".npy":
-            return np.squeeze(np.load(path))
-        words = path.read_text(encoding="utf-8-sig").replace(",", " ").split()
+            return np.squeeze(map_npy(path))
+        words = read_text(path).replace(",", " ").split()
         return np.array([int(word) for word in words], np.int64)
-    except (OSError, ValueError, EOFError, OverflowError) as error:
+    except Exception as error:  # as of a reader
         raise DataError(
-            f"--rows: expected FIRST:LAST or a text or .npy file of numbers, found {str(rows)!r} "
+            f"rows: expected FIRST:LAST or a text or .npy file of numbers, found {str(rows)!r} "
             f"({first_line(error)})"
         ) from error

@@ -29,7 +29,7 @@ def save_picture(pixels: NDArray[np.uint8], path: str | Path) -> None:
             Image.fromarray(pixels).save(file, format="PNG", pnginfo=text)
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be written ({error.strerror or error}); make room or choose another --out"
+            f"{path}: cannot be written ({error.strerror or error}); make room or choose another path"
         ) from error
 
 
@@ -45,7 +45,7 @@ def check_picture(path: Path) -> None:
         )
     if os.path.lexists(path) and not is_own(path):
         raise DataError(
-            f"{path}: exists, and was not made by {MARK}, so it is not replaced; choose another --out"
+            f"{path}: exists, and was not made by {MARK}, so it is not replaced; choose another path"
         )
 
 

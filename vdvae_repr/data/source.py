@@ -10,8 +10,12 @@ import hashlib
 import io
 import logging
 import os
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,19 +26,35 @@ from torch.utils.data import Dataset
 
 from vdvae_repr.data.faces import LANDMARKS, align_face
 from vdvae_repr.data.names import number_labels, readable
-from vdvae_repr.errors import DataError, first_line
+from vdvae_repr.errors import SKIP_ADVICE, DataError, first_line, printable
 
 logger = logging.getLogger(__name__)
 
 RawImage = Image.Image | NDArray[np.uint8]
 RESIZE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-STUBS = (
-    "BUFR",
-    "GRIB",
-    "HDF5",
-    "MPEG",
-    "WMF",
-)  # Pillow names them, but does not read them by itself
+# What Pillow decodes by itself; PostScript, for one, it hands to another program. JPEG's is MPO's too, and
+# TGA comes last, as nothing at the beginning of such a file tells what it is.
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "BMP",
+    "GIF",
+    "TIFF",
+    "PPM",
+    "AVIF",
+    "JPEG2000",
+    "QOI",
+    "ICO",
+    "DIB",
+    "SGI",
+    "SUN",
+    "PCX",
+    "TGA",
+)
+ANIMATED = ("GIF", "PNG", "TIFF", "WEBP")  # formats of several pictures, all of which are meant
+STRIP = 2**22  # pixels that are converted at a time
+LONGEST = 4096  # characters of an id, a class or a factor's name
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -56,6 +76,10 @@ _MAGIC = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself; get it by git lfs pull",
     b"<": "a web page or XML, perhaps an error page; download it again",
     b"MATLAB": "a MATLAB file; save its images as uint8 (N, H, W, 3) in a .npy or .h5 file",
+    b"%!": "PostScript, which is not read; save it as PNG",
+    b"\xc5\xd0\xd3\xc6": "PostScript, which is not read; save it as PNG",
+    b"%PDF": "a PDF, which is not read; save its pictures as PNG",
+    b"8BPS": "a Photoshop file, which is not read; save it as PNG",
 }
 
 
@@ -75,13 +99,13 @@ class Preprocessing:
     def __post_init__(self) -> None:
         """Refuse a square of nothing, two ways to choose it, and an unknown way to resize."""
         if self.crop is not None and self.crop < 1:
-            raise DataError(f"--crop: expected pixels, 1 at least, found {self.crop}")
+            raise DataError(f"crop: expected pixels, 1 at least, found {self.crop}")
         if self.align and self.crop is not None:
-            raise DataError("--crop and --align both choose what is taken of an image; give one")
+            raise DataError("crop and align both choose what is taken of an image; give one")
         if self.resize not in RESIZE:
-            raise DataError(f"--resize: expected {' or '.join(RESIZE)}, found {self.resize!r}")
+            raise DataError(f"resize: expected {' or '.join(RESIZE)}, found {self.resize!r}")
         if self.align and self.resize != "bicubic":
-            raise DataError("--align resizes by bicubic interpolation; leave --resize out")
+            raise DataError("align resizes by bicubic interpolation; leave resize out")
 
     def __call__(self, image: RawImage) -> NDArray[np.uint8]:
         """Return uint8 (size, size, 3); transparency is laid over white.
@@ -137,12 +161,16 @@ class Source(Dataset[Image.Image]):
     """Lines for people: what was left out and why, and what was read in a way that may surprise."""
     paths: tuple[Path, ...] = ()
     """The folder or files that it was opened from, which nothing made of it may replace."""
-    _dim: list[str] = field(default_factory=list, init=False, repr=False)  # who is said to be so
+    opened: str | dict[str, Any] | None = None
+    """What opens it again, as JSON holds it: what `open_source` takes, or that and its options by name."""
+    _said: set[str] = field(default_factory=set, init=False, repr=False)  # what is said once
 
     def __post_init__(self) -> None:
-        """Refuse an empty source, repeated ids, labels of another length."""
+        """Refuse an empty source, repeated ids, labels of another length, names that no store can keep."""
         if not self.ids:
             raise DataError(f"{self.name}: expected images, found none")
+        check_names(self)
+        object.__setattr__(self, "notices", tuple(map(printable, self.notices)))
         if len(set(self.ids)) < len(self.ids):
             seen: set[str] = set()
             twice = next(i for i in self.ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
@@ -180,10 +208,11 @@ class Source(Dataset[Image.Image]):
         Raises:
             DataError: it cannot be read; the message names it.
         """
+        several = False
         try:
             image = self.reader(index)
             if isinstance(image, Image.Image):
-                _decode(image)
+                several = _decode(image)
         except DataError as error:
             raise DataError(f"{self.ids[index]}: {error}") from error
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -191,10 +220,20 @@ class Source(Dataset[Image.Image]):
         except Exception as error:  # a damaged file may make Pillow raise anything
             raise DataError(
                 f"{self.ids[index]}: expected a readable image, found a damaged or "
-                f"different file ({first_line(error)}); mend or remove it, or leave such images out "
-                "with --on-error skip"
+                f"different file ({first_line(error)}); mend or remove it{SKIP_ADVICE}"
             ) from error
-        if isinstance(image, Image.Image) and image.mode.startswith("I;16") and not self._dim:
+        if several and "several" not in self._said:
+            self._said.add("several")
+            logger.warning(
+                "%s: %s holds several pictures, of which the first is read",
+                printable(self.name),
+                printable(self.ids[index]),
+            )
+        if (
+            isinstance(image, Image.Image)
+            and image.mode.startswith("I;16")
+            and "dim" not in self._said
+        ):
             self._say_if_dim(image, self.ids[index])
         return image
 
@@ -202,12 +241,12 @@ class Source(Dataset[Image.Image]):
         """Warn, once, where 16-bit pixels look like those of a 12-bit camera."""
         brightest = int(np.asarray(image).max(initial=0))
         if brightest < 4096 and _white(image) == 65535:
-            self._dim.append(image_id)
+            self._said.add("dim")
             logger.warning(
                 "%s: %s has 16-bit pixels, none above %d; 65535 is read as %s: "
                 "scale images of fewer bits to 16",
-                self.name,
-                image_id,
+                printable(self.name),
+                printable(image_id),
                 brightest,
                 "black, so it is bright" if _white_is_zero(image) else "white, so it is dark",
             )
@@ -224,14 +263,190 @@ class Source(Dataset[Image.Image]):
             splits=tuple(self.splits[i] for i in chosen),
             factors={name: values[chosen] for name, values in self.factors.items()},
             sizes=[self.sizes[i] for i in chosen] if each else self.sizes,
+            opened=None,
         )
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 over ids, labels, splits and file sizes: tells whether the source changed."""
+        """Return a SHA-256 over ids, labels, splits and file sizes: which images these are meant to be.
+
+        It is had at once. Whether an image has been replaced by another of its size, `checksum` tells.
+        """
         digest = hashlib.sha256()
         for part in (self.ids, self.labels.tolist(), self.splits, list(self.sizes)):
             digest.update(repr(part).encode())
         return digest.hexdigest()
+
+    def state(self) -> str | None:
+        """Return a SHA-256 over size, times and place on the disk of every file that images are read from.
+
+        As long as it stays the same no image was replaced. Where it changes, as by copying, images may or may
+        not have: their checksums tell. None where no files are known, as of arrays in memory.
+        """
+        files: Sequence[Path] | None = _files(self.reader)
+        if files is None:
+            whole = bool(self.paths) and all(path.is_file() for path in self.paths)
+            files = self.paths if whole else _mapped_files(self.reader)
+        if not files:
+            return None
+        digest = hashlib.sha256()
+        for path in files:
+            try:
+                status = os.stat(path)  # noqa: PTH116 (a million of them take time)
+            except OSError:
+                digest.update(b"none\n")
+                continue
+            times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+            digest.update(f"{status.st_size} {times} {status.st_ino}\n".encode())
+        return digest.hexdigest()
+
+    def checksum(self, index: int) -> int:
+        """Return a checksum of what image `index` is made of; 0 where that cannot be read.
+
+        It is 64 bits: the CRC-32 and the length of the bytes of its file, or of its pixels where images have
+        no files of their own (`checksums_are_of`).
+        """
+        try:
+            content = _content(self.reader, index)
+            return _checksum(_pixels(self.load(index)) if content is None else content)
+        except Exception:  # whatever a damaged file makes Pillow raise
+            return 0
+
+    @property
+    def checksums_are_of(self) -> Literal["files", "pixels"]:
+        """What `checksum` is taken of."""
+        return "files" if _is_of_files(self.reader) else "pixels"
+
+    def with_checksums(self) -> tuple[Source, NDArray[np.uint64]]:
+        """Return the same source, and an array (N,) that it fills with the checksums of what it reads."""
+        reader = _ChecksumReader(self.reader, np.zeros(len(self), np.uint64))
+        return replace(self, reader=reader), reader.checksums
+
+
+def _content(reader: Callable[[int], RawImage], index: int) -> bytes | None:
+    """Return the bytes that a reader decodes image `index` from; None where it has none."""
+    if isinstance(reader, _Selection):
+        return _content(reader.reader, int(reader.rows[index]))
+    content: Callable[[int], bytes] | None = getattr(reader, "content", None)
+    return None if content is None else content(index)
+
+
+def _is_of_files(reader: Callable[[int], RawImage]) -> bool:
+    """Whether a reader decodes images from bytes, as `_content` returns them."""
+    if isinstance(reader, _Selection):
+        return _is_of_files(reader.reader)
+    return hasattr(reader, "content")
+
+
+def _files(reader: Callable[[int], RawImage]) -> list[Path] | None:
+    """Return the file of each image; None where they have none of their own."""
+    if isinstance(reader, _Selection):
+        files = _files(reader.reader)
+        return None if files is None else [files[row] for row in reader.rows]
+    found: list[Path] | None = getattr(reader, "files", None)
+    return found
+
+
+def _mapped_files(reader: Callable[[int], RawImage]) -> list[Path]:
+    """Return the files that a reader's arrays are mapped from; none where one of them is in memory."""
+    inner = reader.reader if isinstance(reader, _Selection) else reader
+    names = [getattr(array, "filename", None) for array in getattr(inner, "arrays", ())]
+    return [Path(name) for name in names if name is not None] if None not in names else []
+
+
+def _pixels(image: RawImage) -> bytes:
+    """Return the pixels of an image, with its palette."""
+    palette = image.getpalette() if isinstance(image, Image.Image) else None
+    return np.asarray(image).tobytes() + bytes(palette or ())
+
+
+def _checksum(content: bytes) -> int:
+    return zlib.crc32(content) << 32 | len(content) & 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class _ChecksumReader:
+    """Reads as another reader, and keeps a checksum of what each image was made of.
+
+    The bytes of a file are read before it is decoded: of a file that is replaced in between, the checksum
+    is that of the former content, so that the image counts as changed.
+    """
+
+    reader: Callable[[int], RawImage]
+    checksums: NDArray[np.uint64]
+
+    def __call__(self, index: int) -> RawImage:
+        content = _content(self.reader, index)
+        if content is not None:
+            self.checksums[index] = _checksum(content)
+            return self.reader(index)
+        image = self.reader(index)
+        if isinstance(image, Image.Image):
+            _decode(image)
+        self.checksums[index] = _checksum(_pixels(image))
+        return image
+
+
+def check_names(source: Source) -> None:
+    """Refuse ids, splits, class names and factors that no store can keep, before anything is computed.
+
+    Raises:
+        DataError: an id or name that is empty or longer than `LONGEST`; a text that holds a NUL or is not
+            Unicode; a factor's name with a slash, or that is a dot or two; a factor that is no array of N
+            numbers or texts; a class name that occurs twice.
+    """
+    for name, values in source.factors.items():
+        if name in ("", ".", "..") or "/" in name:
+            raise DataError(
+                f"{source.name}: no store can keep a factor called {name!r}; rename that column"
+            )
+        if values.shape != (len(source.ids),) or values.dtype.kind not in "biufUO":
+            raise DataError(
+                f"{source.name}: factor {name!r}: expected {len(source.ids)} numbers or texts, "
+                f"found {values.dtype} {values.shape}"
+            )
+    names: dict[str, Sequence[str]] = {
+        "ids": source.ids,
+        "names of labels": source.label_names,
+        "names of factors": list(source.factors),
+    }
+    values_of = {
+        f"values of factor {name!r}": values.tolist()
+        for name, values in source.factors.items()
+        if values.dtype.kind in "UO"
+    }
+    for what, texts in (names | {"splits": list(set(source.splits))} | values_of).items():
+        for wrong in _no_texts(texts):
+            raise DataError(
+                f"{source.name}: {what}: expected texts of Unicode without NUL, found {str(wrong)[:40]!r}; "
+                "rename it"
+            )
+    for what, texts in names.items():
+        for wrong in (text for text in texts if not 0 < len(text) <= LONGEST):
+            raise DataError(
+                f"{source.name}: {what}: expected 1 to {LONGEST} characters, found {len(wrong)}, "
+                f"as {wrong[:40]!r}; rename it"
+            )
+    if len(set(source.label_names)) < len(source.label_names):
+        twice = Counter(source.label_names).most_common(1)[0][0]
+        raise DataError(f"{source.name}: class name {twice!r} occurs twice; rename one")
+
+
+def _no_texts(values: Sequence[Any]) -> list[Any]:
+    """Return the values that are no texts, or none that HDF5 keeps as they are."""
+
+    def kept(text: str) -> bool:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return False
+        return "\0" not in text
+
+    try:
+        if kept("".join(values)):  # at once, as there may be millions
+            return []
+    except TypeError:  # not all are texts
+        pass
+    return [value for value in values if not isinstance(value, str) or not kept(value)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,16 +464,42 @@ class _ImageFiles:
 
     contents: Sequence[Path | bytes]
 
-    def __call__(self, index: int) -> Image.Image:
+    @property
+    def files(self) -> list[Path] | None:
+        """The files; None where some of the contents are in memory."""
+        files = [content for content in self.contents if not isinstance(content, bytes)]
+        return files if len(files) == len(self.contents) else None
+
+    def content(self, index: int) -> bytes:
+        """Return the bytes that an image is decoded from."""
         content = self.contents[index]
-        if isinstance(content, bytes):
-            return Image.open(io.BytesIO(content))
-        try:
-            return Image.open(content)
-        except UnidentifiedImageError as error:
-            if what := what_it_is(content):
-                raise ValueError(f"it is {what}") from error
-            raise
+        return content if isinstance(content, bytes) else content.read_bytes()
+
+    def __call__(self, index: int) -> Image.Image:
+        return open_image(self.contents[index])
+
+
+def open_image(content: Path | bytes) -> Image.Image:
+    """Open an image file, or what it contains, of a format of `FORMATS`; it is decoded later.
+
+    Raises:
+        ValueError: it is none; the message says what it is, where its first bytes tell. OSError: it cannot be
+            read.
+    """
+    try:
+        return Image.open(
+            io.BytesIO(content) if isinstance(content, bytes) else content, formats=_known()
+        )
+    except UnidentifiedImageError as error:
+        what = what_it_is(content)
+        raise ValueError(f"it is {what}" if what else "of no image format that is read") from error
+
+
+@cache
+def _known() -> tuple[str, ...]:
+    """Return the formats that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def file_source(
@@ -306,9 +547,9 @@ def read_images(
 
 
 def image_extensions() -> set[str]:
-    """Return the extensions of files whose pixels Pillow reads: a store may lie among the images."""
-    formats = Image.registered_extensions()
-    return {e for e, name in formats.items() if name in Image.OPEN and name not in STUBS}
+    """Return the extensions of image files: a store may lie among them."""
+    formats = {*_known(), "MPO"}
+    return {e for e, name in Image.registered_extensions().items() if name in formats}
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -337,10 +578,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
     ):  # of 16 bits, of which Pillow keeps the upper 8
         image.info["transparency"] = tuple(value >> 8 for value in clear)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        base = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(base, layer).convert("RGB")
+        return _over_white(image)
     return image.convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """Lay an image over white, strip by strip, as each takes several copies."""
+    width, height = image.size
+    whole, step = Image.new("RGB", image.size), max(1, STRIP // max(1, width))
+    for top in range(0, height, step):
+        layer = image.crop((0, top, width, min(top + step, height))).convert("RGBA")
+        base = Image.new("RGBA", layer.size, "white")
+        whole.paste(Image.alpha_composite(base, layer).convert("RGB"), (0, top))
+    return whole
 
 
 def to_uint8(values: NDArray[Any], white: int) -> NDArray[np.uint8]:
@@ -359,8 +609,14 @@ def to_uint8(values: NDArray[Any], white: int) -> NDArray[np.uint8]:
             "save them as 8 or 16 bits"
         )
     if white != 255:
-        scaled = np.rint(values.astype(np.float64) * (255 / white)).clip(0, 255)
-        return scaled.astype(np.uint8)
+        scaled = np.empty(values.shape, np.uint8)
+        step = max(1, STRIP // max(1, int(np.prod(values.shape[1:]))))
+        for start in range(
+            0, len(values), step
+        ):  # strip by strip, as float64 takes eight times the room
+            strip = values[start : start + step].astype(np.float64)
+            scaled[start : start + step] = np.rint(strip * (255 / white)).clip(0, 255)
+        return scaled
     whole = values.astype(np.uint8)
     if values.dtype.kind == "f" and not (whole == values).all():
         raise DataError(
@@ -384,26 +640,40 @@ def allow_pixels() -> None:
     Image.MAX_IMAGE_PIXELS = int(limit)
 
 
-def what_it_is(path: Path) -> str:
+def what_it_is(content: Path | bytes) -> str:
     """Say what a file is that is not what its name says; empty where its first bytes do not tell."""
     try:
-        with path.open("rb") as file:
-            start = file.read(64).lstrip()
+        if isinstance(content, bytes):
+            start = content[:64]
+        else:
+            with content.open("rb") as file:
+                start = file.read(64)
     except OSError:
         return ""
+    if start[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
+        return "a HEIC photo, which is not read; save it as JPEG or PNG"
+    start = start.lstrip()
     return next((what for magic, what in _MAGIC.items() if start.startswith(magic)), "")
 
 
-def _decode(image: Image.Image) -> None:
-    """Decode now, and close the file whether that works or not."""
+def _decode(image: Image.Image) -> bool:
+    """Decode now, and close the file whether that works or not; return whether it holds several pictures."""
     limit = Image.MAX_IMAGE_PIXELS
+    several = image.format in ANIMATED and bool(getattr(image, "is_animated", False))
+    file = getattr(image, "fp", None)
     try:
         if limit is not None and image.width * image.height > limit:
             raise DataError(_too_large())
         _load(image)
+        if several:
+            with suppress(Exception):  # a tag of a wrong type may make Pillow raise anything
+                image.getexif()  # is kept, as a TIFF's is read from the file
+        if file is not None:  # which Pillow leaves open where there may be other pictures
+            file.close()
     except BaseException:
         image.close()
         raise
+    return several
 
 
 def _load(image: Image.Image) -> None:

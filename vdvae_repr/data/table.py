@@ -11,6 +11,9 @@ from pathlib import Path
 
 from vdvae_repr.errors import DataError
 
+TEXT_BYTES = 2**28  # of a text file, which is read whole
+LINE_BYTES = 2**20  # of its first line
+MOST_COLUMNS = 10_000
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
@@ -55,13 +58,17 @@ def read_table(path: str | Path, *needed: str) -> Table:
             header; the message has the line's number.
     """
     path = Path(path)
-    text = _decoded(path)
+    text = read_text(path)
     header = text.split("\n", 1)[0].casefold()
     separator = next(
         (s for s in SEPARATORS if needed[0] in (c.strip(' "') for c in header.split(s))), ","
     )
     records = list(_records(path, text, separator))
     columns = records[0][1] if records else ()
+    if len(columns) > MOST_COLUMNS:
+        raise DataError(
+            f"{path}: expected {MOST_COLUMNS} columns at most, found {len(columns)}; leave some out"
+        )
     if not set(needed) <= {column.casefold() for column in columns}:
         expected = (
             f"a column {needed[0]!r}" if len(needed) == 1 else f"columns {' and '.join(needed)}"
@@ -99,13 +106,29 @@ def _records(path: Path, text: str, separator: str) -> Iterator[tuple[int, tuple
         ) from error
 
 
-def _decoded(path: Path) -> str:
-    """Return a file's text, UTF-8 or, by its byte-order mark, UTF-16."""
+def read_text(path: Path) -> str:
+    """Return a file's text, UTF-8 or, by its byte-order mark, UTF-16, with a line feed after each line.
+
+    Raises:
+        DataError: it cannot be read, is no text, or is too large to be a table or a list.
+    """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            head = file.read(LINE_BYTES)
+            wide = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+            if b"\0" in head and not wide:
+                raise DataError(f"{path}: expected a table as text, found binary data")
+            if len(head) == LINE_BYTES and not {*b"\r\n"} & {*head}:
+                raise DataError(
+                    f"{path}: line 1 is longer than {LINE_BYTES} bytes; expected a table"
+                )
+            if (size := path.stat().st_size) > TEXT_BYTES:
+                raise DataError(
+                    f"{path}: {size} bytes, where a table may have {TEXT_BYTES}; divide it"
+                )
+            content = head + file.read()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
@@ -115,4 +138,4 @@ def _decoded(path: Path) -> str:
         ) from error
     if "\0" in text:
         raise DataError(f"{path}: expected a table as text, found binary data")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text

@@ -301,7 +301,7 @@ def _refuse_or_reach(name: str, download: bool) -> None:
     missing = f"{name}: its published weights are not in the cache"
     remedy = f"give a file, {name}@FILE, or ask for random ones, {name}@random"
     if not download:
-        raise CheckpointError(f"{missing}; fetch them with download=True (--download), {remedy}")
+        raise CheckpointError(f"{missing}; fetch them with download=True, {remedy}")
     try:
         request = urllib.request.Request(hub, method="HEAD")
         with urllib.request.urlopen(request, timeout=TIMEOUT):

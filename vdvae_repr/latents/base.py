@@ -67,6 +67,14 @@ class Latents(ABC):
 
     @property
     @abstractmethod
+    def checksums(self) -> tuple[str, NDArray[np.uint64]] | None:
+        """What each image was made of, (N,): `Source.checksum`, behind what it is of (`files`, `pixels`).
+
+        None where that is not recorded, as in stores of earlier versions.
+        """
+
+    @property
+    @abstractmethod
     def kl(self) -> NDArray[np.float32]:
         """(N, layers traversed), nats an image.
 
@@ -97,11 +105,14 @@ class Latents(ABC):
         """Return a hash of a layer's stored values."""
 
     @abstractmethod
-    def verify(self) -> None:
+    def verify(self) -> tuple[str, ...]:
         """Read everything once, so that every checksum is tested.
 
+        Returns:
+            lines about what could not be checked.
+
         Raises:
-            StoreError: names the data set that is damaged.
+            StoreError: names what is damaged.
         """
 
     @abstractmethod
@@ -391,9 +402,9 @@ def _chosen_rows(rows: Any, count: int) -> int | slice | NDArray[np.intp]:
 def same_images(store: Latents, other: Latents) -> str:
     """Check that stores of the same ids were made of the same images.
 
-    They were if their sources' fingerprints are equal, whatever each made of the images. Where these
-    differ, as of a folder and of an array of the same images, the stored images are compared, if both were
-    preprocessed alike.
+    They were if the files or pixels that they were made of have the same checksums, whatever each store
+    made of them. Where these differ, as those of a folder and of an array of the same images, the stored
+    images are compared, if both were preprocessed alike.
 
     Returns:
         a line for people where it cannot be told; empty where the images are the same.
@@ -401,21 +412,25 @@ def same_images(store: Latents, other: Latents) -> str:
     Raises:
         StoreError: the images are others; one is named.
     """
-    first, second = store.info.source_sha256, other.info.source_sha256
-    if first == second and first is not None:
+    known = store.checksums, other.checksums
+    differ = None
+    if known[0] is not None and known[1] is not None and known[0][0] == known[1][0]:
+        differ = np.flatnonzero(known[0][1] != known[1][1])
+    elif store.info.source_sha256 == other.info.source_sha256 is not None:
         return ""
     alike = store.info.preprocessing == other.info.preprocessing
-    if alike and store.has_images and other.has_images:
+    if (differ is None or len(differ)) and alike and store.has_images and other.has_images:
         images = (each.images() for each in (store, other))
         one, two = (pixels.reshape(len(pixels), -1) for pixels in images)
         if one.shape == two.shape:
             differ = np.flatnonzero((one != two).any(axis=1))
-            if not len(differ):
-                return ""
-            raise StoreError(
-                f"{other.path}: expected the images of {store.path}, found others under the same ids, "
-                f"{len(differ)} in all, as {store.ids[differ[0]]!r}; extract both from the same files"
-            )
+    if differ is not None:
+        if not len(differ):
+            return ""
+        raise StoreError(
+            f"{other.path}: expected the images of {store.path}, found others under the same ids, "
+            f"{len(differ)} in all, as {store.ids[differ[0]]!r}; extract both from the same files"
+        )
     return (
         f"{other.path}: whether the images behind its ids are those of {store.path} cannot be told"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -68,7 +69,7 @@ def decode(
             raise StoreError(f"{option}: expected mean or sample, found {value!r}")
     if first is not None:
         if layers != "all":
-            raise LayerError("first and layers (--first, --layer) both choose layers; give one")
+            raise LayerError("first and layers both choose layers; give one")
         if not 1 <= first <= len(store.layers):
             raise LayerError(f"first: expected 1 to {len(store.layers)} layers, found {first}")
         layers = [spec.name for spec in store.layers[:first]]
@@ -80,14 +81,15 @@ def decode(
         )
     if feature == "mean" and store.info.z == "sample":
         raise StoreError(
-            f"{store.path}: holds means of a pass that sent draws down; extract with --feature z to decode it"
+            f"{store.path}: holds means of a pass that sent draws down; "
+            'to decode it, extract with features="z"'
         )
     chosen = select_layers(store.layers, layers)
     kept = {spec.name for spec in chosen}
     if fine_from is not None and len(chosen) == len(store.layers):
         raise StoreError(
             f"{store.path}: every stored layer is chosen, so nothing is left to take from {fine_from!r}; "
-            "choose fewer, as with --first 12"
+            "choose fewer, as with first=12"
         )
     place = {image_id: row for row, image_id in enumerate(store.ids)}
     wanted = list(store.ids) if ids is None else list(ids)
@@ -135,7 +137,7 @@ def decodable_feature(store: Latents) -> str:
     if feature is None:
         raise StoreError(
             f"{store.path}: expected feature z or mean to decode, found {', '.join(store.features)}; "
-            "extract with --feature mean"
+            'extract with features="mean"'
         )
     return feature
 
@@ -167,9 +169,13 @@ def picture_paths(ids: Sequence[str], folder: str | Path) -> dict[str, Path]:
             tries = chain([f"{name}.png"], (f"{name} ({number}).png" for number in count(2)))
             names[image_id] = next(free for free in tries if free not in taken)
             taken.add(names[image_id])
-    for parent in {(folder / name).parent for name in names.values()}:
+    parents = {(folder / name).parent for name in names.values()}
+    for parent in sorted(parents | {folder}):
+        for path in (parent, *parent.parents):
+            if os.path.lexists(path) and not path.is_dir():
+                raise StoreError(f"{path}: is in the way of a folder; choose another path")
         if not parent.resolve().is_relative_to(folder.resolve()):
-            raise StoreError(f"{parent}: leads out of {folder}; choose another --out")
+            raise StoreError(f"{parent}: leads out of {folder}; choose another path")
     return {image_id: folder / names[image_id] for image_id in ids}
 
 

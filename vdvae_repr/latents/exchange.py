@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from vdvae_repr.data.names import readable
 from vdvae_repr.errors import StoreError
+from vdvae_repr.latents import parts as partition
 from vdvae_repr.latents.format import (
     IMAGE_BYTES,
     StoreInfo,
     create_array,
     describe_images,
+    parts_folder,
     refuse_target,
     write_aside,
 )
@@ -59,7 +61,7 @@ def import_latents(
     out = Path(out)
     refuse_target(out, [like.path, *([Path(matrix)] if isinstance(matrix, str | Path) else [])])
     if out.exists() and not overwrite:
-        raise StoreError(f"{out}: exists already; choose another --out, or --overwrite")
+        raise StoreError(f"{out}: exists already; choose another path, or overwrite=True")
     if isinstance(matrix, str | Path):
         name = str(matrix)
         values, found, about = _read_matrix(Path(matrix))
@@ -76,7 +78,7 @@ def import_latents(
         raise StoreError(
             f"{name}: expected {len(named)} rows x {width} columns, {len(chosen)} layers of "
             f"{like.path.name}, found {' x '.join(map(str, values.shape))}; "
-            "choose the layers with --layer, the rows with --split"
+            "choose layers, and a split"
         )
     place = {image_id: row for row, image_id in enumerate(like.ids)}
     if len(set(named)) < len(named):
@@ -99,13 +101,13 @@ def import_latents(
         raise StoreError(
             f"{name}: says that it holds latents of {_few(about.get('model', ['a model']))}, weights "
             f"{weights[0][:8]}, expected those of {like.path}, {like.info.model}, weights "
-            f"{like.info.weights_sha256[:8]}; give --like a store of that model"
+            f"{like.info.weights_sha256[:8]}; give as like a store of that model"
         )
     for what, expected in (("layers", [spec.name for spec in chosen]), ("feature", [feature])):
         if about.get(what, expected) != expected:
             raise StoreError(
                 f"{name}: says that it holds {what} {_few(about[what])}, expected {_few(expected)}; "
-                "choose the layers with --layer, or save the predictions alone, as latents and ids"
+                "choose layers, or save the predictions alone, as latents and ids"
             )
 
     def write(file: h5py.File) -> None:
@@ -129,14 +131,19 @@ def import_latents(
             pool=like.info.pool,
             source=f"predicted: {readable(Path(name).name)}", layers=chosen, features=(feature,),
         )  # fmt: skip
+        known = like.checksums
         describe_images(
             file, info, ids=named, splits=[like.splits[row] for row in rows], labels=like.labels[rows],
             label_names=like.label_names, factors={},
+            checksums=None if known is None else (known[0], known[1][rows]),
         )  # fmt: skip
 
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_aside(out, write, (4 * width + IMAGE_BYTES) * len(rows))
+        with partition.locked(Path(f"{out}.lock")):
+            replaces = out.exists()
+            write_aside(out, write, (4 * width + IMAGE_BYTES) * len(rows))
+            if replaces:  # what a virtual store referred to, or was to refer to
+                partition.remove_parts(parts_folder(out))
     except OSError as error:
         raise StoreError(
             f"{out}: cannot be written ({error.strerror or error}); make room or choose another place"

@@ -54,7 +54,7 @@ def export(
     for path in (out, beside) if out.suffix == ".npy" else (out,):
         if path.exists() and not _is_export(out, beside):
             raise StoreError(
-                f"{path}: exists, and no export wrote it, so it is not replaced; choose another --out"
+                f"{path}: exists, and no export wrote it, so it is not replaced; choose another path"
             )
     feature = feature or store.default_feature
     rows, chosen = store.rows(split), store.distinct(layers, feature)

@@ -10,7 +10,7 @@ import math
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
@@ -29,7 +29,7 @@ from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.encoders.base import Encoder, ImageTransform
 from vdvae_repr.encoders.load import as_encoder
-from vdvae_repr.errors import DataError, LayerError, StoreError, VDVAEReprError
+from vdvae_repr.errors import SKIP_ADVICE, DataError, LayerError, StoreError, VDVAEReprError
 from vdvae_repr.latents import parts as partition
 from vdvae_repr.latents.format import (
     IMAGE_BYTES,
@@ -38,10 +38,11 @@ from vdvae_repr.latents.format import (
     array_key,
     chunk_rows,
     create_array,
-    describable,
     not_finite,
     parts_folder,
     refuse_target,
+    rehearse,
+    seal,
     write_aside,
 )
 from vdvae_repr.latents.options import (
@@ -92,8 +93,8 @@ def extract(
         *options: groups of options.
         layers: selector.
         features: names of the encoder's, of a VDVAE `mean` if not given; `z` needs `z="sample"`.
-        overwrite: replace a finished store, but no other file; without it, a store of the same extraction is
-            returned as it is.
+        overwrite: compute everything anew, and replace a finished store, but no other file, once the new one
+            is whole; without it, a store of the same extraction and of unchanged images is returned.
         report: receives lines about what was left out of `data`, and what will be written.
         progress: receives the number of images done since the last call.
         **keywords: options by their names.
@@ -102,7 +103,8 @@ def extract(
         DataError, LayerError: bad source or selector, no workers. TypeError: an unknown option.
         StoreError: an option's value; the output exists, is no store, is being written by another process,
             belongs to another extraction, does not fit on the disk, or cannot be written; a value that is
-            not finite or that float16 cannot hold; an id or factor that no store can hold.
+            not finite or that float16 cannot hold; an id or factor that no store can hold; images that have
+            been replaced since the store was made, or while they were read.
 
     Examples:
         extract(model, "photos/", "s.h5", layers="8x8", z="sample", features=["z"])
@@ -131,12 +133,12 @@ def extract(
                         f"{out}: the processes do not extract the same ({different}); "
                         "give all of them the same files and weights"
                     )
-                _write(job, out, rank, processes, progress)
+                _write(job, out, begun, rank, processes, progress)
     except OSError as error:
         kept = f"; what is finished stays in {folder.name}" if folder.exists() else ""
         raise StoreError(
             f"{out}: cannot be written ({error.strerror or error}){kept}; "
-            "make room or choose another --out, then rerun the same command to resume"
+            "make room or choose another path, then rerun the same command to resume"
         ) from error
     for _ in range(60 if rank else 0):  # a shared file system may be late
         if out.exists():
@@ -150,71 +152,201 @@ def _begin(
 ) -> dict[str, Any] | None:
     """Make out what is to be done, and claim the parts; None where the store is finished.
 
+    Nothing is removed before everything that can be refused has been.
+
     Raises:
         StoreError: the store or its parts belong to another extraction or hold something else, the disk is
-            too small, or the source has names that no store can hold.
+            too small, images were replaced, or the source has names that no store can hold.
     """
-    source = job.source
-    describable(
-        source.name, ids=source.ids, splits=source.splits,
-        label_names=source.label_names, factors=source.factors,
-    )  # fmt: skip
-    folder = parts_folder(out)
+    source, folder = job.source, parts_folder(out)
+    _rehearse(job)
     partition.refuse_strangers(folder)
-    claim = folder / partition.CLAIM
-    virtual = _is_virtual(out)
-    anew = overwrite and virtual  # the parts are the store's
+    claimed = {} if overwrite else partition.read_claim(folder / partition.CLAIM)
     if not job.batch_size:
-        known = None if anew else _begun_with(out, claim, overwrite)
+        known = None if overwrite else _begun_with(out, claimed)
         job = replace(job, batch_size=known or job.calibrate())
     identity = job.info.attributes()
-    own = (
-        not anew
-        and claim.exists()
-        and not partition.differences(partition.read_claim(claim), identity)
-    )
-    if virtual and own and not overwrite and not _readable(out):
-        out.unlink()  # a part is missing or cut short, and will be made again
-    if not overwrite and _finished(out, identity):
-        if job.options.storage.layout == "single":  # a kill came while they were removed
-            partition.remove_parts(folder)
-        partition.refuse_skipped([out], job.options.frame.on_error)
-        report(f"{out}: already complete")
-        return None
-    report(_size_preview(job, out, folder))
-    if overwrite and not own:
-        claim.unlink(missing_ok=True)  # parts without it are removed
-    if anew:
-        out.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
-    partition.claim(claim, identity)
-    return identity
+    held = partition.parts_of(out)  # by the store that is there
+    first = partition.part_path(folder, 0, 0).name
+    kept: frozenset[str] = frozenset()  # parts that are gone on with
+    if overwrite:
+        generation = int(first in held)
+    elif out.exists():
+        if not _misses_parts(out, claimed, identity):
+            _refuse_another(job, out, identity, report)
+            if held:  # beside which a kill left others
+                partition.keep_parts(folder, held)
+            else:
+                partition.remove_parts(folder)
+            partition.refuse_skipped([out], job.options.frame.on_error)
+            report(f"{out}: already complete")
+            return None
+        if held:
+            generation, kept = int(first not in held), held
+        else:  # the file that refers to them is damaged
+            generation, kept = int(claimed.get("generation", 0)), _all_parts(folder)
+        claimed = {}
+    else:
+        if claimed and (different := partition.differences(claimed, identity)):
+            raise StoreError(
+                f"{folder}: holds another, unfinished extraction ({different}); "
+                "rerun that command, or discard it with overwrite=True"
+            )
+        generation = int(claimed.get("generation", 0))
+        if claimed:  # else it is not known whose they are
+            kept = _all_parts(folder)
+    report(_size_preview(job, out, folder, held - kept))
+    state = source.state()
+    touched = state is None or claimed.get("source_state") != state
+    if stale := _stale(job, [folder / name for name in sorted(kept)]) if touched else {}:
+        kept -= stale.keys()
+        images = [image for some in stale.values() for image in some]
+        report(
+            f"{source.name}: {len(images)} images were replaced, as {images[0]!r}; "
+            f"{len(stale)} parts are made again"
+        )
+    partition.keep_parts(folder, held | kept if overwrite else kept)
+    begun = identity | {"source_state": state, "generation": generation}
+    partition.claim(folder / partition.CLAIM, begun)
+    return begun
 
 
 def _write(
-    job: ExtractionJob, out: Path, rank: int, processes: int, progress: Callable[[int], object]
+    job: ExtractionJob,
+    out: Path,
+    begun: Mapping[str, Any],
+    rank: int,
+    processes: int,
+    progress: Callable[[int], object],
 ) -> None:
-    """Write this process's parts, and in the first process the store."""
+    """Write this process's parts, and in the first process the store, in place of one that is there."""
     folder = parts_folder(out)
     try:
-        files = job.write_parts(folder, rank, processes, progress)
+        files = job.write_parts(folder, begun["generation"], rank, processes, progress)
         partition.wait_for_all(processes)
         if rank == 0:
             partition.refuse_skipped(files, job.options.frame.on_error)
+            info = replace(job.info, source_state=_unchanged(job, files, begun["source_state"]))
             single = job.options.storage.layout == "single"
-            size = IMAGE_BYTES * len(job.source) + 2**14 * len(files)
+            size = IMAGE_BYTES * len(job.source) + 2**14 * len(files) + _rehearse(job)
             if single:
                 size += sum(path.stat().st_size for path in files)
-            write_aside(
-                out, lambda file: partition.assemble(file, files, job.info, job.source), size
-            )
+            write_aside(out, lambda file: partition.assemble(file, files, info, job.source), size)
             if single:
                 partition.remove_parts(folder)
+            else:
+                partition.keep_parts(folder, {path.name for path in files})
         partition.wait_for_all(processes)
     except VDVAEReprError:
         if processes == 1:
             partition.remove_if_nothing_is_done(folder)
         raise
+
+
+def _rehearse(job: ExtractionJob) -> int:
+    """Return the bytes of what a store says of the images, and refuse what none can hold."""
+    source, info = job.source, replace(job, batch_size=job.batch_size or 1).info
+    return rehearse(
+        source.name, info, ids=source.ids, splits=source.splits, labels=source.labels,
+        label_names=source.label_names, factors=source.factors,
+    )  # fmt: skip
+
+
+def _stale(job: ExtractionJob, parts: Sequence[Path]) -> dict[str, list[str]]:
+    """Return the parts whose images have been replaced since, by name, with the ids of these images."""
+    stale: dict[str, list[str]] = {}
+    for path in parts:
+        if partition.is_whole(path):
+            ids, checksums = partition.recorded(path, job.source.ids)
+            if changed := job.changed(ids, checksums):
+                stale[path.name] = changed
+    return stale
+
+
+def _unchanged(job: ExtractionJob, files: Sequence[Path], state: str | None) -> str | None:
+    """Return the state of the source, whose images must be those that were read.
+
+    Raises:
+        StoreError: some were replaced meanwhile.
+    """
+    now = job.source.state()
+    if now != state and (stale := _stale(job, files)):
+        images = [image for some in stale.values() for image in some]
+        raise StoreError(
+            f"{job.source.name}: {len(images)} images were replaced while they were read, as {images[0]!r}; "
+            "rerun the same command, which makes their parts again"
+        )
+    return now
+
+
+def _refuse_another(
+    job: ExtractionJob, out: Path, identity: Mapping[str, Any], report: Callable[[str], None]
+) -> None:
+    """Refuse a store that is of another extraction, or of images that have been replaced since.
+
+    Raises:
+        StoreError: it is; what differs first is named.
+    """
+    with LatentStore.open(out) as store:
+        info, checksums = store.info, store.checksums
+        if different := partition.differences(info.attributes(), identity):
+            raise StoreError(
+                f"{out}: already holds another extraction ({different}); "
+                "choose another path, or overwrite=True"
+            )
+        if what := _other_words(store, job.source):
+            raise StoreError(
+                f"{out}: its {what} are not those of {job.source.name} any more; extract again with "
+                "overwrite=True, or choose another path"
+            )
+        state = job.source.state()
+        if state is not None and state == info.source_state:
+            return
+        if checksums is None or checksums[0] != job.source.checksums_are_of:
+            report(f"{out}: does not say of what its images were made; replaced ones go unnoticed")
+            return
+        ids = [*store.ids, *(item["id"] for item in info.skipped)]
+        if changed := job.changed(ids, [*checksums[1].tolist(), *info.skipped_checksums]):
+            raise StoreError(
+                f"{out}: {len(changed)} of {len(ids)} images have been replaced since it was made, as "
+                f"{changed[0]!r}; extract again with overwrite=True, or choose another path"
+            )
+
+
+def _other_words(store: LatentStore, source: Source) -> str:
+    """Return which of the names and factors, of which the fingerprint is not, are no longer the source's."""
+    if store.label_names != source.label_names:
+        return "names of labels"
+    place = {image_id: row for row, image_id in enumerate(source.ids)}
+    rows = [place[image_id] for image_id in store.ids]
+    stored = store.factors
+    if list(stored) != sorted(source.factors):
+        return "factors"
+    for name, values in source.factors.items():
+        now, before = values[rows], stored[name]
+        if now.dtype.kind in "UO":
+            now, before = now.astype(str), before.astype(str)
+        if not np.array_equal(now, before, equal_nan=now.dtype.kind == "f"):
+            return f"values of factor {name!r}"
+    return ""
+
+
+def _all_parts(folder: Path) -> frozenset[str]:
+    """Return the names of the parts in a folder."""
+    return frozenset(path.name for path in folder.glob("part-*.h5"))
+
+
+def _misses_parts(out: Path, claimed: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
+    """Whether a virtual store of this extraction cannot be read, so that what is damaged is to be made again.
+
+    Where the store itself is damaged, the claim of its parts tells of which extraction it is.
+    """
+    try:
+        LatentStore.open(out).close()
+        return False
+    except StoreError:
+        known = partition.attributes_of(out) or claimed
+        return known.get("layout") == "virtual" and not partition.differences(known, identity)
 
 
 def shrunk(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
@@ -251,6 +383,10 @@ class ExtractionJob:
 
     model: Encoder
     source: Source
+    reading: Source
+    """The source, read so that `checksums` are kept."""
+    checksums: NDArray[np.uint64]
+    """(N,), of the images that were read."""
     preprocessing: ImageTransform
     chosen: tuple[LayerSpec, ...]
     features: tuple[str, ...]
@@ -281,11 +417,14 @@ class ExtractionJob:
         preprocessing = replace(encoder.preprocessing, crop=frame.crop, align=frame.align)
         if frame.resize is not None:
             if not isinstance(preprocessing, Preprocessing):
-                raise DataError(f"{encoder.name}: resizes as its authors do; leave --resize out")
+                raise DataError(f"{encoder.name}: resizes as its authors do; leave resize out")
             preprocessing = replace(preprocessing, resize=frame.resize)
+        reading, checksums = source.with_checksums()
         return cls(
             model=encoder,
             source=source,
+            reading=reading,
+            checksums=checksums,
             preprocessing=preprocessing,
             chosen=chosen,
             features=tuple(features),
@@ -293,6 +432,11 @@ class ExtractionJob:
             batch_size=0 if compute.batch_size == "auto" else int(compute.batch_size),
             workers=check_workers(compute.num_workers),
         )
+
+    @cached_property
+    def place(self) -> dict[str, int]:
+        """Where an image stands in the source, by its id."""
+        return {image_id: index for index, image_id in enumerate(self.source.ids)}
 
     @property
     def passes(self) -> int:
@@ -387,25 +531,38 @@ class ExtractionJob:
         rows *= 2 if self.options.storage.mirror else 1
         rows += [
             8,
+            8,
             3 * self.model.stored_side**2 if self.options.storage.images else 0,
-        ]  # index, images
+        ]  # index, checksums, images
         lengths = (chunk_rows(images, row, self.part) for row in rows)
         return sum(
             -(-images // length) * length * row + 2**10
             for length, row in zip(lengths, rows, strict=True)
         )
 
+    def changed(self, ids: Sequence[str], checksums: Sequence[int]) -> list[str]:
+        """Return the ids of the images whose checksums are not these; workers read them."""
+        found = map_ahead(
+            self.source.checksum,
+            (self.place[image_id] for image_id in ids),
+            workers=self.workers,
+            ahead=4 * self.workers,
+        )
+        pairs = zip(ids, checksums, found, strict=True)
+        return [image_id for image_id, before, now in pairs if before != now]
+
     def read(self, indices: range) -> _Batch:
         """Read and preprocess some images; what cannot be read is an error, or left out."""
         batch = _Batch(count=len(indices))
         for index in indices:
             try:
-                batch.pixels.append(read_images(self.source, self.preprocessing, [index])[0])
+                batch.pixels.append(read_images(self.reading, self.preprocessing, [index])[0])
                 batch.indices.append(index)
             except DataError as error:
                 if self.options.frame.on_error == "raise":
                     raise
-                batch.skipped.append({"id": self.source.ids[index], "reason": str(error)})
+                reason = str(error).replace(SKIP_ADVICE, "")
+                batch.skipped.append({"id": self.source.ids[index], "reason": reason})
         return batch
 
     def batches(self, ranges: Sequence[range]) -> Generator[_Batch]:
@@ -504,7 +661,7 @@ class ExtractionJob:
                 indices, images = indices[kept], images[kept]
                 read = [[{k: v[kept] for k, v in one.items()} for one in draws] for draws in read]
             ids = [self.source.ids[index] for index in indices]
-            found: Arrays = {"index": indices}
+            found: Arrays = {"index": indices, "checksums": self.checksums[indices]}
             if self.options.storage.images:
                 found["images"] = shrunk(images, self.model.stored_side)
             for prefix, draws in zip(("", MIRROR), read, strict=False):
@@ -547,10 +704,14 @@ class ExtractionJob:
         spec, _ = self.keys.get(key, (None, key))
         what = self.name_of(key)
         if (row := not_finite(value)) is not None:
+            more = (
+                ""
+                if self.options.compute.precision == "fp32"
+                else ', extract with precision="fp32"'
+            )
             raise StoreError(
                 f"{what}: expected finite values, found NaN or infinity for image {ids[row]!r}, which may be "
-                f"far from what {self.model.name} was trained on; leave such images out with --on-error "
-                "skip, or look at the weights, and extract with --precision fp32"
+                f"far from what {self.model.name} was trained on; look at the weights{more}{SKIP_ADVICE}"
             )
         if spec is None:
             return value
@@ -562,7 +723,7 @@ class ExtractionJob:
         if (row := not_finite(stored)) is not None:
             raise StoreError(
                 f"{what}: expected values that float16 holds (below 65,504), "
-                f"found {np.abs(pooled[row]).max():g} for image {ids[row]!r}; extract with --dtype float32"
+                f'found {np.abs(pooled[row]).max():g} for image {ids[row]!r}; extract with dtype="float32"'
             )
         return stored
 
@@ -591,17 +752,22 @@ class ExtractionJob:
         return min(near, default=max(1, min(most, BATCH_SIZES[0])))
 
     def write_parts(
-        self, folder: Path, rank: int, processes: int, progress: Callable[[int], object]
+        self,
+        folder: Path,
+        generation: int,
+        rank: int,
+        processes: int,
+        progress: Callable[[int], object],
     ) -> list[Path]:
         """Write one process's share of the parts, but for those that are whole; returns the paths of all."""
         files = []
         missing: list[tuple[Path, range]] = []
         for index, images in enumerate(_cut(range(len(self.source)), self.part)):
-            path = folder / f"part-{index:05d}.h5"
+            path = partition.part_path(folder, index, generation)
             files.append(path)
             if index % processes != rank:
                 continue
-            if partition.is_whole(path):
+            if partition.is_whole(path, self.info.attributes(), self.source.ids, images):
                 progress(len(images))
             else:
                 missing.append((path, images))
@@ -620,7 +786,7 @@ class ExtractionJob:
         progress: Callable[[int], object],
     ) -> None:
         """Write one part; reading, inferring, copying to the host, and writing overlap."""
-        position = 0
+        rows: list[int] = []
         skipped: list[dict[str, str]] = []
         copies = HostCopies(self.model.device)
         # Kept open: HDF5 writes and checksums a chunk that is not full each time its data set is closed.
@@ -628,14 +794,13 @@ class ExtractionJob:
         written: Future[None] | None = None
 
         def put(batch: _Batch, wait: Callable[[], Arrays] | None) -> None:
-            nonlocal position
             arrays = {} if wait is None else wait()
             for key, value in arrays.items():
                 if key not in made:
                     shape = len(images), *value.shape[1:]
                     made[key] = create_array(file, key, shape, value.dtype, self.part)
-                made[key][position : position + len(value)] = value
-            position += len(arrays.get("index", ()))
+                made[key][len(rows) : len(rows) + len(value)] = value
+            rows.extend(arrays["index"].tolist() if arrays else ())
             skipped.extend(batch.skipped)
 
         with ThreadPoolExecutor(1) as writer:
@@ -648,8 +813,15 @@ class ExtractionJob:
                 progress(batch.count)
             if written is not None:
                 written.result()
-        file.attrs["count"] = position
+        lost = [self.place[item["id"]] for item in skipped]
+        file.attrs["count"] = len(rows)
         file.attrs["skipped"] = json.dumps(skipped)
+        file.attrs["skipped_checksums"] = json.dumps(self.checksums[lost].tolist())
+        file.attrs["rows_sha256"] = partition.rows_sha256(
+            self.info.attributes(), [self.source.ids[row] for row in rows], self.checksums[rows]
+        )
+        made.clear()  # closed, so that nothing is written after the seal
+        seal(file)
 
 
 def _cut(images: range, size: int) -> Iterator[range]:
@@ -657,49 +829,10 @@ def _cut(images: range, size: int) -> Iterator[range]:
     return (images[start : start + size] for start in range(0, len(images), size))
 
 
-def _begun_with(out: Path, claim: Path, overwrite: bool) -> int | None:
+def _begun_with(out: Path, claimed: Mapping[str, Any]) -> int | None:
     """Return the batch size of an extraction that is begun or finished, because parts are cut by it."""
-    known = partition.read_claim(claim) if claim.exists() else {}
-    if not known and out.exists() and not overwrite:
-        known = _attributes(out)
+    known = partition.attributes_of(out) if out.exists() else claimed
     return int(known["batch_size"]) if "batch_size" in known else None
-
-
-def _readable(out: Path) -> bool:
-    try:
-        _attributes(out)
-    except StoreError:
-        return False
-    return True
-
-
-def _is_virtual(out: Path) -> bool:
-    """Whether a store refers to parts; False where there is none, or none that can be read."""
-    try:
-        with h5py.File(out, "r") as file:
-            return "parts" in file.attrs
-    except OSError:
-        return False
-
-
-def _finished(out: Path, identity: Mapping[str, Any]) -> bool:
-    """Whether the store is there.
-
-    Raises:
-        StoreError: it is of another extraction.
-    """
-    if not out.exists():
-        return False
-    if different := partition.differences(_attributes(out), identity):
-        raise StoreError(
-            f"{out}: already holds another extraction ({different}); choose another --out, or --overwrite"
-        )
-    return True
-
-
-def _attributes(out: Path) -> dict[str, Any]:
-    with LatentStore.open(out) as store:
-        return store.info.attributes()
 
 
 def _check_features(encoder: Encoder, features: Sequence[str], sampling: Sampling) -> None:
@@ -715,20 +848,23 @@ def _check_features(encoder: Encoder, features: Sequence[str], sampling: Samplin
             )
     if "z" in features and z == "mean":
         raise LayerError(
-            "feature z repeats mean in a mean pass; ask for --feature mean or --z sample"
+            'feature z repeats mean in a mean pass; ask for features="mean" or z="sample"'
         )
     if draws is not None and (draws < 1 or z == "mean" or list(features) != ["z"]):
         raise LayerError(
-            f"draws are of the feature z alone: expected 1 draw or more with --z sample --feature z, "
-            f"found --draws {draws} --z {z} --feature {' --feature '.join(features)}"
+            f'draws are of the feature z alone: expected 1 draw or more with z="sample", features="z", '
+            f"found draws={draws}, z={z!r}, features={list(features)}"
         )
 
 
-def _size_preview(job: ExtractionJob, out: Path, parts: Path) -> str:
-    """Say what will be written, and refuse what the disk cannot hold; a single file is written twice."""
+def _size_preview(job: ExtractionJob, out: Path, parts: Path, held: Collection[str]) -> str:
+    """Say what will be written, and refuse what the disk cannot hold; a single file is written twice.
+
+    Of the parts that are there, those that are not `held` are gone on with or make room.
+    """
     size = len(job.source) * job.row_bytes
     folder = next(parent for parent in out.absolute().parents if parent.exists())
-    done = sum(path.stat().st_size for path in parts.glob("part-*"))
+    done = sum(path.stat().st_size for path in parts.glob("part-*") if path.name not in held)
     free, times = shutil.disk_usage(folder).free, 2 if job.options.storage.layout == "single" else 1
     needed = times * size - done
     if needed > free:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -13,20 +14,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.errors import StoreError
+from vdvae_repr.data.hdf5 import leads_outside
+from vdvae_repr.errors import StoreError, first_line
 from vdvae_repr.model.layers import LayerSpec
 
 SCHEMA = "vdvae-repr/1"
 CHUNK_BYTES = 2**20
 MIRROR = "mirror/"
 DEPTH = 3  # of groups: mirror/layers/LLL
-IMAGE_BYTES = 2**8  # of an image's id, split, label and factors, about
+IMAGE_BYTES = 2**8  # of an image's id, split, label, checksum and factors, about
+SEAL = "metadata_sha256"  # of everything but the arrays that have checksums chunk by chunk
+TRAILER = b"vdvae-repr/trailer"  # ends every file that is written: see `refuse_broken_trailer`
+INFLATED = 1032  # how much a compressed chunk can hold at most, times its bytes: zlib
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 Array = NDArray[Any]
@@ -48,6 +53,8 @@ class StoreInfo:
     source: str
     source_sha256: str | None = None
     """`Source.fingerprint`."""
+    source_state: str | None = None
+    """`Source.state` when the images were read."""
     preprocessing: str
     """JSON of what was done to the images before the encoder."""
     z: str
@@ -69,10 +76,12 @@ class StoreInfo:
     batch_size: int | None = None
     part: int | None = None
     """Images a part."""
-    parts: tuple[tuple[str, int, int], ...] = ()
-    """Of layout `virtual`: name, bytes and images of each part."""
+    parts: tuple[tuple[str, int, int, str], ...] = ()
+    """Of layout `virtual`: name, bytes, images and `rows_sha256` of each part, empty in earlier stores."""
     skipped: tuple[dict[str, str], ...] = ()
     """`id` and `reason` of each image left out."""
+    skipped_checksums: tuple[int, ...] = ()
+    """`Source.checksum` of each image left out."""
     created: str | None = None
     versions: str | None = None
 
@@ -85,33 +94,30 @@ class StoreInfo:
         """
 
         def text(name: str) -> str | None:
-            return str(attrs[name]) if name in attrs else None
+            return _typed(attrs[name], str, name) if name in attrs else None
 
         def number(name: str) -> int | None:
             return int(attrs[name]) if name in attrs else None
 
+        layers = [_layer(row) for row in _list(attrs["layers"], dict, "layers")]
+        features = _list(attrs["features"], str, "features")
+        if not layers or not features:
+            raise ValueError("it lists no layers or no features")
+
         return cls(
-            model=str(attrs["model"]),
-            config=str(attrs["config"]),
-            weights_sha256=str(attrs["weights_sha256"]),
-            source=str(attrs["source"]),
+            model=_typed(attrs["model"], str, "model"),
+            config=_typed(attrs["config"], str, "config"),
+            weights_sha256=_typed(attrs["weights_sha256"], str, "weights_sha256"),
+            source=_typed(attrs["source"], str, "source"),
             source_sha256=text("source_sha256"),
-            preprocessing=str(attrs["preprocessing"]),
-            z=str(attrs["z"]),
+            source_state=text("source_state"),
+            preprocessing=_typed(attrs["preprocessing"], str, "preprocessing"),
+            z=_typed(attrs["z"], str, "z"),
             draws=number("draws") or None,
             seed=int(attrs["seed"]),
             mirror=bool(attrs.get("mirror", False)),
-            layers=tuple(
-                LayerSpec(
-                    row["index"],
-                    row["name"],
-                    row["resolution"],
-                    tuple(row["shape"]),
-                    row.get("prefix", 0),
-                )
-                for row in json.loads(attrs["layers"])
-            ),
-            features=tuple(json.loads(attrs["features"])),
+            layers=tuple(layers),
+            features=tuple(features),
             pool=text("pool") or None,
             dtype=text("dtype"),
             precision=text("precision"),
@@ -119,8 +125,14 @@ class StoreInfo:
             layout=text("layout"),
             batch_size=number("batch_size"),
             part=number("part"),
-            parts=tuple((name, size, count) for name, size, count in _json(attrs, "parts")),
-            skipped=tuple(_json(attrs, "skipped")),
+            parts=tuple(_part(row) for row in _list(attrs.get("parts", "[]"), list, "parts")),
+            skipped=tuple(
+                {name: _typed(item[name], str, "skipped") for name in ("id", "reason")}
+                for item in _list(attrs.get("skipped", "[]"), dict, "skipped")
+            ),
+            skipped_checksums=tuple(
+                _list(attrs.get("skipped_checksums", "[]"), int, "skipped_checksums")
+            ),
             created=text("created"),
             versions=text("versions"),
         )
@@ -156,8 +168,36 @@ class StoreInfo:
         return {name: value for name, value in attrs.items() if value is not None}
 
 
-def _json(attrs: Mapping[str, Any], name: str) -> list[Any]:
-    return list(json.loads(attrs.get(name, "[]")))
+def _typed(value: Any, kind: type[Any], what: str) -> Any:
+    """Return a value of a type, of NumPy's kinds too."""
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise TypeError(f"{what}: expected {kind.__name__}, found {type(value).__name__}")
+    return value
+
+
+def _list(text: Any, kind: type[Any], what: str) -> list[Any]:
+    """Return a JSON list whose items are of one type."""
+    items = _typed(json.loads(_typed(text, str, what)), list, what)
+    return [_typed(item, kind, what) for item in items]
+
+
+def _layer(row: dict[str, Any]) -> LayerSpec:
+    shape = tuple(_typed(side, int, "layers") for side in _typed(row["shape"], list, "layers"))
+    numbers = (
+        _typed(n, int, "layers") for n in (row["index"], row["resolution"], row.get("prefix", 0))
+    )
+    index, resolution, prefix = numbers
+    if min(index, resolution, prefix, *shape) < 0 or not shape:
+        raise ValueError(f"layers: expected a shape and numbers from 0, found {row}")
+    return LayerSpec(index, _typed(row["name"], str, "layers"), resolution, shape, prefix)
+
+
+def _part(row: list[Any]) -> tuple[str, int, int, str]:
+    name, size, count, rows_sha256 = row if len(row) == 4 else (*row, "")
+    for number in (size, count):
+        if _typed(number, int, "parts") < 0:
+            raise ValueError(f"parts: expected numbers from 0, found {number}")
+    return _typed(name, str, "parts"), size, count, _typed(rows_sha256, str, "parts")
 
 
 @dataclass(frozen=True)
@@ -168,15 +208,17 @@ class Part:
     name: str
     size: int
     count: int
+    rows_sha256: str
+    """What it holds the rows of: see `parts.rows_sha256`; empty in a store of an earlier version."""
 
     @classmethod
     def of(cls, path: Path, info: StoreInfo) -> tuple[Part, ...]:
         """Return a store's parts in order; none of a single file."""
         folder = path.resolve().parent
-        return tuple(cls(folder / name, name, size, count) for name, size, count in info.parts)
+        return tuple(cls(folder / part[0], *part) for part in info.parts)
 
     def check(self, store: Path) -> None:
-        """Refuse a part that is missing, cut short or elsewhere: HDF5 would read zeros in its place."""
+        """Refuse a part that is missing, cut short, elsewhere or of other rows."""
         if not self.path.resolve().is_relative_to(store.resolve().parent):
             raise StoreError(f"{store}: its part {self.name!r} lies outside its folder; refused")
         found = self.path.stat().st_size if self.path.is_file() else None
@@ -184,6 +226,22 @@ class Part:
             state = "is missing" if found is None else f"has {found} bytes, not {self.size}"
             raise StoreError(
                 f"{store}: its part {self.name} {state}; put it back, or rerun its vdvae-repr extract"
+            )
+        if not self.rows_sha256:
+            return
+        refuse_broken_trailer(self.path)
+        try:
+            with h5py.File(self.path, "r") as file:
+                rows = file.attrs.get("rows_sha256")
+        except (OSError, RuntimeError) as error:
+            raise StoreError(
+                f"{store}: its part {self.name} is damaged ({first_line(error)}); "
+                "rerun its vdvae-repr extract"
+            ) from error
+        if rows != self.rows_sha256:
+            raise StoreError(
+                f"{store}: its part {self.name} holds other rows than it did, as after a mix-up of files; "
+                "put the right one back, or rerun its vdvae-repr extract"
             )
 
 
@@ -208,28 +266,220 @@ def arrays_of(file: h5py.File) -> list[str]:
 
 def refuse_links(path: Path, group: h5py.Group, parts: Iterable[str]) -> None:
     """Refuse what would make HDF5 read other files than this one and its parts, or read in a circle."""
-    if group.name.count("/") > DEPTH:
-        raise StoreError(f"{path}: not a readable latent store (groups inside groups)")
-    for name in group:
-        link = group.get(name, getlink=True)
-        item = group.get(name) if isinstance(link, h5py.HardLink) else None
-        if isinstance(item, h5py.Group):
-            refuse_links(path, item, parts)
-        elif item is not None and item.is_virtual:
-            sources = {source.file_name for source in item.virtual_sources()}
-            if strangers := sources.difference(parts):
-                raise StoreError(
-                    f"{path}: {f'{group.name}/{name}'.lstrip('/')!r} leads to another file, "
-                    f"{min(strangers)!r}, which is none of its parts; refused"
-                )
-        elif item is None or item.external:
-            raise StoreError(
-                f"{path}: {f'{group.name}/{name}'.lstrip('/')!r} leads to another file; refused"
+    if why := leads_outside(group.file, set(parts), depth=DEPTH + 1):
+        raise StoreError(f"{path}: {why}, which is none of its parts; refused")
+
+
+def refuse_broken_trailer(path: Path) -> None:
+    """Refuse a file whose bytes, but for those of chunks, are not what its trailer says; one without passes.
+
+    It comes before HDF5 opens a file: what is damaged in its heaps can end the process or stop it for good.
+    Who changes a file through HDF5 removes the trailer.
+    """
+    with path.open("rb") as file:
+        head = file.read(36)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - len(TRAILER) - 40))
+        end = file.read()
+        if not end.endswith(TRAILER) or len(end) < len(TRAILER) + 40:
+            ours = head.startswith(HDF5_SIGNATURE) and head[8:9] in (b"\2", b"\3")
+            if ours and _end_of_hdf5(head) < size:  # a trailer had begun there
+                raise StoreError(f"{path}: not a readable latent store (its end is missing)")
+            return
+        count = int.from_bytes(end[:8], "little")
+        start = size - len(end) - 16 * count
+        if start >= 0:
+            file.seek(start)
+            ranges = np.frombuffer(file.read(16 * count), "<u8").reshape(-1, 2)
+            if end[8:40] == _ranges_sha256(file, ranges):
+                return
+    raise StoreError(
+        f"{path}: is damaged; extract again, with overwrite=True if it is a single file, or put back a copy"
+    )
+
+
+def _write_trailer(file: IO[bytes], end: int, chunks: NDArray[np.uint64]) -> None:
+    """Append a checksum of all bytes up to `end` but those of chunks, (n, 2): where each begins and ends."""
+    chunks = chunks[np.argsort(chunks[:, 0])]
+    edges = np.concatenate([[0], chunks.ravel(), [end]]).astype("<u8").reshape(-1, 2)
+    ranges = edges[edges[:, 0] < edges[:, 1]]
+    digest = _ranges_sha256(file, ranges)
+    file.seek(end)
+    file.write(ranges.tobytes() + len(ranges).to_bytes(8, "little") + digest + TRAILER)
+
+
+def _ranges_sha256(file: IO[bytes], ranges: NDArray[np.uint64]) -> bytes:
+    digest = hashlib.sha256(ranges.tobytes())
+    for first, last in ranges.tolist():
+        file.seek(first)
+        while first < last and (block := file.read(min(last - first, CHUNK_BYTES))):
+            digest.update(block)
+            first += len(block)
+    return digest.digest()
+
+
+def _chunks(file: h5py.File) -> NDArray[np.uint64]:
+    """Return where each chunk of a file begins and ends, (n, 2), once it is flushed."""
+    places: list[tuple[int, int]] = []
+
+    def add(chunk: Any) -> None:
+        places.append((chunk.byte_offset, chunk.byte_offset + chunk.size))
+
+    for key in arrays_of(file):
+        if file[key].chunks is not None:
+            file[key].id.chunk_iter(add)
+    return np.array(places, np.uint64).reshape(-1, 2)
+
+
+def refuse_absurd(path: Path, data: h5py.Dataset, rows: int) -> None:
+    """Refuse an array whose rows are not in the file: HDF5 makes them up, and takes the memory for them."""
+    compressed = data.id.get_create_plist().get_nfilters() > int(data.fletcher32)
+    held = data.id.get_storage_size() * (INFLATED if compressed else 1)
+    if held < rows * math.prod(data.shape[1:]) * data.id.get_type().get_size():
+        raise StoreError(
+            f"{path}: {data.name.lstrip('/')}: {data.shape} values are not in the file; "
+            "extract again with overwrite=True"
+        )
+
+
+def listed_arrays(info: StoreInfo) -> dict[str, LayerSpec]:
+    """Return the layer of each array that a store lists, by its path; layers may share `bottom_up`."""
+    pairs = [(spec, feature) for spec in reversed(info.layers) for feature in info.features]
+    return {array_key(spec, feature): spec for spec, feature in pairs}
+
+
+def label_names(file: h5py.File) -> tuple[str, ...]:
+    """Return the names of a store's labels.
+
+    Raises:
+        KeyError, TypeError, ValueError: they are missing or damaged.
+    """
+    return tuple(_list(file["labels"].attrs["names"], str, "names of labels"))
+
+
+def refuse_other_arrays(path: Path, file: h5py.File, info: StoreInfo) -> None:
+    """Refuse a store whose arrays are not those that it lists, of their shapes and types.
+
+    Of an array that is read when the store is opened, the values must be in the file. Call it after
+    `refuse_links`.
+    """
+
+    def check(key: str, kinds: str, ndim: int | None = None) -> h5py.Dataset:
+        data = file.get(key)
+        if not isinstance(data, h5py.Dataset):
+            found = "nothing" if data is None else "a group"
+        elif data.shape is None or data.dtype.kind not in kinds:
+            found = f"{data.dtype} {data.shape}"
+        elif not data.ndim or len(data) != length or ndim not in (None, data.ndim):
+            found = f"shape {data.shape}"
+        else:
+            if ndim == 1:
+                refuse_absurd(path, data, length)
+            return data
+        raise StoreError(
+            f"{path}: {key}: expected an array of {length} images, found {found}; "
+            "extract again with overwrite=True"
+        )
+
+    ids = file.get("ids")
+    length = len(ids) if isinstance(ids, h5py.Dataset) and ids.shape else 0
+    if not length:
+        raise StoreError(
+            f"{path}: expected ids of images, found none; extract again with overwrite=True"
+        )
+    if info.parts and length != (whole := sum(part[2] for part in info.parts)):
+        raise StoreError(f"{path}: expected {whole} ids, as its parts have rows, found {length}")
+    for key in ("ids", "splits"):
+        check(key, "O", 1)
+    check("labels", "i", 1)
+    for key in file.get("factors", ()):
+        check(f"factors/{key}", "biufOS", 1)
+    for key, kinds, ndim in (("checksums", "u", 1), ("images", "u", 4)):
+        if key in file:
+            check(key, kinds, ndim)
+    for mirror in ("", MIRROR) if info.mirror else ("",):
+        for key, spec in listed_arrays(info).items():
+            shape = check(mirror + key, "f").shape
+            # Features of the network's width have the layer's grid, but not its channels.
+            same = -len(spec.shape) + key.endswith(("/top_down", f"/{spec.resolution:03d}"))
+            draws = (info.draws,) if info.draws and key.endswith("/z") else ()
+            fits = (
+                len(shape) == 1 + len(draws) + len(spec.shape)
+                and shape[1 : 1 + len(draws)] == draws
             )
+            if not fits or (same and shape[same:] != spec.shape[same:]):
+                raise StoreError(
+                    f"{path}: {mirror + key}: expected values of layer {spec.name}, {spec.shape} an image, "
+                    f"found shape {shape}; extract again with overwrite=True"
+                )
+        if mirror + "kl" in file:
+            check(mirror + "kl", "f", 2)
+
+
+def seal(file: h5py.File) -> None:
+    """Write the checksum of a file's metadata into it; nothing may be written after."""
+    file.attrs[SEAL] = metadata_sha256(file)
+
+
+def refuse_broken_seal(path: Path, file: h5py.File) -> None:
+    """Refuse a file whose ids, labels, names, numbers or attributes are not those that were written.
+
+    Files of earlier versions have no such checksum, and pass.
+    """
+    if SEAL in file.attrs and file.attrs[SEAL] != metadata_sha256(file):
+        raise StoreError(
+            f"{path}: its ids, labels, factors or attributes are damaged ({SEAL} differs); "
+            "extract again with overwrite=True"
+        )
+
+
+def metadata_sha256(file: h5py.File) -> str:
+    """Return a SHA-256 over all attributes, names, shapes and types, and over the values of small arrays.
+
+    Not among them are the values of arrays whose chunks have checksums of their own, and of virtual ones.
+    """
+    digest = hashlib.sha256()
+
+    def add(what: str, value: Any) -> None:
+        array = np.asarray(value)
+        if array.dtype.kind in "OUS":
+            texts = [
+                t.decode("utf-8", "surrogateescape") if isinstance(t, bytes) else str(t)
+                for t in array.flat
+            ]
+            content = json.dumps(texts).encode()
+        else:
+            content = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        kind = "text" if array.dtype.kind in "OUS" else array.dtype.str
+        digest.update(f"{what} {kind} {array.shape} {len(content)}\n".encode())
+        digest.update(content)
+
+    items: dict[str, Any] = {"": file}
+
+    def visit(key: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            items[key] = item
+
+    file.visititems(visit)
+    for key, item in sorted(items.items()):
+        for name in sorted(item.attrs):
+            if (key, name) != ("", SEAL):
+                add(f"{key}@{name}", item.attrs[name])
+        if key:
+            digest.update(f"{key} {item.dtype} {item.shape} {item.chunks}\n".encode())
+            if not item.fletcher32 and not item.is_virtual:
+                add(key, item[()])
+    return digest.hexdigest()
 
 
 def is_store(path: Path) -> bool:
-    """Whether a file is a store of this schema, as its attribute says; False of what cannot be opened."""
+    """Whether a file is a store of this schema, damaged or not; False of what cannot be opened."""
+    try:
+        refuse_broken_trailer(path)
+    except StoreError:
+        return True  # what ends with a trailer is ours
+    except OSError:
+        return False
     try:
         with h5py.File(path, "r") as file:
             return bool(file.attrs.get("schema") == SCHEMA)
@@ -250,19 +500,19 @@ def refuse_target(out: Path, inputs: Iterable[Path] = ()) -> None:
     if out.is_dir():
         raise StoreError(
             f"{out}: expected the name of a file, found a folder; give one in it, as "
-            f"--out {out / 'latents.h5'}"
+            f'out="{out / "latents.h5"}"'
         )
     if not out.exists():
         return
     for path in inputs:
         if path.exists() and out.samefile(path):
             raise StoreError(
-                f"{out}: is what the store is made from, and is never replaced; choose another --out"
+                f"{out}: is what the store is made from, and is never replaced; choose another path"
             )
     if not is_store(out):
         raise StoreError(
             f"{out}: exists and is no latent store that can be read; only stores are replaced, so choose "
-            "another --out, or move it away"
+            "another path, or move it away"
         )
 
 
@@ -311,6 +561,42 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+def rehearse(
+    name: str,
+    info: StoreInfo,
+    *,
+    ids: Sequence[str],
+    splits: Sequence[str],
+    labels: NDArray[np.int64],
+    label_names: Sequence[str],
+    factors: Mapping[str, Array],
+) -> int:
+    """Write what `describe_images` would write, to memory, so that nothing is computed in vain.
+
+    Returns:
+        its bytes.
+
+    Raises:
+        StoreError: a text, name, or type that HDF5 cannot hold.
+    """
+    describable(name, ids=ids, splits=splits, label_names=label_names, factors=factors)
+    checksums = "files", np.zeros(len(ids), np.uint64)
+    with h5py.File(
+        "rehearsal", "w", driver="core", backing_store=False, libver=("v110", "latest")
+    ) as file:
+        try:
+            describe_images(
+                file, info, ids=ids, splits=splits, labels=labels, label_names=label_names,
+                factors=factors, checksums=checksums,
+            )  # fmt: skip
+        except (OSError, KeyError, RuntimeError, TypeError, ValueError, OverflowError) as error:
+            raise StoreError(
+                f"{name}: expected ids, splits, labels and factors that HDF5 can hold ({first_line(error)})"
+            ) from error
+        file.flush()
+        return int(file.id.get_filesize())
+
+
 def describe_images(
     file: h5py.File,
     info: StoreInfo,
@@ -320,8 +606,12 @@ def describe_images(
     labels: NDArray[np.int64],
     label_names: Sequence[str],
     factors: Mapping[str, Array],
+    checksums: tuple[str, NDArray[np.uint64]] | None = None,
 ) -> None:
-    """Write what a store says of its images, (N,) each, and of itself."""
+    """Write what a store says of its images, (N,) each, and of itself; the last thing that is written.
+
+    `checksums` are what `Source.checksum` says, behind what it says it of.
+    """
     text = h5py.string_dtype()
     file.create_dataset("ids", data=list(ids), dtype=text)
     file.create_dataset("splits", data=list(splits), dtype=text)
@@ -330,13 +620,21 @@ def describe_images(
     for name, values in factors.items():
         kind = {"dtype": text} if values.dtype.kind in "UO" else {}
         file.create_dataset(f"factors/{name}", data=values.tolist() if kind else values, **kind)
+    if checksums is not None:
+        create_array(file, "checksums", labels.shape, np.uint64)[:] = checksums[1]
+        file["checksums"].attrs["of"] = checksums[0]
     file.attrs.update(info.attributes())
     if info.parts:
         file.attrs["parts"] = json.dumps(info.parts)
+    if info.source_state is not None:
+        file.attrs["source_state"] = info.source_state
     file.attrs["skipped"] = json.dumps(info.skipped)
+    if info.skipped_checksums:
+        file.attrs["skipped_checksums"] = json.dumps(info.skipped_checksums)
     file.attrs["created"] = datetime.now(UTC).isoformat(timespec="seconds")
     versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "h5py")}
     file.attrs["versions"] = json.dumps(versions)
+    seal(file)
 
 
 def not_finite(values: Array) -> int | None:
@@ -362,7 +660,7 @@ def write_aside(path: Path, write: Callable[[h5py.File], None], size: int = 0) -
     aside = path.with_name(path.name + ".writing")
     if aside.is_dir() or not _is_unfinished(aside):
         raise StoreError(
-            f"{aside}: is in the way, and is none of ours; move it away, or choose another --out"
+            f"{aside}: is in the way, and is none of ours; move it away, or choose another path"
         )
     try:
         _set_aside(aside, 0)  # fails where nothing is open yet
@@ -371,10 +669,15 @@ def write_aside(path: Path, write: Callable[[h5py.File], None], size: int = 0) -
             try:
                 _set_aside(aside, size)
                 write(file)
+                file.flush()
+                chunks = _chunks(file)
             finally:
                 file.close()
         with aside.open("r+b") as handle:
-            handle.truncate(_end_of_hdf5(handle.read(36)))
+            end = _end_of_hdf5(handle.read(36))
+            handle.truncate(end)
+            _write_trailer(handle, end, chunks)
+            handle.flush()
             os.fsync(handle.fileno())
         aside.replace(path)
     except BlockingIOError as error:  # HDF5 locks what it writes

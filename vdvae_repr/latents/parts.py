@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from itertools import takewhile
@@ -19,12 +19,31 @@ import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from vdvae_repr import lock
 from vdvae_repr.data.source import Source
 from vdvae_repr.errors import DataError, StoreError
-from vdvae_repr.latents.format import StoreInfo, arrays_of, create_array, describe_images
+from vdvae_repr.latents.format import (
+    SEAL,
+    StoreInfo,
+    arrays_of,
+    create_array,
+    describe_images,
+    refuse_broken_seal,
+    refuse_broken_trailer,
+    refuse_links,
+)
 
 CLAIM = "extraction.json"  # in the folder of parts: the attributes of the store that they belong to
-OWN_FILE = re.compile(r"extraction\.(json|part)|part-\d{5,}\.h5(\.writing)?")
+OWN_FILE = re.compile(r"extraction\.(json|part)|part-\d{5,}(-\d+)?\.h5(\.writing)?")
+
+
+def part_path(folder: Path, index: int, generation: int) -> Path:
+    """Return the file of a part.
+
+    A virtual store that is to be replaced keeps its parts until the new store is there: the new parts are
+    of another generation, which stands in their names.
+    """
+    return folder / f"part-{index:05d}{f'-{generation}' if generation else ''}.h5"
 
 
 def refuse_strangers(folder: Path) -> None:
@@ -36,13 +55,41 @@ def refuse_strangers(folder: Path) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise StoreError(f"{folder}: is in the way of the parts; move it, or choose another --out")
+        raise StoreError(f"{folder}: is in the way of the parts; move it, or choose another path")
     strangers = sorted(path.name for path in folder.iterdir() if not OWN_FILE.fullmatch(path.name))
     if strangers:
         raise StoreError(
             f"{folder}: expected parts of an extraction, found {strangers[0]!r}; "
-            "move that folder, or choose another --out"
+            "move that folder, or choose another path"
         )
+
+
+def attributes_of(out: Path) -> dict[str, Any]:
+    """Return what a store says that it is of, even where parts are missing; nothing of what is no store."""
+    try:
+        refuse_broken_trailer(out)
+        with h5py.File(out, "r") as file:
+            return StoreInfo.read(file.attrs).attributes()
+    except Exception:  # a damaged file may make h5py raise anything
+        return {}
+
+
+def parts_of(out: Path) -> frozenset[str]:
+    """Return the names of the files that a store refers to; none of a single file, or of what is no store."""
+    try:
+        refuse_broken_trailer(out)
+        with h5py.File(out, "r") as file:
+            parts = StoreInfo.read(file.attrs).parts
+    except Exception:  # a damaged file may make h5py raise anything
+        return frozenset()
+    return frozenset(part[0].rpartition("/")[2] for part in parts)
+
+
+def keep_parts(folder: Path, names: Collection[str]) -> None:
+    """Remove all parts but those named; what is being written is left to who writes it."""
+    for path in folder.glob("part-*.h5"):
+        if path.name not in names and OWN_FILE.fullmatch(path.name):
+            path.unlink()
 
 
 def remove_parts(folder: Path) -> None:
@@ -65,30 +112,18 @@ def remove_if_nothing_is_done(folder: Path) -> None:
 
 
 def claim(path: Path, identity: Mapping[str, Any]) -> None:
-    """Record what these parts belong to.
-
-    Raises:
-        StoreError: they belong to another extraction; the first differences are named.
-    """
-    if path.exists():
-        if different := differences(read_claim(path), identity):
-            raise StoreError(
-                f"{path.parent}: holds another, unfinished extraction ({different}); "
-                "rerun that command, or discard it with --overwrite"
-            )
-        return
-    for part in path.parent.glob("part-*"):  # whose they are is not known any more
-        part.unlink()
+    """Record what the parts beside `path` belong to, in place of what they belonged to."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".part")
     aside.write_text(json.dumps(identity, allow_nan=False))
     aside.replace(path)
 
 
 def read_claim(path: Path) -> dict[str, Any]:
-    """Return what parts belong to; nothing where the file is no JSON, as after a power cut."""
+    """Return what parts belong to; nothing where there is no claim, or no JSON, as after a power cut."""
     try:
         return dict(json.loads(path.read_text()))
-    except ValueError:
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}
 
 
@@ -113,17 +148,65 @@ def _excerpt(text: str, start: int, width: int) -> str:
     return head + text[start : start + width] + tail
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a part is there with every checksum right; one that is damaged will be made again."""
+def is_whole(
+    path: Path,
+    identity: Mapping[str, Any] | None = None,
+    ids: Sequence[str] = (),
+    images: range = range(0),
+) -> bool:
+    """Whether a part is there with every checksum right; one that is not will be made again.
+
+    Args:
+        path: of the part.
+        identity: what it must belong to; not looked at if not given.
+        ids: of the source.
+        images: the rows of the source that it must be of.
+    """
     if not path.exists():
         return False
     try:
+        refuse_broken_trailer(path)
         with h5py.File(path, "r") as part:
+            refuse_links(path, part, ())
+            refuse_broken_seal(path, part)
             for key in arrays_of(part):
                 part[key][:]
-            return "count" in part.attrs
-    except (OSError, RuntimeError, KeyError):
+            if identity is not None:
+                count = int(part.attrs["count"])
+                rows = part["index"][:count].tolist() if count else []
+                if count + len(json.loads(part.attrs["skipped"])) != len(images):
+                    return False
+                sums = part["checksums"][:count] if count else np.zeros(0, np.uint64)
+                own = rows_sha256(identity, [ids[row] for row in rows if row in images], sums)
+                if own != part.attrs["rows_sha256"]:
+                    return False
+            return SEAL in part.attrs
+    except Exception:  # a damaged file may make h5py raise anything
         return False
+
+
+def rows_sha256(
+    identity: Mapping[str, Any], ids: Sequence[str], checksums: NDArray[np.uint64]
+) -> str:
+    """Return what a part is known by: of which extraction it is, and of which images in which state."""
+    digest = hashlib.sha256(json.dumps([dict(identity), list(ids)], sort_keys=True).encode())
+    digest.update(checksums.astype("<u8").tobytes())
+    return digest.hexdigest()
+
+
+def recorded(path: Path, ids: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Return the ids of a part's images, those left out too, and their checksums.
+
+    Args:
+        path: of a part that is whole.
+        ids: of the source.
+    """
+    with h5py.File(path, "r") as part:
+        count = int(part.attrs["count"])
+        kept = [ids[row] for row in part["index"][:count]] if count else []
+        sums = part["checksums"][:count].tolist() if count else []
+        skipped = [item["id"] for item in json.loads(part.attrs["skipped"])]
+        return kept + skipped, sums + json.loads(part.attrs["skipped_checksums"])
 
 
 def refuse_skipped(paths: Sequence[Path], on_error: str) -> None:
@@ -134,7 +217,8 @@ def refuse_skipped(paths: Sequence[Path], on_error: str) -> None:
         with h5py.File(path, "r") as part:
             for item in json.loads(part.attrs["skipped"]):
                 raise DataError(
-                    f"{item['reason']}; it was left out by --on-error skip: rerun with it, or --overwrite"
+                    f'{item["reason"]}; it was left out by on_error="skip": rerun '
+                    "with it, or overwrite=True"
                 )
 
 
@@ -151,13 +235,19 @@ def assemble(file: h5py.File, parts: Sequence[Path], info: StoreInfo, source: So
         DataError: no image could be read.
     """
     rows_of: list[NDArray[np.intp]] = []
+    checksums_of: list[NDArray[np.uint64]] = []
     shapes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
     skipped: list[dict[str, str]] = []
+    skipped_checksums: list[int] = []
+    known: list[str] = []
     for path in parts:
         with h5py.File(path, "r") as part:
             count = int(part.attrs["count"])
             rows_of.append(part["index"][:count] if count else np.zeros(0, np.intp))
+            checksums_of.append(part["checksums"][:count] if count else np.zeros(0, np.uint64))
             skipped += json.loads(part.attrs["skipped"])
+            skipped_checksums += json.loads(part.attrs["skipped_checksums"])
+            known.append(part.attrs["rows_sha256"])
             for key in arrays_of(part) if count else ():
                 shapes[key] = part[key].shape[1:], part[key].dtype
     rows = np.concatenate(rows_of)
@@ -165,18 +255,18 @@ def assemble(file: h5py.File, parts: Sequence[Path], info: StoreInfo, source: So
         raise DataError(
             f"{source.name}: none of {len(source)} images can be read: {skipped[0]['reason']}"
         )
-    del shapes["index"]
+    del shapes["index"], shapes["checksums"]
     edges = np.cumsum([0, *map(len, rows_of)])
     virtual = info.layout == "virtual"
     layouts = {
         key: h5py.VirtualLayout((len(rows), *shape), dtype)
         for key, (shape, dtype) in shapes.items()
     }
-    info = replace(info, skipped=tuple(skipped))
+    info = replace(info, skipped=tuple(skipped), skipped_checksums=tuple(skipped_checksums))
     if virtual:
         pieces = [
-            (f"{path.parent.name}/{path.name}", path.stat().st_size, len(own))
-            for path, own in zip(parts, rows_of, strict=True)
+            (f"{path.parent.name}/{path.name}", path.stat().st_size, len(own), sha)
+            for path, own, sha in zip(parts, rows_of, known, strict=True)
         ]
         info = replace(info, parts=tuple(pieces))
     else:
@@ -206,6 +296,7 @@ def assemble(file: h5py.File, parts: Sequence[Path], info: StoreInfo, source: So
         labels=source.labels[rows],
         label_names=source.label_names,
         factors={name: values[rows] for name, values in source.factors.items()},
+        checksums=(source.checksums_are_of, np.concatenate(checksums_of)),
     )
 
 
@@ -221,32 +312,14 @@ def _copy(part: h5py.Dataset, whole: h5py.Dataset, first: int, last: int) -> Non
         whole.id.write_direct_chunk((first + row, *others), chunk, mask)
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that dies with its process; its file goes when it is let go.
+def locked(path: Path) -> AbstractContextManager[None]:
+    """Hold a store's lock, which dies with its process.
 
     Raises:
         StoreError: another process holds it, or another file has its name.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and (not path.is_file() or path.stat().st_size):
-        raise StoreError(f"{path}: is in the way, and is no lock; move it, or choose another --out")
-    while True:
-        with path.open("a") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StoreError(
-                    f"{path.with_suffix('')}: another process is writing this store; wait for it, "
-                    "or choose another --out"
-                ) from None
-            if not path.exists() or path.stat().st_ino != os.fstat(handle.fileno()).st_ino:
-                continue  # its last holder has just removed it
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
+    busy = f"{path.with_suffix('')}: another process is writing this store"
+    return lock.locked(path, busy, StoreError)
 
 
 def join_processes() -> tuple[int, int]:

@@ -28,7 +28,7 @@ def pool_layer(values: Array, pool: str | None, prefix: int = 0) -> Array:
     if pool is None:
         return values
     if not isinstance(pool, str):
-        raise LayerError(f"expected --pool avg or avg:GRID, or cls of tokens, found {pool!r}")
+        raise LayerError(f"pool: expected avg or avg:GRID, or cls of tokens, found {pool!r}")
     vector = values.ndim == 4 and values.shape[2:] == (1, 1)
     if pool == "cls" and not vector:
         if values.ndim != 3 or not prefix:
@@ -38,7 +38,7 @@ def pool_layer(values: Array, pool: str | None, prefix: int = 0) -> Array:
         return np.ascontiguousarray(values[:, 0, :, None, None])
     text = "1" if pool == "cls" else pool.removeprefix("avg").removeprefix(":") or "1"
     if not pool.startswith(("avg", "cls")) or not text.isdecimal() or int(text) < 1:
-        raise LayerError(f"expected --pool avg or avg:GRID, or cls of tokens, found {pool!r}")
+        raise LayerError(f"pool: expected avg or avg:GRID, or cls of tokens, found {pool!r}")
     grid = int(text)
     if values.ndim == 3:
         values = _patch_grid(values[:, prefix:], grid)

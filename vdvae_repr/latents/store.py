@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from vdvae_repr.errors import StoreError
+from vdvae_repr.errors import StoreError, first_line
 from vdvae_repr.latents import base
 from vdvae_repr.latents.base import Array, Latents
 from vdvae_repr.latents.decode import decode
@@ -24,11 +23,19 @@ from vdvae_repr.latents.export import export
 from vdvae_repr.latents.format import (
     MIRROR,
     SCHEMA,
+    SEAL,
     Part,
     StoreInfo,
     arrays_of,
+    label_names,
+    listed_arrays,
+    not_finite,
     parts_folder,
+    refuse_absurd,
+    refuse_broken_seal,
+    refuse_broken_trailer,
     refuse_links,
+    refuse_other_arrays,
 )
 from vdvae_repr.model.layers import LayerSpec, select_layers
 from vdvae_repr.model.vdvae import VDVAE
@@ -57,10 +64,12 @@ class LatentStore(Latents):
         self.attrs = dict(file.attrs)
         self.info = StoreInfo.read(self.attrs)
         self._parts = Part.of(path, self.info)
-        self._looked_into: set[str] = set()  # parts found free of links
+        self._looked_into: set[str] = (
+            set()
+        )  # parts without links, arrays that are as large as they say
         self.ids = tuple(file["ids"].asstr()[:].tolist())
         self.labels = file["labels"][:]
-        self.label_names = tuple(json.loads(file["labels"].attrs["names"]))
+        self.label_names = label_names(file)
         self.splits = tuple(file["splits"].asstr()[:].tolist())
 
     @classmethod
@@ -83,21 +92,27 @@ class LatentStore(Latents):
             )
         file = None
         try:
+            refuse_broken_trailer(path)
             file = h5py.File(path, "r")
             if file.attrs.get("schema") != SCHEMA:
                 found = file.attrs.get("schema", "no schema")
                 raise StoreError(f"{path}: expected a store of schema {SCHEMA}, found {found}")
-            parts = Part.of(path, StoreInfo.read(file.attrs))
+            info = StoreInfo.read(file.attrs)
+            parts = Part.of(path, info)
+            refuse_links(path, file, [part.name for part in parts])
+            refuse_other_arrays(path, file, info)
+            refuse_broken_seal(path, file)
             for part in parts:
                 part.check(path)
-            refuse_links(path, file, [part.name for part in parts])
             return cls(path, file)
-        except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        except BaseException as error:  # a damaged file may make h5py raise anything
             if file is not None:
                 file.close()
-            if isinstance(error, StoreError):
+            if isinstance(error, StoreError) or not isinstance(error, Exception):
                 raise
-            raise StoreError(f"{path}: not a readable latent store ({error})") from error
+            raise StoreError(
+                f"{path}: not a readable latent store ({first_line(error)})"
+            ) from error
 
     def close(self) -> None:
         """Close the file, for this store and the one of its mirrored images."""
@@ -116,7 +131,7 @@ class LatentStore(Latents):
             StoreError: there is none.
         """
         if "mirror" not in self._opened:
-            raise StoreError(f"{self.path}: holds no mirrored images; extract with --mirror")
+            raise StoreError(f"{self.path}: holds no mirrored images; extract with mirror=True")
         return LatentStore(self.path, self._opened, mirrored=not self.reads_mirrored)
 
     @property
@@ -126,6 +141,13 @@ class LatentStore(Latents):
             name: data.asstr()[:] if data.dtype.kind == "O" else data[:]
             for name, data in self._opened.get("factors", {}).items()
         }
+
+    @property
+    def checksums(self) -> tuple[str, NDArray[np.uint64]] | None:
+        """What each image was made of, (N,); None where an earlier version did not record it."""
+        if "checksums" not in self._opened:
+            return None
+        return str(self._opened["checksums"].attrs["of"]), self.read("checksums", "checksums")
 
     @property
     def kl(self) -> NDArray[np.float32]:
@@ -153,7 +175,7 @@ class LatentStore(Latents):
         """Return the preprocessed images, uint8 (N, H, W, 3)."""
         if not self.has_images:
             raise StoreError(
-                f"{self.path}: holds no images (--no-images), so pixels, pca and random-init cannot run"
+                f"{self.path}: holds no images (images=False), so pixels, pca and random-init cannot run"
             )
         images = np.asarray(self.read("images", "images"))
         return np.ascontiguousarray(images[:, :, ::-1]) if self.reads_mirrored else images
@@ -209,18 +231,67 @@ class LatentStore(Latents):
         """Write one flat matrix to a .npy or .npz file; return its shape: see `latents.export.export`."""
         return export(self, out, layers, feature=feature, pool=pool, split=split)
 
-    def verify(self) -> None:
-        """Read everything once, so that every checksum is tested.
+    def verify(self) -> tuple[str, ...]:
+        """Read everything once: every checksum, shapes, ids, labels, that values are finite, the parts.
+
+        Returns:
+            lines about what could not be checked, as in stores of earlier versions.
 
         Raises:
-            StoreError: names the data set that is damaged.
+            StoreError: names what is damaged, missing, or there without being listed.
         """
-        names = {f"{spec.index:03d}": f"layer {spec.name}" for spec in self.layers}
-        for key in arrays_of(self._opened):
-            parts = key.removeprefix(MIRROR).split("/")
-            what = names[parts[1]] if parts[0] == "layers" else key
+        file = self._opened
+        refuse_broken_seal(self.path, file)
+        refuse_other_arrays(self.path, file, self.info)
+        for part in self._parts:
+            part.check(self.path)
+            self._verify_part(part)
+        if len(set(self.ids)) < len(self.ids):
+            raise StoreError(f"{self.path}: ids occur twice; extract again with overwrite=True")
+        most = len(self.label_names) - 1
+        if self.labels.min(initial=0) < -1 or self.labels.max(initial=-1) > most:
+            raise StoreError(
+                f"{self.path}: expected labels from -1 to {most}, found others; "
+                "extract again with overwrite=True"
+            )
+        listed = {key: f"layer {spec.name}" for key, spec in listed_arrays(self.info).items()}
+        for key in arrays_of(file):
+            bare = key.removeprefix(MIRROR)
+            unlisted = bare.partition("/")[0] in ("layers", "bottom_up") and bare not in listed
+            if unlisted or (key != bare and not self.info.mirror):
+                raise StoreError(f"{self.path}: {key!r} is of no layer or feature that it lists")
+            what = listed.get(bare, key)
             for rows in self._slices(key):
-                self.read(key, what, rows)
+                values = self.read(key, what, rows)
+                if values.dtype.kind == "f" and not key.startswith("factors/"):
+                    self._refuse_not_finite(values, what, rows)
+        said = []
+        if SEAL not in file.attrs:
+            said.append(
+                "made by an earlier version: its ids, splits, labels' names, factors and attributes have no "
+                "checksums"
+            )
+        if any(not part.rows_sha256 for part in self._parts):
+            said.append("made by an earlier version: which rows its parts hold is not recorded")
+        return tuple(said)
+
+    def _refuse_not_finite(self, values: Array, what: str, rows: slice) -> None:
+        row = not_finite(values)
+        if row is not None:
+            raise StoreError(
+                f"{self.path}: expected finite values, found NaN or infinity in {what}, image "
+                f"{self.ids[rows.start + row]!r}; extract again with overwrite=True"
+            )
+
+    def _verify_part(self, part: Part) -> None:
+        """Refuse a part whose attributes are damaged; its arrays are read with those of the store."""
+        try:
+            with h5py.File(part.path, "r") as file:
+                refuse_broken_seal(part.path, file)
+        except StoreError:
+            raise
+        except Exception as error:  # a damaged file may make h5py raise anything
+            raise self._damaged(part.name) from error
 
     def _slices(self, key: str) -> Iterator[slice]:
         data = self._opened[key]
@@ -238,34 +309,58 @@ class LatentStore(Latents):
             StoreError: a checksum fails; `what` is named.
         """
         try:
-            if self._parts:
+            if self._opened[key].is_virtual:
                 return self._read_parts(key, rows)
+            if key not in self._looked_into:
+                refuse_absurd(self.path, self._opened[key], len(self))
+                self._looked_into.add(key)
             return np.asarray(self._opened[key][rows])
-        except (OSError, KeyError) as error:
-            raise StoreError(
-                f"{self.path}: {what} is damaged (checksum or data unreadable); "
-                "extract again with --overwrite"
-            ) from error
+        except (OSError, KeyError, RuntimeError) as error:
+            raise self._damaged(what) from error
+
+    def _damaged(self, what: str) -> StoreError:
+        return StoreError(
+            f"{self.path}: {what} is damaged (checksum or data unreadable); "
+            "extract again with overwrite=True"
+        )
 
     def _read_parts(self, key: str, rows: Any) -> Array:
         """Read ascending rows from the parts themselves: HDF5 would read zeros where one cannot be opened."""
-        if not self._opened[key].is_virtual:
-            return np.asarray(self._opened[key][rows])
-        wanted = np.arange(len(self._opened[key]))[rows]
-        found = np.empty((np.size(wanted), *self._opened[key].shape[1:]), self._opened[key].dtype)
+        wanted = np.arange(len(self))[rows]
+        found: Array | None = None
         first = done = 0
         for part in self._parts:
             here = np.atleast_1d(wanted)
             here = here[(first <= here) & (here < first + part.count)] - first
             if len(here):
-                with h5py.File(part.path, "r") as file:
-                    if part.name not in self._looked_into:
-                        refuse_links(part.path, file, ())
-                        self._looked_into.add(part.name)
-                    values = file[key][here[0] : here[-1] + 1]
+                values = self._read_part(part, key, slice(here[0], here[-1] + 1))
+                if found is None:
+                    found = np.empty((np.size(wanted), *values.shape[1:]), values.dtype)
                 found[done : done + len(here)] = values[here - here[0]]
             first, done = first + part.count, done + len(here)
-        return found if np.ndim(wanted) else found[0]
+        if found is None:
+            return np.empty((0, *self._opened[key].shape[1:]), self._opened[key].dtype)
+        return found if np.ndim(wanted) else np.asarray(found[0])
+
+    def _read_part(self, part: Part, key: str, rows: slice) -> Array:
+        """Read rows of an array of a part, which must lead to no other file, and be of the store's shape."""
+        whole = self._opened[key]
+        with h5py.File(part.path, "r") as file:
+            if part.name not in self._looked_into:
+                refuse_links(part.path, file, ())
+                self._looked_into.add(part.name)
+            data = file[key]
+            if (
+                data.shape[1:] != whole.shape[1:]
+                or data.dtype != whole.dtype
+                or len(data) < part.count
+            ):
+                raise StoreError(
+                    f"{self.path}: its part {part.name} holds {key} of shape {data.shape}, expected "
+                    f"{(part.count, *whole.shape[1:])}; rerun its vdvae-repr extract"
+                )
+            refuse_absurd(part.path, data, part.count)
+            return np.asarray(data[rows])
 
 
 class JoinedStore(Latents):
@@ -334,6 +429,14 @@ class JoinedStore(Latents):
         }
 
     @property
+    def checksums(self) -> tuple[str, NDArray[np.uint64]] | None:
+        """What each image was made of, (N,); None where it is not recorded in both, or not of one kind."""
+        first, second = (store.checksums for store in self.stores)
+        if first is None or second is None or first[0] != second[0]:
+            return None
+        return first[0], np.concatenate([first[1], second[1]])
+
+    @property
     def kl(self) -> NDArray[np.float32]:
         """(N, layers traversed in both), nats an image."""
         both = [store.kl for store in self.stores]
@@ -357,10 +460,9 @@ class JoinedStore(Latents):
         """Return a hash of a layer's values in both."""
         return "+".join(store.digest(spec, feature) for store in self.stores)
 
-    def verify(self) -> None:
-        """Read everything in both once."""
-        for store in self.stores:
-            store.verify()
+    def verify(self) -> tuple[str, ...]:
+        """Read everything in both once; return lines about what could not be checked."""
+        return tuple(f"{store.path}: {line}" for store in self.stores for line in store.verify())
 
     def array_shape(self, key: str) -> tuple[int, ...]:
         """Return the shape of an array of both, one after the other."""

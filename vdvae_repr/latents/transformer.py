@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from vdvae_repr.data.source import Preprocessing, RawImage
+from vdvae_repr.data.source import Preprocessing, RawImage, open_image
 from vdvae_repr.encoders.load import load
 from vdvae_repr.encoders.vdvae import FEATURES, VDVAEEncoder
 from vdvae_repr.errors import CheckpointError, DataError, LayerError
@@ -123,7 +123,7 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 def _image(item: Any, index: int) -> RawImage:
     if isinstance(item, str | Path):
         try:
-            image = Image.open(item)
+            image = open_image(Path(item))
             image.load()
             return image
         except (OSError, SyntaxError, ValueError) as error:

@@ -7,7 +7,7 @@ or one process alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ def seed_of(seed: int, image_id: str, what: str, num_bytes: int = 7) -> int:
 
 def image_names(ids: Sequence[str] | None, count: int) -> list[str]:
     """Return the ids that draws depend on; by default "0", "1", ..."""
+    if isinstance(ids, str) or not isinstance(ids, Iterable | None):
+        raise DataError(f"ids: expected {count} of them in a list, found {type(ids).__name__}")
     names = [str(i) for i in range(count)] if ids is None else list(ids)
     if len(names) != count:
         raise DataError(f"expected {count} ids, one an image, found {len(names)}")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vdvae_repr.config import ModelConfig
-from vdvae_repr.errors import DataError
+from vdvae_repr.errors import DataError, first_line
 
 
 def as_image_tensor(images: Any, image_size: int) -> Tensor:
@@ -20,10 +20,16 @@ def as_image_tensor(images: Any, image_size: int) -> Tensor:
     Raises:
         DataError: another dtype or shape.
     """
-    if isinstance(images, Sequence):
-        images = np.stack([np.asarray(image.convert("RGB")) for image in images])
-    tensor = torch.as_tensor(images)
     expected = f"images of shape (N, {image_size}, {image_size}, 3) and dtype uint8"
+    try:
+        if isinstance(images, Sequence):
+            images = np.stack([np.asarray(image.convert("RGB")) for image in images])
+        tensor = torch.as_tensor(images)
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise DataError(
+            f"expected {expected}, or PIL images of that size in a list, found {type(images).__name__} "
+            f"({first_line(error)})"
+        ) from error
     if tensor.dtype != torch.uint8 or tuple(tensor.shape[1:]) != (image_size, image_size, 3):
         found = f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
         raise DataError(f"expected {expected}, found {found}; resize and convert them first")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from vdvae_repr.config import ModelConfig, printable
-from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError
+from vdvae_repr.config import ModelConfig, printable, shown, whole_number
+from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError, first_line
 from vdvae_repr.model.blocks import (
     BottomUpBlock,
     TopDownBlock,
@@ -192,6 +193,10 @@ class VDVAE(nn.Module):
         super().__init__()
         self.config = config
         self.name = name
+        if not isinstance(config, ModelConfig):
+            raise ConfigError(
+                f"config: expected a ModelConfig, found {type(config).__name__}; vr.load takes names"
+            )
         check_structure(config)  # before anything is built
         widths = Widths(config.width, parse_widths(config.widths))
         self.bottom_up = BottomUp(config, widths)
@@ -371,6 +376,9 @@ class VDVAE(nn.Module):
             DataError: images of another shape or dtype, or another number of ids.
             LayerError: a selector that names no layer.
         """
+        _one_of("z", z, ("mean", "sample"))
+        whole_number("seed", seed, 0)
+        whole_number("draw", draw, 0)
         chosen = select_layers(self.layers, layers)
         tensor = as_image_tensor(images, self.config.image_size)
         tensor = tensor.to(self.device, non_blocking=True)
@@ -410,17 +418,28 @@ class VDVAE(nn.Module):
         Raises:
             LayerError: an unknown layer, or latents of another shape than the layer's.
         """
+        _one_of("rest", rest, ("mean", "sample"))
+        if not isinstance(latents, Mapping):
+            raise LayerError(
+                f"latents: expected a posterior, or arrays by layer name, found {type(latents).__name__}"
+            )
         given: dict[int, Tensor] = {}
         by_name = {spec.name: spec for spec in self.layers}
         for name, value in latents.items():
             if name not in by_name:
                 select_layers(self.layers, name)
                 raise LayerError(f"expected the name of one layer, found {name!r}")
-            z = torch.as_tensor(value.z if isinstance(value, LayerPosterior) else value)
-            if tuple(z.shape[1:]) != by_name[name].shape:
+            try:
+                z = torch.as_tensor(value.z if isinstance(value, LayerPosterior) else value)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise LayerError(
+                    f"layer {name}: expected latents in an array, found {shown(value)} "
+                    f"({first_line(error)})"
+                ) from error
+            if z.is_complex() or tuple(z.shape[1:]) != by_name[name].shape:
                 raise LayerError(
                     f"layer {name}: expected latents (N, {', '.join(map(str, by_name[name].shape))}), "
-                    f"found {tuple(z.shape)}"
+                    f"found {tuple(z.shape)} {str(z.dtype).removeprefix('torch.')}"
                 )
             given[by_name[name].index] = z.to(self.device, torch.float32)
         counts = {len(z) for z in given.values()}
@@ -430,6 +449,7 @@ class VDVAE(nn.Module):
             )
         count = counts.pop()
         names = image_names(ids, count)
+        whole_number("seed", seed, 0)
         noise = seeded_noise(seed, names, self.device) if rest == "sample" else None
         states = self.generate(count, given, noise, temperature)
         return self._pixels(states, pixels, seed, names)
@@ -444,19 +464,20 @@ class VDVAE(nn.Module):
         pixels: Literal["mean", "sample"] = "mean",
     ) -> NDArray[np.uint8]:
         """Draw images uint8 (count, S, S, 3) from the prior; temperature 0 is its mean."""
-        names = [str(i) for i in range(count)]
-        noise = seeded_noise(seed, names, self.device)
+        names = [str(i) for i in range(whole_number("count", count, 1))]
+        noise = seeded_noise(whole_number("seed", seed, 0), names, self.device)
         return self._pixels(self.generate(count, {}, noise, temperature), pixels, seed, names)
 
     def _pixels(
         self, states: dict[int, Tensor], how: str, seed: int, ids: Sequence[str]
     ) -> NDArray[np.uint8]:
+        _one_of("pixels", how, ("mean", "sample"))
         parameters = self.top_down.mixture_parameters(states)
         finite = torch.isfinite(parameters).flatten(1).all(dim=1)
         if not finite.all():
             raise DataError(
                 f"image {ids[int(finite.logical_not().nonzero()[0])]!r}: expected a finite likelihood, found "
-                "NaN or infinity; look at the latents and the weights, or lower the temperature"
+                "NaN or infinity; look at the latents and the weights, and at the temperature of draws"
             )
         if how == "mean":
             return to_uint8(mixture_mean(LogisticMixture.from_parameters(parameters)))
@@ -552,10 +573,18 @@ def _checkpointed(function: Callable[..., Any], *inputs: Tensor) -> Any:
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
+def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in allowed:
+        raise ConfigError(f"{name}: expected {' or '.join(allowed)}, found {shown(value)}")
+
+
 def _per_layer(temperature: float | Sequence[float], count: int) -> list[float]:
-    values = list(temperature) if isinstance(temperature, Sequence) else [temperature] * count
+    values: list[Any] = (
+        list(temperature) if isinstance(temperature, Sequence) else [temperature] * count
+    )
     if len(values) != count:
         raise LayerError(f"expected one temperature or {count}, found {len(values)}")
-    if wrong := [value for value in values if not (math.isfinite(value) and value >= 0)]:
-        raise LayerError(f"temperature: expected finite numbers from 0, found {wrong[0]}")
+    for value in values:
+        if not (isinstance(value, Real) and math.isfinite(value) and float(value) >= 0):
+            raise LayerError(f"temperature: expected finite numbers from 0, found {shown(value)}")
     return [float(value) for value in values]

@@ -19,6 +19,7 @@ import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,6 +46,7 @@ from vdvae_repr.model.vdvae import VDVAE, on_meta
 FORMAT = "vdvae-repr/1"
 WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
 RAW_ENDING, EMA_ENDING = "-model.th", "-model-ema.th"
+NAME_IT = "name the architecture with preset=NAME, a preset's name or a TOML"
 HEAD_BYTES = 512  # of a file, enough to tell what it is
 MOST_HEADER = 2**24  # bytes, of a safetensors file; those of 10,000 tensors have less than 2 MB
 MOST_WRAPPERS = 32  # dictionaries around the weights
@@ -109,7 +111,7 @@ def on_device(model: Model, device: str | torch.device) -> Model:
         return model.to(torch.device(device))
     except (RuntimeError, AssertionError, TypeError) as error:
         raise CheckpointError(
-            f"device {device!s} cannot be used ({first_line(error)}); try --device cpu"
+            f'device {device!s} cannot be used ({first_line(error)}); try device="cpu"'
         ) from error
 
 
@@ -137,6 +139,7 @@ def save(
         "config": model.config.to_json(),
         "record": json.dumps(dict(record), sort_keys=True),
     }
+    metadata["weights_sha256"] = hash_weights(metadata["config"], tensors)
     aside = path.with_name(path.name + ".part")
     save_file(tensors, aside, metadata=metadata)
     aside.replace(path)
@@ -197,6 +200,11 @@ class _WeightsFile:
     metadata: Mapping[str, str]
     """Of a safetensors file; those of this package have its `config` there."""
 
+    @property
+    def is_own(self) -> bool:
+        """Whether this package wrote it."""
+        return self.metadata.get("format") == FORMAT
+
     @classmethod
     def open(cls, path: Path) -> _WeightsFile:
         """Read names and shapes alone.
@@ -213,33 +221,24 @@ class _WeightsFile:
 
 def _load_file(path: Path, preset: Architecture | None) -> VDVAE:
     file = _WeightsFile.open(path)
-    own = file.metadata.get("format") == FORMAT
-    config = None if preset is None else architecture(preset)
-    name = Path(preset).stem if isinstance(preset, str) else path.stem
     rename = _published_renaming(file.shapes)
-    shapes = {rename[key]: shape for key, shape in file.shapes.items()}
-    if own:
-        config, name = _own_config(file, preset), file.metadata.get("name", path.stem)
-        remedy = "the file's config is of other weights: save it again with the package"
-    elif config is None:
-        fitting = [n for n in preset_names() if _fits(shapes, n)]
-        if len(fitting) != 1:
-            found = f"fits {' and '.join(fitting)}" if fitting else "fits no preset"
-            raise CheckpointError(
-                f"{path}: {found} (its names of tensors, {len(shapes)} in all, begin with "
-                f"{_some(file.shapes)}); name the architecture with --preset, a preset's name or a TOML"
-            )
-        (name,) = fitting
-        config, remedy = ModelConfig.from_preset(name), ""
-    else:
-        remedy = (
-            "name the architecture they were trained with by --preset, a preset's name or a TOML"
+    if len(set(rename.values())) < len(rename):
+        raise CheckpointError(
+            f"{path}: holds tensors under two names of one parameter (its names begin with "
+            f"{_some(file.shapes)}); save the one that is meant"
         )
-    net = on_meta(config, name)
+    shapes = {rename[key]: shape for key, shape in file.shapes.items()}
+    config, name, remedy = _architecture_of(file, shapes, preset)
+    try:
+        net = on_meta(config, name)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: its configuration makes no model ({error})") from error
     net.check_shapes(shapes, str(path), remedy)
     weights = {rename[key]: value for key, value in file.read().items()}
+    if file.is_own and preset is None:
+        _check_hash(file, weights)
     check_finite(weights, path)
-    if path.name.endswith(RAW_ENDING) and not own:
+    if path.name.endswith(RAW_ENDING) and not file.is_own:
         warnings.warn(
             f"{path.name}: holds raw weights; published figures belong to their moving average, "
             f"{path.name.removesuffix(RAW_ENDING)}{EMA_ENDING}",
@@ -248,13 +247,36 @@ def _load_file(path: Path, preset: Architecture | None) -> VDVAE:
     return net.to_empty(device="cpu").load_weights(weights, str(path))
 
 
+def _architecture_of(
+    file: _WeightsFile, shapes: Mapping[str, tuple[int, ...]], preset: Architecture | None
+) -> tuple[ModelConfig, str, str]:
+    """Return what a file's weights are of, the model's name, and what to do if they are of another.
+
+    Raises:
+        CheckpointError: nothing tells, or two things do.
+    """
+    if file.is_own:
+        remedy = "the file's config is of other weights: get it again"
+        return _own_config(file, preset), file.metadata.get("name", file.path.stem), remedy
+    if preset is not None:
+        name = Path(preset).stem if isinstance(preset, str | os.PathLike) else file.path.stem
+        return architecture(preset), name, f"they were trained with another one: {NAME_IT}"
+    fitting = [name for name in preset_names() if _fits(shapes, name)]
+    if len(fitting) != 1:
+        found = f"fits {' and '.join(fitting)}" if fitting else "fits no preset"
+        raise CheckpointError(
+            f"{file.path}: {found} (its names of tensors, {len(shapes)} in all, begin with "
+            f"{_some(file.shapes)}); {NAME_IT}"
+        )
+    return ModelConfig.from_preset(fitting[0]), fitting[0], ""
+
+
 def _own_config(file: _WeightsFile, preset: Architecture | None) -> ModelConfig:
     """Return the configuration in a file of this package, or that of `preset` if it cannot be read.
 
     Raises:
         CheckpointError: neither, or both.
     """
-    instead = "name the architecture with --preset, a preset's name or a TOML"
     if "config" in file.metadata:
         try:
             config = ModelConfig.from_json(file.metadata["config"])
@@ -265,19 +287,37 @@ def _own_config(file: _WeightsFile, preset: Architecture | None) -> ModelConfig:
                 return config
             raise CheckpointError(
                 f"{file.path}: holds its own configuration, so that preset {str(preset)!r} would say "
-                "nothing; leave --preset out"
+                "nothing; leave preset out"
             )
     else:
         reason = f"expected the model's config in the metadata of format {FORMAT}, found none"
     if preset is None:
-        raise CheckpointError(f"{file.path}: {reason}; {instead}")
+        raise CheckpointError(f"{file.path}: {reason}; {NAME_IT}")
     return architecture(preset)
+
+
+def _check_hash(file: _WeightsFile, weights: Mapping[str, Tensor]) -> None:
+    """Compare the config and weights of a file of this package with what it says of them, if it does.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    expected = file.metadata.get("weights_sha256")
+    if expected not in (None, hash_weights(file.metadata["config"], weights)):
+        raise CheckpointError(
+            f"{file.path}: its config and weights do not match their SHA-256; the file is damaged: get it "
+            "again, or let the run write it again"
+        )
 
 
 def _fits(shapes: Mapping[str, tuple[int, ...]], preset: str) -> bool:
     """Whether a preset's parameters have these names and shapes; builds nothing in memory."""
-    expected = on_meta(ModelConfig.from_preset(preset)).state_dict()
-    return {key: tuple(value.shape) for key, value in expected.items()} == dict(shapes)
+    return _shapes_of(ModelConfig.from_preset(preset)) == dict(shapes)
+
+
+@cache
+def _shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in on_meta(config).state_dict().items()}
 
 
 def _published_renaming(names: Iterable[str]) -> dict[str, str]:
@@ -463,6 +503,13 @@ def unwrapped(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path}: expected tensors that hold their values, found {what} under {shown(key)}; "
             "save plain tensors, value.contiguous()"
+        )
+    storages = {v.untyped_storage().data_ptr(): v.untyped_storage() for v in tensors.values()}
+    claimed = sum(storage.nbytes() for storage in storages.values())
+    if claimed > path.stat().st_size:
+        raise CheckpointError(
+            f"{path}: expected values that stand in the file, found tensors of {claimed:,} bytes in "
+            f"{_size(path)}; get it again"
         )
     return tensors
 

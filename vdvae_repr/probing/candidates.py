@@ -20,8 +20,8 @@ SHARES = (0.3, 0.1, 0.03)  # of all latent dimensions, kept by pruning
 # Features of a number a latent dimension.
 LATENT = ("mean", "log_std", "z", "delta", "prior_mean", "prior_log_std", "kl")
 NO_PRUNING = (
-    "no pruning: it takes the features mean or delta, kl in the store (extract --feature kl), and "
-    "images to learn from"
+    'no pruning: it takes the features mean or delta, kl in the store (extract with features="kl"), '
+    "and images to learn from"
 )
 
 Groups = dict[str, list[LayerSpec]]
@@ -230,7 +230,7 @@ def draws_of(drawn: Latents, store: Latents, means: Sequence[Candidates]) -> lis
     """
     if (drawn.draws or 0) < 2:
         raise TaskError(
-            f"{drawn.path}: expected several draws of z; extract with --z sample --draws 8 --feature z"
+            f'{drawn.path}: expected several draws of z; extract with z="sample", draws=8, features="z"'
         )
     for name in ("weights_sha256", "preprocessing", "pool", "mirror"):
         if getattr(drawn.info, name) != getattr(store.info, name):

@@ -483,7 +483,7 @@ def _known_controls(store: Latents, controls: Any) -> tuple[str, ...]:
     if not store.has_images and (needing := [name for name in names if name in RIVALS]):
         raise TaskError(
             f"{store.path}: holds no images, so the controls {_listed(needing)} cannot run; extract without "
-            "--no-images, or leave these controls out"
+            "images=False, or leave these controls out"
         )
     return names
 

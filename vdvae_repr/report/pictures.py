@@ -77,7 +77,8 @@ def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None
             metric="R2; of categories accuracy, from chance on",
         )  # fmt: skip
         models = dict.fromkeys(row.model for row in rows if row.model not in CONTROLS)
-        ax.set_title(f"factors of {rows[0].source}: {', '.join(models)}", loc="left")
+        title = f"factors of {rows[0].source}: {', '.join(models)}"
+        ax.set_title(plots.drawable(title, plots.TITLE), loc="left")
         _save(ax, folder / "factors.png")
         return
     shots = sorted({row.n_train for row in rows}) if rows[0].task == "few_shot" else []
@@ -108,7 +109,8 @@ def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None
             lines = {_called(c): (c.x, c.y) for c in curves if c.kind == kind and c.head == head}
             people = max(len(x) for x, _ in lines.values())
             ax = plots.cmc(lines, people=people) if kind == "cmc" else plots.roc(lines)
-            ax.set_title(f"{rows[0].task} on {rows[0].source}: {head}", loc="left")
+            title = f"{rows[0].task} on {rows[0].source}: {head}"
+            ax.set_title(plots.drawable(title, plots.TITLE), loc="left")
             _save(ax, folder / (f"{kind}.png" if len(heads) == 1 else f"{kind}-{head}.png"))
 
 

@@ -10,13 +10,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vdvae_repr.errors import TaskError
+from vdvae_repr.errors import TaskError, printable
 from vdvae_repr.results import LOWER_IS_BETTER, Result
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ CONTROLS: dict[str, dict[str, Any]] = {
 }
 CHANCE: dict[str, Any] = {"color": "0.3", "linestyle": ":", "linewidth": 1.2}
 WIDTH, HEIGHT = 10, 5  # inches, of 100 dots
+NAME, TITLE = (
+    36,
+    150,
+)  # characters of a name from a file, and of a title with several, that are drawn
 
 Curves = Mapping[str, tuple[ArrayLike, ArrayLike]]
 
@@ -78,7 +83,9 @@ def layer_panels(rows: Sequence[Result], metric: str | None = None) -> Figure:
 
     every = RowSelection.read(rows, metric)
     count = len(every.heads)
-    figure = Figure(figsize=(WIDTH, 1.2 + 2.5 * count), layout="constrained")
+    longest = max(len(drawable(name)) for name in every.names)
+    height = 1.2 + 2.5 * count + 0.06 * max(0, longest - 10)  # longer names take room below
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     panels = figure.subplots(count, squeeze=False, sharex=True, sharey=True)[:, 0]
     entries: dict[str, Any] = {}
     for panel, head in zip(panels, every.heads, strict=True):
@@ -87,8 +94,9 @@ def layer_panels(rows: Sequence[Result], metric: str | None = None) -> Figure:
         _title(panel, head, fontsize=10)
         panel.label_outer()
         entries |= {artist.get_label(): artist for artist in _entries(panel, run)}
-    _legend(panels[0], [entries[label] for label in entries if label not in every.heads])
-    figure.suptitle(every.title, x=0.01, ha="left")
+    shown = [drawable(head) for head in every.heads]
+    _legend(panels[0], [entries[label] for label in entries if label not in shown])
+    figure.suptitle(drawable(every.title, TITLE), x=0.01, ha="left")
     return figure
 
 
@@ -325,11 +333,11 @@ def similarity(
     ax = ax or _axes(height=8.4)
     image = ax.imshow(values, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
     ax.figure.colorbar(image, ax=ax, label="CKA", fraction=0.05, pad=0.02)
-    _name_cells(ax, names, columns)
+    _name_cells(ax, *([drawable(name) for name in side] for side in (names, columns)))
     ax.set_xlabel("layer" if other_names is None else "layer of the other model")
     if models is not None:
-        ax.set_ylabel(f"layer of {models[0]}")
-        ax.set_xlabel(f"layer of {models[1]}")
+        ax.set_ylabel(drawable(f"layer of {models[0]}"))
+        ax.set_xlabel(drawable(f"layer of {models[1]}"))
     return ax
 
 
@@ -358,8 +366,13 @@ def factors(
         TaskError: a matrix of another shape.
     """
     values = _matrix(matrix, layers, factors)
-    ax = ax or _axes(height=2.5 + 0.32 * len(layers))
     floor = np.array([(chance or {}).get(factor, 0.0) for factor in factors])
+    named = [
+        drawable(factor) + (f", chance {level:.2f}" if level else "")
+        for factor, level in zip(factors, floor, strict=True)
+    ]
+    upright = max(map(len, named)) if len(named) > 8 else 0
+    ax = ax or _axes(height=2.5 + 0.32 * len(layers) + 0.06 * upright)
     known = (values - floor) / np.where(floor < 1, 1 - floor, 1)
     image = ax.imshow(known, cmap="cividis", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
     size = min(9, 150 / len(factors))
@@ -369,9 +382,8 @@ def factors(
             number = f"{round(value, 2) + 0.0:.2f}"  # not -0.00
             ax.text(column, row, number, color=color, ha="center", va="center", fontsize=size)
     if metric:
-        ax.figure.colorbar(image, ax=ax, label=metric, fraction=0.05, pad=0.02)
-    named = [f"{f}, chance {c:.2f}" if c else f for f, c in zip(factors, floor, strict=True)]
-    _name_cells(ax, layers, named)
+        ax.figure.colorbar(image, ax=ax, label=drawable(metric, TITLE), fraction=0.05, pad=0.02)
+    _name_cells(ax, [drawable(layer) for layer in layers], named)
     ax.set_xlabel("factor")
     return ax
 
@@ -514,7 +526,7 @@ def _name_layers(ax: Axes, names: Sequence[str]) -> None:
         resolution = f"{place[0]}x{place[0]}"
         narrow = (stop - start) / len(names) < 0.01 * len(resolution)
         _above(ax, (start + stop - 1) / 2, resolution, upright=narrow)
-    _name_x(ax, names, _font(len(names)))
+    _name_x(ax, [drawable(name) for name in names], _font(len(names)))
     ax.set_xlim(-0.5, len(names) - 0.5)
     ax.set_xlabel("layer, coarsest first" if _place(names[0]) else "layers taken together")
 
@@ -530,7 +542,7 @@ def _line(
     """Draw a head's rows at x, with their intervals, and stars where they are chosen."""
     look = run.looks[head]
     x, values = [x for x, _ in points], [row.value for _, row in points]
-    ax.plot(x, values, label=label or head, linewidth=1.8, markersize=4, zorder=4, **look)
+    ax.plot(x, values, label=drawable(label or head), linewidth=1.8, markersize=4, zorder=4, **look)
     low = np.array([row.ci_low for _, row in points], dtype=np.float64)  # None is NaN
     high = np.array([row.ci_high for _, row in points], dtype=np.float64)
     if len(x) > 1:
@@ -572,15 +584,15 @@ def _chance(ax: Axes, run: RowSelection) -> None:
 def _above(ax: Axes, x: float, name: str, upright: bool = False) -> None:
     """Write a name above the axes at x."""
     ax.text(
-        x, 1.01, name, rotation=90 if upright else 0, fontsize=8, ha="center", va="bottom",
-        transform=ax.get_xaxis_transform(),
+        x, 1.01, drawable(name, NAME // 2), rotation=90 if upright else 0, fontsize=8, ha="center",
+        va="bottom", transform=ax.get_xaxis_transform(),
     )  # fmt: skip
 
 
 def _title(ax: Axes, title: str, **style: Any) -> None:
     """Write a title above the names that stand above the axes."""
     heights = [6 * len(text.get_text()) if text.get_rotation() else 11 for text in ax.texts]
-    ax.set_title(title, loc="left", pad=6 + max(heights, default=0), **style)
+    ax.set_title(drawable(title, TITLE), loc="left", pad=6 + max(heights, default=0), **style)
 
 
 def _entries(ax: Axes, run: RowSelection | None = None, stars: bool = True) -> list[Any]:
@@ -649,7 +661,7 @@ def _draw_curves(
             look = {**CONTROLS[label.split(" ")[0]], "linewidth": 1.2, "zorder": 2}
         else:
             look = {**_look(colored.index(label)), "marker": "", "linewidth": 1.8, "zorder": 3}
-        ax.plot(x, y, label=label, drawstyle=drawstyle, **look)
+        ax.plot(x, y, label=drawable(label), drawstyle=drawstyle, **look)
 
 
 def _matrix(matrix: ArrayLike, rows: Sequence[str], columns: Sequence[str]) -> NDArray[np.float64]:
@@ -663,7 +675,7 @@ def _matrix(matrix: ArrayLike, rows: Sequence[str], columns: Sequence[str]) -> N
 
 
 def _name_cells(ax: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
-    """Name the rows, which are layers, and the columns of a map; draw lines where the resolution changes."""
+    """Name rows, which are layers, and columns of a map; draw lines where the resolution changes."""
     size = _font(max(len(rows), len(columns)))
     ax.set_yticks(range(len(rows)), rows, fontsize=size)
     _name_x(ax, columns, size)
@@ -681,6 +693,32 @@ def _name_x(ax: Axes, names: Sequence[str], size: float) -> None:
 def _font(count: int) -> float:
     """Return the size at which that many names fit side by side into a figure, in points."""
     return min(9.0, 460 / count)
+
+
+def drawable(name: str, longest: int = NAME) -> str:
+    """Return a name from a file as text that is drawn as it stands.
+
+    Control characters, and those that no font of `rcParams["font.family"]` has, become escapes; a dollar
+    begins no formula; of a long name the middle is left out.
+    """
+    from matplotlib import rcParams
+
+    text = printable(str(name))
+    if len(text) > longest:
+        text = f"{text[: longest * 2 // 3]}\N{HORIZONTAL ELLIPSIS}{text[-(longest // 3) :]}"
+    fonts = tuple(rcParams["font.family"])
+    if not text.isascii():
+        text = "".join(c if _has_glyph(fonts, c) else ascii(c)[1:-1] for c in text)
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text  # a legend leaves out what begins with _
+
+
+@cache
+def _has_glyph(families: tuple[str, ...], character: str) -> bool:
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    files = (findfont(FontProperties(family=[family])) for family in families)
+    return any(get_font(file).get_char_index(ord(character)) for file in files)
 
 
 def is_single(name: str | None) -> bool:

@@ -77,7 +77,7 @@ class FaceVerification(Task):
         if self.pairs is None:
             raise TaskError(
                 "face_verification: expected a list of pairs, LFW's or a CSV of two ids and same; "
-                "give pairs="
+                "give pairs=FILE"
             )
         return Verification(store, Path(self.pairs), self.pairs_train, self.far)
 
@@ -112,7 +112,7 @@ class Verification(Problem):
         folds = int(self.test.fold.max()) + 1
         if self.choose is None and folds < 2:
             raise TaskError(
-                f"{pairs}: one fold, so that nothing says where the threshold is; give pairs_train="
+                f"{pairs}: one fold, so that nothing says where the threshold is; give pairs_train=FILE"
             )
         self.view2 = self.choose is None
         lists = [self.test] if self.choose is None else [self.test, self.choose]

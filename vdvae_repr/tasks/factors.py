@@ -64,7 +64,7 @@ class FactorProblem(Problem):
         given = {name: _values(values) for name, values in store.factors.items()}
         if not given:
             raise TaskError(
-                f"{store.path}: knows no factors of its images; extract --data toy-faces:100x5"
+                f"{store.path}: knows no factors of its images; extract the data toy-faces:100x5"
             )
         labels, splits = store.labels, np.array(store.splits)
         known = labels >= 0
@@ -100,7 +100,7 @@ class FactorProblem(Problem):
         if not self.factors:
             raise TaskError(
                 f"{store.path}: expected factors that vary among the images, found "
-                f"{', '.join(store.factors)}, the same on all; extract --data toy-faces:100x5"
+                f"{', '.join(store.factors)}, the same on all; extract the data toy-faces:100x5"
             )
         text += f" ({len(train)} and {len(test)} images)"
         if left := [head for head in given if head not in self.factors]:

@@ -40,7 +40,7 @@ class Runs(Problem):
     def __init__(self, store: Latents) -> None:
         if "run" not in store.factors or not {"train", "test"} <= set(store.splits):
             raise TaskError(
-                f"{store.path}: expected the official runs; extract with --data omniglot-runs"
+                f"{store.path}: expected the official runs; extract the data omniglot-runs"
             )
         self.runs = store.factors["run"]
         splits = np.array(store.splits)

@@ -17,13 +17,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vdvae_repr.config import MOST_STEPS, shown, whole_number
 from vdvae_repr.encoders.load import load
-from vdvae_repr.errors import CheckpointError, TrainingError
+from vdvae_repr.errors import CheckpointError, ConfigError, TrainingError, first_line
 from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.model.weights import packaged_names, read_parameters, read_th
+from vdvae_repr.training.sealed import read_sealed_json, sealed_json
 
 logger = logging.getLogger(__name__)
 Tensors = Mapping[str, Mapping[str, Tensor]]
+GROUPS = ("model", "average", "adamw")
 
 
 def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any]) -> None:
@@ -42,8 +45,8 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
             path = aside / f"{name}.safetensors"
             save_file({k: v.detach().cpu().contiguous() for k, v in group.items()}, path)
             digests[path.name] = _digest(path)
-        with (aside / "state.json").open("w", encoding="utf-8") as file:
-            json.dump({"step": step, **state, "sha256": digests}, file, allow_nan=False)
+        text = sealed_json({"step": step, **state, "sha256": digests})
+        (aside / "state.json").write_text(text, encoding="utf-8")
         for path in aside.iterdir():
             with path.open("rb") as written:
                 os.fsync(written.fileno())
@@ -54,7 +57,8 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
         kept = checkpoint_steps(folder)
         last = f"the last good one is step {kept[-1]}" if kept else "there is none before it"
         raise TrainingError(
-            f"{final}: the checkpoint cannot be written ({error}); {last}; make room and --resume"
+            f"{final}: the checkpoint cannot be written ({error}); {last}; make room, and "
+            "go on with resume=True"
         ) from error
 
 
@@ -70,19 +74,47 @@ def read_newest(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, A
     for step in reversed(steps):
         path = folder / f"step-{step:08d}"
         try:
-            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            state = _read_state(path / "state.json", step)
             tensors = {}
-            for name, digest in state["sha256"].items():
-                if _digest(path / name) != digest:
-                    raise ValueError(f"{name} does not match its checksum")
+            for name in GROUPS:
+                file = path / f"{name}.safetensors"
+                if _digest(file) != state["sha256"].get(file.name):
+                    raise ValueError(f"{file.name} does not match its checksum")
                 # clones, because loaded tensors are views of a file that pruning may remove
-                tensors[Path(name).stem] = {k: v.clone() for k, v in load_file(path / name).items()}
+                tensors[name] = {k: v.clone() for k, v in load_file(file).items()}
             return tensors, state
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            logger.warning("%s is damaged (%s); trying the one before", path, error)
+        except (OSError, ValueError, SafetensorError) as error:
+            logger.warning("%s is damaged (%s); trying the one before", path, first_line(error))
     if steps:
-        raise TrainingError(f"{folder}: expected a whole checkpoint, found {len(steps)} damaged")
+        raise TrainingError(
+            f"{folder}: expected a whole checkpoint, found {len(steps)} damaged; choose another path, or "
+            "remove them to start anew"
+        )
     return None
+
+
+def _read_state(path: Path, step: int) -> dict[str, Any]:
+    """Return what a checkpoint holds beside its tensors, checked key by key.
+
+    Raises:
+        ValueError: it is damaged. OSError: it cannot be read.
+    """
+    state = read_sealed_json(path)
+    state.setdefault("begun_at", 0)  # which the first version did not write
+    kinds: dict[str, Any] = {
+        "step": int, "images_seen": int, "skipped": int, "begun_at": int, "source": str, "images": str,
+        "crop": int | None, "sha256": dict,
+    }  # fmt: skip
+    for key, kind in kinds.items():
+        if not isinstance(value := state.get(key), kind) or (kind is int and value < 0):
+            raise ValueError(f"state.json holds {shown(value)} as {key}")
+    if unknown := state.keys() - kinds.keys() - {"failure"}:
+        raise ValueError(f"state.json holds {shown(min(unknown))}, which no run writes")
+    if state["step"] != step or state["skipped"] > step or state["begun_at"] > step:
+        raise ValueError("state.json is of another step")
+    if not isinstance(state.setdefault("failure", None), str | None):
+        raise ValueError("state.json holds no reason of its failure")
+    return state
 
 
 def read_start(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], int]:
@@ -96,6 +128,8 @@ def read_start(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], int]:
         CheckpointError: no VDVAE, damaged files, values that are not finite, moments of another model, or
             moments without the log that tells their step.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise CheckpointError(f"init_from: expected a name or a file, found {type(path).__name__}")
     start, path = str(path), Path(path)
     if start in packaged_names() or not path.is_file():
         model = load(start)
@@ -122,10 +156,11 @@ def read_start(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], int]:
         return tensors, 0
     try:
         rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-        return tensors, max(row["step"] for row in rows if row.get("type") == "train_loss")
-    except (ValueError, KeyError, AttributeError) as error:
+        steps = [row["step"] for row in rows if row.get("type") == "train_loss"]
+        return tensors, max(whole_number("step", step, 0, MOST_STEPS) for step in steps)
+    except (ValueError, KeyError, AttributeError, RecursionError, ConfigError) as error:
         raise CheckpointError(
-            f"{log}: expected lines of JSON, one of type train_loss with its step ({error})"
+            f"{log}: expected lines of JSON, one of type train_loss with its step ({first_line(error)})"
         ) from error
 
 
@@ -143,9 +178,10 @@ def _published_moments(path: Path, weights: Mapping[str, Tensor]) -> dict[str, T
                 moments[f"{key}.{name}"] = entry[key].float()
             step = entry["step"] if "step" in entry else group["step"]
             moments[f"step.{name}"] = torch.as_tensor(step, dtype=torch.float32)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path}: expected AdamW's moments of {len(weights)} parameters, found others ({error})"
+            f"{path}: expected AdamW's moments of {len(weights)} parameters, found others "
+            f"({first_line(error)})"
         ) from error
     return moments
 

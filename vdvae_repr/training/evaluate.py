@@ -17,6 +17,7 @@ from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vdvae_repr.config import shown, whole_number
 from vdvae_repr.data.loader import default_workers, map_ahead
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing, Source, read_images
@@ -28,7 +29,7 @@ from vdvae_repr.model.preprocessing import to_input, to_target
 from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.training.draws import mark_held_back
 from vdvae_repr.training.plan import read_run
-from vdvae_repr.training.reading import LEFT_OUT, leave_out, process, unreadable
+from vdvae_repr.training.reading import LEFT_OUT, leave_out, process, reopened, unreadable
 
 logger = logging.getLogger(__name__)
 ACTIVE_NATS = 0.01
@@ -124,18 +125,19 @@ def evaluate(
         >>> vr.evaluate(model, "photos/", split="test").bits_per_dim  # doctest: +SKIP
     """
     if not isinstance(model, VDVAE):
-        raise TaskError(
-            f"expected a VDVAE, found {type(model).__name__}: others have no likelihood"
+        remedy = (
+            "load it with vr.load" if isinstance(model, str | Path) else "others have no likelihood"
         )
+        raise TaskError(f"expected a VDVAE, found {type(model).__name__}: {remedy}")
     if on_error not in ("raise", "skip"):
         raise TaskError(f"on_error: expected raise or skip, found {on_error!r}")
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("importance_samples", importance_samples, 0),
-        ("seed", seed, 0),
-    ):
-        if value < least:
-            raise TaskError(f"{name}: expected {least} or more, found {value}")
+    whole_number("batch_size", batch_size, 1)
+    whole_number("importance_samples", importance_samples, 0)
+    whole_number("seed", seed, 0)
+    if crop is not None:
+        whole_number("crop", crop, 1)
+    if run is not None and not isinstance(run, str | Path):
+        raise TaskError(f"run: expected a run folder with config.toml, found {shown(run)}")
     left_out: dict[str, str] = {}
     if run is not None:
         source, crop, left_out = _divided(Path(run), data, crop)
@@ -168,11 +170,12 @@ def evaluate(
 
 def _open(data: str | Path | Source | NDArray[np.uint8]) -> Source:
     """Open what was given; what was left out of it is logged as a warning, once."""
+    return open_source(data, notice=_warn)
 
-    def warn(line: str) -> None:
+
+def _warn(line: str) -> None:
+    if process()[0] == 0:
         logger.warning("%s", line)
-
-    return open_source(data, notice=warn if process()[0] == 0 else None)
 
 
 def _divided(
@@ -185,7 +188,8 @@ def _divided(
     if data is None and plan.data is None:
         raise DataError(f"data: expected the images that {run} was trained on, found none given")
     left_out = dict(plan.left_out or {})
-    source = leave_out(_open(plan.data if data is None else data), left_out)  # type: ignore[arg-type]
+    given = data is not None or plan.data is None
+    source = leave_out(_open(data) if given else reopened(plan.data, _warn), left_out)  # type: ignore[arg-type]
     if plan.fingerprint not in (None, source.fingerprint()):
         raise DataError(
             f"{run}: was trained on other data than {source.name}; give what it was trained on"

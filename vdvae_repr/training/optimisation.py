@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vdvae_repr.config import TrainConfig
+from vdvae_repr.errors import CheckpointError
 from vdvae_repr.model.vdvae import VDVAE
 
 
@@ -111,13 +112,23 @@ class Optimisation:
         Raises:
             CheckpointError: tensors of another architecture.
         """
-        self.model.load_weights(tensors["model"], where)
-        self.average.load_weights(tensors["average"], where)
+        remedy = "train with the [model] table that they are of"
+        self.model.load_weights(tensors["model"], where, remedy)
+        self.average.load_weights(tensors["average"], where, remedy)
         state: dict[int, dict[str, Any]] = {}
-        for index, (name, _) in enumerate(self.model.named_parameters()):
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            if f"step.{name}" in tensors["adamw"]:
-                state[index] = {key: tensors["adamw"][f"{key}.{name}"] for key in keys}
+        for index, (name, weight) in enumerate(self.model.named_parameters()):
+            moments = {
+                key: tensors["adamw"].get(f"{key}.{name}")
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+            if all(value is None for value in moments.values()):
+                continue
+            shapes = [None if value is None else value.shape for value in moments.values()]
+            if shapes != [torch.Size(), weight.shape, weight.shape]:
+                raise CheckpointError(
+                    f"{where}: expected AdamW's moments of {name}, found others; start from its weights alone"
+                )
+            state[index] = moments
         groups = self.adamw.state_dict()["param_groups"]
         self.adamw.load_state_dict({"state": state, "param_groups": groups})
         for parameter, entry in self.adamw.state.items():

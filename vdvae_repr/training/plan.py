@@ -5,14 +5,16 @@ A run folder keeps both, in `config.toml` and `run.json`, so that a resumed run 
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from vdvae_repr.config import (
+    SECTIONS,
     Config,
     ModelConfig,
     Tables,
@@ -26,12 +28,18 @@ from vdvae_repr.config import (
     problems,
     raise_all,
     read_tables,
+    shown,
+    whole_number,
 )
-from vdvae_repr.errors import ConfigError, TrainingError
+from vdvae_repr.errors import ConfigError, TrainingError, first_line
 from vdvae_repr.model.blocks import parse_blocks, parse_widths
 from vdvae_repr.model.vdvae import on_meta
+from vdvae_repr.training.checkpoints import checkpoint_steps
+from vdvae_repr.training.sealed import read_sealed_json, seal_of_toml, sealed_json
 
 MEASURED = ("model.shift", "model.scale")  # on the training images, where they are not given
+KEPT = {"options", "data", "preset_values", "fingerprint", "left_out"}  # in `run.json`
+WRITTEN = ("run.json", "config.toml", "log.jsonl", "model.safetensors", "checkpoints", "samples")
 FIXED = ("train.seed", "train.hold_back")  # of a run that is resumed
 
 
@@ -49,7 +57,7 @@ class RunOptions:
     on_error: str = "raise"
     log_with: str | None = None
     probe_every: int = 0
-    probe_data: str | None = None
+    probe_data: str | dict[str, Any] | None = None
     probe_layers: str | Sequence[str] = "all"
 
     def __post_init__(self) -> None:
@@ -57,11 +65,22 @@ class RunOptions:
         choices = {"precision": ("fp32", "bf16"), "on_error": ("raise", "skip")}
         for key, allowed in choices.items():
             if (value := getattr(self, key)) not in allowed:
-                raise ConfigError(f"{key}: expected {' or '.join(allowed)}, found {value!r}")
-        if self.accumulate < 1:
-            raise ConfigError(f"accumulate: expected 1 or more, found {self.accumulate}")
-        if self.probe_every < 0:
-            raise ConfigError(f"probe_every: expected 0 or more, found {self.probe_every}")
+                raise ConfigError(f"{key}: expected {' or '.join(allowed)}, found {shown(value)}")
+        if not isinstance(self.name, str) or not self.name:
+            raise ConfigError(f"name: expected a text, found {shown(self.name)}")
+        for key in ("compile", "channels_last"):
+            if type(value := getattr(self, key)) is not bool:
+                raise ConfigError(f"{key}: expected True or False, found {shown(value)}")
+        if self.crop is not None:
+            whole_number("crop", self.crop, 1)
+        whole_number("accumulate", self.accumulate, 1)
+        whole_number("probe_every", self.probe_every, 0)
+        if isinstance(self.recompute, str) or not isinstance(self.recompute, Sequence):
+            raise ConfigError(
+                f"recompute: expected resolutions in a list, as [64], found {shown(self.recompute)}"
+            )
+        for resolution in self.recompute:
+            whole_number("recompute", resolution, 1)
 
 
 UNCHANGED = ("crop", "precision", "on_error")  # options that a resumed run cannot change
@@ -74,8 +93,8 @@ class Plan:
     out: Path
     tables: Tables
     options: RunOptions
-    data: str | None = None
-    """What it was trained on, where that was a name or a path."""
+    data: str | dict[str, Any] | None = None
+    """What opens the images that it was trained on (`Source.opened`); None of images in memory."""
     preset_values: Mapping[str, Any] = field(default_factory=dict)
     """The preset's own values of the keys that were set by name: a resumed run may leave them out."""
     fingerprint: str | None = None
@@ -84,6 +103,22 @@ class Plan:
     """Of the images that could not be read, by id, the reason; None before they were looked for."""
     older: bool = False
     """The folder is of a version that kept no `run.json`, nor `ema_warmup`."""
+
+    def __post_init__(self) -> None:
+        """Refuse what a damaged `run.json` may hold.
+
+        Raises:
+            ConfigError: a value of another type.
+        """
+        kinds: dict[str, Any] = {
+            "data": str | dict | None,
+            "preset_values": Mapping,
+            "fingerprint": str | None,
+            "left_out": Mapping | None,
+        }
+        for key, kind in kinds.items():
+            if not isinstance(value := getattr(self, key), kind):
+                raise ConfigError(f"{key}: found {shown(value)}")
 
     @property
     def recipe(self) -> TrainConfig:
@@ -103,7 +138,7 @@ class Plan:
             "fingerprint": self.fingerprint,
             "left_out": None if self.left_out is None else dict(self.left_out),
         }
-        return json.dumps(kept, indent=1, allow_nan=False) + "\n"
+        return sealed_json(kept)
 
 
 def make_plan(
@@ -133,6 +168,10 @@ def make_plan(
     given, where, name = _read(config)
     given_options = {key: value for key, value in options.items() if value is not None}
     folder = None if isinstance(config, Config) else _run_folder(config)
+    if not isinstance(changed, Sequence) or not all(isinstance(item, str) for item in changed):
+        raise ConfigError(
+            f"changed: expected a list of texts as 'train.lr=1e-4', found {shown(changed)}"
+        )
     named = [item for item in changed if "=" not in item and isinstance(config, Config)]
     values = parse_overrides([item for item in changed if item not in named])
     values |= {f"train.{key}": value for key, value in train_keys.items()}
@@ -148,11 +187,16 @@ def make_plan(
     raise_all(_problems(given), where)
     if "train" not in given:
         raise ConfigError(f"{where}: no [train] table, so no recipe; {_trainable()}")
-    out = Path(out or folder or Path("runs") / str(given_options.get("name", name)))
+    chosen = RunOptions(**{"name": name} | given_options)
+    if out is not None and (not isinstance(out, str | os.PathLike) or not str(out)):
+        raise ConfigError(f"out: expected a folder, found {shown(out)}")
+    out = Path(out or folder or Path("runs") / chosen.name)
     if not (resume and (out / "config.toml").is_file()):
-        chosen = RunOptions(**{"name": name} | given_options)
+        refuse_strangers(out)
         return Plan(out=out, tables=given, options=chosen, preset_values=preset_values)
     kept = read_run(out)
+    if kept.older:
+        refuse_strangers(out)
     if isinstance(config, Config) and kept.older and "train.ema_warmup" not in values:
         given["train"].pop("ema_warmup", None)  # a default of today, no wish
     if not kept.older:
@@ -163,6 +207,25 @@ def make_plan(
         options=replace(kept.options, **given_options),
         preset_values=preset_values | dict(kept.preset_values),
     )
+
+
+def refuse_strangers(out: Path) -> None:
+    """Refuse a folder in which somebody keeps other files under the names that a run writes.
+
+    Raises:
+        TrainingError: names the first of them.
+    """
+    if checkpoint_steps(out / "checkpoints"):
+        return
+    with suppress(OSError, ValueError):
+        if isinstance(read_sealed_json(out / "run.json").get("options"), dict):
+            return
+    for path in (out / name for name in WRITTEN):
+        empty = path.is_dir() and not any(path.iterdir())
+        if (path.exists() or path.is_symlink()) and not empty:
+            raise TrainingError(
+                f"{path}: is in the way, and of no run of this package; move it, or choose another path"
+            )
 
 
 def _merged(kept: Plan, given: Tables, *, set_now: set[str], may_differ: set[str]) -> Tables:
@@ -185,9 +248,13 @@ def _merged(kept: Plan, given: Tables, *, set_now: set[str], may_differ: set[str
             elif key in set_now or kept.preset_values.get(key) != value:
                 contradictions.append(key)
     if contradictions:
+        may_change = all(key.startswith("train.") and key not in FIXED for key in contradictions)
+        instead = (
+            "change train keys alone, as train.steps=2000" if may_change else "choose another path"
+        )
         raise ConfigError(
-            f"{kept.out}: the run to resume differs in {', '.join(contradictions)}; give its values, "
-            "or name a changed train key with --set"
+            f"{kept.out}: the run to resume differs in {', '.join(contradictions)}; give its values, or "
+            f"{instead}"
         )
     return merged
 
@@ -230,24 +297,60 @@ def read_run(out: Path) -> Plan:
     Raises:
         ConfigError: no run is there, or a damaged file.
     """
-    tables = read_tables(out / "config.toml")
-    raise_all(problems(tables), str(out / "config.toml"))
-    if "train" not in tables:
-        raise ConfigError(f"{out / 'config.toml'}: expected a [train] table, found none")
-    tables["train"].setdefault("ema_warmup", False)  # the only behaviour before there was the key
     path = out / "run.json"
+    tables = _read_kept_config(out / "config.toml", older=not path.is_file())
     if not path.is_file():
         return Plan(out=out, tables=tables, options=RunOptions(name=out.name), older=True)
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = read_sealed_json(path)
         known = {field.name for field in fields(RunOptions)}
+        if lost := KEPT - kept.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(lost))}")
         options = RunOptions(**{k: v for k, v in kept.pop("options").items() if k in known})
         return Plan(out=out, tables=tables, options=options, **kept)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (
+        OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigError,
+    ) as error:  # fmt: skip
         raise ConfigError(
-            f"{path}: expected how the run was computed, found a damaged file ({error}); remove it, and give "
-            "the run's flags again"
+            f"{path}: expected how the run was computed, found a damaged file ({first_line(error)}); remove "
+            "it, and give the run's flags again"
         ) from error
+
+
+def _read_kept_config(path: Path, *, older: bool) -> Tables:
+    """Return the tables of a run's configuration, which its folder holds whole.
+
+    Raises:
+        ConfigError: it is not as it was written, or cut short.
+    """
+    tables = read_tables(path)
+    raise_all(problems(tables), str(path))
+    if "train" not in tables:
+        raise ConfigError(f"{path}: expected a [train] table, found none")
+    if older:
+        tables["train"].setdefault(
+            "ema_warmup", False
+        )  # the only behaviour before there was the key
+        return tables
+    seal = seal_of_toml(path)
+    if seal is False:
+        raise ConfigError(
+            f"{path}: expected it as the run wrote it, found another text: it was damaged, or changed by "
+            "hand; put it back, and give what is to change by name, as train.steps=2000"
+        )
+    lost = [
+        f"{section}.{item.name}"
+        for section, cls in SECTIONS.items()
+        for item in fields(cls)
+        if item.name not in tables[section] and item.name != "ema_warmup"
+    ]
+    if seal is None and lost:
+        raise ConfigError(
+            f"{path}: expected every key of the run, found no {', '.join(lost[:3])}; the file is cut short: "
+            "put it back"
+        )
+    tables["train"].setdefault("ema_warmup", False)
+    return tables
 
 
 def _problems(tables: Tables) -> list[str]:

@@ -6,16 +6,18 @@ Under torchrun the processes share the images, and each gets the whole result.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch.distributed
 from numpy.typing import NDArray
 
 from vdvae_repr.data.loader import map_ahead
+from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing, Source, read_images
-from vdvae_repr.errors import DataError
+from vdvae_repr.errors import SKIP_ADVICE, DataError
 
 LEFT_OUT = "left out"  # the split of images that cannot be read
 
@@ -27,6 +29,21 @@ class PixelStatistics:
     images: int
     mean: float
     std: float
+
+
+def reopened(opened: str | Mapping[str, Any], notice: Callable[[str], None]) -> Source:
+    """Open again what a run folder kept of its images (`Source.opened`).
+
+    Raises:
+        DataError: it cannot be opened any more, or is no description of images.
+    """
+    options = {"data": opened} if isinstance(opened, str) else dict(opened)
+    try:
+        return open_source(notice=notice, **options)
+    except TypeError as error:
+        raise DataError(
+            f"run.json: expected what opens the run's images, found {opened!r}; give the images again"
+        ) from error
 
 
 def unreadable(
@@ -42,7 +59,7 @@ def unreadable(
         try:
             read_images(source, preprocessing, [index])
         except DataError as error:
-            return source.ids[index], str(error)
+            return source.ids[index], str(error).replace(SKIP_ADVICE, "")
         return None
 
     rank, world = process()

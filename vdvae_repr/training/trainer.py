@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vdvae_repr.config import Config, TrainConfig
-from vdvae_repr.data.datasets import is_name
+from vdvae_repr.config import Config, TrainConfig, whole_number
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.errors import ConfigError, DataError, Terminated, TrainingError
+from vdvae_repr.lock import locked
 from vdvae_repr.model.inference import allow_recompiles
 from vdvae_repr.model.layers import select_layers
 from vdvae_repr.model.precision import arithmetic
@@ -48,6 +48,7 @@ from vdvae_repr.training.reading import (
     describe_left_out,
     leave_out,
     pixel_statistics,
+    reopened,
     unreadable,
 )
 from vdvae_repr.training.watch import Probe, Watch, named_terms
@@ -133,24 +134,51 @@ def train(
     Example:
         >>> vr.train("faces64", "photos/", "runs/a", steps=2000)  # doctest: +SKIP
     """
+    notices: list[str] = []
+    labelled = None
+    if probe_data is not None:
+        labelled = open_source(probe_data, notice=notices.append)
+    if num_workers is not None:
+        whole_number("num_workers", num_workers, 1)
     plan = make_plan(
         config, out, resume=resume, changed=changed, train_keys=train_keys,
         options={
             "name": name, "crop": crop, "on_error": on_error, "precision": precision,
             "accumulate": accumulate, "compile": compile, "channels_last": channels_last,
             "recompute": recompute, "log_with": log_with, "probe_every": probe_every,
-            "probe_data": _written(probe_data), "probe_layers": probe_layers,
+            "probe_data": None if labelled is None else labelled.opened, "probe_layers": probe_layers,
         },
     )  # fmt: skip
+    accelerator = _accelerator(device, plan.options.log_with, plan.out)
+    say = progress if accelerator.is_main_process else lambda line: None
+    for line in notices:
+        say(line)
+    with _alone(plan.out) if accelerator.is_main_process else nullcontext():
+        return _train(
+            plan, accelerator, data, labelled, resume=resume, init_from=init_from,
+            workers=check_workers(num_workers), progress=progress,
+        )  # fmt: skip
+
+
+def _train(
+    plan: Plan,
+    accelerator: Accelerator,
+    data: str | Path | Source | NDArray[np.uint8] | None,
+    labelled: Source | None,
+    *,
+    resume: bool,
+    init_from: str | Path | None,
+    workers: int,
+    progress: Callable[[str], None],
+) -> Path:
+    """Do what a plan says, as the only one in its folder; `labelled` is what it is probed with."""
     out, options, recipe = plan.out, plan.options, plan.recipe
-    accelerator = _accelerator(device, options.log_with, out)
     share = recipe.batch_size // (accelerator.num_processes * options.accumulate)
     if share * accelerator.num_processes * options.accumulate != recipe.batch_size:
         raise ConfigError(
             f"train.batch_size {recipe.batch_size} must be divisible by "
             f"{accelerator.num_processes} processes x {options.accumulate} micro-batches"
         )
-    workers = check_workers(num_workers)
     checkpoint = _find_checkpoint(out, resume)
     if checkpoint is not None and data is None and checkpoint[1]["step"] >= recipe.steps:
         return _finished(plan, checkpoint[1], accelerator, progress)
@@ -160,7 +188,7 @@ def train(
         if folder == out.resolve() or folder in out.resolve().parents:
             raise TrainingError(
                 f"{out}: lies in the folder of the data, {folder}, so that its sample sheets would be images "
-                "to train on; choose another --out"
+                "to train on; choose another path"
             )
     preprocessing = Preprocessing(size=plan.tables["model"]["image_size"], crop=options.crop)
     if options.on_error == "skip":
@@ -177,7 +205,7 @@ def train(
         "images": hashlib.sha256(trained.astype(np.int64).tobytes()).hexdigest(),
         "crop": options.crop,
     }
-    plan = replace(plan, data=_written(data) or plan.data, fingerprint=fingerprint)
+    plan = replace(plan, data=source.opened or plan.data, fingerprint=fingerprint)
     if checkpoint is not None:
         _check_identity(plan, checkpoint[1], identity, source.name)
         if checkpoint[1]["step"] >= recipe.steps:
@@ -199,7 +227,7 @@ def train(
         tensors, state = checkpoint
         optimisation.restore(tensors, str(out / "checkpoints"))
         optimisation.step, optimisation.skipped = state["step"], state["skipped"]
-        images_seen, begun_at = state["images_seen"], state.get("begun_at", 0)
+        images_seen, begun_at = state["images_seen"], state["begun_at"]
     elif init_from is not None:
         tensors, begun_at = read_start(init_from)
         optimisation.step = begun_at
@@ -213,11 +241,14 @@ def train(
         compile_blocks(model)
     probe = None
     if options.probe_every:
-        given = options.probe_data if probe_data is None else probe_data
-        labelled = source if given is None else open_source(given, notice=say)
-        among = held if given is None else np.arange(len(labelled))
         layers = select_layers(model.layers, options.probe_layers)
-        probe = Probe.of(options.probe_every, labelled, among, layers)
+        if labelled is None and options.probe_data is not None:
+            labelled = reopened(options.probe_data, say)
+        among = held if labelled is None else np.arange(len(labelled))
+        if labelled is not None and options.on_error == "skip":
+            lost = unreadable(labelled, preprocessing, among.tolist(), workers)
+            among = np.array([i for i in among if labelled.ids[i] not in lost], np.intp)
+        probe = Probe.of(options.probe_every, labelled or source, among, layers)
     watch = Watch(
         out=out, config=config, recipe=recipe, accelerator=accelerator, optimisation=optimisation,
         plan=plan, source=source, preprocessing=preprocessing, held=held.tolist(), probe=probe,
@@ -324,7 +355,7 @@ class _Run:
             if stop == signal.SIGINT:
                 raise KeyboardInterrupt
             if stop:
-                raise Terminated(f"stopped by SIGTERM at step {step}; go on with --resume")
+                raise Terminated(f"stopped by SIGTERM at step {step}; go on with resume=True")
 
     def batches(self) -> Generator[tuple[Tensor, slice]]:
         """Yield this process's images of each step, read ahead by workers, as uint8 (n, 3, S, S)."""
@@ -428,9 +459,6 @@ class _Run:
                 "failure": failure,
                 **self.identity,
             }
-            folder = self.out / "checkpoints"
-            write_checkpoint(folder, optimisation.step, optimisation.tensors(), state)
-            prune(folder, optimisation.step, self.recipe.keep_last, self.recipe.keep_every)
             record = {
                 "config": self.config.to_toml(),
                 "data": self.source.name,
@@ -443,7 +471,12 @@ class _Run:
                 "images_held_back": len(self.watch.held),
                 **row,
             }
+            # The model first: a run that is killed between the two goes on from the checkpoint before, and
+            # one whose last checkpoint is there is finished.
             save(optimisation.average, self.out / "model.safetensors", record=record)
+            folder = self.out / "checkpoints"
+            write_checkpoint(folder, optimisation.step, optimisation.tensors(), state)
+            prune(folder, optimisation.step, self.recipe.keep_last, self.recipe.keep_every)
         self.accelerator.wait_for_everyone()
 
     def _stuck(self, norm: float, finite: bool) -> str:
@@ -460,7 +493,9 @@ class _Run:
     def last_checkpoint(self) -> str:
         """Say from where the run can go on."""
         steps = checkpoint_steps(self.out / "checkpoints")
-        return f"--resume goes on from step {steps[-1]}" if steps else "there is no checkpoint yet"
+        return (
+            f"resume=True goes on from step {steps[-1]}" if steps else "there is no checkpoint yet"
+        )
 
 
 def _version() -> str:
@@ -480,7 +515,7 @@ def _accelerator(device: str, log_with: str | None, out: Path) -> Accelerator:
         )
     try:
         wanted = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ConfigError(f"device: expected cpu or cuda, found {device!r}") from error
     accelerator = Accelerator(cpu=wanted.type == "cpu", log_with=log_with, project_dir=out)
     here = accelerator.device
@@ -504,6 +539,25 @@ def compile_blocks(model: VDVAE) -> None:
     model.distortion = torch.compile(model.distortion, dynamic=False)  # type: ignore[method-assign]
 
 
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold the run folder's lock.
+
+    Raises:
+        TrainingError: another process trains there, or the folder cannot be made.
+    """
+    busy = f"{out}: another process is training in this folder"
+    try:
+        lock = ExitStack()
+        lock.enter_context(locked(out / ".lock", busy, TrainingError))
+    except OSError as error:
+        raise TrainingError(
+            f"{out}: the run folder cannot be written ({error.strerror}); choose another path"
+        ) from error
+    with lock:
+        yield
+
+
 def _find_checkpoint(
     out: Path, resume: bool
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
@@ -511,7 +565,7 @@ def _find_checkpoint(
     if not checkpoint_steps(out / "checkpoints"):
         return None
     if not resume:
-        raise TrainingError(f"{out}: already holds a run; add --resume, or choose another --out")
+        raise TrainingError(f"{out}: already holds a run; add resume=True, or choose another path")
     return read_newest(out / "checkpoints")
 
 
@@ -539,16 +593,9 @@ def _open(
     if plan.data is None:
         raise DataError(
             f"data: expected images to train on, found none given, and none that {plan.out} names; "
-            "give --data"
+            "give data=FOLDER"
         )
-    return open_source(plan.data, notice=say)
-
-
-def _written(data: object) -> str | None:
-    """Return what `run.json` keeps of `data`: a name, or a path from the root; None for images."""
-    if not isinstance(data, str | Path):
-        return None
-    return data if isinstance(data, str) and is_name(data) else str(Path.cwd() / data)
+    return reopened(plan.data, say)
 
 
 def _check_identity(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +26,9 @@ from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.training.evaluate import score
 from vdvae_repr.training.optimisation import Optimisation
 from vdvae_repr.training.plan import Plan
+from vdvae_repr.training.sealed import sealed_toml, write_whole
 
+logger = logging.getLogger(__name__)
 DIFFERENT = 0.01  # of a score: from here on the progress line gives the weights' as well
 LOOKED_AT = 512  # images, at most, in an evaluation or a probe during training
 
@@ -113,13 +116,13 @@ class Watch:
             try:
                 self.out.mkdir(parents=True, exist_ok=True)
                 # In this order: a config.toml alone would be the folder of an earlier version.
-                _write_aside(self.out / "run.json", self.plan.to_json())
-                _write_aside(self.out / "config.toml", self.config.to_toml())
+                write_whole(self.out / "run.json", self.plan.to_json())
+                write_whole(self.out / "config.toml", sealed_toml(self.config.to_toml()))
                 self._cut_log(step)
             except OSError as error:
                 raise TrainingError(
                     f"{self.out}: the run folder cannot be written ({error.strerror}); "
-                    "make room, or choose another --out"
+                    "make room, or choose another path"
                 ) from error
         if self.accelerator.log_with:
             self.accelerator.init_trackers(self.average.name, dict(_flat(asdict(self.config))))
@@ -127,15 +130,20 @@ class Watch:
 
     def _cut_log(self, step: int) -> None:
         path = self.out / "log.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        kept = []
-        for line in lines:
+        text = path.read_bytes().decode(errors="replace") if path.is_file() else ""
+        kept, damaged = [], []
+        for number, line in enumerate(text.splitlines(), start=1):
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
-            except ValueError:  # half a line, where the run was killed
-                break
-        _write_aside(path, "".join(kept))
+            except (ValueError, TypeError, KeyError, RecursionError):
+                damaged.append(number)
+        if kept and damaged and damaged != [len(text.splitlines())]:
+            # The last line alone is half a row, where the run was killed.
+            logger.warning(
+                "%s: %d damaged rows left out, line %d the first", path, len(damaged), damaged[0]
+            )
+        write_whole(path, "".join(kept))
 
     def close(self) -> None:
         """Let the tracker write what it holds."""
@@ -213,13 +221,6 @@ class Watch:
         folder = self.out / "samples"
         folder.mkdir(exist_ok=True)
         save_sheet(np.concatenate(rows), folder / f"step-{step:08d}.png", columns=count)
-
-
-def _write_aside(path: Path, text: str) -> None:
-    """Write a file whole: beside its place, then renamed."""
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
 
 
 def named_terms(terms: Tensor, layers: Sequence[LayerSpec], dims: int) -> dict[str, Any]:

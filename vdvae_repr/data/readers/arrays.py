@@ -5,12 +5,13 @@ from __future__ import annotations
 import bisect
 import io
 import itertools
+import math
 import os
 import re
 import struct
 import zipfile
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,9 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from vdvae_repr.data.hdf5 import CHUNK_BYTES, leads_outside, missing_values, unwritten_chunks
 from vdvae_repr.data.names import (
     SPLITS,
     class_names,
@@ -32,12 +35,13 @@ from vdvae_repr.data.names import (
 from vdvae_repr.data.source import Source, to_uint8
 from vdvae_repr.errors import DataError
 
-EXACT_BYTES = (
-    2**26
-)  # up to so many, every row is part of the fingerprint; above, a sample of them is
+EXACT_BYTES = 2**26  # up to so many, all rows are part of the fingerprint; above, a sample is
 SAMPLE = 16  # rows of an array that tell what its pixels are
 HDF5 = (".h5", ".hdf5", ".hdf")
-WHITE = {"u1": 255, "u2": 65535}  # by dtype; of others the sample tells
+ROW_BYTES = 2**29  # of one image
+FEW_ROWS = 10**6  # more than so many need a byte of the file each
+COLUMN_BYTES = 2**28  # of labels, splits or class names
+INFLATED = 500  # times that a member of a .npz may be larger than what is stored of it
 
 
 class Part(NamedTuple):
@@ -77,7 +81,52 @@ class Hdf5Rows:
 
 def open_npy(path: Path) -> Source:
     """Make a source of a .npy file, memory-mapped."""
-    return array_source(path.name, [Part("", np.load(path, mmap_mode="r"))], file=path)
+    return array_source(path.name, [Part("", map_npy(path))], file=path)
+
+
+def map_npy(path: Path) -> NDArray[Any]:
+    """Memory-map a .npy file.
+
+    Raises:
+        ValueError: it is none, is shorter than its header says, or holds Python objects.
+    """
+    with path.open("rb") as file:
+        shape, by_column, dtype = read_npy_header(file)
+        return _mapped(path, file.tell(), shape, by_column, dtype)
+
+
+def read_npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, whether columns come first, and type of an array in NumPy's format.
+
+    Raises:
+        ValueError: it is none, or holds Python objects, which only code that the file brings could read.
+    """
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
+    elif version in (
+        (2, 0),
+        (3, 0),
+    ):  # of 3, whose header is UTF-8, that of ASCII fields is the same
+        shape, by_column, dtype = np.lib.format.read_array_header_2_0(file)
+    else:
+        raise ValueError(f"a version {version} of NumPy's format that is not known")
+    if dtype.hasobject:
+        raise ValueError("an array of Python objects, which is not read; save numbers or texts")
+    if any(side < 0 for side in shape):
+        raise ValueError(f"an array of the impossible shape {shape}")
+    return shape, by_column, dtype
+
+
+def _mapped(
+    path: Path, offset: int, shape: tuple[int, ...], by_column: bool, dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    needed, held = math.prod(shape) * dtype.itemsize, path.stat().st_size - offset
+    if needed > held:
+        raise ValueError(f"an array {dtype} {shape} of {needed} bytes, of which {held} are there")
+    if needed == 0:
+        return np.empty(shape, dtype)
+    return np.memmap(path, dtype, "r", offset, shape, "F" if by_column else "C")
 
 
 def open_npz(path: Path, key: str | None = None) -> Source:
@@ -92,26 +141,54 @@ def open_npz(path: Path, key: str | None = None) -> Source:
             if info.filename.endswith(".npy")
         }
 
-    with np.load(path) as arrays:
-
         def read(name: str) -> NDArray[Any]:
-            stored = members[name].compress_type == zipfile.ZIP_STORED
-            mapped = map_member(path, members[name]) if stored else None
-            return arrays[name] if mapped is None else mapped
+            return read_member(path, archive, members[name])
 
         content = _Lazy(members, read)
         return _source_of(path, content, key, [_described(content, name) for name in members])
 
 
+def read_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    """Return an array of a .npz file, memory-mapped where it is stored uncompressed.
+
+    Raises:
+        DataError: it would unpack to more than its header says, or to more than can be held.
+    """
+    if (
+        member.compress_type == zipfile.ZIP_STORED
+        and (mapped := map_member(path, member)) is not None
+    ):
+        return mapped
+    with archive.open(member) as file:
+        shape, _, dtype = read_npy_header(file)
+        needed = math.prod(shape) * dtype.itemsize
+        held = member.file_size - file.tell()
+    if needed > held:
+        raise DataError(
+            f"{path}: {member.filename}: an array {dtype} {shape} of {needed} bytes, where {held} are there"
+        )
+    if member.file_size > max(COLUMN_BYTES, INFLATED * member.compress_size):
+        raise DataError(
+            f"{path}: {member.filename} would unpack from {member.compress_size} to {member.file_size} "
+            "bytes; refused: save it uncompressed, by numpy.savez, which is read in place"
+        )
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
 def open_hdf5(path: Path, key: str | None = None) -> Source:
     """Make a source of an HDF5 file: `images` and maybe `labels`, at the top or in groups of splits.
 
-    Rows are read when they are wanted. `key` names another data set, or a group that holds these.
+    Rows are read when they are wanted. `key` names another data set, or a group that holds these. What
+    leads to another file is refused, as it may be any file of the machine.
     """
     with h5py.File(path, "r") as file:
+        if why := leads_outside(file, {"."}, soft_links=True):
+            raise DataError(f"{path}: {why}; refused: copy what is to be read into one file")
         found: dict[str, Any] = {}
-        _find(file, "", found, frozenset())
+        _find(file, found)
         arrays = {name: item for name, item in found.items() if isinstance(item, h5py.Dataset)}
+        notices: list[str] = []
 
         def read(name: str) -> Any:
             item = found[name]
@@ -119,17 +196,50 @@ def open_hdf5(path: Path, key: str | None = None) -> Source:
                 raise DataError(
                     f"{path}: {name} is {item}; expected one data set, of images (N, H, W, 3)"
                 )
+            if item.shape is None:
+                raise DataError(f"{path}: {name} is a single value; expected images (N, H, W, 3)")
+            if why := missing_values(item):
+                raise DataError(f"{path}: {name} {why}")
             if name.rpartition("/")[2] in ("labels", "splits", "split", "class_names") or (
                 name.endswith("_labels")
             ):
-                return item[()]
-            if item.shape is None or item.ndim == 0:
+                return _read_column(path, name, item)
+            if item.ndim == 0:
                 raise DataError(f"{path}: {name} is a single value; expected images (N, H, W, 3)")
+            if item.chunks and math.prod(item.chunks) * item.dtype.itemsize > CHUNK_BYTES:
+                raise DataError(
+                    f"{path}: {name} is stored in chunks of {item.chunks}, which are read whole; "
+                    "store it in chunks of an image or a few"
+                )
+            if unwritten := unwritten_chunks(item):
+                notices.append(
+                    f"{name}: {unwritten} chunks of {item.chunks} were never written; what is made up for "
+                    "them is mostly black"
+                )
             return Hdf5Rows(path, name, item.shape, item.dtype)
 
         listed = [_described(arrays, name) for name in arrays]
         listed += [f"{n} ({item})" for n, item in found.items() if n not in arrays and "/" not in n]
-        return _source_of(path, _Lazy(found, read), key, listed)
+        return _source_of(path, _Lazy(found, read), key, listed, notices)
+
+
+def _read_column(path: Path, name: str, item: h5py.Dataset) -> NDArray[Any]:
+    """Return labels, splits or class names; texts some rows at a time, as many may share one long text.
+
+    Raises:
+        DataError: they take more than `COLUMN_BYTES`.
+    """
+    taken, blocks = item.size * item.dtype.itemsize, []
+    if taken <= COLUMN_BYTES and (item.dtype.kind != "O" or item.ndim == 0 or item.size == 0):
+        return np.asarray(item[()])
+    for start in range(0, len(item), 256):
+        if taken > COLUMN_BYTES:
+            raise DataError(
+                f"{path}: {name} {item.dtype} {item.shape} is too large; expected one value an image"
+            )
+        blocks.append(item[start : start + 256])
+        taken += sum(map(len, blocks[-1].ravel()))
+    return np.concatenate(blocks)
 
 
 class _Lazy(Mapping[str, Any]):
@@ -153,26 +263,31 @@ class _Lazy(Mapping[str, Any]):
         return len(self.names)
 
 
-def _find(group: h5py.Group, prefix: str, found: dict[str, Any], above: frozenset[Any]) -> None:
-    """Collect data sets by their paths, and in words the groups, and the links that lead nowhere."""
-    above |= {h5py.h5o.get_info(group.id).addr}
-    for name in group:
-        key = prefix + name
-        try:
-            item = group[name]
-        except (KeyError, OSError):
-            link = group.get(name, getlink=True)
-            target = getattr(link, "path", "?")
-            if file := getattr(link, "filename", None):
-                target = f"{file}:{target}"
-            found[key] = f"a link to nowhere: {target}"
-            continue
-        if isinstance(item, h5py.Dataset):
-            found[key] = item
-        elif isinstance(item, h5py.Group):
-            found[key] = f"a group of {len(item)}, as {min(item, default='nothing')}"
-            if h5py.h5o.get_info(item.id).addr not in above and len(item) <= 10_000:
-                _find(item, key + "/", found, above)
+def _find(file: h5py.File, found: dict[str, Any]) -> None:
+    """Collect data sets by their paths, and in words the groups, and the links that lead nowhere.
+
+    A group is looked into once, by the shortest path of hard links.
+    """
+    waiting: deque[tuple[h5py.Group, str]] = deque([(file["/"], "")])
+    seen = {h5py.h5o.get_info(file["/"].id).addr}
+    while waiting:
+        group, prefix = waiting.popleft()
+        links = {name: group.get(name, getlink=True) for name in group}
+        for name in sorted(links, key=lambda name: isinstance(links[name], h5py.SoftLink)):
+            key = prefix + name
+            try:
+                item = group[name]
+            except (KeyError, OSError):
+                found[key] = f"a link to nowhere: {getattr(links[name], 'path', '?')}"
+                continue
+            if isinstance(item, h5py.Dataset):
+                found[key] = item
+            elif isinstance(item, h5py.Group):
+                found[key] = f"a group of {len(item)}, as {min(item, default='nothing')}"
+                address = h5py.h5o.get_info(item.id).addr
+                if address not in seen and len(item) <= 10_000:
+                    seen.add(address)
+                    waiting.append((item, f"{key}/"))
 
 
 def _described(arrays: Mapping[str, Any], name: str) -> str:
@@ -184,8 +299,14 @@ def _described(arrays: Mapping[str, Any], name: str) -> str:
 _NAMED = re.compile(r"(?:(?P<word>[^/]+)/|(?P<prefix>[A-Za-z]+)_)?images")
 
 
-def _source_of(path: Path, content: _Lazy, key: str | None, listed: Sequence[str]) -> Source:
-    """Make a source of what a file's arrays are called."""
+def _source_of(
+    path: Path,
+    content: _Lazy,
+    key: str | None,
+    listed: Sequence[str],
+    about_arrays: Sequence[str] = (),
+) -> Source:
+    """Make a source of what a file's arrays are called; `about_arrays` grows as they are read."""
     name = path.name if key is None else f"{path.name}:{key}"
     notices: list[str] = []
     parts: list[Part] = []
@@ -216,7 +337,7 @@ def _source_of(path: Path, content: _Lazy, key: str | None, listed: Sequence[str
     if not parts:
         raise DataError(
             f"{path}: expected an array 'images', at the top or in train, val, test; found {_list(listed)}; "
-            f"--data {path}:NAME takes another one"
+            f"{path}:NAME takes another one"
         )
     names: Sequence[Any] = ()
     if f"{root}class_names" in content:
@@ -241,6 +362,7 @@ def _source_of(path: Path, content: _Lazy, key: str | None, listed: Sequence[str
             notices.append(f"no array holds labels for the images of {', '.join(without)}")
         if unread and (key is None or root):
             notices.append(f"arrays left out: {_list(unread)}")
+    notices += about_arrays
     return array_source(name, parts, [_text(n) for n in names], file=path, notices=notices)
 
 
@@ -292,23 +414,20 @@ def _list(listed: Sequence[str]) -> str:
 def map_member(path: Path, member: zipfile.ZipInfo) -> NDArray[Any] | None:
     """Memory-map an array that lies uncompressed in a zip, behind two headers: the zip's and its own.
 
-    None where it holds Python objects, is empty, or is written in a way that cannot be mapped.
+    None where it is empty, or is encrypted.
     """
     with path.open("rb") as file:
         file.seek(member.header_offset + 26)
         file.seek(sum(struct.unpack("<HH", file.read(4))), io.SEEK_CUR)  # the name, extra fields
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
+        start = file.tell()
+        if member.flag_bits & 1:
             return None
-        read = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, by_column, dtype = read(file)
-        if dtype.hasobject or 0 in shape:
-            return None
-        return np.memmap(path, dtype, "r", file.tell(), shape, "F" if by_column else "C")
+        shape, by_column, dtype = read_npy_header(file)
+        if math.prod(shape) * dtype.itemsize > member.file_size - (file.tell() - start):
+            raise ValueError(
+                f"{member.filename}: an array {dtype} {shape} in {member.file_size} bytes, which are too few"
+            )
+        return None if 0 in shape else _mapped(path, file.tell(), shape, by_column, dtype)
 
 
 class ArrayRows:
@@ -347,7 +466,7 @@ def array_source(
         name: of the source.
         parts: the arrays.
         label_names: what labels are called; where there are none, by their own values.
-        file: that they lie in; of a large one, its size and time stand in the fingerprint.
+        file: that they lie in; of a large one, its size and a sample stand in the fingerprint.
         notices: lines for people.
 
     Raises:
@@ -359,6 +478,7 @@ def array_source(
     whites: list[int] = []
     for part in parts:
         line = _check_shape(name, part.images)
+        _check_size(name, part.images, file)
         said += [line] if line else []
         count = len(part.images)
         ids += [f"{part.split}/{i}" if part.split else str(i) for i in range(count)]
@@ -387,7 +507,11 @@ def _check_shape(name: str, images: Any) -> str:
     """Refuse what is no array of images; say how one is read that may be meant otherwise."""
     shape, dtype = images.shape, images.dtype
     grey = len(shape) == 3 and shape[2] not in (1, 3, 4)
-    if dtype.kind in "uif" and (grey or (len(shape) == 4 and shape[3] in (1, 3))):
+    if (
+        dtype.kind in "uif"
+        and (grey or (len(shape) == 4 and shape[3] in (1, 3)))
+        and 0 not in shape[1:]
+    ):
         if grey and (shape[0] in (3, 4) or shape[1] == shape[0] != shape[2]):
             other = "transpose(2, 0, 1) is of grey images side by side in the last axis"
             if shape[0] in (3, 4):
@@ -409,6 +533,24 @@ def _check_shape(name: str, images: Any) -> str:
     )
 
 
+def _check_size(name: str, images: Any, file: Path | None) -> None:
+    """Refuse an image that is too large, and more images than the file can hold, before memory is taken."""
+    side = Image.MAX_IMAGE_PIXELS
+    row = math.prod(images.shape[1:]) * images.dtype.itemsize
+    if row > ROW_BYTES or (side is not None and math.prod(images.shape[1:3]) > side):
+        raise DataError(
+            f"{name}: expected images of {ROW_BYTES} bytes and {side} pixels at most, "
+            f"found {images.dtype} {images.shape[1:]}"
+        )
+    if file is not None and len(images) > FEW_ROWS:
+        status = file.stat()
+        held = min(status.st_size, getattr(status, "st_blocks", status.st_size) * 512)
+        if len(images) > held:
+            raise DataError(
+                f"{name}: says to hold {len(images)} images, in {held} bytes; refused: they are not there"
+            )
+
+
 def _words(name: str, part: Part, count: int) -> list[str]:
     """Return the word that says an image's split, for each."""
     if part.splits is None:
@@ -424,18 +566,26 @@ def _white(name: str, images: Any) -> tuple[int, str]:
     dtype = images.dtype
     if dtype == np.uint8 or len(images) == 0:
         return 255, ""
-    few = images.shape[0] * int(np.prod(images.shape[1:])) * dtype.itemsize <= EXACT_BYTES
-    sample = np.asarray(images[:]) if few else np.stack([images[i] for i in _sample(len(images))])
+    few = math.prod(images.shape) * dtype.itemsize <= EXACT_BYTES
+    rows = [slice(None)] if few else _sample(len(images))
+
+    def sample() -> Iterator[NDArray[Any]]:
+        """Yield finite values, row by row of a large array; others are refused when they are read."""
+        for row in rows:
+            values = np.asarray(images[row])
+            yield values if dtype.kind != "f" else values[np.isfinite(values)]
+
+    brightest = max(float(values.max(initial=0)) for values in sample())
     if dtype == np.uint16:
         return (
             65535,
-            f"uint16 pixels: 65535 is read as white; the brightest found is {sample.max()}",
+            f"uint16 pixels: 65535 is read as white; the brightest found is {brightest:.0f}",
         )
-    finite = sample[np.isfinite(sample)]  # rows that are not are refused when they are read
-    fractional = dtype.kind == "f" and finite.max(initial=0) <= 1 + 1e-4
+    fractional = dtype.kind == "f" and brightest <= 1 + 1e-4
     white = 1 if fractional else 255
     try:
-        to_uint8(finite, white)
+        for values in sample():
+            to_uint8(values, white)
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
     what = "from 0 to 1, scaled by 255" if fractional else "whole numbers from 0 to 255"
@@ -539,9 +689,9 @@ def _whole(name: str, values: NDArray[Any]) -> list[int | None]:
 
 
 def _checksums(images: Sequence[Any], file: Path | None) -> list[int]:
-    """Return a checksum of every row, or, of a large file, of a sample, with its size and time.
+    """Return a checksum of every row, or, of a large file, of a sample, with its size.
 
-    A change of a large file that keeps its size, its time and the sample is not noticed.
+    A change of a large file that keeps its size and the sample is not noticed here; `Source.state` tells.
     """
     total = sum(int(np.prod(part.shape)) * part.dtype.itemsize for part in images)
     if file is None or total <= EXACT_BYTES:
@@ -549,7 +699,7 @@ def _checksums(images: Sequence[Any], file: Path | None) -> list[int]:
     status = file.stat()
     sums = [zlib.crc32(part[i].tobytes()) for part in images for i in _sample(len(part))]
     shapes = zlib.crc32(repr([(part.shape, str(part.dtype)) for part in images]).encode())
-    return [status.st_size, status.st_mtime_ns, shapes, *sums]
+    return [status.st_size, shapes, *sums]
 
 
 def _sample(count: int) -> list[int]:

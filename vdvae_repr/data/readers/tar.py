@@ -33,10 +33,13 @@ from vdvae_repr.data.names import (
     unlabelled,
     words_of_one_split,
 )
-from vdvae_repr.data.source import Source, image_extensions
-from vdvae_repr.errors import DataError
+from vdvae_repr.data.source import Source, image_extensions, open_image
+from vdvae_repr.errors import DataError, first_line
 
 LABEL_KEYS = ("label", "cls", "class")  # of a .json beside an image
+IMAGE_BYTES = 2**29  # of a member that is an image
+LABEL_BYTES = 2**20  # of a .cls or .json
+HEADER_BYTES = 2**24  # of what a tar says of a member before it
 PLAIN = (".jpg", ".jpeg", ".png")  # of several images of a sample the one to read, in this order
 
 
@@ -53,8 +56,12 @@ class _Members:
 
     members: Sequence[_Member]
 
+    def content(self, index: int) -> bytes:
+        """Return the bytes that an image is decoded from."""
+        return _content(self.members[index], IMAGE_BYTES)
+
     def __call__(self, index: int) -> Image.Image:
-        return Image.open(io.BytesIO(_content(self.members[index])))
+        return open_image(self.content(index))
 
 
 def shards(pattern: str) -> list[Path]:
@@ -92,7 +99,7 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
     ] = {}  # by tar and the name up to its first dot
     others: Counter[str] = Counter()
     for path in paths:
-        own = []
+        own, samples = [], set()
         for member in _members(path, others):
             kind = extension(member.name)
             if kind in extensions:
@@ -101,10 +108,11 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
                 others[kind] += 1
                 if kind in (".cls", ".json", ".txt"):
                     key, named = sample_key(member.name)
+                    samples.add(key)
                     sidecars = beside.setdefault((path, key), {})
                     if f".{named}".lower() == kind or kind not in sidecars:
                         sidecars[kind] = member
-        own = _plain_images(own, {key for tar, key in beside if tar == path}, others)
+        own = _plain_images(own, samples, others)
         images += sorted(own, key=lambda member: natural_key(member.name))
     if not images:
         raise DataError(
@@ -155,9 +163,8 @@ def _plain_images(
         found.sort(key=lambda m: [extension(m.name) != kind for kind in PLAIN])
         fields |= {member.name for member in found[1:]}
     if fields:
-        others[f"further image of a sample, as {readable(min(fields, key=natural_key))}"] += len(
-            fields
-        )
+        first = readable(min(fields, key=natural_key))
+        others[f"further image of a sample, as {first}"] += len(fields)
     return [member for member in kept if member.name not in fields]
 
 
@@ -166,7 +173,7 @@ def _members(path: Path, others: Counter[str]) -> list[_Member]:
     found: dict[str, _Member] = {}
     links: list[tuple[str, str]] = []
     twice: list[_Member] = []
-    with tarfile.open(path, "r:") as archive:
+    with _Headers(io.FileIO(path)) as file, tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
             name = posixpath.normpath(member.name)
             if member.isdir():
@@ -191,6 +198,16 @@ def _members(path: Path, others: Counter[str]) -> list[_Member]:
         else:
             others["link to what is not in the tar"] += 1
     return [*found.values(), *twice]
+
+
+class _Headers(io.BufferedReader):
+    """A file of which no more is read at once than a header needs, whatever a header says."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return some bytes."""
+        if size is None or not 0 <= size <= HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return super().read(size)
 
 
 def _split_by_shard(images: Sequence[_Member], names: PathNames) -> PathNames:
@@ -239,11 +256,11 @@ def _labels_beside(
 def _label(member: _Member) -> tuple[str | None, tuple[str, ...]]:
     """Return the label that a .cls or .json member holds, or None, and the keys that look like splits."""
     try:
-        text = _content(member).decode("utf-8-sig").strip()
+        text = _content(member, LABEL_BYTES).decode("utf-8-sig").strip()
         value: Any = json.loads(text) if member.name.lower().endswith(".json") else text
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{member.tar}: {readable(member.name)}: expected a label as text or JSON ({error})"
+            f"{member.tar}: {readable(member.name)}: expected a label as text or JSON ({first_line(error)})"
         ) from error
     like: tuple[str, ...] = ()
     if isinstance(value, dict):
@@ -262,7 +279,10 @@ def _label(member: _Member) -> tuple[str | None, tuple[str, ...]]:
     return None if is_missing(label) else label, like
 
 
-def _content(member: _Member) -> bytes:
+def _content(member: _Member, most: int) -> bytes:
+    """Return what a member holds, of `most` bytes at most."""
+    if member.size > most:
+        raise ValueError(f"{member.size} bytes, where {most} are the most that is read")
     with member.tar.open("rb") as file:
         file.seek(member.offset)
         return file.read(member.size)

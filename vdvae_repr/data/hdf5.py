@@ -1,0 +1,105 @@
+"""HDF5 files that others wrote: what in them would make HDF5 read other files, or make up what is missing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import h5py
+
+MOST_OBJECTS = 100_000
+CHUNK_BYTES = 2**29  # of a chunk, which HDF5 reads whole
+
+
+def leads_outside(
+    file: h5py.File,
+    parts: Collection[str] = (),
+    *,
+    soft_links: bool = False,
+    depth: int | None = None,
+) -> str:
+    """Say what in a file leads HDF5 to read another one, or to no end; empty where nothing does.
+
+    Nothing is opened but what hard links lead to. Where these lead to no other file, no link by a path
+    (`soft_links`) does.
+
+    Args:
+        file: opened for reading.
+        parts: the files, by the names that HDF5 knows them by, that virtual data sets may refer to; `.` is
+            the file itself.
+        soft_links: whether links by a path are allowed.
+        depth: the groups that may lie in one another, each in one alone; None allows any.
+    """
+    waiting: list[tuple[h5py.Group, str]] = [(file["/"], "")]
+    seen = {h5py.h5o.get_info(file["/"].id).addr}
+    count = 0
+    while waiting:
+        group, prefix = waiting.pop()
+        if depth is not None and prefix.count("/") >= depth:
+            return "it holds groups inside groups"
+        for name in group:
+            key, count = prefix + name, count + 1
+            if count > MOST_OBJECTS:
+                return f"it holds more than {MOST_OBJECTS} objects"
+            try:
+                link = group.get(name, getlink=True)
+            except TypeError:  # of a kind that a user's program defines
+                link = None
+            if soft_links and isinstance(link, h5py.SoftLink):
+                continue
+            if not isinstance(link, h5py.HardLink):
+                return f"{key!r} leads to another file"
+            item = group[name]
+            if isinstance(item, h5py.Group):
+                address = h5py.h5o.get_info(item.id).addr
+                if address in seen and depth is not None:
+                    return "it holds groups inside groups"
+                if address not in seen:
+                    seen.add(address)
+                    waiting.append((item, f"{key}/"))
+            elif isinstance(item, h5py.Dataset):
+                if item.external:
+                    return f"{key!r} leads to another file, {item.external[0][0]!r}"
+                if item.is_virtual:
+                    sources = {source.file_name for source in item.virtual_sources()}
+                    if strangers := sources.difference(parts):
+                        return f"{key!r} leads to another file, {min(strangers)!r}"
+    return ""
+
+
+def missing_values(data: h5py.Dataset) -> str:
+    """Say which values HDF5 would make up, as nothing holds them; empty where all are there."""
+    if data.size and data.is_virtual:
+        covered = 0
+        for source in data.virtual_sources():
+            held = data.file.get(source.dset_name)
+            if not isinstance(held, h5py.Dataset):
+                return f"is made up of {source.dset_name!r}, which is not in the file"
+            if held.is_virtual or not _holds(held, source):
+                return f"is made up of {source.dset_name!r}, which does not hold so much"
+            covered += source.vspace.get_select_npoints()
+        if covered < data.size:
+            return f"has {data.size} values, of which {data.size - covered} are nowhere"
+    elif data.size and data.id.get_storage_size() == 0:
+        return "holds no values: it was never written"
+    return ""
+
+
+def _holds(data: h5py.Dataset, source: Any) -> bool:
+    """Whether a data set has all values that a virtual one takes of it."""
+    space = source.src_space
+    if space.get_select_type() == h5py.h5s.SEL_ALL:  # of which the file does not keep the shape
+        return bool(data.size == source.vspace.get_select_npoints())
+    last = space.get_select_bounds()[1]
+    return len(last) == data.ndim and all(
+        at < side for at, side in zip(last, data.shape, strict=True)
+    )
+
+
+def unwritten_chunks(data: h5py.Dataset) -> int:
+    """Return how many chunks were never written, whose values HDF5 makes up, mostly as 0."""
+    if data.chunks is None or data.is_virtual:
+        return 0
+    sides = zip(data.shape, data.chunks, strict=True)
+    return math.prod(-(-side // chunk) for side, chunk in sides) - int(data.id.get_num_chunks())

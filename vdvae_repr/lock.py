@@ -1,0 +1,51 @@
+"""A lock that dies with its process: one writer at a time of a store, or of a run folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from vdvae_repr.errors import VDVAEReprError
+
+
+@contextmanager
+def locked(path: Path, busy: str, error: type[VDVAEReprError]) -> Iterator[None]:
+    """Hold a lock on a file, which goes when it is let go, as do folders that were made for it and are empty.
+
+    Args:
+        path: the file, empty, made if it is not there.
+        busy: the message where another process holds it: what is being written.
+        error: raised as described.
+
+    Raises:
+        VDVAEReprError: another process holds the lock, or another file has its name.
+    """
+    made = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield from _holding(path, busy, error)
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _holding(path: Path, busy: str, error: type[VDVAEReprError]) -> Iterator[None]:
+    if path.is_symlink() or (path.exists() and (not path.is_file() or path.stat().st_size)):
+        raise error(f"{path}: is in the way, and is no lock; move it, or choose another path")
+    while True:
+        with path.open("a") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise error(f"{busy}; wait for it, or choose another path") from None
+            if not path.exists() or path.stat().st_ino != os.fstat(handle.fileno()).st_ino:
+                continue  # its last holder has just removed it
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
