@@ -224,3 +224,29 @@ def test_interrupt_is_exit_130_and_one_line(tmp_path):
     assert "--resume" in errors.splitlines()[-1]
     assert "Traceback" not in errors
     assert list((tmp_path / "r" / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "faces64", "--out", ""), "--out: expected a value, found an empty text"),
+        (("probe", "--keep="), "--keep: expected a value, found an empty text"),
+        (("decode", "s.h5", "--out", "d", "--model", " "), "--model: expected a value"),
+        (("store", "export", "s.h5", "--out", "x.npz", "--feature", ""), "--feature: expected"),
+        (("evaluate", "--split", ""), "--split: expected a value"),
+        (("train", ""), "an argument: expected a value"),
+        (("probe", "--latents", "n", "--train", "a", "--test", "b"), "in place of --latents"),
+    ],
+)
+def test_empty_values_and_options_that_would_do_nothing_are_refused(
+    arguments, message, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["vdvae-repr", *arguments])
+    monkeypatch.delenv("VDVAE_REPR_DEBUG", raising=False)
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not list(tmp_path.iterdir())

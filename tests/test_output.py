@@ -1,6 +1,7 @@
 """Result files are old or new, never half, and never take the place of a file of the user's."""
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -20,7 +21,15 @@ from vdvae_repr.data.sheet import save_picture
 from vdvae_repr.errors import printable
 from vdvae_repr.latents.decode import picture_paths
 from vdvae_repr.model.weights import save
-from vdvae_repr.output import is_own, prepare_folder, replacing, replacing_folder, write_table
+from vdvae_repr.output import (
+    NOISE,
+    RESULTS,
+    is_own,
+    prepare_folder,
+    replacing,
+    replacing_folder,
+    write_table,
+)
 
 # From Python 3.12 on a fork beside torch's threads warns; what is forked here uses none of them.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
@@ -140,6 +149,27 @@ def test_odd_files_are_not_ours(tmp_path, text):
     for name in ("a.csv", "results.jsonl", "a.png"):
         (tmp_path / name).write_text(text)
         assert not is_own(tmp_path / name)
+
+
+def test_a_table_to_which_somebody_added_a_column_is_theirs(tmp_path):
+    assert ",".join(results.COLUMNS) == RESULTS
+    assert ",".join(field.name for field in dataclasses.fields(results.SamplingCost)) == NOISE
+    for name, header, row in (
+        ("results.csv", RESULTS, "1" + ",2" * RESULTS.count(",")),
+        ("noise.csv", NOISE, "1" + ",2" * NOISE.count(",")),
+        ("rate_accuracy.csv", OURS.strip(), "1" + ",2" * OURS.count(",")),
+        ("factors.csv", "R2 or accuracy,hue", "8x8.0,-1.5e-05"),
+        ("similarity.csv", "linear CKA,4x4.0", "8x8.0,"),
+    ):
+        (tmp_path / name).write_text(f"{header}\n{row}\n")
+        assert is_own(tmp_path / name), name
+        (tmp_path / name).write_text(f"{header},notes\n{row},look at this\n")
+        assert not is_own(tmp_path / name), name
+    line = dict.fromkeys(results.COLUMNS, 1)
+    (tmp_path / "results.jsonl").write_text(json.dumps(line))
+    assert is_own(tmp_path / "results.jsonl")
+    (tmp_path / "results.jsonl").write_text(json.dumps(line | {"notes": "mine"}))
+    assert not is_own(tmp_path / "results.jsonl")
 
 
 # Old or new

@@ -16,7 +16,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -98,7 +98,7 @@ Layer = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; never chosen for you.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of all draws.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of all draws.")]
 OnError = Annotated[
     str | None, typer.Option(help="Of an image that cannot be read: raise, or skip and list it.")
 ]
@@ -294,7 +294,9 @@ def probe(
             help="face_id, face_verification, classification, few_shot, omniglot_oneshot, factors."
         ),
     ] = "face_id",
-    latents: Annotated[Path, typer.Option(help="The store to read.")] = Path("latents.h5"),
+    latents: Annotated[
+        Path | None, typer.Option(help="The store to read; latents.h5, if not given.")
+    ] = None,
     train: Annotated[
         Path | None, typer.Option(help="A store to learn from, in place of --latents ...")
     ] = None,
@@ -359,15 +361,20 @@ def probe(
 
     if (train is None) != (test is None):
         raise TaskError("--train and --test: expected both, found one")
+    if train is not None and latents is not None:
+        raise TaskError("--train and --test stand in place of --latents; leave that out")
     if atlas and selection:
         raise TaskError("--atlas chooses how layers become rows; leave --selection out")
     if no_cache and cache is not None:
         raise TaskError("--cache and --no-cache: expected one of them, found both")
     chosen_task = _task_of(task, context.args)
     if train is not None and test is not None:
-        store: Latents = JoinedStore(vr.open(train), vr.open(test))
+        joined = JoinedStore(vr.open(train), vr.open(test))
+        store: Latents = joined
+        for line in joined.notices:
+            _log(line)
     else:
-        store = vr.open(latents)
+        store = vr.open(latents or Path("latents.h5"))
     if out is not None:
         prepare_folder(out, pictures.MADE)
     with _notes_printed():
@@ -926,6 +933,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
+            _refuse_empty(sys.argv[1:])
             app()
         except SystemExit as stopped:
             if stopped.code == 130:  # typer's, after Ctrl-C
@@ -946,6 +954,23 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         _log(f"vdvae-repr: {_told(error)}")
         sys.exit(143 if isinstance(error, Terminated) else 2)
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Refuse an argument of no text, which comes of a variable of the shell that is not set.
+
+    It would stand for the working folder, or for an option that was not given.
+
+    Raises:
+        TaskError: names the option.
+    """
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        option, _, value = argument.partition("=")
+        if not argument.strip():
+            option = before if before.startswith("--") and "=" not in before else "an argument"
+        elif not option.startswith("--") or "=" not in argument or value.strip():
+            continue
+        raise TaskError(f"{option}: expected a value, found an empty text; is a variable not set?")
 
 
 def in_options(message: str) -> str:

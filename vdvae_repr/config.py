@@ -598,6 +598,17 @@ def whole_number(
     raise ConfigError(f"{name}: expected {what}, from {lowest}{upto}, found {shown(value)}")
 
 
+def path_of(name: str, value: Any) -> Path:
+    """Return a parameter's path; "" is none, though Python takes it for the working folder.
+
+    Raises:
+        ConfigError: a text without a character to see.
+    """
+    if isinstance(value, str) and not value.strip():
+        raise ConfigError(f"{name}: expected a path, found an empty text; is a variable not set?")
+    return Path(value)
+
+
 def printable(text: str) -> str:
     """Return a text as messages show it: control characters escaped, cut where it is long."""
     text = repr(text)[1:-1]

@@ -1,7 +1,8 @@
 """Result files: each is written whole or not at all, and takes the place of our own earlier one alone.
 
 What this package wrote is known by its content: pictures carry the text `Software: vdvae-repr`, tables and
-JSON lines have columns that no other program writes. So nothing else need lie beside them.
+JSON lines have exactly the columns that no other program writes: one to which somebody added a column is
+theirs. So nothing else need lie beside them.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from vdvae_repr.errors import TaskError, printable
 MARK = "vdvae-repr"  # the text Software of every PNG that is written
 SIMILARITY = "linear CKA"  # the first column of similarity.csv
 FACTORS = "R2 or accuracy"  # and of factors.csv
-TABLES = (  # columns by which our tables are known
-    {"task", "protocol", "head", "model", "metric", "value", "n_test", "chosen"},
-    {"head", "draws", "one_z", "mean_of_z", "p_one_z"},
-    {"nats", "head", "feature", "layer", "metric", "ci_low"},
-    {SIMILARITY},
-    {FACTORS},
+# Columns of results.csv and results.jsonl, of noise.csv and of rate_accuracy.csv.
+RESULTS = (
+    "task,protocol,head,model,weights_sha256,source,layer,feature,pool,standardised,dims,n_train,n_test,"
+    "metric,value,ci_low,ci_high,se,std,chance,chosen,p_value,seed,transductive,seconds,controls_left_out"
 )
+NOISE = "head,n_train,layer,pool,dims,draws,metric,mean,one_z,mean_of_z,p_one_z,p_mean_of_z"
+RATE_ACCURACY = "nats,head,feature,pool,layer,dims,metric,value,ci_low,ci_high"
 FORMULA = (
     "=",
     "+",
@@ -53,12 +54,24 @@ def is_own(path: Path) -> bool:
         if path.suffix.lower() == ".png":
             with Image.open(path, formats=["PNG"]) as picture:
                 return picture.info.get("Software") == MARK
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             line = file.readline(HEADER_BYTES)
-        columns = set(json.loads(line) if path.suffix == ".jsonl" else next(csv.reader([line])))
-        return any(known <= columns for known in TABLES)
+            if path.suffix == ".jsonl":
+                return ",".join(json.loads(line)) == RESULTS
+            columns = next(csv.reader([line]))
+            if columns[:1] in (
+                [SIMILARITY],
+                [FACTORS],
+            ):  # the others are names; below them stand numbers
+                rows = csv.reader(file)
+                return all(len(row) == len(columns) and _are_numbers(row[1:]) for row in rows)
+        return ",".join(columns) in (RESULTS, NOISE, RATE_ACCURACY)
     except (OSError, SyntaxError, ValueError, TypeError, csv.Error, StopIteration):
         return False
+
+
+def _are_numbers(cells: Iterable[str]) -> bool:
+    return all(not cell or NUMBER.fullmatch(cell) or cell in ("nan", "inf") for cell in cells)
 
 
 def refuse_others(paths: Iterable[Path]) -> None:

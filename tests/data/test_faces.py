@@ -118,7 +118,8 @@ def test_folds_and_splits_of_ones_own_pairs(table):
             f"a,b,same,split\n{A},{B},1,test\n{A},{D},0,train\n",
             "of two in split train, found 1 pairs",
         ),
-        (f"a,b,same,fold\n{A},{B},1,1\n{A},{D},0,\n", "line 3: expected a fold, found none"),
+        (f"a,b,same,fold\n{A},{B},1,1\n{A},{D},0,\n", "line 3: expected a fold, found 'none'"),
+        (f"a,b,same,fold\n{A},{B},1,1\n{A},{D},0,NA\n", "line 3: expected a fold, found 'NA'"),
         (
             OWN + f"{B},{A},0\n",
             "line 4: says that .* are two people, but other pairs make them one",

@@ -137,3 +137,40 @@ def test_an_image_beside_class_folders_has_no_label():
     assert names_from_paths(ids).labels == ["cat", None, None]
     assert unlabelled(ids, ["cat", None, None]) == ("2 images have no label, as my_root.png",)
     assert unlabelled(ids, ["cat"] * 3) == unlabelled(ids, [None] * 3) == ()
+
+
+@pytest.mark.parametrize(
+    ("ids", "labels", "splits"),
+    [
+        ("x/train/1 x/test/2 y/train/3 z/5", "x x y z", ("train", "test", "train", "")),
+        ("cat/train/1 cat/test/2 dog/3", "cat cat dog", ("train", "test", "")),
+        ("a/b/train/x/1 a/b/test/x/2 a/c/x/3", "x x a/c/x", ("train", "test", "")),
+        ("trainset/a/1 testset/b/2", "a b", ("trainset", "testset")),
+        ("traindata/a/1 testdata/b/2 more/b/3", "a b b", ("traindata", "testdata", "more")),
+        ("box_train/1_c1 box_test/2_c1 query/2_c2", "1 2 2", ("box_train", "box_test", "query")),
+    ],
+)
+def test_splits_beside_other_folders_are_no_classes(ids, labels, splits):
+    found = names_from_paths(ids.split())
+    assert (found.labels, found.splits) == (labels.split(), splits)
+    (line,) = found.notices
+    assert "belong to no split" in line or "no split is called" in line
+
+
+def test_folders_in_folders_of_their_split():
+    found = names_from_paths(["train/train/cat/1", "test/test/cat/2"])
+    assert (found.labels, found.splits) == (["cat", "cat"], ("train", "test"))
+    found = names_from_paths(["train/train/1", "train/bus/2", "val/train/3"])
+    assert found.labels == ["train", "bus", "train"]
+    assert found.notices == ("folders called like splits are read as classes: 'train'",)
+    found = names_from_paths(["bullet_train/1", "test_tube/2", "cat/3"])
+    assert found.labels == ["bullet_train", "test_tube", "cat"]
+    assert "are read as classes: 'bullet_train', 'test_tube'" in found.notices[0]
+
+
+def test_signs_and_what_is_not_seen_make_no_classes_unsaid():
+    found = class_names(["+1", "1", "-0", "0"])
+    assert found.labels == ["1", "1", "0", "0"]
+    assert "are one class" in found.notices[0]
+    (line,) = class_names(["a", "a\u200b"]).notices
+    assert "are two classes" in line

@@ -257,3 +257,12 @@ def test_a_store_among_the_images_is_not_one_of_them(tmp_path):
     (tmp_path / "latents.h5.lock").write_bytes(b"")
     assert open_source(tmp_path).ids == ("a.png",)
     assert open_source(tmp_path).fingerprint() == before
+
+
+def test_a_file_of_one_row(tmp_path):
+    np.save(tmp_path / "rows.npy", np.array([2]))
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    assert open_source(images, rows=tmp_path / "rows.npy").ids == ("2",)
+    for data in ([images], None, 3):
+        with pytest.raises(DataError, match="data: expected a folder, a file, a name, an array"):
+            open_source(data)

@@ -151,6 +151,21 @@ def test_a_12_bit_image_in_16_bits_is_said_once(tmp_path, caplog):
     ]
 
 
+def test_12_bits_in_16_of_a_colour_image_are_said(tmp_path, caplog):
+    colour = np.stack([GREY.astype(np.uint16) * 16] * 3, -1)
+    (tmp_path / "a.png").write_bytes(png(colour, 2, [1, 1, 1]))
+    source = open_source(tmp_path)
+    assert max(high for _, high in source[0].getextrema()) < 16
+    (record,) = caplog.records
+    assert "a.png has 16-bit pixels, none above 4095" in record.getMessage()
+
+
+def test_a_tiff_of_signed_numbers_is_refused(tmp_path):
+    Image.fromarray(GREY).save(tmp_path / "a.tif", tiffinfo={339: 2})
+    with pytest.raises(DataError, match=r"a.tif: expected pixels from 0"):
+        open_source(tmp_path).load(0)
+
+
 @pytest.mark.parametrize("kind", ["gif", "png", "tif", "webp"])
 def test_of_several_pictures_in_a_file_the_first_is_read_and_that_is_said(tmp_path, caplog, kind):
     pictures = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (0, 100, 200)]
@@ -297,3 +312,36 @@ def test_a_checksum_is_of_the_file_and_of_the_pixels_where_there_is_none(tmp_pat
     assert (array.checksums_are_of, array.state()) == ("pixels", None)
     content = bytes([7] * 12)
     assert array.checksum(0) == zlib.crc32(content) << 32 | 12
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("PNG", {}),
+        ("GIF", {}),
+        ("WEBP", {}),
+        ("JPEG2000", {}),
+        ("TIFF", {"compression": "tiff_lzw", "strip_size": 2**20}),
+    ],
+)
+def test_zeros_where_an_image_should_end_are_damage(tmp_path, kind, options):
+    """Of a copy that broke off, decoders make grey or black pixels."""
+    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, kind, **options)
+    whole = buffer.getvalue()
+    half = len(whole) // 2
+    (tmp_path / "cut.png").write_bytes(whole[:half] + bytes(len(whole) - half))
+    (tmp_path / "padded.png").write_bytes(whole + bytes(2048))
+    source = open_source(tmp_path)
+    with pytest.raises(DataError, match=r"cut.png: expected a readable image"):
+        source.load(0)
+    assert source[1].size == (96, 96)
+
+
+def test_an_image_of_one_colour_is_whole(tmp_path):
+    """Its scan may be nothing but zeros, up to the mark of its end."""
+    Image.new("RGB", (1000, 1000), (9, 9, 9)).save(tmp_path / "a.jpg", optimize=True)
+    assert open_source(tmp_path)[0].getpixel((5, 5)) == (9, 9, 9)

@@ -319,3 +319,47 @@ def test_the_hub_that_is_asked_is_the_one_that_is_set(monkeypatch, tmp_path):
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
         with pytest.raises(vr.CheckpointError, match=f"and {mirror} cannot be reached"):
             vr.load("timm:resnet10t", download=True)
+
+
+@pytest.mark.parametrize("other", [{"patch_size": 32}, {"img_size": 320}])
+def test_weights_of_another_patch_or_size_are_not_resampled(tmp_path, other):
+    """timm itself would fit them in silence, under the name of the model that was asked for."""
+    torch.save(timm.create_model("test_vit", **other).state_dict(), tmp_path / "w.pt")
+    with pytest.raises(
+        vr.CheckpointError, match=r"another architecture, .* would resample"
+    ) as told:
+        vr.load(f"timm:test_vit@{tmp_path / 'w.pt'}")
+    assert "\n" not in str(told.value)
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "w.pt")
+    vr.load(f"timm:test_vit@{tmp_path / 'w.pt'}")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        (torch.int8, "holds whole numbers, expected real numbers"),
+        (torch.bool, "holds truth values"),
+        (torch.complex64, "holds complex numbers"),
+        (
+            torch.float8_e4m3fn,
+            "expected float32, float16, bfloat16 or float64, found float8_e4m3fn",
+        ),
+        (torch.float16, None),
+        (torch.float64, None),
+    ],
+)
+def test_weights_that_are_no_real_numbers_are_refused(tmp_path, state, dtype, message):
+    own = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    torch.save(own, tmp_path / "own.pth")
+    if message is None:
+        vr.load(f"timm:resnet10t@{tmp_path / 'own.pth'}")
+        return
+    with pytest.raises(vr.CheckpointError, match=message) as refusal:
+        vr.load(f"timm:resnet10t@{tmp_path / 'own.pth'}")
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["timm:resnet10t@", "timm:resnet10t@ ", "facenet:vggface2@"])
+def test_an_empty_name_of_a_file_does_not_stand_for_the_published_weights(name):
+    with pytest.raises(vr.CheckpointError, match="after @, found nothing; is a variable not set"):
+        vr.load(name)

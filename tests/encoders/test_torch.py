@@ -1,6 +1,10 @@
 """Any torch network as an encoder, by the names of its modules."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -341,3 +345,129 @@ def test_arguments_of_other_kinds_are_one_line(net, given, message):
         vr.TorchEncoder(**arguments)
     assert "\n" not in str(refusal.value)
     assert "did you mean ''" not in str(refusal.value)
+
+
+SCALE = 1.0
+
+
+class Shaped(nn.Module):
+    """One convolution, and everything beside weights that may change what a network computes."""
+
+    def __init__(self, *, scale=1.0, shift=0.0, act=F.relu, padding_mode="zeros", kinds=("a", "b")):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1, padding_mode=padding_mode)
+        self.register_buffer("shift", torch.tensor(shift), persistent=False)
+        self.scale, self.act, self.kinds, self.calls = scale, act, set(kinds), 0
+
+    def forward(self, x):
+        self.calls += 1
+        self.last = x
+        return self.after(self.act(self.conv(x)) * self.scale + self.shift) * SCALE
+
+    def after(self, x):
+        return x
+
+
+class Squared(Shaped):
+    def after(self, x):
+        return x * x
+
+
+class Halved(Shaped):
+    def after(self, x):
+        return x / 2
+
+
+Halved.__qualname__ = Squared.__qualname__  # as after an edit of its code
+
+
+def alike(net, layers=("0",), **options):
+    """Return an encoder of a network whose weights are always the same."""
+    torch.manual_seed(0)
+    options = {"size": 16, "mean": MEAN, "std": STD, "name": "net"} | options
+    return vr.TorchEncoder(nn.Sequential(net(), nn.Flatten()), list(layers), **options)
+
+
+NETWORKS = [
+    Shaped,
+    lambda: Shaped(scale=3.0),
+    lambda: Shaped(shift=0.5),
+    lambda: Shaped(act=torch.tanh),
+    lambda: Shaped(act=nn.Tanh()),
+    lambda: Shaped(act=nn.ELU()),
+    lambda: Shaped(act=nn.ELU(alpha=0.5)),
+    lambda: Shaped(act=lambda x: x.clamp(min=0.1)),
+    lambda: Shaped(act=lambda x: x.clamp(min=0.2)),
+    lambda: Shaped(padding_mode="reflect"),
+    Squared,
+    Halved,
+]
+
+
+def test_what_a_network_computes_is_part_of_its_identity_and_what_a_pass_leaves_behind_is_not():
+    identities = [alike(net).identity()["weights_sha256"] for net in NETWORKS]
+    assert len(set(identities)) == len(NETWORKS)
+    encoder = alike(Shaped)
+    encoder.read(np.zeros((5, 16, 16, 3), np.uint8), encoder.layers)
+    assert encoder.identity()["weights_sha256"] == identities[0]
+    encoder.net[0].scale = 2.0
+    assert encoder.identity()["weights_sha256"] != identities[0]
+
+
+def test_a_constant_that_the_code_uses_is_part_of_the_identity(monkeypatch):
+    before = alike(Shaped).identity()
+    monkeypatch.setitem(globals(), "SCALE", 2.0)
+    assert alike(Shaped).identity() != before
+
+
+def test_the_identity_of_a_network_is_the_same_in_every_session(tmp_path):
+    lines = "import sys; sys.path.insert(0, sys.argv[1]); import test_torch as t; "
+    lines += "print(t.alike(t.Shaped).identity()['weights_sha256'])"
+    command = [sys.executable, "-c", lines, str(Path(__file__).parent)]
+    printed = {
+        subprocess.run(
+            command,
+            check=True,
+            capture_output=True,
+            text=True,
+            env=os.environ
+            | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(vr.__file__).parents[1])},
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert printed == {alike(Shaped).identity()["weights_sha256"] + "\n"}
+
+
+def test_a_store_of_another_activation_is_not_taken_for_complete(images, tmp_path):
+    vr.extract(alike(Shaped), images, tmp_path / "e.h5")
+    lines = []
+    vr.extract(alike(Shaped), images, tmp_path / "e.h5", report=lines.append)
+    assert lines == [f"{tmp_path / 'e.h5'}: already complete"]
+    with pytest.raises(vr.StoreError, match="already holds another extraction"):
+        vr.extract(alike(lambda: Shaped(act=torch.tanh)), images, tmp_path / "e.h5")
+
+
+def test_encoders_of_one_network_with_other_layers_each_have_their_random_twin(people, tmp_path):
+    torch.manual_seed(0)
+    net = Net()
+    options = {"size": 16, "mean": MEAN, "std": STD}
+    stores = []
+    encoders = [vr.TorchEncoder(net, [layer], **options) for layer in ("conv", "head")]
+    for encoder in encoders:
+        stores.append(vr.extract(encoder, people(4), tmp_path / f"{len(stores)}.h5"))
+    for store, layer in zip(stores, ("conv", "head"), strict=True):
+        rows = vr.probe(store, "face_id", heads=["nearest-neighbor"], cache=None).rows
+        assert layer in {row.layer for row in rows if row.model == "random-init"}
+
+
+def test_kept_scores_of_a_random_twin_are_not_taken_for_those_of_another_network(people, tmp_path):
+    def scores(net, cache=None):
+        encoder = alike(net, name="same")
+        store = vr.extract(encoder, people(4), tmp_path / "e.h5", overwrite=True)
+        rows = vr.probe(store, "face_id", heads=["ridge"], cache=cache).rows
+        return [row.value for row in rows if row.model == "random-init"]
+
+    first = scores(Shaped, tmp_path / "scores")
+    other = scores(lambda: Shaped(act=torch.tanh), tmp_path / "scores")
+    assert other == scores(lambda: Shaped(act=torch.tanh))
+    assert scores(Shaped, tmp_path / "scores") == first

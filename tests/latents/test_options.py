@@ -431,12 +431,15 @@ def test_precision_is_what_was_asked_for(tiny, images, tmp_path):
         ("bf16", (torch.bfloat16, False)),
     ):
         seen.clear()
-        with arithmetic(precision), Spy():
+        with arithmetic(precision, "cuda" if precision == "tf32" else "cpu"), Spy():
             tiny.infer(x, None)  # under gradients, so that no plan takes the convolutions away
         assert set(seen) == {expected}
     assert torch.backends.cudnn.allow_tf32  # as PyTorch has it
     with pytest.raises(vr.ConfigError, match="expected fp32, tf32 or bf16, found 'fp16'"):
         tiny.posterior(images, precision="fp16")
+    with pytest.raises(vr.ConfigError, match="tf32 is of CUDA devices, found cpu"):
+        vr.extract(tiny, images, tmp_path / "t.h5", precision="tf32")
+    assert not list(tmp_path.iterdir())
     exact = vr.extract(tiny, images, tmp_path / "e.h5")
     rough = vr.extract(tiny, images, tmp_path / "r.h5", precision="bf16")
     gap = np.abs(rough.matrix("8x8")[0] - exact.matrix("8x8")[0]).max()
@@ -450,3 +453,39 @@ def test_compiled_inference_equals_the_plan(tiny, images):
     compile_inference(model)
     found = model.posterior(images, "8x8")
     torch.testing.assert_close(found["8x8.1"].delta, expected["8x8.1"].delta, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seed": 2**70}, "seed: expected a whole number"),
+        ({"seed": 1.5}, r"seed: .* found 1\.5"),
+        ({"crop": 8.5}, r"crop: .* found 8\.5"),
+        ({"batch_size": True}, "batch_size: .* found True"),
+        ({"mirror": "no"}, "mirror: expected True or False, found 'no'"),
+        ({"images": None}, "images: expected True or False"),
+        ({"layers": "0:99"}, r"0:99: expected at most :5"),
+        ({"out": ""}, "out: expected a path, found an empty text"),
+        ({"out": " "}, "out: expected a path, found an empty text"),
+    ],
+)
+def test_options_of_other_kinds_are_one_line(tiny, images, tmp_path, monkeypatch, given, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(vr.VDVAEReprError, match=message) as refusal:
+        vr.extract(tiny, images, **{"out": tmp_path / "e.h5"} | given)
+    assert "\n" not in str(refusal.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_texts_of_nothing_and_options_that_do_nothing_are_refused(tiny, images, tmp_path):
+    store = vr.extract(tiny, images, tmp_path / "e.h5")
+    for given, message in (({"feature": ""}, "feature ''"), ({"split": ""}, "no split ''")):
+        with pytest.raises(vr.VDVAEReprError, match=message):
+            store.export(tmp_path / "x.npz", **given)
+    with pytest.raises(vr.ConfigError, match="out: expected a path"):
+        store.export("")
+    with pytest.raises(vr.DataError, match="no image is in split ''"):
+        vr.evaluate(tiny, images, split="")
+    with pytest.raises(vr.StoreError, match='temperature: expected rest="sample"'):
+        next(store.decode(tiny, temperature=3.0))
+    assert [path.name for path in tmp_path.iterdir()] == ["e.h5"]

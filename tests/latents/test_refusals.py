@@ -220,6 +220,41 @@ def test_export_replaces_its_own_files_alone(tiny, images, tmp_path):
         assert store.export(tmp_path / name, "4x4") == (12, 64)
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".npy"])
+def test_predictions_in_the_place_of_an_export_are_not_replaced(tiny, images, tmp_path, suffix):
+    """Predicted values under the names of an export, or beside its description, are somebody's work."""
+    store = vr.extract(tiny, images, tmp_path / "s.h5", layers="4x4")
+    out = tmp_path / f"x{suffix}"
+    store.export(out)
+    exported = dict(np.load(out)) if suffix == ".npz" else np.load(out)
+    if suffix == ".npz":
+        np.savez(out, **(exported | {"latents": 2 * exported["latents"]}))
+    else:
+        np.save(out, 2 * exported)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("x.*")}
+    with pytest.raises(vr.StoreError, match="or it was changed since, so it is not replaced"):
+        store.export(out)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("x.*")} == before
+    assert len(vr.import_latents(out, store, tmp_path / "p.h5")) == 12
+    if suffix == ".npz":
+        np.savez(out, **exported)
+    else:
+        np.save(out, exported)  # what was written is known again
+    store.export(out)
+    if suffix == ".npy":  # a description to which somebody added a word
+        about = json.loads((tmp_path / "x.json").read_text())
+        (tmp_path / "x.json").write_text(json.dumps(about | {"notes": "mine"}))
+        with pytest.raises(vr.StoreError, match="not replaced"):
+            store.export(out)
+
+
+def test_an_array_of_predictions_that_nothing_reads_is_named(tiny, images, tmp_path):
+    store = vr.extract(tiny, images, tmp_path / "s.h5", layers="4x4")
+    np.savez(tmp_path / "p.npz", latents=store.matrix()[0], index=np.arange(12)[::-1])
+    with pytest.raises(vr.StoreError, match="found 'index', which nothing reads"):
+        vr.import_latents(tmp_path / "p.npz", store, tmp_path / "p.h5")
+
+
 def test_decoded_pictures_replace_no_photograph(tmp_path, images):
     Image.fromarray(images[0]).save(tmp_path / "a.png")
     with pytest.raises(vr.DataError, match=r"a\.png: exists, and was not made by vdvae-repr"):

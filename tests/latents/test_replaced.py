@@ -271,7 +271,8 @@ def test_a_store_is_there_until_the_new_one_is(tiny, images, tmp_path, monkeypat
         with pytest.raises(vr.StoreError, match="needs"):
             extract(tiny, images, out, layout=new, overwrite=True)
     still()
-    odd = dataclasses.replace(vr.open_source(images), factors={"a/b": np.arange(6)})
+    odd = vr.open_source(images)
+    odd.factors["a/b"] = np.arange(6)  # too late for the source to refuse it
     with pytest.raises(vr.StoreError, match="'a/b'"):
         extract(tiny, odd, out, layout=new, overwrite=True)
     still()
@@ -401,3 +402,54 @@ def test_a_part_of_another_store_is_refused(tiny, images, tmp_path):
     shutil.copy(Path(f"{stranger}.parts") / "part-00001.h5", Path(f"{out}.parts") / "part-00001.h5")
     with pytest.raises(vr.StoreError, match=r"holds other rows|has .* bytes"):
         vr.open(out)
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_parts_of_a_store_that_was_renamed_or_copied_are_not_taken(tiny, images, tmp_path, moved):
+    out, old = tmp_path / "s.h5", tmp_path / "old.h5"
+    extract(tiny, images, out, layout="virtual").close()
+    X = read_all(out)
+    if moved:
+        out.rename(old)
+    else:
+        shutil.copy(out, old)
+    message = "call that store s.h5 again" if moved else "remove that store"
+    for overwrite in (False, True) if moved else (True,):
+        for layout in ("virtual", "single"):
+            with pytest.raises(vr.StoreError, match=f"holds the parts of old.h5, .* or {message}"):
+                extract(tiny, other(images), out, layout=layout, overwrite=overwrite)
+    assert np.array_equal(read_all(old), X)
+    if not moved:
+        extract(tiny, images, out, layout="virtual").close()  # is complete
+    with vr.open(old) as store:
+        store.verify()
+
+
+@pytest.mark.parametrize("layout", ["single", "virtual"])
+def test_what_a_link_names_is_replaced_not_the_link(tiny, images, tmp_path, layout):
+    (tmp_path / "disk").mkdir()
+    kept, link = tmp_path / "disk" / "s.h5", tmp_path / "link.h5"
+    link.symlink_to(Path("disk") / "s.h5")
+    extract(tiny, images, link, layout=layout).close()  # it named nothing yet
+    extract(tiny, images, link, layout=layout).close()  # is complete
+    before = read_all(kept)
+    extract(tiny, other(images), link, layout=layout, overwrite=True).close()
+    assert link.is_symlink()
+    assert not np.array_equal(read_all(kept), before)
+    with vr.open(kept) as like:
+        like.export(tmp_path / "m.npz")
+    with (
+        vr.open(kept) as like,
+        pytest.raises(vr.StoreError, match="is what the store is made from"),
+    ):
+        vr.import_latents(tmp_path / "m.npz", like, link, overwrite=True)
+    extract(tiny, images, tmp_path / "like.h5").close()
+    with vr.open(tmp_path / "like.h5") as like:
+        (tmp_path / "x.npz").symlink_to(tmp_path / "disk" / "x.npz")
+        like.export(tmp_path / "x.npz")
+        vr.import_latents(tmp_path / "x.npz", like, link, overwrite=True).close()
+    assert link.is_symlink()
+    assert (tmp_path / "x.npz").is_symlink()
+    assert np.array_equal(read_all(kept), before)
+    left = {path.name for path in tmp_path.iterdir()} | {p.name for p in kept.parent.iterdir()}
+    assert not any(name.endswith((".parts", ".lock", ".writing")) for name in left)

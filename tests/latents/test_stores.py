@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import vdvae_repr as vr
@@ -105,6 +107,56 @@ def test_two_stores_read_as_one(two):
     )
     assert joined.info.source == joined.attrs["source"] == "people -> people"
     joined.verify()
+
+
+@pytest.mark.parametrize("of_test", [["1", "2"], ["2", "1"], ["1"]])
+def test_layers_of_two_stores_go_together_by_name(images, tmp_path, of_test):
+    """Each encoder numbers the layers that it was told to read: a number is another layer in each store."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(*(torch.nn.Conv2d(3, 3, 1) for _ in range(3)))
+
+    def stored(name, layers, images):
+        encoder = vr.TorchEncoder(net, layers=layers, size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
+        return vr.extract(encoder, images, tmp_path / name)
+
+    a = stored("a.h5", ["0", "1"], images[:7])
+    b = stored("b.h5", of_test, images[7:])
+    joined = JoinedStore(a, b)
+    assert [spec.name for spec in joined.layers] == ["1"]
+    both = [store.matrix("1", "activation")[0] for store in (a, b)]
+    assert np.array_equal(joined.matrix("1", "activation")[0], np.concatenate(both))
+    (spec,) = joined.layers
+    assert b.digest(b["1"].spec, "activation") in joined.digest(spec, "activation")
+    with pytest.raises(vr.LayerError, match="'0'"):
+        joined.matrix("0", "activation")
+
+
+def test_of_a_split_store_what_is_learned_on_is_its_train_and_val(tiny, people, tmp_path):
+    first, second = people(4, 3, seed=0), people(3, 2, seed=1)
+    first = replace(first, splits=("train", "test", "val", "train") * 3)
+    a = vr.extract(tiny, first, tmp_path / "a.h5", layers="4x4")
+    b = vr.extract(tiny, second, tmp_path / "b.h5", layers="4x4")
+    joined = JoinedStore(a, b)
+    kept = [i for i in range(12) if i % 4 != 1]
+    assert joined.splits == ("train", "val", "train") * 3 + ("test",) * 6
+    assert joined.ids[:9] == tuple(f"train/{a.ids[i]}" for i in kept)
+    assert np.array_equal(joined.matrix("4x4")[0][:9], a.matrix("4x4")[0][kept])
+    assert np.array_equal(
+        joined["4x4.0"].mean[8:10, 0, 0, 0], joined["4x4.0"].mean[:, 0, 0, 0][8:10]
+    )
+    assert joined.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [0] * 3 + [1] * 3
+    assert joined.kl.shape[0] == len(joined.images()) == len(joined.factors["bright"]) == 15
+    (line,) = joined.notices
+    assert "3 images that are not of split train or val are left out" in line
+    other_way = JoinedStore(b, a)  # of what is tested on, the split test
+    assert other_way.splits == ("train",) * 6 + ("test",) * 3
+    assert np.array_equal(other_way.matrix("4x4")[0][6:], a.matrix("4x4", split="test")[0])
+    neither = replace(second, splits=("val", "test", "test") * 2)
+    c = vr.extract(tiny, neither, tmp_path / "c.h5", layers="4x4")
+    with pytest.raises(
+        vr.StoreError, match="expected images of split train, or of one split alone"
+    ):
+        JoinedStore(c, a)
 
 
 def test_closing_two_stores_closes_both(two):

@@ -49,3 +49,13 @@ def test_bad_input_is_named(tiny, images):
         head.transform(images / 255)
     with pytest.raises(vr.DataError, match=r"none\.png: cannot be read"):
         head.transform(["none.png"])
+
+
+@pytest.mark.parametrize(
+    "given", [{"z": "foo"}, {"batch_size": 0}, {"seed": 1.5}, {"seed": 2**70}, {"crop": 8.5}]
+)
+def test_arguments_of_other_kinds_are_one_line(tiny, images, given):
+    (name,) = given
+    with pytest.raises(vr.ConfigError, match=f"^{name}: expected") as refusal:
+        vr.LatentTransformer(tiny, **given).fit(images)
+    assert "\n" not in str(refusal.value)

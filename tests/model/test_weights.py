@@ -2,6 +2,7 @@
 
 import argparse
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -237,3 +238,22 @@ def test_a_preset_beside_a_config_is_refused(tiny, tmp_path):
     weights.save(tiny, tmp_path / "own.safetensors", record={})
     with pytest.raises(vr.CheckpointError, match=r"holds its own configuration.*leave preset out"):
         vr.load(tmp_path / "own.safetensors", preset="cifar10")
+
+
+def test_a_path_is_never_a_name(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("faces64").mkdir()
+    weights.save(tiny, Path("faces64/model.safetensors"), record={})
+    assert vr.load(Path("faces64")).config == tiny.config
+    assert vr.load("faces64").config != tiny.config
+    for name in ("timm:resnet18", "openai:imagenet64", "natural64", "faces64@random"):
+        with pytest.raises(vr.CheckpointError, match="no such file"):
+            vr.load(Path(name))
+
+
+def test_floats_of_eight_bits_are_refused(tiny, tmp_path):
+    state = {key: value.to(torch.float8_e4m3fn) for key, value in tiny.state_dict().items()}
+    torch.save(state, tmp_path / "w.th")
+    with pytest.raises(vr.CheckpointError, match="found float8_e4m3fn") as refusal:
+        vr.load(tmp_path / "w.th", preset=tiny.config)
+    assert "\n" not in str(refusal.value)

@@ -413,15 +413,28 @@ def test_eigenfaces_of_orl_reach_their_known_rate(shared_data, tmp_path):
     assert (row.n_train, row.n_test) == (200, 200)
 
 
-def test_as_many_ways_as_classes_take_base_statistics_from_the_support(tiny, tmp_path, people):
-    """Against SimpleShot written out: centred on the support's mean, length 1, nearest class mean."""
-    store = vr.extract(tiny, people(6, num_people=3), tmp_path / "s.h5", layers="4x4")
-    report = vr.probe(
-        store, vr.FewShot(ways=3, shots=[2], queries=2, episodes=20), heads=["simpleshot-cl2n"]
-    )
+@pytest.mark.parametrize(
+    ("stray", "outside"), [(0, "no class is"), (1, "no more than 1 images are")]
+)
+def test_as_many_ways_as_classes_take_base_statistics_from_the_support(
+    tiny, tmp_path, people, stray, outside
+):
+    """Against SimpleShot written out: centred on the support's mean, length 1, nearest class mean.
+
+    A class of a single image is no more than that: nothing is fitted on it.
+    """
+    source = people(6, num_people=4)
+    if stray:
+        source = replace(source, labels=np.r_[source.labels[:18], 3, np.full(5, -1)])
+    else:
+        source = replace(source, labels=np.r_[source.labels[:18], np.full(6, -1)])
+    store = vr.extract(tiny, source, tmp_path / "s.h5", layers="4x4")
+    task = vr.FewShot(ways=3, shots=2, queries=2, episodes=20)
+    report = vr.probe(store, task, heads=["simpleshot-cl2n"])
     rows, said = report.rows, report.notes
-    assert any("no class is outside an episode: base statistics" in line for line in said)
-    problem = vr.FewShot(ways=3, shots=2, queries=2, episodes=20).bind(store)
+    assert any(f"{outside} outside an episode: base statistics" in line for line in said)
+    assert any("1 classes of fewer than 4 images left out" in line for line in said) == bool(stray)
+    problem = task.bind(store)
     X = store.matrix("4x4")[0].astype(np.float64)
     accuracies = []
     for episode in problem.episodes:

@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import shutil
 import signal
 import tarfile
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -382,12 +384,12 @@ def test_a_run_finds_its_data_from_another_folder(toml, photos, name, tmp_path, 
     (tmp_path / "here" / "photos").mkdir(parents=True)
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    np.savez("photos.npz", images=photos)
+    np.savez("photos.npz", images=photos, labels=np.arange(len(photos)) % 2)
     for i, pixels in enumerate(photos):
-        Image.fromarray(pixels).save(f"photos/{i:02d}.png")
+        Image.fromarray(pixels).save(f"photos/{'ab'[i % 2]}_{i:02d}.png")
     with tarfile.open("s-0.tar", "w") as tar:
         tar.add("photos")
-    out = vr.train(toml, name, tmp_path / "r", probe_data=name, steps=1)
+    out = vr.train(toml, name, tmp_path / "r", probe_data=name, probe_every=1000, steps=1)
     monkeypatch.chdir(tmp_path / "there")
     vr.train(out, resume=True, steps=2)
     kept = json.loads((out / "run.json").read_text())
@@ -398,7 +400,7 @@ def test_a_run_finds_its_data_from_another_folder(toml, photos, name, tmp_path, 
 def test_a_known_name_stays_one(toml, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
-    out = vr.train(toml, name, tmp_path / "r", probe_data=name, steps=1)
+    out = vr.train(toml, name, tmp_path / "r", probe_data=name, probe_every=1000, steps=1)
     kept = json.loads((out / "run.json").read_text())
     assert kept["data"] == kept["options"]["probe_data"] == name
 
@@ -474,6 +476,40 @@ def test_a_toml_in_the_run_folder_is_not_replaced(toml, photos, tmp_path):
     with pytest.raises(vr.TrainingError, match=r"config\.toml: is in the way"):
         vr.train(out, photos)
     assert (out / "config.toml").read_text() == TOML
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("bmp", r"2 of 10 that were looked at .*, as '12\.bmp'"), ("npy", "another source")],
+)
+def test_a_run_does_not_go_on_with_images_that_were_replaced(
+    toml, photos, tmp_path, monkeypatch, kind, message
+):
+    """By others of their names and sizes; copies of what they were are no others."""
+    monkeypatch.setattr("vdvae_repr.training.reading.LOOKED_AT", 10)  # every second one
+
+    def write(pixels):
+        if kind == "npy":
+            np.save(tmp_path / "photos.npy", pixels)
+            return tmp_path / "photos.npy"
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        for i, image in enumerate(pixels):
+            Image.fromarray(image).save(tmp_path / "photos" / f"{i:02d}.bmp")
+        return tmp_path / "photos"
+
+    out = vr.train(toml, write(photos), tmp_path / "r", steps=1, probe_every=0)
+    write(photos)
+    vr.train(out, resume=True, steps=2)
+    other = photos.copy()
+    other[12:15] += 1
+    write(other)
+    before = (out / "run.json").read_bytes()
+    with pytest.raises(vr.TrainingError, match=message):
+        vr.train(out, resume=True, steps=3)
+    assert (out / "run.json").read_bytes() == before
+    vr.train(out, resume=True)  # it is finished
+    write(photos)
+    vr.train(out, resume=True, steps=3)
 
 
 @pytest.mark.parametrize("chosen", ["0:12", "rows.txt", [3, 1, *range(5, 15)]])
@@ -593,3 +629,70 @@ def test_arguments_of_a_model_of_other_kinds_are_one_line(tiny, images, call, gi
     with pytest.raises(vr.VDVAEReprError) as refusal:
         function(**right[call] | given)
     assert "\n" not in str(refusal.value)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_that_lost_its_checkpoints_is_not_trained_over(toml, photos, tmp_path):
+    out = vr.train(toml, photos, tmp_path / "r")
+    shutil.rmtree(out / "checkpoints")
+    before = contents(out)
+    for given in ({"resume": True}, {"resume": True, "steps": 5}, {}, {"init_from": out}):
+        with pytest.raises(vr.TrainingError, match="no checkpoints to go on from; choose another"):
+            vr.train(toml, photos, out, **given)
+        assert contents(out) == before
+
+
+def test_a_run_stopped_while_its_first_checkpoint_was_written_goes_on(
+    toml, photos, tmp_path, monkeypatch
+):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "write_checkpoint", stop)
+        with pytest.raises(KeyboardInterrupt):
+            vr.train(toml, photos, tmp_path / "r")
+    assert (tmp_path / "r" / "model.safetensors").is_file()
+    out = vr.train(toml, photos, tmp_path / "r", resume=True)
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000004"]
+
+
+def test_a_resumed_run_knows_what_it_started_from_and_takes_nothing_else(
+    toml, photos, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    first = vr.train(toml, photos, "a")
+    reference = vr.train(toml, photos, "whole", init_from="a", seed=1)
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "write_checkpoint", stop)
+        with pytest.raises(KeyboardInterrupt):
+            vr.train(toml, photos, "b", init_from="a", seed=1)
+    vr.train("b", photos, resume=True)  # before its first checkpoint, and without the option
+    resumed = vr.load("b").state_dict()
+    for key, value in vr.load(reference).state_dict().items():
+        assert torch.equal(value, resumed[key])
+    vr.train("b", photos, resume=True, init_from=first, steps=5)
+    for run in ("b", "a"):
+        with pytest.raises(vr.TrainingError, match="was trained with another init_from"):
+            vr.train(run, photos, resume=True, init_from="whole", steps=6)
+
+
+def test_options_of_a_probe_that_is_not_made_are_refused(toml, photos, tmp_path):
+    for given in ({"probe_data": photos}, {"probe_layers": "99x99"}):
+        with pytest.raises(vr.ConfigError, match="expected probe_every=1000, or another number"):
+            vr.train(toml, photos, tmp_path / "r", **given)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_path_is_no_preset(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("faces64").mkdir()
+    with pytest.raises(vr.ConfigError, match=r"faces64: expected a run folder with config\.toml"):
+        vr.train(Path("faces64"), photos)

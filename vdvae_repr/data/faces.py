@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vdvae_repr.data.names import class_names, number_labels, split_of
+from vdvae_repr.data.names import class_names, is_missing, number_labels, split_of
 from vdvae_repr.data.table import Table, read_table, read_text
 from vdvae_repr.errors import DataError
 
@@ -141,8 +141,9 @@ def _read_list(path: Path, ids: Sequence[str]) -> tuple[Pairs, NDArray[np.str_] 
             f"{path}: {len(missing)} images are not in the store, as {', '.join(missing[:3])}; ids there are "
             f"as {ids[0]!r}"
         )
-    if fold is not None and "" in fold:
-        raise DataError(f"{path} line {table.lines[fold.index('')]}: expected a fold, found none")
+    for line, value in zip(table.lines, fold or (), strict=fold is not None):
+        if is_missing(value):
+            raise DataError(f"{path} line {line}: expected a fold, found {value or 'none'!r}")
     truths = [TRUTH[truth.casefold()] for truth in same]
     if set(truths) != {True, False}:
         raise DataError(

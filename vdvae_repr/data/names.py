@@ -6,7 +6,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -26,16 +26,23 @@ SPLIT_WORDS = {
     "test": "test",
     "testing": "test",
 }
+COLLECTION = re.compile(r"(?i)(set|data|images?|imgs?|split)$")  # as in `trainset`
+WITHIN = re.compile(rf"(?i){'|'.join(sorted(SPLIT_WORDS, key=len, reverse=True))}")
 MISSING = ("", "nan", "na", "n/a", "<na>", "null")  # what tables write where there is no value
-SYSTEM_FOLDERS = (
-    "@eaDir",
-    "__MACOSX",
-    "$RECYCLE.BIN",
+SYSTEM_FOLDERS = {  # of file servers, archives and systems, in any case
+    "@eadir",
+    "__macosx",
+    "$recycle.bin",
     "#recycle",
-    "@Recycle",
+    "@recycle",
     "@tmp",
     "lost+found",
-)
+    "#snapshot",
+    "~snapshot",
+    "system volume information",
+    "__pycache__",
+    "thumbs.db",
+}
 
 
 def natural_key(text: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -58,6 +65,9 @@ def number_labels(names: Sequence[str | None]) -> tuple[NDArray[np.int64], tuple
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 WHOLE_FLOAT = re.compile(r"\+?(-?\d+)\.0*", re.ASCII)  # as 3.0, or 3.
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
+NUMBER_LIKE = re.compile(r"[+-]?\d[\d.,' ]*\s*[^\d\s]{0,3}")  # as `20,5`, `1,000` or `12 kg`
+SIGNED = re.compile(r"\+\d+|-0", re.ASCII)  # of which the sign counts for nothing
 LARGE_FLOAT = re.compile(r"[+-]?\d+\.\d*e[+-]?\d+", re.ASCII | re.IGNORECASE)  # as 3.00e+00
 
 
@@ -124,7 +134,9 @@ def _has_fraction(number: str) -> bool:
 
 
 def _whole_number(text: str, alone: bool) -> str:
-    """Return a whole number without what makes it a float; powers of ten only where all are numbers."""
+    """Return a whole number without what makes it a float, or a sign; powers of ten only of numbers alone."""
+    if SIGNED.fullmatch(text):
+        return text[1:]
     if match := WHOLE_FLOAT.fullmatch(text):
         return "0" if match[1] == "-0" else match[1]
     if alone and LARGE_FLOAT.fullmatch(text) and abs(float(text)) < 2**53:
@@ -132,22 +144,56 @@ def _whole_number(text: str, alone: bool) -> str:
     return text
 
 
-def factor_values(values: Sequence[str]) -> list[str]:
+def factor_values(values: Sequence[str], decimal_commas: bool = False) -> tuple[list[str], str]:
     """Return a column of a table that is no label: of numbers, each whole one in one way, and none as `nan`.
 
-    A column that holds words stays as it is.
+    A column that holds words stays as it is. What is returned beside it says how it is read, where that may
+    surprise. Numbers with decimal commas are numbers where a table says so, as its columns are separated
+    otherwise.
 
     Examples:
-        >>> factor_values(["1", "1.0", ""]), factor_values(["1.0", "2.5"]), factor_values(["a", ""])
-        (['1', '1', 'nan'], ['1.0', '2.5'], ['a', ''])
+        >>> factor_values(["1", "1.0", ""]), factor_values(["1.0", "2.5"])
+        ((['1', '1', 'nan'], ''), (['1.0', '2.5'], ''))
+        >>> factor_values(["1.5", "unknown", "2"])
+        (['1.5', 'unknown', '2'], "1 of 3 values is no number, as 'unknown', so it is read as categories")
     """
-    counts = set(values)
-    present = [text for text in counts if not is_missing(text)]
-    if not present or not all(NUMBER.fullmatch(text) for text in present):
-        return list(values)
+    present = {text for text in values if not is_missing(text)}
+    said = ""
+    if decimal_commas and any(DECIMAL_COMMA.fullmatch(text) for text in present):
+        points = {
+            text: text.replace(",", ".") if DECIMAL_COMMA.fullmatch(text) else text
+            for text in present
+        }
+        if all(NUMBER.fullmatch(text) for text in points.values()):
+            example = next(text for text in values if DECIMAL_COMMA.fullmatch(text))
+            said = f"numbers with decimal commas: {example!r} is read as {points[example]}"
+            values = [points.get(text, text) for text in values]
+            present = set(points.values())
+    others = [text for text in values if not is_missing(text) and not NUMBER.fullmatch(text)]
+    if not present or others:
+        return list(values), _about_categories(values, others)
     whole = not any(_has_fraction(text) for text in present)
     written = {text: _whole_number(text, True) if whole else text for text in present}
-    return [written.get(text, "nan") for text in values]
+    return [written.get(text, "nan") for text in values], said
+
+
+def _about_categories(values: Sequence[str], others: Sequence[str]) -> str:
+    """Say why a column is read as categories that holds numbers too, or nothing in places."""
+    none = [text for text in values if is_missing(text)]
+    lines = []
+    if others and len(others) + len(none) < len(values):
+        lines.append(
+            f"{len(others)} of {len(values)} values {'is' if len(others) == 1 else 'are'} no "
+            f"{'number' if len(others) == 1 else 'numbers'}, as {others[0]!r}, so it is read as categories"
+        )
+    elif others and all(map(NUMBER_LIKE.fullmatch, others)):
+        lines.append(f"{others[0]!r} is no number as it is written, so it is read as categories")
+    if others and none:
+        words = " and ".join(map(repr, dict.fromkeys(none)))
+        lines.append(
+            f"{words} ({len(none)}) {'is a category' if len({*none}) == 1 else 'are categories'}"
+        )
+    return "; ".join(lines)
 
 
 def look_alikes(labels: Iterable[str | None]) -> tuple[str, ...]:
@@ -155,8 +201,11 @@ def look_alikes(labels: Iterable[str | None]) -> tuple[str, ...]:
     first: dict[str, str] = {}
     alike = []
     for name in sorted({name for name in labels if name is not None}, key=natural_key):
-        key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-        key = re.sub(r"(?<!\d)0+(?=\d)", "", key)
+        seen = "".join(
+            c for c in name if unicodedata.category(c) != "Cf"
+        )  # not U+200B and the like
+        key = " ".join(unicodedata.normalize("NFKC", seen).casefold().split())
+        key = re.sub(r"(?<!\d)0+(?=\d)|^\+(?=\d)", "", key)
         if first.setdefault(key, name) != name:
             alike.append((first[key], name))
     if not alike:
@@ -182,7 +231,7 @@ def is_missing(value: str) -> bool:
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is hidden, or a system's own, as `@eaDir` and `__MACOSX`."""
-    return name.startswith(".") or name in SYSTEM_FOLDERS
+    return name.startswith(".") or name.casefold() in SYSTEM_FOLDERS
 
 
 def readable(name: str) -> str:
@@ -206,11 +255,21 @@ def split_of(word: str) -> str | None:
 def like_split(word: str) -> str | None:
     """Return the split that one part of a word means, as `train` for `train2017` or `TrainSet`, or None.
 
-    >>> [like_split(word) for word in ("train2017", "test_images", "trains", "dog")]
-    ['train', 'test', None, None]
+    >>> [like_split(word) for word in ("train2017", "test_images", "trainset", "trains", "dog")]
+    ['train', 'test', 'train', None, None]
     """
-    parts = {split_of(part) for part in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", word)} - {None}
-    return parts.pop() if len(parts) == 1 else None
+    parts = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", word)
+    means = {split_of(part) or split_of(COLLECTION.sub("", part)) for part in parts} - {None}
+    return means.pop() if len(means) == 1 else None
+
+
+def _split_patterns(word: str) -> Iterator[tuple[str, str]]:
+    """Yield what stands around each word of a split in a folder's name, and that split."""
+    for match in WITHIN.finditer(word):
+        split = split_of(match[0])
+        if split is not None:
+            around = f"{word[: match.start()]}*{word[match.end() :]}"
+            yield around.casefold(), split
 
 
 def splits_of(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -270,29 +329,77 @@ def names_from_paths(ids: Sequence[str]) -> PathNames:
     """
     paths = [PurePosixPath(image_id) for image_id in ids]
     folders = [path.parts[:-1] for path in paths]
-    level, notices = _split_level(folders)
+    levels, notices = _split_levels(folders)
     classes: list[str] = []
     splits: list[str] = []
     words: Counter[str] = Counter()
-    wrapped = level and len({parts[:level] for parts in folders if len(parts) > level}) == 1
-    for parts in folders:
+    placed = [(parts, at) for parts, at in zip(folders, levels, strict=True) if at is not None]
+    wrapped = len({parts[:at] for parts, at in placed}) == 1 and (
+        any(len(parts) > at + 1 for parts, at in placed)
+        or not any(parts for parts, at in zip(folders, levels, strict=True) if at is None)
+    )
+    twice = all(  # as `train/train/cat`
+        len(parts) > at + 1 and parts[at] == parts[at + 1] and split_of(parts[at])
+        for parts, at in placed
+    )
+    alike: set[str] = set()
+    for parts, at in zip(folders, levels, strict=True):
         split, own = "", parts
-        if level is not None and len(parts) > level:
-            word = parts[level]
+        if at is not None:
+            word = parts[at]
             split = split_of(word) or word
             words[word] += 1
-            own = parts[level + 1 :] if wrapped else parts[:level] + parts[level + 1 :]
+            own = parts[at + 1 + twice :]
+            own = own if wrapped else parts[:at] + own
         classes.append("/".join(own))
         splits.append(split)
+        alike.update(own)
     if any(classes):
         labels = [name or None for name in classes]
     else:
         labels = [path.stem.rpartition("_")[0] or None for path in paths]
     unknown = {word: count for word, count in words.items() if not split_of(word)}
     notices += words_of_one_split(words)
-    if level is not None and (outside := splits.count("")):
+    called = sorted(filter(like_split, alike), key=natural_key)
+    if called and not notices:
+        listed = ", ".join(map(repr, called[:5])) + (", ..." if len(called) > 5 else "")
+        notices += (f"folders called like splits are read as classes: {listed}",)
+    if placed and (outside := splits.count("")):
         notices += (f"{outside} images outside the folders of the splits: they belong to no split",)
     return PathNames(labels, tuple(splits), notices + unknown_splits(unknown))
+
+
+def _split_levels(
+    folders: Sequence[tuple[str, ...]],
+) -> tuple[list[int | None], tuple[str, ...]]:
+    """Return the level at which each image's folder is a split, None where none is, and what is in doubt.
+
+    Where it is no one level, folders are splits beside others of their parent that mean another split, as
+    `train` beside `test`, or `train_images` beside `test_images`.
+    """
+    level, notices = _split_level(folders)
+    if level is not None:
+        return [level if len(parts) > level else None for parts in folders], notices
+    meanings: dict[tuple[tuple[str, ...], str], set[str]] = {}
+    for parts in set(folders):
+        for at, word in enumerate(parts):
+            for around, split in _split_patterns(word):
+                meanings.setdefault((parts[:at], around), set()).add(split)
+    divided = {parent for (parent, _), splits in meanings.items() if len(splits) > 1}
+    if not divided:
+        return [None] * len(folders), notices
+    depths = sorted({len(parent) for parent in divided})
+    return [
+        next(
+            (
+                at
+                for at in depths
+                if len(parts) > at and (parts[:at] in divided or split_of(parts[at]))
+            ),
+            None,
+        )
+        for parts in folders
+    ], ()
 
 
 def _split_level(folders: Sequence[tuple[str, ...]]) -> tuple[int | None, tuple[str, ...]]:
@@ -322,31 +429,55 @@ def _split_level(folders: Sequence[tuple[str, ...]]) -> tuple[int | None, tuple[
     return None, ()
 
 
-def sample_key(name: str) -> tuple[str, str]:
-    """Return what WebDataset groups members by, the name up to the first dot of its last part, and the rest.
+def sample_keys(images: Sequence[str], beside: Sequence[str]) -> dict[str, str]:
+    """Return the key of the sample that each image, and each file beside images, belongs to.
 
-    >>> sample_key("d/0.seg.png")
-    ('d/0', 'seg.png')
+    WebDataset's key is the name up to the first dot of its last part. Where an image has files of its own
+    name, as `a.0.png` has `a.0.cls`, that name up to its extension is the key.
+
+    >>> sample_keys(["a.0.png", "1.left.png"], ["a.0.cls", "1.cls"])
+    {'a.0.cls': 'a.0', '1.cls': '1', 'a.0.png': 'a.0', '1.left.png': '1'}
     """
+    stems, keys = {_stem(name) for name in images}, {}
+    for name in beside:
+        stem, key = _stem(name), _first_key(name)
+        while len(stem) > len(key) and stem not in stems:
+            stem = _stem(stem)
+        keys[name] = stem if stem in stems else key
+    own = set(keys.values())
+    return keys | {
+        name: stem if (stem := _stem(name)) in own else _first_key(name) for name in images
+    }
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _first_key(name: str) -> str:
     folder, slash, file = name.rpartition("/")
-    key, _, field = file.partition(".")
-    return f"{folder}{slash}{key}", field
+    return f"{folder}{slash}{file.partition('.')[0]}"
 
 
-def sample_fields(names: Iterable[str]) -> list[str]:
+def sample_fields(images: Sequence[str], beside: Sequence[str] = ()) -> list[str]:
     """Return the images that are fields of a sample, beside its plain image, as WebDataset names them.
 
-    A number between two dots is no field but belongs to a name.
+    A number between two dots is no field but belongs to a name; and where each image of a key has files of
+    its own name beside it, none is a field.
 
     >>> sample_fields(["0.jpg", "0.seg.png", "1.left.png", "1.right.png", "x.png", "x.2.png"])
     ['0.seg.png']
+    >>> sample_fields(["x.png", "x.y.png"], ["x.cls", "x.y.cls"])
+    []
     """
-    keyed = [(name, *sample_key(name)) for name in names]
+    keyed = [(name, key := _first_key(name), name[len(key) + 1 :]) for name in images]
     plain = {key for _, key, field in keyed if "." not in field}
+    with_own = {_stem(name) for name in beside}
+    partly = {key for name, key, _ in keyed if _stem(name) not in with_own}
     return [
         name
         for name, key, field in keyed
-        if "." in field and key in plain and not field[:1].isdecimal()
+        if "." in field and key in plain and key in partly and not field[:1].isdecimal()
     ]
 
 

@@ -227,7 +227,7 @@ def _numbers_in(rows: str | Path) -> NDArray[Any]:
     path = Path(rows)
     try:
         if path.suffix.lower() == ".npy":
-            return np.squeeze(map_npy(path))
+            return np.atleast_1d(np.squeeze(map_npy(path)))
         words = read_text(path).replace(",", " ").split()
         return np.array([int(word) for word in words], np.int64)
     except Exception as error:  # as of a reader

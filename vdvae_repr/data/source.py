@@ -52,6 +52,17 @@ FORMATS = (
     "PCX",
     "TGA",
 )
+FEW_ZEROS = 1024  # at the end of compressed pixels so many are no pixels
+ENDS = {  # of compressed pixels, the bytes that they end with
+    "JPEG": b"\xff\xd9",
+    "MPO": b"\xff\xd9",
+    "JPEG2000": b"\xff\xd9",
+    "PNG": b"IEND\xaeB`\x82",
+    "GIF": b";",
+    "WEBP": b"",
+    "AVIF": b"",
+    "QOI": b"\x01",
+}
 ANIMATED = ("GIF", "PNG", "TIFF", "WEBP")  # formats of several pictures, all of which are meant
 STRIP = 2**22  # pixels that are converted at a time
 LONGEST = 4096  # characters of an id, a class or a factor's name
@@ -208,10 +219,11 @@ class Source(Dataset[Image.Image]):
         Raises:
             DataError: it cannot be read; the message names it.
         """
-        several = False
+        several = deep = False
         try:
             image = self.reader(index)
             if isinstance(image, Image.Image):
+                deep = image.mode == "RGB" and ";16" in str(getattr(image, "tile", ""))
                 several = _decode(image)
         except DataError as error:
             raise DataError(f"{self.ids[index]}: {error}") from error
@@ -229,12 +241,17 @@ class Source(Dataset[Image.Image]):
                 printable(self.name),
                 printable(self.ids[index]),
             )
-        if (
-            isinstance(image, Image.Image)
-            and image.mode.startswith("I;16")
-            and "dim" not in self._said
-        ):
-            self._say_if_dim(image, self.ids[index])
+        if isinstance(image, Image.Image) and "dim" not in self._said:
+            if image.mode.startswith("I;16"):
+                self._say_if_dim(image, self.ids[index])
+            elif deep and max(high for _, high in image.getextrema()) < 16:  # type: ignore[misc]
+                self._said.add("dim")
+                logger.warning(
+                    "%s: %s has 16-bit pixels, none above 4095; 65535 is read as white, so it is dark: "
+                    "scale images of fewer bits to 16",
+                    printable(self.name),
+                    printable(self.ids[index]),
+                )
         return image
 
     def _say_if_dim(self, image: Image.Image, image_id: str) -> None:
@@ -487,12 +504,50 @@ def open_image(content: Path | bytes) -> Image.Image:
             read.
     """
     try:
-        return Image.open(
+        image = Image.open(
             io.BytesIO(content) if isinstance(content, bytes) else content, formats=_known()
         )
     except UnidentifiedImageError as error:
         what = what_it_is(content)
         raise ValueError(f"it is {what}" if what else "of no image format that is read") from error
+    if zeros := _zeros_at_the_end(content, image):
+        image.close()
+        raise ValueError(
+            f"{zeros} zeros stand where its pixels should end, as where it was cut off"
+        )
+    return image
+
+
+def _zeros_at_the_end(content: Path | bytes, image: Image.Image) -> int:
+    """Return how many zeros stand where the end of compressed pixels should be, as where a copy broke off.
+
+    Decoders make grey or black pixels of them. Behind the mark of an image's end, zeros are none's business.
+    """
+    end = ENDS.get(str(image.format))
+    tags = getattr(image, "tag_v2", {})
+    if image.format == "TIFF" and image.info.get("compression") not in (None, "raw"):
+        end = b""
+    if end is None:
+        return 0
+    file = getattr(image, "fp", None)
+    if isinstance(content, bytes) or file is None:
+        last = (content if isinstance(content, bytes) else content.read_bytes())[-FEW_ZEROS:]
+    else:
+        place = file.tell()
+        file.seek(-min(FEW_ZEROS, file.seek(0, io.SEEK_END)), io.SEEK_END)
+        last = file.read()
+        file.seek(place)
+    if len(last) < FEW_ZEROS or last.strip(b"\0"):
+        return 0
+    whole = content if isinstance(content, bytes) else content.read_bytes()
+    if image.format == "WEBP":  # whose header says how long it is
+        whole = whole[: int.from_bytes(whole[4:8], "little") + 8]
+    for places, counts in ((273, 279), (324, 325)):  # of the strips and tiles of a TIFF
+        if places in tags and counts in tags:
+            whole = whole[: max(map(sum, zip(tags[places], tags[counts], strict=False)), default=0)]
+    held = whole.rstrip(b"\0")
+    zeros = len(whole) - len(held)
+    return 0 if zeros < FEW_ZEROS or (end and held.endswith(end)) else zeros
 
 
 @cache
@@ -664,6 +719,11 @@ def _decode(image: Image.Image) -> bool:
     try:
         if limit is not None and image.width * image.height > limit:
             raise DataError(_too_large())
+        signed = 2 in np.ravel(getattr(image, "tag_v2", {}).get(339, 1))  # SampleFormat
+        if signed and image.mode[0] not in "IF":  # of 8 bits, which Pillow reads as unsigned
+            raise DataError(
+                "expected pixels from 0, found a TIFF of signed numbers; save it as unsigned"
+            )
         _load(image)
         if several:
             with suppress(Exception):  # a tag of a wrong type may make Pillow raise anything

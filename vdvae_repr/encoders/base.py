@@ -6,6 +6,7 @@ N images, C channels, H W pixels of a grid, T tokens, S the side of the network'
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, ClassVar, Protocol
-from weakref import WeakValueDictionary
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from vdvae_repr.config import shown, whole_number
 from vdvae_repr.data.source import Preprocessing, RawImage, to_rgb
+from vdvae_repr.encoders.architecture import describe_network
 from vdvae_repr.errors import (
     CheckpointError,
     ConfigError,
@@ -216,6 +218,10 @@ class TorchEncoder:
     initialises a copy of it anew by the `reset_parameters` of its modules; as a store cannot hold a network,
     this control runs in the session in which the encoder was made, or made again.
 
+    A store is of one network: of its weights, and of what it computes with, which are the classes of its
+    modules, their attributes, buffers, hooks and code. Not seen are values that lie in objects of other
+    libraries, in files, or in the environment; after such a change extract with `overwrite=True`.
+
     Args:
         net: takes (N, 3, size, size) float32, normalised.
         layers: names of modules, as `net.named_modules()` has them: `["layer3", "layer4.1"]`.
@@ -243,6 +249,8 @@ class TorchEncoder:
 
     features = ("activation",)
     preprocessing: ImageTransform
+    _options: frozenset[str] = frozenset()
+    """Keys of `describe_network` that tell a network of the user's: what passes leave as it is."""
 
     def __init__(
         self,
@@ -271,8 +279,11 @@ class TorchEncoder:
                 std,
                 prefix_tokens,
             )
+            described = describe_network(net)
             self._check_that_images_stand_alone()
-        _KNOWN[self.identity()["weights_sha256"]] = self
+            after = describe_network(net)
+        self._options = frozenset(key for key in described if described[key] == after.get(key))
+        _KNOWN.add(self)
 
     def _set_up(
         self,
@@ -319,7 +330,13 @@ class TorchEncoder:
             "image_size": self.image_size,
             "mean": self.mean,
             "std": self.std,
-        }
+        } | ({"network": self._network()} if self._options else {})
+
+    def _network(self) -> str:
+        """Return the SHA-256 of what the network computes with, apart from its weights."""
+        described = describe_network(self.net)
+        options = {key: value for key, value in described.items() if key in self._options}
+        return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
 
     def identity(self) -> dict[str, str]:
         """Return the store's attributes `model`, `config` (JSON) and `weights_sha256`."""
@@ -430,13 +447,17 @@ class TorchEncoder:
         return twin
 
 
-# The encoders of networks that a store cannot rebuild, by their weights: what random-init asks.
-_KNOWN: WeakValueDictionary[str, TorchEncoder] = WeakValueDictionary()
+# The encoders of networks that a store cannot rebuild: what random-init asks.
+_KNOWN: WeakSet[TorchEncoder] = WeakSet()
 
 
-def known_encoder(weights_sha256: str) -> TorchEncoder | None:
-    """Return the `TorchEncoder` of these weights, where this session has one."""
-    return _KNOWN.get(weights_sha256)
+def known_encoder(weights_sha256: str, layers: Iterable[str]) -> TorchEncoder | None:
+    """Return a `TorchEncoder` of this identity that has layers of these names, where this session has one."""
+    for encoder in list(_KNOWN):
+        names = {spec.name for spec in encoder.layers}
+        if names.issuperset(layers) and encoder.identity()["weights_sha256"] == weights_sha256:
+            return encoder
+    return None
 
 
 def reinitialised(net: nn.Module, seed: int, name: str) -> nn.Module:
@@ -636,8 +657,8 @@ def checked_state(
         classifiers: names of the classifier's modules in the checkpoint.
 
     Raises:
-        CheckpointError: names the first parameters that are missing, of another shape, or no part of the
-            network.
+        CheckpointError: names the first parameters that are missing, of another shape, not of real numbers,
+            or no part of the network.
     """
     expected = net.state_dict()
     required = [key for key in expected if not key.endswith("num_batches_tracked")]
@@ -680,7 +701,21 @@ def checked_state(
             raise CheckpointError(
                 f"{where}: {key} is {tuple(inside[key].shape)}, expected {tuple(expected[key].shape)}"
             )
+        if _kind(inside[key]) != _kind(expected[key]):
+            raise CheckpointError(
+                f"{where}: {key} holds {_kind(inside[key])}, expected {_kind(expected[key])}; "
+                "save the weights as they were trained, in float32 or float16"
+            )
     return {key: inside.get(key, expected[key]) for key in expected}
+
+
+def _kind(value: Tensor) -> str:
+    """Return what kind of numbers a tensor holds, in words."""
+    if value.is_complex():
+        return "complex numbers"
+    if value.dtype == torch.bool:
+        return "truth values"
+    return "real numbers" if value.is_floating_point() else "whole numbers"
 
 
 def named_failure(name: str, error: Exception) -> CheckpointError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def load(
         model: a packaged name ("faces64"); a run folder; a `.safetensors` of this package; a published
             `.th`; "openai:imagenet64", a released file; "PRESET@random", a preset with its initial weights;
             "timm:resnet50" or "facenet:vggface2", with "@FILE" for weights of your own and "@random" for
-            initial ones.
+            initial ones. A `Path` is a file or a folder, also where it is called as one of these.
         preset: the architecture of a VDVAE's file, where its shapes do not tell: a preset's name, a TOML, or
             a configuration.
         device: where the parameters go.
@@ -50,7 +51,8 @@ def load(
         CheckpointError: no such model; weights that are missing, damaged, of another architecture, not
             finite, or that hold code. Weights are never random unless that was asked for.
     """
-    name = str(model)
+    # A Path is a file or a folder, whatever it is called.
+    name = model if isinstance(model, str) else ""
     how: dict[str, Any] = {"device": device, "compile": compile, "cuda_graphs": cuda_graphs}
     kind = next((k for k in (timm.PREFIX, facenet.PREFIX) if name.startswith(k)), None)
     if kind is None:
@@ -63,7 +65,11 @@ def load(
         return weights.load(model, preset=preset, **how)
     if compile or cuda_graphs or preset:
         raise CheckpointError(f"{name}: compile, cuda_graphs and preset are for VDVAEs")
-    what, _, own = name.removeprefix(kind).partition("@")
+    what, at, own = name.removeprefix(kind).partition("@")
+    if at and not own.strip():
+        raise CheckpointError(
+            f"{name}: expected a file of weights, or random, after @, found nothing; is a variable not set?"
+        )
     if own == "random":
         random = timm.random_timm if kind == timm.PREFIX else facenet.random_facenet
         encoder: TorchEncoder = random(what, seed=0)
@@ -93,13 +99,16 @@ def as_encoder(model: VDVAE | Encoder) -> Encoder:
     )
 
 
-def random_twin(config_json: str, weights_sha256: str, seed: int) -> Encoder:
+def random_twin(
+    config_json: str, weights_sha256: str, seed: int, layers: Sequence[str] = ()
+) -> Encoder:
     """Return the architecture of a store's model with random weights.
 
     Args:
         config_json: the store's attribute `config`.
         weights_sha256: the store's attribute of that name, by which a `TorchEncoder` is found again.
         seed: of the weights.
+        layers: names of the store's, which a `TorchEncoder` must have.
 
     Raises:
         CheckpointError: a network that is not at hand, or that cannot be initialised anew.
@@ -116,7 +125,7 @@ def random_twin(config_json: str, weights_sha256: str, seed: int) -> Encoder:
         return timm.random_timm(name.removeprefix(timm.PREFIX), seed)
     if name.startswith(facenet.PREFIX):
         return facenet.random_facenet(name.removeprefix(facenet.PREFIX), seed)
-    known = known_encoder(weights_sha256)
+    known = known_encoder(weights_sha256, layers)
     if known is None:
         raise CheckpointError(
             f"{name}: a store holds no network, so random-init needs its vr.TorchEncoder in this session"

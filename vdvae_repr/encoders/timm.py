@@ -36,6 +36,7 @@ from vdvae_repr.model.weights import check_finite, read_weights
 
 PREFIX = "timm:"
 EMBEDDING = "embedding"
+SAMPLED = 64  # values of a parameter, to tell whether a checkpoint holds them
 TIMEOUT = 5.0  # seconds, to tell whether the hub can be reached
 
 
@@ -260,7 +261,32 @@ def _fill(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
             filled = checked_state(translate(dict(state), net), net, where, names)
         except Exception:  # whatever a translation raises of names that are not its own
             raise refusal from None
+        if resampled := _computed(filled, state):
+            raise CheckpointError(
+                f"{where}: is of another architecture, whose {resampled} timm would resample to "
+                f"{tuple(filled[resampled].shape)}; name the model that the weights were trained for"
+            ) from refusal
     net.load_state_dict(filled)
+
+
+def _computed(filled: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str | None:
+    """Return a parameter whose values stand nowhere in a checkpoint; None if names and shapes alone changed.
+
+    A translation gives views of the checkpoint's tensors, or joins them; what it resamples has other values,
+    of which some are looked for.
+    """
+    used = {value.untyped_storage().data_ptr() for value in filled.values()}
+    rest = [value for value in state.values() if value.untyped_storage().data_ptr() not in used]
+    own = {value.untyped_storage().data_ptr() for value in state.values()}
+    for key, value in filled.items():
+        if value.untyped_storage().data_ptr() in own or not value.is_floating_point():
+            continue
+        values = value.flatten()[:: max(1, value.numel() // SAMPLED)].double()
+        values = values[values != 0]  # which stand in for a bias that the checkpoint leaves out
+        there = [torch.isin(values, other.double()) for other in rest if other.is_floating_point()]
+        if len(values) and not (there and bool(torch.stack(there).any(dim=0).all())):
+            return key
+    return None
 
 
 def _cached(what: str) -> Path | None:

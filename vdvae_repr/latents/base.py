@@ -250,7 +250,8 @@ class Latents(ABC):
         Raises:
             StoreError: no such split.
         """
-        found = np.flatnonzero([split in (None, own) for own in self.splits])
+        # An image of no split has "", which names none.
+        found = np.flatnonzero([split in (None, own or None) for own in self.splits])
         if not len(found):
             raise StoreError(f"{self.path}: no split {split!r}; it has {sorted(set(self.splits))}")
         return found

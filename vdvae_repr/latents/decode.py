@@ -67,6 +67,8 @@ def decode(
     for option, value in (("rest", rest), ("pixels", pixels)):
         if value not in ("mean", "sample"):
             raise StoreError(f"{option}: expected mean or sample, found {value!r}")
+    if rest == "mean" and not np.array_equal(temperature, 1.0):
+        raise StoreError('temperature: expected rest="sample" with it, as nothing is drawn without')
     if first is not None:
         if layers != "all":
             raise LayerError("first and layers both choose layers; give one")

@@ -12,14 +12,17 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from vdvae_repr.config import path_of
 from vdvae_repr.data.names import readable
 from vdvae_repr.errors import StoreError
 from vdvae_repr.latents import parts as partition
+from vdvae_repr.latents.export import DESCRIPTION, DIGEST
 from vdvae_repr.latents.format import (
     IMAGE_BYTES,
     StoreInfo,
     create_array,
     describe_images,
+    linked_to,
     parts_folder,
     refuse_target,
     write_aside,
@@ -58,7 +61,7 @@ def import_latents(
     """
     if not isinstance(like, LatentStore):
         raise StoreError(f"like: expected an open store, found {like!r:.80}; vr.open opens one")
-    out = Path(out)
+    out = linked_to(path_of("out", out))
     refuse_target(out, [like.path, *([Path(matrix)] if isinstance(matrix, str | Path) else [])])
     if out.exists() and not overwrite:
         raise StoreError(f"{out}: exists already; choose another path, or overwrite=True")
@@ -141,6 +144,8 @@ def import_latents(
     try:
         with partition.locked(Path(f"{out}.lock")):
             replaces = out.exists()
+            if replaces:
+                partition.refuse_parts_of_others(out)
             write_aside(out, write, (4 * width + IMAGE_BYTES) * len(rows))
             if replaces:  # what a virtual store referred to, or was to refer to
                 partition.remove_parts(parts_folder(out))
@@ -163,6 +168,11 @@ def _read_matrix(path: Path) -> tuple[NDArray[Any], list[str] | None, dict[str, 
             return loaded, *_exported_beside(path, loaded.shape)
         if "latents" not in loaded:
             raise StoreError(f"{path}: expected an array 'latents', found {loaded.files}")
+        if unknown := set(loaded.files) - {"latents", *DESCRIPTION, DIGEST}:
+            raise StoreError(
+                f"{path}: expected arrays latents and ids, or those of an export, found {min(unknown)!r}, "
+                "which nothing reads; save them without it"
+            )
         ids = loaded["ids"].astype(str).tolist() if "ids" in loaded else None
         about = {
             key: np.atleast_1d(loaded[key]).astype(str).tolist() for key in ABOUT if key in loaded

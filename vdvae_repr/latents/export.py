@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import math
 import os
@@ -11,12 +13,18 @@ from pathlib import Path
 
 import numpy as np
 
+from vdvae_repr.config import path_of
 from vdvae_repr.errors import StoreError
 from vdvae_repr.latents.base import Latents
-from vdvae_repr.latents.format import not_finite
+from vdvae_repr.latents.format import linked_to, not_finite
 from vdvae_repr.output import aside_of, replacing
 
-OWN_KEYS = {"latents", "ids", "layers", "shapes", "columns"}  # by which an earlier export is known
+DESCRIPTION = (  # what an export says of its matrix
+    "ids", "labels", "layers", "shapes", "columns", "feature", "pool", "model", "weights_sha256",
+)  # fmt: skip
+DIGEST = (
+    "sha256"  # of the .npy, or of the other members of the .npz: by it an earlier export is known
+)
 
 
 def export(
@@ -37,7 +45,8 @@ def export(
     Returns:
         the matrix's shape.
 
-    What lies at `out` is replaced only if an earlier export wrote it.
+    What lies at `out` is replaced only if an earlier export wrote it, and nobody changed it since: it carries
+    a digest of itself.
 
     Raises:
         StoreError: another suffix, another file at `out`, values that are not finite (the layer and image are
@@ -47,16 +56,17 @@ def export(
         raise StoreError(
             f"out: expected the name of a file, found {type(out).__name__} {out!r:.80}"
         )
-    out = Path(out)
-    beside = out.with_suffix(".json")
+    out = linked_to(path_of("out", out))
     if out.suffix not in (".npy", ".npz"):
         raise StoreError(f"{out}: expected a name that ends in .npy or .npz")
+    beside = out.with_suffix(".json")
     for path in (out, beside) if out.suffix == ".npy" else (out,):
         if path.exists() and not _is_export(out, beside):
             raise StoreError(
-                f"{path}: exists, and no export wrote it, so it is not replaced; choose another path"
+                f"{path}: exists, and no export wrote it, or it was changed since, so it is not replaced; "
+                "choose another path"
             )
-    feature = feature or store.default_feature
+    feature = store.default_feature if feature is None else feature
     rows, chosen = store.rows(split), store.distinct(layers, feature)
     widths = [math.prod(store.shape(spec, feature, pool)) for spec in chosen]
     shape = (len(rows), sum(widths))
@@ -71,9 +81,13 @@ def export(
         "model": store.info.model,
         "weights_sha256": store.info.weights_sha256,
     }
-    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": shape}
+    )
 
-    def blocks() -> Iterator[bytes]:
+    def matrix() -> Iterator[bytes]:
+        yield header.getvalue()
         first = 0
         for block in store.slices(layers, feature, pool, split):
             if (row := not_finite(block)) is not None:
@@ -88,24 +102,29 @@ def export(
 
     try:
         if out.suffix == ".npy":
+            former = _former(beside)
             with replacing(beside) as description, replacing(out) as file:
-                np.lib.format.write_array_header_1_0(file, header)
-                file.writelines(blocks())
+                digest = hashlib.sha256()
+                for block in matrix():
+                    digest.update(block)
+                    file.write(block)
+                about[DIGEST] = digest.hexdigest()
                 description.write(json.dumps(about, allow_nan=False).encode())
                 for written in (description, file):
                     written.flush()
                     os.fsync(written.fileno())
-                beside.unlink(missing_ok=True)  # so that it never describes another matrix
+                if beside.exists():  # so that it never describes another matrix
+                    beside.replace(former)
+            former.unlink(missing_ok=True)
         else:
             with replacing(out) as file, zipfile.ZipFile(file, "w") as archive:
                 with archive.open("latents.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array_header_1_0(member, header)
-                    for block in blocks():
+                    for block in matrix():
                         member.write(block)
                 for key, value in about.items():
                     if value is not None:
-                        with archive.open(f"{key}.npy", "w") as member:
-                            np.lib.format.write_array(member, np.asarray(value), allow_pickle=False)
+                        _add(archive, key, value)
+                _add(archive, DIGEST, _members_sha256(archive))
     except OSError as error:
         raise StoreError(
             f"{out}: cannot be written ({error.strerror or error}); make room or choose another place"
@@ -113,15 +132,50 @@ def export(
     return shape
 
 
+def _add(archive: zipfile.ZipFile, key: str, value: object) -> None:
+    with archive.open(f"{key}.npy", "w") as member:
+        np.lib.format.write_array(member, np.asarray(value), allow_pickle=False)
+
+
+def _members_sha256(archive: zipfile.ZipFile) -> str:
+    """Return a hash of the names, sizes and CRC-32 of all members but the one that holds this hash."""
+    members = [
+        [member.filename, member.file_size, member.CRC]
+        for member in archive.infolist()
+        if member.filename != f"{DIGEST}.npy"
+    ]
+    return hashlib.sha256(json.dumps(sorted(members)).encode()).hexdigest()
+
+
+def _former(beside: Path) -> Path:
+    """Return where the description of the matrix that is being replaced lies for a moment."""
+    return aside_of(beside).with_suffix(".former")
+
+
 def _is_export(out: Path, beside: Path) -> bool:
-    """Whether a file, or of a .npy the one beside it, is what `export` writes."""
+    """Whether a file, or a .npy together with the .json beside it, is as `export` wrote it."""
     try:
         if out.suffix == ".npz":
-            with zipfile.ZipFile(out) as archive:
-                return {f"{key}.npy" for key in OWN_KEYS} <= set(archive.namelist())
-        # A process that was killed while the two files took their place leaves the description aside.
-        described = beside if beside.exists() else aside_of(beside)
-        about = json.loads(described.read_text(encoding="utf-8"))
-        return isinstance(about, dict) and OWN_KEYS - {"latents"} <= set(about)
-    except (OSError, ValueError, zipfile.BadZipFile):
+            with zipfile.ZipFile(out) as archive, archive.open(f"{DIGEST}.npy") as member:
+                found = np.lib.format.read_array(member, allow_pickle=False)
+                return str(found) == _members_sha256(archive)
+        digest = None
+        if out.exists():
+            with out.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return False
+    if beside.exists():
+        return _describes(beside, digest)
+    # A process that was killed while the two files took their places left both descriptions aside.
+    return any(_describes(path, digest) for path in (aside_of(beside), _former(beside)))
+
+
+def _describes(path: Path, digest: str | None) -> bool:
+    """Whether a file is the description of a matrix of this digest; of any, where there is no matrix."""
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    own = isinstance(about, dict) and about.keys() == {*DESCRIPTION, DIGEST}
+    return own and digest in (None, about[DIGEST])

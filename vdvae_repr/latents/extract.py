@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from vdvae_repr.config import path_of
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing, Source, read_images
@@ -38,6 +39,7 @@ from vdvae_repr.latents.format import (
     array_key,
     chunk_rows,
     create_array,
+    linked_to,
     not_finite,
     parts_folder,
     refuse_target,
@@ -89,7 +91,7 @@ def extract(
     Args:
         model: a VDVAE in eval mode, or another encoder, whose feature is `activation`.
         data: whatever `open_source` takes.
-        out: the store's path; parts lie in `OUT.parts/` until all are there.
+        out: the store's path, or a link to it; parts lie in `OUT.parts/` until all are there.
         *options: groups of options.
         layers: selector.
         features: names of the encoder's, of a VDVAE `mean` if not given; `z` needs `z="sample"`.
@@ -101,7 +103,8 @@ def extract(
 
     Raises:
         DataError, LayerError: bad source or selector, no workers. TypeError: an unknown option.
-        StoreError: an option's value; the output exists, is no store, is being written by another process,
+        ConfigError: an option's number.
+        StoreError: an option's word; the output exists, is no store, is being written by another process,
             belongs to another extraction, does not fit on the disk, or cannot be written; a value that is
             not finite or that float16 cannot hold; an id or factor that no store can hold; images that have
             been replaced since the store was made, or while they were read.
@@ -111,7 +114,7 @@ def extract(
         extract(model, "photos/", "s.h5", Storage(dtype="float16", pool="avg:4"), batch_size=64)
     """
     chosen_options = resolve_options(options, keywords)
-    out = Path(out)
+    out = linked_to(path_of("out", out))
     notices: list[str] = []
     source = open_source(data, notice=notices.append)
     job = ExtractionJob.of(as_encoder(model), source, layers, features, chosen_options)
@@ -127,7 +130,8 @@ def extract(
             begun = _begin(job, out, overwrite, report) if rank == 0 else None
             begun = partition.from_the_first(begun, processes)
             if begun is not None:
-                job = replace(job, batch_size=begun["batch_size"])
+                if job.batch_size != begun["batch_size"]:
+                    job = replace(job, batch_size=begun["batch_size"])
                 if different := partition.differences(begun, job.info.attributes()):
                     raise StoreError(
                         f"{out}: the processes do not extract the same ({different}); "
@@ -159,8 +163,10 @@ def _begin(
             too small, images were replaced, or the source has names that no store can hold.
     """
     source, folder = job.source, parts_folder(out)
-    _rehearse(job)
+    _ = job.described_bytes  # refuses what no store can hold
     partition.refuse_strangers(folder)
+    if overwrite or not out.exists():
+        partition.refuse_parts_of_others(out)
     claimed = {} if overwrite else partition.read_claim(folder / partition.CLAIM)
     if not job.batch_size:
         known = None if overwrite else _begun_with(out, claimed)
@@ -228,7 +234,7 @@ def _write(
             partition.refuse_skipped(files, job.options.frame.on_error)
             info = replace(job.info, source_state=_unchanged(job, files, begun["source_state"]))
             single = job.options.storage.layout == "single"
-            size = IMAGE_BYTES * len(job.source) + 2**14 * len(files) + _rehearse(job)
+            size = IMAGE_BYTES * len(job.source) + 2**14 * len(files) + job.described_bytes
             if single:
                 size += sum(path.stat().st_size for path in files)
             write_aside(out, lambda file: partition.assemble(file, files, info, job.source), size)
@@ -241,15 +247,6 @@ def _write(
         if processes == 1:
             partition.remove_if_nothing_is_done(folder)
         raise
-
-
-def _rehearse(job: ExtractionJob) -> int:
-    """Return the bytes of what a store says of the images, and refuse what none can hold."""
-    source, info = job.source, replace(job, batch_size=job.batch_size or 1).info
-    return rehearse(
-        source.name, info, ids=source.ids, splits=source.splits, labels=source.labels,
-        label_names=source.label_names, factors=source.factors,
-    )  # fmt: skip
 
 
 def _stale(job: ExtractionJob, parts: Sequence[Path]) -> dict[str, list[str]]:
@@ -481,6 +478,19 @@ class ExtractionJob:
             batch_size=self.batch_size,
             part=self.part,
         )
+
+    @cached_property
+    def described_bytes(self) -> int:
+        """The bytes of what the store says of the images.
+
+        Raises:
+            StoreError: an id, a split, a label or a factor that no store can hold.
+        """
+        source, info = self.source, replace(self, batch_size=self.batch_size or 1).info
+        return rehearse(
+            source.name, info, ids=source.ids, splits=source.splits, labels=source.labels,
+            label_names=source.label_names, factors=source.factors,
+        )  # fmt: skip
 
     def shape(self, spec: LayerSpec, feature: str) -> tuple[int, ...]:
         """Return the shape of what is stored of a layer's feature and image."""

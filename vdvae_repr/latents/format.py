@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -248,6 +249,11 @@ class Part:
 def parts_folder(path: Path) -> Path:
     """Return where a store's parts lie: while it is written, and for good with the layout `virtual`."""
     return Path(f"{path}.parts")
+
+
+def linked_to(path: str | Path) -> Path:
+    """Return the file that a link names, which is what is read and replaced; else the path as it is."""
+    return Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)  # noqa: PTH114
 
 
 def array_key(spec: LayerSpec, feature: str) -> str:
@@ -632,9 +638,16 @@ def describe_images(
     if info.skipped_checksums:
         file.attrs["skipped_checksums"] = json.dumps(info.skipped_checksums)
     file.attrs["created"] = datetime.now(UTC).isoformat(timespec="seconds")
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "h5py")}
-    file.attrs["versions"] = json.dumps(versions)
+    file.attrs["versions"] = _versions()
     seal(file)
+
+
+@cache  # looking for a distribution takes 20 ms
+def _versions() -> str:
+    """Return the versions of the libraries that a store depends on, as JSON."""
+    return json.dumps(
+        {name: importlib.metadata.version(name) for name in ("torch", "numpy", "h5py")}
+    )
 
 
 def not_finite(values: Array) -> int | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, cast
 
-from vdvae_repr.config import suggestion
+from vdvae_repr.config import suggestion, whole_number
 from vdvae_repr.errors import StoreError
 from vdvae_repr.model.precision import Precision
 
@@ -14,6 +14,11 @@ from vdvae_repr.model.precision import Precision
 def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise StoreError(f"{name}: expected {' or '.join(allowed)}, found {value!r}")
+
+
+def _truth(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise StoreError(f"{name}: expected True or False, found {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,8 +33,9 @@ class Sampling:
     """Random seed of the draws."""
 
     def __post_init__(self) -> None:
-        """Refuse another word for z."""
+        """Refuse another word for z, and what is no seed."""
         _one_of("z", self.z, ("mean", "sample"))
+        whole_number("seed", self.seed, 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +53,11 @@ class Frame:
     in the store."""
 
     def __post_init__(self) -> None:
-        """Refuse another word for on_error."""
+        """Refuse another word for on_error, and squares of nothing."""
         _one_of("on_error", self.on_error, ("raise", "skip"))
+        _truth("align", self.align)
+        if self.crop is not None:
+            whole_number("crop", self.crop, 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +79,8 @@ class Storage:
         """Refuse another dtype or layout."""
         _one_of("dtype", self.dtype, ("float32", "float16"))
         _one_of("layout", self.layout, ("single", "virtual"))
+        _truth("images", self.images)
+        _truth("mirror", self.mirror)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,9 +99,8 @@ class Compute:
     def __post_init__(self) -> None:
         """Refuse another precision and batches of nothing."""
         _one_of("precision", self.precision, ("fp32", "tf32", "bf16"))
-        size = self.batch_size
-        if size != "auto" and not (isinstance(size, int) and size >= 1):
-            raise StoreError(f"batch_size: expected a number from 1, or auto, found {size!r}")
+        if self.batch_size != "auto":
+            whole_number("batch_size", self.batch_size, 1, what='a whole number, or "auto"')
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

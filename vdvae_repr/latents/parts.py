@@ -76,13 +76,37 @@ def attributes_of(out: Path) -> dict[str, Any]:
 
 def parts_of(out: Path) -> frozenset[str]:
     """Return the names of the files that a store refers to; none of a single file, or of what is no store."""
+    return frozenset(name.rpartition("/")[2] for name in part_names(out))
+
+
+def part_names(out: Path) -> tuple[str, ...]:
+    """Return the parts of a store by their paths from its folder, or nothing as in `parts_of`."""
     try:
         refuse_broken_trailer(out)
         with h5py.File(out, "r") as file:
-            parts = StoreInfo.read(file.attrs).parts
+            return tuple(part[0] for part in StoreInfo.read(file.attrs).parts)
     except Exception:  # a damaged file may make h5py raise anything
-        return frozenset()
-    return frozenset(part[0].rpartition("/")[2] for part in parts)
+        return ()
+
+
+def refuse_parts_of_others(out: Path) -> None:
+    """Refuse to touch parts that another store reads, as one that was renamed or copied.
+
+    Raises:
+        StoreError: names that store.
+    """
+    folder = Path(f"{out}.parts")
+    if not any(folder.glob("part-*.h5")):
+        return
+    for path in sorted(out.absolute().parent.iterdir()):
+        if path.name == out.name or not path.is_file() or not h5py.is_hdf5(path):
+            continue
+        if any(name.partition("/")[0] == folder.name for name in part_names(path)):
+            instead = "remove that store" if out.exists() else f"call that store {out.name} again"
+            raise StoreError(
+                f"{folder}: holds the parts of {path.name}, which would be lost; choose another path, "
+                f"or {instead}"
+            )
 
 
 def keep_parts(folder: Path, names: Collection[str]) -> None:

@@ -26,6 +26,7 @@ from vdvae_repr.latents.format import (
     SEAL,
     Part,
     StoreInfo,
+    array_key,
     arrays_of,
     label_names,
     listed_arrays,
@@ -366,12 +367,16 @@ class LatentStore(Latents):
 class JoinedStore(Latents):
     """Two stores from the same weights as one: what is learned on the first is tested on the second.
 
-    Ids are prefixed `train/` and `test/`, which are the splits; labels of one name are one label. Closing it
-    closes both.
+    Layers are those that both have, by name. Of a first store that is split, `train` and `val` are read; of
+    a second one `test`, or `val` where it has none: `notices` say how many images that leaves out. Ids are
+    prefixed `train/` and `test/`. Labels of one name are one label. Closing it closes both.
 
     Raises:
-        StoreError: other weights, options or layers; names the difference.
+        StoreError: other weights, options or layers; splits without one to train or to test on.
     """
+
+    notices: tuple[str, ...]
+    """Lines about what is left out of each store."""
 
     def __init__(self, train: Latents, test: Latents) -> None:
         for name in ("weights_sha256", "z", "draws", "pool", "mirror", "preprocessing"):
@@ -384,27 +389,64 @@ class JoinedStore(Latents):
         self.stores = train, test
         self.path = Path(f"{train.path} and {test.path}")
         self.reads_mirrored = train.reads_mirrored
-        both = {spec.name for spec in test.layers}
+        others = {spec.name: spec for spec in test.layers}
+        for spec in train.layers:
+            other = others.get(spec.name, spec)
+            if replace(other, index=spec.index) != spec:
+                raise StoreError(
+                    f"{test.path}: expected layer {spec.name} of {spec.shape}, as in {train.path}, "
+                    f"found {other.shape}; extract both alike"
+                )
         self.info = replace(
             train.info,
             source=f"{train.info.source} -> {test.info.source}",
-            layers=tuple(spec for spec in train.layers if spec.name in both),
+            layers=tuple(spec for spec in train.layers if spec.name in others),
             features=tuple(name for name in train.features if name in test.features),
             skipped=train.info.skipped + test.info.skipped,
         )
         self.attrs = train.attrs | {"source": self.info.source}
         if not self.layers or not self.features:
             raise StoreError(f"{test.path}: has no layer or feature in common with {train.path}")
+        # Layers are numbered as each encoder was told to read them.
+        self._of_second = {
+            prefix + array_key(spec, feature): prefix + array_key(others[spec.name], feature)
+            for spec in self.layers
+            for feature in self.features
+            for prefix in ("", MIRROR)
+        }
+        learned, tried = _side(train, ("train", "val")), _side(test, ("test",), ("val",))
+        self._rows = learned, tried
+        self.notices = tuple(
+            f"{store.path}: {len(store) - len(rows)} images that are not of split {what} are left out"
+            for store, rows, what in (
+                (train, learned, "train or val"),
+                (test, tried, test.splits[tried[0]]),
+            )
+            if len(rows) < len(store)
+        )
         self.label_names = tuple(dict.fromkeys(train.label_names + test.label_names))
         number = {name: index for index, name in enumerate(self.label_names)}
-        self.labels = np.concatenate(
+        self.labels = self._joined(
             [
-                [number[store.label_names[k]] if k >= 0 else -1 for k in store.labels]
+                np.array(
+                    [number[store.label_names[k]] if k >= 0 else -1 for k in store.labels], np.int64
+                )
                 for store in self.stores
             ]
-        ).astype(np.int64)
-        self.ids = tuple(f"train/{i}" for i in train.ids) + tuple(f"test/{i}" for i in test.ids)
-        self.splits = ("train",) * len(train) + ("test",) * len(test)
+        )
+        self.ids = tuple(
+            f"{side}/{store.ids[row]}"
+            for side, store, rows in zip(("train", "test"), self.stores, self._rows, strict=True)
+            for row in rows
+        )
+        # Of one split alone, all are to learn on.
+        split = len(set(train.splits)) > 1
+        self.splits = tuple(train.splits[row] if split else "train" for row in learned)
+        self.splits += ("test",) * len(tried)
+
+    def _joined(self, arrays: Sequence[Array]) -> Array:
+        """Return the rows that are read of arrays of both, one after the other."""
+        return np.concatenate([array[rows] for array, rows in zip(arrays, self._rows, strict=True)])
 
     def close(self) -> None:
         """Close both."""
@@ -424,9 +466,7 @@ class JoinedStore(Latents):
     def factors(self) -> dict[str, Array]:
         """The factors that both sources know, (N,) each."""
         first, second = (store.factors for store in self.stores)
-        return {
-            name: np.concatenate([first[name], second[name]]) for name in first if name in second
-        }
+        return {name: self._joined([first[name], second[name]]) for name in first if name in second}
 
     @property
     def checksums(self) -> tuple[str, NDArray[np.uint64]] | None:
@@ -434,13 +474,13 @@ class JoinedStore(Latents):
         first, second = (store.checksums for store in self.stores)
         if first is None or second is None or first[0] != second[0]:
             return None
-        return first[0], np.concatenate([first[1], second[1]])
+        return first[0], self._joined([first[1], second[1]])
 
     @property
     def kl(self) -> NDArray[np.float32]:
         """(N, layers traversed in both), nats an image."""
         both = [store.kl for store in self.stores]
-        return np.concatenate([kl[:, : min(kl.shape[1] for kl in both)] for kl in both])
+        return self._joined([kl[:, : min(kl.shape[1] for kl in both)] for kl in both])
 
     @property
     def has_kl(self) -> bool:
@@ -454,11 +494,13 @@ class JoinedStore(Latents):
 
     def images(self) -> NDArray[np.uint8]:
         """Return the images of both."""
-        return np.concatenate([store.images() for store in self.stores])
+        return self._joined([store.images() for store in self.stores])
 
     def digest(self, spec: LayerSpec, feature: str) -> str:
-        """Return a hash of a layer's values in both."""
-        return "+".join(store.digest(spec, feature) for store in self.stores)
+        """Return a hash of a layer's values in both, and of which images are read."""
+        own = [store.digest(store[spec.name].spec, feature) for store in self.stores]
+        rows = [hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest() for rows in self._rows]
+        return "+".join(own + rows)
 
     def verify(self) -> tuple[str, ...]:
         """Read everything in both once; return lines about what could not be checked."""
@@ -469,18 +511,39 @@ class JoinedStore(Latents):
         return len(self), *self.stores[0].array_shape(key)[1:]
 
     def read(self, key: str, what: str, rows: Any = slice(None)) -> Array:
-        """Read rows of an array, counted through both."""
+        """Read rows of an array, by its path in the first, counted through both."""
         wanted = np.arange(len(self))[rows]
-        places, first = np.atleast_1d(wanted), len(self.stores[0])
-        sides = places[places < first], places[places >= first] - first
+        places, first = np.atleast_1d(wanted), len(self._rows[0])
+        learned, tried = self._rows
+        sides = learned[places[places < first]], tried[places[places >= first] - first]
+        keys = key, self._of_second.get(key, key)
         # Ranges, whose rows are chosen: HDF5 is slow at lists of rows.
         some = [
-            store.read(key, what, slice(int(own[0]), int(own[-1]) + 1))[own - own[0]]
-            for store, own in zip(self.stores, sides, strict=True)
+            store.read(own_key, what, slice(int(own[0]), int(own[-1]) + 1))[own - own[0]]
+            for store, own_key, own in zip(self.stores, keys, sides, strict=True)
             if len(own)
         ]
         joined = np.concatenate(some or [self.stores[0].read(key, what, slice(0, 0))])
         return joined if np.ndim(wanted) else joined[0]
+
+
+def _side(store: Latents, *wanted: tuple[str, ...]) -> NDArray[np.intp]:
+    """Return the rows of the first of some sets of splits that a store has; all where it is not split.
+
+    Raises:
+        StoreError: it is split, and has none of them.
+    """
+    found = sorted(set(store.splits))
+    if len(found) == 1:
+        return np.arange(len(store))
+    for names in wanted:
+        if names[0] in found:
+            return np.flatnonzero([split in names for split in store.splits])
+    raise StoreError(
+        f"{store.path}: expected images of split {' or '.join(names[0] for names in wanted)}, "
+        f"or of one split alone, found {', '.join(split or 'no split' for split in found)}; "
+        "extract these images alone"
+    )
 
 
 class StoreDataset(Dataset[tuple[torch.Tensor, int]]):

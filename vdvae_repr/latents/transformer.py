@@ -11,10 +11,11 @@ from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
+from vdvae_repr.config import whole_number
 from vdvae_repr.data.source import Preprocessing, RawImage, open_image
 from vdvae_repr.encoders.load import load
 from vdvae_repr.encoders.vdvae import FEATURES, VDVAEEncoder
-from vdvae_repr.errors import CheckpointError, DataError, LayerError
+from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError
 from vdvae_repr.latents.format import array_key
 from vdvae_repr.latents.pooling import pool_layer
 from vdvae_repr.model.layers import select_layers
@@ -65,7 +66,14 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
         Raises:
             CheckpointError, LayerError: no such model, no VDVAE; no such layer, feature or pooling.
+            ConfigError: another word for z, or a number that is none.
         """
+        if self.z not in ("mean", "sample"):
+            raise ConfigError(f"z: expected mean or sample, found {self.z!r}")
+        whole_number("batch_size", self.batch_size, 1)
+        whole_number("seed", self.seed, 0)
+        if self.crop is not None:
+            whole_number("crop", self.crop, 1)
         if self.feature not in FEATURES:
             raise LayerError(
                 f"unknown feature {self.feature!r}; the features are {', '.join(FEATURES)}"

@@ -122,7 +122,12 @@ def _select_one(layers: Sequence[LayerSpec], item: str) -> set[int]:
         return set() if own else set(same[place : place + 1])
     if match := re.fullmatch(r"(\d*):(\d*)", item):
         start, stop = match.groups()
-        first, last = int(start or 0), int(stop) if stop else layers[-1].index + 1
+        end = layers[-1].index + 1
+        first, last = int(start or 0), int(stop) if stop else end
+        if last > end:
+            raise LayerError(
+                f"{item}: expected at most :{end}; the layers are {describe_layers(layers)}"
+            )
         return {layer.index for layer in layers if first <= layer.index < last}
     if item.isdecimal():
         return {layer.index for layer in layers if layer.index == int(item)}

@@ -15,13 +15,12 @@ Precision = Literal["fp32", "tf32", "bf16"]
 
 @contextmanager
 def arithmetic(precision: Precision = "fp32", device: str = "cpu") -> Iterator[None]:
-    """Compute in `precision` within; tf32 changes GPUs alone, bf16 is autocast on a device's type.
+    """Compute in `precision` within; tf32 is of GPUs alone, bf16 is autocast on a device's type.
 
     Raises:
-        ConfigError: another precision.
+        ConfigError: another precision, or one that the device has not.
     """
-    if precision not in ("fp32", "tf32", "bf16"):
-        raise ConfigError(f"precision: expected fp32, tf32 or bf16, found {precision!r}")
+    check_precision(precision, device)
     convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
     before = convolutions.allow_tf32, products.allow_tf32
     convolutions.allow_tf32 = products.allow_tf32 = precision == "tf32"
@@ -33,3 +32,17 @@ def arithmetic(precision: Precision = "fp32", device: str = "cpu") -> Iterator[N
             yield
     finally:
         convolutions.allow_tf32, products.allow_tf32 = before
+
+
+def check_precision(precision: Precision, device: str) -> None:
+    """Refuse a precision that a device's type, as "cpu", has not.
+
+    Raises:
+        ConfigError: as described.
+    """
+    if precision not in ("fp32", "tf32", "bf16"):
+        raise ConfigError(f"precision: expected fp32, tf32 or bf16, found {precision!r}")
+    if precision == "tf32" and device != "cuda":
+        raise ConfigError(
+            f'precision: tf32 is of CUDA devices, found {device}; use precision="fp32"'
+        )

@@ -47,6 +47,7 @@ FORMAT = "vdvae-repr/1"
 WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
 RAW_ENDING, EMA_ENDING = "-model.th", "-model-ema.th"
 NAME_IT = "name the architecture with preset=NAME, a preset's name or a TOML"
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 HEAD_BYTES = 512  # of a file, enough to tell what it is
 MOST_HEADER = 2**24  # bytes, of a safetensors file; those of 10,000 tensors have less than 2 MB
 MOST_WRAPPERS = 32  # dictionaries around the weights
@@ -88,9 +89,9 @@ def load(
         raise CheckpointError(
             "model: expected a name or a file, found an empty text; is a variable not set?"
         )
-    if str(model).endswith("@random"):
-        config = ModelConfig.from_preset(str(model).removesuffix("@random"))
-        net = random_weights(config, str(model), seed=0)  # the same ones each time
+    if isinstance(model, str) and model.endswith("@random"):
+        config = ModelConfig.from_preset(model.removesuffix("@random"))
+        net = random_weights(config, model, seed=0)  # the same ones each time
     else:
         net = _load_file(_find(model), preset)
     net = on_device(net, device).eval()
@@ -165,7 +166,7 @@ def packaged_names() -> list[str]:
 
 
 def _find(model: str | Path) -> Path:
-    if str(model) in packaged_names():
+    if isinstance(model, str) and model in packaged_names():
         return WEIGHTS_FOLDER / f"{model}.safetensors"
     path = Path(model)
     try:
@@ -552,12 +553,17 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def check_finite(weights: Mapping[str, Tensor], where: str | Path) -> None:
-    """Refuse weights that are NaN or infinite.
+    """Refuse weights that are NaN or infinite, or of a type of 8 bits, which holds a part of a number.
 
     Raises:
         CheckpointError: names the first such parameter.
     """
     for name, value in weights.items():
+        if value.is_floating_point() and value.dtype not in FLOATS:
+            raise CheckpointError(
+                f"{where}: expected float32, float16, bfloat16 or float64, found "
+                f"{str(value.dtype).removeprefix('torch.')} in {name}; save the weights in one of these"
+            )
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise CheckpointError(
                 f"{where}: expected finite weights, found NaN or infinity in {name}; "

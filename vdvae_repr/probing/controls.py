@@ -129,7 +129,8 @@ class RandomTwin:
     @cached_property
     def _encoder(self) -> Encoder:
         info = self._store.info
-        return random_twin(info.config, info.weights_sha256, self._seed)
+        names = [spec.name for spec in info.layers]
+        return random_twin(info.config, info.weights_sha256, self._seed, names)
 
     @cached_property
     def store(self) -> Latents:
@@ -150,7 +151,8 @@ class RandomTwin:
             Storage(pool=info.pool, mirror=info.mirror, images=False),
             layers=list(self._layers),
             features=list(self._features),
-            precision=info.precision or "fp32",
+            # TF32 is of GPUs, and this runs on the CPU.
+            precision="bf16" if info.precision == "bf16" else "fp32",
         )
 
     def columns(self, spec: LayerSpec, feature: str, pool: str | None, mirrored: bool) -> Columns:
@@ -161,16 +163,16 @@ class RandomTwin:
             return store.columns(spec.name, feature, pool)
 
         dims = int(np.prod(self._store.shape(spec, feature, pool)))
-        told = (spec.name, feature, str(pool), str(mirrored))
+        told = (str(spec.to_json()), feature, str(pool), str(mirrored))
         name = f"random-init, layer {spec.name}"
         return Columns(name, spec.resolution, dims, blocks, lambda: hash_text(self._recipe, *told))
 
     @cached_property
     def _recipe(self) -> str:
         attrs = self._store.info.attributes()
-        settings = [
-            str(attrs.get(name)) for name in ("config", "z", "draws", "seed", "pool", "precision")
-        ]
+        # The weights, as a network's twin keeps what its modules do not draw anew.
+        keys = ("config", "weights_sha256", "z", "draws", "seed", "pool", "precision")
+        settings = [str(attrs.get(name)) for name in keys]
         return hash_text(
             hash_arrays(self._store.images()),
             *self._store.ids,

@@ -118,6 +118,8 @@ def probe(
         expect_store(drawn, "drawn")
     expect(seed, "seed", Integral, "a whole number")
     expect(cache, "cache", str | Path | None, "a folder")
+    if isinstance(cache, str) and not cache.strip():
+        raise TaskError("cache: expected a folder, found an empty text")
     if not isinstance(task, Task):
         task = Task.named(task)
     choice = Choice.of(store, layers, features, pools, selections)

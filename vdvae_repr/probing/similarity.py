@@ -38,7 +38,8 @@ def compare(
     """
     expect_store(a, "a")
     if b is None:
-        grams = _centred_grams(a, feature or a.default_feature, notice, seed)
+        feature = a.default_feature if feature is None else feature
+        grams = _centred_grams(a, feature, notice, seed)
         return linear_cka(grams, grams)
     expect_store(b, "b")
     if a.ids != b.ids:
@@ -46,7 +47,8 @@ def compare(
     if line := same_images(a, b):
         notice(line)
     one, other = (
-        _centred_grams(store, feature or store.default_feature, notice, seed) for store in (a, b)
+        _centred_grams(store, store.default_feature if feature is None else feature, notice, seed)
+        for store in (a, b)
     )
     return linear_cka(one, other)
 

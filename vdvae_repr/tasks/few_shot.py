@@ -43,8 +43,9 @@ class FewShot(Task):
     """Which of a few classes is it, by a few images of each? Protocol `few-shot`.
 
     Seeded episodes of the novel classes, the same for all heads and features. Without a class split every
-    class is novel; then base statistics and PCA come from the classes outside each episode, or, where it
-    takes every class, from its support images, and no layer is chosen, because nothing is left to choose on.
+    class is novel; then base statistics and PCA come from the classes outside each episode, or, where
+    these hold fewer images than its support, from that, and no layer is chosen, because nothing is left to
+    choose on.
     """
 
     name: ClassVar[str] = "few_shot"
@@ -135,8 +136,12 @@ class Episodes(Problem):
         )
         if left := len(sides["novel"]) - len(usable["novel"]):
             text += f"; {left} classes of fewer than {needed} images left out"
-        if not len(self.base) and len(rows_of) == ways:
-            text += "; no class is outside an episode: base statistics and PCA are of its support"
+        if not len(self.base):
+            taken = sum(sorted((len(rows_of[k]) for k in usable["novel"]), reverse=True)[:ways])
+            outside = sum(map(len, rows_of.values())) - taken
+            if outside < ways * shots:
+                what = f"no more than {outside} images are" if outside else "no class is"
+                text += f"; {what} outside an episode: base statistics and PCA are of its support"
         if choose:
             where = "val" if len(usable["val"]) >= ways else "base"
             text += f"; the layer is chosen on episodes of {len(choose)} {where} classes"
@@ -160,7 +165,7 @@ class Episodes(Problem):
         labels = self.targets
         for episode in self.episodes:
             outside = np.flatnonzero(~np.isin(labels, episode.classes) & (labels >= 0))
-            if not len(outside):
+            if len(outside) < len(episode.support):
                 outside = episode.support
             elif len(outside) > OUTSIDE:
                 outside = np.sort(rng.choice(outside, OUTSIDE, replace=False))
@@ -254,14 +259,15 @@ class _Outside:
         return {k: (self._X[r].sum(axis=0, dtype=np.float64), len(r)) for k, r in rows.items()}
 
     def mean(self, episode: _Episode) -> NDArray[Any]:
-        """Return the mean (D,); where an episode takes every class, that of its support images."""
+        """Return the mean (D,): of the support images, where fewer are outside the episode's classes."""
         if len(self._base):
             return self._of_base
         others = [self._sums[k] for k in self._sums if k not in episode.classes]
-        if not others:
+        count = sum(count for _, count in others)
+        if count < len(episode.support):
             return np.asarray(self._X[episode.support].mean(axis=0))
         total = np.sum([part for part, _ in others], axis=0)
-        return np.asarray(total / sum(count for _, count in others), self._X.dtype)
+        return np.asarray(total / count, self._X.dtype)
 
 
 def _draw(

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,20 @@ Tensors = Mapping[str, Mapping[str, Tensor]]
 GROUPS = ("model", "average", "adamw")
 
 
+def announce_checkpoint(folder: Path, step: int) -> None:
+    """Make the folder that a checkpoint is written in, before anything of its run is replaced.
+
+    It stays until the checkpoint is whole, so that a run without checkpoints is known to have been stopped at
+    its first, and not to have lost them.
+    """
+    _aside(folder, step).mkdir(parents=True, exist_ok=True)
+
+
+def is_announced(folder: Path) -> bool:
+    """Whether a checkpoint was begun there and is not whole."""
+    return any(folder.glob(".step-*.part"))
+
+
 def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any]) -> None:
     """Write `folder/step-SSSSSSSS`: a safetensors a group, and `state.json` with their checksums.
 
@@ -36,7 +51,7 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
         TrainingError: it cannot be written; the checkpoints before it are untouched.
     """
     final = folder / f"step-{step:08d}"
-    aside = folder / f".{final.name}.part"
+    aside = _aside(folder, step)
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -54,12 +69,18 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
         aside.rename(final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
+        with suppress(OSError):
+            announce_checkpoint(folder, step)
         kept = checkpoint_steps(folder)
         last = f"the last good one is step {kept[-1]}" if kept else "there is none before it"
         raise TrainingError(
             f"{final}: the checkpoint cannot be written ({error}); {last}; make room, and "
             "go on with resume=True"
         ) from error
+
+
+def _aside(folder: Path, step: int) -> Path:
+    return folder / f".step-{step:08d}.part"
 
 
 def read_newest(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
@@ -130,8 +151,8 @@ def read_start(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], int]:
     """
     if not isinstance(path, str | os.PathLike):
         raise CheckpointError(f"init_from: expected a name or a file, found {type(path).__name__}")
-    start, path = str(path), Path(path)
-    if start in packaged_names() or not path.is_file():
+    start, path = path, Path(path)
+    if start in packaged_names() or not path.is_file():  # a Path is no name
         model = load(start)
         if not isinstance(model, VDVAE):
             raise CheckpointError(f"{start}: expected the weights of a VDVAE to start from")

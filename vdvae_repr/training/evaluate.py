@@ -148,7 +148,7 @@ def evaluate(
     chosen = [
         i
         for i, name in enumerate(source.splits)
-        if name != LEFT_OUT and (split is None or name == split)
+        if name != LEFT_OUT and (split is None or (name and name == split))
     ]
     if not chosen:
         known = sorted({name for name in source.splits if name and name != LEFT_OUT})

@@ -59,6 +59,7 @@ class RunOptions:
     probe_every: int = 0
     probe_data: str | dict[str, Any] | None = None
     probe_layers: str | Sequence[str] = "all"
+    init_from: str | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without a model."""
@@ -83,7 +84,12 @@ class RunOptions:
             whole_number("recompute", resolution, 1)
 
 
-UNCHANGED = ("crop", "precision", "on_error")  # options that a resumed run cannot change
+UNCHANGED = (
+    "crop",
+    "precision",
+    "on_error",
+    "init_from",
+)  # options that a resumed run cannot change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +105,8 @@ class Plan:
     """The preset's own values of the keys that were set by name: a resumed run may leave them out."""
     fingerprint: str | None = None
     """The source's."""
+    checksums: Sequence[int] | None = None
+    """Of the images, or of some of many: see `reading.content_checksums`; None in earlier run folders."""
     left_out: Mapping[str, str] | None = None
     """Of the images that could not be read, by id, the reason; None before they were looked for."""
     older: bool = False
@@ -114,6 +122,7 @@ class Plan:
             "data": str | dict | None,
             "preset_values": Mapping,
             "fingerprint": str | None,
+            "checksums": Sequence | None,
             "left_out": Mapping | None,
         }
         for key, kind in kinds.items():
@@ -136,6 +145,7 @@ class Plan:
             "data": self.data,
             "preset_values": dict(self.preset_values),
             "fingerprint": self.fingerprint,
+            "checksums": None if self.checksums is None else list(self.checksums),
             "left_out": None if self.left_out is None else dict(self.left_out),
         }
         return sealed_json(kept)
@@ -188,7 +198,7 @@ def make_plan(
     if "train" not in given:
         raise ConfigError(f"{where}: no [train] table, so no recipe; {_trainable()}")
     chosen = RunOptions(**{"name": name} | given_options)
-    if out is not None and (not isinstance(out, str | os.PathLike) or not str(out)):
+    if out is not None and (not isinstance(out, str | os.PathLike) or not str(out).strip()):
         raise ConfigError(f"out: expected a folder, found {shown(out)}")
     out = Path(out or folder or Path("runs") / chosen.name)
     if not (resume and (out / "config.toml").is_file()):

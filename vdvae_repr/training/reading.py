@@ -20,6 +20,7 @@ from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.errors import SKIP_ADVICE, DataError
 
 LEFT_OUT = "left out"  # the split of images that cannot be read
+LOOKED_AT = 4096  # images, of more than these
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,24 @@ def unreadable(
             f"{next(iter(found.values()))}"
         )
     return found
+
+
+def content_checksums(source: Source, workers: int) -> tuple[NDArray[np.intp], list[int]]:
+    """Return the checksums of all images, or of 4096 spread evenly over more, behind their indices."""
+    count = len(source)
+    indices = np.arange(min(count, LOOKED_AT)) * count // min(count, LOOKED_AT)
+    rank, world = process()
+    mine = map_ahead(
+        source.checksum, indices[rank::world].tolist(), workers=workers, ahead=4 * workers
+    )
+    parts = [list(mine)]
+    if world > 1:
+        own, parts = parts[0], [[] for _ in range(world)]
+        torch.distributed.all_gather_object(parts, own)
+    found = np.zeros(len(indices), np.uint64)
+    for start, part in enumerate(parts):
+        found[start::world] = part
+    return indices, found.tolist()
 
 
 def leave_out(source: Source, left_out: Mapping[str, str]) -> Source:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import math
+import os
 import signal
 import threading
 import time
@@ -23,19 +24,21 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vdvae_repr.config import Config, TrainConfig, whole_number
+from vdvae_repr.config import Config, TrainConfig, shown, whole_number
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing, Source, read_images
-from vdvae_repr.errors import ConfigError, DataError, Terminated, TrainingError
+from vdvae_repr.errors import CheckpointError, ConfigError, DataError, Terminated, TrainingError
 from vdvae_repr.lock import locked
 from vdvae_repr.model.inference import allow_recompiles
 from vdvae_repr.model.layers import select_layers
 from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.vdvae import VDVAE
-from vdvae_repr.model.weights import save
+from vdvae_repr.model.weights import packaged_names, save
 from vdvae_repr.training.checkpoints import (
+    announce_checkpoint,
     checkpoint_steps,
+    is_announced,
     prune,
     read_newest,
     read_start,
@@ -45,6 +48,7 @@ from vdvae_repr.training.draws import flipped, joint_noise, ordered, split_indic
 from vdvae_repr.training.optimisation import Optimisation
 from vdvae_repr.training.plan import Plan, RunOptions, make_plan
 from vdvae_repr.training.reading import (
+    content_checksums,
     describe_left_out,
     leave_out,
     pixel_statistics,
@@ -104,7 +108,7 @@ def train(
             whose value may differ from that of the run that is resumed.
         init_from: weights that a new run starts from: any VDVAE that `load` takes, or a published
             `NAME-model.th`, with `NAME-model-ema.th`, `NAME-opt.th` and `NAME-log.jsonl` where they lie
-            beside it, to go on from that run's step.
+            beside it, to go on from that run's step. A resumed run knows it, and takes no other.
         name: the model's name in its file; that of the preset or TOML, if not given.
         crop: central square to take first, pixels.
         on_error: "raise", if not given; "skip" reads every image once before the start, and leaves those out
@@ -147,15 +151,21 @@ def train(
             "accumulate": accumulate, "compile": compile, "channels_last": channels_last,
             "recompute": recompute, "log_with": log_with, "probe_every": probe_every,
             "probe_data": None if labelled is None else labelled.opened, "probe_layers": probe_layers,
+            "init_from": _place(init_from),
         },
     )  # fmt: skip
+    for key, value in (("probe_data", probe_data), ("probe_layers", probe_layers)):
+        if value is not None and not plan.options.probe_every:
+            raise ConfigError(
+                f"{key}: expected probe_every=1000, or another number, with it, found 0"
+            )
     accelerator = _accelerator(device, plan.options.log_with, plan.out)
     say = progress if accelerator.is_main_process else lambda line: None
     for line in notices:
         say(line)
     with _alone(plan.out) if accelerator.is_main_process else nullcontext():
         return _train(
-            plan, accelerator, data, labelled, resume=resume, init_from=init_from,
+            plan, accelerator, data, labelled, resume=resume,
             workers=check_workers(num_workers), progress=progress,
         )  # fmt: skip
 
@@ -167,7 +177,6 @@ def _train(
     labelled: Source | None,
     *,
     resume: bool,
-    init_from: str | Path | None,
     workers: int,
     progress: Callable[[str], None],
 ) -> Path:
@@ -205,11 +214,16 @@ def _train(
         "images": hashlib.sha256(trained.astype(np.int64).tobytes()).hexdigest(),
         "crop": options.crop,
     }
-    plan = replace(plan, data=source.opened or plan.data, fingerprint=fingerprint)
     if checkpoint is not None:
         _check_identity(plan, checkpoint[1], identity, source.name)
         if checkpoint[1]["step"] >= recipe.steps:
             return _finished(plan, checkpoint[1], accelerator, progress)
+    indices, checksums = content_checksums(source, workers)
+    if plan.fingerprint == fingerprint:
+        _refuse_replaced(plan, source, indices, checksums)
+    plan = replace(
+        plan, data=source.opened or plan.data, fingerprint=fingerprint, checksums=checksums
+    )
     config = plan.config(_measure(plan, source, preprocessing, trained, workers, say))
 
     torch.manual_seed(recipe.seed)
@@ -228,7 +242,8 @@ def _train(
         optimisation.restore(tensors, str(out / "checkpoints"))
         optimisation.step, optimisation.skipped = state["step"], state["skipped"]
         images_seen, begun_at = state["images_seen"], state["begun_at"]
-    elif init_from is not None:
+    elif options.init_from is not None:
+        init_from = options.init_from
         tensors, begun_at = read_start(init_from)
         optimisation.step = begun_at
         optimisation.restore(tensors, str(init_from))
@@ -258,7 +273,7 @@ def _train(
         config=config, recipe=recipe, options=options, out=out, accelerator=accelerator,
         optimisation=optimisation, watch=watch, source=source, preprocessing=preprocessing,
         identity=identity, trained=trained, workers=workers, share=share, images_seen=images_seen,
-        begun_at=begun_at, init_from=init_from,
+        begun_at=begun_at,
     )  # fmt: skip
     watch.open(optimisation.step)
     try:
@@ -292,7 +307,6 @@ class _Run:
     images_seen: int
     begun_at: int
     """The step that `init_from` was at, else 0."""
-    init_from: str | Path | None
 
     def loop(self, stopped: list[int]) -> None:
         """Update until the last step, a signal, or too many skips."""
@@ -451,7 +465,7 @@ class _Run:
     def checkpoint(self, row: dict[str, Any], failure: str | None) -> None:
         """Write the complete state, and the moving average as the run's model."""
         if self.accelerator.is_main_process:
-            optimisation = self.optimisation
+            optimisation, start = self.optimisation, self.options.init_from
             state = {
                 "images_seen": self.images_seen,
                 "skipped": optimisation.skipped,
@@ -465,7 +479,7 @@ class _Run:
                 "data_sha256": self.identity["source"],
                 "crop": self.preprocessing.crop,
                 "precision": self.options.precision,
-                "init_from": None if self.init_from is None else Path(self.init_from).name,
+                "init_from": None if start is None else Path(start).name,
                 "version": _version(),
                 "images": len(self.trained),
                 "images_held_back": len(self.watch.held),
@@ -473,8 +487,9 @@ class _Run:
             }
             # The model first: a run that is killed between the two goes on from the checkpoint before, and
             # one whose last checkpoint is there is finished.
-            save(optimisation.average, self.out / "model.safetensors", record=record)
             folder = self.out / "checkpoints"
+            announce_checkpoint(folder, optimisation.step)
+            save(optimisation.average, self.out / "model.safetensors", record=record)
             write_checkpoint(folder, optimisation.step, optimisation.tensors(), state)
             prune(folder, optimisation.step, self.recipe.keep_last, self.recipe.keep_every)
         self.accelerator.wait_for_everyone()
@@ -558,11 +573,36 @@ def _alone(out: Path) -> Iterator[None]:
         yield
 
 
+def _place(init_from: str | Path | None) -> str | None:
+    """Return weights to start from as a run folder keeps them: a file or a folder by its whole path.
+
+    Raises:
+        CheckpointError: no name and no path.
+    """
+    if init_from is None:
+        return None
+    if not isinstance(init_from, str | os.PathLike) or not str(init_from).strip():
+        raise CheckpointError(f"init_from: expected a name or a file, found {shown(init_from)}")
+    if isinstance(init_from, str) and not (
+        init_from not in packaged_names() and Path(init_from).exists()
+    ):
+        return init_from
+    return str(Path(init_from).resolve())
+
+
 def _find_checkpoint(
     out: Path, resume: bool
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-    """Return the tensors and the state to go on from; None for a fresh start."""
+    """Return the tensors and the state to go on from; None for a fresh start.
+
+    Raises:
+        TrainingError: a run is there that is not to be resumed, or that cannot be.
+    """
     if not checkpoint_steps(out / "checkpoints"):
+        if (out / "model.safetensors").exists() and not is_announced(out / "checkpoints"):
+            raise TrainingError(
+                f"{out}: holds the model of a run and no checkpoints to go on from; choose another path"
+            )
         return None
     if not resume:
         raise TrainingError(f"{out}: already holds a run; add resume=True, or choose another path")
@@ -610,6 +650,25 @@ def _check_identity(
         raise TrainingError(
             f"{plan.out}: was trained on other data than {name} (another {' and '.join(other)}); "
             "give what it was trained on"
+        )
+
+
+def _refuse_replaced(
+    plan: Plan, source: Source, indices: NDArray[np.intp], checksums: Sequence[int]
+) -> None:
+    """Refuse to go on where images have been replaced by others of their names and sizes.
+
+    Raises:
+        TrainingError: they have; one is named.
+    """
+    if plan.checksums is None:
+        return
+    pairs = zip(indices, plan.checksums, checksums, strict=True)
+    if replaced := [source.ids[index] for index, before, now in pairs if before != now]:
+        raise TrainingError(
+            f"{plan.out}: was trained on other images than those of {source.name} now: {len(replaced)} of "
+            f"{len(indices)} that were looked at have been replaced, as {replaced[0]!r}; put them back, or "
+            "choose another path"
         )
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -365,3 +366,61 @@ def test_how_an_array_of_three_axes_is_read_is_said(shape):
 def test_axes_in_another_order_are_refused_with_advice(shape, advice):
     with pytest.raises(DataError, match=advice):
         open_source(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("dtype", ["<u2", ">u2"])
+def test_the_order_of_bytes_changes_nothing(dtype):
+    for given in (IMAGES.astype(np.uint16) * 257, IMAGES.astype(np.uint16)):
+        expected = read(open_source(given))
+        assert np.array_equal(read(open_source(given.astype(dtype))), expected)
+
+
+def test_pixels_of_zero_and_one_are_said():
+    for dtype in (np.uint8, np.int32):
+        (line,) = open_source((IMAGES > 100).astype(dtype)).notices
+        assert line.endswith("the brightest found is 1")
+
+
+def test_arrays_that_would_be_lost_or_turned_are_refused(tmp_path):
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.save(file, IMAGES)
+        np.save(file, IMAGES)
+    with pytest.raises(DataError, match="bytes behind its array uint8"):
+        open_source(tmp_path / "a.npy")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"] = IMAGES[..., 0].transpose(0, 2, 1)
+        file["images"].attrs["MATLAB_class"] = np.bytes_("uint8")
+    with pytest.raises(DataError, match=r"images was written by MATLAB.*transpose\(0, 2, 1\)"):
+        open_source(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("place", ["enum", "labels", "json", "file"])
+def test_class_names_in_attributes_of_hdf5(tmp_path, place):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"] = IMAGES
+        kind = h5py.enum_dtype({"cat": 0, "dog": 1}, basetype="i1") if place == "enum" else "i8"
+        file.create_dataset("labels", data=[0, 1, 1, 0], dtype=kind)
+        if place != "enum":
+            where = file if place == "file" else file["labels"]
+            names = json.dumps(["cat", "dog"]) if place == "json" else ["cat", "dog"]
+            where.attrs["class_names" if place == "file" else "names"] = names
+    source = open_source(tmp_path / "a.h5")
+    assert labels(source) == ["cat", "dog", "dog", "cat"]
+    assert "class names are read from the attributes of" in source.notices[0]
+
+
+def test_a_damaged_npz_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", images=IMAGES)
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"images.npy: its bytes are not those that were written"):
+        open_source(tmp_path / "a.npz")
+
+
+def test_labels_in_an_attribute_are_said(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"] = IMAGES
+        file.attrs["labels"] = [0, 1, 1, 0]
+    (line,) = open_source(tmp_path / "a.h5").notices
+    assert "attribute 'labels' of the file is not read" in line

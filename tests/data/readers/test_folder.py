@@ -81,3 +81,13 @@ def test_images_beside_class_folders_and_masks_are_said(tmp_path):
         "1 image has no label, as root.png",
         "1 images are called like parts of another, as cat/1.mask.png: they are read as images of their own",
     )
+
+
+def test_folders_of_systems_are_left_out_in_any_case(tmp_path):
+    names = ("#snapshot", "~snapshot", "System Volume Information", "$Recycle.Bin", "@eadir")
+    names += ("__pycache__", "Thumbs.db", "lost+found")
+    for name in (*names, "cat"):
+        put(tmp_path / name / "1.png")
+    source = open_source(tmp_path)
+    assert source.ids == ("cat/1.png",)
+    assert source.notices[0].startswith("8 folders left out: #snapshot")

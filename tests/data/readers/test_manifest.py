@@ -173,3 +173,34 @@ def test_numbers_of_other_columns(table):
         "c": ["x", "", "1.0"],
     }
     assert "the column of splits is empty" in table("file,split\na.png,\n").notices[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "values", "notice"),
+    [
+        ("file;x\na.png;20,5\nb.png;3\n", ["20.5", "3"], "'20,5' is read as 20.5"),
+        ("file\tx\na.png\t1,5\nb.png\t-2,25\n", ["1.5", "-2.25"], "'1,5' is read as 1.5"),
+        (
+            "file,x\na.png,1.5\nb.png,unknown\nc.png,2\n",
+            ["1.5", "unknown", "2"],
+            "factor 'x': 1 of 3 values is no number, as 'unknown', so it is read as categories",
+        ),
+        ('file,x\na.png,"20,5"\nb.png,"1,000"\n', ["20,5", "1,000"], "'20,5' is no number as it"),
+        ("file,x\na.png,red\nb.png,\n", ["red", ""], "factor 'x': '' (1) is a category"),
+    ],
+)
+def test_how_a_factor_is_read_is_said(table, content, values, notice):
+    source = table(content)
+    assert source.factors["x"].tolist() == values
+    assert notice in source.notices[-1]
+
+
+def test_one_file_in_two_rows_is_refused_or_said(table, tmp_path, monkeypatch):
+    table("file,x\na.png,1\nb.png,2\n")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.csv").write_text(f"file\na.png\n{tmp_path / 'a.png'}\n")
+    with pytest.raises(DataError, match=r"m.csv line 3: file .* occurs twice"):
+        open_source("m.csv")
+    (tmp_path / "link.png").symlink_to("a.png")
+    (line,) = table("file\na.png\nlink.png\n").notices
+    assert "1 row is the file of another row, by links, as a.png and link.png" in line

@@ -89,6 +89,9 @@ def test_shards_of_several_splits(tmp_path):
         write(tmp_path / f"x-{name}.tar", {f"{name}.png": png(0)})
     assert open_source(str(tmp_path / "x-*.tar")).splits == ("train", "train", "val")
     assert set(open_source(str(tmp_path / "x-train-*.tar")).splits) == {""}
+    for name in ("trainset-0", "TestSet-0"):
+        write(tmp_path / f"z-{name}.tar", {f"{name}.png": png(0)})
+    assert set(open_source(str(tmp_path / "z-*.tar")).splits) == {"train", "test"}
 
 
 def test_a_name_that_is_not_utf8(tmp_path):
@@ -177,3 +180,58 @@ def test_unlabelled_members_and_shards_of_one_split_are_said(tmp_path):
     for name in ("train-0", "dev-0", "val-0"):
         write(tmp_path / f"y-{name}.tar", {f"{name}.png": png(0)})
     assert "'dev' and 'val' are one split, val" in open_source(str(tmp_path / "y-*.tar")).notices
+
+
+@pytest.mark.parametrize("name", ["img.{:03d}", "v1.5_{}", "2024.01.{:02d}", "d.x/cat.{}"])
+@pytest.mark.parametrize("kind", ["cls", "json"])
+def test_names_with_dots_have_labels_of_their_own(tmp_path, name, kind):
+    members = {}
+    for i in range(3):
+        members |= {f"{name.format(i)}.png": png(i), f"{name.format(i)}.{kind}": b"%d" % (i + 5)}
+    source = open_source(write(tmp_path / "s.tar", members | {f"{name.format(7)}.png": png(9)}))
+    assert labels(source) == ["5", "6", "7", None]
+    assert len(source.notices) == 1  # that labels are beside each image
+
+
+def test_a_label_that_images_share_is_said(tmp_path):
+    members = {"0.left.png": png(1), "0.right.png": png(2), "0.cls": b"7"}
+    source = open_source(write(tmp_path / "s.tar", members))
+    assert labels(source) == ["7", "7"]
+    assert "2 images share the label of a sample with others" in source.notices[1]
+    members = {"x.png": png(0), "x.cls": b"1", "x.y.png": png(0), "x.y.cls": b"2"}
+    assert labels(open_source(write(tmp_path / "s.tar", members))) == ["1", "2"]
+
+
+def test_a_tar_that_may_not_be_whole_is_refused(tmp_path):
+    """tarfile stops at a damaged header, or at zeros, as if the tar ended there."""
+    path = write(tmp_path / "s.tar", {f"{i}.png": png(i) for i in range(4)})
+    whole = path.read_bytes()
+    with tarfile.open(path) as archive:
+        second, end = archive.getmembers()[1].offset, archive.offset
+    flipped = bytearray(whole)
+    flipped[second + 150] ^= 0xFF
+    zeros = whole[:second] + bytes(512) + whole[second + 512 :]
+    cut = "the zeros that end a tar are missing"
+    for content, message in (
+        (flipped, f"the header of a member is damaged, at byte {second}"),
+        (zeros, f"it goes on at byte {second + 512}"),
+        (whole + whole, f"it goes on at byte {len(whole)}"),
+        (whole[:second], cut),
+        (whole[: second + 100], cut),
+        (whole[:end], cut),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=rf"s.tar: {message}"):
+            open_source(path)
+    path.write_bytes(whole[:end] + bytes(1024))
+    assert len(open_source(path)) == 4
+
+
+def test_two_samples_of_one_name_are_refused_as_such(tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        for name, content in (("0.png", png(0)), ("0.cls", b"1")) * 2:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    with pytest.raises(DataError, match=r"id '0.png' occurs twice"):
+        open_source(tmp_path / "s.tar")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import io
 import itertools
+import json
 import math
 import os
 import re
@@ -40,6 +41,7 @@ SAMPLE = 16  # rows of an array that tell what its pixels are
 HDF5 = (".h5", ".hdf5", ".hdf")
 ROW_BYTES = 2**29  # of one image
 FEW_ROWS = 10**6  # more than so many need a byte of the file each
+NAMES_KEYS = ("class_names", "label_names", "names", "classes")  # attributes that name classes
 COLUMN_BYTES = 2**28  # of labels, splits or class names
 INFLATED = 500  # times that a member of a .npz may be larger than what is stored of it
 
@@ -88,11 +90,18 @@ def map_npy(path: Path) -> NDArray[Any]:
     """Memory-map a .npy file.
 
     Raises:
-        ValueError: it is none, is shorter than its header says, or holds Python objects.
+        ValueError: it is none, is shorter or longer than its header says, or holds Python objects.
     """
     with path.open("rb") as file:
         shape, by_column, dtype = read_npy_header(file)
-        return _mapped(path, file.tell(), shape, by_column, dtype)
+        array, end = _mapped(path, file.tell(), shape, by_column, dtype), file.tell()
+    end += math.prod(shape) * dtype.itemsize
+    if more := path.stat().st_size - end:
+        raise ValueError(
+            f"{more} bytes behind its array {dtype} {shape}; save each array to a file of its own, "
+            "as only the first of several can be read"
+        )
+    return array
 
 
 def read_npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -163,7 +172,7 @@ def read_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -
         shape, _, dtype = read_npy_header(file)
         needed = math.prod(shape) * dtype.itemsize
         held = member.file_size - file.tell()
-    if needed > held:
+    if needed != held:
         raise DataError(
             f"{path}: {member.filename}: an array {dtype} {shape} of {needed} bytes, where {held} are there"
         )
@@ -188,7 +197,12 @@ def open_hdf5(path: Path, key: str | None = None) -> Source:
         found: dict[str, Any] = {}
         _find(file, found)
         arrays = {name: item for name, item in found.items() if isinstance(item, h5py.Dataset)}
-        notices: list[str] = []
+        notices = [
+            f"attribute {word!r} of {name or 'the file'} is not read; store it as an array of that name"
+            for name, item in (("", file), *arrays.items())
+            for word in ("labels", "splits", "split")
+            if word in item.attrs
+        ]
 
         def read(name: str) -> Any:
             item = found[name]
@@ -206,6 +220,12 @@ def open_hdf5(path: Path, key: str | None = None) -> Source:
                 return _read_column(path, name, item)
             if item.ndim == 0:
                 raise DataError(f"{path}: {name} is a single value; expected images (N, H, W, 3)")
+            if "MATLAB_class" in item.attrs and item.ndim > 2:
+                axes = ", ".join(map(str, (0, *range(item.ndim - 1, 0, -1))))
+                raise DataError(
+                    f"{path}: {name} was written by MATLAB, with axes in reverse order, so that images "
+                    f"would lie on their side; save h5py.File(...)[{name!r}][:].transpose({axes}) as .npy"
+                )
             if item.chunks and math.prod(item.chunks) * item.dtype.itemsize > CHUNK_BYTES:
                 raise DataError(
                     f"{path}: {name} is stored in chunks of {item.chunks}, which are read whole; "
@@ -220,7 +240,42 @@ def open_hdf5(path: Path, key: str | None = None) -> Source:
 
         listed = [_described(arrays, name) for name in arrays]
         listed += [f"{n} ({item})" for n, item in found.items() if n not in arrays and "/" not in n]
-        return _source_of(path, _Lazy(found, read), key, listed, notices)
+        return _source_of(
+            path, _Lazy(found, read), key, listed, notices, _named_beside(file, arrays)
+        )
+
+
+def _named_beside(file: h5py.File, arrays: Mapping[str, h5py.Dataset]) -> dict[str, list[str]]:
+    """Return class names by the array of labels that has them as enumeration or attribute; "" is the file."""
+    named: dict[str, list[str]] = {}
+    for place, item in (("", file), *arrays.items()):
+        base = place.rpartition("/")[2]
+        if place and base != "labels" and not base.endswith("_labels"):
+            continue
+        numbers = h5py.check_enum_dtype(item.dtype) if place else None
+        if numbers and set(numbers.values()) <= set(range(10_000)):
+            by_number = {number: name for name, number in numbers.items()}
+            names = [by_number.get(i, str(i)) for i in range(max(by_number) + 1)]
+        else:
+            found = next((key for key in NAMES_KEYS if key in item.attrs), None)
+            names = [] if found is None else _texts_of(item.attrs, found)
+        if names:
+            named[place] = names
+    return named
+
+
+def _texts_of(attributes: Any, key: str) -> list[str]:
+    """Return the texts in an attribute, a list or JSON; none where it holds anything else."""
+    try:
+        value = attributes[key]
+        if isinstance(value, str | bytes):
+            value = json.loads(value)
+        texts = np.asarray(value).tolist()
+    except (OSError, TypeError, ValueError, RecursionError):
+        return []
+    if not isinstance(texts, list) or not all(isinstance(text, str | bytes) for text in texts):
+        return []
+    return [_text(text) for text in texts]
 
 
 def _read_column(path: Path, name: str, item: h5py.Dataset) -> NDArray[Any]:
@@ -305,8 +360,12 @@ def _source_of(
     key: str | None,
     listed: Sequence[str],
     about_arrays: Sequence[str] = (),
+    named: Mapping[str, Sequence[str]] | None = None,
 ) -> Source:
-    """Make a source of what a file's arrays are called; `about_arrays` grows as they are read."""
+    """Make a source of what a file's arrays are called; `about_arrays` grows as they are read.
+
+    `named` has the class names that arrays of labels, or the file (""), hold as attributes.
+    """
     name = path.name if key is None else f"{path.name}:{key}"
     notices: list[str] = []
     parts: list[Part] = []
@@ -345,6 +404,14 @@ def _source_of(
         if array.size != max(array.shape, default=1):
             raise DataError(f"{path}: expected class_names (K,), found shape {array.shape}")
         names = array.ravel().tolist()
+    elif named and any(part.labels is not None for part in parts):
+        places = [place for place in named if place in content.taken] or [p for p in named if not p]
+        several = len({tuple(named[place]) for place in places}) > 1
+        if places and not several:
+            names = named[places[0]]
+            notices.append(f"class names are read from the attributes of {places[0] or 'the file'}")
+        elif several:
+            notices.append(f"class names left out: those of {' and '.join(places)} differ")
     unread = [
         n
         for n, item in content.names.items()
@@ -414,7 +481,7 @@ def _list(listed: Sequence[str]) -> str:
 def map_member(path: Path, member: zipfile.ZipInfo) -> NDArray[Any] | None:
     """Memory-map an array that lies uncompressed in a zip, behind two headers: the zip's and its own.
 
-    None where it is empty, or is encrypted.
+    None where it is empty, or is encrypted. It is read once, to compare it with its checksum.
     """
     with path.open("rb") as file:
         file.seek(member.header_offset + 26)
@@ -423,11 +490,23 @@ def map_member(path: Path, member: zipfile.ZipInfo) -> NDArray[Any] | None:
         if member.flag_bits & 1:
             return None
         shape, by_column, dtype = read_npy_header(file)
-        if math.prod(shape) * dtype.itemsize > member.file_size - (file.tell() - start):
+        needed, held = math.prod(shape) * dtype.itemsize, member.file_size - (file.tell() - start)
+        if needed != held:
             raise ValueError(
-                f"{member.filename}: an array {dtype} {shape} in {member.file_size} bytes, which are too few"
+                f"{member.filename}: an array {dtype} {shape} of {needed} bytes, where {held} are there"
             )
-        return None if 0 in shape else _mapped(path, file.tell(), shape, by_column, dtype)
+        if 0 in shape:
+            return None
+        mapped = _mapped(path, file.tell(), shape, by_column, dtype)
+        file.seek(start)
+        checksum, left = 0, member.file_size
+        while left and (block := file.read(min(left, 2**20))):
+            checksum, left = zlib.crc32(block, checksum), left - len(block)
+    if checksum != member.CRC:
+        raise ValueError(
+            f"{member.filename}: its bytes are not those that were written; get it again"
+        )
+    return mapped
 
 
 class ArrayRows:
@@ -564,10 +643,10 @@ def _words(name: str, part: Part, count: int) -> list[str]:
 def _white(name: str, images: Any) -> tuple[int, str]:
     """Return the value of white, and what to say of it: one rule for the whole array, told by a sample."""
     dtype = images.dtype
-    if dtype == np.uint8 or len(images) == 0:
+    if len(images) == 0:
         return 255, ""
     few = math.prod(images.shape) * dtype.itemsize <= EXACT_BYTES
-    rows = [slice(None)] if few else _sample(len(images))
+    rows = [slice(None)] if few and dtype != np.uint8 else _sample(len(images))
 
     def sample() -> Iterator[NDArray[Any]]:
         """Yield finite values, row by row of a large array; others are refused when they are read."""
@@ -576,7 +655,10 @@ def _white(name: str, images: Any) -> tuple[int, str]:
             yield values if dtype.kind != "f" else values[np.isfinite(values)]
 
     brightest = max(float(values.max(initial=0)) for values in sample())
-    if dtype == np.uint16:
+    if dtype == np.uint8:
+        dark = "uint8 pixels: 255 is read as white; the brightest found is 1"
+        return 255, dark if brightest == 1 else ""
+    if (dtype.kind, dtype.itemsize) == ("u", 2):
         return (
             65535,
             f"uint16 pixels: 65535 is read as white; the brightest found is {brightest:.0f}",
@@ -589,6 +671,8 @@ def _white(name: str, images: Any) -> tuple[int, str]:
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
     what = "from 0 to 1, scaled by 255" if fractional else "whole numbers from 0 to 255"
+    if not fractional and brightest <= 1:
+        what += f"; the brightest found is {brightest:.0f}"
     return white, f"{dtype} pixels are read as {what}"
 
 

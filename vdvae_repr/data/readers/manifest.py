@@ -34,25 +34,38 @@ def open_manifest(path: Path) -> Source:
     table = read_table(path, "file")
     ids, splits = table["file"], table.column("split")
     notices = list(_about_columns(table.columns))
-    if splits is None and (called := _column_of_splits(table)) is not None:
+    called = _column_of_splits(table) if splits is None else None
+    if called is not None:
         splits = table.column(called.casefold())
         notices.append(f"splits are read from column {called!r}")
     if splits is None:
         notices += _about_splits(table)
     files: dict[str, Path] = {}
     found: set[str] = set()  # by their places: `a.png` and `./a.png` are one
+    inodes: dict[tuple[int, int], str] = {}
+    linked: list[tuple[str, str]] = []
     for line, image_id in zip(table.lines, ids, strict=True):
         file = path.parent / image_id
         if not image_id:
             raise DataError(f"{path} line {line}: expected a file, found nothing in column 'file'")
         if not file.is_file():
             raise DataError(f"{path} line {line}: no such file {file}")
-        if (where := os.path.normpath(file)) in found:
+        if (where := os.path.abspath(file)) in found:  # noqa: PTH100 (a million take time)
             raise DataError(
                 f"{path} line {line}: file {image_id!r} occurs twice; keep one of the rows"
             )
         found.add(where)
         files[image_id] = file
+        status = os.stat(file)  # noqa: PTH116 (as above)
+        first = inodes.setdefault((status.st_dev, status.st_ino), image_id)
+        if first != image_id:
+            linked.append((first, image_id))
+    if linked:
+        one, other = linked[0]
+        notices.append(
+            f"{len(linked)} {'row is' if len(linked) == 1 else 'rows are'} the file of another row, "
+            f"by links, as {one} and {other}: each counts as an image"
+        )
     factors = {}
     if table.separator != ",":
         notices.append(f"read as separated by {SEPARATORS[table.separator]}")
@@ -65,7 +78,9 @@ def open_manifest(path: Path) -> Source:
             raise DataError(
                 f"{path} line 1: no store can keep a column called {column!r}; rename it"
             )
-        factors[column] = np.array(factor_values([row[place] for row in table.rows]))
+        values, how = factor_values([row[place] for row in table.rows], table.separator != ",")
+        factors[column] = np.array(values)
+        notices += [f"factor {column!r}: {how}"] if how and column != called else []
     names, unknown = splits_of(splits or [""] * len(ids))
     if splits is not None and not any(names):
         notices.append("the column of splits is empty, so that images belong to no split")

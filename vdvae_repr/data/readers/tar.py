@@ -22,13 +22,14 @@ from vdvae_repr.data.names import (
     is_hidden,
     is_missing,
     left_out,
+    like_split,
     look_alikes,
     names_from_paths,
     natural_key,
     number_labels,
     readable,
     sample_fields,
-    sample_key,
+    sample_keys,
     split_of,
     unlabelled,
     words_of_one_split,
@@ -40,6 +41,7 @@ LABEL_KEYS = ("label", "cls", "class")  # of a .json beside an image
 IMAGE_BYTES = 2**29  # of a member that is an image
 LABEL_BYTES = 2**20  # of a .cls or .json
 HEADER_BYTES = 2**24  # of what a tar says of a member before it
+BLOCK = 512  # bytes that a tar is divided into
 PLAIN = (".jpg", ".jpeg", ".png")  # of several images of a sample the one to read, in this order
 
 
@@ -94,12 +96,11 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
     """
     extensions = image_extensions()
     images: list[_Member] = []
-    beside: dict[
-        tuple[Path, str], dict[str, _Member]
-    ] = {}  # by tar and the name up to its first dot
+    keys: list[tuple[Path, str]] = []  # of the samples that the images belong to
+    beside: dict[tuple[Path, str], dict[str, _Member]] = {}  # by the sample's key
     others: Counter[str] = Counter()
     for path in paths:
-        own, samples = [], set()
+        own, sidecars = [], []
         for member in _members(path, others):
             kind = extension(member.name)
             if kind in extensions:
@@ -107,13 +108,16 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
             else:
                 others[kind] += 1
                 if kind in (".cls", ".json", ".txt"):
-                    key, named = sample_key(member.name)
-                    samples.add(key)
-                    sidecars = beside.setdefault((path, key), {})
-                    if f".{named}".lower() == kind or kind not in sidecars:
-                        sidecars[kind] = member
-        own = _plain_images(own, samples, others)
-        images += sorted(own, key=lambda member: natural_key(member.name))
+                    sidecars.append(member)
+        own, key_of = _plain_images(own, [member.name for member in sidecars], others)
+        for member in sidecars:
+            key, kind = key_of[member.name], extension(member.name)
+            of_sample = beside.setdefault((path, key), {})
+            if member.name[len(key) :].lower() == kind or kind not in of_sample:
+                of_sample[kind] = member
+        own.sort(key=lambda member: natural_key(member.name))
+        images += own
+        keys += [(path, key_of[member.name]) for member in own]
     if not images:
         raise DataError(
             f"{name}: expected a tar with images, found none in it"
@@ -121,9 +125,7 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
         )
     ids = [readable(member.name) for member in images]
     labels, splits, notices = _split_by_shard(images, names_from_paths(ids))
-    read, said = _labels_beside(
-        [beside.get((member.tar, sample_key(member.name)[0]), {}) for member in images], others
-    )
+    read, said = _labels_beside([beside.get(key, {}) for key in keys], others)
     if read is None:
         said += unlabelled(ids, labels) + look_alikes(labels)
     else:
@@ -131,7 +133,7 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
             labels, about_labels = class_names(read)
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
-        said += about_labels
+        said += about_labels + _shared(ids, keys, labels)
     numbers, label_names = number_labels(labels)
     return Source(
         name=readable(name),
@@ -146,26 +148,43 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
 
 
 def _plain_images(
-    members: Sequence[_Member], samples: set[str], others: Counter[str]
-) -> list[_Member]:
-    """Leave out the images that are fields of a sample, and count them.
+    members: Sequence[_Member], beside: Sequence[str], others: Counter[str]
+) -> tuple[list[_Member], dict[str, str]]:
+    """Leave out the images that are fields of a sample, and count them; return the others, and keys by name.
 
-    Samples, by their keys, are those that something else lies beside; of one, a single image is read.
+    Of a sample that something else lies beside, a single image of each name is read.
     """
-    fields = set(sample_fields(member.name for member in members))
-    plain: dict[str, list[_Member]] = {}
+    fields = set(sample_fields([member.name for member in members], beside))
     kept = [member for member in members if member.name not in fields]
+    keys = sample_keys([member.name for member in kept], beside)
+    samples = {keys[name] for name in beside}
+    plain: dict[str, list[_Member]] = {}
     for member in kept:
-        key, field = sample_key(member.name)
-        if key in samples and "." not in field:
+        key = keys[member.name]
+        if key in samples and member.name.rpartition(".")[0] == key:
             plain.setdefault(key, []).append(member)
     for found in plain.values():
         found.sort(key=lambda m: [extension(m.name) != kind for kind in PLAIN])
-        fields |= {member.name for member in found[1:]}
+        fields |= {member.name for member in found} - {found[0].name}
     if fields:
         first = readable(min(fields, key=natural_key))
         others[f"further image of a sample, as {first}"] += len(fields)
-    return [member for member in kept if member.name not in fields]
+    return [member for member in kept if member.name not in fields], keys
+
+
+def _shared(
+    ids: Sequence[str], keys: Sequence[tuple[Path, str]], labels: Sequence[str | None]
+) -> tuple[str, ...]:
+    """Return a line about images that take one label of a sample that is theirs together; maybe none."""
+    of_sample: dict[tuple[Path, str], list[str]] = {}
+    for image_id, key, label in zip(ids, keys, labels, strict=True):
+        if label is not None:
+            of_sample.setdefault(key, []).append(image_id)
+    shared = [found for found in of_sample.values() if len(found) > 1]
+    if not shared:
+        return ()
+    count, (one, other) = sum(map(len, shared)), shared[0][:2]
+    return (f"{count} images share the label of a sample with others, as {one} and {other}",)
 
 
 def _members(path: Path, others: Counter[str]) -> list[_Member]:
@@ -192,12 +211,40 @@ def _members(path: Path, others: Counter[str]) -> list[_Member]:
                     path, member.name.removeprefix("./"), member.offset_data, member.size
                 )
                 (twice.append(entry) if name in found else found.update({name: entry}))
+        if why := _goes_on(path, archive.offset):
+            raise DataError(f"{path}: {why}")
     for name, target in links:
         if target in found and name not in found:
             found[name] = found[target]._replace(name=name)
         else:
             others["link to what is not in the tar"] += 1
     return [*found.values(), *twice]
+
+
+def _goes_on(path: Path, end: int) -> str:
+    """Say why the members up to byte `end` may not be all of a tar; empty where its end stands there.
+
+    At a header that is damaged, or at zeros, Python's tarfile stops as if the tar ended there.
+    """
+    with path.open("rb") as file:
+        file.seek(end)
+        block = file.read(BLOCK)
+        if len(block) < BLOCK:
+            return (
+                "the zeros that end a tar are missing, so it was cut, or its writer was not closed; "
+                "get it again, or, if all is in it, add 1024 bytes of zeros"
+            )
+        if any(block):
+            return f"the header of a member is damaged, at byte {end}; get it again"
+        while block and not block.strip(b"\0"):
+            block = file.read(2**20)
+        at = file.tell() - len(block.lstrip(b"\0"))
+    if block:
+        return (
+            f"it goes on at byte {at}, behind the zeros that end a tar; of tars that were joined, "
+            "give each by itself (as 'part-*.tar'), else get it again"
+        )
+    return ""
 
 
 class _Headers(io.BufferedReader):
@@ -214,8 +261,8 @@ def _split_by_shard(images: Sequence[_Member], names: PathNames) -> PathNames:
     """Give members the split of their shard, where members tell none and the shards several."""
     of_tar, said = {}, []
     for tar in {member.tar for member in images}:
-        word = next((word for word in re.split(r"[^A-Za-z]+", tar.stem) if split_of(word)), "")
-        of_tar[tar] = split_of(word) or ""
+        word = next((word for word in re.split(r"[^A-Za-z]+", tar.stem) if like_split(word)), "")
+        of_tar[tar] = like_split(word) or ""
         said.append(word)
     if any(names.splits) or len(set(of_tar.values())) < 2:
         return names
