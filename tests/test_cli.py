@@ -23,10 +23,13 @@ def run(*arguments, cwd=None):
 
 def test_public_names():
     assert vr.__all__ == [
-        "CheckpointError", "Config", "ConfigError", "DataError", "LatentStore", "LatentTransformer",
-        "LayerError", "ModelConfig", "Source", "StoreError", "TaskError", "Terminated", "TorchEncoder",
-        "TrainingError", "VDVAE", "VDVAEReprError", "atlas", "compare", "evaluate", "extract",
-        "import_latents", "load", "open", "open_source", "plot", "run_task", "train",
+        "CheckpointError", "Classification", "Config", "ConfigError", "DataError", "FaceId",
+        "FaceVerification", "Factors", "FewShot", "LatentStore", "LatentTransformer", "LayerError",
+        "LogisticProbe", "ModelConfig", "NearestNeighbor", "NearestPrototype", "OmniglotOneShot",
+        "Problem", "Report", "Result", "Ridge", "RidgeRegressor", "Source", "Split", "StoreError",
+        "Task", "TaskError", "Terminated", "TorchEncoder", "TrainingError", "VDVAE",
+        "VDVAEReprError", "WeightedNeighbors", "compare", "evaluate", "extract", "import_latents",
+        "load", "open", "open_source", "plot", "probe", "train",
     ]  # fmt: skip
     assert all(getattr(vr, name) is not None for name in vr.__all__)
 

@@ -72,7 +72,7 @@ def test_probe_refuses_a_folder_with_files_of_the_users(store, tmp_path, name, m
     else:
         mine.write_text("person,score\nme,1\n")
     before = content(tmp_path / "mine")
-    monkeypatch.setattr("vdvae_repr.tasks.Measurement.__init__", None)  # no work is begun
+    monkeypatch.setattr("vdvae_repr.probing.engine.Measurement.__init__", None)  # no work is begun
     _, error = command("probe", "--latents", store.path, "--out", mine.parent)
     assert f"{mine}: exists, and was not made by vdvae-repr" in error
     assert content(tmp_path / "mine") == before
@@ -85,7 +85,7 @@ def test_probe_replaces_its_own_results_and_leaves_other_files(store, tmp_path):
     assert all(is_own(path) for path in out.iterdir())
     (out / "notes.txt").write_text("mine")
     first = content(out)
-    assert command(*how, "--layer", "4x4", "--atlas")[0] != 0  # refused: nothing is lost
+    assert command(*how, "--selection", "joint", "--atlas")[0] != 0  # refused: nothing is lost
     assert content(out) == first
     assert command(*how[:-2], "--atlas", "--head", "nearest-neighbor") == (0, "")
     assert all(is_own(path) for path in out.iterdir() if path.name != "notes.txt")
@@ -153,7 +153,7 @@ def test_odd_files_are_not_ours(tmp_path, text):
 
 def test_a_table_to_which_somebody_added_a_column_is_theirs(tmp_path):
     assert ",".join(results.COLUMNS) == RESULTS
-    assert ",".join(field.name for field in dataclasses.fields(results.Noise)) == NOISE
+    assert ",".join(field.name for field in dataclasses.fields(results.SamplingCost)) == NOISE
     for name, header, row in (
         ("results.csv", RESULTS, "1" + ",2" * RESULTS.count(",")),
         ("noise.csv", NOISE, "1" + ",2" * NOISE.count(",")),
@@ -323,11 +323,12 @@ def test_a_file_in_the_way_of_a_folder_is_told_before_a_model_is_loaded(store, t
 
 def test_what_is_no_store_is_told_in_a_line(store, tmp_path):
     for call in (
-        lambda: vr.run_task("face_id", "s.h5"),
-        lambda: vr.run_task("face_id", None),
-        lambda: vr.run_task("face_id", store, beside=store),
-        lambda: vr.run_task("face_id", store, beside=["s.h5"]),
-        lambda: vr.atlas("face_id", tmp_path),
+        lambda: vr.probe("s.h5", "face_id"),
+        lambda: vr.probe(None, "face_id"),
+        lambda: vr.probe(store, "face_id", beside=store),
+        lambda: vr.probe(store, "face_id", beside=["s.h5"]),
+        lambda: vr.probe(tmp_path, "face_id"),
+        lambda: vr.probe(store, "face_id", drawn="s.h5"),
         lambda: vr.compare(store, "s.h5"),
         lambda: vr.import_latents(np.zeros((1, 1)), "s.h5", tmp_path / "o.h5"),
     ):
@@ -338,15 +339,25 @@ def test_what_is_no_store_is_told_in_a_line(store, tmp_path):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"task": None}, {"seed": "1"}, {"heads": 5}, {"layers": None}, {"feature": 5}, {"pool": 5},
-     {"keep": 5}, {"task": "few_shot", "ways": "5"}, {"task": "few_shot", "shots": "1"},
-     {"task": "face_verification", "pairs": 5}, {"task": "face_verification", "far": "x"}],
+    [{"task": None}, {"seed": "1"}, {"heads": 5}, {"layers": None}, {"features": 5}, {"pools": 5},
+     {"cache": 5}, {"controls": None}, {"selections": "all"}, {"controls": "noise"}, {"heads": ()}],
 )  # fmt: skip
 def test_arguments_of_another_type_are_named(store, wrong):
-    (*_, name) = wrong
+    (name,) = wrong
     arguments = {"task": "face_id"} | wrong
     with pytest.raises(vr.TaskError, match=f"^{name}: expected"):
-        vr.run_task(arguments.pop("task"), store, **arguments)
+        vr.probe(store, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("task", "wrong"),
+    [(vr.FewShot, {"ways": "5"}), (vr.FewShot, {"shots": "1"}), (vr.FewShot, {"class_split": 5}),
+     (vr.FaceVerification, {"pairs": 5}), (vr.FaceVerification, {"far": "x"}), (vr.FaceId, {"protocol": 1})],
+)  # fmt: skip
+def test_options_of_another_type_are_named(task, wrong):
+    (name,) = wrong
+    with pytest.raises(vr.TaskError, match=f"^{name}: expected"):
+        task(**wrong)
 
 
 def test_a_model_is_needed_to_decode(store):

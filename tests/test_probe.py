@@ -13,6 +13,8 @@ from vdvae_repr.latents.store import JoinedStore
 
 QUICK = ["--head", "nearest-neighbor"]
 
+ATLAS = ("single", "cumulative", "without", "pruned")
+
 
 def command(*arguments):
     """Run a command; returns its standard output, or raises what `main` would print in one line."""
@@ -38,7 +40,8 @@ def test_an_atlas_is_rows_pictures_and_tables(folder, tmp_path):
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     table = pd.read_csv(out / "results.csv")
     assert table["value"].tolist() == pytest.approx([row["value"] for row in rows])
-    found = vr.atlas("face_id", vr.LatentStore.open(folder / "a.h5"), heads=["nearest-neighbor"])
+    store = vr.LatentStore.open(folder / "a.h5")
+    found = vr.probe(store, "face_id", heads=["nearest-neighbor"], selections=ATLAS)
     drop = {"seconds": 0}
     assert [row | drop for row in rows] == [
         {name: getattr(row, name) for name in rows[0]} | drop for row in found.rows
@@ -47,8 +50,8 @@ def test_an_atlas_is_rows_pictures_and_tables(folder, tmp_path):
     single = pd.read_csv(out / "rate_accuracy.csv")
     assert set(found.rate_accuracy()["layer"]) == set(single["layer"])
     similarity = pd.read_csv(out / "similarity-mean.csv", index_col=0)
-    np.testing.assert_allclose(similarity.to_numpy(), found.similarity["mean"], atol=1e-6)
-    assert list(similarity.columns) == found.layers["mean"]
+    np.testing.assert_allclose(similarity.to_numpy(), vr.compare(store), atol=1e-6)
+    assert list(similarity.columns) == [spec.name for spec in store.layers]
     written = {path.name for path in out.iterdir()}
     assert {"layers.png", "similarity-mean.png", "cmc.png"} <= written
     assert any(name.startswith("rate_accuracy-nearest-neighbor") for name in written)
@@ -62,14 +65,18 @@ def test_an_atlas_is_rows_pictures_and_tables(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--atlas", "--layer", "8x8"], "leave --layer and --joint out"),
-        (["--atlas", "--joint"], "leave --layer and --joint out"),
-        (["--atlas", "--task", "few_shot", "--shots", "1", "--shots", "2"], "found several"),
+        (["--atlas", "--selection", "joint"], "leave --selection out"),
+        (["--selection", "most"], "selections: expected single, joint, .* found 'most'"),
+        (["--cache", "c", "--no-cache"], "--cache and --no-cache: expected one of them"),
+        (["--task", "few_shot", "--ways", "x"], "--ways: expected a whole number, .*'x'"),
+        (["--task", "few_shot", "--ways"], "--ways: expected a value, found none"),
+        (["--weighs", "3"], "--weighs is no option of probe or of face_id"),
+        (["faces"], "faces: expected an option"),
         (["--train", "a.h5"], "--train and --test: expected both, found one"),
         (["--test", "a.h5"], "--train and --test: expected both, found one"),
         (["--protocol", "open-set", "--far", "0.001"], r"dir@far=0\.001: expected at least 10"),
         (["--far", "0.1"], "far is an option of face_id's protocol open-set"),
-        (["--task", "factors", "--ways", "3"], "ways is an option of few_shot, not of factors"),
+        (["--task", "factors", "--ways", "3"], "--ways is an option of few_shot, not of factors"),
         (["--beside", "b.h5"], "expected the images of a.h5 in their order, found others"),
     ],
 )
@@ -85,9 +92,9 @@ def test_train_on_one_store_and_test_on_another(folder):
     )  # fmt: skip
     rows = [json.loads(line) for line in printed.splitlines()]
     stores = [vr.LatentStore.open(folder / name) for name in ("a.h5", "b.h5")]
-    expected = vr.run_task(
-        "face_id", JoinedStore(*stores), layers="8x8", heads=["nearest-neighbor"]
-    )
+    expected = vr.probe(
+        JoinedStore(*stores), "face_id", layers="8x8", heads=["nearest-neighbor"]
+    ).rows
     assert [row["value"] for row in rows] == [row.value for row in expected]
     assert {(row["source"], row["n_train"], row["n_test"]) for row in rows} == {
         ("people -> people", 36, 24)
@@ -124,8 +131,8 @@ def test_comparing_two_stores_writes_a_table_and_a_picture(folder, tmp_path):
 )
 def test_without_the_kl_of_each_dimension_nothing_is_pruned(tiny, people, tmp_path, how):
     store = vr.extract(tiny, people(4), tmp_path / "s.h5", layers="<=4x4", **how)
-    lines = []
-    found = vr.atlas("face_id", store, heads=["nearest-neighbor"], notice=lines.append)
+    found = vr.probe(store, "face_id", heads=["nearest-neighbor"], selections=ATLAS)
+    lines = found.notes
     assert any(line.startswith("no pruning: it takes") for line in lines)
     own = [row.layer for row in found.rows if (row.model, row.metric) == ("tiny", "rank1")]
     assert own == ["1x1.0", "4x4.0", "0:2"]
@@ -158,15 +165,12 @@ def test_nothing_is_pruned_where_all_images_are_tested(tiny, people, tmp_path):
         lines += [f"{name}\t1\t2" for name in own]
         lines += [f"{a}\t1\t{b}\t2" for a, b in zip(own, own[1:] + own[:1], strict=True)]
     (tmp_path / "pairs.txt").write_text("\n".join(lines) + "\n")
-    notices = []
-    found = vr.atlas(
-        "face_verification", store, pairs=tmp_path / "pairs.txt", heads=["cosine"], far=[],
-        notice=notices.append,
-    )  # fmt: skip
+    found = vr.probe(
+        store,
+        vr.FaceVerification(pairs=tmp_path / "pairs.txt", far=[]),
+        heads=["cosine"],
+        selections=ATLAS,
+    )
+    notices = found.notes
     assert any("no pruning" in line for line in notices)
     assert {r.layer for r in found.rows if r.model == "tiny"} == {"1x1.0", "4x4.0", "0:2"}
-
-
-def test_an_option_of_no_task_is_refused(folder):
-    with pytest.raises(vr.TaskError, match="joint is no option of face_id"):
-        vr.atlas("face_id", vr.LatentStore.open(folder / "a.h5"), joint=True)

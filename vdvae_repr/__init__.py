@@ -26,24 +26,55 @@ if TYPE_CHECKING:
     from vdvae_repr.data.source import Source
     from vdvae_repr.encoders.base import TorchEncoder
     from vdvae_repr.encoders.load import load
+    from vdvae_repr.heads.few_shot import NearestPrototype
+    from vdvae_repr.heads.linear import LogisticProbe, Ridge, RidgeRegressor
+    from vdvae_repr.heads.neighbors import NearestNeighbor, WeightedNeighbors
     from vdvae_repr.latents.exchange import import_latents
     from vdvae_repr.latents.extract import extract
     from vdvae_repr.latents.store import LatentStore
     from vdvae_repr.latents.store import open_store as open
     from vdvae_repr.latents.transformer import LatentTransformer
     from vdvae_repr.model.vdvae import VDVAE
+    from vdvae_repr.probing.report import Report
+    from vdvae_repr.probing.similarity import compare
+    from vdvae_repr.probing.task import Problem, Split, Task
     from vdvae_repr.report import plots as plot
-    from vdvae_repr.tasks import run_task
-    from vdvae_repr.tasks.atlas import atlas, compare
+    from vdvae_repr.results import Result
+    from vdvae_repr.tasks import (
+        Classification,
+        FaceId,
+        FaceVerification,
+        Factors,
+        FewShot,
+        OmniglotOneShot,
+        probe,
+    )
     from vdvae_repr.training.evaluate import evaluate
     from vdvae_repr.training.trainer import train
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "atlas": "tasks.atlas",
+    "Classification": "tasks",
+    "FaceId": "tasks",
+    "FaceVerification": "tasks",
+    "Factors": "tasks",
+    "FewShot": "tasks",
+    "OmniglotOneShot": "tasks",
+    "probe": "tasks",
+    "Task": "tasks",
+    "Problem": "probing.task",
+    "Split": "probing.task",
+    "Report": "probing.report",
+    "Result": "results",
+    "LogisticProbe": "heads.linear",
+    "Ridge": "heads.linear",
+    "RidgeRegressor": "heads.linear",
+    "NearestNeighbor": "heads.neighbors",
+    "WeightedNeighbors": "heads.neighbors",
+    "NearestPrototype": "heads.few_shot",
     "Config": "config",
-    "compare": "tasks.atlas",
+    "compare": "probing.similarity",
     "import_latents": "latents.exchange",
     "open": "latents.store",
     "ModelConfig": "config",
@@ -57,7 +88,6 @@ _MODULES = {
     "Source": "data.source",
     "TorchEncoder": "encoders.base",
     "VDVAE": "model.vdvae",
-    "run_task": "tasks",
     "train": "training.trainer",
 }
 
@@ -65,22 +95,38 @@ _INSIDE = {"open": "open_store"}  # names that differ inside their modules
 
 __all__ = [
     "CheckpointError",
+    "Classification",
     "Config",
     "ConfigError",
     "DataError",
+    "FaceId",
+    "FaceVerification",
+    "Factors",
+    "FewShot",
     "LatentStore",
     "LatentTransformer",
     "LayerError",
+    "LogisticProbe",
     "ModelConfig",
+    "NearestNeighbor",
+    "NearestPrototype",
+    "OmniglotOneShot",
+    "Problem",
+    "Report",
+    "Result",
+    "Ridge",
+    "RidgeRegressor",
     "Source",
+    "Split",
     "StoreError",
+    "Task",
     "TaskError",
     "Terminated",
     "TorchEncoder",
     "TrainingError",
     "VDVAE",
     "VDVAEReprError",
-    "atlas",
+    "WeightedNeighbors",
     "compare",
     "evaluate",
     "extract",
@@ -89,7 +135,7 @@ __all__ = [
     "open",
     "open_source",
     "plot",
-    "run_task",
+    "probe",
     "train",
 ]
 

@@ -16,12 +16,14 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
+from typer.core import TyperCommand
 
 from vdvae_repr.errors import TaskError, Terminated, VDVAEReprError, first_line, printable
 
@@ -44,6 +46,7 @@ app = typer.Typer(
 store_app = typer.Typer(help="Look into a latent store.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 
+ATLAS = ("single", "cumulative", "without", "pruned")  # selections of probe --atlas
 Model = Annotated[
     str,
     typer.Option(
@@ -212,8 +215,79 @@ def extract(
     _print(f"{out}: {len(store)} images, {len(store.layers)} layers{rate}")
 
 
-@app.command()
+class TaskOptions(TyperCommand):
+    """A command that takes the options of tasks too, which stand in the tasks' own dataclasses."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """List the tasks and their options, read only where help is asked for."""
+        with formatter.section("Tasks and their options"):
+            formatter.write_dl(_task_help())
+
+
+def _task_help() -> list[tuple[str, str]]:
+    """Return each task with the first line of its description, and each of its options with its help."""
+    from dataclasses import fields
+
+    from vdvae_repr.tasks import Task
+
+    lines = []
+    for name, kind in Task.known.items():
+        lines.append((name, (kind.__doc__ or "").strip().splitlines()[0]))
+        lines += [
+            (f"  --{field.name.replace('_', '-')}", field.metadata.get("help", ""))
+            for field in fields(kind)
+        ]
+    return lines
+
+
+def _task_of(name: str, arguments: list[str]) -> Any:
+    """Make a task of its name and of the options that the command does not know itself.
+
+    Raises:
+        TaskError: no such task, an option of another one or of none, or a value of another type.
+    """
+    from dataclasses import fields
+    from typing import get_args, get_type_hints
+
+    from vdvae_repr.tasks import Task
+
+    kind = type(Task.named(name))
+    values: dict[str, list[str]] = {}
+    rest = list(arguments)
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        if not flag.startswith("--"):
+            raise TaskError(f"{flag}: expected an option, as --layer 8x8")
+        if not equals and not rest:
+            raise TaskError(f"{flag}: expected a value, found none")
+        option = flag.removeprefix("--").replace("-", "_")
+        values.setdefault(option, []).append(value if equals else rest.pop(0))
+    options: dict[str, Any] = {}
+    for option, texts in values.items():
+        if option not in {field.name for field in fields(kind)}:
+            owners = [n for n, k in Task.known.items() if option in {f.name for f in fields(k)}]
+            whose = f"an option of {owners[0]}, not" if owners else "no option of probe or"
+            raise TaskError(f"--{option.replace('_', '-')} is {whose} of {name}")
+        hint = get_type_hints(kind)[option]
+        parts = [hint, *get_args(hint)]
+        leaves = [leaf for part in parts for leaf in (part, *get_args(part))]
+        read = next((leaf for leaf in (int, float) if leaf in leaves), str)
+        try:
+            read_values = [read(text) for text in texts]
+        except ValueError as error:
+            words = {int: "a whole number", float: "a number"}[read]
+            raise TaskError(f"--{option.replace('_', '-')}: expected {words}, {error}") from error
+        many = any("Sequence" in str(part) for part in parts)
+        options[option] = tuple(read_values) if many else read_values[-1]
+    return kind(**options)
+
+
+@app.command(
+    cls=TaskOptions,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
 def probe(
+    context: typer.Context,
     task: Annotated[
         str,
         typer.Option(
@@ -230,10 +304,18 @@ def probe(
         Path | None, typer.Option(help="... and one of the same weights to be tested on.")
     ] = None,
     layer: Layer = ["all"],  # noqa: B006
+    selection: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="How layers become rows: single (if not given), joint (those of each --layer as one "
+            "vector), cumulative, without (each resolution), pruned. May be repeated."
+        ),
+    ] = None,
     atlas: Annotated[
         bool,
         typer.Option(
-            "--atlas", help="Layers singly, cumulatively, without each resolution, and pruned."
+            "--atlas",
+            help="single, cumulative, without and pruned at once, and how alike layers are.",
         ),
     ] = False,
     feature: Annotated[
@@ -242,41 +324,12 @@ def probe(
     pool: Annotated[
         list[str] | None, typer.Option(help="none, avg, avg:GRID, or cls of tokens.")
     ] = None,
-    joint: Annotated[bool, typer.Option(help="The layers of each --layer as one vector.")] = False,
     head: Annotated[
         list[str] | None, typer.Option(help="One of the task's heads; all if not given.")
     ] = None,
-    protocol: Annotated[
-        str | None, typer.Option(help="face_id: closed-set, if not given, or open-set.")
-    ] = None,
-    pairs: Annotated[
-        Path | None,
-        typer.Option(
-            help="face_verification: pairs to test, LFW's list or a CSV of two ids and same."
-        ),
-    ] = None,
-    pairs_train: Annotated[
-        Path | None, typer.Option(help="face_verification: pairs to find the threshold on.")
-    ] = None,
-    far: Annotated[
-        list[float] | None,
-        typer.Option(help="face_verification, open-set: a false accept rate."),
-    ] = None,
-    ways: Annotated[
-        int | None, typer.Option(min=2, help="few_shot: classes an episode; 5.")
-    ] = None,
-    shots: Annotated[
-        list[int] | None, typer.Option(min=1, help="few_shot: images a class; 1. May be repeated.")
-    ] = None,
-    queries: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="few_shot: images a class to be told; 15, or what small classes hold."
-        ),
-    ] = None,
-    episodes: Annotated[int | None, typer.Option(min=2, help="few_shot: 600.")] = None,
-    class_split: Annotated[
-        Path | None, typer.Option(help="few_shot: a CSV of class and split (base, val, novel).")
+    control: Annotated[
+        list[str] | None,
+        typer.Option(help="pixels, pca, random-init, shuffled-labels: all if not given; or none."),
     ] = None,
     beside: Annotated[
         list[Path] | None,
@@ -288,9 +341,10 @@ def probe(
             help="A store of draws (--z sample --draws 8 --feature z) of the same images and layers."
         ),
     ] = None,
-    keep: Annotated[
+    cache: Annotated[
         Path | None, typer.Option(help="Folder for scores done; LATENTS.scores if not given.")
     ] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no scores.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for results.jsonl, results.csv and pictures.")
     ] = None,
@@ -298,8 +352,6 @@ def probe(
     seed: Seed = 0,
 ) -> None:
     """Measure what each layer is worth, with controls; rerun to go on after a stop."""
-    from tqdm import tqdm
-
     import vdvae_repr as vr
     from vdvae_repr import results
     from vdvae_repr.latents.base import Latents
@@ -311,62 +363,75 @@ def probe(
         raise TaskError("--train and --test: expected both, found one")
     if train is not None and latents is not None:
         raise TaskError("--train and --test stand in place of --latents; leave that out")
-    if drawn is not None and (atlas or train is not None):
-        raise TaskError(
-            "--drawn compares layers of --latents with draws of them; leave --atlas, --train and --test out"
-        )
-    if atlas and (layer != ["all"] or joint):
-        raise TaskError("--atlas takes every layer of the store; leave --layer and --joint out")
+    if atlas and selection:
+        raise TaskError("--atlas chooses how layers become rows; leave --selection out")
+    if no_cache and cache is not None:
+        raise TaskError("--cache and --no-cache: expected one of them, found both")
+    chosen_task = _task_of(task, context.args)
     if train is not None and test is not None:
-        latents = test
         joined = JoinedStore(vr.open(train), vr.open(test))
         store: Latents = joined
         for line in joined.notices:
             _log(line)
     else:
-        latents = latents or Path("latents.h5")
-        store = vr.open(latents)
+        store = vr.open(latents or Path("latents.h5"))
     if out is not None:
         prepare_folder(out, pictures.MADE)
-    curves: list[Any] = []
-    noise: list[results.Noise] = []
-    with tqdm(unit="score", disable=not sys.stderr.isatty()) as bar:
-
-        def show(done: int, total: int, what: str) -> None:
-            bar.total, bar.n = total, done
-            bar.set_description(printable(what))
-
-        how: dict[str, Any] = {
-            "feature": feature, "pool": [None if p == "none" else p for p in pool or ["none"]],
-            "heads": head, "seed": seed, "protocol": protocol, "pairs": pairs, "pairs_train": pairs_train,
-            "far": far, "ways": ways, "queries": queries, "episodes": episodes, "class_split": class_split,
-            "beside": [vr.open(path) for path in beside or ()],
-            "keep": keep or Path(f"{latents}.scores"),
-            "notice": _log, "progress": show, "curve": curves.append,
-        }  # fmt: skip
-        if atlas:
-            if shots is not None and len(shots) > 1:
-                raise TaskError("--atlas: expected one --shots, found several")
-            found = vr.atlas(task, store, shots=shots[0] if shots else None, **how)
-            rows = found.rows
-        else:
-            found = None
-            rows = vr.run_task(
-                task, store, layers=layer, joint=joint, shots=shots,
-                drawn=None if drawn is None else vr.open(drawn), noise=noise.append, **how,
-            )  # fmt: skip
+    with _notes_printed():
+        report = vr.probe(
+            store,
+            chosen_task,
+            layers=layer,
+            features=feature,
+            pools=[None if p == "none" else p for p in pool or ["none"]],
+            selections=ATLAS if atlas else selection or "single",
+            heads=head,
+            controls=results.CONTROLS if control is None else [c for c in control if c != "none"],
+            beside=[vr.open(path) for path in beside or ()],
+            drawn=None if drawn is None else vr.open(drawn),
+            cache=None if no_cache else cache or "auto",
+            seed=seed,
+        )
+    rows, costs = report.rows, report.sampling_costs
     print(results.to_json_lines(rows) if json_lines else results.table(rows) + "\n", end="")
     if not json_lines and any(row.p_value is not None for row in rows):
         _log("* chosen on training data, or the only one; p: against the best control's chosen row")
-    elif not json_lines:
+    elif not json_lines and not any(r.chosen for r in rows if r.model == store.info.model):
         _log(
             "no layer is chosen, as no data are set apart to choose on; one alone is compared with controls"
         )
-    if noise:
-        print(f"\n{results.noise_table(noise)}", file=sys.stderr if json_lines else sys.stdout)
-        _log(f"z: of {noise[0].draws} draws; p: paired test against the mean")
+    if costs:
+        print(f"\n{results.sampling_table(costs)}", file=sys.stderr if json_lines else sys.stdout)
+        _log(f"z: of {costs[0].draws} draws; p: paired test against the mean")
     if out is not None:
-        pictures.save(rows, curves, noise, found, out)
+        names = list(dict.fromkeys(feature or [store.default_feature])) if atlas else []
+        report.save(
+            out,
+            similarity={
+                name: (
+                    vr.compare(store, feature=name, seed=seed, notice=_log),
+                    [spec.name for spec in store.distinct("all", name)],
+                )
+                for name in names
+            },
+        )
+
+
+@contextmanager
+def _notes_printed() -> Iterator[None]:
+    """Print what a probe logs as soon as it is known."""
+    logger = logging.getLogger("vdvae_repr.probing")
+    handler, level = logging.Handler(), logger.level
+    handler.emit = lambda record: _log(in_options(record.getMessage()))  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # else what prints everybody's log prints these once more
+    try:
+        yield
+    finally:
+        logger.propagate = True
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @app.command()
@@ -381,11 +446,10 @@ def compare(
     import vdvae_repr as vr
     from vdvae_repr.output import prepare_folder
     from vdvae_repr.report import pictures
-    from vdvae_repr.tasks.atlas import compare as compare_layers
 
     prepare_folder(out, pictures.SIMILARITY_MADE)
     stores = vr.open(a), vr.open(b)
-    matrix = compare_layers(*stores, feature=feature, seed=seed, notice=_log)
+    matrix = vr.compare(*stores, feature=feature, seed=seed, notice=_log)
     names = [
         [spec.name for spec in s.distinct("all", feature or s.default_feature)] for s in stores
     ]
@@ -760,10 +824,11 @@ def demo(
     net = _load_vdvae("faces64", None, "cpu", False)
     faces = vr.extract(net, "toy-faces", out / "toy-faces.h5", report=_log)
     digits = vr.extract(net, "digits", out / "digits.h5", layers="<=8x8", report=_log)
-    _print(f"digits: {len(digits)} images, {digits.kl.mean(axis=0).sum():.0f} nats an image")
-    rows = vr.run_task("face_id", faces, layers="<=16x16", notice=_log)
-    results.write(rows, out)
-    print(results.table(rows, "rank1"))
+    print(f"digits: {len(digits)} images, {digits.kl.mean(axis=0).sum():.0f} nats an image")
+    with _notes_printed():
+        report = vr.probe(faces, "face_id", layers="<=16x16", cache=None)
+    results.write(report.rows, out)
+    print(results.table(report.rows, "rank1"))
     images = faces.images()[::25][:8]
     read = net.posterior(images)
     rebuilt = [
@@ -940,6 +1005,9 @@ def _options() -> dict[str, str]:
         waiting += getattr(command, "commands", {}).values()
         flags = [flag for parameter in command.params for flag in parameter.opts]
         found |= {flag[2:].replace("-", "_"): flag for flag in flags if flag.startswith("--")}
+    if tasks := sys.modules.get("vdvae_repr.tasks"):  # not read for a message of something else
+        names = {name for kind in tasks.Task.known.values() for name in kind.__dataclass_fields__}
+        found |= {name: f"--{name.replace('_', '-')}" for name in names}
     return found
 
 

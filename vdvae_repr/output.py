@@ -30,7 +30,7 @@ FACTORS = "R2 or accuracy"  # and of factors.csv
 # Columns of results.csv and results.jsonl, of noise.csv and of rate_accuracy.csv.
 RESULTS = (
     "task,protocol,head,model,weights_sha256,source,layer,feature,pool,standardised,dims,n_train,n_test,"
-    "metric,value,ci_low,ci_high,se,std,chance,chosen,p_value,seed,transductive,seconds"
+    "metric,value,ci_low,ci_high,se,std,chance,chosen,p_value,seed,transductive,seconds,controls_left_out"
 )
 NOISE = "head,n_train,layer,pool,dims,draws,metric,mean,one_z,mean_of_z,p_one_z,p_mean_of_z"
 RATE_ACCURACY = "nats,head,feature,pool,layer,dims,metric,value,ci_low,ci_high"

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from vdvae_repr.errors import TaskError, printable
 from vdvae_repr.output import prepare_folder, replacing, write_table
 
 CONTROLS = ("pixels", "pca", "random-init", "shuffled-labels")  # values of `model`
+RIVALS = CONTROLS[:3]  # that a layer must beat; shuffled labels are a check of the protocol
 LOWER_IS_BETTER = ("eer", "error")  # values of `metric`
 
 
@@ -46,10 +49,43 @@ class Result:
     seed: int = 0
     transductive: bool = False
     seconds: float | None = None
+    controls_left_out: str | None = None
+    """Names of controls that were not run, joined by commas; None where all were."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Noise:
+class Comparison:
+    """A chosen row of a model beside the chosen row of a control, by a head's first metric."""
+
+    head: str
+    n_train: int
+    model: str
+    layer: str | None
+    feature: str | None
+    pool: str | None
+    metric: str
+    value: float
+    versus: str
+    versus_value: float
+    difference: float
+    """`value` less `versus_value`: above 0 is better, unless lower is better of the metric."""
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What rows hold points of: `cmc` (x ranks, y identified) or `roc` (false, true accept rates)."""
+
+    kind: str
+    head: str
+    model: str
+    layer: str | None
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingCost:
     """What drawing costs a layer: a head's first metric of its mean, of one z, and of the mean of several z.
 
     `p_one_z` and `p_mean_of_z` are of the paired test of either against the mean.
@@ -83,7 +119,7 @@ def to_frame(rows: Sequence[Result]) -> pd.DataFrame:
     return pd.DataFrame([asdict(row) for row in rows], columns=list(COLUMNS))
 
 
-def write(rows: Sequence[Result], folder: str | Path, noise: Sequence[Noise] = ()) -> None:
+def write(rows: Sequence[Result], folder: str | Path, noise: Sequence[SamplingCost] = ()) -> None:
     """Write `results.jsonl` and `results.csv` into a folder, and `noise.csv` where there is some.
 
     Raises:
@@ -130,7 +166,7 @@ def table(rows: Sequence[Result], metric: str | None = None) -> str:
     return _aligned(lines)
 
 
-def noise_table(rows: Sequence[Noise]) -> str:
+def sampling_table(rows: Sequence[SamplingCost]) -> str:
     """Return an aligned text table of what drawing costs."""
     header = ["head", "train", "layer", "dims", "metric", "mean", "one z", "p", "mean of z", "p"]
     lines = [header]
@@ -151,3 +187,29 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in shown
     )
+
+
+def layer_by_factor(rows: Sequence[Result]) -> pd.DataFrame:
+    """Return a table of what each layer knows of each factor: R2, or accuracy of categories.
+
+    Layers are called by model, feature and pooling too, where there are several.
+    """
+    own = [row for row in rows if row.task == "factors" and row.model not in CONTROLS]
+    heads = {row.head.partition(":")[0] for row in own}
+    several = [
+        name
+        for name in ("model", "feature", "pool")
+        if len({getattr(row, name) for row in own}) > 1
+    ]
+
+    def factor(row: Result) -> str:
+        return row.head.partition(":")[2] if len(heads) == 1 else row.head
+
+    def called(row: Result) -> str:
+        return " ".join(filter(None, (row.layer, *(getattr(row, name) for name in several))))
+
+    table = pd.DataFrame(
+        [{"layer": called(row), "factor": factor(row), "value": row.value} for row in own]
+    )
+    order = list(dict.fromkeys(table["layer"]))
+    return table.pivot(index="layer", columns="factor", values="value").loc[order]

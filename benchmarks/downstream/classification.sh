@@ -6,7 +6,7 @@
 #   DATA=... OUT=runs/classification MODELS=faces64 benchmarks/downstream/classification.sh
 set -euo pipefail
 mkdir -p "$OUT"
-sets=(--joint --layer '<=4x4' --layer '<=8x8' --layer '<=16x16' --layer '<=32x32')
+sets=(--selection joint --layer '<=4x4' --layer '<=8x8' --layer '<=16x16' --layer '<=32x32')
 heads=()
 for head in ${HEADS:-}; do heads+=(--head "$head"); done
 for model in $MODELS; do

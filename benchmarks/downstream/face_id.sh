@@ -9,7 +9,7 @@ mkdir -p "$OUT"
 features=(--feature mean --feature delta)
 vdvae-repr extract --data "$DATA/orl_faces" "${features[@]}" --out "$OUT/orl.h5"
 vdvae-repr extract --data "$DATA/lfw_people/labels.csv" --crop 128 "${features[@]}" --out "$OUT/lfw_people.h5"
-sets=(--joint --layer '<=4x4' --layer '<=8x8' --layer '<=16x16' --layer '<=32x32')
+sets=(--selection joint --layer '<=4x4' --layer '<=8x8' --layer '<=16x16' --layer '<=32x32')
 heads=()
 for head in ${HEADS:-nearest-neighbor linear-lbfgs}; do heads+=(--head "$head"); done
 for data in orl lfw_people; do

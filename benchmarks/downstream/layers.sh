@@ -16,7 +16,7 @@ for model in faces64 natural64; do
   vdvae-repr extract --model "$model" "${lfw[@]}" --z sample --draws 8 --feature z --out "$OUT/$model-lfw-draws.h5"
   drawn=(--latents "$OUT/$model-lfw.h5" --drawn "$OUT/$model-lfw-draws.h5")
   vdvae-repr probe "${heads[@]}" "${drawn[@]}" --out "$OUT/$model-lfw-noise"
-  vdvae-repr probe "${heads[@]}" "${drawn[@]}" --joint --layer '<=4x4' --layer '<=8x8' --layer '<=16x16' --layer '<=32x32' \
+  vdvae-repr probe "${heads[@]}" "${drawn[@]}" --selection joint --layer '<=4x4' --layer '<=8x8' --layer '<=16x16' --layer '<=32x32' \
     --layer all --out "$OUT/$model-lfw-noise-sets"
   rm "$OUT/$model-lfw-draws.h5"
 done

@@ -2,7 +2,7 @@
 
     python benchmarks/downstream/page.py runs/classification/faces64-cifar10-{mean,delta}{,-avg4,-sets}
 
-Folders of one task, protocol and data set share tables; those of `--joint` are of sets of
+Folders of one task, protocol and data set share tables; those of `--selection joint` are of sets of
 layers, of `--atlas` of both.
 """
 

@@ -5,7 +5,7 @@
 #   DATA=... OUT=runs/protocols MODEL=faces64 benchmarks/downstream/protocols.sh
 set -euo pipefail
 mkdir -p "$OUT"
-sets=(--joint --layer '<=4x4' --layer '<=8x8' --layer '<=16x16' --layer '<=32x32')
+sets=(--selection joint --layer '<=4x4' --layer '<=8x8' --layer '<=16x16' --layer '<=32x32')
 pairs=(--pairs "$DATA/lfw_pairs/pairsDevTest.txt" --pairs-train "$DATA/lfw_pairs/pairsDevTrain_subset.txt")
 shots=(--ways 5 --shots 1 --shots 5 --class-split "$DATA/tiny_imagenet/class_split.csv")
 shots+=(--head nearest-prototype --head simpleshot-cl2n --head ridge)

@@ -85,10 +85,12 @@ plt.show()
 
 # %%
 episodes = {"ways": 5, "queries": 5, "class_split": here / "people.csv"}
-by_layer = vr.run_task(
-    "few_shot", store, heads=["simpleshot-cl2n"], shots=1, episodes=100, notice=print, **episodes
+report = vr.probe(
+    store, vr.FewShot(shots=1, episodes=100, **episodes), heads=["simpleshot-cl2n"], cache=None
 )
-vr.plot.layers(by_layer).figure
+print(*report.notes, sep="\n")
+by_layer = report.rows
+report.plot.layers().figure
 
 # %%
 table = pd.DataFrame(
@@ -127,10 +129,15 @@ plt.show()
 # %%
 both = [layer, chosen["random-init"].layer]
 heads = ["nearest-prototype", "simpleshot-cl2n", "ridge", "knn-1"]
-by_shots = vr.run_task(
-    "few_shot", store, layers=both, heads=heads, shots=(1, 2, 5), episodes=50, **episodes
+report = vr.probe(
+    store,
+    vr.FewShot(shots=(1, 2, 5), episodes=50, **episodes),
+    layers=both,
+    heads=heads,
+    cache=None,
 )
-vr.plot.shots(by_shots).figure
+by_shots = report.rows
+report.plot.shots().figure
 
 # %% [markdown]
 # What was chosen of each, as accuracy; the controls under the same head.

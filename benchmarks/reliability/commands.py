@@ -212,7 +212,7 @@ def cases(base: Path) -> list[Case]:
         store,
         "--head",
         "nearest-neighbor",
-        "--keep",
+        "--cache",
         "k",
         "--out",
         "out",

@@ -294,7 +294,7 @@ def score_flips(bench: Bench, tries: int) -> Row:
     case = Case(
         "probe", "scores",
         ("probe", "--latents", str(bench.base / "s.h5"), "--layer", "1x1", "--head", "nearest-neighbor",
-         "--keep", "k", "--out", "out"),
+         "--cache", "k", "--out", "out"),
         rows_alone,
     )  # fmt: skip
     before, _, new, _, _ = bench.undisturbed(case)

@@ -28,7 +28,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from vdvae_repr.heads.gram import gram_matrices
-from vdvae_repr.heads.linear import C_GRID, LinearLBFGS
+from vdvae_repr.heads.linear import C_GRID, LogisticProbe
 
 
 def samples(n: int, d: int, k: int) -> tuple[Any, Any]:
@@ -51,7 +51,7 @@ def ours(X: Any, y: Any, held: Any) -> tuple[float, float, Any, Any]:
     blocks = (X[:, first : first + 2048] for first in range(0, X.shape[1], 2048))
     (gram,) = gram_matrices(blocks, [(train, "standardised")])
     summed = time.perf_counter() - started
-    head = LinearLBFGS(precomputed=True)
+    head = LogisticProbe(precomputed=True)
     head.fit(gram.inner[train], y, validation=(gram.inner[len(y) :], held))
     return time.perf_counter() - started, summed, head, gram
 
@@ -113,7 +113,7 @@ def main() -> None:
     A = StandardScaler().fit_transform(X[:n].astype(np.float64))
     excess = []
     for C, (W, b) in zip(C_GRID, found[1e-8][1], strict=True):
-        alone = LinearLBFGS(Cs=[C], precomputed=True).fit(gram.inner[:n], y[:n])
+        alone = LogisticProbe(Cs=[C], precomputed=True).fit(gram.inner[:n], y[:n])
         logits = alone.class_scores(gram.inner[:n])
         mine = objective(logits, float((alone._weights**2).sum()), y[:n], C)
         excess.append(mine / objective(A @ W.T + b, float((W**2).sum()), y[:n], C) - 1)

@@ -15,6 +15,8 @@ from timm.data import create_transform, resolve_model_data_config
 import vdvae_repr as vr
 from vdvae_repr.encoders.load import random_twin
 
+ATLAS = ("single", "cumulative", "without", "pruned")
+
 
 @pytest.fixture(scope="module")
 def resnet():
@@ -122,17 +124,18 @@ def test_a_grid_has_no_class_token(resnet, tmp_path, photo):
 
 
 def test_depth_goes_through_probe_atlas_and_compare(resnet, tiny, people, tmp_path):
-    from vdvae_repr.tasks.atlas import compare
+    from vdvae_repr.probing.similarity import compare
 
     source, lines = people(4), []
     store = vr.extract(
         resnet, source, tmp_path / "r.h5", pool="avg", layers="layer3,layer4,embedding"
     )
     own = vr.extract(tiny, source, tmp_path / "t.h5", layers="8x8")
-    rows = vr.run_task("face_id", own, beside=[store])
+    rows = vr.probe(own, "face_id", beside=[store]).rows
     named = {row.layer for row in rows if row.model == "timm:resnet10t@random"}
     assert named == {"layer3", "layer4", "embedding"}
-    atlas = vr.atlas("face_id", store, beside=[own], notice=lines.append)
+    atlas = vr.probe(store, "face_id", beside=[own], selections=ATLAS)
+    lines = atlas.notes
     assert {"layer3", "layer4", "embedding", "0:4", "0:5"} & {row.layer for row in atlas.rows}
     assert "random-init" in {row.model for row in atlas.rows}
     # 16x16 images are stored at 64x64, as the network saw them, and it takes 176x176.

@@ -67,28 +67,28 @@ def test_layers_are_what_modules_return_in_evaluation_mode(net, encoder, images)
 
 
 def test_it_fills_a_store_and_is_probed_with_its_random_twin(encoder, people, tmp_path):
-    lines = []
     store = vr.extract(encoder, people(4), tmp_path / "e.h5")
     assert store.attrs["model"] == "torch:Net"
     assert store.images().shape[1:] == (16, 16, 3)
-    rows = vr.run_task("face_id", store, notice=lines.append)
+    report = vr.probe(store, "face_id")
+    rows, lines = report.rows, report.notes
     assert {"conv", "head"} == {row.layer for row in rows if row.model == "torch:Net"}
     assert {"conv", "head"} == {row.layer for row in rows if row.model == "random-init"}
     assert not any("random-init" in line for line in lines)
 
 
 def test_without_the_network_the_control_is_left_out_and_said(net, people, tmp_path):
-    lines = []
     encoder = vr.TorchEncoder(net, layers=["conv"], size=16, mean=MEAN, std=STD)
     store = vr.extract(encoder, people(4), tmp_path / "e.h5")
     del encoder
-    rows = vr.run_task("face_id", store, notice=lines.append)
+    report = vr.probe(store, "face_id")
+    rows, lines = report.rows, report.notes
     assert not [row for row in rows if row.model == "random-init"]
     (line,) = [line for line in lines if "random-init" in line]
     assert line.startswith("no random-init: torch:Net: a store holds no network")
     # Made again, the encoder is found by its weights.
     again = vr.TorchEncoder(net, layers=["conv"], size=16, mean=MEAN, std=STD)
-    rows = vr.run_task("face_id", store)
+    rows = vr.probe(store, "face_id").rows
     assert [row for row in rows if row.model == "random-init"]
     assert again.identity()["weights_sha256"] == store.attrs["weights_sha256"]
 
@@ -456,19 +456,18 @@ def test_encoders_of_one_network_with_other_layers_each_have_their_random_twin(p
     for encoder in encoders:
         stores.append(vr.extract(encoder, people(4), tmp_path / f"{len(stores)}.h5"))
     for store, layer in zip(stores, ("conv", "head"), strict=True):
-        rows = vr.run_task("face_id", store, heads=["nearest-neighbor"])
+        rows = vr.probe(store, "face_id", heads=["nearest-neighbor"], cache=None).rows
         assert layer in {row.layer for row in rows if row.model == "random-init"}
 
 
 def test_kept_scores_of_a_random_twin_are_not_taken_for_those_of_another_network(people, tmp_path):
-    def scores(net, **options):
+    def scores(net, cache=None):
         encoder = alike(net, name="same")
         store = vr.extract(encoder, people(4), tmp_path / "e.h5", overwrite=True)
-        rows = vr.run_task("face_id", store, heads=["ridge"], **options)
+        rows = vr.probe(store, "face_id", heads=["ridge"], cache=cache).rows
         return [row.value for row in rows if row.model == "random-init"]
 
-    keep = {"keep": tmp_path / "scores"}
-    first = scores(Shaped, **keep)
-    other = scores(lambda: Shaped(act=torch.tanh), **keep)
+    first = scores(Shaped, tmp_path / "scores")
+    other = scores(lambda: Shaped(act=torch.tanh), tmp_path / "scores")
     assert other == scores(lambda: Shaped(act=torch.tanh))
-    assert scores(Shaped, **keep) == first
+    assert scores(Shaped, tmp_path / "scores") == first

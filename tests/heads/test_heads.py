@@ -11,9 +11,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from vdvae_repr.heads.few_shot import NearestPrototype
-from vdvae_repr.heads.gram import gram_matrices
-from vdvae_repr.heads.linear import ALPHAS, Fold, LinearLBFGS, Ridge, stratified_folds
+from vdvae_repr.heads.gram import Fold, gram_matrices
+from vdvae_repr.heads.linear import ALPHAS, LogisticProbe, Ridge, RidgeRegressor, stratified_folds
 from vdvae_repr.heads.neighbors import NearestNeighbor, WeightedNeighbors
+from vdvae_repr.heads.verification import Centred, Whitened
 
 
 def problem(n, d, k, seed=0):
@@ -33,7 +34,7 @@ def objective(scores, weights, y, C):
 @pytest.mark.parametrize(("n", "d", "k"), [(60, 300, 5), (120, 20, 5), (60, 100, 2)])
 def test_optimum_is_scikit_learns(n, d, k, C):
     X, y = problem(n, d, k)
-    ours = LinearLBFGS(Cs=[C]).fit(X, y)
+    ours = LogisticProbe(Cs=[C]).fit(X, y)
     scaler = StandardScaler().fit(X)
     theirs = LogisticRegression(C=C, tol=1e-10, max_iter=100_000).fit(scaler.transform(X), y)
     logits = theirs.decision_function(scaler.transform(X))
@@ -51,13 +52,13 @@ def test_optimum_is_scikit_learns(n, d, k, C):
 
 
 def test_features_that_say_nothing_give_equal_scores():
-    head = LinearLBFGS().fit(np.zeros((8, 3)), [0, 1] * 4)
+    head = LogisticProbe().fit(np.zeros((8, 3)), [0, 1] * 4)
     np.testing.assert_array_equal(head.class_scores(np.ones((2, 3))), np.zeros((2, 2)))
 
 
 def test_c_is_chosen_on_training_data():
     X, y = load_digits(return_X_y=True)
-    head = LinearLBFGS(Cs=10.0 ** np.arange(-5, 2)).fit(X[:400], y[:400])
+    head = LogisticProbe(Cs=10.0 ** np.arange(-5, 2)).fit(X[:400], y[:400])
     assert head.search_ == "k-fold"
     assert sorted(head.Cs)[np.argmax(head.cv_scores_)] == head.C_
     assert head.score(X[400:], y[400:]) > 0.85
@@ -67,7 +68,7 @@ def test_c_is_chosen_on_validation_samples_where_given():
     X, y = load_digits(return_X_y=True)
     train, held = (X[:300], y[:300]), (X[300:500], y[300:500])
     grid = 10.0 ** np.arange(-5, 2)
-    head = LinearLBFGS(Cs=grid).fit(*train, held)
+    head = LogisticProbe(Cs=grid).fit(*train, held)
     scaler = StandardScaler().fit(X[:300])
     fits = [
         LogisticRegression(C=C, max_iter=5000).fit(scaler.transform(X[:300]), y[:300]) for C in grid
@@ -80,17 +81,17 @@ def test_c_is_chosen_on_validation_samples_where_given():
         scaler.transform(X[:300]), y[:300]
     )
     with pytest.raises(ValueError, match="classes of validation among those of y"):
-        LinearLBFGS(Cs=grid).fit(X[y < 9], y[y < 9], (X, y))
+        LogisticProbe(Cs=grid).fit(X[y < 9], y[y < 9], (X, y))
 
 
 def test_one_sample_a_class_fixes_c():
-    head = LinearLBFGS().fit(np.eye(3), [0, 1, 2])
+    head = LogisticProbe().fit(np.eye(3), [0, 1, 2])
     assert (head.search_, head.C_) == ("fixed", 1.0)
 
 
 def test_one_class_is_refused():
     with pytest.raises(ValueError, match="at least 2 classes"):
-        LinearLBFGS().fit(np.eye(3), [1, 1, 1])
+        LogisticProbe().fit(np.eye(3), [1, 1, 1])
 
 
 def test_nearest_neighbour_matches_scikit_learn():
@@ -155,8 +156,8 @@ def test_precomputed_heads_are_the_heads():
         X, (train, "standardised"), *((train[fit], "standardised") for fit, _ in splits)
     )
     folds = [Fold(f, h, g.inner[train]) for (f, h), g in zip(splits, parts, strict=True)]
-    direct = LinearLBFGS().fit(X[train], y[train])
-    head = LinearLBFGS(precomputed=True).fit(whole.inner[train], y[train], folds=folds)
+    direct = LogisticProbe().fit(X[train], y[train])
+    head = LogisticProbe(precomputed=True).fit(whole.inner[train], y[train], folds=folds)
     assert head.C_ == direct.C_
     np.testing.assert_array_equal(head.cv_scores_, direct.cv_scores_)
     expected = direct.class_scores(X[test])
@@ -214,14 +215,15 @@ def test_features_that_are_not_finite_are_named():
 @pytest.mark.parametrize(
     "head",
     [
-        NearestNeighbor(), WeightedNeighbors(), NearestPrototype(), Ridge(), LinearLBFGS(),
+        NearestNeighbor(), WeightedNeighbors(), NearestPrototype(), Ridge(), LogisticProbe(),
+        RidgeRegressor(), Centred(), Whitened(2), RidgeRegressor(precomputed=True),
         NearestNeighbor(precomputed=True), WeightedNeighbors(precomputed=True), Ridge(precomputed=True),
-        LinearLBFGS(precomputed=True),
+        LogisticProbe(precomputed=True),
     ],
 )  # fmt: skip
 def test_head_keeps_scikit_learns_contract(head):
     no_products = {"check_decision_proba_consistency": "gives pairwise estimators features"}
-    failing = no_products if isinstance(head, LinearLBFGS) and head.precomputed else {}
+    failing = no_products if isinstance(head, LogisticProbe) and head.precomputed else {}
     check_estimator(head, on_skip=None, expected_failed_checks=failing)
 
 
@@ -230,6 +232,6 @@ def test_linear_lbfgs_converges_where_the_gradient_is_rounding():
     X, y = np.reshape(points, (12, 2)).astype(float), np.array([1, 1, 1, 2, 2, 2] * 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        head = LinearLBFGS(Cs=[1e-6], standardize=False).fit(X, y)
+        head = LogisticProbe(Cs=[1e-6], standardize=False).fit(X, y)
     theirs = LogisticRegression(C=1e-6, tol=1e-8).fit(X, y)
     np.testing.assert_allclose(head.decision_function(X), theirs.decision_function(X), atol=1e-7)

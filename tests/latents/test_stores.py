@@ -51,7 +51,7 @@ def test_a_store_of_the_first_version_opens_reads_and_decodes(tiny, eight):
         store.verify()
         ((_, images),) = store.decode(tiny)
         assert abs(int(images.astype(int).sum()) - 821519) < 200  # rounding may move a pixel by one
-        rows = vr.run_task("classification", store, layers="8x8.1", heads=["knn"])
+        rows = vr.probe(store, "classification", layers="8x8.1", heads=["knn"]).rows
         assert "8x8.1" in {row.layer for row in rows}
 
 
@@ -266,11 +266,11 @@ def test_stores_of_other_images_under_the_same_ids_are_not_compared(tiny, images
     with pytest.raises(vr.StoreError, match=message):
         vr.compare(a, b)
     with pytest.raises(vr.StoreError, match=message):
-        vr.run_task("classification", a, layers="1x1", heads=["knn"], beside=[b])
+        vr.probe(a, "classification", layers="1x1", heads=["knn"], beside=[b])
     draws = {"features": ["z"], "z": "sample", "draws": 2}
     drawn = vr.extract(tiny, named(changed), tmp_path / "d.h5", layers="1x1", **draws)
     with pytest.raises(vr.StoreError, match=r"d\.h5: expected the images of"):
-        vr.run_task("classification", a, layers="1x1", heads=["knn"], drawn=drawn)
+        vr.probe(a, "classification", layers="1x1", heads=["knn"], drawn=drawn)
 
 
 def test_stores_of_the_same_images_are_compared_whatever_was_made_of_them(tiny, images, tmp_path):

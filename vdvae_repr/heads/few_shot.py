@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +16,7 @@ from sklearn.preprocessing import Normalizer
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from vdvae_repr.heads.linear import LinearLBFGS
+from vdvae_repr.heads.linear import LogisticProbe
 from vdvae_repr.heads.neighbors import NearestNeighbor, unit
 
 
@@ -29,15 +28,28 @@ class NearestPrototype(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Args:
         metric: "euclidean" (a class's score is minus the squared distance) or "cosine".
-        mean: (D,), subtracted from all samples first.
+        mean: (D,), subtracted from all samples first; "base" stands for the mean of the base classes, which
+            the task `few_shot` fills in.
         normalize: scale samples to length 1 before they are averaged.
+
+    Attributes:
+        classes_: the classes (K,), in the order of `class_scores`.
+        prototypes_: (K, D).
+
+    Examples:
+        >>> head = NearestPrototype().fit([[0.0], [2.0], [9.0]], [0, 0, 1])
+        >>> head.prototypes_.ravel().tolist(), head.predict([[4.0]])
+        ([1.0, 9.0], array([0]))
     """
+
+    rotations_change_nothing = True
+    version: ClassVar[int] = 1
 
     def __init__(
         self,
         *,
         metric: Literal["euclidean", "cosine"] = "euclidean",
-        mean: ArrayLike | None = None,
+        mean: ArrayLike | Literal["base"] | None = None,
         normalize: bool = False,
     ) -> None:
         self.metric = metric
@@ -52,6 +64,8 @@ class NearestPrototype(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         if self.metric not in ("euclidean", "cosine"):
             raise ValueError(f"metric: expected euclidean or cosine, found {self.metric!r}")
+        if isinstance(self.mean, str):
+            raise ValueError(f"mean: expected numbers (D,), found {self.mean!r}")
         X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
         check_classification_targets(y)
         self.classes_, encoded = np.unique(y, return_inverse=True)
@@ -84,16 +98,13 @@ class NearestPrototype(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return unit(X) if self.normalize else X
 
 
-HEADS: dict[str, Callable[[Callable[[], NDArray[Any]]], Any]] = {
-    # From what gives the mean of the base classes, (D,), to an estimator.
-    "nearest-prototype": lambda base_mean: NearestPrototype(),
-    "nearest-prototype-cosine": lambda base_mean: NearestPrototype(metric="cosine"),
-    "simpleshot-un": lambda base_mean: NearestPrototype(),
-    "simpleshot-l2n": lambda base_mean: NearestPrototype(normalize=True),
-    "simpleshot-cl2n": lambda base_mean: NearestPrototype(mean=base_mean(), normalize=True),
-    "logistic": lambda base_mean: make_pipeline(
-        Normalizer(), LinearLBFGS(Cs=[1.0], standardize=False)
-    ),
-    "ridge": lambda base_mean: make_pipeline(Normalizer(), RidgeClassifier()),
-    "knn-1": lambda base_mean: NearestNeighbor(),
+HEADS: dict[str, Any] = {
+    "nearest-prototype": NearestPrototype(),
+    "nearest-prototype-cosine": NearestPrototype(metric="cosine"),
+    "simpleshot-un": NearestPrototype(),
+    "simpleshot-l2n": NearestPrototype(normalize=True),
+    "simpleshot-cl2n": NearestPrototype(mean="base", normalize=True),
+    "logistic": make_pipeline(Normalizer(), LogisticProbe(Cs=[1.0], standardize=False)),
+    "ridge": make_pipeline(Normalizer(), RidgeClassifier()),
+    "knn-1": NearestNeighbor(),
 }

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import lapack, solve_triangular
+
+from vdvae_repr.heads.spectrum import spanned_coordinates
 
 BLOCK_BYTES = 2**27  # of float64 worked on at once
 
@@ -49,15 +50,74 @@ class Gram:
         return self.inner / length[:, None] / length[self.rows]
 
     def coordinates(self) -> Matrix:
-        """Return all samples in the space that those of `rows` span, (N, r), r <= n.
+        """Return all samples in the space that those of `rows` span, (N, r), r <= n."""
+        return spanned_coordinates(self.inner, self.rows)
 
-        By a pivoted Cholesky factorisation, which serves as well as eigenvectors at a tenth of their price.
+
+class ProductHead:
+    """An estimator that knows samples by their inner products, and takes those in place of features.
+
+    With `precomputed=True` X holds what `kernel` makes of a Gram matrix: of the N training samples with each
+    other (N, N) when it is fitted, of M others with them (M, N) when it is asked.
+    """
+
+    precomputed: bool
+    version: ClassVar[int] = 1
+    """Raised whenever what it computes changes, so that no score of the earlier one is taken for its own."""
+
+    @property
+    def scaling(self) -> Scaling:
+        """What is done to the features before their inner products are taken."""
+        raise NotImplementedError
+
+    def kernel(self, gram: Gram) -> Matrix:
+        """Return what is handed over as X, (N, n)."""
+        return gram.inner
+
+    def choosing_folds(self, y: NDArray[Any]) -> list[tuple[Rows, Rows]]:
+        """Return the folds (fit, held) of samples of classes y (N,) whose own Gram matrices it chooses on."""
+        return []
+
+    def fit_judged(
+        self,
+        X: Any,
+        y: Any,
+        validation: tuple[Any, Any] | None = None,
+        folds: Sequence[Fold] | None = None,
+    ) -> float | None:
+        """Fit, and return how good the fit is by validation samples, else by training samples left out.
+
+        Args:
+            X: (N, D) or (N, N).
+            y: targets (N,).
+            validation: samples and their targets.
+            folds: of `choosing_folds`, precomputed.
+
+        Returns:
+            what choices among features are made by, the more the better; None where nothing tells.
         """
-        among = self.inner[self.rows]
-        factor, order, rank, _ = lapack.dpstrf(among, tol=1e-12 * among.diagonal().max(), lower=1)
-        spanning = self.inner[:, order[:rank] - 1]
-        found = solve_triangular(factor[:rank, :rank], spanning.T, lower=True).T
-        return np.ascontiguousarray(found)
+        raise NotImplementedError
+
+
+def left_out_accuracy(fitted: Any, y: NDArray[Any]) -> float | None:
+    """Return the share of training samples (N,) told from the others; None where a class has a single one."""
+    if np.unique(y, return_counts=True)[1].min() < 2:
+        return None
+    return float(np.mean(fitted.leave_one_out() == y))
+
+
+class Fold(NamedTuple):
+    """A fold of precomputed features, standardised on the samples that are fitted on.
+
+    Args:
+        fit: numbers (n,) of those samples.
+        held: numbers of those held back.
+        inner: products (N, n) of all samples with those of `fit`.
+    """
+
+    fit: Rows
+    held: Rows
+    inner: Matrix
 
 
 def gram_matrices(

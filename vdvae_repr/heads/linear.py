@@ -13,18 +13,26 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import StratifiedKFold
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
 
-from vdvae_repr.heads.gram import Rows, centre_and_scale
+from vdvae_repr.heads.gram import (
+    Fold,
+    ProductHead,
+    Rows,
+    Scaling,
+    centre_and_scale,
+    left_out_accuracy,
+)
+from vdvae_repr.heads.spectrum import Spectrum
 
 C_GRID = 10 ** np.linspace(-6, 5, 45)  # DINOv2, eval/log_regression.py
 ALPHAS = 10 ** np.linspace(-4, 4, 17)  # a feature, standardised
@@ -38,20 +46,6 @@ ON_THE_WAY = 1e-6  # tol of the solutions that choose C, or only lead to it
 Matrix = NDArray[np.float64]
 
 
-class Fold(NamedTuple):
-    """A fold of precomputed features, standardised on the samples that are fitted on.
-
-    Args:
-        fit: numbers (n,) of those samples.
-        held: numbers of those held back.
-        inner: products (N, n) of all samples with those of `fit`.
-    """
-
-    fit: Rows
-    held: Rows
-    inner: Matrix
-
-
 def stratified_folds(y: NDArray[Any], seed: int) -> list[tuple[Rows, Rows]]:
     """Split classes y (N,) as `linear-lbfgs` does: (fit, held) k = min(5, smallest class) times."""
     _, encoded = np.unique(y, return_inverse=True)
@@ -62,8 +56,8 @@ def stratified_folds(y: NDArray[Any], seed: int) -> list[tuple[Rows, Rows]]:
     return list(splitter.split(np.zeros(len(y)), encoded))
 
 
-class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """Logistic regression, L2, intercept free, features standardised, C chosen on training data.
+class LogisticProbe(ProductHead, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Protocol `linear-lbfgs`: logistic regression, L2, intercept free, features standardised, C chosen.
 
     The objective is scikit-learn's, C * (sum of log-losses) + ||W||^2 / 2. C is chosen by the accuracy
     on validation samples, or of a seeded stratified k-fold, k = min(5, smallest class), ties to the
@@ -74,10 +68,23 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         standardize: give each feature mean 0 and deviation 1 on the training samples; else centre only.
         precomputed: X holds inner products, of N training samples (N, N) and of others with them (M, N), of
             features standardised already.
-        seed: of the folds.
+        seed: of the folds; 0 if not given.
         tol: how far above its minimum the final objective may stay, as a fraction of it (by the Newton
             decrement); 1e-6 at most while C is chosen.
         max_iter: Newton steps for each C.
+
+    Attributes:
+        classes_: the classes (K,), in the order of `class_scores`.
+        C_: the one that was chosen.
+        search_: how: "validation", "k-fold" or "fixed".
+        cv_scores_: the accuracy of each C of the grid; NaN where it is fixed.
+        n_iter_: Newton steps in all.
+
+    Examples:
+        >>> from sklearn.datasets import load_iris
+        >>> X, y = load_iris(return_X_y=True)
+        >>> round(LogisticProbe().fit(X, y).score(X, y), 2)
+        0.98
     """
 
     def __init__(
@@ -86,7 +93,7 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Cs: ArrayLike | None = None,
         standardize: bool = True,
         precomputed: bool = False,
-        seed: int = 0,
+        seed: int | None = None,
         tol: float = 1e-8,
         max_iter: int = 30,
     ) -> None:
@@ -103,13 +110,34 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags.input_tags.pairwise = self.precomputed
         return tags
 
+    @property
+    def scaling(self) -> Scaling:
+        """Standardised, or centred alone."""
+        return "standardised" if self.standardize else "centred"
+
+    def choosing_folds(self, y: NDArray[Any]) -> list[tuple[Rows, Rows]]:
+        """Return the folds that C is chosen on, if it is."""
+        several = self.Cs is None or np.size(np.asarray(self.Cs)) > 1
+        return stratified_folds(y, self.seed or 0) if several else []
+
+    def fit_judged(
+        self,
+        X: Any,
+        y: Any,
+        validation: tuple[Any, Any] | None = None,
+        folds: Sequence[Fold] | None = None,
+    ) -> float | None:
+        """Fit, and return the accuracy by which C was chosen; None where it was not."""
+        self.fit(X, y, validation, folds)
+        return None if self.search_ == "fixed" else float(self.cv_scores_.max())
+
     def fit(
         self,
         X: Any,
         y: Any,
         validation: tuple[Any, Any] | None = None,
         folds: Sequence[Fold] | None = None,
-    ) -> LinearLBFGS:
+    ) -> LogisticProbe:
         """Fit on X (N, D), y (N,).
 
         Args:
@@ -130,7 +158,7 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._reduced = _Reduced(X, self.standardize, self.precomputed)
         self.search_, self.C_ = "fixed", float(grid[0]) if len(grid) == 1 else 1.0
         self.cv_scores_ = np.full(len(grid), np.nan)
-        splits = stratified_folds(encoded, self.seed) if validation is None else []
+        splits = stratified_folds(encoded, self.seed or 0) if validation is None else []
         path = _Path(self._reduced.Z, encoded, len(self.classes_))
         solved: list[tuple[Matrix, Matrix]] = []  # those that validation has led to already
         if len(grid) > 1 and validation is not None:
@@ -199,20 +227,8 @@ class LinearLBFGS(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(self.classes_[best])
 
 
-class Ridge(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """Protocol `ridge`: multi-output ridge regression of +1 and -1, penalty by generalised cross-validation.
-
-    What scikit-learn's `RidgeCV` finds (Golub, Heath and Wahba 1979; its leave-one-out form), one penalty for
-    all classes: the one of the smallest leave-one-out squared error.
-
-    Args:
-        alphas: the grid of penalties, 17 from 1e-4 to 1e4 if not given; each is multiplied by the mean
-            squared length of the training samples (the number of dimensions, where features are
-            standardised), so that it stands for the same strength whatever that is.
-        standardize: give each feature mean 0 and deviation 1 on the training samples; else centre only.
-        precomputed: X holds inner products, of N training samples (N, N) and of others with them (M, N), of
-            features standardised already.
-    """
+class _Ridge(ProductHead, BaseEstimator):  # type: ignore[misc]
+    """Multi-output ridge regression, its penalty by generalised cross-validation."""
 
     def __init__(
         self,
@@ -231,18 +247,17 @@ class Ridge(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags.input_tags.pairwise = self.precomputed
         return tags
 
-    def fit(self, X: Any, y: Any) -> Ridge:
-        """Fit on X (N, D), precomputed (N, N), and y (N,).
+    @property
+    def scaling(self) -> Scaling:
+        """Standardised, or centred alone."""
+        return "standardised" if self.standardize else "centred"
 
-        Raises:
-            ValueError: NaN, other shapes, or a single class.
-        """
-        X, y, self.classes_, encoded = _check(self, X, y)
+    def _solve(self, X: NDArray[Any], targets: Matrix) -> None:
+        """Fit samples X to targets (N, K), each K with the same penalty."""
         self._reduced = _Reduced(X, self.standardize, self.precomputed)
         Z = self._reduced.Z
         squares = (Z**2).sum(axis=0)  # the columns are orthogonal, and each has mean 0
         U = Z / np.sqrt(np.where(squares > 0, squares, 1))
-        targets = np.where(np.eye(len(self.classes_), dtype=bool)[encoded], 1.0, -1.0)
         self.intercept_ = targets.mean(axis=0)
         loads = U.T @ (targets - self.intercept_)
         grid = np.asarray(ALPHAS if self.alphas is None else self.alphas, dtype=np.float64)
@@ -257,7 +272,60 @@ class Ridge(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 smallest, self.alpha_, self._left_out = error, float(alpha), left_out
         centred = targets - self.intercept_
         self._weights = (Z.T @ centred) / (squares + self.alpha_)[:, None]
+
+    def _predicted(self, X: Any) -> Matrix:
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
+        return np.asarray(self._reduced.project(X) @ self._weights + self.intercept_)
+
+
+class Ridge(ClassifierMixin, _Ridge):  # type: ignore[misc]
+    """Protocol `ridge`: multi-output ridge regression of +1 and -1, penalty by generalised cross-validation.
+
+    What scikit-learn's `RidgeCV` finds (Golub, Heath and Wahba 1979; its leave-one-out form), one penalty for
+    all classes: the one of the smallest leave-one-out squared error.
+
+    Args:
+        alphas: the grid of penalties, 17 from 1e-4 to 1e4 if not given; each is multiplied by the mean
+            squared length of the training samples (the number of dimensions, where features are
+            standardised), so that it stands for the same strength whatever that is.
+        standardize: give each feature mean 0 and deviation 1 on the training samples; else centre only.
+        precomputed: X holds inner products, of N training samples (N, N) and of others with them (M, N), of
+            features standardised already.
+
+    Attributes:
+        classes_: the classes (K,), in the order of `class_scores`.
+        alpha_: the penalty that was found.
+
+    Examples:
+        >>> from sklearn.datasets import load_iris
+        >>> X, y = load_iris(return_X_y=True)
+        >>> Ridge().fit(X, y).predict(X[:2])
+        array([0, 0])
+    """
+
+    def fit(self, X: Any, y: Any) -> Ridge:
+        """Fit on X (N, D), precomputed (N, N), and y (N,).
+
+        Raises:
+            ValueError: NaN, other shapes, or a single class.
+        """
+        X, y, self.classes_, encoded = _check(self, X, y)
+        self._solve(X, np.where(np.eye(len(self.classes_), dtype=bool)[encoded], 1.0, -1.0))
         return self
+
+    def fit_judged(
+        self,
+        X: Any,
+        y: Any,
+        validation: tuple[Any, Any] | None = None,
+        folds: Sequence[Fold] | None = None,
+    ) -> float | None:
+        """Fit, and return the accuracy on validation samples, else of each sample left out."""
+        self.fit(X, y)
+        if validation is not None:
+            return float(self.score(*validation))
+        return left_out_accuracy(self, y)
 
     def leave_one_out(self) -> NDArray[Any]:
         """Predict each sample from the others: how to choose a layer on training data."""
@@ -266,14 +334,62 @@ class Ridge(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def class_scores(self, X: Any) -> Matrix:
         """Return the regressions' values (N, K), columns in the order of `classes_`."""
-        check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
-        return np.asarray(self._reduced.project(X) @ self._weights + self.intercept_)
+        return self._predicted(X)
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the class of the highest score, (N,)."""
         best = self.class_scores(X).argmax(axis=1)
         return np.asarray(self.classes_[best])
+
+
+class RidgeRegressor(RegressorMixin, _Ridge):  # type: ignore[misc]
+    """Ridge regression of a number, its penalty found as that of `Ridge`.
+
+    Args:
+        alphas: as of `Ridge`.
+        standardize: as of `Ridge`.
+        precomputed: as of `Ridge`.
+
+    Attributes:
+        alpha_: the penalty that was found.
+
+    Examples:
+        >>> from sklearn.datasets import load_diabetes
+        >>> X, y = load_diabetes(return_X_y=True)
+        >>> round(RidgeRegressor().fit(X, y).score(X, y), 2)
+        0.52
+    """
+
+    def fit(self, X: Any, y: Any) -> RidgeRegressor:
+        """Fit on X (N, D), precomputed (N, N), and numbers y (N,).
+
+        Raises:
+            ValueError: NaN, or other shapes.
+        """
+        X, y = validate_data(
+            self, X, y, dtype=[np.float32, np.float64], ensure_min_samples=2, y_numeric=True
+        )
+        if self.precomputed and X.shape[0] != X.shape[1]:
+            raise ValueError(f"expected inner products (N, N), found {X.shape}")
+        self._solve(X, y[:, None].astype(np.float64))
+        return self
+
+    def fit_judged(
+        self,
+        X: Any,
+        y: Any,
+        validation: tuple[Any, Any] | None = None,
+        folds: Sequence[Fold] | None = None,
+    ) -> float | None:
+        """Fit, and return R2 on validation samples, else of each sample left out."""
+        self.fit(X, y)
+        if validation is not None:
+            return float(self.score(*validation))
+        return float(1 - ((self._left_out[:, 0] - y) ** 2).mean() / max(np.var(y), 1e-300))
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return numbers (N,)."""
+        return self._predicted(X)[:, 0]
 
 
 class GroupedRidge:
@@ -290,18 +406,12 @@ class GroupedRidge:
     """
 
     def __init__(self, X: NDArray[Any], groups: NDArray[Any], others: NDArray[Any]) -> None:
-        mean = X.mean(axis=0, dtype=np.float64)
-        A = X - mean
-        if A.shape[1] < len(A):
-            squares, V = np.linalg.eigh(A.T @ A)
-            lengths = np.sqrt(squares.clip(0))
-            self._U = A @ V / np.where(lengths > 0, lengths, 1)
-            self._others = (others - mean) @ V * lengths
-        else:
-            squares, self._U = np.linalg.eigh(A @ A.T)
-            self._others = (others - mean) @ (A.T @ self._U)
-        self._squares = squares.clip(0)
-        self._alphas = ALPHAS * max(self._squares.sum() / len(A), 1e-300)
+        spectrum = Spectrum.of(X)
+        self._squares = spectrum.values
+        lengths = np.sqrt(self._squares)
+        self._U = spectrum.project_samples(X) / lengths
+        self._others = spectrum.project(others) * lengths
+        self._alphas = ALPHAS * max(self._squares.sum() / len(X), 1e-300)
         self._members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
         self._inverses = [
             [np.linalg.inv(np.eye(len(own)) - self._hat(own, alpha)) for own in self._members]
@@ -349,39 +459,23 @@ class _Reduced:
     """
 
     def __init__(self, X: NDArray[Any], standardize: bool, precomputed: bool) -> None:
-        self._basis: Matrix | None = None
-        self._centring: tuple[Matrix, float] | None = None
+        self._scaling: tuple[Matrix, Matrix] | None = None
         if precomputed:
-            inner = X.astype(np.float64)
-            self._centring = inner.mean(axis=0), float(inner.mean())
-            inner = self._centred(inner)
+            self._spectrum = Spectrum.of_products(X)
         else:
-            self._mean, self._scale = centre_and_scale(X, standardize)
-            A = (X - self._mean) / self._scale
-            if A.shape[1] <= len(A):
-                _, self._rotation = np.linalg.eigh(A.T @ A)
-                self.Z = A @ self._rotation
-                return
-            self._basis = A  # the span's axes are A.T @ rotation, (D, r), which is never made
-            inner = A @ A.T
-        values, vectors = np.linalg.eigh(inner)
-        keep = values > 1e-12 * max(values[-1], 1e-300)
-        length = np.sqrt(values[keep])
-        self._rotation = vectors[:, keep] / length
-        self.Z = vectors[:, keep] * length
+            self._scaling = centre_and_scale(X, standardize)
+            X = self._scaled(X)
+            self._spectrum = Spectrum.of(X)
+        self.Z = self._spectrum.project_samples(X)
 
     def project(self, X: NDArray[Any]) -> Matrix:
         """Map samples (M, D), precomputed (M, N), to (M, r)."""
-        if self._centring is not None:
-            return self._centred(X.astype(np.float64)) @ self._rotation
-        A = (X - self._mean) / self._scale
-        return (A if self._basis is None else A @ self._basis.T) @ self._rotation
+        return self._spectrum.project(X if self._scaling is None else self._scaled(X))
 
-    def _centred(self, inner: Matrix) -> Matrix:
-        """Centre inner products (M, N) on the N training samples' mean."""
-        assert self._centring is not None
-        column, whole = self._centring
-        return inner - inner.mean(axis=1, keepdims=True) - column + whole
+    def _scaled(self, X: NDArray[Any]) -> Matrix:
+        assert self._scaling is not None
+        mean, scale = self._scaling
+        return np.asarray((X - mean) / scale)
 
 
 def _correct(path: Sequence[tuple[Matrix, Matrix]], Z: Matrix, truth: Rows) -> Matrix:

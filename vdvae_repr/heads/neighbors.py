@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -11,10 +11,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from vdvae_repr.heads.gram import Fold, Gram, Matrix, ProductHead, Scaling, left_out_accuracy
+
 BLOCK = 1024  # samples scored at once
 
 
-class _CosineNeighbors(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class _CosineNeighbors(ProductHead, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Samples compared by cosine similarity; `_scores` makes class scores of similarities."""
 
     center = False
@@ -25,6 +27,28 @@ class _CosineNeighbors(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags = super().__sklearn_tags__()
         tags.input_tags.pairwise = self.precomputed
         return tags
+
+    @property
+    def scaling(self) -> Scaling:
+        """Centred, or raw."""
+        return "centred" if self.center else "raw"
+
+    def kernel(self, gram: Gram) -> Matrix:
+        """Return cosines."""
+        return gram.cosines()
+
+    def fit_judged(
+        self,
+        X: Any,
+        y: Any,
+        validation: tuple[Any, Any] | None = None,
+        folds: Sequence[Fold] | None = None,
+    ) -> float | None:
+        """Fit, and return the accuracy on validation samples, else of each sample left out."""
+        self.fit(X, y)
+        if validation is not None:
+            return float(self.score(*validation))
+        return left_out_accuracy(self, y)
 
     def fit(self, X: Any, y: Any) -> Self:
         """Store the samples X (N, D), precomputed their cosines (N, N), and y (N,)."""
@@ -73,6 +97,13 @@ class NearestNeighbor(_CosineNeighbors):
     Args:
         center: subtract the samples' mean first.
         precomputed: X holds cosines, of N samples with each other (N, N) and of others with them (M, N).
+
+    Attributes:
+        classes_: the classes (K,), in the order of `class_scores`.
+
+    Examples:
+        >>> NearestNeighbor().fit([[1.0, 0.0], [0.0, 1.0]], ["east", "north"]).predict([[3.0, 1.0]])
+        array(['east'], dtype='<U5')
     """
 
     def __init__(self, *, center: bool = False, precomputed: bool = False) -> None:
@@ -96,6 +127,14 @@ class WeightedNeighbors(_CosineNeighbors):
         k: voters; all samples where there are fewer.
         temperature: of the votes.
         precomputed: X holds cosines, of N samples with each other (N, N) and of others with them (M, N).
+
+    Attributes:
+        classes_: the classes (K,), in the order of `class_scores`.
+
+    Examples:
+        >>> X = [[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]
+        >>> WeightedNeighbors(k=2).fit(X, ["east", "east", "north"]).predict([[1.0, 1.0]])
+        array(['east'], dtype='<U5')
     """
 
     def __init__(

@@ -7,19 +7,85 @@ threshold.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.neighbors import unit
+from vdvae_repr.heads.spectrum import Spectrum
 
 FARS = (0.1, 0.01, 0.001)  # false accept rates, where there are impostors enough
 PASSING = 10  # impostors that must pass at a FAR for its TAR to be an estimate
 
 Scores = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+
+
+class Centred(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Features with the training samples' mean subtracted, to be compared by cosine.
+
+    Attributes:
+        mean_: (D,).
+
+    Examples:
+        >>> import numpy as np
+        >>> Centred().fit(np.array([[0.0, 2.0], [2.0, 4.0]])).transform(np.array([[1.0, 5.0]]))
+        array([[0., 2.]])
+    """
+
+    rotations_change_nothing = True
+    version: ClassVar[int] = 1
+
+    def fit(self, X: Any, y: Any = None) -> Centred:
+        """Average X (N, D)."""
+        X = validate_data(self, X, dtype=[np.float32, np.float64])
+        self.mean_ = X.mean(axis=0, dtype=np.float64).astype(X.dtype)
+        return self
+
+    def transform(self, X: Any) -> NDArray[Any]:
+        """Return X (M, D), centred."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
+        return np.asarray(X - self.mean_)
+
+
+class Whitened(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Principal components of the training samples, scaled to equal variance, to be compared by cosine.
+
+    Args:
+        components: at most.
+
+    Attributes:
+        spectrum_: the principal axes.
+
+    Examples:
+        >>> import numpy as np
+        >>> X = np.random.default_rng(0).normal(size=(50, 3))
+        >>> np.allclose(Whitened(2).fit(X).transform(X).std(axis=0, ddof=1), 1)
+        True
+    """
+
+    rotations_change_nothing = True
+    version: ClassVar[int] = 1
+
+    def __init__(self, components: int = 128) -> None:
+        self.components = components
+
+    def fit(self, X: Any, y: Any = None) -> Whitened:
+        """Decompose X (N, D), N at least 2."""
+        X = validate_data(self, X, dtype=[np.float32, np.float64], ensure_min_samples=2)
+        self.spectrum_ = Spectrum.of(X, min(self.components, len(X) - 1, X.shape[1]))
+        return self
+
+    def transform(self, X: Any) -> NDArray[Any]:
+        """Return components (M, r) of X (M, D)."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
+        return np.asarray(self.spectrum_.project(X) / self.spectrum_.deviations)
 
 
 def cosine_similarity(X: NDArray[Any], first: NDArray[np.intp], second: NDArray[np.intp]) -> Scores:

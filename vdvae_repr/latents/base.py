@@ -153,6 +153,11 @@ class Latents(ABC):
         )
 
     @property
+    def tested_path(self) -> Path:
+        """The file that scores lie beside: of two stores the one that is tested on."""
+        return self.path
+
+    @property
     def layers(self) -> tuple[LayerSpec, ...]:
         """The layers stored, in the order in which they are computed."""
         return self.info.layers

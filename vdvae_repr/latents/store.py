@@ -453,6 +453,11 @@ class JoinedStore(Latents):
         for store in self.stores:
             store.close()
 
+    @property
+    def tested_path(self) -> Path:
+        """The file that is tested on."""
+        return self.stores[1].tested_path
+
     def mirrored(self) -> JoinedStore:
         """Return the mirrored images of both."""
         return JoinedStore(*(store.mirrored() for store in self.stores))

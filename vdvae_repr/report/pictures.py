@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,7 @@ from vdvae_repr.output import (
 )
 from vdvae_repr.report import plots
 from vdvae_repr.report.plots import is_single
-from vdvae_repr.results import CONTROLS, Noise, Result
-from vdvae_repr.tasks.atlas import Atlas
-from vdvae_repr.tasks.factors import HEAD, layer_by_factor
-from vdvae_repr.tasks.problem import Curve
+from vdvae_repr.results import CONTROLS, Curve, Result, SamplingCost, layer_by_factor
 
 # Files that `probe --out` makes; `compare` makes `similarity` alone.
 MADE = re.compile(
@@ -35,12 +32,19 @@ MADE = re.compile(
 SIMILARITY_MADE = re.compile(r"similarity\.(csv|png)")
 
 
+Similarity = Mapping[str, tuple[NDArray[Any], list[str]]]
+"""Linear CKA between layers, (L, L), and their names, by feature."""
+
+
 def save(
     rows: Sequence[Result],
-    curves: Sequence[Curve],
-    noise: Sequence[Noise],
-    atlas: Atlas | None,
     folder: str | Path,
+    *,
+    curves: Sequence[Curve] = (),
+    costs: Sequence[SamplingCost] = (),
+    nats: Mapping[str, float] | None = None,
+    rate_accuracy: pd.DataFrame | None = None,
+    similarity: Similarity | None = None,
 ) -> None:
     """Write all that `probe --out` leaves in a folder, in place of what an earlier run left.
 
@@ -48,11 +52,14 @@ def save(
         TaskError: the folder cannot be written, or holds a file of these names that is not ours.
     """
     with replacing_folder(folder, MADE) as aside:
-        results.write(rows, aside, noise)
+        results.write(rows, aside, costs)
         write(rows, curves, aside)
-        write_noise(noise, aside)
-        if atlas is not None:
-            write_atlas(atlas, aside)
+        write_noise(costs, aside)
+        for name, (matrix, layers) in (similarity or {}).items():
+            write_similarity(matrix, layers, None, aside, name)
+        if nats and rate_accuracy is not None:
+            write_table(rate_accuracy, aside / "rate_accuracy.csv")
+            write_rate_accuracy(rows, nats, aside)
 
 
 def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None:
@@ -64,7 +71,7 @@ def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None
     if rows[0].task == "factors":
         table = layer_by_factor(rows)
         write_table(table, folder / "factors.csv", index=FACTORS)
-        chance = {row.head.removeprefix(HEAD): row.chance for row in rows if row.chance}
+        chance = {row.head.partition(":")[2]: row.chance for row in rows if row.chance}
         ax = plots.factors(
             table.to_numpy(), list(table.index), list(table.columns), chance=chance,
             metric="R2; of categories accuracy, from chance on",
@@ -107,7 +114,7 @@ def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None
             _save(ax, folder / (f"{kind}.png" if len(heads) == 1 else f"{kind}-{head}.png"))
 
 
-def write_noise(rows: Sequence[Noise], folder: Path) -> None:
+def write_noise(rows: Sequence[SamplingCost], folder: Path) -> None:
     """Write what drawing costs as a `noise-HEAD.png` for each head, number of images and pooling."""
     for head, n_train, pool in dict.fromkeys((row.head, row.n_train, row.pool) for row in rows):
         own = [row for row in rows if (row.head, row.n_train, row.pool) == (head, n_train, pool)]
@@ -116,28 +123,24 @@ def write_noise(rows: Sequence[Noise], folder: Path) -> None:
         _save(plots.noise(own), folder / f"{name}.png")
 
 
-def write_atlas(atlas: Atlas, folder: Path) -> None:
-    """Write `rate_accuracy.csv` and `.png`, and for each feature `similarity-FEATURE.csv` and `.png`."""
-    for name, matrix in atlas.similarity.items():
-        write_similarity(matrix, atlas.layers[name], None, folder, name)
-    if not atlas.nats:
-        return
-    write_table(atlas.rate_accuracy(), folder / "rate_accuracy.csv")
-    kinds = list(dict.fromkeys((r.feature, r.pool) for r in atlas.rows if r.layer in atlas.nats))
+def write_rate_accuracy(rows: Sequence[Result], nats: Mapping[str, float], folder: Path) -> None:
+    """Write `rate_accuracy-HEAD-FEATURE-POOL.png`; of several numbers of shots the fewest."""
+    fewest = min(row.n_train for row in rows) if rows[0].task == "few_shot" else None
+    rows = [row for row in rows if fewest in (None, row.n_train)]
+    kinds = list(dict.fromkeys((row.feature, row.pool) for row in rows if row.layer in nats))
     for feature, pool in kinds:
-        for head in dict.fromkeys(row.head for row in atlas.rows):
+        for head in dict.fromkeys(row.head for row in rows):
             own = [
                 row
-                for row in atlas.rows
+                for row in rows
                 if row.head == head
                 and (
                     not row.feature
-                    or ((row.feature, row.pool) == (feature, pool) and row.layer in atlas.nats)
+                    or ((row.feature, row.pool) == (feature, pool) and row.layer in nats)
                 )
             ]
             spent = dict.fromkeys(row.layer for row in own if row.layer and row.feature)
-            nats = [atlas.nats[layer] for layer in spent]
-            ax = plots.cumulative(own, nats, head=head)
+            ax = plots.cumulative(own, [nats[layer] for layer in spent], head=head)
             _save(ax, folder / f"{_file_name('rate_accuracy', head, feature, pool)}.png")
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from vdvae_repr.results import Noise
+    from vdvae_repr.results import SamplingCost
 
 # The palette of Okabe and Ito (2008), which color-blind readers can tell apart, without its yellow.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -65,7 +65,7 @@ def layers(
     Raises:
         TaskError: nothing can be drawn of these rows, or they are of several runs.
     """
-    run = _Run.read(rows, metric, head)
+    run = RowSelection.read(rows, metric, head)
     ax = ax or _axes()
     _draw_layers(ax, run)
     _title(ax, run.title)
@@ -81,7 +81,7 @@ def layer_panels(rows: Sequence[Result], metric: str | None = None) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    every = _Run.read(rows, metric)
+    every = RowSelection.read(rows, metric)
     count = len(every.heads)
     longest = max(len(drawable(name)) for name in every.names)
     height = 1.2 + 2.5 * count + 0.06 * max(0, longest - 10)  # longer names take room below
@@ -89,7 +89,7 @@ def layer_panels(rows: Sequence[Result], metric: str | None = None) -> Figure:
     panels = figure.subplots(count, squeeze=False, sharex=True, sharey=True)[:, 0]
     entries: dict[str, Any] = {}
     for panel, head in zip(panels, every.heads, strict=True):
-        run = _Run.read(rows, metric, head)
+        run = RowSelection.read(rows, metric, head)
         _draw_layers(panel, run, every.names)
         _title(panel, head, fontsize=10)
         panel.label_outer()
@@ -122,7 +122,7 @@ def cumulative(
     Raises:
         TaskError: nothing can be drawn of these rows, or nats are not one for each selector.
     """
-    run = _Run.read(rows, metric, head)
+    run = RowSelection.read(rows, metric, head)
     names = list(dict.fromkeys(str(row.layer) for row in run.own))
     spent = np.asarray(nats, dtype=np.float64)
     if spent.shape != (len(names),) or not np.isfinite(spent).all() or spent.min() < 0:
@@ -153,7 +153,7 @@ def cumulative(
     return ax
 
 
-def noise(rows: Sequence[Noise], ax: Axes | None = None) -> Axes:
+def noise(rows: Sequence[SamplingCost], ax: Axes | None = None) -> Axes:
     """Draw a layer's mean, one z and the mean of several; a ring is a draw that differs from the mean.
 
     Differs: p < 0.05 in the paired test, not corrected for the number of layers.
@@ -221,7 +221,7 @@ def shots(
     few = [row for row in rows if row.protocol == "few-shot" and row.chance]
     if not few:
         raise TaskError("expected rows of protocol few-shot, found none; run the task few_shot")
-    run = _Run.read(few, metric, key=("head", "layer", "n_train"))
+    run = RowSelection.read(few, metric, key=("head", "layer", "n_train"))
     ways = _one((round(1 / row.chance) for row in run.own if row.chance), "number of ways")
     drawn = [row for row in run.own if (row.layer == layer if layer else row.chosen)]
     if not drawn:
@@ -389,7 +389,7 @@ def factors(
 
 
 @dataclass(frozen=True)
-class _Run:
+class RowSelection:
     """Rows of one metric, of a model and of its controls, by the heads to be drawn."""
 
     metric: str
@@ -408,11 +408,12 @@ class _Run:
         metric: str | None = None,
         head: str | None = None,
         key: Sequence[str] = ("head", "layer"),
-    ) -> _Run:
+    ) -> RowSelection:
         """Refuse rows that make no picture, and those of a model of which several have one key."""
         if not isinstance(rows, Sequence) or not all(isinstance(row, Result) for row in rows):
             raise TaskError(
-                f"rows: expected a list of result rows, found {type(rows).__name__}; vr.run_task returns one"
+                f"rows: expected a list of result rows, found {type(rows).__name__}; a report has one, "
+                "report.rows"
             )
         if not rows:
             raise TaskError("expected result rows to draw, found none")
@@ -497,7 +498,7 @@ def _direction(metric: str) -> str:
     return f"{name} (lower is better)" if metric in LOWER_IS_BETTER else name
 
 
-def _draw_layers(ax: Axes, run: _Run, names: Sequence[str] | None = None) -> None:
+def _draw_layers(ax: Axes, run: RowSelection, names: Sequence[str] | None = None) -> None:
     """Draw a run without title and legend, over its own layers or those named."""
     names = names or run.names
     at = {name: index for index, name in enumerate(names)}
@@ -532,7 +533,7 @@ def _name_layers(ax: Axes, names: Sequence[str]) -> None:
 
 def _line(
     ax: Axes,
-    run: _Run,
+    run: RowSelection,
     head: str,
     points: Sequence[tuple[float, Result]],
     label: str | None = None,
@@ -556,7 +557,9 @@ def _line(
         )  # fmt: skip
 
 
-def _thin(ax: Axes, run: _Run, control: str, points: Sequence[tuple[float, Result | None]]) -> None:
+def _thin(
+    ax: Axes, run: RowSelection, control: str, points: Sequence[tuple[float, Result | None]]
+) -> None:
     """Draw a control's rows at x, where there are any."""
     if known := [(x, row.value) for x, row in points if row]:
         x, values = zip(*known, strict=True)
@@ -564,7 +567,7 @@ def _thin(ax: Axes, run: _Run, control: str, points: Sequence[tuple[float, Resul
         ax.plot(x, values, label=label, linewidth=1, marker=".", zorder=2, **look)
 
 
-def _across(ax: Axes, run: _Run, control: str) -> None:
+def _across(ax: Axes, run: RowSelection, control: str) -> None:
     """Draw a control as a line across, if it was run."""
     if row := run.control(control):
         ax.axhline(
@@ -572,7 +575,7 @@ def _across(ax: Axes, run: _Run, control: str) -> None:
         )
 
 
-def _chance(ax: Axes, run: _Run) -> None:
+def _chance(ax: Axes, run: RowSelection) -> None:
     levels = dict.fromkeys(row.chance for row in run.own if row.chance is not None)
     for number, chance in enumerate(levels):
         ax.axhline(chance, label="_" if number else "chance", zorder=1, **CHANCE)
@@ -592,7 +595,7 @@ def _title(ax: Axes, title: str, **style: Any) -> None:
     ax.set_title(drawable(title, TITLE), loc="left", pad=6 + max(heights, default=0), **style)
 
 
-def _entries(ax: Axes, run: _Run | None = None, stars: bool = True) -> list[Any]:
+def _entries(ax: Axes, run: RowSelection | None = None, stars: bool = True) -> list[Any]:
     """Return what a legend shows: what was drawn with a label, and what areas and stars mean."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch

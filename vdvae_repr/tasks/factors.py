@@ -2,44 +2,66 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
+from sklearn.base import clone
 
-from vdvae_repr import baselines
 from vdvae_repr.data.names import SPLITS
 from vdvae_repr.errors import TaskError
-from vdvae_repr.features import Columns, Features, Workspace
 from vdvae_repr.heads.gram import Scaling, centre_and_scale
-from vdvae_repr.heads.linear import GroupedRidge
+from vdvae_repr.heads.linear import GroupedRidge, RidgeRegressor
 from vdvae_repr.latents.base import Latents
-from vdvae_repr.results import CONTROLS, Result
-from vdvae_repr.tasks.problem import Curve, Figure, Scored, has_splits, refuse_leaks
-from vdvae_repr.tasks.resampling import interval, paired_bootstrap, resampled_means
+from vdvae_repr.probing.features import Columns, Features, hash_text
+from vdvae_repr.probing.head import Head, estimator_digest
+from vdvae_repr.probing.statistics import Figure, mean_figures, r2_figures
+from vdvae_repr.probing.task import Problem, Scored, Split, Task, has_splits
 
-HEAD = "ridge:"
 
+@dataclass(frozen=True, kw_only=True)
+class Factors(Task):
+    """What does each layer know of each known factor of the images? R2 of numbers, accuracy of categories.
 
-class Factors:
-    """Each factor is a head, `ridge:NAME`: R2 of numbers, accuracy of categories.
-
-    Tested on people whom nothing was learned of, so that a factor that belongs to a person is not read off
-    who it is: without splits, half of the people, drawn by the seed. With splits, train against the others;
-    the notice says where people are on both sides.
+    Each factor is a head, `ridge:NAME`. Tested on people whom nothing was learned of, so that a factor that
+    belongs to a person is not read off who it is: without splits, half of the people, drawn by the seed. With
+    splits, train against the others; the notes say where people are on both sides.
     By ridge regression on standardised features, of categories as +1 and -1. Each person is left out once to
     find the penalty and to choose a layer: leaving out single images would choose what tells training people
     apart. Intervals and comparisons resample people.
     """
 
-    mirrored = False
+    name: ClassVar[str] = "factors"
+    version: ClassVar[int | None] = 1
 
-    def __init__(self, store: Latents, *, images: NDArray[np.uint8], seed: int = 0) -> None:
-        given = {HEAD + name: _values(values) for name, values in store.factors.items()}
+    def bind(self, store: Latents, seed: int = 0) -> FactorProblem:
+        """Return the factors that a store knows of its images."""
+        return FactorProblem(store, seed)
+
+
+@dataclass(frozen=True)
+class FactorHead(Head):
+    """A head of one factor. `grouped`: by ridge regression that leaves each person out, for all factors."""
+
+    factor: str = ""
+    grouped: bool = True
+
+    @cached_property
+    def digest(self) -> str | None:
+        """A hash of what it computes, of which factor."""
+        of_estimator = estimator_digest(self.estimator)
+        return of_estimator and hash_text(of_estimator, self.factor, str(self.grouped))
+
+
+class FactorProblem(Problem):
+    """Factors of people who were not learned of; the outcome is each image's loss, and the truth, (2, N)."""
+
+    def __init__(self, store: Latents, seed: int) -> None:
+        given = {name: _values(values) for name, values in store.factors.items()}
         if not given:
             raise TaskError(
                 f"{store.path}: knows no factors of its images; extract the data toy-faces:100x5"
@@ -55,27 +77,23 @@ class Factors:
             some = np.random.default_rng(seed).permutation(people)[: len(people) // 2]
             train = known & np.isin(labels, some)
             text = f"fitted on {len(some)} people, drawn with seed {seed}, tested on the others"
-        self.train, self.test = np.flatnonzero(train), np.flatnonzero(known & ~train)
-        self.n_train, self.n_test, self.fitted = len(self.train), len(self.test), self.train
-        if min(self.n_train, self.n_test) < 10:
+        train, test = np.flatnonzero(train), np.flatnonzero(known & ~train)
+        if min(len(train), len(test)) < 10:
             raise TaskError(
                 f"{store.path}: expected at least 10 images to fit on and to test on, found "
-                f"{self.n_train} and {self.n_test}"
+                f"{len(train)} and {len(test)}"
             )
-        refuse_leaks(images, store.ids, [("train", self.train), ("test", self.test)])
-        self.units = labels[self.test]
-        several = len(np.unique(labels[self.train])) > 1
-        self.groups = labels[self.train] if several else np.arange(self.n_train)
+        several = len(np.unique(labels[train])) > 1
+        self.groups = labels[train] if several else np.arange(len(train))
         self.factors = {
             head: values
             for head, values in given.items()
-            if all(len(np.unique(values[side])) > 1 for side in (self.train, self.test))
+            if all(len(np.unique(values[side])) > 1 for side in (train, test))
         }
-        self.heads = tuple(self.factors)
         for head, values in self.factors.items():
             if not (finite := np.isfinite(values[known])).all():
                 image = store.ids[int(np.flatnonzero(known)[finite.argmin()])]
-                name = head.removeprefix(HEAD)
+                name = head
                 raise TaskError(
                     f"{store.path}: expected a number as {name} of {image}, found none; leave the image out"
                 )
@@ -84,99 +102,122 @@ class Factors:
                 f"{store.path}: expected factors that vary among the images, found "
                 f"{', '.join(store.factors)}, the same on all; extract the data toy-faces:100x5"
             )
-        self.notice = f"{text} ({self.n_train} and {self.n_test} images)"
-        if left := [head.removeprefix(HEAD) for head in given if head not in self.factors]:
-            self.notice += f"; {', '.join(left)} left out, the same on all images of a side"
-        if shared := len(np.intersect1d(labels[self.train], labels[self.test])):
-            self.notice += (
-                f"; {shared} people are on both sides, so what is theirs tells who they are"
-            )
-        self._work = Workspace(store.ids)
+        text += f" ({len(train)} and {len(test)} images)"
+        if left := [head for head in given if head not in self.factors]:
+            text += f"; {', '.join(left)} left out, the same on all images of a side"
+        if shared := len(np.intersect1d(labels[train], labels[test])):
+            text += f"; {shared} people are on both sides, so what is theirs tells who they are"
+        super().__init__(store, Split(train, test, text=text), heads={}, units=labels)
+        self.heads = {
+            f"ridge:{name}": FactorHead(f"ridge:{name}", RidgeRegressor(), factor=name)
+            for name in self.factors
+        }
         self._last: tuple[tuple[Columns, ...], GroupedRidge] | None = None
 
-    def protocol(self, head: str) -> str:
-        """Return the task's name."""
-        return "factors"
-
-    def metrics_of(self, head: str) -> tuple[str, ...]:
+    def metrics_of(self, head: Head) -> tuple[str, ...]:
         """Return R2 of numbers, accuracy of categories."""
-        return ("accuracy",) if self._categorical(head) else ("r2",)
+        return ("accuracy",) if self._is_categorical(self._factor(head)) else ("r2",)
 
-    def pca(self, X: NDArray[Any], dims: Sequence[int]) -> list[Features]:
-        """PCA of the training images."""
-        return baselines.pca(X, self.train, dims)
+    def heads_of(self, name: str, estimator: Any) -> dict[str, Head]:
+        """Return a head `NAME:FACTOR` for each number, of a regressor, or category, of a classifier.
 
-    def score(self, head: str, features: Features, seed: int, shuffled: bool = False) -> Scored:
-        """Fit a factor; the outcome is each test image's loss, squared or 0 and 1, and the truth, (2, N)."""
-        started = time.monotonic()
-        values = self.factors[head]
-        y, truth = values[self.train], values[self.test]
+        Raises:
+            TaskError: there is none.
+        """
+        regresses = Head(name, estimator).regresses
+        heads: dict[str, Head] = {
+            f"{name}:{factor}": FactorHead(f"{name}:{factor}", estimator, factor, grouped=False)
+            for factor in self.factors
+            if self._is_categorical(factor) != regresses
+        }
+        if not heads:
+            kinds = ("numbers", "a regressor") if regresses else ("categories", "a classifier")
+            raise TaskError(f"heads: {name!r} is {kinds[1]}, and no factor is of {kinds[0]}")
+        return heads
+
+    def score(
+        self, head: Head, features: Features, seed: int = 0, shuffled: bool = False
+    ) -> Scored:
+        """Fit a factor; the loss is squared, of categories 0 or 1."""
+        factor, train, test = self._factor(head), self.split.train, self.split.test
+        values = self.factors[factor]
+        y, truth = values[train], values[test]
         if shuffled:
             y = np.random.default_rng(seed).permutation(y)
-        categorical = self._categorical(head)
-        kinds = np.unique(y)
-        targets = 2.0 * (y[:, None] == kinds) - 1 if categorical else y[:, None]
-        regression = self._ridge(features)
-        predicted, left_out = regression.solve(targets)
-        if categorical:
-            training = float(np.mean(kinds[left_out.argmax(axis=1)] == y))
-            loss = (kinds[predicted.argmax(axis=1)] != truth).astype(float)
+        if isinstance(head, FactorHead) and not head.grouped:
+            predicted, left_out = self._by_columns(head, features, y, seed)
         else:
-            error = float(((left_out[:, 0] - y) ** 2).mean())
+            predicted, left_out = self._by_ridge(features, y, self._is_categorical(factor))
+        if self._is_categorical(factor):
+            training = float(np.mean(left_out == y))
+            loss = (predicted != truth).astype(float)
+        else:
+            error = float(((left_out - y) ** 2).mean())
             training = 1 - error / max(float(y.var()), 1e-300)
-            loss = (predicted[:, 0] - truth) ** 2
-        seconds = round(time.monotonic() - started, 3)
+            loss = (predicted - truth) ** 2
         outcome = np.stack([loss, truth.astype(float)])
-        return Scored(features, features.standardise, training, outcome, seconds)
+        return Scored(features, outcome, training, self._standardises(head, features))
 
     def figures(self, metric: str, scored: Sequence[Scored], seed: int) -> list[Figure]:
         """Return a metric of each, with a bootstrap's interval."""
-        truth = scored[0].outcome[1]
+        units, truth = self.units[self.split.test], scored[0].outcome[1]
         losses = np.stack([item.outcome[0] for item in scored], axis=1)
-        resampled = resampled_means(np.column_stack([losses, truth, truth**2]), self.units, seed)
-        spread, whole, chance = np.ones(len(resampled)), 1.0, 0.0
         if metric == "r2":
-            spread = resampled[:, -1] - resampled[:, -2] ** 2
-            whole = float(truth.var())
-        else:
-            chance = float(np.unique(truth, return_counts=True)[1].max() / len(truth))
-        varying = spread > 1e-9 * whole  # R2 is of none where a resample's people are all alike
-        bounds = [[None] * losses.shape[1]] * 2
-        if varying.any():
-            bounds = [
-                b.tolist() for b in interval(1 - resampled[varying, :-2] / spread[varying, None])
-            ]
-        return [
-            Figure(float(1 - loss / whole), lo, hi, chance=chance)
-            for loss, lo, hi in zip(losses.mean(axis=0), *bounds, strict=True)
-        ]
+            return r2_figures(losses, truth, units, seed)
+        chance = float(np.unique(truth, return_counts=True)[1].max() / len(truth))
+        return mean_figures(1 - losses, units, seed, chance)
 
-    def p_values(self, pairs: Sequence[tuple[Scored, Scored]], seed: int) -> list[float]:
-        """Compare losses on the same images."""
-        losses = [(a.outcome[0], b.outcome[0]) for a, b in pairs]
-        return paired_bootstrap(losses, self.units, seed)
+    def _factor(self, head: Head) -> str:
+        return head.factor if isinstance(head, FactorHead) else head.name
 
-    def curve(self, head: str, scored: Scored) -> Curve | None:
-        """There is none."""
-        return None
+    def _is_categorical(self, factor: str) -> bool:
+        return self.factors[factor].dtype.kind != "f"
 
-    def _categorical(self, head: str) -> bool:
-        return self.factors[head].dtype.kind != "f"
+    @staticmethod
+    def _standardises(head: Head, features: Features) -> bool:
+        return features.standardise and not (isinstance(head, FactorHead) and not head.grouped)
+
+    def _by_ridge(
+        self, features: Features, y: NDArray[Any], categorical: bool
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Predict a factor of the test images, and of each person's training images from the others'."""
+        kinds = np.unique(y)
+        targets = 2.0 * (y[:, None] == kinds) - 1 if categorical else y[:, None]
+        predicted, left_out = self._ridge(features).solve(targets)
+        if categorical:
+            return kinds[predicted.argmax(axis=1)], kinds[left_out.argmax(axis=1)]
+        return predicted[:, 0], left_out[:, 0]
+
+    def _by_columns(
+        self, head: Head, features: Features, y: NDArray[Any], seed: int
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Do the same by an estimator; a fifth of the people are left out at a time, drawn by the seed."""
+        X = self.read(head, features)
+        train = X[self.split.train]
+        people = np.unique(self.groups)
+        folds = np.array_split(np.random.default_rng(seed).permutation(people), min(5, len(people)))
+        estimator, left_out = head.fresh(seed), np.empty_like(y)
+        for people_out in folds:
+            out = np.isin(self.groups, people_out)
+            left_out[out] = clone(estimator).fit(train[~out], y[~out]).predict(train[out])
+        return np.asarray(estimator.fit(train, y).predict(X[self.split.test])), left_out
 
     def _ridge(self, features: Features) -> GroupedRidge:
         """Return what solves all factors; the last is kept, as factors of one candidate follow another."""
         if self._last is None or self._last[0] is not features.columns:
             Z = self._standardised(features)
-            self._last = features.columns, GroupedRidge(Z[self.train], self.groups, Z[self.test])
+            train, test = Z[self.split.train], Z[self.split.test]
+            self._last = features.columns, GroupedRidge(train, self.groups, test)
         return self._last[1]
 
     def _standardised(self, features: Features) -> NDArray[Any]:
         """Return coordinates (N, r) of features standardised on the training images."""
-        if features.dims > self.n_train:
+        train = self.split.train
+        if features.dims > len(train):
             scaling: Scaling = "standardised" if features.standardise else "centred"
-            return self._work.coordinates(features, self.train, scaling)
-        X = self._work.matrix(features).astype(np.float64)
-        mean, scale = centre_and_scale(X[self.train], features.standardise)
+            return self.work.coordinates(features, train, scaling)
+        X = self.work.matrix(features).astype(np.float64)
+        mean, scale = centre_and_scale(X[train], features.standardise)
         return np.asarray((X - mean) / scale)
 
 
@@ -188,28 +229,3 @@ def _values(found: NDArray[Any]) -> NDArray[Any]:
             if found.dtype.kind == "f" or (values % 1).any():
                 return values
     return np.unique(found, return_inverse=True)[1]
-
-
-def layer_by_factor(rows: Sequence[Result]) -> pd.DataFrame:
-    """Return a table of what each layer knows of each factor: R2, or accuracy of categories.
-
-    Layers are called by model, feature and pooling too, where there are several.
-    """
-    own = [row for row in rows if row.head.startswith(HEAD) and row.model not in CONTROLS]
-    several = [
-        name
-        for name in ("model", "feature", "pool")
-        if len({getattr(row, name) for row in own}) > 1
-    ]
-
-    def called(row: Result) -> str:
-        return " ".join(filter(None, (row.layer, *(getattr(row, name) for name in several))))
-
-    table = pd.DataFrame(
-        [
-            {"layer": called(row), "factor": row.head.removeprefix(HEAD), "value": row.value}
-            for row in own
-        ]
-    )
-    order = list(dict.fromkeys(table["layer"]))
-    return table.pivot(index="layer", columns="factor", values="value").loc[order]

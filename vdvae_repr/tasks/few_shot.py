@@ -1,30 +1,88 @@
-"""`few_shot`, episodes from classes that nothing was fitted on, and `omniglot_oneshot`, the official runs."""
+"""`few_shot`: episodes from classes that nothing was fitted on."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr import baselines
 from vdvae_repr.data.table import read_table
 from vdvae_repr.errors import DataError, TaskError
-from vdvae_repr.features import Columns, Features, Workspace, hash_arrays
 from vdvae_repr.heads.few_shot import HEADS
+from vdvae_repr.heads.spectrum import Spectrum
 from vdvae_repr.latents.base import Latents
-from vdvae_repr.tasks.problem import Curve, Figure, Scored, refuse_leaks
-from vdvae_repr.tasks.resampling import interval, paired_bootstrap, resampled_means
+from vdvae_repr.probing import controls
+from vdvae_repr.probing.features import Columns, Features, hash_arrays
+from vdvae_repr.probing.head import Head
+from vdvae_repr.probing.statistics import Figure, paired_bootstrap
+from vdvae_repr.probing.task import (
+    Problem,
+    Scored,
+    Split,
+    Task,
+    expect,
+    expect_at_least,
+    no_rows,
+    several,
+)
 
 SIDES = ("base", "val", "novel")
 QUERIES = 15  # a way, unless classes are small
 OUTSIDE = 500  # images that PCA is fitted on, drawn among the classes outside an episode
 Rows = NDArray[np.intp]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShot(Task):
+    """Which of a few classes is it, by a few images of each? Protocol `few-shot`.
+
+    Seeded episodes of the novel classes, the same for all heads and features. Without a class split every
+    class is novel; then base statistics and PCA come from the classes outside each episode, or, where
+    these hold fewer images than its support, from that, and no layer is chosen, because nothing is left to
+    choose on.
+    """
+
+    name: ClassVar[str] = "few_shot"
+    version: ClassVar[int | None] = 1
+
+    ways: int = field(default=5, metadata={"help": "Classes an episode; 5."})
+    shots: int | Sequence[int] = field(
+        default=1, metadata={"help": "Images a class to learn from; 1. May be repeated."}
+    )
+    queries: int | None = field(
+        default=None,
+        metadata={"help": "Images a class to be told; 15, or what small classes hold."},
+    )
+    episodes: int = field(default=600, metadata={"help": "Episodes; 600."})
+    class_split: str | Path | None = field(
+        default=None, metadata={"help": "A CSV of class and split (base, val, novel)."}
+    )
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        shots = several(self.shots, "shots", Integral, "whole numbers")
+        if not shots:
+            raise TaskError("shots: expected at least one number, found none")
+        object.__setattr__(self, "shots", shots)
+        expect_at_least(self, {"ways": 2, "shots": 1, "queries": 1, "episodes": 2})
+        expect(self.class_split, "class_split", str | Path | None, "a file")
+        if self.class_split is not None:
+            object.__setattr__(self, "class_split", Path(self.class_split))
+
+    def parts(self) -> Sequence[Task]:
+        """Return a task for each number of shots."""
+        assert isinstance(self.shots, tuple)
+        return [replace(self, shots=number) for number in self.shots]
+
+    def bind(self, store: Latents, seed: int = 0) -> Episodes:
+        """Return episodes of the first number of shots."""
+        return Episodes(store, self, seed)
 
 
 @dataclass(frozen=True)
@@ -35,37 +93,13 @@ class _Episode:
     """Rows, class by class."""
 
 
-class FewShot:
-    """Seeded episodes of the novel classes, the same for all heads and features.
+class Episodes(Problem):
+    """Episodes of novel classes; the outcome is the accuracy of each."""
 
-    Without a class split every class is novel; then base statistics and PCA come from the classes outside
-    each episode, or, where these hold fewer images than its support, from that. No layer is chosen, because
-    nothing is left to choose on.
-    """
-
-    heads: tuple[str, ...] = tuple(HEADS)
-    metrics: tuple[str, ...] = ("accuracy",)
-    mirrored = False
-
-    def __init__(
-        self,
-        store: Latents,
-        *,
-        images: NDArray[np.uint8],
-        ways: int = 5,
-        shots: int = 1,
-        queries: int | None = None,
-        episodes: int = 600,
-        class_split: str | Path | None = None,
-        seed: int = 0,
-    ) -> None:
-        for name, number, least in (
-            ("ways", ways, 2), ("shots", shots, 1), ("queries", queries, 1), ("episodes", episodes, 2),
-        ):  # fmt: skip
-            if number is not None and number < least:
-                raise TaskError(f"{name}: expected at least {least}, found {number}")
-        self._work = Workspace(store.ids)
-        sides = _read_class_split(class_split, store)
+    def __init__(self, store: Latents, task: FewShot, seed: int) -> None:
+        assert isinstance(task.shots, tuple)
+        ways, shots, queries, episodes = task.ways, task.shots[0], task.queries, task.episodes
+        sides = _read_class_split(task.class_split, store)
         rows_of = {
             int(k): np.flatnonzero(store.labels == k) for k in np.unique(store.labels) if k >= 0
         }
@@ -76,7 +110,7 @@ class FewShot:
         if queries is None:  # as many as enough classes hold
             largest = sorted((len(rows_of[k]) for k in sides["novel"]), reverse=True)[:ways]
             queries = max(1, min([QUERIES, *(size - shots for size in largest)]))
-        self.ways, self.shots, self.queries, self.labels = ways, shots, queries, store.labels
+        self.ways, self.shots, self.queries = ways, shots, queries
         needed = shots + queries
         enough = {k for k, rows in rows_of.items() if len(rows) >= needed}
         usable = {side: [k for k in classes if k in enough] for side, classes in sides.items()}
@@ -96,45 +130,41 @@ class FewShot:
             for side, classes in sides.items()
             if classes
         ]
-        refuse_leaks(images, store.ids, used)
-        self.n_train, self.n_test = ways * shots, ways * queries
-        self.fitted = self.base
-        self.notice = (
+        text = (
             f"{episodes} episodes of {ways} ways, {shots} shots, {queries} queries a way, from "
             f"{len(usable['novel'])} novel classes"
         )
         if left := len(sides["novel"]) - len(usable["novel"]):
-            self.notice += f"; {left} classes of fewer than {needed} images left out"
+            text += f"; {left} classes of fewer than {needed} images left out"
         if not len(self.base):
             taken = sum(sorted((len(rows_of[k]) for k in usable["novel"]), reverse=True)[:ways])
             outside = sum(map(len, rows_of.values())) - taken
             if outside < ways * shots:
                 what = f"no more than {outside} images are" if outside else "no class is"
-                self.notice += (
-                    f"; {what} outside an episode: base statistics and PCA are of its support"
-                )
+                text += f"; {what} outside an episode: base statistics and PCA are of its support"
         if choose:
             where = "val" if len(usable["val"]) >= ways else "base"
-            self.notice += f"; the layer is chosen on episodes of {len(choose)} {where} classes"
+            text += f"; the layer is chosen on episodes of {len(choose)} {where} classes"
+        split = Split(self.base, no_rows(), text=text)
+        super().__init__(store, split, store.labels, heads=HEADS, chance=1 / ways)
+        self.n_train, self.n_test = ways * shots, ways * queries
+        self.sides = used
 
-    def metrics_of(self, head: str) -> tuple[str, ...]:
-        """Return all metrics."""
-        return self.metrics
-
-    def protocol(self, head: str) -> str:
+    def protocol(self, head: Head) -> str:
         """Return the protocol's name."""
         return "few-shot"
 
     def pca(self, X: NDArray[Any], dims: Sequence[int]) -> list[Features]:
         """PCA of the base classes' images; without them, of images outside each episode's classes, if any."""
         if len(self.base):
-            return baselines.pca(X, self.base, dims)
+            return controls.pca(X, self.base, dims)
         largest, parts = min(OUTSIDE - 1, X.shape[1]), []
         X = X.astype(np.float64)
         gram = X @ X.T
         rng = np.random.default_rng(0)
+        labels = self.targets
         for episode in self.episodes:
-            outside = np.flatnonzero(~np.isin(self.labels, episode.classes) & (self.labels >= 0))
+            outside = np.flatnonzero(~np.isin(labels, episode.classes) & (labels >= 0))
             if len(outside) < len(episode.support):
                 outside = episode.support
             elif len(outside) > OUTSIDE:
@@ -143,19 +173,23 @@ class FewShot:
             parts.append(_gram_pca(gram, outside, items))
             largest = min(largest, parts[-1].shape[1])
         stacked = np.stack([part[:, :largest] for part in parts]).astype(np.float32)
-        return [_of_episodes(stacked[:, :, :size]) for size in baselines.pca_sizes(dims, largest)]
+        sizes = controls.pca_sizes(dims, largest)
+        return [EpisodeComponents.of(stacked[:, :, :size]) for size in sizes]
 
-    def score(self, head: str, features: Features, seed: int, shuffled: bool = False) -> Scored:
+    def score(
+        self, head: Head, features: Features, seed: int = 0, shuffled: bool = False
+    ) -> Scored:
         """Fit and test a head on each episode; the outcome is the accuracy (E,) of each."""
-        started = time.monotonic()
-        training = None
-        own = features.model == "pca" and not len(self.base)  # made for each episode
-        X = self._work.matrix(features) if own else self._work.compact(features)
-        if self.training and not own:
-            training = float(np.mean(self._accuracies(head, X, self.training, None)))
         rng = np.random.default_rng(seed) if shuffled else None
-        accuracies = self._accuracies(head, X, self.episodes, rng)
-        return Scored(features, False, training, accuracies, round(time.monotonic() - started, 3))
+        if isinstance(features, EpisodeComponents):
+            return Scored(
+                features, self._accuracies(head, features.stacked, self.episodes, rng, seed)
+            )
+        X = self.read(head, features)
+        training = None
+        if self.training:
+            training = float(np.mean(self._accuracies(head, X, self.training, None, seed)))
+        return Scored(features, self._accuracies(head, X, self.episodes, rng, seed), training)
 
     def figures(self, metric: str, scored: Sequence[Scored], seed: int) -> list[Figure]:
         """Return mean accuracy over episodes, with t(.975, E - 1) standard errors on either side."""
@@ -166,42 +200,51 @@ class FewShot:
         outcomes = [(a.outcome, b.outcome) for a, b in pairs]
         return paired_bootstrap(outcomes, np.arange(len(pairs[0][0].outcome)), seed)
 
-    def curve(self, head: str, scored: Scored) -> Curve | None:
-        """There is none."""
-        return None
-
     def _accuracies(
         self,
-        head: str,
+        head: Head,
         X: NDArray[Any],
         episodes: Sequence[_Episode],
         rng: np.random.Generator | None,
+        seed: int,
     ) -> NDArray[np.float64]:
         """Return the accuracy of each episode; with rng, under permuted support labels."""
         y, truth = (np.repeat(np.arange(self.ways), n) for n in (self.shots, self.queries))
-        outside = _Outside(X, self.base, self.labels)
-        found = np.zeros(len(episodes))
+        by_base_mean = isinstance(getattr(head.estimator, "mean", None), str)
+        outside = _Outside(X, self.base, self.targets)
+        accuracies = np.zeros(len(episodes))
+        estimator = head.fresh(seed)
         for number, episode in enumerate(episodes):
-            if X.ndim == 3:
+            if X.ndim == 3:  # centred on the classes outside already
                 support, query = np.split(X[number], [len(episode.support)])
             else:
                 support, query = X[episode.support], X[episode.query]
-
-            def base_mean(episode: _Episode = episode) -> NDArray[Any]:
-                if X.ndim == 3:  # centred on the classes outside already
-                    return np.zeros(X.shape[2], X.dtype)
-                return outside.mean(episode)
-
+            if by_base_mean:
+                mean = np.zeros(X.shape[2], X.dtype) if X.ndim == 3 else outside.mean(episode)
+                estimator.set_params(mean=mean)
             labels = y if rng is None else rng.permutation(y)
-            fitted = HEADS[head](base_mean).fit(support, labels)
-            found[number] = np.mean(fitted.predict(query) == truth)
-        return found
+            accuracies[number] = np.mean(estimator.fit(support, labels).predict(query) == truth)
+        return accuracies
+
+
+@dataclass(frozen=True, eq=False)
+class EpisodeComponents(Features):
+    """Principal components of pixels, fitted for each episode by itself: `stacked` (E, n, k)."""
+
+    stacked: NDArray[Any] = field(default_factory=no_rows)
+
+    @classmethod
+    def of(cls, stacked: NDArray[Any]) -> EpisodeComponents:
+        """Make features of the items of each episode, support before queries."""
+        digest = cache(lambda: hash_arrays(stacked))
+        columns = Columns("pca", 0, stacked.shape[2], lambda: iter([stacked]), digest)
+        return cls("pca", None, (columns,), standardise=False, stacked=stacked)
 
 
 class _Outside:
     """Means of features X (N, D) of the base classes; without them, of all but an episode's classes."""
 
-    def __init__(self, X: NDArray[Any], base: Rows, labels: NDArray[np.int64]) -> None:
+    def __init__(self, X: NDArray[Any], base: Rows, labels: NDArray[Any]) -> None:
         self._X, self._base, self._labels = X, base, labels
 
     @cached_property
@@ -227,88 +270,6 @@ class _Outside:
         return np.asarray(total / count, self._X.dtype)
 
 
-class OneShot:
-    """Protocol `omniglot-oneshot`: 20 runs, in each 20 queries to be told by 20 known drawings; error.
-
-    Nothing is trained, so no layer is chosen; PCA is fitted on the known drawings. Intervals resample runs.
-    Source: Lake et al. 2015, whose human error is 0.045, and that of the modified Hausdorff distance 0.388.
-    """
-
-    heads: tuple[str, ...] = (
-        "nearest-prototype", "nearest-prototype-cosine", "simpleshot-l2n", "logistic", "ridge",
-    )  # fmt: skip
-    metrics: tuple[str, ...] = ("error",)
-    mirrored = False
-
-    def __init__(self, store: Latents, *, images: NDArray[np.uint8]) -> None:
-        if "run" not in store.factors or not {"train", "test"} <= set(store.splits):
-            raise TaskError(
-                f"{store.path}: expected the official runs; extract the data omniglot-runs"
-            )
-        self.labels, self.runs = store.labels, store.factors["run"]
-        self._work = Workspace(store.ids)
-        splits = np.array(store.splits)
-        self.known, self.queries = (np.flatnonzero(splits == side) for side in ("train", "test"))
-        for run in np.unique(self.runs):
-            own = self.labels[self.known[self.runs[self.known] == run]]
-            asked = self.labels[self.queries[self.runs[self.queries] == run]]
-            if len(set(own)) < len(own) or not set(asked) <= set(own):
-                raise TaskError(
-                    f"{store.path}: run {run}: expected one known drawing of each character that is asked for"
-                )
-        self.n_train, self.fitted = len(self.known), self.known
-        self.n_test = len(self.queries)
-        runs = len(np.unique(self.runs))
-        self.ways = self.n_train / runs
-        self.notice = f"{runs} runs, {self.n_train} known drawings, {self.n_test} queries"
-
-    def metrics_of(self, head: str) -> tuple[str, ...]:
-        """Return all metrics."""
-        return self.metrics
-
-    def protocol(self, head: str) -> str:
-        """Return the protocol's name."""
-        return "omniglot-oneshot"
-
-    def pca(self, X: NDArray[Any], dims: Sequence[int]) -> list[Features]:
-        """PCA of the known drawings."""
-        return baselines.pca(X, self.known, dims)
-
-    def score(self, head: str, features: Features, seed: int, shuffled: bool = False) -> Scored:
-        """Tell each run's queries; the outcome is whether each of them is wrong, (Q,)."""
-        started = time.monotonic()
-        X, rng = self._work.compact(features), np.random.default_rng(seed)
-        wrong = np.zeros(len(self.queries))
-        for run in np.unique(self.runs):
-            known = self.known[self.runs[self.known] == run]
-            here = np.flatnonzero(self.runs[self.queries] == run)
-            labels = self.labels[known]
-            fitted = HEADS[head](lambda: np.zeros(X.shape[1])).fit(
-                X[known], rng.permutation(labels) if shuffled else labels
-            )
-            queries = self.queries[here]
-            wrong[here] = fitted.predict(X[queries]) != self.labels[queries]
-        return Scored(features, False, None, wrong, round(time.monotonic() - started, 3))
-
-    def figures(self, metric: str, scored: Sequence[Scored], seed: int) -> list[Figure]:
-        """Return the error of each, a fraction."""
-        wrong = np.stack([item.outcome for item in scored], axis=1)
-        low, high = interval(resampled_means(wrong, self.runs[self.queries], seed))
-        return [
-            Figure(float(value), float(lo), float(hi), chance=1 - 1 / self.ways)
-            for value, lo, hi in zip(wrong.mean(axis=0), low, high, strict=True)
-        ]
-
-    def p_values(self, pairs: Sequence[tuple[Scored, Scored]], seed: int) -> list[float]:
-        """Compare errors on the same queries."""
-        outcomes = [(a.outcome, b.outcome) for a, b in pairs]
-        return paired_bootstrap(outcomes, self.runs[self.queries], seed)
-
-    def curve(self, head: str, scored: Scored) -> Curve | None:
-        """There is none."""
-        return None
-
-
 def _draw(
     classes: Sequence[int],
     rows_of: dict[int, Rows],
@@ -329,22 +290,10 @@ def _draw(
     return episodes
 
 
-def _of_episodes(X: NDArray[Any]) -> Features:
-    """Make features of what is fitted for each episode by itself, (E, n, D)."""
-    columns = Columns("pca", 0, X.shape[2], lambda: iter([X]), cache(lambda: hash_arrays(X)))
-    return Features("pca", None, (columns,), standardise=False)
-
-
 def _gram_pca(gram: NDArray[np.float64], fit: Rows, items: Rows) -> NDArray[np.float64]:
     """Return principal components (n, r) of rows `items`, fitted on `fit`, from inner products (N, N)."""
-    inner = gram[np.ix_(fit, fit)]
-    column = inner.mean(axis=0)
-    centred = inner - column - column[:, None] + inner.mean()
-    values, vectors = np.linalg.eigh(centred)
-    keep = np.flatnonzero(values > 1e-10 * max(values[-1], 1e-300))[::-1]
-    across = gram[np.ix_(items, fit)]
-    across = across - across.mean(axis=1, keepdims=True) - column + inner.mean()
-    return np.asarray(across @ vectors[:, keep] / np.sqrt(values[keep]))
+    spectrum = Spectrum.of_products(gram[np.ix_(fit, fit)])
+    return spectrum.project(gram[np.ix_(items, fit)])[:, ::-1]
 
 
 def _read_class_split(path: str | Path | None, store: Latents) -> dict[str, list[int]]:

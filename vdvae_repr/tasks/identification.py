@@ -1,200 +1,131 @@
-"""`face_id`, protocol `closed-set`, and `classification`: which of the classes trained on is it?"""
+"""Which of the labels learned from is it? What `face_id` in a closed set and `classification` share."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr import baselines
 from vdvae_repr.errors import TaskError
-from vdvae_repr.features import Features, Workspace
-from vdvae_repr.heads.gram import Rows, Scaling
-from vdvae_repr.heads.linear import Fold, LinearLBFGS, Ridge, stratified_folds
-from vdvae_repr.heads.neighbors import NearestNeighbor, WeightedNeighbors
 from vdvae_repr.latents.base import Latents
-from vdvae_repr.tasks.problem import Curve, Figure, Scored, first_halves, has_splits, refuse_leaks
-from vdvae_repr.tasks.resampling import interval, paired_bootstrap, resampled_means
+from vdvae_repr.probing.features import Features
+from vdvae_repr.probing.head import Head
+from vdvae_repr.probing.predict import score_classes
+from vdvae_repr.probing.statistics import (
+    Figure,
+    interval,
+    mean_figures,
+    paired_bootstrap,
+    resampled_means,
+)
+from vdvae_repr.probing.task import Problem, Scored, Split, first_halves, has_splits
+from vdvae_repr.results import Curve
 
 
 @dataclass(frozen=True)
-class Words:
-    """How the two tasks differ in words, heads and units."""
+class TaskLabels:
+    """What a task calls its images and labels in messages.
+
+    Args:
+        task: its name.
+        train: the images that are learned from.
+        test: those that are told.
+        item: one label.
+        many: several.
+    """
 
     task: str
-    heads: tuple[str, ...]
-    metrics: tuple[str, ...]
     train: str
     test: str
     item: str
     many: str
-    closed_set: bool
 
 
-FACES = Words(
-    task="face_id", heads=("nearest-neighbor", "ridge", "linear-lbfgs"), metrics=("rank1", "rank5"),
-    train="gallery", test="probe", item="person", many="people", closed_set=True,
-)  # fmt: skip
-CLASSES = Words(
-    task="classification", heads=("knn", "ridge", "linear-lbfgs"),
-    metrics=("accuracy", "balanced_accuracy", "top5"),
-    train="train", test="test", item="class", many="classes", closed_set=False,
-)  # fmt: skip
+class Identification(Problem):
+    """A split of labelled images: each test image is scored by the rank of its true label, 0 for the first.
 
-
-class Identification:
-    """A split of labelled images; what is scored is where each test image's own class comes.
-
-    Intervals and comparisons resample people in `face_id`, test images in `classification`.
+    Args:
+        store: with labels.
+        words: what the task calls its images and labels.
+        heads: estimators by name.
+        metrics: `rank1` and `rank5`, or `accuracy`, `balanced_accuracy` and `top5`.
+        of_people: whether people are resampled, and the CMC is drawn; else each image by itself.
     """
 
-    mirrored = False
+    def __init__(
+        self,
+        store: Latents,
+        words: TaskLabels,
+        heads: dict[str, Any],
+        metrics: Sequence[str],
+        *,
+        of_people: bool,
+    ) -> None:
+        split = split_of(store, words)
+        units = store.labels if of_people else None
+        super().__init__(store, split, store.labels, heads=heads, metrics=metrics, units=units)
+        self.of_people = of_people
+        self.sides = [(words.train, split.train), ("val", split.val), (words.test, split.test)]
 
-    def __init__(self, store: Latents, *, images: NDArray[np.uint8], words: Words) -> None:
-        self.words = words
-        self.heads, self.metrics = words.heads, words.metrics
-        self.labels = store.labels
-        self.train, self.val, self.test, self.notice = _split(store, words)
-        self.n_train, self.n_test, self.fitted = len(self.train), len(self.test), self.train
-        self._work = Workspace(store.ids)
-        truth = self.labels[self.test]
-        self.units = truth if words.closed_set else np.arange(len(truth))
-        sides = [(words.train, self.train), ("val", self.val), (words.test, self.test)]
-        refuse_leaks(images, store.ids, sides)
+    def metrics_of(self, head: Head) -> tuple[str, ...]:
+        """Return all metrics; of a head that gives no scores those of its first guess alone."""
+        deep = () if head.gives_scores else ("rank5", "top5")
+        return tuple(name for name in self.metrics if name not in deep)
 
-    def metrics_of(self, head: str) -> tuple[str, ...]:
-        """Return all metrics."""
-        return self.metrics
-
-    def protocol(self, head: str) -> str:
+    def protocol(self, head: Head) -> str:
         """Return `closed-set`, or the head's own name."""
-        return "closed-set" if self.words.closed_set else head
+        return "closed-set" if self.of_people else head.name
 
-    def pca(self, X: NDArray[Any], dims: Sequence[int]) -> list[Features]:
-        """PCA of the training rows."""
-        return baselines.pca(X, self.train, dims)
-
-    def score(self, head: str, features: Features, seed: int, shuffled: bool = False) -> Scored:
-        """Fit a head; the outcome is the rank (N,) of each test image's own class, 0 the first."""
-        started = time.monotonic()
-        y = self.labels[self.train]
-        if shuffled:
-            y = np.random.default_rng(seed).permutation(y)
-        validation = (self.val, self.labels[self.val]) if len(self.val) else None
-        found = score_classes(
-            self._work, head, features, self.train, y, self.test, seed, validation
-        )
-        scores = found.scores
-        own = np.searchsorted(found.classes, self.labels[self.test])[:, None]
-        value = np.take_along_axis(scores, own, axis=1)
-        before = np.arange(scores.shape[1]) < own  # of equal scores the first class is predicted
-        rank = ((scores > value) | ((scores == value) & before)).sum(axis=1)
-        seconds = round(time.monotonic() - started, 3)
-        return Scored(features, found.standardised, found.training_score, rank, seconds)
+    def score(
+        self, head: Head, features: Features, seed: int = 0, shuffled: bool = False
+    ) -> Scored:
+        """Fit a head; the outcome is the rank (N,) of each test image's own label, 0 the first."""
+        train, val, test = self.split.train, self.split.val, self.split.test
+        y = self.shuffled(seed) if shuffled else self.targets[train]
+        held = (val, self.targets[val]) if len(val) else None
+        found = score_classes(self.work, head, features, train, y, test, seed, held)
+        own = np.searchsorted(found.classes, self.targets[test])[:, None]
+        value = np.take_along_axis(found.scores, own, axis=1)
+        before = np.arange(found.scores.shape[1]) < own  # of equal scores the first is predicted
+        rank = ((found.scores > value) | ((found.scores == value) & before)).sum(axis=1)
+        return Scored(features, rank, found.training_score, found.standardised)
 
     def figures(self, metric: str, scored: Sequence[Scored], seed: int) -> list[Figure]:
         """Return a metric of each, with a bootstrap's interval."""
-        truth = self.labels[self.test]
-        classes = len(np.unique(self.labels[self.train]))
+        truth = self.targets[self.split.test]
+        units = self.units[self.split.test]
+        classes = len(np.unique(self.targets[self.split.train]))
         depth = min(classes, 5 if metric in ("rank5", "top5") else 1)
         hits = (np.stack([item.outcome for item in scored], axis=1) < depth).astype(float)
-        values, strata = hits.mean(axis=0), None
-        if metric == "balanced_accuracy":
-            strata = truth
-            values = np.mean([hits[truth == k].mean(axis=0) for k in np.unique(truth)], axis=0)
-        low, high = interval(resampled_means(hits, self.units, seed, strata))
+        chance = depth / classes
+        if metric != "balanced_accuracy":
+            return mean_figures(hits, units, seed, chance)
+        values = np.mean([hits[truth == k].mean(axis=0) for k in np.unique(truth)], axis=0)
+        low, high = interval(resampled_means(hits, units, seed, strata=truth))
         return [
-            Figure(float(v), float(lo), float(hi), chance=depth / classes)
+            Figure(float(v), float(lo), float(hi), chance=chance)
             for v, lo, hi in zip(values, low, high, strict=True)
         ]
 
     def p_values(self, pairs: Sequence[tuple[Scored, Scored]], seed: int) -> list[float]:
-        """Compare the shares of test images whose own class comes first."""
+        """Compare the shares of test images whose own label comes first."""
         right = [(a.outcome == 0, b.outcome == 0) for a, b in pairs]
-        return paired_bootstrap(right, self.units, seed)
+        return paired_bootstrap(right, self.units[self.split.test], seed)
 
-    def curve(self, head: str, scored: Scored) -> Curve | None:
+    def curve(self, head: Head, scored: Scored) -> Curve | None:
         """Return the CMC of faces: the share of probes whose own person is among the first x."""
-        if not self.words.closed_set:
+        if not self.of_people or not head.gives_scores:
             return None
-        classes = len(np.unique(self.labels[self.train]))
+        classes = len(np.unique(self.targets[self.split.train]))
         share = np.cumsum(np.bincount(scored.outcome, minlength=classes)) / len(scored.outcome)
         of = scored.features
-        return Curve("cmc", head, of.model, of.layer, np.arange(1.0, classes + 1), share)
+        return Curve("cmc", head.name, of.model, of.layer, np.arange(1.0, classes + 1), share)
 
 
-class ClassScores(NamedTuple):
-    """Scores (M, K) of images, columns in the order of `classes`, and what training data say of the head."""
-
-    scores: NDArray[np.float64]
-    classes: NDArray[np.int64]
-    standardised: bool
-    training_score: float | None
-
-
-def score_classes(
-    work: Workspace,
-    head: str,
-    features: Features,
-    train: Rows,
-    y: NDArray[np.int64],
-    test: Rows,
-    seed: int,
-    validation: tuple[Rows, NDArray[np.int64]] | None = None,
-) -> ClassScores:
-    """Fit a head on images `train` of classes y, and score images `test`; choose on `validation`, if any."""
-    standardised = head in ("ridge", "linear-lbfgs") and features.standardise
-    wide = features.dims > len(train)  # then Gram matrices say all, and are smaller
-    folds: list[Fold] | None = None
-    if not wide:
-        X = work.matrix(features)
-    elif head in ("ridge", "linear-lbfgs"):
-        scaling: Scaling = "standardised" if standardised else "centred"
-        splits: list[tuple[Rows, Rows]] = []
-        if head == "linear-lbfgs" and validation is None:
-            splits = stratified_folds(y, seed)
-        subsets = [(train, scaling), *((train[fit], scaling) for fit, _ in splits)]
-        whole, *parts = work.grams(features, subsets)
-        X = whole.inner
-        if splits:
-            folds = [Fold(*s, g.inner[train]) for s, g in zip(splits, parts, strict=True)]
-    else:
-        (gram,) = work.grams(features, [(train, "raw" if head == "knn" else "centred")])
-        X = gram.cosines()
-    held = None if validation is None else (X[validation[0]], validation[1])
-    fitted: LinearLBFGS | Ridge | NearestNeighbor | WeightedNeighbors
-    match head:
-        case "linear-lbfgs":
-            fitted = LinearLBFGS(standardize=standardised, precomputed=wide, seed=seed)
-            fitted.fit(X[train], y, validation=held, folds=folds)
-        case "ridge":
-            fitted = Ridge(standardize=standardised, precomputed=wide).fit(X[train], y)
-        case "knn":
-            fitted = WeightedNeighbors(precomputed=wide).fit(X[train], y)
-        case _:
-            fitted = NearestNeighbor(center=True, precomputed=wide).fit(X[train], y)
-    training_score: float | None = None
-    if isinstance(fitted, LinearLBFGS):
-        if fitted.search_ != "fixed":
-            training_score = float(fitted.cv_scores_.max())
-    elif held is not None:
-        training_score = float(fitted.score(*held))
-    elif np.unique(y, return_counts=True)[1].min() > 1:
-        training_score = float(np.mean(fitted.leave_one_out() == y))
-    scores = fitted.class_scores(X[test])
-    if not np.isfinite(scores).all():
-        raise TaskError(
-            f"{features.model} {features.layer or features.dims}, {head}: expected finite scores, "
-            "found others"
-        )
-    return ClassScores(scores, fitted.classes_, standardised, training_score)
-
-
-def nothing_to_choose_on(words: Words, y: NDArray[np.int64]) -> str:
+def nothing_to_choose_on(words: TaskLabels, y: NDArray[np.int64]) -> str:
     """Return what to say of training images of classes y (N,), if some class has a single one."""
     if np.unique(y, return_counts=True)[1].min() > 1:
         return ""
@@ -204,7 +135,7 @@ def nothing_to_choose_on(words: Words, y: NDArray[np.int64]) -> str:
     )
 
 
-def _split(store: Latents, words: Words) -> tuple[Rows, Rows, Rows, str]:
+def split_of(store: Latents, words: TaskLabels) -> Split:
     """Return rows to train on, to choose on and to test on, and what to say of them.
 
     Without splits, the first half of each label's images is trained on.
@@ -255,5 +186,4 @@ def _split(store: Latents, words: Words) -> tuple[Rows, Rows, Rows, str]:
         text += f"; {np.sum(~known)} unlabelled images left out"
     if left := np.sum(np.isin(labels, both) & ~train & ~val & ~test):
         text += f"; {left} images of no split left out"
-    rows = [np.flatnonzero(side) for side in (train, val, test)]
-    return rows[0], rows[1], rows[2], text
+    return Split(np.flatnonzero(train), np.flatnonzero(test), np.flatnonzero(val), text)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr import baselines
 from vdvae_repr.errors import TaskError
-from vdvae_repr.features import Features, Workspace
 from vdvae_repr.heads.verification import FARS, check_far, enough, finest
 from vdvae_repr.latents.base import Latents
-from vdvae_repr.tasks.identification import FACES, nothing_to_choose_on, score_classes
-from vdvae_repr.tasks.problem import Curve, Figure, Scored, first_halves, has_splits, refuse_leaks
-from vdvae_repr.tasks.resampling import interval, two_sided, weights
+from vdvae_repr.probing.features import Features
+from vdvae_repr.probing.head import Head
+from vdvae_repr.probing.predict import score_classes
+from vdvae_repr.probing.statistics import Figure, interval, two_sided, weights
+from vdvae_repr.probing.task import Problem, Scored, Split, first_halves, has_splits
+from vdvae_repr.tasks.identification import TaskLabels, nothing_to_choose_on
 
 
-class OpenSet:
+class OpenSet(Problem):
     """Probes of people in the gallery, and of people who are not.
 
     A probe is identified where its own person has the highest score, and that score is above the threshold
@@ -28,14 +28,12 @@ class OpenSet:
     seed. Intervals and comparisons resample people. Source: Best-Rowden et al. 2014.
     """
 
-    heads = FACES.heads
-    mirrored = False
-
     def __init__(
         self,
         store: Latents,
+        words: TaskLabels,
+        heads: dict[str, Any],
         *,
-        images: NDArray[np.uint8],
         far: Sequence[float] | None = None,
         seed: int = 0,
     ) -> None:
@@ -59,64 +57,69 @@ class OpenSet:
             text += (
                 f"; {len(strangers)} people, drawn with seed {seed}, are kept out of the gallery"
             )
-        self.train, self.test = np.flatnonzero(gallery), np.flatnonzero(probe)
-        self.labels, self.fitted = labels, self.train
-        self.stranger = np.isin(labels[self.test], strangers)
-        self.n_train, self.n_test = len(self.train), len(self.test)
-        self.num_known = len(np.unique(labels[self.train]))
+        train, test = np.flatnonzero(gallery), np.flatnonzero(probe)
+        self.stranger = np.isin(labels[test], strangers)
+        self.num_known = len(np.unique(labels[train]))
         if self.num_known < 2 or self.stranger.all() or not self.stranger.any():
             raise TaskError(
                 f"{store.path}: open-set needs probes of at least 2 people in the gallery and of others; "
                 f"found {self.num_known} in the gallery, {int((~self.stranger).sum())} probes of theirs "
                 f"and {int(self.stranger.sum())} of others"
             )
-        refuse_leaks(images, store.ids, [("gallery", self.train), ("probe", self.test)])
         impostors = int(self.stranger.sum())
         rates = enough(impostors) if far is None else list(far)
         if not rates:
             rates = [min(finest(impostors), 1.0)]
         for rate in rates:
             check_far(rate, impostors, "dir")
-        self.metrics = tuple(f"dir@far={rate:g}" for rate in rates)
-        self.notice = (
-            f"{text} ({self.n_train} and {self.n_test} images; {self.num_known} people known, "
+        text += (
+            f" ({len(train)} and {len(test)} images; {self.num_known} people known, "
             f"{len(strangers)} unknown)"
         )
-        self.notice += nothing_to_choose_on(FACES, labels[self.train])
+        text += nothing_to_choose_on(words, labels[train])
         if left := [f"{rate:g}" for rate in FARS if far is None and rate not in rates]:
-            self.notice += f"; {impostors} impostors are too few for FAR {', '.join(left)}"
-        self._work = Workspace(store.ids)
+            text += f"; {impostors} impostors are too few for FAR {', '.join(left)}"
+        metrics = [f"dir@far={rate:g}" for rate in rates]
+        super().__init__(
+            store, Split(train, test, text=text), labels, heads=heads, metrics=metrics, units=labels
+        )
+        self.sides = [("gallery", train), ("probe", test)]
 
-    def protocol(self, head: str) -> str:
+    def protocol(self, head: Head) -> str:
         """Return `open-set`."""
         return "open-set"
 
-    def metrics_of(self, head: str) -> tuple[str, ...]:
-        """Return all metrics."""
-        return self.metrics
+    def heads_of(self, name: str, estimator: Any) -> dict[str, Head]:
+        """Return a head that scores every person.
 
-    def pca(self, X: NDArray[Any], dims: Sequence[int]) -> list[Features]:
-        """PCA of the gallery."""
-        return baselines.pca(X, self.train, dims)
+        Raises:
+            TaskError: it does not, so that nothing tells a stranger.
+        """
+        heads = super().heads_of(name, estimator)
+        if not heads[name].gives_scores:
+            raise TaskError(
+                f"heads: open-set needs scores, and {name!r} gives none; take an estimator with "
+                "decision_function or predict_proba"
+            )
+        return heads
 
-    def score(self, head: str, features: Features, seed: int, shuffled: bool = False) -> Scored:
+    def score(
+        self, head: Head, features: Features, seed: int = 0, shuffled: bool = False
+    ) -> Scored:
         """Fit a head; the outcome is each probe's highest score, and whether its own person's, (2, P)."""
-        started = time.monotonic()
-        y = self.labels[self.train]
-        if shuffled:
-            y = np.random.default_rng(seed).permutation(y)
-        found = score_classes(self._work, head, features, self.train, y, self.test, seed)
-        own = found.classes[found.scores.argmax(axis=1)] == self.labels[self.test]
+        train, test = self.split.train, self.split.test
+        y = self.shuffled(seed) if shuffled else self.targets[train]
+        found = score_classes(self.work, head, features, train, y, test, seed)
+        own = found.predicted() == self.targets[test]
         outcome = np.stack([found.scores.max(axis=1), own])
-        seconds = round(time.monotonic() - started, 3)
-        return Scored(features, found.standardised, found.training_score, outcome, seconds)
+        return Scored(features, outcome, found.training_score, found.standardised)
 
     def figures(self, metric: str, scored: Sequence[Scored], seed: int) -> list[Figure]:
         """Return the detection and identification rate of each."""
         rate = float(metric.partition("=")[2])
         figures = []
         for item in scored:
-            (value,) = self._rates(item, np.ones((1, len(self.test))), rate)
+            (value,) = self._rates(item, np.ones((1, self.n_test)), rate)
             low, high = interval(self._resampled(item, rate, seed))
             chance = rate / self.num_known
             figures.append(Figure(float(value), float(low), float(high), chance=chance))
@@ -130,13 +133,9 @@ class OpenSet:
             for a, b in pairs
         ]
 
-    def curve(self, head: str, scored: Scored) -> Curve | None:
-        """There is none."""
-        return None
-
     def _resampled(self, item: Scored, rate: float, seed: int) -> NDArray[np.float64]:
         """Return the rate over resamples of people that hold known and unknown ones, (B,)."""
-        _, person = np.unique(self.labels[self.test], return_inverse=True)
+        _, person = np.unique(self.units[self.split.test], return_inverse=True)
         rates = []
         for draws in weights(int(person.max()) + 1, seed):
             times = draws[:, person]

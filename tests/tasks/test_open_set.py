@@ -5,10 +5,9 @@ import pytest
 
 import vdvae_repr as vr
 from vdvae_repr.data.source import Source
-from vdvae_repr.features import Features
 from vdvae_repr.heads.neighbors import NearestNeighbor
-from vdvae_repr.tasks.open_set import OpenSet
-from vdvae_repr.tasks.problem import Scored
+from vdvae_repr.probing.features import Features
+from vdvae_repr.probing.task import Scored
 
 
 def with_splits(source, splits):
@@ -38,14 +37,14 @@ def direct(score, own, stranger, far):
 
 
 def test_rates_are_those_of_a_loop_over_thresholds(store):
-    problem = OpenSet(store, images=store.images(), far=[0.5, 0.17])
+    problem = vr.FaceId(protocol="open-set", far=[0.5, 0.17]).bind(store)
     rng = np.random.default_rng(0)
     for number in range(10):
         score = rng.normal(size=problem.n_test) + ~problem.stranger
         if number > 4:
             score = score.round(1)  # equal scores pass together or not at all
         own = (rng.random(problem.n_test) < 0.8) & ~problem.stranger
-        item = Scored(Features("x", None, ()), False, None, np.stack([score, own]), 0.0)
+        item = Scored(Features("x", None, ()), np.stack([score, own]))
         for far in (0.5, 0.17):
             (figure,) = problem.figures(f"dir@far={far:g}", [item], 0)
             assert figure.value == pytest.approx(direct(score, own, problem.stranger, far))
@@ -54,9 +53,9 @@ def test_rates_are_those_of_a_loop_over_thresholds(store):
 
 
 def test_a_row_is_what_the_head_says_by_hand(store):
-    rows = vr.run_task(
-        "face_id", store, layers="4x4", heads=["nearest-neighbor"], protocol="open-set", far=[0.3]
-    )
+    rows = vr.probe(
+        store, vr.FaceId(protocol="open-set", far=[0.3]), layers="4x4", heads=["nearest-neighbor"]
+    ).rows
     (row,) = [row for row in rows if row.model == "tiny"]
     X, y, _ = store.matrix("4x4.0")
     gallery = np.array(store.splits) == "train"
@@ -78,56 +77,58 @@ def test_resamples_without_a_stranger_say_nothing(tiny, people, tmp_path):
     source = people(12, num_people=3)
     splits = np.where(source.labels == 2, "test", np.array(["train", "test"] * 18))
     store = vr.extract(tiny, with_splits(source, splits), tmp_path / "s.h5", layers="1x1")
-    problem = OpenSet(store, images=store.images(), far=[0.9])
+    problem = vr.FaceId(protocol="open-set", far=[0.9]).bind(store)
     outcome = np.stack([problem.stranger.astype(float), ~problem.stranger])
-    item = Scored(Features("x", None, ()), False, None, outcome, 0.0)
+    item = Scored(Features("x", None, ()), outcome)
     (figure,) = problem.figures("dir@far=0.9", [item], 0)
     assert (figure.value, figure.low, figure.high) == (0.0, 0.0, 0.0)
 
 
 def test_unknown_are_the_people_without_a_gallery_image(store):
-    problem = OpenSet(store, images=store.images())
+    problem = vr.FaceId(protocol="open-set").bind(store)
     splits = np.array(store.splits)
-    assert set(store.labels[problem.train]) == {0, 2, 3}
-    assert (splits[problem.train] == "train").all()
-    assert set(problem.test) == set(np.flatnonzero(splits != "train"))
-    assert set(store.labels[problem.test][problem.stranger]) == {1, 4, 5}
-    assert "27 and 189 images; 3 people known, 3 unknown" in problem.notice
+    assert set(store.labels[problem.split.train]) == {0, 2, 3}
+    assert (splits[problem.split.train] == "train").all()
+    assert set(problem.split.test) == set(np.flatnonzero(splits != "train"))
+    assert set(store.labels[problem.split.test][problem.stranger]) == {1, 4, 5}
+    assert "27 and 189 images; 3 people known, 3 unknown" in problem.split.text
 
 
 def test_far_rates_are_those_that_impostors_are_enough_for(store):
-    problem = OpenSet(store, images=store.images())
+    problem = vr.FaceId(protocol="open-set").bind(store)
     assert problem.metrics == ("dir@far=0.1",)  # 10 of 108 impostors
-    assert "108 impostors are too few for FAR 0.01, 0.001" in problem.notice
-    problem = OpenSet(store, images=store.images(), far=[0.5, 0.2])
+    assert "108 impostors are too few for FAR 0.01, 0.001" in problem.split.text
+    problem = vr.FaceId(protocol="open-set", far=[0.5, 0.2]).bind(store)
     assert problem.metrics == ("dir@far=0.5", "dir@far=0.2")
     with pytest.raises(vr.TaskError, match=r"dir@far=0\.09: .* found 9\.72 of 108; .* 0\.093 or"):
-        OpenSet(store, images=store.images(), far=[0.5, 0.09])
+        vr.FaceId(protocol="open-set", far=[0.5, 0.09]).bind(store)
 
 
 def test_where_all_have_a_gallery_half_of_the_people_are_drawn(tiny, people, tmp_path):
     store = vr.extract(tiny, people(12, num_people=9), tmp_path / "s.h5", layers="1x1")
     drawn = []
     for seed in (0, 0, 1):
-        problem = OpenSet(store, images=store.images(), far=[0.5], seed=seed)
-        known = set(store.labels[problem.train])
-        unknown = set(store.labels[problem.test][problem.stranger])
+        problem = vr.FaceId(protocol="open-set", far=[0.5]).bind(store, seed)
+        known = set(store.labels[problem.split.train])
+        unknown = set(store.labels[problem.split.test][problem.stranger])
         assert (len(known), len(unknown)) == (5, 4)
         assert not known & unknown
-        assert f"4 people, drawn with seed {seed}, are kept out of the gallery" in problem.notice
+        assert (
+            f"4 people, drawn with seed {seed}, are kept out of the gallery" in problem.split.text
+        )
         first = np.flatnonzero(np.isin(store.labels, list(known))).reshape(5, 12)[:, :6]
-        assert problem.train.tolist() == first.ravel().tolist()
+        assert problem.split.train.tolist() == first.ravel().tolist()
         drawn.append(unknown)
     assert drawn[0] == drawn[1] != drawn[2]
     # 24 impostors are too few for any of the usual rates: the finest that they allow.
-    assert OpenSet(store, images=store.images()).metrics == ("dir@far=0.42",)
+    assert vr.FaceId(protocol="open-set").bind(store).metrics == ("dir@far=0.42",)
     few = vr.extract(tiny, people(4, num_people=4), tmp_path / "few.h5", layers="1x1")
     with pytest.raises(vr.TaskError, match="found 4 of 4; take more of them"):
-        OpenSet(few, images=few.images())
+        vr.FaceId(protocol="open-set").bind(few)
     with pytest.raises(
         vr.TaskError, match=r"dir@far=0\.1: .* found 2\.4 of 24; .* of 0\.42 or more"
     ):
-        vr.run_task("face_id", store, protocol="open-set", far=[0.1])
+        vr.probe(store, vr.FaceId(protocol="open-set", far=[0.1]))
 
 
 def test_a_store_without_probes_of_people_known_is_refused(tiny, people, tmp_path):
@@ -135,8 +136,8 @@ def test_a_store_without_probes_of_people_known_is_refused(tiny, people, tmp_pat
     splits = np.where(source.labels < 2, "train", "test")
     store = vr.extract(tiny, with_splits(source, splits), tmp_path / "s.h5", layers="1x1")
     with pytest.raises(vr.TaskError, match="found 2 in the gallery, 0 probes of theirs and 24"):
-        vr.run_task("face_id", store, protocol="open-set")
+        vr.probe(store, vr.FaceId(protocol="open-set"))
     with pytest.raises(vr.TaskError, match="expected closed-set or open-set, found 'half-open'"):
-        vr.run_task("face_id", store, protocol="half-open")
-    with pytest.raises(vr.TaskError, match="protocol is an option of face_id, not of classific"):
-        vr.run_task("classification", store, protocol="open-set")
+        vr.probe(store, vr.FaceId(protocol="half-open"))
+    with pytest.raises(TypeError, match="protocol"):
+        vr.Classification(protocol="open-set")

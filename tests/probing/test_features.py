@@ -7,23 +7,24 @@ import torch
 from sklearn.preprocessing import StandardScaler
 
 import vdvae_repr as vr
-from vdvae_repr import features as module
-from vdvae_repr.baselines import RandomTwin
 from vdvae_repr.data.source import Source
-from vdvae_repr.features import Columns, Features, Workspace
-from vdvae_repr.heads.linear import LinearLBFGS, Ridge
+from vdvae_repr.heads.linear import LogisticProbe, Ridge
 from vdvae_repr.heads.neighbors import NearestNeighbor, WeightedNeighbors
 from vdvae_repr.latents import base as store_module
 from vdvae_repr.latents.store import JoinedStore
 from vdvae_repr.model.vdvae import VDVAE
-from vdvae_repr.tasks.atlas import compare
-from vdvae_repr.tasks.identification import score_classes
+from vdvae_repr.probing import features as module
+from vdvae_repr.probing.controls import RandomTwin
+from vdvae_repr.probing.features import Columns, Features, Workspace
+from vdvae_repr.probing.head import Head
+from vdvae_repr.probing.predict import score_classes
+from vdvae_repr.probing.similarity import compare
 
 HEADS = {
     "nearest-neighbor": NearestNeighbor(center=True),
     "knn": WeightedNeighbors(),
     "ridge": Ridge(),
-    "linear-lbfgs": LinearLBFGS(seed=3),
+    "linear-lbfgs": LogisticProbe(seed=3),
 }
 
 
@@ -49,7 +50,8 @@ def test_blocks_of_columns_score_as_the_head_fitted_on_the_matrix(head, dims, va
     train, held, test = np.arange(0, 30), np.arange(30, 45), np.arange(45, 60)
     some = (held, y[held]) if validation else None
     found = score_classes(
-        Workspace([str(i) for i in range(60)]), head, beside_one_another(*parts), train, y[train],
+        Workspace([str(i) for i in range(60)]), Head(head, HEADS[head]), beside_one_another(*parts), train,
+        y[train],
         test, 3, some,
     )  # fmt: skip
     if head == "linear-lbfgs":
@@ -222,9 +224,10 @@ def test_what_is_not_finite_is_named_in_wide_features_too(tiny, people, tmp_path
     with h5py.File(store.path, "r+") as file:
         file["layers/003/mean"][7, 0, 1, 2] = np.inf
     store = vr.LatentStore.open(store.path)
-    options = {} if task == "face_id" else {"ways": 3, "queries": 2, "episodes": 3}
+    if task == "few_shot":
+        task = vr.FewShot(ways=3, queries=2, episodes=3)
     with pytest.raises(vr.TaskError, match=r"layer 8x8\.1: expected finite features.* 0-7;"):
-        vr.run_task(task, store, **options)
+        vr.probe(store, task)
     with pytest.raises(vr.TaskError, match=r"layer 8x8\.1: expected finite .*; extract again"):
         compare(store, store)
 
@@ -233,9 +236,9 @@ def test_models_of_one_name_keep_their_own_weights(two, tiny, people, tmp_path):
     torch.manual_seed(9)
     model = VDVAE(tiny.config, name="tiny").eval()
     namesake = vr.extract(model, people(6), tmp_path / "n.h5", layers="4x4")
-    rows = vr.run_task(
-        "face_id", two[0], layers="4x4", heads=["ridge"], beside=[two[1], namesake, two[0]]
-    )
+    rows = vr.probe(
+        two[0], "face_id", layers="4x4", heads=["ridge"], beside=[two[1], namesake, two[0]]
+    ).rows
     weights = {row.model: row.weights_sha256 for row in rows if row.metric == "rank1"}
     own, other, another = (s.attrs["weights_sha256"] for s in (*two, namesake))
     expected = {
@@ -251,10 +254,14 @@ def test_models_of_one_name_keep_their_own_weights(two, tiny, people, tmp_path):
 
 
 def test_several_features_and_poolings_are_rows_of_one_choice(two):
-    rows = vr.run_task(
-        "face_id", two[0], layers="8x8", heads=["nearest-neighbor"], feature=["mean", "delta"],
-        pool=[None, "avg:2"],
-    )  # fmt: skip
+    rows = vr.probe(
+        two[0],
+        "face_id",
+        layers="8x8",
+        heads=["nearest-neighbor"],
+        features=["mean", "delta"],
+        pools=[None, "avg:2"],
+    ).rows
     for model in ("tiny", "random-init"):
         own = [row for row in rows if (row.model, row.metric) == (model, "rank1")]
         assert [(row.layer, row.feature, row.pool, row.dims) for row in own] == [

@@ -7,10 +7,9 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 import vdvae_repr as vr
 from vdvae_repr import results
-from vdvae_repr.features import Columns, Features
 from vdvae_repr.heads.neighbors import WeightedNeighbors
-from vdvae_repr.tasks.identification import FACES, Identification
-from vdvae_repr.tasks.resampling import interval, paired_bootstrap, resampled_means
+from vdvae_repr.probing.features import Columns, Features
+from vdvae_repr.probing.statistics import interval, paired_bootstrap, resampled_means
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +17,7 @@ def rows(tiny, tmp_path_factory, people):
     store = vr.extract(
         tiny, people(6, num_people=4), tmp_path_factory.mktemp("t") / "s.h5", layers="<=8x8"
     )
-    return vr.run_task("face_id", store)
+    return vr.probe(store, "face_id").rows
 
 
 def test_every_layer_and_control_is_a_row(rows):
@@ -48,12 +47,12 @@ def test_rows_are_strict_json_and_csv(rows, tmp_path):
 def test_one_class_and_one_image_are_refused(tiny, tmp_path, people):
     one = vr.extract(tiny, people(4, num_people=1), tmp_path / "one.h5", layers="1x1")
     with pytest.raises(vr.TaskError, match="at least 2 labelled people, found 1"):
-        vr.run_task("face_id", one)
+        vr.probe(one, "face_id")
     single = vr.extract(tiny, people(1, num_people=4), tmp_path / "single.h5", layers="1x1")
     with pytest.raises(vr.TaskError, match="at least 2 images of each person"):
-        vr.run_task("face_id", single)
+        vr.probe(single, "face_id")
     with pytest.raises(vr.TaskError, match="unknown task"):
-        vr.run_task("faces", single)
+        vr.probe(single, "faces")
 
 
 @pytest.mark.parametrize("task", ["face_id", "classification"])
@@ -72,8 +71,9 @@ def test_a_label_of_one_image_is_left_out_and_said(tiny, tmp_path, people, task)
     said, figures = [], []
     for name, part in (("some", some), ("none", none)):
         store = vr.extract(tiny, part, tmp_path / f"{name}.h5", layers="4x4")
-        rows = vr.run_task(task, store, heads=["ridge"], notice=said.append)
-        figures.append([(row.model, row.metric, row.value, row.chance, row.n_test) for row in rows])
+        report = vr.probe(store, task, heads=["ridge"])
+        said += report.notes
+        figures.append([(r.model, r.metric, r.value, r.chance, r.n_test) for r in report.rows])
     assert figures[0] == figures[1]
     assert any("without images in both left out (p2; 1 images)" in line for line in said)
 
@@ -81,16 +81,16 @@ def test_a_label_of_one_image_is_left_out_and_said(tiny, tmp_path, people, task)
 def test_what_is_left_out_and_what_cannot_be_chosen_is_said(tiny, tmp_path, people):
     source = people(2)
     store = vr.extract(tiny, source, tmp_path / "s.h5", layers="<=4x4")
-    notices = []
-    rows = vr.run_task("face_id", store, notice=notices.append)
+    report = vr.probe(store, "face_id")
+    rows, notices = report.rows, report.notes
     assert "gallery holds one image alone of some person" in notices[0]
     assert not any(row.chosen for row in rows if row.model == "tiny")
     source = people(16)
     object.__setattr__(source, "splits", ("train", "train", "test", "") * 24)
     store = vr.extract(tiny, source, tmp_path / "splits.h5", layers="1x1")
     for protocol in ("closed-set", "open-set"):
-        vr.run_task("face_id", store, protocol=protocol, heads=["ridge"], notice=notices.append)
-        assert "24 images of no split left out" in notices[-1]
+        report = vr.probe(store, vr.FaceId(protocol=protocol), heads=["ridge"])
+        assert "24 images of no split left out" in report.notes[0]
 
 
 def test_images_of_other_splits_are_never_scored_across(tiny, tmp_path, people):
@@ -98,23 +98,18 @@ def test_images_of_other_splits_are_never_scored_across(tiny, tmp_path, people):
     source = people(16)
     object.__setattr__(source, "splits", ("val", "test", "val", "test") * 24)
     store = vr.extract(tiny, source, tmp_path / "s.h5", layers="1x1")
-    for task, options in (
-        ("face_id", {}),
-        ("face_id", {"protocol": "open-set"}),
-        ("classification", {}),
-        ("factors", {}),
-    ):
+    for task in ("face_id", vr.FaceId(protocol="open-set"), "classification", "factors"):
         with pytest.raises(vr.TaskError, match="expected a split train, found test, val"):
-            vr.run_task(task, store, **options)
+            vr.probe(store, task)
     object.__setattr__(source, "splits", ("test",) * 96)
     store = vr.extract(tiny, source, tmp_path / "one.h5", layers="1x1")
-    assert vr.run_task("face_id", store, heads=["nearest-neighbor"])
+    assert vr.probe(store, "face_id", heads=["nearest-neighbor"]).rows
 
 
 def test_no_images_refuses_the_controls(tiny, tmp_path, people):
     store = vr.extract(tiny, people(4, num_people=4), tmp_path / "s.h5", layers="1x1", images=False)
     with pytest.raises(vr.TaskError, match="pixels, pca and random-init"):
-        vr.run_task("face_id", store)
+        vr.probe(store, "face_id")
 
 
 def test_an_image_on_both_sides_is_named(tiny, tmp_path, people):
@@ -123,7 +118,7 @@ def test_an_image_on_both_sides_is_named(tiny, tmp_path, people):
     object.__setattr__(source, "reader", lambda i: original(0 if i == 3 else i))
     store = vr.extract(tiny, source, tmp_path / "s.h5", layers="1x1")
     with pytest.raises(vr.TaskError, match="3 in the probe is the same image as 0"):
-        vr.run_task("face_id", store)
+        vr.probe(store, "face_id")
 
 
 def test_bootstrap_knows_equal_from_different():
@@ -137,11 +132,11 @@ def test_bootstrap_knows_equal_from_different():
 
 def test_joint_rows_hold_the_layers_of_each_selector(tiny, tmp_path, people):
     store = vr.extract(tiny, people(6, num_people=4), tmp_path / "s.h5", layers="<=8x8")
-    found = vr.run_task("face_id", store, layers=["<=4x4", "8x8"], joint=True)
-    nearest = vr.run_task("face_id", store, layers="8x8", heads=["nearest-neighbor"])
+    found = vr.probe(store, "face_id", layers=["<=4x4", "8x8"], selections="joint").rows
+    nearest = vr.probe(store, "face_id", layers="8x8", heads=["nearest-neighbor"]).rows
     assert {row.head for row in nearest} == {"nearest-neighbor"}
     with pytest.raises(vr.TaskError, match="unknown head 'forest'"):
-        vr.run_task("face_id", store, heads=["forest"])
+        vr.probe(store, "face_id", heads=["forest"])
     ours = [row for row in found if row.model == "tiny" and row.metric == "rank1"]
     assert [row.layer for row in ours] == ["<=4x4", "8x8"] * 3
     dims = [sum(spec.num_dims for spec in group) for group in (
@@ -162,8 +157,8 @@ def test_classification_measures_what_scikit_learn_measures(tiny, tmp_path, peop
     ]  # so that classes are unequal
     object.__setattr__(source, "splits", tuple("" if i in drop else s for i, s in enumerate(order)))
     store = vr.extract(tiny, source, tmp_path / "s.h5", layers="8x8.0")
-    lines = []
-    rows = vr.run_task("classification", store, notice=lines.append)
+    report = vr.probe(store, "classification")
+    rows, lines = report.rows, report.notes
     assert "choices are made on split val (16 images)" in lines[0]
     assert {row.protocol for row in rows} == {"knn", "ridge", "linear-lbfgs"}
     X, y, _ = store.matrix("8x8.0", "mean")
@@ -182,8 +177,8 @@ def test_equal_scores_are_no_hits(tiny, tmp_path, people):
     store = vr.extract(tiny, people(6, num_people=4), tmp_path / "s.h5", layers="1x1.0")
     blank = Columns.of_array("pixels", np.zeros((len(store), 3), np.float32))
     flat = Features("pixels", None, (blank,))
-    problem = Identification(store, images=store.images(), words=FACES)
-    scored = problem.score("nearest-neighbor", flat, seed=0)
+    problem = vr.FaceId().bind(store)
+    scored = problem.score(problem.heads["nearest-neighbor"], flat, seed=0)
     assert np.mean(scored.outcome == 0) == 0.25  # always the first of four
 
 
@@ -207,7 +202,7 @@ def test_bottom_up_is_a_row_a_resolution(tiny, tmp_path, people):
         features=["bottom_up"],
         pool="avg:2",
     )
-    rows = vr.run_task("face_id", store, feature="bottom_up", heads=["nearest-neighbor"])
+    rows = vr.probe(store, "face_id", features="bottom_up", heads=["nearest-neighbor"]).rows
     for model in ("tiny", "random-init"):
         found = [row for row in rows if row.model == model and row.metric == "rank1"]
         assert [(row.layer, row.dims) for row in found] == [

@@ -14,13 +14,14 @@ import vdvae_repr as vr
 from vdvae_repr.data.faces import read_pairs
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Source
-from vdvae_repr.features import Columns, Features
+from vdvae_repr.probing.features import Columns, Features
+from vdvae_repr.probing.task import Scored
 from vdvae_repr.report import pictures
-from vdvae_repr.tasks.few_shot import FewShot, OneShot, _gram_pca
-from vdvae_repr.tasks.problem import Scored
-from vdvae_repr.tasks.verification import Verification
+from vdvae_repr.tasks.few_shot import _gram_pca
 
 PEOPLE, EACH = 12, 8
+
+ATLAS = ("single", "cumulative", "without", "pruned")
 
 
 def colored(noise, seed=0):
@@ -75,14 +76,12 @@ def test_pairs_of_ones_own_give_the_figures_of_lfws_list(faces, tmp_path):
             lines.append(f"{store.ids[row[0]]},{store.ids[row[1]]},{int(row[2])},{split}")
     (tmp_path / "own.csv").write_text("\n".join(lines) + "\n")
     options = {"layers": "4x4.0", "heads": ["cosine"]}
-    own = vr.run_task("face_verification", store, pairs=tmp_path / "own.csv", **options)
-    lfw = vr.run_task(
-        "face_verification",
+    own = vr.probe(store, vr.FaceVerification(pairs=tmp_path / "own.csv"), **options).rows
+    lfw = vr.probe(
         store,
-        pairs=folder / "test.txt",
-        pairs_train=folder / "train.txt",
+        vr.FaceVerification(pairs=folder / "test.txt", pairs_train=folder / "train.txt"),
         **options,
-    )
+    ).rows
     assert len(own) > 4
     for row, other in zip(own, lfw, strict=True):
         assert replace(row, seconds=0) == replace(other, seconds=0)
@@ -90,12 +89,12 @@ def test_pairs_of_ones_own_give_the_figures_of_lfws_list(faces, tmp_path):
 
 def test_view_1_takes_its_threshold_from_the_training_pairs(faces):
     store, folder = faces
-    lines = []
     options = {"pairs": folder / "test.txt", "pairs_train": folder / "train.txt"}
-    rows = vr.run_task("face_verification", store, notice=lines.append, **options)
+    report = vr.probe(store, vr.FaceVerification(**options))
+    rows, lines = report.rows, report.notes
     assert "threshold from 240 pairs; with the mirrored" in lines[0]
     assert {row.protocol for row in rows} == {"lfw-view1"}
-    problem = Verification(store, images=store.images(), **options)
+    problem = vr.FaceVerification(**options).bind(store)
     known, test = problem.choose, problem.test
     X = store.matrix("4x4.0")[0] + store.mirrored().matrix("4x4.0")[0]
     rows_of = np.unique(np.concatenate([known.first, known.second]))
@@ -128,7 +127,7 @@ def test_view_1_takes_its_threshold_from_the_training_pairs(faces):
 def test_resamples_of_people_keep_the_balance_of_the_pair_list(faces):
     store, folder = faces
     options = {"pairs": folder / "test.txt", "pairs_train": folder / "train.txt"}
-    problem = Verification(store, images=store.images(), **options)
+    problem = vr.FaceVerification(**options).bind(store)
     times = np.concatenate(list(problem._pair_weights(0)))
     same = problem.test.same
     assert times[:, same].mean() == pytest.approx(1, abs=0.03)
@@ -137,9 +136,9 @@ def test_resamples_of_people_keep_the_balance_of_the_pair_list(faces):
 
 def test_view_2_states_standard_error_and_deviation_over_folds(faces):
     store, folder = faces
-    rows = vr.run_task(
-        "face_verification", store, layers="4x4.0", heads=["cosine"], pairs=folder / "folds.txt"
-    )
+    rows = vr.probe(
+        store, vr.FaceVerification(pairs=folder / "folds.txt"), layers="4x4.0", heads=["cosine"]
+    ).rows
     row = next(row for row in rows if row.model == "tiny" and row.metric == "accuracy")
     assert row.protocol == "lfw-view2"
     assert row.se == pytest.approx(row.std / 2)  # four folds
@@ -151,20 +150,20 @@ def test_view_2_states_standard_error_and_deviation_over_folds(faces):
 def test_view_2_without_mirrored_images_says_so_in_its_rows(faces, tiny, tmp_path):
     _, folder = faces
     store = vr.extract(tiny, colored(60), tmp_path / "s.h5", layers="1x1")
-    rows = vr.run_task("face_verification", store, heads=["cosine"], pairs=folder / "folds.txt")
+    rows = vr.probe(store, vr.FaceVerification(pairs=folder / "folds.txt"), heads=["cosine"]).rows
     assert {row.protocol for row in rows} == {"lfw-view2-unmirrored"}
 
 
 def test_view_2_chooses_no_row_of_several(faces):
     """All its pairs are tested on; a row chosen on them would be above chance where nothing is known."""
     store, folder = faces
-    how = {"heads": ["cosine"], "pairs": folder / "folds.txt"}
-    lines = []
-    rows = vr.run_task("face_verification", store, layers="all", notice=lines.append, **how)
+    task = vr.FaceVerification(pairs=folder / "folds.txt")
+    report = vr.probe(store, task, layers="all", heads=["cosine"])
+    rows, lines = report.rows, report.notes
     assert len({row.layer for row in rows if row.model == "tiny"}) > 1
     assert not any(row.chosen or row.p_value is not None for row in rows if row.model == "tiny")
     assert "no pairs are left to choose a row on" in lines[0]
-    rows = vr.run_task("face_verification", store, layers="4x4.0", **how)
+    rows = vr.probe(store, task, layers="4x4.0", heads=["cosine"]).rows
     (alone,) = [row for row in rows if row.p_value is not None]
     assert (alone.model, alone.layer, alone.chosen) == ("tiny", "4x4.0", True)
 
@@ -179,8 +178,8 @@ def test_components_are_those_of_the_training_images(faces, head, view):
     lists = {"pairs": folder / "folds.txt"}
     if view == 1:
         lists = {"pairs": folder / "test.txt", "pairs_train": folder / "train.txt"}
-    rows = vr.run_task("face_verification", store, layers="4x4.0", heads=[head], **lists)
-    problem = Verification(store, images=store.images(), **lists)
+    rows = vr.probe(store, vr.FaceVerification(**lists), layers="4x4.0", heads=[head]).rows
+    problem = vr.FaceVerification(**lists).bind(store)
     images = store.images().astype(float)
     both = (images + images[:, :, ::-1]).reshape(len(images), -1)
     layer = (store.matrix("4x4.0")[0] + store.mirrored().matrix("4x4.0")[0]).astype(float)
@@ -225,36 +224,36 @@ def test_verification_refuses_what_it_cannot_do(faces, tmp_path):
     twice = "2\t1\nP00\t1\t2\nP00\t1\tP01\t1\nP02\t1\t2\nP02\t3\tP00\t2\n"
     (tmp_path / "twice.txt").write_text(twice)
     with pytest.raises(vr.TaskError, match=r"twice\.txt: P00/P00_0002\.png is in 2 folds"):
-        vr.run_task("face_verification", store, pairs=tmp_path / "twice.txt")
+        vr.probe(store, vr.FaceVerification(pairs=tmp_path / "twice.txt"))
     (tmp_path / "none.txt").write_text("2\t0\n")
     with pytest.raises(vr.DataError, match="line 1: expected at least one pair of each kind"):
-        vr.run_task("face_verification", store, pairs=tmp_path / "none.txt")
+        vr.probe(store, vr.FaceVerification(pairs=tmp_path / "none.txt"))
     with pytest.raises(vr.TaskError, match="give pairs=FILE"):
-        vr.run_task("face_verification", store)
+        vr.probe(store, "face_verification")
     with pytest.raises(vr.TaskError, match="give pairs_train=FILE"):
-        vr.run_task("face_verification", store, pairs=folder / "test.txt")
+        vr.probe(store, vr.FaceVerification(pairs=folder / "test.txt"))
     with pytest.raises(vr.TaskError, match="in the training pairs and in the test pairs"):
-        vr.run_task(
-            "face_verification", store, pairs=folder / "test.txt", pairs_train=folder / "test.txt"
+        vr.probe(
+            store, vr.FaceVerification(pairs=folder / "test.txt", pairs_train=folder / "test.txt")
         )
     with pytest.raises(vr.TaskError, match=r"tar@far=0\.001: expected at least 10 impostor"):
-        vr.run_task(
-            "face_verification", store, pairs=folder / "test.txt",
-            pairs_train=folder / "train.txt", far=[0.001],
-        )  # fmt: skip
-    with pytest.raises(
-        vr.TaskError, match="pairs is an option of face_verification, not of face_id"
-    ):
-        vr.run_task("face_id", store, pairs=folder / "test.txt")
+        vr.probe(
+            store,
+            vr.FaceVerification(
+                pairs=folder / "test.txt", pairs_train=folder / "train.txt", far=[0.001]
+            ),
+        )
+    with pytest.raises(TypeError, match="pairs"):
+        vr.FaceId(pairs=folder / "test.txt")
 
 
 def test_few_shot_accuracy_and_interval_are_those_of_the_episodes(tiny, tmp_path):
     store = vr.extract(tiny, colored(60), tmp_path / "s.h5", layers="4x4.0")
     options = {"ways": 3, "shots": 2, "queries": 4, "episodes": 40}
-    rows = vr.run_task("few_shot", store, heads=["nearest-prototype"], **options)
+    rows = vr.probe(store, vr.FewShot(**options), heads=["nearest-prototype"], cache=None).rows
     row = next(row for row in rows if row.model == "tiny")
     assert (row.protocol, row.n_train, row.n_test, row.chance) == ("few-shot", 6, 12, 1 / 3)
-    problem = FewShot(store, images=store.images(), **options)
+    problem = vr.FewShot(**options).bind(store)
     X, found = store.matrix("4x4.0")[0], []
     for episode in problem.episodes:
         assert len(set(episode.classes)) == 3
@@ -271,7 +270,7 @@ def test_few_shot_accuracy_and_interval_are_those_of_the_episodes(tiny, tmp_path
     assert row.p_value is not None
     shuffled = next(row for row in rows if row.model == "shuffled-labels")
     assert shuffled.value < row.value
-    again = vr.run_task("few_shot", store, heads=["nearest-prototype"], **options)
+    again = vr.probe(store, vr.FewShot(**options), heads=["nearest-prototype"], cache=None).rows
     assert [r.value for r in again] == [r.value for r in rows]
 
 
@@ -279,8 +278,8 @@ def test_of_several_layers_none_is_chosen_where_nothing_is_set_apart(tiny, tmp_p
     store = vr.extract(
         tiny, colored(60), tmp_path / "s.h5", layers="<=8x8", features=["mean", "kl"]
     )
-    notices = []
-    found = vr.atlas("few_shot", store, heads=["knn-1"], episodes=5, ways=3, notice=notices.append)
+    found = vr.probe(store, vr.FewShot(episodes=5, ways=3), heads=["knn-1"], selections=ATLAS)
+    notices = found.notes
     assert not any(
         row.chosen or row.p_value is not None for row in found.rows if row.model == "tiny"
     )
@@ -290,27 +289,26 @@ def test_of_several_layers_none_is_chosen_where_nothing_is_set_apart(tiny, tmp_p
 @pytest.mark.parametrize(
     ("option", "least"), [("ways", 2), ("shots", 1), ("queries", 1), ("episodes", 2)]
 )
-def test_episodes_too_small_to_say_anything_are_refused(tiny, tmp_path, option, least):
-    store = vr.extract(tiny, colored(60), tmp_path / "s.h5", layers="1x1")
+def test_episodes_too_small_to_say_anything_are_refused(option, least):
     with pytest.raises(
         vr.TaskError, match=f"{option}: expected at least {least}, found {least - 1}"
     ):
-        vr.run_task("few_shot", store, **{option: least - 1})
+        vr.FewShot(**{option: least - 1})
 
 
 def test_queries_are_fifteen_unless_classes_are_small(tiny, tmp_path, monkeypatch):
     store = vr.extract(tiny, colored(60), tmp_path / "s.h5", layers="1x1")
-    assert FewShot(store, images=store.images(), shots=2, episodes=2).queries == EACH - 2
+    assert vr.FewShot(shots=2, episodes=2).bind(store).queries == EACH - 2
     monkeypatch.setattr("vdvae_repr.tasks.few_shot.QUERIES", 4)
-    assert FewShot(store, images=store.images(), shots=2, episodes=2).queries == 4
+    assert vr.FewShot(shots=2, episodes=2).bind(store).queries == 4
 
 
 @pytest.mark.parametrize("features", [["mean"], ["mean", "delta"]])
 def test_a_curve_over_shots_is_drawn_of_each_feature(tiny, tmp_path, features):
     store = vr.extract(tiny, colored(60), tmp_path / "s.h5", layers="4x4.0", features=features)
-    rows = vr.run_task(
-        "few_shot", store, feature=features, shots=[1, 2], ways=3, episodes=5, heads=["knn-1"]
-    )
+    rows = vr.probe(
+        store, vr.FewShot(shots=[1, 2], ways=3, episodes=5), features=features, heads=["knn-1"]
+    ).rows
     (tmp_path / "out").mkdir()
     pictures.write(rows, [], tmp_path / "out")
     ends = [""] if len(features) == 1 else ["-mean", "-delta"]
@@ -321,7 +319,7 @@ def test_a_curve_over_shots_is_drawn_of_each_feature(tiny, tmp_path, features):
 def test_images_without_labels_have_no_classes(tiny, images, tmp_path):
     store = vr.extract(tiny, images, tmp_path / "s.h5", layers="1x1")
     with pytest.raises(vr.TaskError, match=r"expected labelled images .* found no label"):
-        FewShot(store, images=store.images())
+        vr.FewShot().bind(store)
 
 
 def test_class_split_says_what_is_novel_and_where_layers_are_chosen(tiny, tmp_path):
@@ -330,16 +328,14 @@ def test_class_split_says_what_is_novel_and_where_layers_are_chosen(tiny, tmp_pa
     lines = [f"P{person:02d},{side}" for person, side in enumerate(sides)]
     (tmp_path / "split.csv").write_text("\n".join(["class,split", *lines]))
     options = {"ways": 3, "queries": 4, "episodes": 20, "class_split": tmp_path / "split.csv"}
-    notices = []
-    rows = vr.run_task(
-        "few_shot", store, heads=["simpleshot-cl2n", "knn-1"], notice=notices.append, **options
-    )
+    report = vr.probe(store, vr.FewShot(**options), heads=["simpleshot-cl2n", "knn-1"])
+    rows, notices = report.rows, report.notes
     assert "chosen on episodes of 4 val classes" in notices[0]
     for head in ("simpleshot-cl2n", "knn-1"):
         ours = [row for row in rows if row.model == "tiny" and row.head == head]
         assert sum(row.chosen for row in ours) == 1
         assert sum(row.p_value is not None for row in ours) == 1
-    problem = FewShot(store, images=store.images(), **options)
+    problem = vr.FewShot(**options).bind(store)
     assert {int(k) for episode in problem.episodes for k in episode.classes} == {8, 9, 10, 11}
     assert set(store.labels[problem.base]) == {0, 1, 2, 3}
 
@@ -359,7 +355,7 @@ def test_what_is_wrong_with_a_class_split_is_named(tiny, tmp_path, text, message
     store = vr.extract(tiny, colored(60), tmp_path / "s.h5", layers="1x1")
     (tmp_path / "split.csv").write_text(text)
     with pytest.raises(vr.TaskError, match=message):
-        vr.run_task("few_shot", store, queries=4, class_split=tmp_path / "split.csv")
+        vr.probe(store, vr.FewShot(queries=4, class_split=tmp_path / "split.csv"))
 
 
 def test_components_from_inner_products_are_scikit_learns():
@@ -382,7 +378,7 @@ def test_modified_hausdorff_baseline_has_lakes_error(shared_data, tiny, tmp_path
     ]
     ink = [points - points.mean(axis=0) for points in ink]
     store = vr.extract(tiny, source, tmp_path / "s.h5", layers="1x1")
-    problem = OneShot(store, images=store.images())
+    problem = vr.OmniglotOneShot().bind(store)
     wrong = []
     for query in problem.queries:
         known = problem.known[problem.runs[problem.known] == problem.runs[query]]
@@ -393,18 +389,16 @@ def test_modified_hausdorff_baseline_has_lakes_error(shared_data, tiny, tmp_path
         wrong.append(source.labels[known[np.argmin(distances)]] != source.labels[query])
     zeros = Columns.of_array("hausdorff", np.zeros((800, 1), np.float32))
     blank = Features("hausdorff", None, (zeros,))
-    scored = Scored(blank, False, None, np.array(wrong, float), 0.0)
+    scored = Scored(blank, np.array(wrong, float))
     [figure] = problem.figures("error", [scored], 0)
     assert figure.value == pytest.approx(0.388, abs=0.0006)
     assert figure.low < 0.388 < figure.high
     assert figure.chance == 0.95
-    rows = vr.run_task("omniglot_oneshot", store, heads=["nearest-prototype"])
+    rows = vr.probe(store, "omniglot_oneshot", heads=["nearest-prototype"]).rows
     pixels = next(row for row in rows if row.model == "pixels")
     assert 0.5 < pixels.value < 0.95  # 16x16 pixels say little, but something
     with pytest.raises(vr.TaskError, match="extract the data omniglot-runs"):
-        vr.run_task(
-            "omniglot_oneshot", vr.extract(tiny, colored(9), tmp_path / "c.h5", layers="1x1")
-        )
+        vr.probe(vr.extract(tiny, colored(9), tmp_path / "c.h5", layers="1x1"), "omniglot_oneshot")
 
 
 @pytest.mark.shared_data
@@ -413,7 +407,7 @@ def test_eigenfaces_of_orl_reach_their_known_rate(shared_data, tmp_path):
     store = vr.extract(
         vr.load("faces64"), shared_data / "orl_faces", tmp_path / "orl.h5", layers="4x4.0"
     )
-    rows = vr.run_task("face_id", store, heads=["nearest-neighbor"])
+    rows = vr.probe(store, "face_id", heads=["nearest-neighbor"]).rows
     (row,) = [r for r in rows if (r.model, r.dims, r.metric) == ("pca", 199, "rank1")]
     assert row.value == pytest.approx(0.865, abs=0.02)
     assert (row.n_train, row.n_test) == (200, 200)
@@ -435,14 +429,12 @@ def test_as_many_ways_as_classes_take_base_statistics_from_the_support(
     else:
         source = replace(source, labels=np.r_[source.labels[:18], np.full(6, -1)])
     store = vr.extract(tiny, source, tmp_path / "s.h5", layers="4x4")
-    said = []
-    rows = vr.run_task(
-        "few_shot", store, ways=3, shots=[2], queries=2, episodes=20, heads=["simpleshot-cl2n"],
-        notice=said.append,
-    )  # fmt: skip
+    task = vr.FewShot(ways=3, shots=2, queries=2, episodes=20)
+    report = vr.probe(store, task, heads=["simpleshot-cl2n"])
+    rows, said = report.rows, report.notes
     assert any(f"{outside} outside an episode: base statistics" in line for line in said)
     assert any("1 classes of fewer than 4 images left out" in line for line in said) == bool(stray)
-    problem = FewShot(store, images=store.images(), ways=3, shots=2, queries=2, episodes=20)
+    problem = task.bind(store)
     X = store.matrix("4x4")[0].astype(np.float64)
     accuracies = []
     for episode in problem.episodes:

@@ -9,10 +9,11 @@ from sklearn.preprocessing import StandardScaler
 
 import vdvae_repr as vr
 from vdvae_repr.data.source import Source
-from vdvae_repr.features import Columns, Features
-from vdvae_repr.heads.linear import ALPHAS
+from vdvae_repr.heads.linear import ALPHAS, RidgeRegressor
+from vdvae_repr.probing.features import Columns, Features
 from vdvae_repr.report import pictures
-from vdvae_repr.tasks.factors import Factors, layer_by_factor
+from vdvae_repr.results import layer_by_factor
+from vdvae_repr.tasks.factors import FactorHead
 
 
 def knowing(source, **factors):
@@ -31,11 +32,12 @@ def problem(tiny, people, tmp_path_factory):
     source = knowing(people(20, num_people=12), **factors)
     path = tmp_path_factory.mktemp("factors") / "s.h5"
     store = vr.extract(tiny, source, path, layers="1x1")
-    return Factors(store, images=store.images())
+    return vr.Factors().bind(store)
 
 
-def measured(problem, head, X):
+def measured(problem, name, X):
     features = Features("x", None, (Columns.of_array("x", X.astype(np.float32)),))
+    head = problem.heads[name]
     scored = problem.score(head, features, 0)
     (figure,) = problem.figures(problem.metrics_of(head)[0], [scored], 0)
     assert figure.low <= figure.value <= figure.high
@@ -45,11 +47,11 @@ def measured(problem, head, X):
 @pytest.mark.parametrize("dims", [10, 500])
 def test_scores_are_scikit_learns(problem, dims):
     rng = np.random.default_rng(1)
-    size, kind = problem.factors["ridge:size"], problem.factors["ridge:kind"]
+    size, kind = problem.factors["size"], problem.factors["kind"]
     X = rng.normal(size=(240, dims)) * rng.uniform(0.1, 9, dims)
     X[:, :2] += np.column_stack([size, kind])
-    A = StandardScaler().fit(X[problem.train]).transform(X)
-    fitted, tested = A[problem.train], A[problem.test]
+    A = StandardScaler().fit(X[problem.split.train]).transform(X)
+    fitted, tested = A[problem.split.train], A[problem.split.test]
 
     def by_scikit_learn(targets):
         """Ridge regression, its penalty found by leaving each person out."""
@@ -62,31 +64,33 @@ def test_scores_are_scikit_learns(problem, dims):
         search.fit(fitted, targets, groups=problem.groups)
         return search, search.predict(tested)
 
-    search, predicted = by_scikit_learn(size[problem.train])
+    search, predicted = by_scikit_learn(size[problem.split.train])
     figure, scored = measured(problem, "ridge:size", X)
-    assert figure.value == pytest.approx(r2_score(size[problem.test], predicted), abs=1e-6)
-    left_out = 1 + search.best_score_ / size[problem.train].var()
+    assert figure.value == pytest.approx(r2_score(size[problem.split.test], predicted), abs=1e-6)
+    left_out = 1 + search.best_score_ / size[problem.split.train].var()
     assert scored.training_score == pytest.approx(left_out, abs=1e-6)
     # Categories: one regression of +1 and -1 each, with one penalty for all.
-    _, predicted = by_scikit_learn(2.0 * np.eye(3)[kind[problem.train]] - 1)
+    _, predicted = by_scikit_learn(2.0 * np.eye(3)[kind[problem.split.train]] - 1)
     figure, _ = measured(problem, "ridge:kind", X)
-    expected = accuracy_score(kind[problem.test], predicted.argmax(axis=1))
+    expected = accuracy_score(kind[problem.split.test], predicted.argmax(axis=1))
     assert figure.value == pytest.approx(expected)
-    most = np.unique(kind[problem.test], return_counts=True)[1].max() / len(problem.test)
+    most = np.unique(kind[problem.split.test], return_counts=True)[1].max() / len(
+        problem.split.test
+    )
     assert figure.chance == pytest.approx(most)
 
 
 def test_what_is_the_factor_knows_it_and_noise_does_not(problem):
     noise = np.random.default_rng(2).normal(size=(240, 40))
-    size = problem.factors["ridge:size"][:, None]
+    size = problem.factors["size"][:, None]
     assert measured(problem, "ridge:size", 0.5 * size + 100)[0].value > 0.999
     assert measured(problem, "ridge:size", np.hstack([size, noise]))[0].value > 0.99
     assert abs(measured(problem, "ridge:size", noise)[0].value) < 0.2
-    kind = np.eye(3)[problem.factors["ridge:kind"]]
+    kind = np.eye(3)[problem.factors["kind"]]
     assert measured(problem, "ridge:kind", kind)[0].value == 1.0
     features = Features("x", None, (Columns.of_array("x", size.astype(np.float32)),))
-    shuffled = problem.score("ridge:size", features, 0, shuffled=True)
-    known = problem.score("ridge:size", features, 0)
+    shuffled = problem.score(problem.heads["ridge:size"], features, 0, shuffled=True)
+    known = problem.score(problem.heads["ridge:size"], features, 0)
     assert problem.figures("r2", [shuffled], 0)[0].value < 0.1
     assert problem.p_values([(known, shuffled)], 0)[0] < 0.001
 
@@ -97,14 +101,15 @@ def test_a_factor_of_people_is_not_learned_as_who_they_are(problem):
     person = np.repeat(np.arange(12), 20)
     X = rng.normal(size=(12, 50))[person] + 0.1 * rng.normal(size=(240, 50))
     value = rng.normal(size=12)[person]
-    problem.factors["ridge:own"] = value
+    problem.factors["own"] = value
+    problem.heads["ridge:own"] = FactorHead("ridge:own", RidgeRegressor(), "own")
     try:
         _, scored = measured(problem, "ridge:own", X)
     finally:
-        del problem.factors["ridge:own"]
-    A = StandardScaler().fit(X[problem.train]).transform(X)
-    known = value[problem.train]
-    by_image = RidgeCV(ALPHAS * 50).fit(A[problem.train], known)
+        del problem.factors["own"], problem.heads["ridge:own"]
+    A = StandardScaler().fit(X[problem.split.train]).transform(X)
+    known = value[problem.split.train]
+    by_image = RidgeCV(ALPHAS * 50).fit(A[problem.split.train], known)
     assert 1 + by_image.best_score_ / known.var() > 0.9  # what a person's other images say
     assert scored.training_score < 0.3
 
@@ -113,22 +118,22 @@ def test_intervals_leave_out_resamples_that_are_all_alike(tiny, people, tmp_path
     """A factor of people, of which a resample of three may hold one alone: R2 is of none there."""
     source = knowing(people(8, num_people=6), own=np.repeat(np.arange(6) + 0.5, 8))
     store = vr.extract(tiny, source, tmp_path / "s.h5", layers="1x1")
-    rows = vr.run_task("factors", store)
+    rows = vr.probe(store, "factors").rows
     assert all(-1e6 < row.ci_low <= row.ci_high < 1 + 1e-9 for row in rows)
 
 
 def test_a_person_is_on_one_side(problem, tiny, people, tmp_path):
     labels = np.repeat(np.arange(12), 20)
-    sides = [set(labels[side]) for side in (problem.train, problem.test)]
+    sides = [set(labels[side]) for side in (problem.split.train, problem.split.test)]
     assert [len(side) for side in sides] == [6, 6]
     assert not sides[0] & sides[1]
-    assert "fitted on 6 people, drawn with seed 0, tested on the others" in problem.notice
+    assert "fitted on 6 people, drawn with seed 0, tested on the others" in problem.split.text
     source = people(20)
     mixed = knowing(source, size=np.arange(120.0), splits=("train", "test") * 60)
     store = vr.extract(tiny, mixed, tmp_path / "m.h5", layers="1x1")
-    other = Factors(store, images=store.images())
-    assert "6 people are on both sides" in other.notice
-    np.testing.assert_array_equal(other.train, np.arange(0, 120, 2))
+    other = vr.Factors().bind(store)
+    assert "6 people are on both sides" in other.split.text
+    np.testing.assert_array_equal(other.split.train, np.arange(0, 120, 2))
 
 
 def test_text_and_factors_that_do_not_vary(tiny, people, tmp_path):
@@ -138,38 +143,36 @@ def test_text_and_factors_that_do_not_vary(tiny, people, tmp_path):
         people(8), side=side, length=length, always=np.ones(48), never=np.zeros(48, int)
     )
     store = vr.extract(tiny, source, tmp_path / "s.h5", layers="1x1")
-    lines = []
-    rows = vr.run_task("factors", store, notice=lines.append)
+    report = vr.probe(store, "factors")
+    rows, lines = report.rows, report.notes
     assert "always, never left out" in lines[0]
     assert {(row.head, row.metric) for row in rows} == {
         ("ridge:side", "accuracy"),
         ("ridge:length", "r2"),
     }
-    np.testing.assert_array_equal(
-        Factors(store, images=store.images()).factors["ridge:length"], length.astype(float)
-    )
+    np.testing.assert_array_equal(vr.Factors().bind(store).factors["length"], length.astype(float))
     lacking = np.where(np.arange(48) == 9, np.nan, np.linspace(0, 1, 48))
     gap = vr.extract(tiny, knowing(people(8), length=lacking), tmp_path / "g.h5", layers="1x1")
     with pytest.raises(vr.TaskError, match="expected a number as length of 0-9, found none"):
-        vr.run_task("factors", gap)
+        vr.probe(gap, "factors")
     constant = vr.extract(
         tiny, knowing(people(8), always=np.ones(48)), tmp_path / "c.h5", layers="1x1"
     )
     with pytest.raises(vr.TaskError, match="that vary among the images, found always"):
-        vr.run_task("factors", constant)
+        vr.probe(constant, "factors")
 
 
 def test_a_store_that_knows_no_factors_is_refused(tiny, images, tmp_path):
     store = vr.extract(tiny, images, tmp_path / "s.h5", layers="1x1")
     with pytest.raises(vr.TaskError, match=r"knows no factors .*; extract the data toy-faces"):
-        vr.run_task("factors", store)
+        vr.probe(store, "factors")
 
 
 def test_toy_faces_from_end_to_end(tiny, tmp_path):
     path = tmp_path / "s.h5"
     store = vr.extract(tiny, "toy-faces:24x4", path, layers="<=8x8", features=["mean", "delta"])
     heads = ["ridge:nuisance_background_brightness", "ridge:identity_hair_style"]
-    rows = vr.run_task("factors", store, heads=heads)
+    rows = vr.probe(store, "factors", heads=heads).rows
     assert {(r.protocol, r.n_train, r.n_test) for r in rows} == {("factors", 48, 48)}
     table = layer_by_factor(rows)
     assert list(table.index) == ["1x1.0", "4x4.0", "8x8.0", "8x8.1"]
@@ -183,9 +186,9 @@ def test_toy_faces_from_end_to_end(tiny, tmp_path):
     pictures.write(rows, [], tmp_path)
     assert (tmp_path / "factors.png").stat().st_size > 1000
     assert len((tmp_path / "factors.csv").read_text().splitlines()) == 5
-    both = vr.run_task(
-        "factors", store, layers="1x1", heads=heads[:1], feature=["mean", "delta"], beside=[store]
-    )
+    both = vr.probe(
+        store, "factors", layers="1x1", heads=heads[:1], features=["mean", "delta"], beside=[store]
+    ).rows
     assert list(layer_by_factor(both).index) == [
         "1x1.0 tiny mean", "1x1.0 tiny delta", "1x1.0 tiny (2) mean", "1x1.0 tiny (2) delta",
     ]  # fmt: skip

@@ -23,6 +23,7 @@ from vdvae_repr.latents.base import Latents
 from vdvae_repr.model.layers import LayerSpec
 
 KEPT_BYTES = 2**32  # of Gram matrices
+MATRIX_BYTES = 2**32  # of features side by side, for a head that takes columns
 
 Array = NDArray[Any]
 
@@ -150,6 +151,21 @@ class Workspace:
             (gram,) = self.grams(features, [(rows, scaling)])
             self._coordinates = key, gram.coordinates()
         return self._coordinates[1]
+
+    def columns(self, features: Features, head: str) -> Array:
+        """Return `matrix`, for a head that takes columns, in bounded memory.
+
+        Raises:
+            TaskError: they are too many; says what to do.
+        """
+        size = 4 * len(self.ids) * features.dims
+        if size > MATRIX_BYTES:
+            raise TaskError(
+                f"{head}: takes columns, and {features.layer or features.model} has {features.dims} of each "
+                f"of {len(self.ids)} images, {size / 2**30:.0f} GiB; pool the layers (avg:4), take fewer, or "
+                "a head that takes inner products, as ridge"
+            )
+        return self.matrix(features)
 
     def compact(self, features: Features) -> Array:
         """Return features with the inner products of X (N, D), in N dimensions at most."""

@@ -38,8 +38,8 @@ def right(store, layer, feature):
 
 def test_noise_is_a_paired_test_of_draws_against_the_mean(stores):
     mean, drawn = stores
-    found = []
-    rows = vr.run_task("face_id", mean, drawn=drawn, noise=found.append, **NEAREST)
+    report = vr.probe(mean, "face_id", drawn=drawn, **NEAREST)
+    rows, found = report.rows, report.sampling_costs
     assert [noise.layer for noise in found] == [spec.name for spec in mean.layers]
     rng = np.random.default_rng(3)
     for noise in found:
@@ -63,8 +63,8 @@ def test_noise_is_a_paired_test_of_draws_against_the_mean(stores):
 
 def test_draws_are_never_chosen_and_change_nothing_else(stores):
     mean, drawn = stores
-    alone = vr.run_task("face_id", mean, **NEAREST)
-    rows = vr.run_task("face_id", mean, drawn=drawn, **NEAREST)
+    alone = vr.probe(mean, "face_id", **NEAREST).rows
+    rows = vr.probe(mean, "face_id", drawn=drawn, **NEAREST).rows
     assert not [row for row in rows if row.chosen and row.feature in ("z:0", "z")]
     told = [
         (row.model, row.layer, row.metric, row.value, row.chosen, row.p_value)
@@ -76,13 +76,12 @@ def test_draws_are_never_chosen_and_change_nothing_else(stores):
 
 def test_layers_together_and_pooled_are_compared_too(stores):
     mean, drawn = stores
-    found = []
-    how = {"layers": ["<=4x4", "8x8"], "joint": True, "pool": [None, "avg"]}
-    vr.run_task("face_id", mean, drawn=drawn, noise=found.append, **how, **NEAREST)
+    how = {"layers": ["<=4x4", "8x8"], "selections": "joint", "pools": [None, "avg"]}
+    found = vr.probe(mean, "face_id", drawn=drawn, **how, **NEAREST).sampling_costs
     assert [(noise.layer, noise.pool) for noise in found] == [
         ("<=4x4", None), ("8x8", None), ("<=4x4", "avg"), ("8x8", "avg"),
     ]  # fmt: skip
-    assert len(results.noise_table(found).splitlines()) == 5
+    assert len(results.sampling_table(found).splitlines()) == 5
     with pytest.raises(vr.TaskError, match="one number of training images and pooling"):
         plots.noise(found)
     with pytest.raises(vr.TaskError, match="found none"):
@@ -113,8 +112,6 @@ def test_the_command_writes_a_table_and_a_picture(stores, tmp_path):
     done = CliRunner().invoke(app, [str(part) for part in [*arguments, "--json"]])
     assert [json.loads(line)["value"] for line in done.stdout.splitlines()]
     assert "mean of z" in done.stderr
-    with pytest.raises(vr.TaskError, match="leave --atlas, --train"):
-        raise CliRunner().invoke(app, [str(part) for part in [*arguments, "--atlas"]]).exception
 
 
 def test_stores_that_tell_no_noise_are_refused(stores, tiny, people, tmp_path):
@@ -135,6 +132,6 @@ def test_stores_that_tell_no_noise_are_refused(stores, tiny, people, tmp_path):
         (extracted("l", layers="<=4x4", **DRAWS), r"expected draws of layer 8x8\.0 too"),
     ):
         with pytest.raises(vr.TaskError, match=message):
-            vr.run_task("face_id", mean, drawn=store, **NEAREST)
+            vr.probe(mean, "face_id", drawn=store, **NEAREST)
     with pytest.raises(vr.TaskError, match="with the feature mean alone, found delta"):
-        vr.run_task("face_id", mean, drawn=drawn, feature=["mean", "delta"], **NEAREST)
+        vr.probe(mean, "face_id", drawn=drawn, features=["mean", "delta"], **NEAREST)

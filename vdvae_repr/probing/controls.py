@@ -12,21 +12,30 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
 
 from vdvae_repr.data.source import Preprocessing, Source
 from vdvae_repr.encoders.base import Encoder
 from vdvae_repr.encoders.load import random_twin
 from vdvae_repr.errors import CheckpointError
-from vdvae_repr.features import Columns, Features, hash_arrays, hash_text
+from vdvae_repr.heads.spectrum import Spectrum
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.latents.extract import extract
 from vdvae_repr.latents.options import Sampling, Storage
 from vdvae_repr.model.layers import LayerSpec
+from vdvae_repr.probing.features import Columns, Features, hash_arrays, hash_text
 
 SIZES = (8, 16, 32, 64, 128, 256)  # of PCA, to choose from
+VERSION = 1  # raised whenever what is made here changes, so that no score of the earlier is taken for its own
 
 Array = NDArray[Any]
+
+
+def flattened(images: NDArray[np.uint8], mirrored: bool) -> Array:
+    """Return images (N, H, W, 3) as rows (N, D) float32; mirrored: with the mirrored images' added."""
+    X = images.reshape(len(images), -1).astype(np.float32)
+    if mirrored:
+        X = X + images[:, :, ::-1].reshape(len(images), -1).astype(np.float32)
+    return X
 
 
 def pixels(X: Array) -> Features:
@@ -43,8 +52,7 @@ def pca(X: Array, train: NDArray[np.intp], dims: Sequence[int]) -> list[Features
 
     @cache
     def projected() -> Array:
-        fitted = PCA(largest, svd_solver="full").fit(X[train])
-        return np.asarray(fitted.transform(X))
+        return Spectrum.of(X[train], largest).project(X)[:, ::-1].astype(np.float32)
 
     made_of = cache(lambda: hash_arrays(X, train))
     return [
@@ -57,7 +65,9 @@ def _leading(size: int, projected: Any, made_of: Any) -> Columns:
     def blocks() -> Iterator[Array]:
         yield projected()[:, :size]
 
-    return Columns(f"pca {size}", 0, size, blocks, lambda: hash_text("pca", made_of(), str(size)))
+    return Columns(
+        f"pca {size}", 0, size, blocks, lambda: hash_text("pca", str(VERSION), made_of(), str(size))
+    )
 
 
 def pca_sizes(dims: Sequence[int], largest: int) -> list[int]:
@@ -164,6 +174,10 @@ class RandomTwin:
         keys = ("config", "weights_sha256", "z", "draws", "seed", "pool", "precision")
         settings = [str(attrs.get(name)) for name in keys]
         return hash_text(
-            hash_arrays(self._store.images()), *self._store.ids, *settings,
-            str(self._seed), torch.__version__,
-        )  # fmt: skip
+            hash_arrays(self._store.images()),
+            *self._store.ids,
+            *settings,
+            str(self._seed),
+            str(VERSION),
+            torch.__version__,
+        )

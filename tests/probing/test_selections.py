@@ -11,10 +11,11 @@ from vdvae_repr.data.source import Source
 from vdvae_repr.heads.linear import ALPHAS
 from vdvae_repr.latents import base as store_module
 from vdvae_repr.latents.store import JoinedStore
-from vdvae_repr.tasks.atlas import compare, linear_cka
-from vdvae_repr.tasks.factors import Factors, layer_by_factor
+from vdvae_repr.probing.similarity import linear_cka
+from vdvae_repr.results import layer_by_factor
 from vdvae_repr.tasks.identification import Identification
-from vdvae_repr.tasks.open_set import OpenSet
+
+ATLAS = ("single", "cumulative", "without", "pruned")
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +26,8 @@ def store(tiny, tmp_path_factory, people):
 
 @pytest.fixture(scope="module")
 def found(store):
-    lines = []
-    atlas = vr.atlas("face_id", store, notice=lines.append)
+    atlas = vr.probe(store, "face_id", selections=ATLAS)
+    lines = atlas.notes
     assert not any("no pruning" in line for line in lines)
     return atlas
 
@@ -34,7 +35,7 @@ def found(store):
 def test_sums_of_gram_matrices_are_features_side_by_side(store, found):
     cumulative = [f"0:{k}" for k in range(2, 6)]
     without = ["4x4,8x8,16x16", "1x1,8x8,16x16", "1x1,4x4,16x16", "1x1,4x4,8x8"]
-    joint = vr.run_task("face_id", store, layers=cumulative + without, joint=True)
+    joint = vr.probe(store, "face_id", layers=cumulative + without, selections="joint").rows
     value = {(r.head, r.layer, r.metric): r.value for r in found.rows if r.model in ("tiny",)}
     ours = [r for r in joint if r.model == "tiny"]
     assert len(ours) == 8 * 3 * 2
@@ -85,9 +86,9 @@ def test_cka_is_kornblith_s(store, found):
     turned = 3 * X @ np.linalg.qr(rng.normal(size=(5, 5)))[0]
     assert linear_cka([X @ X.T], [Y @ Y.T])[0, 0] == pytest.approx(direct)
     assert linear_cka([turned @ turned.T], [Y @ Y.T])[0, 0] == pytest.approx(direct)
-    matrix = found.similarity["mean"]
+    matrix = vr.compare(store)
     np.testing.assert_allclose(np.diag(matrix), 1)
-    np.testing.assert_allclose(compare(store, store), matrix)
+    np.testing.assert_allclose(vr.compare(store, store), matrix)
 
 
 @pytest.mark.parametrize("layout", ["single", "virtual"])
@@ -123,7 +124,7 @@ def test_learned_on_one_store_and_tested_on_another(tiny, tmp_path, people):
     joined = JoinedStore(a, b)
     np.testing.assert_allclose(joined.matrix()[0], one.matrix()[0], atol=1e-4)
     for task in ("face_id", "classification"):
-        there, here = (vr.run_task(task, s) for s in (joined, one))
+        there, here = (vr.probe(s, task).rows for s in (joined, one))
         assert [(r.layer, r.value) for r in there] == [(r.layer, r.value) for r in here]
     other = vr.extract(vr.VDVAE(tiny.config).eval(), second, tmp_path / "o.h5", layers="<=8x8")
     with pytest.raises(vr.StoreError, match="expected the weights_sha256"):
@@ -131,9 +132,9 @@ def test_learned_on_one_store_and_tested_on_another(tiny, tmp_path, people):
 
 
 def test_open_set_rates_match_a_loop(store):
-    problem = OpenSet(store, images=store.images(), far=[0.9])
+    problem = vr.FaceId(protocol="open-set", far=[0.9]).bind(store)
     features = _features(store, "8x8.0")
-    scored = problem.score("nearest-neighbor", features, 0)
+    scored = problem.score(problem.heads["nearest-neighbor"], features, 0)
     best, own = scored.outcome
     strangers = np.sort(best[problem.stranger])[::-1]
     threshold = strangers[int(0.9 * len(strangers))]
@@ -145,32 +146,32 @@ def test_open_set_rates_match_a_loop(store):
     assert figure.value == pytest.approx(expected)
     assert figure.low <= figure.value <= figure.high
     assert problem.num_known == 3
-    rows = vr.run_task("face_id", store, layers="8x8", protocol="open-set", far=[0.9])
+    rows = vr.probe(store, vr.FaceId(protocol="open-set", far=[0.9]), layers="8x8").rows
     assert {(row.protocol, row.metric) for row in rows} == {("open-set", "dir@far=0.9")}
     with pytest.raises(vr.TaskError, match=r"dir@far=0\.01: expected at least 10 impostors"):
-        vr.run_task("face_id", store, protocol="open-set", far=[0.01])
+        vr.probe(store, vr.FaceId(protocol="open-set", far=[0.01]))
     with pytest.raises(vr.TaskError, match="far is an option of face_id's protocol open-set"):
-        vr.run_task("face_id", store, far=[0.1])
+        vr.probe(store, vr.FaceId(far=[0.1]))
 
 
 def test_factors_are_scikit_learns_ridge_on_other_people(store):
-    problem = Factors(store, images=store.images())
-    assert not set(store.labels[problem.train]) & set(store.labels[problem.test])
-    scored = problem.score("ridge:bright", _features(store, "1x1.0"), 0)
+    problem = vr.Factors().bind(store)
+    assert not set(store.labels[problem.split.train]) & set(store.labels[problem.split.test])
+    scored = problem.score(problem.heads["ridge:bright"], _features(store, "1x1.0"), 0)
     (figure,) = problem.figures("r2", [scored], 0)
     X, _, _ = store.matrix("1x1.0")
-    A = StandardScaler().fit(X[problem.train]).transform(X)
+    A = StandardScaler().fit(X[problem.split.train]).transform(X)
     y = store.factors["bright"]
     ridge = GridSearchCV(
         Ridge(),
         {"alpha": ALPHAS * X.shape[1]},
         cv=LeaveOneGroupOut(),
         scoring="neg_mean_squared_error",
-    ).fit(A[problem.train], y[problem.train], groups=store.labels[problem.train])
+    ).fit(A[problem.split.train], y[problem.split.train], groups=store.labels[problem.split.train])
     assert figure.value == pytest.approx(
-        r2_score(y[problem.test], ridge.predict(A[problem.test])), abs=1e-4
+        r2_score(y[problem.split.test], ridge.predict(A[problem.split.test])), abs=1e-4
     )
-    rows = vr.run_task("factors", store, layers="<=8x8")
+    rows = vr.probe(store, "factors", layers="<=8x8").rows
     table = layer_by_factor(rows)
     assert list(table.columns) == ["bright", "dark"]
     assert list(table.index) == ["1x1.0", "4x4.0", "8x8.0", "8x8.1"]
@@ -183,53 +184,55 @@ def test_factors_are_scikit_learns_ridge_on_other_people(store):
 def test_what_was_scored_is_kept(store, tmp_path, monkeypatch):
     calls = []
     score = Identification.score
-    monkeypatch.setattr(
-        Identification, "score", lambda self, *a: (calls.append(a), score(self, *a))[1]
-    )
-    how = {"layers": "<=4x4", "heads": ["nearest-neighbor"], "keep": tmp_path / "kept"}
 
-    def stop(done, total, line):
-        if done == 2:
+    def counted(self, *a):
+        if stop and len(calls) == 2:
             raise KeyboardInterrupt
+        calls.append(a)
+        return score(self, *a)
 
+    monkeypatch.setattr(Identification, "score", counted)
+    how = {"layers": "<=4x4", "heads": ["nearest-neighbor"], "cache": tmp_path / "kept"}
+    stop = True
     with pytest.raises(KeyboardInterrupt):
-        vr.run_task("face_id", store, progress=stop, **how)
+        vr.probe(store, "face_id", **how)
+    stop = False
     assert len(calls) == 2
-    first = vr.run_task("face_id", store, **how)
+    first = vr.probe(store, "face_id", **how).rows
     done = len(calls)
-    assert vr.run_task("face_id", store, **how) == first
+    assert vr.probe(store, "face_id", **how).rows == first
     assert len(calls) == done  # nothing was scored twice
-    assert vr.run_task("face_id", store, layers="<=4x4", heads=["nearest-neighbor"]) != []
+    assert vr.probe(store, "face_id", **how | {"cache": None}).rows != []
     fresh = len(calls) - done
     assert done == fresh  # the interrupted run's two were not scored again
-    vr.run_task("face_id", store, **(how | {"heads": ["ridge"]}))
+    vr.probe(store, "face_id", **how | {"heads": ["ridge"]})
     assert len(calls) == done + 2 * fresh
     (tmp_path / "file").touch()
-    with pytest.raises(vr.TaskError, match="choose another folder to keep scores in"):
-        vr.run_task("face_id", store, **(how | {"keep": tmp_path / "file"}))
+    with pytest.raises(vr.TaskError, match="choose another folder as cache"):
+        vr.probe(store, "face_id", **how | {"cache": tmp_path / "file"})
 
 
 def test_stores_beside_and_features_that_are_not_finite(store, tiny, tmp_path, people):
     twin = vr.extract(
         vr.VDVAE(tiny.config, name="twin").eval(), people(8), tmp_path / "t.h5", layers="1x1"
     )
-    rows = vr.run_task("face_id", store, layers="1x1", heads=["ridge"], beside=[twin])
+    rows = vr.probe(store, "face_id", layers="1x1", heads=["ridge"], beside=[twin]).rows
     (row,) = [r for r in rows if r.model == "twin" and r.metric == "rank1"]
     assert row.weights_sha256 == twin.attrs["weights_sha256"] != store.attrs["weights_sha256"]
     with pytest.raises(vr.TaskError, match=r"t\.h5: .*8x8"):  # what is asked for is asked of both
-        vr.run_task("face_id", store, layers="8x8", beside=[twin])
+        vr.probe(store, "face_id", layers="8x8", beside=[twin])
     other = vr.extract(tiny, people(3), tmp_path / "u.h5", layers="1x1")
     with pytest.raises(vr.TaskError, match="expected the images of"):
-        vr.run_task("face_id", store, beside=[other])
+        vr.probe(store, "face_id", beside=[other])
     twin.close()
     with h5py.File(twin.path, "r+") as file:
         file["layers/000/mean"][5] = np.nan
     with pytest.raises(vr.TaskError, match=r"layer 1x1\.0: expected finite features.*0-5"):
-        vr.run_task("face_id", vr.LatentStore.open(twin.path), heads=["ridge"])
+        vr.probe(vr.LatentStore.open(twin.path), "face_id", heads=["ridge"])
 
 
 def _features(store, layer):
-    from vdvae_repr.features import Columns, Features
+    from vdvae_repr.probing.features import Columns, Features
 
     (spec,) = [spec for spec in store.layers if spec.name == layer]
     return Features("tiny", layer, (Columns.of_layer(store, spec, "mean", None),), "mean")

@@ -5,21 +5,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sklearn.naive_bayes import GaussianNB
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 import vdvae_repr as vr
 from vdvae_repr.data.source import Source
 from vdvae_repr.model.vdvae import VDVAE
-from vdvae_repr.tasks.few_shot import FewShot
+from vdvae_repr.tasks.few_shot import Episodes
 from vdvae_repr.tasks.identification import Identification
 
-HOW = {"layers": "1x1", "heads": ["nearest-neighbor"]}
+HOW = {"layers": "1x1", "heads": ["nearest-neighbor"], "cache": None}
 
 
 @pytest.fixture
 def scored(monkeypatch):
     """Names the features that are scored, not read."""
     found = []
-    for kind in (Identification, FewShot):
+    for kind in (Identification, Episodes):
 
         def counted(self, head, features, *rest, own=kind.score):
             found.append(features.model)
@@ -35,56 +38,88 @@ def store(tiny, people, tmp_path):
 
 
 def test_what_depends_on_something_else_is_scored_anew(store, scored, tmp_path):
-    first = vr.run_task("face_id", store, keep=tmp_path / "k", **HOW)
+    first = vr.probe(store, "face_id", **HOW | {"cache": tmp_path / "k"}).rows
     every = sorted(scored)
     assert {"tiny", "pixels", "pca", "random-init", "shuffled-labels"} == set(every)
     for changed in ({"seed": 1}, {"heads": ["ridge"]}):
         scored.clear()
-        vr.run_task("face_id", store, keep=tmp_path / "k", **(HOW | changed))
+        vr.probe(store, "face_id", **HOW | {"cache": tmp_path / "k"} | changed)
         assert sorted(scored) == every
     scored.clear()
-    vr.run_task("face_id", store, keep=tmp_path / "k", **(HOW | {"layers": "<=4x4"}))
+    vr.probe(store, "face_id", **HOW | {"cache": tmp_path / "k", "layers": "<=4x4"})
     assert set(scored) <= {"tiny", "random-init", "pca", "shuffled-labels"}  # not what was there
     assert scored.count("tiny") == 1
-    vr.run_task("face_id", store, keep=tmp_path / "elsewhere", **HOW)
+    vr.probe(store, "face_id", **HOW | {"cache": tmp_path / "elsewhere"})
     assert scored.count("pixels") == 1
     scored.clear()
-    assert vr.run_task("face_id", store, keep=tmp_path / "k", **HOW) == first
+    assert vr.probe(store, "face_id", **HOW | {"cache": tmp_path / "k"}).rows == first
     assert scored == []
 
 
 def test_options_of_a_task_are_told_apart(store, scored, tmp_path):
-    options = {"ways": 3, "queries": 2, "episodes": 5, "keep": tmp_path / "k", "layers": "1x1"}
-    vr.run_task("few_shot", store, heads=["knn-1"], **options)
+    task = vr.FewShot(ways=3, queries=2, episodes=5)
+    how = {"layers": "1x1", "heads": ["knn-1"], "cache": tmp_path / "k"}
+    vr.probe(store, task, **how)
     every = set(scored)
-    for changed in ({"ways": 4}, {"queries": 3}, {"episodes": 6}, {"shots": 2}, {"seed": 1}):
+    for changed in ({"ways": 4}, {"queries": 3}, {"episodes": 6}, {"shots": 2}):
         scored.clear()
-        vr.run_task("few_shot", store, heads=["knn-1"], **(options | changed))
+        vr.probe(store, replace(task, **changed), **how)
         assert set(scored) == every
-    (tmp_path / "c.csv").write_text(
-        "class,split\np0,base\n" + "\n".join(f"p{i},novel" for i in range(1, 6))
-    )
-    vr.run_task("few_shot", store, heads=["knn-1"], class_split=tmp_path / "c.csv", **options)
     scored.clear()
-    vr.run_task("few_shot", store, heads=["knn-1"], class_split=tmp_path / "c.csv", **options)
+    vr.probe(store, task, seed=1, **how)
+    assert set(scored) == every
+    split = replace(task, class_split=tmp_path / "c.csv")
+    lines = "class,split\np0,base\n" + "\n".join(f"p{i},novel" for i in range(1, 6))
+    (tmp_path / "c.csv").write_text(lines)
+    vr.probe(store, split, **how)
+    scored.clear()
+    vr.probe(store, split, **how)
     assert scored == []
-    (tmp_path / "c.csv").write_text(
-        "class,split\np1,base\n" + "\n".join(f"p{i},novel" for i in (0, 2, 3, 4, 5))
-    )
-    vr.run_task("few_shot", store, heads=["knn-1"], class_split=tmp_path / "c.csv", **options)
+    lines = "class,split\np1,base\n" + "\n".join(f"p{i},novel" for i in (0, 2, 3, 4, 5))
+    (tmp_path / "c.csv").write_text(lines)
+    vr.probe(store, split, **how)
     assert "pixels" in scored
 
 
 def test_a_protocol_is_an_option_too(store, tmp_path):
-    how = HOW | {"protocol": "open-set", "far": [0.9], "keep": tmp_path / "k"}
-    rows = vr.run_task("face_id", store, **how)
-    assert vr.run_task("face_id", store, **how) == rows
-    closed = vr.run_task("face_id", store, keep=tmp_path / "k", **HOW)
-    assert {row.protocol for row in closed} == {"closed-set"}
+    how = HOW | {"cache": tmp_path / "k"}
+    task = vr.FaceId(protocol="open-set", far=[0.9])
+    rows = vr.probe(store, task, **how).rows
+    assert vr.probe(store, task, **how).rows == rows
+    assert {row.protocol for row in vr.probe(store, "face_id", **how).rows} == {"closed-set"}
+
+
+def test_none_is_kept_where_none_is_asked_for(store, tmp_path):
+    before = set(tmp_path.rglob("*"))
+    report = vr.probe(store, "face_id", **HOW)
+    assert set(tmp_path.rglob("*")) == before
+    assert not any("scores are kept" in note for note in report.notes)
+    report = vr.probe(store, "face_id", **HOW | {"cache": "auto"})
+    folder = tmp_path / "s.h5.scores"
+    assert [note for note in report.notes if "kept" in note] == [f"scores are kept in {folder}"]
+    assert list(folder.iterdir())
+
+
+def test_estimators_whose_code_may_change_are_scored_each_time(store, scored, tmp_path):
+    """scikit-learn's are known by its version and their parameters; one's own class is not."""
+
+    class Mine(GaussianNB):
+        pass
+
+    how = HOW | {"cache": tmp_path / "k", "controls": ()}
+    for estimator, times in (
+        (GaussianNB(), [1, 0]), (GaussianNB(var_smoothing=0.1), [1, 0]), (Mine(), [1, 1]),
+        (make_pipeline(StandardScaler(), GaussianNB()), [1, 0]),
+        (make_pipeline(FunctionTransformer(np.abs), GaussianNB()), [1, 1]),
+    ):  # fmt: skip
+        for expected in times:
+            scored.clear()
+            vr.probe(store, "face_id", **how | {"heads": {"own": estimator}})
+            assert len(scored) == expected
 
 
 def test_other_weights_at_the_same_path_are_scored_anew(store, tiny, people, scored, tmp_path):
-    first = vr.run_task("face_id", store, keep=tmp_path / "k", **HOW)
+    first = vr.probe(store, "face_id", **HOW | {"cache": tmp_path / "k"}).rows
     store.close()
     torch.manual_seed(3)
     model = VDVAE(tiny.config, name="tiny")
@@ -93,15 +128,15 @@ def test_other_weights_at_the_same_path_are_scored_anew(store, tiny, people, sco
             parameter += 0.1 * torch.randn_like(parameter)
     other = vr.extract(model.eval(), people(8), store.path, layers="<=4x4", overwrite=True)
     scored.clear()
-    rows = vr.run_task("face_id", other, keep=tmp_path / "k", **HOW)
+    rows = vr.probe(other, "face_id", **HOW | {"cache": tmp_path / "k"}).rows
     assert set(scored) == {"tiny", "shuffled-labels"}  # the controls are of the same images
-    fresh = vr.run_task("face_id", other, **HOW)
+    fresh = vr.probe(other, "face_id", **HOW).rows
     assert [row.value for row in rows] == [row.value for row in fresh]
     assert [row.value for row in rows] != [row.value for row in first]
 
 
 def test_other_labels_of_the_same_images_are_scored_anew(store, tiny, people, scored, tmp_path):
-    vr.run_task("face_id", store, keep=tmp_path / "k", **HOW)
+    vr.probe(store, "face_id", **HOW | {"cache": tmp_path / "k"})
     source = people(8)
     renamed = Source(
         name="people", ids=source.ids, reader=source.reader, labels=source.labels[::-1].copy(),
@@ -110,7 +145,7 @@ def test_other_labels_of_the_same_images_are_scored_anew(store, tiny, people, sc
     other = vr.extract(tiny, renamed, tmp_path / "o.h5", layers="1x1")
     every = sorted(scored)
     scored.clear()
-    vr.run_task("face_id", other, keep=tmp_path / "k", **HOW)
+    vr.probe(other, "face_id", **HOW | {"cache": tmp_path / "k"})
     assert sorted(scored) == every
 
 
@@ -119,11 +154,11 @@ def test_draws_are_told_apart(tiny, people, tmp_path):
         tiny, people(8), tmp_path / "s.h5", layers="4x4", features=["z"], z="sample", draws=2
     )
     with_kept = [
-        vr.run_task("face_id", store, feature=name, heads=["ridge"], keep=tmp_path / "k")
+        vr.probe(store, "face_id", features=name, heads=["ridge"], cache=tmp_path / "k").rows
         for name in ("z", "z:0", "z:1", "z:1")
     ]
     fresh = [
-        vr.run_task("face_id", store, feature=name, heads=["ridge"])
+        vr.probe(store, "face_id", features=name, heads=["ridge"], cache=None).rows
         for name in ("z", "z:0", "z:1", "z:1")
     ]
     found, expected = (
@@ -134,14 +169,14 @@ def test_draws_are_told_apart(tiny, people, tmp_path):
 
 
 def test_a_score_that_was_damaged_is_made_again(store, scored, tmp_path):
-    rows = vr.run_task("face_id", store, keep=tmp_path / "k", **HOW)
+    rows = vr.probe(store, "face_id", **HOW | {"cache": tmp_path / "k"}).rows
     kept = sorted((tmp_path / "k").iterdir())
     assert len(kept) == len(scored)
     assert {path.suffix for path in kept} == {".score"}
     kept[0].write_bytes(b"")
     kept[1].write_bytes(kept[1].read_bytes()[:100])
     scored.clear()
-    again = vr.run_task("face_id", store, keep=tmp_path / "k", **HOW)
+    again = vr.probe(store, "face_id", **HOW | {"cache": tmp_path / "k"}).rows
     assert len(scored) == 2
     assert [(r.model, r.layer, r.value, r.p_value) for r in again] == [
         (r.model, r.layer, r.value, r.p_value) for r in rows
@@ -150,7 +185,7 @@ def test_a_score_that_was_damaged_is_made_again(store, scored, tmp_path):
 
 def test_a_flipped_score_is_made_again(store, scored, tmp_path):
     """Wherever a bit flips, and where one score's file stands in the place of another's."""
-    rows = vr.run_task("face_id", store, keep=tmp_path / "k", **HOW)
+    rows = vr.probe(store, "face_id", **HOW | {"cache": tmp_path / "k"}).rows
     first, second, *_ = sorted((tmp_path / "k").iterdir())
     whole = first.read_bytes()
     rng = np.random.default_rng(0)
@@ -162,16 +197,19 @@ def test_a_flipped_score_is_made_again(store, scored, tmp_path):
     for content in damaged:
         first.write_bytes(content)
         scored.clear()
-        again = vr.run_task("face_id", store, keep=tmp_path / "k", **HOW)
+        again = vr.probe(store, "face_id", **HOW | {"cache": tmp_path / "k"}).rows
         assert len(scored) == 1
         assert [replace(row, seconds=0) for row in again] == [replace(r, seconds=0) for r in rows]
 
 
 def test_what_is_kept_does_not_depend_on_where_a_store_lies(store, scored, tmp_path):
-    first = vr.run_task("face_id", store, keep=tmp_path / "k", **HOW)
+    first = vr.probe(store, "face_id", **HOW | {"cache": tmp_path / "k"}).rows
     store.close()
     (tmp_path / "moved").mkdir()
     moved = store.path.rename(tmp_path / "moved" / "other.h5")
     scored.clear()
-    assert vr.run_task("face_id", vr.LatentStore.open(moved), keep=tmp_path / "k", **HOW) == first
+    assert (
+        vr.probe(vr.LatentStore.open(moved), "face_id", **HOW | {"cache": tmp_path / "k"}).rows
+        == first
+    )
     assert scored == []

@@ -2,30 +2,84 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import islice
+from numbers import Real
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import eigh
 
-from vdvae_repr import baselines
 from vdvae_repr.data.faces import Pairs, about_pairs, is_table, read_pair_lists
 from vdvae_repr.errors import TaskError
-from vdvae_repr.features import Columns, Features, Workspace, hash_arrays, hash_text
 from vdvae_repr.heads import verification as heads
+from vdvae_repr.heads.spectrum import Spectrum
 from vdvae_repr.latents.base import Latents
-from vdvae_repr.tasks.problem import Curve, Figure, Scored, refuse_leaks
-from vdvae_repr.tasks.resampling import AT_ONCE, interval, two_sided, weights
+from vdvae_repr.probing import controls
+from vdvae_repr.probing.features import Columns, Features, hash_arrays, hash_text
+from vdvae_repr.probing.head import Head
+from vdvae_repr.probing.statistics import AT_ONCE, Figure, interval, two_sided, weights
+from vdvae_repr.probing.task import Problem, Scored, Split, Task, expect, several
+from vdvae_repr.results import Curve
 
-WHITENED = 128  # components at most
 CURVES = 1_000  # resamples of what is read off the ROC
+HEADS = {"cosine": heads.Centred(), "cosine-whitened": heads.Whitened()}
 Flags = NDArray[np.bool_]
 Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaceVerification(Task):
+    """Pairs of images, compared by cosine after the training images' mean is subtracted.
+
+    With training pairs (`lfw-view1`) the threshold comes from them; without (`lfw-view2`) that of each fold
+    from the other folds, and so do means and principal components. View 2 chooses no row, because each of its
+    pairs is tested on: layers are chosen on View 1. Intervals and comparisons resample people: a pair counts
+    as often as its person, or as its two people together, so that each kind keeps its share on average.
+
+    A head is a transformer, fitted on the training images; pairs are compared by the cosine of what it makes.
+    """
+
+    name: ClassVar[str] = "face_verification"
+    version: ClassVar[int | None] = 1
+
+    pairs: str | Path | None = field(
+        default=None,
+        metadata={"help": "Pairs to test, LFW's list or a CSV of two ids and same; needed."},
+    )
+    pairs_train: str | Path | None = field(
+        default=None, metadata={"help": "Pairs to find the threshold on."}
+    )
+    far: Sequence[float] | None = field(
+        default=None,
+        metadata={"help": "A false accept rate; those that there are impostors enough for."},
+    )
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        for name in ("pairs", "pairs_train"):
+            path = getattr(self, name)
+            expect(path, name, str | Path | None, "a file")
+            if path is not None:
+                object.__setattr__(self, name, Path(path))
+        if self.far is not None:
+            object.__setattr__(self, "far", several(self.far, "far", Real, "rates"))
+
+    def bind(self, store: Latents, seed: int = 0) -> Verification:
+        """Return pairs of a store's images.
+
+        Raises:
+            TaskError: there is no list of pairs, or what is in it cannot be told.
+        """
+        if self.pairs is None:
+            raise TaskError(
+                "face_verification: expected a list of pairs, LFW's or a CSV of two ids and same; "
+                "give pairs=FILE"
+            )
+        return Verification(store, Path(self.pairs), self.pairs_train, self.far)
 
 
 class _Outcome(NamedTuple):
@@ -43,31 +97,17 @@ class _Outcome(NamedTuple):
         return ((self.similarity >= self.threshold) == self.same).astype(float)
 
 
-class Verification:
-    """Pairs of images, compared by cosine after the training images' mean is subtracted.
-
-    With training pairs (`lfw-view1`) the threshold comes from them; without (`lfw-view2`) that of each fold
-    from the other folds, and so do means and principal components. View 2 chooses no row, because each of its
-    pairs is tested on: layers are chosen on View 1. Intervals and comparisons resample people: a pair counts
-    as often as its person, or as its two people together, so that each kind keeps its share on average.
-    """
-
-    heads: tuple[str, ...] = ("cosine", "cosine-whitened")
+class Verification(Problem):
+    """Pairs of images; the outcome is similarity, threshold and truth of each, (3, P)."""
 
     def __init__(
         self,
         store: Latents,
-        *,
-        images: NDArray[np.uint8],
-        pairs: str | Path | None = None,
-        pairs_train: str | Path | None = None,
-        far: Sequence[float] | None = None,
+        pairs: Path,
+        pairs_train: str | Path | None,
+        far: Sequence[float] | None,
     ) -> None:
-        if pairs is None:
-            raise TaskError(
-                "face_verification: expected a list of pairs, LFW's or a CSV of two ids and same; "
-                "give pairs=FILE"
-            )
+        sides: Sequence[tuple[str, NDArray[np.intp]]] = ()
         self.test, self.choose = read_pair_lists(pairs, pairs_train, store.ids)
         folds = int(self.test.fold.max()) + 1
         if self.choose is None and folds < 2:
@@ -91,7 +131,6 @@ class Verification:
                     f"{store.ids[min(shared)]} is in the training pairs and in the test pairs; "
                     "take it out of one"
                 )
-            refuse_leaks(images, store.ids, sides)
         _, person = np.unique(_people(store, by_label=is_table(pairs)), return_inverse=True)
         self.people = person[self.test.first], person[self.test.second]
         self.num_people = int(person.max()) + 1
@@ -113,50 +152,66 @@ class Verification:
         kept = heads.enough(impostors) if far is None else list(far)
         for rate in kept:  # one that was asked for and is too fine is an error
             heads.check_far(rate, impostors)
-        self.metrics = ("accuracy", "auc", "eer", *(f"tar@far={rate:g}" for rate in kept))
-        self.n_train = 0 if self.choose is None else len(self.choose.same)
-        self.n_test = len(self.test.same)
+        metrics = ("accuracy", "auc", "eer", *(f"tar@far={rate:g}" for rate in kept))
+        n_train = 0 if self.choose is None else len(self.choose.same)
+        n_test = len(self.test.same)
         others = np.setdiff1d(np.arange(len(store)), tested)
-        self.fitted = others if self.choose is None else _rows(self.choose)
-        self._work = Workspace(store.ids)
+        fitted = others if self.choose is None else _rows(self.choose)
         self._read: tuple[Sequence[Scored], int, dict[str, list[Figure]]] | None = None
         where = (
             f"thresholds from the other {folds - 1} folds, so that no pairs are left to choose a row on"
             if self.choose is None
-            else f"threshold from {self.n_train} pairs"
+            else f"threshold from {n_train} pairs"
         )
         added = "with" if self.mirrored else "without"
-        self.notice = f"{self.n_test} pairs, {where}; {added} the mirrored images' features added"
+        text = f"{n_test} pairs, {where}; {added} the mirrored images' features added"
         for line in about_pairs(self._pairs, store.labels, store.ids):
-            self.notice += f"; {line}"
+            text += f"; {line}"
         if left := [rate for rate in heads.FARS if rate not in kept and far is None]:
-            self.notice += (
-                f"; {impostors} impostors are too few for FAR {', '.join(map(str, left))}"
-            )
+            text += f"; {impostors} impostors are too few for FAR {', '.join(map(str, left))}"
+        super().__init__(store, Split(fitted, tested, text=text), heads=HEADS, metrics=metrics)
+        self.n_train, self.n_test, self.sides = n_train, n_test, sides
 
-    def metrics_of(self, head: str) -> tuple[str, ...]:
-        """Return all metrics."""
-        return self.metrics
-
-    def protocol(self, head: str) -> str:
+    def protocol(self, head: Head) -> str:
         """Return the view; that of View 2 without the mirrored images says so, as they are part of it."""
         if not self.view2:
             return "lfw-view1"
         return "lfw-view2" if self.mirrored else "lfw-view2-unmirrored"
 
+    def heads_of(self, name: str, estimator: Any) -> dict[str, Head]:
+        """Return a head of a transformer.
+
+        Raises:
+            TaskError: it transforms nothing.
+        """
+        if not hasattr(estimator, "transform"):
+            raise TaskError(
+                f"heads: face_verification compares what a transformer makes of images, and {name!r} "
+                "transforms nothing; take one, as PCA"
+            )
+        return {name: Head(name, estimator)}
+
     def pca(self, X: NDArray[Any], dims: Sequence[int]) -> list[Features]:
-        """PCA of each fold's training images; the columns are the pixels, and `score` projects them."""
+        """PCA of each fold's training images; the columns are the pixels, and each fold projects them."""
         training = [self._training(tested) for tested in self._tested]
-        sizes = baselines.pca_sizes(dims, min(min(map(len, training)) - 1, X.shape[1]))
-        self._by_size = cache(lambda: self._of_components(X, sizes))
+        sizes = controls.pca_sizes(dims, min(min(map(len, training)) - 1, X.shape[1]))
+        by_size = cache(lambda: self._of_components(X, sizes))
         made_of = cache(lambda: hash_arrays(X))
         return [
-            Features("pca", None, (_pixels(X, size, made_of),), standardise=False) for size in sizes
+            FoldComponents(
+                "pca",
+                None,
+                (_pixels(X, size, made_of),),
+                standardise=False,
+                cosines=partial(_looked_up, by_size, size),
+            )
+            for size in sizes
         ]
 
-    def score(self, head: str, features: Features, seed: int, shuffled: bool = False) -> Scored:
+    def score(
+        self, head: Head, features: Features, seed: int = 0, shuffled: bool = False
+    ) -> Scored:
         """Compare the pairs; the outcome is similarity, threshold and truth of each."""
-        started = time.monotonic()
         same = self._pairs.same
         if shuffled:
             rng = np.random.default_rng(seed)
@@ -165,39 +220,52 @@ class Verification:
             )
         similarity, thresholds = np.zeros(len(same)), np.zeros(len(same))
         training = None
-        for tested, cosines in zip(self._tested, self._cosines(head, features), strict=True):
+        for tested, cosines in zip(self._tested, self._cosines(head, features, seed), strict=True):
             threshold = heads.best_threshold(cosines[~tested], same[~tested])
             if not self.view2:  # there each pair is tested on
                 training = heads.accuracy(cosines[~tested], same[~tested], threshold)
             similarity[tested], thresholds[tested] = cosines[tested], threshold
         outcome = np.stack([similarity, thresholds, same])[:, : self.n_test]
-        seconds = round(time.monotonic() - started, 3)
-        return Scored(features, head == "cosine-whitened", training, outcome, seconds)
+        whitened = isinstance(head.estimator, heads.Whitened)
+        return Scored(features, outcome, training, whitened)
 
-    def _cosines(self, head: str, features: Features) -> Iterator[Scores]:
+    def _cosines(self, head: Head, features: Features, seed: int) -> Iterator[Scores]:
         """Yield for each fold the cosine (P,) of every pair, as the fold's training images say."""
-        if features.model == "pca":
-            yield from self._by_size()[head, features.dims]
+        if isinstance(features, FoldComponents):
+            yield from features.cosines(head.name)
             return
-        X = self._work.compact(features)
+        X = self.read(head, features)
         for tested in self._tested:
-            yield _cosines(X, self._pairs, self._training(tested), head)
+            yield self._compared(head.fresh(seed), X, self._training(tested))
+
+    def _compared(self, transformer: Any, X: NDArray[Any], training: NDArray[np.intp]) -> Scores:
+        """Return the cosine (P,) of each pair of rows of X (N, D), transformed as training rows say."""
+        rows = _rows(self._pairs)
+        made = np.asarray(transformer.fit(X[training]).transform(X[rows]))
+        first, second = (
+            np.searchsorted(rows, side) for side in (self._pairs.first, self._pairs.second)
+        )
+        return heads.cosine_similarity(made, first, second)
 
     def _of_components(
         self, X: NDArray[Any], sizes: Sequence[int]
     ) -> dict[tuple[str, int], list[Scores]]:
         """Return `_cosines` of each number of components, from one decomposition a fold."""
-        pixels = self._work.compact(baselines.pixels(X))
-        first, second = self._pairs.first, self._pairs.second
+        pixels = self.work.compact(controls.pixels(X))
         found: dict[tuple[str, int], list[Scores]] = {(h, s): [] for h in self.heads for s in sizes}
         for tested in self._tested:
-            mean, axes, deviations = _components(pixels[self._training(tested)], max(sizes))
-            projected = (pixels - mean) @ axes
-            whitened = projected[:, :WHITENED] / deviations[:WHITENED]
+            training = self._training(tested)
+            spectrum = Spectrum.of(pixels[training], max(sizes))
+            projected = np.ascontiguousarray(spectrum.project(pixels)[:, ::-1])
             for size in sizes:
-                for head, own in (("cosine", projected), ("cosine-whitened", whitened)):
-                    cosines = heads.cosine_similarity(own[:, :size], first, second)
-                    found[head, size].append(cosines)
+                for name, head in self.heads.items():
+                    transformer = head.fresh(0)
+                    # Leading components of leading components are the first of them.
+                    most = (
+                        transformer.components if isinstance(transformer, heads.Whitened) else size
+                    )
+                    some = projected[:, : min(size, most)]
+                    found[name, size].append(self._compared(transformer, some, training))
         return found
 
     def _training(self, tested: Flags) -> NDArray[np.intp]:
@@ -249,11 +317,11 @@ class Verification:
         gaps = [_Outcome.of(a).correct - _Outcome.of(b).correct for a, b in pairs]
         return [two_sided(gap) for gap in self._means(np.stack(gaps, axis=1), seed).T]
 
-    def curve(self, head: str, scored: Scored) -> Curve | None:
+    def curve(self, head: Head, scored: Scored) -> Curve | None:
         """Return the ROC."""
         outcome, of = _Outcome.of(scored), scored.features
         rates = heads.roc(outcome.similarity, outcome.same)
-        return Curve("roc", head, of.model, of.layer, rates[0][0], rates[1][0])
+        return Curve("roc", head.name, of.model, of.layer, rates[0][0], rates[1][0])
 
     def _means(self, values: Scores, seed: int) -> Scores:
         """Return means of values (P, M) over resamples of people, (RESAMPLES, M)."""
@@ -280,6 +348,13 @@ class Verification:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class FoldComponents(Features):
+    """Principal components of pixels, fitted for each fold by itself, known by what heads say of pairs."""
+
+    cosines: Callable[[str], list[Scores]] = field(default=lambda name: [])
+
+
 def _people(store: Latents, by_label: bool) -> NDArray[Any]:
     """Return who each image is of (N,): by LFW's names, or by its label, where an unlabelled one is alone."""
     if not by_label:
@@ -288,35 +363,10 @@ def _people(store: Latents, by_label: bool) -> NDArray[Any]:
     return np.where(store.labels >= 0, store.labels, alone)
 
 
-def _cosines(X: NDArray[Any], pairs: Pairs, training: NDArray[np.intp], head: str) -> Scores:
-    """Return the cosine (P,) of each pair of rows of X (N, D), centred or whitened by the training rows."""
-    rows = _rows(pairs)
-    if head == "cosine-whitened":
-        mean, axes, deviations = _components(X[training], WHITENED)
-        own = (X[rows] - mean) @ (axes / deviations)
-    else:
-        own = X[rows] - X[training].mean(axis=0, dtype=np.float64).astype(X.dtype)
-    first, second = (np.searchsorted(rows, side) for side in (pairs.first, pairs.second))
-    return heads.cosine_similarity(own, first, second)
-
-
-def _components(X: NDArray[Any], most: int) -> tuple[Scores, Scores, Scores]:
-    """Return mean (D,), axes (D, k) and deviations (k,) of the leading principal components of X (N, D).
-
-    k is `most`, or as many as deviate by more than 1e-6 of the first: less is rounding of float32, which
-    whitening would make as large as the rest. By eigenvectors of the smaller of X X' and X' X, which takes a
-    fifth of the time of singular values where few are wanted.
-    """
-    mean = X.mean(axis=0, dtype=np.float64)
-    A = X - mean
-    wide = A.shape[1] > len(A)
-    products = A @ A.T if wide else A.T @ A
-    size = min(most, len(A) - 1, A.shape[1])
-    values, vectors = eigh(products, subset_by_index=[len(products) - size, len(products) - 1])
-    varying = values > 1e-12 * values[-1]
-    values, vectors = values[varying][::-1], vectors[:, varying][:, ::-1]
-    axes = A.T @ vectors / np.sqrt(values) if wide else vectors
-    return mean, axes, np.sqrt(values / (len(A) - 1))
+def _looked_up(
+    by_size: Callable[[], dict[tuple[str, int], list[Scores]]], size: int, head: str
+) -> list[Scores]:
+    return by_size()[head, size]
 
 
 def _pixels(X: NDArray[Any], size: int, made_of: Callable[[], str]) -> Columns:

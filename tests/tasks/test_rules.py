@@ -11,16 +11,13 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import StandardScaler, normalize
 
 import vdvae_repr as vr
-from vdvae_repr.baselines import RandomTwin
 from vdvae_repr.data.source import Source
-from vdvae_repr.features import Columns, Features
-from vdvae_repr.heads.linear import LinearLBFGS
-from vdvae_repr.tasks import _choose
-from vdvae_repr.tasks.few_shot import FewShot, OneShot
-from vdvae_repr.tasks.identification import CLASSES, FACES, Identification
-from vdvae_repr.tasks.open_set import OpenSet
-from vdvae_repr.tasks.problem import Scored
-from vdvae_repr.tasks.verification import Verification
+from vdvae_repr.heads.linear import LogisticProbe
+from vdvae_repr.probing.controls import RandomTwin
+from vdvae_repr.probing.engine import _choose
+from vdvae_repr.probing.features import Columns, Features
+from vdvae_repr.probing.task import Scored
+from vdvae_repr.tasks.identification import Identification
 
 PEOPLE, EACH = 6, 12  # of a person's images every second is for training, and two make a run
 LABELS = np.repeat(np.arange(PEOPLE), EACH)
@@ -54,7 +51,7 @@ def class_split(tmp_path_factory):
 
 
 def few_shot(store, **options):
-    return FewShot(store, images=store.images(), **({"queries": 4, "episodes": 15} | options))
+    return vr.FewShot(**({"queries": 4, "episodes": 15} | options)).bind(store)
 
 
 def made_of(X):
@@ -68,7 +65,7 @@ def separable(classes, seed=0):
 
 
 def scored(outcome, training_score=None):
-    return Scored(Features("made", None, ()), False, training_score, np.asarray(outcome), 0.0)
+    return Scored(Features("made", None, ()), np.asarray(outcome), training_score)
 
 
 # What is chosen, and what it is compared with
@@ -99,7 +96,7 @@ def test_p_is_against_the_best_control(store, monkeypatch, best):
 
     monkeypatch.setattr(Identification, "score", score)
     monkeypatch.setattr(Identification, "p_values", p_values)
-    rows = vr.run_task("face_id", store, heads=["nearest-neighbor"])
+    rows = vr.probe(store, "face_id", heads=["nearest-neighbor"], cache=None).rows
     ((ours, control),) = compared
     assert (ours.model, control.model) == ("tiny", best)
     assert best != "pca" or control.dims == layer.num_dims
@@ -110,7 +107,7 @@ def test_few_shot_layers_are_chosen_on_val_classes(store, class_split):
     """Where val classes alone are separable the training score is 1, where novel ones are, accuracy is."""
     problem = few_shot(store, ways=2, class_split=class_split)
     val, novel = (
-        problem.score("nearest-prototype", made_of(separable(SIDES[side])), seed=0)
+        problem.score(problem.heads["nearest-prototype"], made_of(separable(SIDES[side])), seed=0)
         for side in ("val", "novel")
     )
     assert val.training_score == 1
@@ -140,7 +137,7 @@ def test_cl2n_centres_on_what_is_outside(store, class_split):
         ({"ways": 2, "class_split": class_split}, lambda _: np.isin(LABELS, SIDES["base"])),
     ):
         problem = few_shot(store, shots=2, **options)
-        found = problem.score("simpleshot-cl2n", made_of(X), seed=0).outcome
+        found = problem.score(problem.heads["simpleshot-cl2n"], made_of(X), seed=0).outcome
         np.testing.assert_allclose(found, list(accuracies(problem, centre)))
         everything = list(accuracies(problem, lambda _: slice(None)))
         assert not np.allclose(found, everything)  # the data can tell
@@ -173,11 +170,11 @@ def test_few_shot_pca_is_of_classes_outside(store, class_split):
 
 def test_pca_of_the_other_tasks_is_of_training_images(store):
     """Gallery, training images and known drawings are what it is fitted on."""
-    for words in (FACES, CLASSES):
-        are_components(components(Identification(store, images=store.images(), words=words)), EVEN)
-    are_components(components(OneShot(store, images=store.images())), EVEN)
-    open_set = OpenSet(store, images=store.images(), far=[0.6])
-    strangers = np.isin(LABELS, LABELS[open_set.test[open_set.stranger]])
+    for task in (vr.FaceId(), vr.Classification()):
+        are_components(components(task.bind(store)), EVEN)
+    are_components(components(vr.OmniglotOneShot().bind(store)), EVEN)
+    open_set = vr.FaceId(protocol="open-set", far=[0.6]).bind(store)
+    strangers = np.isin(LABELS, LABELS[open_set.split.test[open_set.stranger]])
     are_components(components(open_set), EVEN & ~strangers)
 
 
@@ -209,9 +206,8 @@ def p_values_are_exact(problem, best, worst, one, other, gaps):
 
 def test_faces_resample_people_and_classes_images(store):
     """Of three people always told and three never, intervals are wide; of as many images, narrow."""
-    images = store.images()
-    faces, classes = (Identification(store, images=images, words=w) for w in (FACES, CLASSES))
-    ranks = scored(np.where(LABELS[faces.test] < 3, 0, PEOPLE - 1))
+    faces, classes = vr.FaceId().bind(store), vr.Classification().bind(store)
+    ranks = scored(np.where(LABELS[faces.split.test] < 3, 0, PEOPLE - 1))
     (figure,) = faces.figures("rank1", [ranks], 0)
     people = np.quantile(every_resample()[:, :3].sum(axis=1) / PEOPLE, [0.025, 0.975])
     assert (figure.low, figure.high) == pytest.approx(tuple(people))
@@ -222,9 +218,9 @@ def test_faces_resample_people_and_classes_images(store):
 
 def test_p_of_faces_and_of_drawings_is_that_of_people_and_of_runs(store):
     """Images of a person, and queries of a run, are drawn together."""
-    faces = Identification(store, images=store.images(), words=FACES)
-    drawings = OneShot(store, images=store.images())
-    person, run = LABELS[faces.test], store.factors["run"][drawings.queries]
+    faces = vr.FaceId().bind(store)
+    drawings = vr.OmniglotOneShot().bind(store)
+    person, run = LABELS[faces.split.test], store.factors["run"][drawings.split.test]
     for problem, unit in ((faces, person), (drawings, run)):
         one, other = (np.isin(unit, units).astype(int) for units in ((0, 1, 2, 3), (4,)))
         gaps = every_resample() @ [1, 1, 1, 1, -1, 0]
@@ -241,9 +237,9 @@ def test_p_of_few_shot_is_that_of_episodes(store):
 
 def test_p_of_open_set_is_that_of_people_who_share_a_threshold(store):
     """Each resample of people has its own threshold, by a loop over all of them."""
-    problem = OpenSet(store, images=store.images(), far=[0.6])
+    problem = vr.FaceId(protocol="open-set", far=[0.6]).bind(store)
     rng = np.random.default_rng(3)
-    person, stranger = LABELS[problem.test], problem.stranger
+    person, stranger = LABELS[problem.split.test], problem.stranger
 
     def drawn(gap):
         scores = (rng.normal(size=problem.n_test) + gap * ~stranger).round(1)
@@ -275,7 +271,7 @@ def test_p_of_verification_is_that_of_people(store, tmp_path):
         lines += [f"P{k:02d}\t{i}\tP{(k + 1) % PEOPLE:02d}\t{i + 1}" for k in range(PEOPLE)]
         (tmp_path / f"{name}.txt").write_text("\n".join([str(PEOPLE), *lines]) + "\n")
     lists = {"pairs": tmp_path / "test.txt", "pairs_train": tmp_path / "train.txt"}
-    problem = Verification(store, images=store.images(), **lists)
+    problem = vr.FaceVerification(**lists).bind(store)
     same = problem.test.same
 
     def outcome(right):
@@ -297,11 +293,11 @@ def test_p_of_verification_is_that_of_people(store, tmp_path):
 def test_shuffled_labels_leave_chance(store):
     """Features that tell everyone tell no more than chance once training labels are shuffled."""
     X = made_of(separable(range(PEOPLE)))
-    faces = Identification(store, images=store.images(), words=FACES)
-    drawings = OneShot(store, images=store.images())
-    for problem, head in ((faces, "nearest-neighbor"), (drawings, "nearest-prototype")):
+    faces = vr.FaceId().bind(store)
+    drawings = vr.OmniglotOneShot().bind(store)
+    for problem, name in ((faces, "nearest-neighbor"), (drawings, "nearest-prototype")):
 
-        def right(seed, shuffled, problem=problem, head=head):
+        def right(seed, shuffled, problem=problem, head=problem.heads[name]):
             return np.mean(problem.score(head, X, seed, shuffled).outcome == 0)
 
         assert right(0, False) == 1
@@ -324,13 +320,13 @@ def test_random_weights_are_those_of_the_seed(store):
 def test_a_store_without_labels_is_refused(tiny, images, tmp_path):
     """Tasks that need classes say so in one line."""
     bare = vr.extract(tiny, images, tmp_path / "s.h5", layers="1x1")
-    for task, options, found in (
-        ("face_id", {}, "2 labelled people, found 0"),
-        ("face_id", {"protocol": "open-set"}, "found 0 in the gallery"),
-        ("classification", {}, "2 labelled classes, found 0"),
+    for task, found in (
+        ("face_id", "2 labelled people, found 0"),
+        (vr.FaceId(protocol="open-set"), "found 0 in the gallery"),
+        ("classification", "2 labelled classes, found 0"),
     ):
         with pytest.raises(vr.TaskError, match=found) as refused:
-            vr.run_task(task, bare, **options)
+            vr.probe(bare, task)
         assert "\n" not in str(refused.value)
 
 
@@ -348,5 +344,5 @@ def test_linear_head_predicts_what_scikit_learn_predicts(C):
     second, first = np.sort(values, axis=1)[:, -2:].T
     clear = first - second > 1e-4
     assert clear.mean() > 0.99
-    ours = LinearLBFGS(Cs=[C], tol=1e-8).fit(X, y)
+    ours = LogisticProbe(Cs=[C], tol=1e-8).fit(X, y)
     np.testing.assert_array_equal(ours.predict(new)[clear], values.argmax(axis=1)[clear])

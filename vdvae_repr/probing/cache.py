@@ -1,11 +1,16 @@
-"""Scores kept on the disk, by the content of all that they depend on; so a stopped run goes on."""
+"""Scores kept on the disk, by the content of all that they depend on; so a stopped run goes on.
+
+What is computed from that content is told by version numbers, of the task and of the head, and by the
+versions of NumPy, SciPy and scikit-learn. A test holds what each task and head gives on a small problem
+beside its version, and fails where one changes without the other.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -13,34 +18,40 @@ from pathlib import Path
 import numpy as np
 
 from vdvae_repr.errors import TaskError
-from vdvae_repr.features import Features, hash_text
 from vdvae_repr.output import replacing
-from vdvae_repr.tasks.problem import Scored
+from vdvae_repr.probing.features import Features, hash_text
+from vdvae_repr.probing.task import Scored
 
+LIBRARIES = ("numpy", "scipy", "scikit-learn")
 HASH_BYTES = 32  # before the content of each file, of it and of what it is the score of
 
 
-class Kept:
+class ScoreCache:
     """A folder of scores, a file each.
 
     Args:
         folder: made if need be.
-        told: a hash of what all of them depend on: task, options, split.
+        problem: a hash of what all of them depend on: task, options, images, labels, splits.
     """
 
-    def __init__(self, folder: str | Path, told: str) -> None:
-        self.folder, self.told = Path(folder), told
+    def __init__(self, folder: str | Path, problem: str) -> None:
+        self.folder, self.problem = Path(folder), problem
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.folder, os.W_OK | os.X_OK):
+                raise PermissionError(None, "Permission denied")
         except OSError as error:
             raise TaskError(
-                f"{folder}: cannot be made ({error.strerror}); choose another folder to keep scores in"
+                f"{folder}: cannot be made, or written ({error.strerror}); choose another folder as "
+                "cache, or None"
             ) from error
 
     def get(self, features: Features, how: Sequence[str], score: Callable[[], Scored]) -> Scored:
         """Return what is kept of features scored in some way (head, seed, labels), or score and keep it."""
         digests = [columns.digest() for columns in features.columns]
-        key = hash_text(_code(), self.told, *how, str(features.standardise), *digests)
+        key = hash_text(
+            *map(version, LIBRARIES), self.problem, *how, str(features.standardise), *digests
+        )
         path = self.folder / f"{key[:32]}.score"
         with suppress(Exception):  # damaged, or not there: whatever reading it raises, it is scored
             return _read(path, key, features)
@@ -80,23 +91,12 @@ def _read(path: Path, key: str, features: Features) -> Scored:
         training = float(found["training_score"])
         return Scored(
             features,
-            bool(found["standardised"]),
-            None if np.isnan(training) else training,
             found["outcome"],
+            None if np.isnan(training) else training,
+            bool(found["standardised"]),
             float(found["seconds"]),
         )
 
 
 def _hash(key: str, content: bytes) -> bytes:
     return hashlib.sha256(key.encode() + content).digest()
-
-
-@cache
-def _code() -> str:
-    """Return a hash of the code that scores depend on, and of the libraries under it."""
-    package = Path(__file__).parents[1]
-    folders = ("model", "latents", "heads", "tasks")  # the first two make random-init
-    files = [path for folder in folders for path in sorted(package.glob(f"{folder}/*.py"))]
-    files += [package / "features.py", package / "baselines.py"]
-    text = [path.read_text(encoding="utf-8") for path in files]
-    return hash_text(*text, *(version(name) for name in ("numpy", "scipy", "scikit-learn")))

@@ -1,0 +1,273 @@
+"""Any estimator as a head, any subset of the controls: the same splits, and what scikit-learn itself says."""
+
+import numpy as np
+import pytest
+from sklearn.base import BaseEstimator
+from sklearn.decomposition import PCA
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LinearRegression, RidgeClassifier
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC, LinearSVC
+
+import vdvae_repr as vr
+from vdvae_repr.probing import features as features_module
+from vdvae_repr.probing.head import Head
+from vdvae_repr.results import CONTROLS
+
+HOW = {"cache": None, "controls": (), "layers": "8x8.0"}
+
+
+@pytest.fixture(scope="module")
+def store(tiny, people, tmp_path_factory):
+    path = tmp_path_factory.mktemp("open") / "s.h5"
+    return vr.extract(tiny, people(8), path, layers="<=8x8", features=["mean", "kl"])
+
+
+@pytest.fixture(scope="module")
+def split(store):
+    """Gallery and probes: the first half of each person's images, and the rest."""
+    first = np.arange(len(store)) % 8 < 4
+    return np.flatnonzero(first), np.flatnonzero(~first)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        make_pipeline(StandardScaler(), LinearSVC()),
+        SVC(),
+        KNeighborsClassifier(1),
+        GaussianNB(),
+        RidgeClassifier(),
+        RandomForestClassifier(10),
+        make_pipeline(PCA(5), GaussianNB()),
+    ],
+)
+def test_a_row_is_what_the_estimator_says_by_itself(store, split, head):
+    X, y, _ = store.matrix("8x8.0")
+    train, test = split
+    rows = vr.probe(store, "face_id", heads={"own": head}, **HOW).rows
+    fresh = Head("own", head).fresh(0)
+    expected = np.mean(fresh.fit(X[train], y[train]).predict(X[test]) == y[test])
+    found = {row.metric: row for row in rows}
+    assert found["rank1"].value == pytest.approx(expected)
+    assert found["rank1"].head == "own"
+    assert (found["rank1"].protocol, found["rank1"].n_train) == ("closed-set", 24)
+    assert found["rank5"].value >= expected
+
+
+def test_a_layer_is_chosen_by_stratified_folds_of_training_images(store, split):
+    """Its score is scikit-learn's own cross-validation; of equal layers the first is chosen."""
+    train, _ = split
+    head = make_pipeline(StandardScaler(), KNeighborsClassifier(3))
+    report = vr.probe(store, "face_id", heads={"own": head}, cache=None, controls=("pixels",))
+    folds = StratifiedKFold(4, shuffle=True, random_state=0)
+    scores = []
+    for spec in store.layers:
+        X, y, _ = store.matrix(spec.name)
+        scores.append(cross_val_score(head, X[train], y[train], cv=folds).mean())
+    chosen = [row.layer for row in report.rows if row.chosen and row.model == "tiny"]
+    assert chosen == [store.layers[int(np.argmax(scores))].name] * 2  # a row a metric
+    (comparison,) = report.comparisons
+    assert (comparison.versus, comparison.layer) == ("pixels", chosen[0])
+    values = {r.model: r.value for r in report.rows if r.chosen and r.metric == "rank1"}
+    assert comparison.difference == pytest.approx(values["tiny"] - values["pixels"])
+    assert [row.p_value for row in report.rows if row.p_value is not None] == [comparison.p_value]
+
+
+def test_validation_images_choose_where_there_are_some(tiny, people, tmp_path):
+    source = people(9)
+    object.__setattr__(source, "splits", ("train", "val", "test") * 18)
+    store = vr.extract(tiny, source, tmp_path / "s.h5", layers="<=4x4")
+    problem = vr.Classification().bind(store)
+    head = Head("own", GaussianNB())
+    train, val = problem.split.train, problem.split.val
+    from vdvae_repr.probing.features import Columns, Features
+
+    spec = store.layers[1]
+    features = Features("tiny", spec.name, (Columns.of_layer(store, spec, "mean", None),), "mean")
+    X, y, _ = store.matrix(spec.name)
+    expected = GaussianNB().fit(X[train], y[train]).score(X[val], y[val])
+    assert problem.score(head, features).training_score == pytest.approx(expected)
+
+
+def test_ours_and_others_side_by_side(store):
+    """A name of the task's own stands for that head, and its figures are those of the task."""
+    heads = {"forest": RandomForestClassifier(5), "mine": "ridge"}
+    rows = vr.probe(store, "face_id", heads=heads, **HOW).rows
+    ridge = vr.probe(store, "face_id", heads="ridge", **HOW).rows
+    assert [r.value for r in rows if r.head == "mine"] == [r.value for r in ridge]
+    again = vr.probe(store, "face_id", heads=heads, **HOW).rows
+    assert [row.value for row in again] == [row.value for row in rows]  # drawn by the seed
+
+
+def test_our_estimators_take_inner_products_in_others_places_too(store, monkeypatch):
+    """They never see columns, so that no size of these is too much; other estimators are refused."""
+    monkeypatch.setattr(features_module, "MATRIX_BYTES", 4 * 48 * 255)
+    for head in (vr.LogisticProbe(Cs=[1.0]), vr.Ridge(), vr.NearestNeighbor(center=True)):
+        assert vr.probe(store, "face_id", heads={"own": head}, **HOW).rows
+    message = r"own: takes columns, and 8x8\.0 has 256 of each of 48 images.*pool the layers"
+    with pytest.raises(vr.TaskError, match=message):
+        vr.probe(store, "face_id", heads={"own": SVC()}, **HOW)
+    assert vr.probe(store, "face_id", heads={"own": SVC()}, pools="avg", **HOW).rows
+
+
+def test_few_shot_gives_columns_to_what_needs_them(store):
+    """A tree is told by axes: rotated features would be others."""
+    task = vr.FewShot(ways=3, shots=2, queries=3, episodes=5)
+    (row,) = vr.probe(store, task, heads={"forest": RandomForestClassifier(5)}, **HOW).rows
+    X = store.matrix("8x8.0")[0]
+    y, truth = np.repeat(range(3), 2), np.repeat(range(3), 3)
+    accuracies = [
+        np.mean(
+            RandomForestClassifier(5, random_state=0)
+            .fit(X[episode.support], y)
+            .predict(X[episode.query])
+            == truth
+        )
+        for episode in task.bind(store).episodes
+    ]
+    assert row.value == pytest.approx(np.mean(accuracies))
+
+
+def test_factors_take_regressors_for_numbers_and_classifiers_for_categories(store):
+    for head, factor, metric in (
+        (LinearRegression(), "bright", "r2"),
+        (GaussianNB(), "dark", "accuracy"),
+    ):
+        (row,) = vr.probe(store, "factors", heads={"own": head}, **HOW).rows
+        assert (row.head, row.metric) == (f"own:{factor}", metric)
+        problem = vr.Factors().bind(store)
+        X, train, test = store.matrix("8x8.0")[0], problem.split.train, problem.split.test
+        y = problem.factors[factor]
+        expected = head.fit(X[train], y[train]).score(X[test], y[test])
+        assert row.value == pytest.approx(expected, abs=1e-4)
+
+
+def test_verification_compares_what_transformers_make(tiny, people, tmp_path):
+    source = people(4, num_people=8)
+    store = vr.extract(tiny, source, tmp_path / "s.h5", layers="4x4")
+    lines = ["a,b,same,fold"]
+    for k in range(8):
+        lines += [f"0-{4 * k + i},0-{4 * k + i + 1},1,{k % 2}" for i in (0, 2)]
+        lines += [f"0-{4 * k + i},0-{4 * ((k + 2) % 8) + i},0,{k % 2}" for i in (0, 2)]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
+    task = vr.FaceVerification(pairs=tmp_path / "pairs.csv", far=[])
+    how = {"cache": None, "controls": ("pixels", "pca")}
+    heads = {"own": PCA(128, whiten=True, svd_solver="full"), "ours": "cosine-whitened"}
+    with pytest.raises(ValueError, match="n_components=128"):
+        vr.probe(store, task, heads={"own": heads["own"]}, **how)
+    heads["own"] = PCA(5, whiten=True, svd_solver="full")
+    rows = vr.probe(store, task, heads=heads, layers="4x4", **how).rows
+    assert {row.head for row in rows} == {"own", "ours"}
+    with pytest.raises(vr.TaskError, match="'own' transforms nothing"):
+        vr.probe(store, task, heads={"own": SVC()}, **how)
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        ({"own": SVC}, "expected an estimator of scikit-learn as 'own'"),
+        ({"own": 3}, "expected an estimator of scikit-learn as 'own'"),
+        ({"own": LinearRegression()}, "expected a classifier .*, found 'own', a regressor"),
+        ({"own": PCA()}, "'own' predicts nothing"),
+        ({"ridge": SVC()}, "'ridge' is a head of face_id; call yours otherwise"),
+        ({"own": "forest"}, "unknown head 'forest'; the heads of face_id are nearest"),
+        ({1: SVC()}, "heads: expected names"),
+        ({}, "heads: expected at least one"),
+        (
+            {"own": SVC(decision_function_shape="ovo")},
+            "expected a score of each of 6 classes, found 15",
+        ),
+    ],
+)
+def test_what_is_no_head_is_said(store, heads, message):
+    with pytest.raises(vr.TaskError, match=message):
+        vr.probe(store, "face_id", heads=heads, **HOW)
+
+
+class Guess(BaseEstimator):
+    """Gives no scores of classes."""
+
+    def fit(self, X, y):
+        self.classes_ = np.unique(y)
+        return self
+
+    def predict(self, X):
+        return np.full(len(X), self.classes_[1])
+
+    def score(self, X, y):
+        return np.mean(self.predict(X) == y)
+
+
+def test_of_a_first_guess_alone_nothing_deeper_is_told(store):
+    rows = vr.probe(store, "face_id", heads={"guess": Guess()}, **HOW).rows
+    assert [(row.metric, row.value) for row in rows] == [("rank1", 1 / 6)]
+    with pytest.raises(vr.TaskError, match="open-set needs scores, and 'guess' gives none"):
+        vr.probe(store, vr.FaceId(protocol="open-set", far=[0.9]), heads={"guess": Guess()}, **HOW)
+
+
+# Controls
+
+
+@pytest.mark.parametrize("controls", [(), ("pixels",), ("pca", "shuffled-labels"), CONTROLS])
+def test_any_subset_of_the_controls_changes_no_other_figure(store, controls):
+    how = {"cache": None, "heads": ["nearest-neighbor"], "layers": "<=4x4"}
+    every = vr.probe(store, "face_id", **how).rows
+    some = vr.probe(store, "face_id", controls=controls, **how).rows
+    assert {row.model for row in some} == {"tiny", *controls}
+
+    def figures(rows):
+        return [(r.model, r.layer, r.dims, r.value) for r in rows if r.model in ("tiny", *controls)]
+
+    assert figures(some) == figures(every)
+    missing = [name for name in CONTROLS if name not in controls]
+    assert {row.controls_left_out for row in some} == {", ".join(missing) or None}
+    compared = any(name in controls for name in CONTROLS[:3])
+    assert any(row.p_value is not None for row in some) == compared
+
+
+def test_without_images_there_are_controls_that_need_none(tiny, people, tmp_path):
+    store = vr.extract(tiny, people(4), tmp_path / "s.h5", layers="1x1", images=False)
+    with pytest.raises(vr.TaskError, match="holds no images, so the controls pixels cannot run"):
+        vr.probe(store, "face_id", controls="pixels")
+    report = vr.probe(store, "face_id", controls="shuffled-labels", heads="ridge", cache=None)
+    assert {row.model for row in report.rows} == {"tiny", "shuffled-labels"}
+    assert any("whether one is on both sides" in note for note in report.notes)
+
+
+# What layers are put together
+
+
+def test_selections_are_rows_of_their_own(store):
+    how = {"cache": None, "heads": ["nearest-neighbor"], "controls": ()}
+    found = {}
+    for selection in ("single", "joint", "cumulative", "without", "pruned"):
+        rows = vr.probe(store, "face_id", selections=selection, **how).rows
+        found[selection] = [row.layer for row in rows if row.metric == "rank1"]
+    assert found == {
+        "single": ["1x1.0", "4x4.0", "8x8.0", "8x8.1"],
+        "joint": ["all"],
+        "cumulative": ["1x1.0", "0:2", "0:3", "0:4"],
+        "without": ["4x4,8x8", "1x1,8x8", "1x1,4x4"],
+        "pruned": ["30 % by kl", "10 % by kl", "3 % by kl"],
+    }
+    report = vr.probe(store, "face_id", selections=("single", "cumulative"), layers="8x8", **how)
+    layers = [row.layer for row in report.rows if row.metric == "rank1"]
+    assert layers[:2] == ["8x8.0", "8x8.1"]
+
+
+def test_a_report_is_a_table_files_and_pictures(store, tmp_path):
+    report = vr.probe(store, "face_id", heads=["nearest-neighbor"], cache=None)
+    assert list(report.to_frame()["value"]) == [row.value for row in report.rows]
+    assert "nearest-neighbor" in str(report)
+    assert repr(report) == f"<Report face_id on people: {len(report.rows)} rows, 1 comparisons>"
+    report.save(tmp_path / "out")
+    assert {"results.csv", "layers.png", "cmc.png"} <= {
+        p.name for p in (tmp_path / "out").iterdir()
+    }
+    for ax in (report.plot.layers(), report.plot.cmc()):
+        assert ax.get_lines()

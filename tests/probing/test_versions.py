@@ -1,0 +1,138 @@
+"""What each task and head gives on a small problem, beside its version, by which scores on the disk are told.
+
+Where this fails, what is computed has changed: raise `version` of the task, or of the head's class, and write
+the new digest down. Then no score that the earlier code left in a cache is taken for one of the new code.
+"""
+
+import hashlib
+
+import numpy as np
+import pytest
+from sklearn.pipeline import Pipeline
+
+import vdvae_repr as vr
+from vdvae_repr.data.source import Source
+from vdvae_repr.probing import controls
+from vdvae_repr.probing.features import Columns, Features
+
+PEOPLE, EACH = 6, 12
+LABELS = np.repeat(np.arange(PEOPLE), EACH)
+DIGESTS = {
+    "closed-set nearest-neighbor": ([1, 1], "6e58bcc16167"),
+    "closed-set ridge": ([1, 1], "be755c8eaa00"),
+    "closed-set linear-lbfgs": ([1, 1], "8245854187c0"),
+    "open-set nearest-neighbor": ([1, 1], "3328597d2ba1"),
+    "open-set ridge": ([1, 1], "11136aaeeed4"),
+    "open-set linear-lbfgs": ([1, 1], "a06792dbc9a4"),
+    "classification knn": ([1, 1], "e4fccb4c7d68"),
+    "classification ridge": ([1, 1], "be755c8eaa00"),
+    "classification linear-lbfgs": ([1, 1], "8245854187c0"),
+    "few_shot nearest-prototype": ([1, 1], "edf43338be89"),
+    "few_shot nearest-prototype-cosine": ([1, 1], "e18ddd54ad3c"),
+    "few_shot simpleshot-un": ([1, 1], "edf43338be89"),
+    "few_shot simpleshot-l2n": ([1, 1], "d1adfbc631f2"),
+    "few_shot simpleshot-cl2n": ([1, 1], "15ca4064a2e8"),
+    "few_shot logistic": ([1, 1], "4e28d4b14026"),
+    "few_shot ridge": ([1], "aead6d2cbc45"),
+    "few_shot knn-1": ([1, 1], "cc99072c849e"),
+    "omniglot_oneshot nearest-prototype": ([1, 1], "ed4d66859820"),
+    "omniglot_oneshot nearest-prototype-cosine": ([1, 1], "bfb78664e452"),
+    "omniglot_oneshot simpleshot-l2n": ([1, 1], "bfb78664e452"),
+    "omniglot_oneshot logistic": ([1, 1], "93f59de33c6d"),
+    "omniglot_oneshot ridge": ([1], "501a90a47dd8"),
+    "face_verification cosine": ([1, 1], "1c9b38dd7573"),
+    "face_verification cosine-whitened": ([1, 1], "6c29e4e558e7"),
+    "factors ridge:run": ([1, 1], "5ea332140163"),
+    "factors ridge:size": ([1, 1], "fab170b0867b"),
+}
+CONTROLS = (1, "a670a1e4b792")
+
+
+@pytest.fixture(scope="module")
+def store(tiny, tmp_path_factory):
+    images = np.random.default_rng(0).integers(0, 256, (len(LABELS), 16, 16, 3), dtype=np.uint8)
+    names = tuple(f"P{person}" for person in range(PEOPLE))
+    source = Source(
+        name="noise",
+        ids=tuple(f"{name}/{name}_{i:04d}.png" for name in names for i in range(1, EACH + 1)),
+        reader=lambda index: images[index],
+        labels=LABELS,
+        label_names=names,
+        splits=("train", "test") * (len(LABELS) // 2),
+        factors={
+            "run": np.tile(np.arange(EACH) // 2, PEOPLE),
+            "size": np.random.default_rng(1).normal(size=len(LABELS)),
+        },
+    )
+    folder = tmp_path_factory.mktemp("versions")
+    lines = [
+        f"{n}/{n}_{i:04d}.png,{n}/{n}_{i + 1:04d}.png,1,{k % 2}"
+        for k, n in enumerate(names)
+        for i in range(1, EACH, 2)
+    ]
+    lines += [
+        f"{a}/{a}_{i:04d}.png,{b}/{b}_{i:04d}.png,0,{k}"
+        for k in (0, 1)
+        for a, b in ((names[k], names[k + 2]), (names[k + 2], names[k + 4]))
+        for i in range(1, EACH + 1)
+    ]
+    (folder / "pairs.csv").write_text("\n".join(["a,b,same,fold", *lines]) + "\n")
+    return vr.extract(tiny, source, folder / "s.h5", layers="1x1")
+
+
+def tasks(store):
+    pairs = store.path.parent / "pairs.csv"
+    return {
+        "closed-set": vr.FaceId(),
+        "open-set": vr.FaceId(protocol="open-set", far=[0.6]),
+        "classification": vr.Classification(),
+        "few_shot": vr.FewShot(ways=3, shots=2, queries=3, episodes=20),
+        "omniglot_oneshot": vr.OmniglotOneShot(),
+        "face_verification": vr.FaceVerification(pairs=pairs, far=[]),
+        "factors": vr.Factors(),
+    }
+
+
+def made(dims):
+    """Features that tell people, and the factor, a little."""
+    rng = np.random.default_rng(dims)
+    X = rng.normal(size=(len(LABELS), dims)) + 0.5 * rng.normal(size=(PEOPLE, dims))[LABELS]
+    X[:, 0] += np.random.default_rng(1).normal(size=len(LABELS))
+    return Features("made", None, (Columns.of_array("made", X.astype(np.float32)),))
+
+
+def digest(arrays):
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update((np.round(np.asarray(array, np.float64), 2) + 0.0).tobytes())
+    return sha.hexdigest()[:12]
+
+
+def versions(task, head):
+    steps = [head.estimator]
+    if isinstance(head.estimator, Pipeline):
+        steps = [step for _, step in head.estimator.steps]
+    return [task.version, *(step.version for step in steps if hasattr(step, "version"))]
+
+
+def outcomes(store):
+    for name, task in tasks(store).items():
+        problem = task.bind(store)
+        for head in problem.heads.values():
+            scored = [
+                problem.score(head, made(dims), 0, shuffled)
+                for dims in (5, 200)
+                for shuffled in (False, True)
+            ]
+            found = digest([item.outcome for item in scored])
+            yield f"{name} {head.name}", (versions(task, head), found)
+
+
+def test_outputs_change_with_versions_alone(store):
+    assert dict(outcomes(store)) == DIGESTS
+
+
+def test_controls_change_with_their_version_alone(store):
+    X = np.random.default_rng(0).normal(size=(30, 40)).astype(np.float32)
+    (block,) = controls.pca(X, np.arange(20), [5])[0].columns[0].blocks()
+    assert (controls.VERSION, digest([np.abs(block)])) == CONTROLS

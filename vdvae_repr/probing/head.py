@@ -1,0 +1,121 @@
+"""Heads as the engine sees them: estimators, what they need of features, and what their scores depend on.
+
+The package's own heads are estimators like any other. Those that know samples by their inner products alone
+derive from `heads.gram.ProductHead`, and never see columns where these are many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone, is_regressor
+from sklearn.linear_model import RidgeClassifier
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import Normalizer
+
+from vdvae_repr.errors import TaskError
+from vdvae_repr.heads.gram import ProductHead
+from vdvae_repr.probing.features import hash_arrays, hash_text
+
+
+@dataclass(frozen=True)
+class Head:
+    """An estimator under the name that its rows carry.
+
+    Args:
+        name: of the rows.
+        estimator: not fitted; it is cloned before each use.
+
+    Raises:
+        TaskError: it is no estimator of scikit-learn's kind.
+    """
+
+    name: str
+    estimator: Any
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be cloned and fitted."""
+        if isinstance(self.estimator, type) or not all(
+            hasattr(self.estimator, method) for method in ("fit", "get_params", "set_params")
+        ):
+            raise TaskError(
+                f"heads: expected an estimator of scikit-learn as {self.name!r}, found "
+                f"{self.estimator!r:.80}"
+            )
+
+    @cached_property
+    def rotations_change_nothing(self) -> bool:
+        """Whether inner products are all that it needs to know, so that coordinates in any basis will do."""
+        steps = (
+            [step for _, step in self.estimator.steps] if self._is_pipeline else [self.estimator]
+        )
+        return all(_by_products(step) for step in steps)
+
+    @property
+    def regresses(self) -> bool:
+        """Whether it predicts numbers, not classes."""
+        return bool(is_regressor(self.estimator))
+
+    @property
+    def gives_scores(self) -> bool:
+        """Whether it scores every class, so that more than its first guess is known."""
+        return any(
+            hasattr(self.estimator, method)
+            for method in ("class_scores", "decision_function", "predict_proba")
+        )
+
+    @property
+    def _is_pipeline(self) -> bool:
+        return isinstance(self.estimator, Pipeline)
+
+    def fresh(self, seed: int) -> Any:
+        """Return an unfitted copy, whose draws are of the seed unless it has one of its own."""
+        estimator = clone(self.estimator)
+        drawing = [
+            name
+            for name, value in estimator.get_params().items()
+            if name.rpartition("__")[2] in ("random_state", "seed") and value is None
+        ]
+        return estimator.set_params(**dict.fromkeys(drawing, seed))
+
+    @cached_property
+    def digest(self) -> str | None:
+        """A hash of what it computes; None of an estimator whose code may change unseen."""
+        return estimator_digest(self.estimator)
+
+
+def _by_products(estimator: Any) -> bool:
+    if isinstance(estimator, Normalizer):
+        return bool(estimator.norm == "l2")
+    return isinstance(estimator, ProductHead | RidgeClassifier) or bool(
+        getattr(estimator, "rotations_change_nothing", False)
+    )
+
+
+def estimator_digest(value: Any) -> str | None:
+    """Return a hash of a parameter or estimator; None of what is neither plain nor known.
+
+    Estimators are told by their class and parameters: of this package by the version of the class too, of
+    scikit-learn as well, whose own version is in every key. Others' code may change under an equal name.
+    """
+    if value is None or isinstance(value, bool | int | float | str | np.generic):
+        return repr(value)
+    if isinstance(value, np.ndarray):
+        return hash_arrays(value) if value.dtype != object else None
+    if isinstance(value, list | tuple):
+        parts = [estimator_digest(item) for item in value]
+    elif isinstance(value, Mapping):
+        parts = [estimator_digest(item) for pair in value.items() for item in pair]
+    elif hasattr(value, "get_params") and not isinstance(value, type):
+        kind = type(value)
+        if kind.__module__.partition(".")[0] not in ("sklearn", "vdvae_repr"):
+            return None
+        name = f"{kind.__module__}.{kind.__qualname__} {getattr(kind, 'version', '')}"
+        parts = [name, estimator_digest(value.get_params(deep=False))]
+    else:
+        return None
+    return None if None in parts else hash_text(*(part for part in parts if part is not None))

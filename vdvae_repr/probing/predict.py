@@ -1,0 +1,194 @@
+"""Fitting heads on some images and asking them of others: ours by inner products, others by columns.
+
+N images, D features, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import clone
+from sklearn.model_selection import KFold, cross_val_score
+
+from vdvae_repr.errors import TaskError
+from vdvae_repr.heads.gram import Fold, ProductHead, Rows
+from vdvae_repr.heads.linear import stratified_folds
+from vdvae_repr.probing.features import Features, Workspace
+from vdvae_repr.probing.head import Head
+
+Held = tuple[Rows, NDArray[Any]]
+"""Validation images and their targets."""
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Scores (M, K) of images, columns in the order of `classes`, and what training data say of the head."""
+
+    scores: NDArray[np.float64]
+    classes: NDArray[Any]
+    standardised: bool
+    training_score: float | None
+
+    def predicted(self) -> NDArray[Any]:
+        """Return the class of the highest score of each image (M,), the first of equals."""
+        return np.asarray(self.classes[self.scores.argmax(axis=1)])
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Numbers (M,) predicted of images, and what training data say of the head."""
+
+    values: NDArray[np.float64]
+    standardised: bool
+    training_score: float | None
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """An estimator, and what it is to be given of each image, (N, ...)."""
+
+    estimator: Any
+    X: NDArray[Any]
+    training_score: float | None
+
+    @property
+    def standardised(self) -> bool:
+        return bool(getattr(self.estimator, "standardize", False))
+
+
+def score_classes(
+    work: Workspace,
+    head: Head,
+    features: Features,
+    train: Rows,
+    y: NDArray[Any],
+    test: Rows,
+    seed: int,
+    validation: Held | None = None,
+) -> ClassScores:
+    """Fit a head on images `train` of classes y, and score images `test`; choose on `validation`, if any."""
+    fitted = _fit(work, head, features, train, y, seed, validation)
+    estimator, X = fitted.estimator, fitted.X[test]
+    if hasattr(estimator, "class_scores"):
+        scores = estimator.class_scores(X)
+    else:
+        scores = _class_scores(head, estimator, X)
+    _expect_finite(scores, head, features)
+    return ClassScores(scores, estimator.classes_, fitted.standardised, fitted.training_score)
+
+
+def predict_numbers(
+    work: Workspace,
+    head: Head,
+    features: Features,
+    train: Rows,
+    y: NDArray[np.float64],
+    test: Rows,
+    seed: int,
+    validation: Held | None = None,
+) -> Numbers:
+    """Fit a head on images `train` of numbers y, and predict those of `test`."""
+    fitted = _fit(work, head, features, train, y, seed, validation)
+    values = np.asarray(fitted.estimator.predict(fitted.X[test]), np.float64)
+    _expect_finite(values, head, features)
+    return Numbers(values, fitted.standardised, fitted.training_score)
+
+
+def _fit(
+    work: Workspace,
+    head: Head,
+    features: Features,
+    train: Rows,
+    y: NDArray[Any],
+    seed: int,
+    validation: Held | None,
+) -> _Fitted:
+    estimator: Any = head.fresh(seed)
+    if not isinstance(head.estimator, ProductHead):
+        return _fit_on_columns(work, head, features, train, y, seed, validation)
+    if not features.standardise and "standardize" in estimator.get_params():
+        estimator.set_params(standardize=False)
+    folds: list[Fold] | None = None
+    if features.dims <= len(train):
+        X = work.matrix(features)
+    else:  # then Gram matrices say all, and are smaller
+        estimator.set_params(precomputed=True)
+        splits = estimator.choosing_folds(y) if validation is None else []
+        subsets = [train, *(train[fit] for fit, _ in splits)]
+        whole, *parts = work.grams(features, [(rows, estimator.scaling) for rows in subsets])
+        X = estimator.kernel(whole)
+        if splits:
+            folds = [
+                Fold(fit, out, gram.inner[train])
+                for (fit, out), gram in zip(splits, parts, strict=True)
+            ]
+    held = None if validation is None else (X[validation[0]], validation[1])
+    return _Fitted(estimator, X, estimator.fit_judged(X[train], y, held, folds))
+
+
+def _fit_on_columns(
+    work: Workspace,
+    head: Head,
+    features: Features,
+    train: Rows,
+    y: NDArray[Any],
+    seed: int,
+    validation: Held | None,
+) -> _Fitted:
+    """Fit an estimator that knows nothing of inner products.
+
+    What choices are made by is its score on validation images, else the mean of a seeded k-fold, stratified
+    by classes as that of `linear-lbfgs`; None where a class has a single image.
+    """
+    X = work.columns(features, head.name)
+    estimator = head.fresh(seed)
+    training_score: float | None = None
+    if validation is None:
+        splits = (
+            list(KFold(min(5, len(y)), shuffle=True, random_state=seed).split(y))
+            if head.regresses
+            else stratified_folds(y, seed)
+        )
+        if splits:
+            scores = cross_val_score(clone(estimator), X[train], y, cv=splits, error_score="raise")
+            training_score = float(scores.mean())
+    estimator.fit(X[train], y)
+    if validation is not None:
+        training_score = float(estimator.score(X[validation[0]], validation[1]))
+    return _Fitted(estimator, X, training_score)
+
+
+def _class_scores(head: Head, estimator: Any, X: NDArray[Any]) -> NDArray[np.float64]:
+    """Return scores (M, K) of any classifier, the highest of them that of the class it predicts."""
+    classes = estimator.classes_
+    rows, predicted = np.arange(len(X)), np.searchsorted(classes, estimator.predict(X))
+    if hasattr(estimator, "decision_function"):
+        scores = np.array(estimator.decision_function(X), np.float64)
+        if scores.ndim == 1:
+            scores = np.column_stack([-scores, scores])
+    elif hasattr(estimator, "predict_proba"):
+        scores = np.array(estimator.predict_proba(X), np.float64)
+    else:
+        scores = np.zeros((len(X), len(classes)))
+    if scores.shape != (len(X), len(classes)):
+        raise TaskError(
+            f"{head.name}: expected a score of each of {len(classes)} classes, found {scores.shape[1]}; "
+            "of an SVC set decision_function_shape='ovr'"
+        )
+    highest = scores.max(axis=1)
+    other = scores.argmax(axis=1) != predicted
+    scores[rows[other], predicted[other]] = np.nextafter(highest[other], np.inf)
+    if not (hasattr(estimator, "decision_function") or hasattr(estimator, "predict_proba")):
+        scores[rows, predicted] = 1.0
+    return scores
+
+
+def _expect_finite(values: NDArray[Any], head: Head, features: Features) -> None:
+    if not np.isfinite(values).all():
+        raise TaskError(
+            f"{features.model} {features.layer or features.dims}, {head.name}: expected finite scores, "
+            "found others"
+        )

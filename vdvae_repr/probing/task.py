@@ -1,0 +1,383 @@
+"""What a task is to the engine, and how to write one of your own.
+
+A `Task` is a frozen dataclass of options. Bound to a store it is a `Problem`: a split, targets, heads, and
+how scores become figures. What a problem does not say otherwise is supervised prediction of one target an
+image, so that a task of one's own is short; `docs/extending.md` has two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral
+from pathlib import Path
+from types import UnionType
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vdvae_repr.errors import TaskError
+from vdvae_repr.heads.gram import Rows
+from vdvae_repr.heads.linear import Ridge, RidgeRegressor
+from vdvae_repr.latents.base import Latents
+from vdvae_repr.probing import controls
+from vdvae_repr.probing.features import Features, Workspace
+from vdvae_repr.probing.head import Head
+from vdvae_repr.probing.predict import predict_numbers, score_classes
+from vdvae_repr.probing.statistics import Figure, mean_figures, paired_bootstrap, r2_figures
+from vdvae_repr.results import Curve
+
+Kind = type | UnionType | tuple[type, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What can be asked of a store: a frozen dataclass of options, checked in `__post_init__`.
+
+    An option is a field, as `ways: int = field(default=5, metadata={"help": "Classes."})`, and the command
+    line takes it from there. A subclass has a `name`, under which `vr.probe` knows it from then on, and a
+    `version`, which is raised whenever its scores change; scores of a task without one are never kept.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int | None] = None
+    known: ClassVar[dict[str, type[Task]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        """Make the task known by its name.
+
+        Raises:
+            TaskError: the name is one of this package's.
+        """
+        super().__init_subclass__()
+        if "name" not in cls.__dict__:
+            return
+        package = __name__.partition(".")[0] + "."
+        before = Task.known.get(cls.name)
+        if before and before.__module__.startswith(package) > cls.__module__.startswith(package):
+            raise TaskError(f"{cls.name}: is a task of this package; call yours otherwise")
+        Task.known[cls.name] = cls
+
+    @staticmethod
+    def named(name: object) -> Task:
+        """Return a task with its default options.
+
+        Raises:
+            TaskError: there is none of that name.
+        """
+        expect(name, "task", str, "a task, as vr.FewShot(ways=5), or the name of one")
+        if name not in Task.known:
+            raise TaskError(f"unknown task {name!r}; the tasks are {', '.join(Task.known)}")
+        return Task.known[str(name)]()
+
+    def parts(self) -> Sequence[Task]:
+        """Return the tasks that this one is made of, each with rows of its own, as one a number of shots."""
+        return [self]
+
+    def bind(self, store: Latents, seed: int = 0) -> Problem:
+        """Return the problem that this task is on a store.
+
+        Args:
+            store: with labels, splits, factors.
+            seed: of whatever is drawn.
+
+        Raises:
+            TaskError: the store cannot support it.
+        """
+        raise NotImplementedError
+
+
+def no_rows() -> Rows:
+    """Return no row numbers."""
+    return np.zeros(0, np.intp)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which images are learned from, chosen on and tested on, by number.
+
+    Args:
+        train: may be empty where nothing is fitted.
+        val: empty where choices are made by training images alone.
+        test: touched once.
+        text: what the reader must know of it.
+    """
+
+    train: Rows
+    test: Rows
+    val: Rows = field(default_factory=no_rows)
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Features under a head: what training data say of them, and what the problem's figures are made of.
+
+    Args:
+        features: what was scored.
+        outcome: an array that the problem knows how to read; by default a value of each test item.
+        training_score: what choices are made by, the more the better; None where nothing tells.
+        standardised: whether each feature was given deviation 1.
+        seconds: that it took.
+        chosen: whether training data picked it.
+        p_value: of the comparison with the best control, where it was picked.
+    """
+
+    features: Features
+    outcome: NDArray[Any]
+    training_score: float | None = None
+    standardised: bool = False
+    seconds: float = 0.0
+    chosen: bool = False
+    p_value: float | None = None
+
+
+class Problem:
+    """A task on one store. By default: predict a target of each test image from its features.
+
+    Classes are told apart (`accuracy`), numbers regressed (`r2`). A subclass replaces what is different:
+    `score` where something else is measured, then `figures` and `p_values` where an outcome is no value of
+    each test item.
+
+    Args:
+        store: whose features are scored.
+        split: rows to learn from, to choose on and to test on.
+        targets: of every image (N,): whole numbers or text are classes, floats are numbers.
+        heads: estimators by name, each for rows of its own; `ridge` if not given.
+        metrics: names; the first is the one that is compared. Of `error` and `eer` less is better.
+        units: who each image is of (N,): what is resampled; each image by itself if not given.
+        chance: the value of a guess, where there is one.
+
+    Attributes:
+        split, targets, heads, metrics, units, chance: as given.
+        fitted: rows that may be learned of: PCA of pixels is, and what pruning goes by.
+        sides: names and rows that may have no image in common.
+        mirrored: whether features of mirrored images are added to those of the images.
+        n_train, n_test: sizes that a row states.
+        work: reads features.
+    """
+
+    metrics: tuple[str, ...]
+    mirrored: bool = False
+    chance: float | None = None
+
+    def __init__(
+        self,
+        store: Latents,
+        split: Split,
+        targets: NDArray[Any] | None = None,
+        *,
+        heads: Mapping[str, Any] | None = None,
+        metrics: Sequence[str] | None = None,
+        units: NDArray[Any] | None = None,
+        chance: float | None = None,
+    ) -> None:
+        self.split, self.work = split, Workspace(store.ids)
+        self.targets: NDArray[Any] = np.asarray(
+            np.zeros(len(store)) if targets is None else targets
+        )
+        self.numeric = self.targets.dtype.kind == "f"
+        if heads is None:
+            heads = {"ridge": RidgeRegressor() if self.numeric else Ridge()}
+        self.heads = {name: Head(name, estimator) for name, estimator in heads.items()}
+        self.metrics = tuple(metrics or getattr(self, "metrics", ()) or self._default_metrics())
+        self.units = np.arange(len(store)) if units is None else np.asarray(units)
+        self.chance = chance
+        self.fitted = split.train
+        self.n_train, self.n_test = len(split.train), len(split.test)
+        sides = {"train": split.train, "val": split.val, "test": split.test}
+        self.sides: Sequence[tuple[str, Rows]] = list(sides.items())
+
+    def _default_metrics(self) -> tuple[str, ...]:
+        return ("r2",) if self.numeric else ("accuracy",)
+
+    def metrics_of(self, head: Head) -> tuple[str, ...]:
+        """Return the metrics of a head's rows; the first is the one that is compared."""
+        return self.metrics
+
+    def protocol(self, head: Head) -> str | None:
+        """Return the protocol's name; None for the task's own."""
+        return None
+
+    def heads_of(self, name: str, estimator: Any) -> dict[str, Head]:
+        """Return the heads that an estimator of the user's makes: one under its name.
+
+        Raises:
+            TaskError: it predicts numbers where there are classes, or the other way round.
+        """
+        head = Head(name, estimator)
+        if not hasattr(estimator, "predict"):
+            raise TaskError(f"heads: {name!r} predicts nothing; end a pipeline with a classifier")
+        if head.regresses != self.numeric:
+            found, expected = ("regressor", "classifier")[:: 1 if head.regresses else -1]
+            raise TaskError(
+                f"heads: expected a {expected} for this task, found {name!r}, a {found}"
+            )
+        return {name: head}
+
+    def pca(self, X: NDArray[Any], dims: Sequence[int]) -> list[Features]:
+        """Return PCA of pixels (N, D), fitted on `fitted`: at these sizes, and at some to choose from."""
+        return controls.pca(X, self.fitted, dims)
+
+    def score(
+        self, head: Head, features: Features, seed: int = 0, shuffled: bool = False
+    ) -> Scored:
+        """Score features under a head; shuffled: after the training images' targets were permuted."""
+        train, val, test = self.split.train, self.split.val, self.split.test
+        y = self.shuffled(seed) if shuffled else self.targets[train]
+        held = (val, self.targets[val]) if len(val) else None
+        truth = self.targets[test]
+        if self.numeric:
+            predicted = predict_numbers(self.work, head, features, train, y, test, seed, held)
+            outcome = np.stack([(predicted.values - truth) ** 2, truth])
+            return Scored(features, outcome, predicted.training_score, predicted.standardised)
+        scores = score_classes(self.work, head, features, train, y, test, seed, held)
+        outcome = (scores.predicted() == truth).astype(np.float64)
+        return Scored(features, outcome, scores.training_score, scores.standardised)
+
+    def read(self, head: Head, features: Features) -> NDArray[Any]:
+        """Return features (N, r) of every image, as far as a head can tell: r is N at most where it can be.
+
+        Raises:
+            TaskError: too many columns for a head that takes columns.
+        """
+        if head.rotations_change_nothing:
+            return self.work.compact(features)
+        return self.work.columns(features, head.name)
+
+    def shuffled(self, seed: int) -> NDArray[Any]:
+        """Return the training images' targets, permuted."""
+        return np.random.default_rng(seed).permutation(self.targets[self.split.train])
+
+    def figures(self, metric: str, scored: Sequence[Scored], seed: int) -> list[Figure]:
+        """Return a metric of each."""
+        units = self.units[self.split.test]
+        if metric == "r2":
+            errors = np.stack([item.outcome[0] for item in scored], axis=1)
+            return r2_figures(errors, scored[0].outcome[1], units, seed)
+        outcomes = np.stack([item.outcome for item in scored], axis=1)
+        return mean_figures(outcomes, units, seed, self.chance)
+
+    def p_values(self, pairs: Sequence[tuple[Scored, Scored]], seed: int) -> list[float]:
+        """Return the two-sided p-value that the first metric of two differs, for each pair."""
+        outcomes = [(_of_items(a), _of_items(b)) for a, b in pairs]
+        return paired_bootstrap(outcomes, self.units[self.split.test], seed)
+
+    def curve(self, head: Head, scored: Scored) -> Curve | None:
+        """Return the curve that goes with the metrics, if there is one."""
+        return None
+
+
+def _of_items(scored: Scored) -> NDArray[Any]:
+    """Return a value of each test item: the losses, where the truth stands beside them."""
+    return scored.outcome[0] if scored.outcome.ndim == 2 else scored.outcome
+
+
+def expect_store(store: object, name: str = "store") -> None:
+    """Refuse what is no open store, as a path to one.
+
+    Raises:
+        TaskError: names the parameter.
+    """
+    if not isinstance(store, Latents):
+        found = repr(store) if isinstance(store, str | Path | None) else type(store).__name__
+        raise TaskError(
+            f"{name}: expected an open store, found {found}; vr.open('latents.h5') opens one"
+        )
+
+
+def expect_several(values: object, name: str, kind: Kind, words: str) -> None:
+    """Refuse what is no sequence of values of a type.
+
+    Raises:
+        TaskError: names the parameter.
+    """
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise TaskError(f"{name}: expected a list of {words}, found {type(values).__name__}")
+    for value in values:
+        expect(value, name, kind, words)
+
+
+def expect(value: object, name: str, kind: Kind, words: str) -> None:
+    """Refuse a value of another type.
+
+    Raises:
+        TaskError: names the parameter.
+    """
+    if not isinstance(value, kind) or isinstance(value, bool):
+        found = f"{type(value).__name__} {value!r:.80}"
+        raise TaskError(f"{name}: expected {words}, found {found}")
+
+
+def expect_at_least(task: Task, least: Mapping[str, int]) -> None:
+    """Refuse options of a task that are no whole numbers, or below the least; None is not asked.
+
+    Raises:
+        TaskError: names the option.
+    """
+    for name, lowest in least.items():
+        value = getattr(task, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is None:
+                continue
+            expect(number, name, Integral, "a whole number")
+            if number < lowest:
+                raise TaskError(f"{name}: expected at least {lowest}, found {number}")
+
+
+def several(value: Any, name: str, kind: Kind, words: str) -> tuple[Any, ...]:
+    """Return one value of a type, or several, as a tuple without those that come twice.
+
+    Raises:
+        TaskError: names the parameter.
+    """
+    values = [value] if isinstance(value, kind) else value
+    expect_several(values, name, kind, words)
+    return tuple(dict.fromkeys(values))
+
+
+def has_splits(splits: NDArray[np.str_], name: object) -> bool:
+    """Return whether images (N,) are split into train and others; False where all are of one split.
+
+    Raises:
+        TaskError: they are of several splits, none of which is `train`.
+    """
+    if (splits == "train").any():
+        return True
+    if len(known := sorted(set(splits.tolist()))) > 1:
+        raise TaskError(
+            f"{name}: expected a split train, found {', '.join(split or 'no split' for split in known)}; "
+            "extract with splits called train, val and test, or with none"
+        )
+    return False
+
+
+def first_halves(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Flag the first half of each label's images, of labels (N,), -1 where none: a gallery without splits."""
+    first = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels[labels >= 0]):
+        members = np.flatnonzero(labels == label)
+        first[members[: len(members) // 2]] = True
+    return first
+
+
+def refuse_leaks(
+    images: NDArray[Any], ids: Sequence[str], sides: Sequence[tuple[str, NDArray[np.intp]]]
+) -> None:
+    """Refuse an image that is in two sides, or twice in one under two ids.
+
+    Raises:
+        TaskError: names both.
+    """
+    seen: dict[bytes, tuple[int, str]] = {}
+    for name, side in sides:
+        here = {}
+        for i in side:
+            image = images[i].tobytes()
+            if twin := seen.get(image):
+                raise TaskError(
+                    f"{ids[i]} in the {name} is the same image as {ids[twin[0]]} in the {twin[1]}; remove one"
+                )
+            here[image] = int(i), name
+        seen |= here
