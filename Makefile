@@ -13,7 +13,7 @@ demo: .venv/installed
 	$(BIN)/vdvae-repr demo --out demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -q -m "not slow and not network"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not network"
 
 check: .venv/installed
 	$(BIN)/ruff check .

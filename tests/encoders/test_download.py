@@ -85,8 +85,10 @@ def server(content):
 @pytest.fixture
 def release(server, tiny, tmp_path, monkeypatch):
     """A release called openai:tiny on that server, and an empty cache."""
-    monkeypatch.setitem(RELEASES, "tiny", Release(url=server.url, preset="tiny", bits_per_dim=8.0))
-    monkeypatch.setattr(weights.ModelConfig, "from_preset", lambda name: tiny.config)
+    preset = tmp_path / "preset.toml"
+    preset.write_text(Config(model=tiny.config).to_toml())
+    known = Release(url=server.url, preset=str(preset), bits_per_dim=8.0)
+    monkeypatch.setitem(RELEASES, "tiny", known)
     monkeypatch.setenv("VDVAE_REPR_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "tiny-model-ema.th"
 
@@ -94,7 +96,7 @@ def release(server, tiny, tmp_path, monkeypatch):
 def test_what_is_missing_is_said_with_address_and_place(release, server):
     with pytest.raises(vr.CheckpointError) as refusal:
         vr.load("openai:tiny")
-    for part in (str(release), server.url, "--download", "download=True"):
+    for part in (str(release), server.url, "download=True"):
         assert part in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert not server.asked
@@ -129,7 +131,7 @@ def test_training_starts_from_what_it_fetches(release, tiny, tmp_path):
     command = ["train", tmp_path / "tiny.toml", "--data", "toy-faces:4x3", "--out", tmp_path / "r"]
     command = [str(word) for word in [*command, "--init-from", "openai:tiny"]]
     missing = CliRunner().invoke(app, command)
-    assert "--download" in str(missing.exception)
+    assert "download=True" in str(missing.exception)
     done = CliRunner().invoke(app, [*command, "--download"])
     assert done.exit_code == 0, done.output
     assert release.is_file()

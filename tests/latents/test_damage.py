@@ -248,12 +248,12 @@ def test_a_part_whose_arrays_are_absurd_takes_no_memory(tiny, source, tmp_path, 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"factors": {"n" * 70_000: np.arange(12)}},
+    [{"factors": {"n" * 4000: np.arange(12)}},
      {"factors": {f"factor {i}": np.arange(12) for i in range(100)}},
      {"factors": {"ünïcode & <b>": np.array(["é" * 5000] * 12)}},
      {"factors": {" ": np.arange(12) > 3, "$": np.arange(12, dtype=np.float16)}},
      {"label_names": tuple(f"class {i}" for i in range(100_000)), "labels": np.arange(12) * 8000},
-     {"ids": tuple("x" * 5000 + str(i) for i in range(12))}],
+     {"ids": tuple("x" * 4000 + str(i) for i in range(12))}],
 )  # fmt: skip
 def test_what_hdf5_can_hold_is_kept(tiny, source, tmp_path, changes):
     changed = dataclasses.replace(source, **changes)
@@ -280,7 +280,7 @@ def test_what_hdf5_cannot_hold_is_refused_before_anything_is_computed(
     def fail(count):
         raise AssertionError("computed")
 
-    with pytest.raises(vr.StoreError, match="factor 'x'") as refused:
+    with pytest.raises(vr.DataError, match="factor 'x'") as refused:
         vr.extract(
             tiny,
             dataclasses.replace(source, factors={"x": values}),

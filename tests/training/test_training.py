@@ -238,7 +238,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(toml, photos, tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limit[1]))
-        with pytest.raises(vr.TrainingError, match="last good one is step 20"):
+        with pytest.raises(vr.TrainingError, match="make room: resume=True goes on from step 20"):
             trained(toml, photos, tmp_path / "r", "train.steps=40", resume=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)

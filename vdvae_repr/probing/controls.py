@@ -170,8 +170,10 @@ class RandomTwin:
     @cached_property
     def _recipe(self) -> str:
         attrs = self._store.info.attributes()
-        # The weights, as a network's twin keeps what its modules do not draw anew.
-        keys = ("config", "weights_sha256", "z", "draws", "seed", "pool", "precision")
+        keys = ["config", "z", "draws", "seed", "pool", "precision"]
+        if "encoder" in json.loads(attrs["config"]):
+            # All of a VDVAE is drawn anew; another network's twin keeps what its modules do not draw.
+            keys.append("weights_sha256")
         settings = [str(attrs.get(name)) for name in keys]
         return hash_text(
             hash_arrays(self._store.images()),

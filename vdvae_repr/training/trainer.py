@@ -28,7 +28,14 @@ from vdvae_repr.config import Config, TrainConfig, shown, whole_number
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing, Source, read_images
-from vdvae_repr.errors import CheckpointError, ConfigError, DataError, Terminated, TrainingError
+from vdvae_repr.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Terminated,
+    TrainingError,
+    first_line,
+)
 from vdvae_repr.lock import locked
 from vdvae_repr.model.inference import allow_recompiles
 from vdvae_repr.model.layers import select_layers
@@ -280,7 +287,9 @@ def _train(
         with _signals() as stopped:
             run.loop(stopped)
     except (OSError, SafetensorError) as error:
-        raise TrainingError(f"{out}: {error}; {run.last_checkpoint()}") from error
+        raise TrainingError(
+            f"{out}: the run cannot be written ({first_line(error)}); make room: {run.last_checkpoint()}"
+        ) from error
     except torch._dynamo.exc.TorchDynamoException as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TrainingError(f"torch.compile failed ({reason}); train without it") from error
