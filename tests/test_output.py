@@ -233,6 +233,23 @@ def test_a_folder_is_replaced_only_once_everything_is_written(tmp_path):
     assert content(tmp_path) == {"a.csv": (OURS + "1\n").encode()}
 
 
+def test_who_waits_for_a_folder_takes_nothing_away_from_who_writes(tmp_path):
+    """Ctrl-C, where another process has the folder, ends the waiting one alone."""
+    with replacing_folder(tmp_path, NAMES) as aside:
+        (aside / "a.csv").write_text(OURS)
+        if not (child := os.fork()):
+            signal.signal(signal.SIGALRM, signal.default_int_handler)
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            try:
+                with replacing_folder(tmp_path, NAMES):
+                    os._exit(1)
+            except KeyboardInterrupt:
+                os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert (aside / "a.csv").exists()
+    assert (tmp_path / "a.csv").read_text() == OURS
+
+
 def test_a_killed_export_is_made_again(store, tmp_path):
     """Killed while the matrix and its description take their places, one after the other."""
     for suffix in (".npz", ".npy"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,7 +35,11 @@ def locked(path: Path, busy: str, error: type[VDVAEReprError]) -> Iterator[None]
 
 
 def _holding(path: Path, busy: str, error: type[VDVAEReprError]) -> Iterator[None]:
-    if path.is_symlink() or (path.exists() and (not path.is_file() or path.stat().st_size)):
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        status = None
+    if status and (not stat.S_ISREG(status.st_mode) or status.st_size):
         raise error(f"{path}: is in the way, and is no lock; move it, or choose another path")
     while True:
         with path.open("a") as handle:
@@ -42,7 +47,10 @@ def _holding(path: Path, busy: str, error: type[VDVAEReprError]) -> Iterator[Non
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise error(f"{busy}; wait for it, or choose another path") from None
-            if not path.exists() or path.stat().st_ino != os.fstat(handle.fileno()).st_ino:
+            try:
+                if path.stat().st_ino != os.fstat(handle.fileno()).st_ino:
+                    continue  # another process has just made it anew
+            except FileNotFoundError:
                 continue  # its last holder has just removed it
             try:
                 yield

@@ -193,23 +193,25 @@ def replacing_folder(folder: str | Path, names: re.Pattern[str]) -> Iterator[Pat
         handle = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir()
-            yield aside
-            kinds = (".jsonl", ".csv", ".png")
-            written = sorted(
-                aside.iterdir(), key=lambda path: (kinds.index(path.suffix), path.name)
-            )
-            for path in written:
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-            for path in list(folder.iterdir()):
-                if names.fullmatch(path.name) and path.name != written[0].name and is_own(path):
-                    path.unlink()
-            for path in written:
-                path.replace(folder / path.name)
+            try:
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir()
+                yield aside
+                kinds = (".jsonl", ".csv", ".png")
+                written = sorted(
+                    aside.iterdir(), key=lambda path: (kinds.index(path.suffix), path.name)
+                )
+                for path in written:
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+                for path in list(folder.iterdir()):
+                    if names.fullmatch(path.name) and path.name != written[0].name and is_own(path):
+                        path.unlink()
+                for path in written:
+                    path.replace(folder / path.name)
+            finally:  # only by whom the folder is locked: it may be another process's otherwise
+                shutil.rmtree(aside, ignore_errors=True)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
             os.close(handle)
     except OSError as error:
         raise TaskError(

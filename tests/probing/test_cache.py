@@ -81,6 +81,17 @@ def test_options_of_a_task_are_told_apart(store, scored, tmp_path):
     assert "pixels" in scored
 
 
+def test_a_task_of_ones_own_is_not_taken_for_the_one_it_is_made_of(store, scored, tmp_path):
+    class Mine(vr.FaceId):
+        """The same options, another split."""
+
+    how = HOW | {"cache": tmp_path / "k", "controls": ()}
+    vr.probe(store, "face_id", **how)
+    scored.clear()
+    vr.probe(store, Mine(), **how)
+    assert scored == ["tiny"]
+
+
 def test_a_protocol_is_an_option_too(store, tmp_path):
     how = HOW | {"cache": tmp_path / "k"}
     task = vr.FaceId(protocol="open-set", far=[0.9])

@@ -416,14 +416,14 @@ def same_images(store: Latents, other: Latents) -> str:
     differ = None
     if known[0] is not None and known[1] is not None and known[0][0] == known[1][0]:
         differ = np.flatnonzero(known[0][1] != known[1][1])
-    elif store.info.source_sha256 == other.info.source_sha256 is not None:
-        return ""
     alike = store.info.preprocessing == other.info.preprocessing
     if (differ is None or len(differ)) and alike and store.has_images and other.has_images:
         images = (each.images() for each in (store, other))
         one, two = (pixels.reshape(len(pixels), -1) for pixels in images)
         if one.shape == two.shape:
             differ = np.flatnonzero((one != two).any(axis=1))
+    if differ is None and store.info.source_sha256 == other.info.source_sha256 is not None:
+        return ""  # of the same names and sizes, which is all that is known
     if differ is not None:
         if not len(differ):
             return ""

@@ -62,9 +62,13 @@ def import_latents(
     if not isinstance(like, LatentStore):
         raise StoreError(f"like: expected an open store, found {like!r:.80}; vr.open opens one")
     out = linked_to(path_of("out", out))
-    refuse_target(out, [like.path, *([Path(matrix)] if isinstance(matrix, str | Path) else [])])
-    if out.exists() and not overwrite:
-        raise StoreError(f"{out}: exists already; choose another path, or overwrite=True")
+
+    def refuse() -> None:
+        refuse_target(out, [like.path, *([Path(matrix)] if isinstance(matrix, str | Path) else [])])
+        if out.exists() and not overwrite:
+            raise StoreError(f"{out}: exists already; choose another path, or overwrite=True")
+
+    refuse()
     if isinstance(matrix, str | Path):
         name = str(matrix)
         values, found, about = _read_matrix(Path(matrix))
@@ -103,7 +107,7 @@ def import_latents(
     if weights != [like.info.weights_sha256] or model not in ([], [like.info.model]):
         raise StoreError(
             f"{name}: says that it holds latents of {_few(about.get('model', ['a model']))}, weights "
-            f"{weights[0][:8]}, expected those of {like.path}, {like.info.model}, weights "
+            f"{_few(weights)[:8]}, expected those of {like.path}, {like.info.model}, weights "
             f"{like.info.weights_sha256[:8]}; give as like a store of that model"
         )
     for what, expected in (("layers", [spec.name for spec in chosen]), ("feature", [feature])):
@@ -143,6 +147,7 @@ def import_latents(
 
     try:
         with partition.locked(Path(f"{out}.lock")):
+            refuse()  # once more: another process may have written it meanwhile
             replaces = out.exists()
             if replaces:
                 partition.refuse_parts_of_others(out)
@@ -157,7 +162,7 @@ def import_latents(
 
 
 def _few(names: Sequence[str]) -> str:
-    return f"{names[0]} .. {names[-1]}" if len(names) > 1 else str(names[0])
+    return f"{names[0]} .. {names[-1]}" if len(names) > 1 else "".join(names) or "none"
 
 
 def _read_matrix(path: Path) -> tuple[NDArray[Any], list[str] | None, dict[str, list[str]]]:
@@ -191,7 +196,7 @@ def _exported_beside(
         ids = [str(image_id) for image_id in about["ids"]]
         if shape != (len(ids), about["columns"][-1]):
             return None, {}
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None, {}
     return ids, {
         key: np.atleast_1d(about[key]).astype(str).tolist() for key in ABOUT if key in about

@@ -841,7 +841,7 @@ def _cut(images: range, size: int) -> Iterator[range]:
 
 def _begun_with(out: Path, claimed: Mapping[str, Any]) -> int | None:
     """Return the batch size of an extraction that is begun or finished, because parts are cut by it."""
-    known = partition.attributes_of(out) if out.exists() else claimed
+    known = (partition.attributes_of(out) if out.exists() else {}) or claimed
     return int(known["batch_size"]) if "batch_size" in known else None
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -297,7 +298,9 @@ def refuse_broken_trailer(path: Path) -> None:
         if start >= 0:
             file.seek(start)
             ranges = np.frombuffer(file.read(16 * count), "<u8").reshape(-1, 2)
-            if end[8:40] == _ranges_sha256(file, ranges):
+            edges = [0, *ranges.ravel().tolist(), start]
+            ascending = all(first <= last for first, last in pairwise(edges))
+            if ascending and end[8:40] == _ranges_sha256(file, ranges):
                 return
     raise StoreError(
         f"{path}: is damaged; extract again, with overwrite=True if it is a single file, or put back a copy"
@@ -363,6 +366,11 @@ def label_names(file: h5py.File) -> tuple[str, ...]:
     return tuple(_list(file["labels"].attrs["names"], str, "names of labels"))
 
 
+def _is_plain(dtype: np.dtype[Any]) -> bool:
+    """Whether values are numbers or texts, none of which is a list or a reference."""
+    return dtype.kind != "O" or h5py.check_string_dtype(dtype) is not None
+
+
 def refuse_other_arrays(path: Path, file: h5py.File, info: StoreInfo) -> None:
     """Refuse a store whose arrays are not those that it lists, of their shapes and types.
 
@@ -374,7 +382,7 @@ def refuse_other_arrays(path: Path, file: h5py.File, info: StoreInfo) -> None:
         data = file.get(key)
         if not isinstance(data, h5py.Dataset):
             found = "nothing" if data is None else "a group"
-        elif data.shape is None or data.dtype.kind not in kinds:
+        elif data.shape is None or data.dtype.kind not in kinds or not _is_plain(data.dtype):
             found = f"{data.dtype} {data.shape}"
         elif not data.ndim or len(data) != length or ndim not in (None, data.ndim):
             found = f"shape {data.shape}"

@@ -501,6 +501,8 @@ def _chosen_heads(task: str, problem: Problem, heads: Any) -> dict[str, Head]:
     chosen: dict[str, Head] = {}
     for name, meant in heads.items():
         expect(name, "heads", str, "names")
+        if not name.strip() or "/" in name or not name.isprintable():
+            raise TaskError(f"heads: expected a name that a file may have, found {name!r}")
         if isinstance(meant, str):
             if meant not in problem.heads:
                 known = ", ".join(problem.heads)
@@ -530,12 +532,11 @@ def _problem_digest(task: Task, store: Latents, images: NDArray[np.uint8] | None
     factors = [
         f"{name} {hash_arrays(np.asarray(values, str))}" for name, values in store.factors.items()
     ]
-    options = {
-        name: hash_arrays(np.fromfile(value, np.uint8)) if isinstance(value, Path) else repr(value)
-        for name, value in asdict(task).items()
-    }
+    options = {name: _option_digest(value) for name, value in asdict(task).items()}
     arrays = [store.labels] if images is None else [images, store.labels]
     return hash_text(
+        type(task).__module__,
+        type(task).__qualname__,
         task.name,
         str(task.version),
         json.dumps(options, sort_keys=True),
@@ -545,6 +546,15 @@ def _problem_digest(task: Task, store: Latents, images: NDArray[np.uint8] | None
         *store.label_names,
         *factors,
     )
+
+
+def _option_digest(value: Any) -> str:
+    """Return what an option of a task says: the content of a file or an array, else how it is written."""
+    if isinstance(value, np.ndarray):
+        return hash_arrays(value)
+    if isinstance(value, str | Path) and Path(value).is_file():
+        return hash_arrays(np.fromfile(value, np.uint8))
+    return repr(value)
 
 
 def _called(features: Features) -> str:

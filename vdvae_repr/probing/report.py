@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vdvae_repr import results
-from vdvae_repr.results import CONTROLS, Comparison, Curve, Result, SamplingCost
+from vdvae_repr.results import Comparison, Curve, Result, SamplingCost
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,10 +60,11 @@ class Report:
     def rate_accuracy(self) -> pd.DataFrame:
         """Return the nats spent up to each layer beside what all layers up to it are worth."""
         kept = ("head", "feature", "pool", "layer", "dims", "metric", "value", "ci_low", "ci_high")
+        own = self.rows[0].model if self.rows else None  # models beside it spend other nats
         table = [
             {"nats": self.nats[row.layer]} | {name: getattr(row, name) for name in kept}
             for row in self.rows
-            if row.layer in self.nats and row.model not in CONTROLS
+            if row.layer in self.nats and row.model == own
         ]
         return pd.DataFrame(table, columns=["nats", *kept])
 

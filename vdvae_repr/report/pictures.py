@@ -126,7 +126,8 @@ def write_noise(rows: Sequence[SamplingCost], folder: Path) -> None:
 def write_rate_accuracy(rows: Sequence[Result], nats: Mapping[str, float], folder: Path) -> None:
     """Write `rate_accuracy-HEAD-FEATURE-POOL.png`; of several numbers of shots the fewest."""
     fewest = min(row.n_train for row in rows) if rows[0].task == "few_shot" else None
-    rows = [row for row in rows if fewest in (None, row.n_train)]
+    models = (rows[0].model, *results.CONTROLS)  # models beside it spend other nats
+    rows = [row for row in rows if fewest in (None, row.n_train) and row.model in models]
     kinds = list(dict.fromkeys((row.feature, row.pool) for row in rows if row.layer in nats))
     for feature, pool in kinds:
         for head in dict.fromkeys(row.head for row in rows):
