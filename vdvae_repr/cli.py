@@ -987,7 +987,9 @@ def in_options(message: str) -> str:
     def option(match: re.Match[str]) -> str:
         name, value = match[1], match[2]
         name = f"no_{name}" if value == "False" else name
-        flag = options.get(name) or options.get(name.removesuffix("s"))
+        flag = (
+            options.get(name) or options.get(name.removesuffix("s")) or options.get(f"data_{name}")
+        )
         if flag is None or value in ("True", "False"):
             return flag or match[0]
         return f"{flag} {value if ' ' in value else value.strip(QUOTE)}"

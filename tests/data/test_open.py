@@ -184,7 +184,7 @@ def test_an_empty_name_is_refused():
     for empty in ("", "  "):
         with pytest.raises(DataError, match="the name is empty"):
             open_source(empty)
-    with pytest.raises(DataError, match="root is empty"):
+    with pytest.raises(DataError, match="root: the name is empty"):
         open_source("cifar10", root="")
 
 

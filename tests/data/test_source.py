@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 from torchvision.transforms import functional
 
 from vdvae_repr.data.open import open_source
@@ -339,6 +339,30 @@ def test_zeros_where_an_image_should_end_are_damage(tmp_path, kind, options):
     with pytest.raises(DataError, match=r"cut.png: expected a readable image"):
         source.load(0)
     assert source[1].size == (96, 96)
+
+
+def test_what_phones_and_programs_append_is_no_damage(tmp_path):
+    """A trailer behind a photo's end, padded; EXIF of zeros behind the pixels; a padded AVIF."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    kinds = {"a.jpg": "JPEG", "b.png": "PNG", "c.webp": "WEBP", "d.avif": "AVIF"}
+    for name, kind in kinds.items():
+        if kind == "AVIF" and not features.check("avif"):
+            continue
+        exif = {"exif": b"Exif\0\0II*\0" + bytes(3000)} if kind == "WEBP" else {}
+        buffer = io.BytesIO()
+        noise.save(buffer, kind, **exif)
+        tail = b"SEFT trailer" if kind in ("JPEG", "PNG") else b""
+        (tmp_path / name).write_bytes(buffer.getvalue() + tail + bytes(2048))
+    source = open_source(tmp_path)
+    assert {source[i].size for i in range(len(source))} == {(64, 64)}
+
+
+def test_a_file_of_any_length_takes_little_memory(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
+    with (tmp_path / "a.jpg").open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(DataError, match=r"a\.jpg.* 1,099,511,627,776 bytes"):
+        open_source(tmp_path).load(0)
 
 
 def test_an_image_of_one_colour_is_whole(tmp_path):

@@ -257,3 +257,15 @@ def test_floats_of_eight_bits_are_refused(tiny, tmp_path):
     with pytest.raises(vr.CheckpointError, match="found float8_e4m3fn") as refusal:
         vr.load(tmp_path / "w.th", preset=tiny.config)
     assert "\n" not in str(refusal.value)
+
+
+def test_an_average_kept_as_a_list_is_a_set_of_weights(tiny, tmp_path):
+    """As torch_ema keeps it; states of generators are none."""
+    weights_of = tiny.state_dict()
+    random = {"cpu": torch.zeros(16, dtype=torch.uint8)}
+    torch.save({"model": weights_of, "rng": random}, tmp_path / "a.th")
+    assert weights.read_weights(tmp_path / "a.th").keys() == weights_of.keys()
+    ema = {"decay": 0.9, "shadow_params": list(weights_of.values())}
+    torch.save({"model": weights_of, "ema": ema}, tmp_path / "b.th")
+    with pytest.raises(vr.CheckpointError, match="2 sets of weights, model, ema"):
+        weights.read_weights(tmp_path / "b.th")

@@ -148,7 +148,7 @@ def open_dataset(name: str, root: str | Path | None = None, *, download: bool = 
     """
     dataset = DATASETS[name]
     if root is not None and not str(root).strip():
-        raise DataError("root is empty; give a folder, or leave it out")
+        raise DataError("root: the name is empty; give a folder, or leave it out")
     place = Path(root or os.environ.get("VDVAE_REPR_DATA_ROOT") or "data")
     try:
         return dataset.open(place)
@@ -156,7 +156,7 @@ def open_dataset(name: str, root: str | Path | None = None, *, download: bool = 
         if not (download and dataset.download):
             raise DataError(
                 f"{name}: expected {dataset.files} in {place}, found no {error.filename}; "
-                f"{dataset.remedy.format(root=place)}; root names another place"
+                f"{dataset.remedy.format(root=place)}; root=FOLDER names another place"
             ) from error
     except _UNREADABLE as error:
         raise DataError(f"{name} in {place}: cannot be read ({first_line(error)})") from error

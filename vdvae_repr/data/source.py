@@ -52,6 +52,7 @@ FORMATS = (
     "PCX",
     "TGA",
 )
+FILE_BYTES = 2**29  # of one image's file
 FEW_ZEROS = 1024  # at the end of compressed pixels so many are no pixels
 ENDS = {  # of compressed pixels, the bytes that they end with
     "JPEG": b"\xff\xd9",
@@ -490,7 +491,10 @@ class _ImageFiles:
     def content(self, index: int) -> bytes:
         """Return the bytes that an image is decoded from."""
         content = self.contents[index]
-        return content if isinstance(content, bytes) else content.read_bytes()
+        if isinstance(content, bytes):
+            return content
+        _refuse_a_large_file(content)
+        return content.read_bytes()
 
     def __call__(self, index: int) -> Image.Image:
         return open_image(self.contents[index])
@@ -503,6 +507,8 @@ def open_image(content: Path | bytes) -> Image.Image:
         ValueError: it is none; the message says what it is, where its first bytes tell. OSError: it cannot be
             read.
     """
+    if isinstance(content, Path):
+        _refuse_a_large_file(content)
     try:
         image = Image.open(
             io.BytesIO(content) if isinstance(content, bytes) else content, formats=_known()
@@ -516,6 +522,11 @@ def open_image(content: Path | bytes) -> Image.Image:
             f"{zeros} zeros stand where its pixels should end, as where it was cut off"
         )
     return image
+
+
+def _refuse_a_large_file(path: Path) -> None:
+    if (size := path.stat().st_size) > FILE_BYTES:
+        raise ValueError(f"it has {size:,} bytes, expected {FILE_BYTES:,} of an image at most")
 
 
 def _zeros_at_the_end(content: Path | bytes, image: Image.Image) -> int:
@@ -540,14 +551,37 @@ def _zeros_at_the_end(content: Path | bytes, image: Image.Image) -> int:
     if len(last) < FEW_ZEROS or last.strip(b"\0"):
         return 0
     whole = content if isinstance(content, bytes) else content.read_bytes()
-    if image.format == "WEBP":  # whose header says how long it is
-        whole = whole[: int.from_bytes(whole[4:8], "little") + 8]
+    whole = _up_to_pixels(whole, image.format)
     for places, counts in ((273, 279), (324, 325)):  # of the strips and tiles of a TIFF
         if places in tags and counts in tags:
             whole = whole[: max(map(sum, zip(tags[places], tags[counts], strict=False)), default=0)]
     held = whole.rstrip(b"\0")
     zeros = len(whole) - len(held)
-    return 0 if zeros < FEW_ZEROS or (end and held.endswith(end)) else zeros
+    if image.format in ("JPEG", "MPO"):  # whose mark may stand before what a phone appends
+        ended = held.rfind(end) > held.rfind(b"\xff\xda")
+    elif image.format == "PNG":
+        ended = end in held
+    else:
+        ended = bool(end) and held.endswith(end)
+    return 0 if zeros < FEW_ZEROS or ended else zeros
+
+
+def _up_to_pixels(content: bytes, kind: str | None) -> bytes:
+    """Return a WebP or AVIF without what stands behind its pixels: metadata, padding; others as they are."""
+    if kind == "WEBP":
+        place, last = 12, len(content)
+        while place + 8 <= len(content):
+            size = int.from_bytes(content[place + 4 : place + 8], "little")
+            if content[place : place + 4] in (b"VP8 ", b"VP8L", b"ANMF"):
+                last = place + 8 + size
+            place += 8 + size + size % 2
+        return content[:last]
+    if kind == "AVIF":
+        place = 0
+        while (size := int.from_bytes(content[place : place + 4], "big")) >= 8:
+            place += size
+        return content[:place] if place else content
+    return content
 
 
 @cache

@@ -114,8 +114,8 @@ def _published(what: str, download: bool) -> Path:
         return file
     if not download:
         raise CheckpointError(
-            f"{PREFIX}{what}: its published weights are not in the cache; fetch them with download=True "
-            f"(download=True), or download {url} and save it as {file}; random ones: {PREFIX}{what}@random"
+            f"{PREFIX}{what}: its published weights are not in the cache; fetch them with download=True, "
+            f"or download {url} and save it as {file}; random ones: {PREFIX}{what}@random"
         )
     fetch(url, file)
     return file

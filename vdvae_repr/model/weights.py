@@ -537,18 +537,22 @@ def _refuse_compression(path: Path) -> None:
 
 
 def _holds_tensors(value: Any) -> bool:
-    """Whether a value is a dictionary of tensors by name, at whatever depth; single numbers do not count."""
+    """Whether a value holds a list or dictionary of tensors, at whatever depth.
+
+    Single numbers do not count, nor do whole numbers, as states of generators are.
+    """
     waiting, seen = [value], set[int]()
     while waiting:
         table = waiting.pop()
-        if id(table) in seen or not isinstance(table, Mapping):
+        if id(table) in seen or not isinstance(table, Mapping | list | tuple):
             continue
         seen.add(id(table))
-        if not all(isinstance(key, str) for key in table):
+        if isinstance(table, Mapping) and not all(isinstance(key, str) for key in table):
             continue
-        if any(isinstance(inner, Tensor) and inner.ndim for inner in table.values()):
+        values = list(table.values() if isinstance(table, Mapping) else table)
+        if any(isinstance(v, Tensor) and v.ndim and v.is_floating_point() for v in values):
             return True
-        waiting += table.values()
+        waiting += values
     return False
 
 

@@ -424,3 +424,13 @@ def test_labels_in_an_attribute_are_said(tmp_path):
         file.attrs["labels"] = [0, 1, 1, 0]
     (line,) = open_source(tmp_path / "a.h5").notices
     assert "attribute 'labels' of the file is not read" in line
+
+
+def test_names_in_attributes_that_fit_no_labels_are_left_out(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"] = np.zeros((10, 8, 8, 3), np.uint8) + 9
+        file["labels"] = np.arange(10)
+        file.attrs["names"] = ["left", "right"]
+    source = open_source(tmp_path / "a.h5")
+    assert source.label_names == tuple(map(str, range(10)))
+    assert any("they fit no labels" in line for line in source.notices)

@@ -264,6 +264,15 @@ def _named_beside(file: h5py.File, arrays: Mapping[str, h5py.Dataset]) -> dict[s
     return named
 
 
+def _fit(names: Sequence[str], labels: Sequence[Any]) -> bool:
+    """Whether names, which nobody said are of classes, can be those of labels (N,)."""
+    numbers = [np.asarray(array) for array in labels if array is not None]
+    return all(names) and all(
+        array.dtype.kind in "iub" and (not array.size or int(array.max()) < len(names))
+        for array in numbers
+    )
+
+
 def _texts_of(attributes: Any, key: str) -> list[str]:
     """Return the texts in an attribute, a list or JSON; none where it holds anything else."""
     try:
@@ -408,8 +417,12 @@ def _source_of(
         places = [place for place in named if place in content.taken] or [p for p in named if not p]
         several = len({tuple(named[place]) for place in places}) > 1
         if places and not several:
-            names = named[places[0]]
-            notices.append(f"class names are read from the attributes of {places[0] or 'the file'}")
+            where = places[0] or "the file"
+            if _fit(named[places[0]], [part.labels for part in parts]):
+                names = named[places[0]]
+                notices.append(f"class names are read from the attributes of {where}")
+            else:
+                notices.append(f"names in the attributes of {where} left out: they fit no labels")
         elif several:
             notices.append(f"class names left out: those of {' and '.join(places)} differ")
     unread = [
@@ -500,6 +513,8 @@ def map_member(path: Path, member: zipfile.ZipInfo) -> NDArray[Any] | None:
         mapped = _mapped(path, file.tell(), shape, by_column, dtype)
         file.seek(start)
         checksum, left = 0, member.file_size
+        if needed > EXACT_BYTES:  # it would be read whole before the first image is
+            return mapped
         while left and (block := file.read(min(left, 2**20))):
             checksum, left = zlib.crc32(block, checksum), left - len(block)
     if checksum != member.CRC:
