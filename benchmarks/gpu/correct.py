@@ -93,6 +93,8 @@ def golden(device: str) -> Iterator[Row]:
     """A sampling pass in each precision; as blocks, in channels-last, compiled."""
     for name in NAMES:
         for precision, bound in BOUNDS.items():
+            if precision == "tf32" and device == "cpu":
+                continue
             error = Golden(name, device).worst(precision)
             yield checked("golden pass", error, bound, model=name, precision=precision)
     model = Golden("plain16", device)

@@ -47,7 +47,7 @@ def main() -> None:
         "cudnn": torch.backends.cudnn.version() if cuda else None,
         "matrix_tflops": {
             name: round(matrix_rate(name, options.device) / 1e12, 2)
-            for name in ("fp32", "tf32", "bf16")
+            for name in ("fp32", *(["tf32"] if cuda else []), "bf16")
         },
         "copy_gb_per_second": round(copy_rate(options.device) / 1e9, 1),
     }
