@@ -33,6 +33,9 @@ def execute(script: Path) -> Any:
         NotebookClient(
             notebook, timeout=SECONDS, record_timing=False, resources={"metadata": {"path": folder}}
         ).execute()
+    for cell in notebook.cells:  # warnings and bars are of the machine, not of the notebook
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
     return notebook
 
 
