@@ -59,10 +59,8 @@ def is_own(path: Path) -> bool:
             if path.suffix == ".jsonl":
                 return ",".join(json.loads(line)) == RESULTS
             columns = next(csv.reader([line]))
-            if columns[:1] in (
-                [SIMILARITY],
-                [FACTORS],
-            ):  # the others are names; below them stand numbers
+            # Of these tables the other columns are names, and below them stand numbers.
+            if columns[:1] in ([SIMILARITY], [FACTORS]):
                 rows = csv.reader(file)
                 return all(len(row) == len(columns) and _are_numbers(row[1:]) for row in rows)
         return ",".join(columns) in (RESULTS, NOISE, RATE_ACCURACY)

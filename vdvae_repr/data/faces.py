@@ -165,9 +165,8 @@ def _refuse_contradiction(
     path: Path, pairs: Pairs, lines: Sequence[int], ids: Sequence[str]
 ) -> None:
     """Refuse a pair of two people whom other pairs make out to be one."""
-    person: dict[
-        int, int
-    ] = {}  # an image of the same person; the last of such a chain stands for all
+    # An image of the same person; the last of such a chain stands for all.
+    person: dict[int, int] = {}
 
     def stands_for(row: int) -> int:
         while (above := person.setdefault(row, row)) != row:

@@ -22,9 +22,8 @@ from vdvae_repr.output import aside_of, replacing
 DESCRIPTION = (  # what an export says of its matrix
     "ids", "labels", "layers", "shapes", "columns", "feature", "pool", "model", "weights_sha256",
 )  # fmt: skip
-DIGEST = (
-    "sha256"  # of the .npy, or of the other members of the .npz: by it an earlier export is known
-)
+DIGEST = "sha256"
+"""Of the .npy, or of the other members of the .npz: by it an earlier export is known."""
 
 
 def export(

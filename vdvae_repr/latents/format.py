@@ -530,51 +530,6 @@ def refuse_target(out: Path, inputs: Iterable[Path] = ()) -> None:
         )
 
 
-def describable(
-    name: str,
-    *,
-    ids: Sequence[str],
-    splits: Sequence[str],
-    label_names: Sequence[str],
-    factors: Mapping[str, Array],
-) -> None:
-    """Refuse what `describe_images` could not write, before anything is computed.
-
-    Raises:
-        StoreError: a text with a NUL or that is not Unicode; a factor whose name HDF5 cannot hold, or whose
-            values are neither numbers nor texts, one an image.
-    """
-    columns: dict[str, Sequence[Any]] = {
-        "ids": ids, "splits": splits, "names of labels": label_names, "names of factors": list(factors)
-    }  # fmt: skip
-    for factor, values in factors.items():
-        if factor in ("", ".", "..") or "/" in factor:
-            raise StoreError(
-                f"{name}: a store cannot keep a factor called {factor!r}; rename that column"
-            )
-        if values.shape != (len(ids),) or values.dtype.kind not in "biufUO":
-            raise StoreError(
-                f"{name}: factor {factor!r}: expected {len(ids)} numbers or texts, "
-                f"found {values.dtype} {values.shape}"
-            )
-        if values.dtype.kind in "UO":
-            columns[f"values of factor {factor!r}"] = values.tolist()
-    for what, texts in columns.items():
-        for text in texts:
-            if not isinstance(text, str) or "\0" in text or not _is_unicode(text):
-                raise StoreError(
-                    f"{name}: {what}: expected texts of Unicode without NUL, found {text!r}; rename it"
-                )
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def rehearse(
     name: str,
     info: StoreInfo,
@@ -593,7 +548,6 @@ def rehearse(
     Raises:
         StoreError: a text, name, or type that HDF5 cannot hold.
     """
-    describable(name, ids=ids, splits=splits, label_names=label_names, factors=factors)
     checksums = "files", np.zeros(len(ids), np.uint64)
     with h5py.File(
         "rehearsal", "w", driver="core", backing_store=False, libver=("v110", "latest")

@@ -25,9 +25,8 @@ class HostCopies:
 
     def start(self, values: Mapping[str, Tensor]) -> Callable[[], Arrays]:
         """Begin to copy; the function returned waits for the copies, and gives them as arrays."""
-        if (
-            self.stream is None
-        ):  # here, by the threads that computed them: others would contend for cores
+        if self.stream is None:
+            # Here, by the threads that computed them: others would contend for cores.
             arrays = {key: value.contiguous().numpy() for key, value in values.items()}
             return lambda: arrays
         self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))

@@ -434,9 +434,8 @@ def read_th(path: Path, *, lazily: bool = False) -> dict[str, Any]:
             "save the tensors alone, torch.save(model.state_dict(), FILE)"
         ) from error
     except Exception as error:
-        if (
-            isinstance(error, OSError) and error.errno != errno.EINVAL
-        ):  # that is a seek past a cut file's end
+        # EINVAL is a seek past a cut file's end.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
         if "TorchScript" in str(error):
             raise CheckpointError(
