@@ -385,8 +385,7 @@ def _checksum(content: bytes) -> int:
 class _ChecksumReader:
     """Reads as another reader, and keeps a checksum of what each image was made of.
 
-    The bytes of a file are read before it is decoded: of a file that is replaced in between, the checksum
-    is that of the former content, so that the image counts as changed.
+    An image file is read once: its checksum is of the bytes that are decoded.
     """
 
     reader: Callable[[int], RawImage]
@@ -396,7 +395,7 @@ class _ChecksumReader:
         content = _content(self.reader, index)
         if content is not None:
             self.checksums[index] = _checksum(content)
-            return self.reader(index)
+            return open_image(content)
         image = self.reader(index)
         if isinstance(image, Image.Image):
             _decode(image)
