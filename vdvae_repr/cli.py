@@ -307,8 +307,8 @@ def probe(
     selection: Annotated[
         list[str] | None,
         typer.Option(
-            help="How layers become rows: single (if not given), joint (those of each --layer as one "
-            "vector), cumulative, without (each resolution), pruned. May be repeated."
+            help="How layers become rows: single and cumulative (if not given), joint (those of each "
+            "--layer as one vector), without (each resolution), pruned. May be repeated."
         ),
     ] = None,
     atlas: Annotated[
@@ -325,7 +325,8 @@ def probe(
         list[str] | None, typer.Option(help="none, avg, avg:GRID, or cls of tokens.")
     ] = None,
     head: Annotated[
-        list[str] | None, typer.Option(help="One of the task's heads; all if not given.")
+        list[str] | None,
+        typer.Option(help="One of the task's heads; those that answer at once if not given."),
     ] = None,
     control: Annotated[
         list[str] | None,
@@ -346,8 +347,12 @@ def probe(
     ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no scores.")] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for results.jsonl, results.csv and pictures.")
+        Path | None,
+        typer.Option(help="Folder for results.csv, comparisons.csv, results.jsonl and pictures."),
     ] = None,
+    every_row: Annotated[
+        bool, typer.Option("--rows", help="Print every row, not the answer alone.")
+    ] = False,
     json_lines: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
     seed: Seed = 0,
 ) -> None:
@@ -384,7 +389,7 @@ def probe(
             layers=layer,
             features=feature,
             pools=[None if p == "none" else p for p in pool or ["none"]],
-            selections=ATLAS if atlas else selection or "single",
+            selections=ATLAS if atlas else selection or DEFAULT,
             heads=head,
             controls=results.CONTROLS if control is None else [c for c in control if c != "none"],
             beside=[vr.open(path) for path in beside or ()],
