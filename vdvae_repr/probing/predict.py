@@ -29,7 +29,7 @@ class ClassScores:
 
     scores: NDArray[np.float64]
     classes: NDArray[Any]
-    standardised: bool
+    scaling: str | None
     training_score: float | None
 
     def predicted(self) -> NDArray[Any]:
@@ -42,7 +42,7 @@ class Numbers:
     """Numbers (M,) predicted of images, and what training data say of the head."""
 
     values: NDArray[np.float64]
-    standardised: bool
+    scaling: str | None
     training_score: float | None
 
 
@@ -55,8 +55,8 @@ class _Fitted:
     training_score: float | None
 
     @property
-    def standardised(self) -> bool:
-        return bool(getattr(self.estimator, "standardize", False))
+    def scaling(self) -> str | None:
+        return getattr(self.estimator, "scaling_", getattr(self.estimator, "scaling", None))
 
 
 def score_classes(
@@ -77,7 +77,7 @@ def score_classes(
     else:
         scores = _class_scores(head, estimator, X)
     _expect_finite(scores, head, features)
-    return ClassScores(scores, estimator.classes_, fitted.standardised, fitted.training_score)
+    return ClassScores(scores, estimator.classes_, fitted.scaling, fitted.training_score)
 
 
 def predict_numbers(
@@ -94,7 +94,7 @@ def predict_numbers(
     fitted = _fit(work, head, features, train, y, seed, validation)
     values = np.asarray(fitted.estimator.predict(fitted.X[test]), np.float64)
     _expect_finite(values, head, features)
-    return Numbers(values, fitted.standardised, fitted.training_score)
+    return Numbers(values, fitted.scaling, fitted.training_score)
 
 
 def _fit(
