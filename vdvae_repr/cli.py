@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,7 @@ app = typer.Typer(
 store_app = typer.Typer(help="Look into a latent store.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 
+DEFAULT = ("single", "cumulative")  # selections of probe
 ATLAS = ("single", "cumulative", "without", "pruned")  # selections of probe --atlas
 Model = Annotated[
     str,
@@ -397,16 +399,20 @@ def probe(
             cache=None if no_cache else cache or "auto",
             seed=seed,
         )
-    rows, costs = report.rows, report.sampling_costs
-    print(results.to_json_lines(rows) if json_lines else results.table(rows) + "\n", end="")
-    if not json_lines and any(row.p_value is not None for row in rows):
-        _log("* chosen on training data, or the only one; p: against the best control's chosen row")
-    elif not json_lines and not any(r.chosen for r in rows if r.model == store.info.model):
+    if json_lines:
+        print(results.to_json_lines(report.rows), end="")
+    elif every_row:
+        print(report.table())
         _log(
-            "no layer is chosen, as no data are set apart to choose on; one alone is compared with controls"
+            "* chosen on training data, or the only one, and compared with the worst of its rivals"
         )
-    if costs:
-        print(f"\n{results.sampling_table(costs)}", file=sys.stderr if json_lines else sys.stdout)
+    else:
+        print(report.answer(f"every row: {out / 'results.csv' if out else '--rows'}"))
+    if costs := report.sampling_costs:
+        if not every_row:
+            print(
+                f"\n{results.sampling_table(costs)}", file=sys.stderr if json_lines else sys.stdout
+            )
         _log(f"z: of {costs[0].draws} draws; p: paired test against the mean")
     if out is not None:
         names = list(dict.fromkeys(feature or [store.default_feature])) if atlas else []
@@ -892,7 +898,8 @@ def _print(line: str) -> None:
 
 
 def _log(line: str) -> None:
-    print(printable(line), file=sys.stderr)
+    text = printable(line)
+    print(textwrap.fill(text, 80) if sys.stderr.isatty() else text, file=sys.stderr)
 
 
 def _keep_freed_memory() -> None:

@@ -60,9 +60,10 @@ class Result:
     training_score: float | None = None
     """What choices are made by, the more the better; None where training data say nothing."""
     chosen: bool = False
-    """True on the one row of a head, model, metric and `at` that training data picked."""
+    """True on the one row of a head, model, metric and `at` that training data picked; of a control, on the
+    row that is compared."""
     versus: str | None = None
-    """Of the model's chosen row, the rival by which it looks worst; so are the next four."""
+    """Of the model's row that is compared, the rival by which it looks worst; so are the next four."""
     difference: float | None = None
     """From that rival; above 0 the model is better, whichever way the metric goes."""
     diff_low: float | None = None
@@ -184,30 +185,38 @@ def write(
 
 def table(rows: Sequence[Result], metric: str | None = None) -> str:
     """Return an aligned text table of a metric, each head's first if not given; `*` marks rows chosen."""
-    several = len({(row.feature, row.pool) for row in rows if row.feature}) > 1
     first = {row.head: row.metric for row in reversed(rows)}
     name = metric or (first[rows[0].head] if len(set(first.values())) == 1 else "value")
-    header = ["", "head", "model", "layer", "dims", name, "95 % interval", "chance", "p"]
+    header = ["", "head", "model", "layer", "dims", "at", name, "95 % interval", "chance"]
+    header += ["versus", "difference", "p"]
     lines = [header]
     for row in rows:
         if row.metric != (metric or first[row.head]):
             continue
-        feature = " ".join(filter(None, (row.feature, row.pool))) if several else ""
         interval = "" if row.ci_low is None else f"{row.ci_low:.3f} .. {row.ci_high:.3f}"
         lines.append(
             [
                 "*" if row.chosen else "",
                 row.head,
                 row.model,
-                f"{row.layer or ''} {feature}".strip(),
+                layer_of(row),
                 str(row.dims),
+                "" if row.at is None else f"{row.at:g}",
                 f"{row.value:.3f}",
                 interval,
                 "" if row.chance is None else f"{row.chance:.3f}",
+                row.versus or "",
+                "" if row.difference is None else f"{row.difference:+.3f}",
                 _p(row.p_value),
             ]
         )
-    return _aligned(lines)
+    return aligned(lines)
+
+
+def layer_of(row: Result) -> str:
+    """Return what a row's features are called: layer, feature unless it is the mean, and pooling."""
+    feature = None if row.feature == "mean" else row.feature
+    return " ".join(filter(None, (row.layer, feature, row.pool)))
 
 
 def sampling_table(rows: Sequence[SamplingCost]) -> str:
@@ -220,14 +229,14 @@ def sampling_table(rows: Sequence[SamplingCost]) -> str:
         several = [f"{row.mean_of_z:.3f}", _p(row.p_mean_of_z)]
         what = [row.head, str(row.n_train), layer, str(row.dims), row.metric]
         lines.append([*what, f"{row.mean:.3f}", *one, *several])
-    return _aligned(lines)
+    return aligned(lines)
 
 
 def _p(p: float | None) -> str:
     return "" if p is None else f"{p:.4f}"
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
+def aligned(lines: Sequence[Sequence[str]]) -> str:
     """Return rows of cells as lines; names from files, in whatever cell, break none of them."""
     shown = [[printable(cell) for cell in line] for line in lines]
     widths = [max(len(line[i]) for line in shown) for i in range(len(shown[0]))]

@@ -8,12 +8,12 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from vdvae_repr.errors import printable
 from vdvae_repr.results import Comparison, Result, aligned, layer_of
 
 LINES, WIDTH = 30, 80
-SHORT = {"no difference told": "no difference"}  # verdicts as a narrow column has them
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,14 @@ class Asked:
         return max(among, key=lambda row: row.training_score or 0.0, default=None)
 
     @property
-    def all_together(self) -> Result:
-        """The row of most dimensions: what can be shown without choosing."""
-        return max(self.own, key=lambda row: row.dims)
+    def worst(self) -> Comparison | None:
+        """The rival by which the picked row looks worst."""
+        return min(self.comparisons, key=lambda found: found.difference, default=None)
+
+    @property
+    def compared(self) -> Result:
+        """The row that is compared: what training data picked, else all layers together."""
+        return self.picked or max(self.own, key=lambda row: (row.versus is not None, row.dims))
 
 
 def answer(
@@ -92,16 +97,16 @@ def _asked(rows: Sequence[Result], comparisons: Sequence[Comparison]) -> Iterato
         first.setdefault((row.task, row.head, row.n_train), (row.metric, row.at))
     parts = {(task, n_train) for task, _, n_train in first}
     for (task, head, n_train), (metric, at) in first.items():
-        label = head if len(parts) == 1 else f"{head}, {n_train} images"
+        label = head
+        if len([part for part in parts if part[0] == task]) > 1:
+            label += f", {n_train} images" if at is None else f", {_shots(at)}"
         own = [
             row
             for row in rows
             if (row.task, row.head, row.n_train) == (task, head, n_train)
             and (row.metric, row.at) == (metric, at)
         ]
-        beaten = [
-            c for c in comparisons if (c.task, c.head, c.n_train) == (task, head, n_train)
-        ]
+        beaten = [c for c in comparisons if (c.task, c.head, c.n_train) == (task, head, n_train)]
         if any(row.role == "model" for row in own):
             yield Asked(label, own, beaten)
 
@@ -112,8 +117,8 @@ def _warnings(asked: Sequence[Asked]) -> Iterator[str]:
     if unchosen:
         which = "" if len(unchosen) == len(asked) else f" by {', '.join(o.label for o in unchosen)}"
         yield (
-            f"No row is picked{which}: no data are set apart to choose on. The value of all that was "
-            "read is shown; one layer alone (--layer) is compared with the controls."
+            f"No row is picked{which}, as no data are set apart to choose on: all layers that were read, "
+            "together, are compared."
         )
     for why in dict.fromkeys(c.why for one in asked for c in one.comparisons if c.why):
         yield f"No p: {why}."
@@ -122,59 +127,63 @@ def _warnings(asked: Sequence[Asked]) -> Iterator[str]:
 
 
 def _table(asked: Sequence[Asked], room: int) -> list[str]:
-    """Return a line for each head; two where one would be too wide, and no more lines than there is room."""
-    header = ["", "best single", "best set", "against the best control"]
-    cells = [_cells(one) for one in asked]
-    lines = aligned([header, *([*cell[:3], " ".join(cell[3:])] for cell in cells)]).splitlines()
-    most = room - 1
-    if max(map(len, lines)) > WIDTH:
-        lines = [_pair(cell) for cell in cells]
-        lines = [line for pair in lines for line in pair]
-        most = room // 2 * 2
-    if len(lines) > room:
-        left = (len(lines) - most) // (len(lines) // len(asked))
-        lines = [*lines[:most], f"and {left} more: --rows"]
-    return lines
+    """Return two lines for each head, what is best and how it stands; where these are too many, one."""
+    if 1 + 2 * len(asked) <= room:
+        header = ["", "best single", "best set", "best control"]
+        cells = aligned([header, *map(_cells, asked)]).splitlines()
+        indent = " " * (2 + max(len(printable(one.label)) for one in asked))
+        pairs = [
+            (line, f"{indent}{_verdict(one)}") for one, line in zip(asked, cells[1:], strict=True)
+        ]
+        return [line[:WIDTH] for line in (cells[0], *chain(*pairs))]
+    kinds = {one.label.partition(":")[0] for one in asked if ":" in one.label}
+    shared = f"{kinds.pop()}:" if len(kinds) == 1 and all(":" in o.label for o in asked) else ""
+    header = [shared, "best", "best control", ""]
+    cells = aligned([header, *(_line(one, shared) for one in asked)]).splitlines()
+    left = len(cells) - room
+    if left > 0:
+        cells = [*cells[: room - 1], f"and {left + 1} more"]
+    return [line[:WIDTH] for line in cells]
+
+
+def _line(one: Asked, shared: str) -> list[str]:
+    """Return head, the row that was picked, the best control and the verdict."""
+    compared, rival = one.compared, one.worst
+    label = one.label.removeprefix(shared)
+    if rival is None:
+        return [label, _scored(compared), "", ""]
+    return [label, _scored(compared, one.picked), _of_control(rival), rival.verdict]
 
 
 def _cells(one: Asked) -> list[str]:
-    """Return head, best single layer, best set, rival, difference with its interval, verdict."""
-    picked = one.picked
-    if picked is None:
-        return [one.label, "-", _scored(one.all_together), *_controls(one)]
-    single, several = (
-        _scored(row, picked) if row is not None else "-" for row in (one.best(True), one.best(False))
-    )
-    if one.best(True) is None and one.best(False) is None:  # one row, alone
-        single = _scored(picked)
-    if picked.versus is None:
-        return [one.label, single, several, "-"]
-    rival = next(c for c in one.comparisons if c.versus == picked.versus)
-    interval = ""
-    if picked.diff_low is not None and picked.diff_high is not None:
-        interval = f" [{_short(picked.diff_low, 2)},{_short(picked.diff_high, 2)}]"
-    return [
-        one.label,
-        single,
-        several,
-        f"{_control(rival.versus)} {_short(rival.versus_value)}",
-        f"{_short(picked.difference or 0.0, sign=True)}{interval}",
-        SHORT.get(rival.verdict, rival.verdict),
-    ]
+    """Return head, best single layer, best set of layers, and the control that looks best beside it."""
+    best, compared, rival = (one.best(True), one.best(False)), one.compared, one.worst
+    if best == (None, None):  # nothing to choose by
+        best = (compared, None) if compared.selection == "single" else (None, compared)
+    single, several = ("-" if row is None else _scored(row, one.picked) for row in best)
+    return [one.label, single, several, "" if rival is None else _of_control(rival)]
 
 
-def _controls(one: Asked) -> list[str]:
-    """Return the controls' values, where nothing is compared."""
-    rows = {row.model: row for row in one.rows if row.role == "control" and row.chosen}
-    return [", ".join(f"{_control(name)} {_short(row.value)}" for name, row in rows.items()) or "-"]
+def _of_control(rival: Comparison) -> str:
+    return f"{_control(rival.versus)} {_short(rival.versus_value)}"
 
 
-def _pair(cells: Sequence[str]) -> tuple[str, str]:
-    label, single, several, *rest = cells
-    return (
-        f"{label}: best single {single}, best set {several}"[:WIDTH],
-        f"    against the best control: {' '.join(rest)}"[:WIDTH],
-    )
+def _verdict(one: Asked) -> str:
+    """Return how the picked row stands beside its rivals, in words."""
+    rival = one.worst
+    if rival is None:
+        values = {row.model: row.value for row in one.rows if row.role == "control" and row.chosen}
+        listed = [f"{_control(name)} {_short(value)}" for name, value in values.items()]
+        return f"not compared; {', '.join(listed)}" if listed else "not compared"
+    words = "better than every control" if rival.verdict == "better" else rival.verdict
+    text = f"{words}: {_short(rival.difference, sign=True)}"
+    if rival.diff_low is not None and rival.diff_high is not None:
+        text += f" [{_short(rival.diff_low)}, {_short(rival.diff_high)}]"
+    return f"{text} beside {_control(rival.versus)}"
+
+
+def _shots(at: float) -> str:
+    return f"{at:g} shot" if at == 1 else f"{at:g} shots"
 
 
 def _scored(row: Result, picked: Result | None = None) -> str:
@@ -194,7 +203,9 @@ def _legend(asked: Sequence[Asked]) -> str:
         for one in asked
         for row in one.rows[:1]
     )
-    chances = {round(row.chance, 3) for one in asked for row in one.rows[:1] if row.chance is not None}
+    chances = {
+        round(row.chance, 3) for one in asked for row in one.rows[:1] if row.chance is not None
+    }
     text = ", ".join(metrics)
     if len(chances) == 1:
         text += f", chance {_short(chances.pop())}"
@@ -206,7 +217,11 @@ def _legend(asked: Sequence[Asked]) -> str:
 def _short(value: float, digits: int = 3, sign: bool = False) -> str:
     """Return a fraction without its leading zero, as `.355` or `-.12`."""
     text = f"{value:{'+' if sign else ''}.{digits}f}"
-    return text.replace("0.", ".", 1) if abs(value) < 1 and not text.endswith("1." + "0" * digits) else text
+    return (
+        text.replace("0.", ".", 1)
+        if abs(value) < 1 and not text.endswith("1." + "0" * digits)
+        else text
+    )
 
 
 def _wrapped(text: str) -> list[str]:

@@ -213,6 +213,7 @@ class Measurement:
         self.run, self.task, self.store, self.seed = run, task, run.store, run.seed
         images = run.store.images() if run.store.has_images else None
         self.problem = task.bind(run.store, run.seed)
+        self._known_heads = tuple(self.problem.heads)
         self.heads = _chosen_heads(task.name, self.problem, run.heads)
         self.problem.heads = self.heads
         if images is None:
@@ -232,7 +233,11 @@ class Measurement:
 
     def measure(self, candidates: Sequence[Candidates], report: Report) -> None:
         """Score candidates beside controls, and add rows, curves and comparisons to a report."""
-        name = self.store.info.model
+        name, protocols = self.store.info.model, map(self.problem.protocol, self.heads.values())
+        known = {self.task.name, self.task.name.replace("_", "-"), *self.heads}
+        asked = ", ".join([self.task.name, *sorted({*filter(None, protocols)} - known)])
+        report.headlines.append(f"{asked}: {self.problem.counted()} · {name}")
+        report.more_heads = [label for label in self._known_heads if label not in self.heads]
         twins = self._twins(candidates)
         features, never_chosen = self._features(candidates)
         drawn = [item for item in candidates if twins and item.model == name and item.choosable]
@@ -301,7 +306,7 @@ class Measurement:
         name = self.store.info.model
         models = list(dict.fromkeys([name, *RIVALS, *(e.features.model for e in entries)]))
         grouped = {m: _choose([e for e in entries if e.features.model == m]) for m in models}
-        comparisons = self._compared(head, grouped)
+        compared, comparisons = self._compared(head, grouped)
         report.comparisons += comparisons
         every = [entry for group in grouped.values() for entry in group]
         if "shuffled-labels" in self.run.controls:
@@ -314,7 +319,7 @@ class Measurement:
             )
             every.append(Entry(draws, choosable=False))
         report.curves += self._curves(head, every)
-        report.rows += self._rows(head, every, comparisons)
+        report.rows += self._rows(head, every, compared, comparisons)
         report.sampling_costs += self._sampling_costs(head, grouped[name], candidates)
         self._done += 1
         self._show(head.name)
@@ -401,20 +406,32 @@ class Measurement:
             bar.total, bar.n = self._total, self._done
             bar.set_description(printable(what))
 
-    def _compared(self, head: Head, grouped: dict[str, list[Entry]]) -> list[Comparison]:
-        """Compare what was chosen of the store with what was chosen of each rival.
+    def _compared(
+        self, head: Head, grouped: dict[str, list[Entry]]
+    ) -> tuple[Entry | None, list[Comparison]]:
+        """Compare what was chosen of the store with what was chosen of each rival; return it too.
 
-        Of PCA, where no size is chosen, the largest that has no more dimensions than what was chosen stands.
+        Where nothing is chosen, all layers together are compared, with the same of the random twins. Of PCA, where no size is chosen, the largest that has no more dimensions than what was chosen stands.
         """
-        picked = next((e for e in grouped[self.store.info.model] if e.chosen), None)
+        own = grouped[self.store.info.model]
+        able = [e for e in own if e.choosable]
+        picked = next((e for e in own if e.chosen), None)
+        if picked is None and able:  # all that was read together is no choice
+            picked = max(able, key=lambda e: e.features.dims)
+            random = [
+                e for e in grouped["random-init"] if e.features.layer == picked.features.layer
+            ]
+            grouped["random-init"] = [
+                replace(e, chosen=e is random[0]) for e in grouped["random-init"]
+            ]
         if picked is None:
-            return []
+            return None, []
         if grouped["pca"] and not any(e.chosen for e in grouped["pca"]):
             equal = [e for e in grouped["pca"] if e.features.dims <= picked.features.dims]
             grouped["pca"] = [replace(e, chosen=e is equal[-1]) for e in grouped["pca"]]
         rivals = [e for m in RIVALS for e in grouped[m] if e.chosen]
         if not rivals:
-            return []
+            return None, []
         metric = self.problem.metrics_of(head)[0]
         plain, at = name_of(metric)
         draws = [entry.draws for entry in (picked, *rivals)]
@@ -423,7 +440,7 @@ class Measurement:
         adjusted = holm([difference.p for difference in found])
         words = verdict([difference.value for difference in found], adjusted)
         of = picked.features
-        return [
+        return picked, [
             Comparison(
                 task=self.task.name,
                 protocol=self.problem.protocol(head) or self.task.name,
@@ -504,7 +521,11 @@ class Measurement:
             )
 
     def _rows(
-        self, head: Head, entries: Sequence[Entry], comparisons: Sequence[Comparison]
+        self,
+        head: Head,
+        entries: Sequence[Entry],
+        compared: Entry | None,
+        comparisons: Sequence[Comparison],
     ) -> Iterator[Result]:
         """Make of each entry a row a metric."""
         problem, info = self.problem, self.store.info
@@ -550,7 +571,7 @@ class Measurement:
                     seconds=round(sum(item.seconds for item in entry.draws), 3),
                     controls_left_out=", ".join(self._left_out) or None,
                 )
-                if worst and entry.chosen and of.model == info.model and metric == names[0]:
+                if worst and entry is compared and metric == names[0]:
                     row = replace(
                         row,
                         versus=worst.versus,

@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vdvae_repr import results
+from vdvae_repr.probing.answer import answer
 from vdvae_repr.results import Comparison, Curve, Result, SamplingCost
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class Report:
         comparisons: of each head's chosen row with that of each rival; `verdict` says in words how it stands.
         curves: CMC or ROC of chosen rows.
         notes: what the reader must know: the split, what was left out.
+        headlines: what was asked of how much, a line each task and size of it.
+        more_heads: names of the task's heads that were not asked for.
         sampling_costs: what drawing costs each layer, where a store of draws was given.
         nats: that the layers of each cumulative row spend together, the images' mean, by its selector.
     """
@@ -37,11 +40,26 @@ class Report:
     comparisons: list[Comparison] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    headlines: list[str] = field(default_factory=list)
+    more_heads: list[str] = field(default_factory=list)
     sampling_costs: list[SamplingCost] = field(default_factory=list)
     nats: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Return the rows of each head's first metric as a table, `*` where chosen."""
+        """Return the answer: what is best, and whether it beats the controls; 30 lines at most."""
+        return self.answer()
+
+    def answer(self, asked_next: str = "every row: report.table()") -> str:
+        """Return the answer as text.
+
+        Args:
+            asked_next: ends it: where every row is to be seen.
+        """
+        more = f"more heads: {', '.join(self.more_heads)} · " if self.more_heads else ""
+        return answer(self.rows, self.comparisons, self.headlines, [more + asked_next])
+
+    def table(self) -> str:
+        """Return all rows of each head's first metric as a table, `*` where chosen."""
         text = results.table(self.rows)
         if self.sampling_costs:
             text += f"\n\n{results.sampling_table(self.sampling_costs)}"

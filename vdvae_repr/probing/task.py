@@ -208,6 +208,10 @@ class Problem:
     def _default_metrics(self) -> tuple[str, ...]:
         return ("r2",) if self.numeric else ("accuracy",)
 
+    def counted(self) -> str:
+        """Return how much was learned from and tested on, in the words of the task."""
+        return f"{self.n_train} training + {self.n_test} test images"
+
     def metrics_of(self, head: Head) -> tuple[str, ...]:
         """Return the metrics of a head's rows; the first is the one that is compared."""
         return self.metrics

@@ -183,6 +183,11 @@ class Verification(Problem):
         super().__init__(store, Split(fitted, tested, text=text), heads=HEADS, metrics=metrics)
         self.n_train, self.n_test, self.sides = n_train, n_test, sides
 
+    def counted(self) -> str:
+        """Return the number of pairs, and of people in the store."""
+        learned = f"{self.n_train} training + " if self.n_train else ""
+        return f"{learned}{self.n_test} test pairs, {self.num_people} people"
+
     def protocol(self, head: Head) -> str:
         """Return the view; that of View 2 without the mirrored images says so, as they are part of it."""
         if not self.view2:

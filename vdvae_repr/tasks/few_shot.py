@@ -163,6 +163,13 @@ class Episodes(Problem):
         self._images, self._image = np.unique(asked, return_inverse=True)
         self._classes: Units | None = None
 
+    def counted(self) -> str:
+        """Return what the episodes are of."""
+        return (
+            f"{len(self.episodes)} episodes of {self.ways} ways, {self.shots} "
+            f"{'shot' if self.shots == 1 else 'shots'}, {self.queries} queries a way"
+        )
+
     def protocol(self, head: Head) -> str:
         """Return the protocol's name."""
         return "few-shot"

@@ -74,8 +74,13 @@ class Identification(Problem):
             units=store.labels if of_people else None,
             default_heads=default_heads,
         )
-        self.of_people = of_people
+        self.of_people, self._words = of_people, words
         self.sides = [(words.train, split.train), ("val", split.val), (words.test, split.test)]
+
+    def counted(self) -> str:
+        """Return the number of labels, and of images on either side."""
+        number, words = len(np.unique(self.targets[self.split.train])), self._words
+        return f"{number} {words.many}, {self.n_train} {words.train} + {self.n_test} {words.test} images"
 
     def metrics_of(self, head: Head) -> tuple[str, ...]:
         """Return all metrics; of a head that gives no scores those of its first guess alone."""

@@ -68,6 +68,10 @@ class Runs(Problem):
         )
         self.sides = ()  # a drawing may be in several runs
 
+    def counted(self) -> str:
+        """Return what is official."""
+        return f"{len(self.episodes)} runs of 20 ways and 1 shot"
+
     def protocol(self, head: Head) -> str:
         """Return the protocol's name."""
         return "omniglot-oneshot"

@@ -92,6 +92,13 @@ class OpenSet(Problem):
         )
         self.sides = [("gallery", train), ("probe", test)]
 
+    def counted(self) -> str:
+        """Return the number of people, and of images on either side."""
+        return (
+            f"{self.num_known} people known, {self.n_train} gallery + {self.n_test} probe images, "
+            f"{int(self.stranger.sum())} of strangers"
+        )
+
     def protocol(self, head: Head) -> str:
         """Return `open-set`."""
         return "open-set"
