@@ -411,7 +411,8 @@ class Measurement:
     ) -> tuple[Entry | None, list[Comparison]]:
         """Compare what was chosen of the store with what was chosen of each rival; return it too.
 
-        Where nothing is chosen, all layers together are compared, with the same of the random twins. Of PCA, where no size is chosen, the largest that has no more dimensions than what was chosen stands.
+        Where nothing is chosen, all layers together are compared, with the same of the random twins. Of
+        PCA, where no size is chosen, the largest that has no more dimensions stands.
         """
         own = grouped[self.store.info.model]
         able = [e for e in own if e.choosable]

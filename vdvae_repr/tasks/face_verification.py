@@ -186,7 +186,7 @@ class Verification(Problem):
     def counted(self) -> str:
         """Return the number of pairs, and of people in the store."""
         learned = f"{self.n_train} training + " if self.n_train else ""
-        return f"{learned}{self.n_test} test pairs, {self.num_people} people"
+        return f"{learned}{self.n_test} test pairs, {PairUnits(*self.people, 0).number} people"
 
     def protocol(self, head: Head) -> str:
         """Return the view; that of View 2 without the mirrored images says so, as they are part of it."""

@@ -70,7 +70,7 @@ class Runs(Problem):
 
     def counted(self) -> str:
         """Return what is official."""
-        return f"{len(self.episodes)} runs of 20 ways and 1 shot"
+        return f"{len(np.unique(self.runs))} runs, 1 shot, {self.n_test} queries"
 
     def protocol(self, head: Head) -> str:
         """Return the protocol's name."""
