@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vdvae_repr.data.hdf5 import (
+    CACHE_BYTES,
     CHUNK_BYTES,
     dtype_of,
     leads_outside,
@@ -198,7 +199,8 @@ def open_hdf5(path: Path, key: str | None = None) -> Source:
     Rows are read when they are wanted. `key` names another data set, or a group that holds these. What
     leads to another file is refused, as it may be any file of the machine.
     """
-    with h5py.File(path, "r") as file:
+    # A data set that is open twice has the cache of its first opening.
+    with h5py.File(path, "r", rdcc_nbytes=CACHE_BYTES) as file:
         if why := leads_outside(file, {"."}, soft_links=True):
             raise DataError(f"{path}: {why}; refused: copy what is to be read into one file")
         found: dict[str, Any] = {}
