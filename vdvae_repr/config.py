@@ -335,7 +335,7 @@ def problems(tables: Mapping[str, Any], may_lack: Collection[str] = ()) -> list[
     found: list[str] = []
     for section in tables:
         if section not in SECTIONS and len(found) < MOST_MISTAKES:
-            found.append(f"unknown key {printable(section)}{_suggest_key(section, '')}")
+            found.append(f"unknown key {shortened(section)}{_suggest_key(section, '')}")
     if "model" not in tables:
         found.append("expected a [model] table, found none")
     for section, cls in SECTIONS.items():
@@ -380,7 +380,7 @@ def find_config(config: str | Path) -> Path:
     if str(config) == "" or not file:
         names = preset_names()
         raise ConfigError(
-            f"{printable(str(config))}: no such preset or file{suggestion(str(config), names)}; expected a "
+            f"{shortened(str(config))}: no such preset or file{suggestion(str(config), names)}; expected a "
             f"TOML, or one of {', '.join(names)}"
         )
     return path
@@ -525,7 +525,7 @@ def _problems_of_table(
         if name not in fields:
             hint = _suggest_key(name, section)
             meant.add(hint)
-            found.append(f"unknown key {section}.{printable(name)}{hint}")
+            found.append(f"unknown key {section}.{shortened(name)}{hint}")
             continue
         expected = str(fields[name].type)
         if type(value).__name__ == expected:
@@ -609,7 +609,7 @@ def path_of(name: str, value: Any) -> Path:
     return Path(value)
 
 
-def printable(text: str) -> str:
+def shortened(text: str) -> str:
     """Return a text as messages show it: control characters escaped, cut where it is long."""
     text = repr(text)[1:-1]
     return text if len(text) <= 200 else f"{text[:197]}..."

@@ -6,6 +6,7 @@ from vdvae_repr.data import names
 from vdvae_repr.data.names import (
     class_names,
     names_from_paths,
+    namesakes,
     number_labels,
     split_of,
     splits_of,
@@ -174,3 +175,36 @@ def test_signs_and_what_is_not_seen_make_no_classes_unsaid():
     assert "are one class" in found.notices[0]
     (line,) = class_names(["a", "a\u200b"]).notices
     assert "are two classes" in line
+
+
+def test_folders_of_one_name_in_two_folders_are_two_classes_and_that_is_said():
+    (line,) = namesakes(names_from_paths(["fold1/cat/1", "fold2/cat/2", "fold2/dog/3"]).labels)
+    assert line.startswith("'fold1/cat' and 'fold2/cat' are two classes; give labels in a table")
+    (line,) = namesakes(["a/cat", "b/cat", "a/dog", "b/dog", "a/cow", None])
+    assert "of 4 classes whose last folder is that of another" in line
+    assert namesakes(["a/cat", "b/dog", "Cat", None]) == ()
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        "training_shoe test_tube",
+        "training_shoe test_tube boot",
+        "trains tests",
+        "trainer tester boot",
+        "strain_a contest_a",
+        "valley devalley",
+    ],
+)
+def test_classes_that_hold_a_word_of_a_split_are_classes(folders):
+    found = names_from_paths([f"{folder}/1.png" for folder in folders.split()])
+    assert found.labels == folders.split()
+    assert set(found.splits) == {""}
+
+
+@pytest.mark.parametrize(
+    "folders", ["train2017 test2015", "trainA testA trainB testB", "Training_Set test_images"]
+)
+def test_folders_called_like_splits_are_splits(folders):
+    found = names_from_paths([f"{folder}/cat/1.png" for folder in folders.split()])
+    assert (found.splits, set(found.labels)) == (tuple(folders.split()), {"cat"})

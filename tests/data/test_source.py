@@ -90,6 +90,8 @@ def test_what_a_png_of_16_bits_calls_transparent_is_white():
     assert grey_of(png(values, 0, [0x6400])).tolist() == [[0, 255], [100, 128]]
     values = np.stack([np.array([[0, 0x6400], [0x4000, 0x8000]])] * 3, -1)
     assert grey_of(png(values, 2, [0x6400] * 3)).tolist() == [[0, 255], [64, 128]]
+    values = np.stack([np.array([[0x0040, 0x6400], [0x4000, 0x8000]])] * 3, -1)
+    assert grey_of(png(values, 2, [0x0040] * 3)).tolist() == [[255, 100], [64, 128]]
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])

@@ -269,3 +269,25 @@ def test_an_average_kept_as_a_list_is_a_set_of_weights(tiny, tmp_path):
     torch.save({"model": weights_of, "ema": ema}, tmp_path / "b.th")
     with pytest.raises(vr.CheckpointError, match="2 sets of weights, model, ema"):
         weights.read_weights(tmp_path / "b.th")
+
+
+@pytest.mark.parametrize("wrapper", ["", "_orig_mod.", "module."])
+@pytest.mark.parametrize("ending", ["th", "safetensors"])
+def test_an_averaged_model_of_torch_is_unwrapped(published, tiny, tmp_path, wrapper, ending):
+    """torch.optim.swa_utils.AveragedModel keeps a count beside the weights."""
+    state = {f"{wrapper}n_averaged": torch.tensor(7)}
+    state |= {f"{wrapper}module.{key}": value for key, value in published.items()}
+    path = tmp_path / f"m.{ending}"
+    if ending == "th":
+        torch.save({"model_ema": state, "epoch": 3}, path)
+    else:
+        save_file(state, path)
+    assert weights.weights_sha256(vr.load(path)) == weights.weights_sha256(tiny)
+    assert set(weights.read_parameters(path)) == set(tiny.state_dict())
+
+
+def test_names_of_averaged_models_are_those_of_torch():
+    averaged = torch.optim.swa_utils.AveragedModel(torch.nn.Linear(2, 3))
+    shapes = {name: tuple(value.shape) for name, value in averaged.state_dict().items()}
+    assert weights._count_of_average(shapes) == "n_averaged"
+    assert weights._count_of_average({"n_averaged": (), "weight": (3, 2)}) is None

@@ -151,15 +151,40 @@ def test_text_and_factors_that_do_not_vary(tiny, people, tmp_path):
         ("ridge:length", "r2"),
     }
     np.testing.assert_array_equal(vr.Factors().bind(store).factors["length"], length.astype(float))
-    lacking = np.where(np.arange(48) == 9, np.nan, np.linspace(0, 1, 48))
-    gap = vr.extract(tiny, knowing(people(8), length=lacking), tmp_path / "g.h5", layers="1x1")
-    with pytest.raises(vr.TaskError, match="expected a number as length of 0-9, found none"):
+    infinite = np.where(np.arange(48) == 9, np.inf, np.linspace(0, 1, 48))
+    gap = vr.extract(tiny, knowing(people(8), length=infinite), tmp_path / "g.h5", layers="1x1")
+    with pytest.raises(vr.TaskError, match="expected a finite number as length of 0-9"):
         vr.probe(gap, "factors")
     constant = vr.extract(
         tiny, knowing(people(8), always=np.ones(48)), tmp_path / "c.h5", layers="1x1"
     )
     with pytest.raises(vr.TaskError, match="that vary among the images, found always"):
         vr.probe(constant, "factors")
+
+
+def test_images_that_lack_a_factor_are_left_out_and_counted(tiny, people, tmp_path):
+    """Scores are those of the other images alone, as if the source held no more."""
+    place = np.arange(48)
+    length = np.array(["nan" if i in (3, 40) else f"{i / 47:.4f}" for i in place])
+    floor = np.array(["nan" if i == 9 else str(i % 3) for i in place])
+    splits = tuple(np.where(place % 2, "train", "test"))
+    whole = knowing(
+        people(8), length=length, floor=floor, nothing=np.full(48, np.nan), splits=splits
+    )
+    store = vr.extract(tiny, whole, tmp_path / "s.h5", layers="1x1")
+    report = vr.probe(store, "factors")
+    assert any("; left out are 3 images that lack floor (1), length (2)" in n for n in report.notes)
+    kept = whole.select([i for i in place if i not in (3, 9, 40)])
+    fewer = vr.probe(vr.extract(tiny, kept, tmp_path / "f.h5", layers="1x1"), "factors")
+    assert {(row.head, row.metric) for row in report.rows} == {
+        ("ridge:length", "r2"),
+        ("ridge:floor", "accuracy"),
+    }
+    assert [row.value for row in report.rows] == pytest.approx([row.value for row in fewer.rows])
+    few = knowing(people(8), length=np.where(place < 12, place / 12, np.nan))
+    few = vr.extract(tiny, few, tmp_path / "few.h5", layers="1x1")
+    with pytest.raises(vr.TaskError, match=r"at least 10 .* found .*36 images that lack length"):
+        vr.probe(few, "factors")
 
 
 def test_a_store_that_knows_no_factors_is_refused(tiny, images, tmp_path):

@@ -487,7 +487,7 @@ def test_a_run_does_not_go_on_with_images_that_were_replaced(
     toml, photos, tmp_path, monkeypatch, kind, message
 ):
     """By others of their names and sizes; copies of what they were are no others."""
-    monkeypatch.setattr("vdvae_repr.training.reading.LOOKED_AT", 10)  # every second one
+    monkeypatch.setattr("vdvae_repr.training.reading.CHECKED", 10)  # every second one
 
     def write(pixels):
         if kind == "npy":

@@ -47,7 +47,7 @@ PUBLISHED_VAL = {
 }
 
 MEMBER_BYTES = 2**28  # of a file in CIFAR's archive
-IMAGE_BYTES = 2**24  # of a drawing in Omniglot's
+DRAWING_BYTES = 2**24  # of a drawing in Omniglot's
 
 _UNREADABLE = (
     OSError,
@@ -462,9 +462,9 @@ def _zip_members(path: Path, suffix: str) -> dict[str, bytes]:
     with zipfile.ZipFile(path) as archive:
         names = sorted((n for n in archive.namelist() if n.endswith(suffix)), key=natural_key)
         names = [n for n in names if not any(map(is_hidden, PurePosixPath(n).parts))]
-        if large := [n for n in names if archive.getinfo(n).file_size > IMAGE_BYTES]:
+        if large := [n for n in names if archive.getinfo(n).file_size > DRAWING_BYTES]:
             raise DataError(
-                f"{path}: {large[0]}: more than {IMAGE_BYTES} bytes, which are too many"
+                f"{path}: {large[0]}: more than {DRAWING_BYTES} bytes, which are too many"
             )
         return {name: archive.read(name) for name in names}
 

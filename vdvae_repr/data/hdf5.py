@@ -7,9 +7,11 @@ from collections.abc import Collection
 from typing import Any
 
 import h5py
+import numpy as np
 
 MOST_OBJECTS = 100_000
 CHUNK_BYTES = 2**29  # of a chunk, which HDF5 reads whole
+CACHE_BYTES = 2**28  # of chunks that are kept, at most
 
 
 def leads_outside(
@@ -103,3 +105,33 @@ def unwritten_chunks(data: h5py.Dataset) -> int:
         return 0
     sides = zip(data.shape, data.chunks, strict=True)
     return math.prod(-(-side // chunk) for side, chunk in sides) - int(data.id.get_num_chunks())
+
+
+def open_rows(file: h5py.File, key: str) -> h5py.Dataset:
+    """Open a data set of which rows are read in their order.
+
+    HDF5 keeps 1 MiB of chunks, since version 2 of it 8 MiB; where rows share a larger chunk, it would read
+    that anew for every row. Here the chunks of two rows are kept, as far as `CACHE_BYTES` allow.
+    """
+    data = file[key]
+    if data.chunks is None or data.is_virtual:
+        return data
+    across = math.prod(
+        -(-side // chunk) for side, chunk in zip(data.shape[1:], data.chunks[1:], strict=True)
+    )
+    needed = 2 * across * math.prod(data.chunks) * data.dtype.itemsize
+    slots, kept, preemption = data.id.get_access_plist().get_chunk_cache()
+    if needed <= kept:
+        return data
+    access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+    access.set_chunk_cache(max(slots, 16 * across), min(needed, CACHE_BYTES), preemption)
+    del data  # as long as it is open, its cache counts
+    return h5py.Dataset(h5py.h5d.open(file.id, key.encode(), access))
+
+
+def dtype_of(data: h5py.Dataset) -> np.dtype[Any] | None:
+    """Return the type of a data set's values; None of one that NumPy does not know, as HDF5's times."""
+    try:
+        return np.dtype(data.dtype)
+    except (TypeError, ValueError):
+        return None

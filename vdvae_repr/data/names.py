@@ -27,7 +27,7 @@ SPLIT_WORDS = {
     "testing": "test",
 }
 COLLECTION = re.compile(r"(?i)(set|data|images?|imgs?|split)$")  # as in `trainset`
-WITHIN = re.compile(rf"(?i){'|'.join(sorted(SPLIT_WORDS, key=len, reverse=True))}")
+PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of a word, as `train` and `Images` of `trainImages2`
 MISSING = ("", "nan", "na", "n/a", "<na>", "null")  # what tables write where there is no value
 SYSTEM_FOLDERS = {  # of file servers, archives and systems, in any case
     "@eadir",
@@ -215,6 +215,26 @@ def look_alikes(labels: Iterable[str | None]) -> tuple[str, ...]:
     return (f"{one!r} and {other!r} are two classes{more}; rename one if they are the same",)
 
 
+def namesakes(labels: Iterable[str | None]) -> tuple[str, ...]:
+    """Return a line about classes that are folders of one name in other folders; maybe none.
+
+    >>> namesakes(["fold1/cat", "fold2/cat", "dog"])
+    ("'fold1/cat' and 'fold2/cat' are two classes; give labels in a table (file,label) if they are one",)
+    """
+    folders: dict[str, list[str]] = {}
+    for label in sorted({label for label in labels if label is not None}, key=natural_key):
+        folders.setdefault(label.rpartition("/")[2], []).append(label)
+    several = [found for found in folders.values() if len(found) > 1]
+    if not several:
+        return ()
+    one, other = several[0][:2]
+    count = sum(map(len, several))
+    more = "" if count == 2 else f", of {count} classes whose last folder is that of another"
+    return (
+        f"{one!r} and {other!r} are two classes{more}; give labels in a table (file,label) if they are one",
+    )
+
+
 def unlabelled(ids: Sequence[str], labels: Sequence[str | None]) -> tuple[str, ...]:
     """Return a line that counts the images without a label, where others have one; maybe none."""
     none = [image_id for image_id, label in zip(ids, labels, strict=True) if label is None]
@@ -258,18 +278,30 @@ def like_split(word: str) -> str | None:
     >>> [like_split(word) for word in ("train2017", "test_images", "trainset", "trains", "dog")]
     ['train', 'test', 'train', None, None]
     """
-    parts = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", word)
-    means = {split_of(part) or split_of(COLLECTION.sub("", part)) for part in parts} - {None}
+    means = {split for _, split in _split_patterns(word)}
     return means.pop() if len(means) == 1 else None
 
 
 def _split_patterns(word: str) -> Iterator[tuple[str, str]]:
-    """Yield what stands around each word of a split in a folder's name, and that split."""
-    for match in WITHIN.finditer(word):
-        split = split_of(match[0])
-        if split is not None:
-            around = f"{word[: match.start()]}*{word[match.end() :]}"
-            yield around.casefold(), split
+    """Yield what stands around each part of a folder's name that means a split, and that split.
+
+    >>> [list(_split_patterns(word)) for word in ("test_images", "Trainset", "trains")]
+    [[('*_images', 'test')], [('*set', 'train')], []]
+    """
+    for match in PARTS.finditer(word):
+        part = match[0] if split_of(match[0]) else COLLECTION.sub("", match[0])
+        if split := split_of(part):
+            yield f"{word[: match.start()]}*{word[match.start() + len(part) :]}".casefold(), split
+
+
+def _called_alike(names: Iterable[str]) -> bool:
+    """Whether names of splits say no more than the split, or the same: not `training_shoe`, `test_tube`."""
+    around = {
+        re.sub(r"\d|set|data|images?|imgs?|split|[\W_]", "", text)
+        for name in names
+        for text, _ in _split_patterns(name)
+    }
+    return len(around) == 1
 
 
 def splits_of(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -417,7 +449,8 @@ def _split_level(folders: Sequence[tuple[str, ...]]) -> tuple[int | None, tuple[
             return level, ()
         alike = {like_split(name) for name in names}
         if one_parent and (
-            len({split_of(name) for name in known}) > 1 or (None not in alike and len(alike) > 1)
+            len({split_of(name) for name in known}) > 1
+            or (None not in alike and len(alike) > 1 and _called_alike(names))
         ):
             return level, ()
         if one_parent and known:
@@ -479,6 +512,17 @@ def sample_fields(images: Sequence[str], beside: Sequence[str] = ()) -> list[str
         for name, key, field in keyed
         if "." in field and key in plain and key in partly and not field[:1].isdecimal()
     ]
+
+
+def called_like_fields(images: Sequence[str]) -> tuple[str, ...]:
+    """Return a line about images that are read as such, though called like fields of another; maybe none."""
+    fields = sample_fields(images)
+    if not fields:
+        return ()
+    return (
+        f"{len(fields)} images are called like parts of another, as {min(fields)}: "
+        "they are read as images of their own",
+    )
 
 
 def left_out(files: Mapping[str, int], folders: Sequence[str] = ()) -> tuple[str, ...]:

@@ -661,10 +661,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
         if isinstance(clear, int):  # the one value that a grey PNG calls transparent
             grey = np.where(values == clear, np.uint8(255), grey)
         image = Image.fromarray(grey)
-    elif (
-        isinstance(clear, tuple) and max(clear) > 255
-    ):  # of 16 bits, of which Pillow keeps the upper 8
-        image.info["transparency"] = tuple(value >> 8 for value in clear)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         return _over_white(image)
     return image.convert("RGB")
@@ -770,7 +766,7 @@ def _decode(image: Image.Image) -> bool:
 
 
 def _load(image: Image.Image) -> None:
-    """Decode an image; the transparent value of a grey PNG of 2 or 4 bits is scaled as its pixels are."""
+    """Decode an image; the transparent value of a PNG of 2, 4 or 16 bits is scaled as its pixels are."""
     tiles = getattr(image, "tile", None)  # of an image that is not decoded yet
     held = tiles[0][3] if tiles else None
     image.load()
@@ -778,6 +774,8 @@ def _load(image: Image.Image) -> None:
     if bits and isinstance(clear, int):
         most = 2**bits - 1
         image.info["transparency"] = (clear & most) * 255 // most
+    if ";16" in str(held) and isinstance(clear, tuple):  # of which Pillow keeps the upper 8 bits
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
 
 
 def _too_large() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ from pathlib import Path
 from vdvae_repr.errors import DataError
 
 TEXT_BYTES = 2**28  # of a text file, which is read whole
-LINE_BYTES = 2**20  # of its first line
+LINE_BYTES = 2**20  # of a line
 MOST_COLUMNS = 10_000
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+EXCEL = re.compile(r'"?sep=([,;\t])"?', re.IGNORECASE)  # a first line that names the separator
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,17 @@ def read_table(path: str | Path, *needed: str) -> Table:
     """
     path = Path(path)
     text = read_text(path)
-    header = text.split("\n", 1)[0].casefold()
-    separator = next(
-        (s for s in SEPARATORS if needed[0] in (c.strip(' "') for c in header.split(s))), ","
-    )
-    records = list(_records(path, text, separator))
-    columns = records[0][1] if records else ()
+    header, _, below = text.partition("\n")
+    first = 1
+    if named := EXCEL.fullmatch(header.strip(" ")):
+        separator, text, first = named[1], below, 2
+    else:
+        names = header.casefold()
+        separator = next(
+            (s for s in SEPARATORS if needed[0] in (c.strip(' "') for c in names.split(s))), ","
+        )
+    records = _records(path, text, separator, first)
+    _, columns = next(records, (first, ()))
     if len(columns) > MOST_COLUMNS:
         raise DataError(
             f"{path}: expected {MOST_COLUMNS} columns at most, found {len(columns)}; leave some out"
@@ -76,7 +83,7 @@ def read_table(path: str | Path, *needed: str) -> Table:
         listed = ", ".join(column or "''" for column in columns) or "none"
         raise DataError(f"{path}: expected {expected}, found {listed}")
     rows, lines = [], []
-    for line, row in records[1:]:
+    for line, row in records:
         if not any(row):
             continue
         if any(row[len(columns) :]) or len(row) < len(columns):
@@ -89,21 +96,32 @@ def read_table(path: str | Path, *needed: str) -> Table:
     return Table(path, separator, columns, tuple(rows), tuple(lines))
 
 
-def _records(path: Path, text: str, separator: str) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Yield the line on which a record begins, and its values."""
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True
-    )
-    line = 1
+def _records(
+    path: Path, text: str, separator: str, first: int
+) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Yield the line on which a record begins, and its values; the text begins with line `first`."""
+    lines = _lines(path, text, first)
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+    line = first
     try:
         for record in reader:
             yield line, tuple(value.strip() for value in record)
-            line = reader.line_num + 1
+            line = first + reader.line_num
     except csv.Error as error:
         raise DataError(
             f"{path} line {line}: cannot be read as a table ({error}); "
             "look for a quotation mark that is not closed"
         ) from error
+
+
+def _lines(path: Path, text: str, first: int) -> Iterator[str]:
+    """Yield lines; one that is too long to be a row is refused before its values take memory."""
+    for number, line in enumerate(io.StringIO(text, newline=""), start=first):
+        if len(line) > LINE_BYTES:
+            raise DataError(
+                f"{path}: line {number} is longer than {LINE_BYTES} bytes; expected a table"
+            )
+        yield line
 
 
 def read_text(path: Path) -> str:

@@ -278,15 +278,20 @@ def _computed(filled: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str 
     used = {value.untyped_storage().data_ptr() for value in filled.values()}
     rest = [value for value in state.values() if value.untyped_storage().data_ptr() not in used]
     own = {value.untyped_storage().data_ptr() for value in state.values()}
+    samples = {}
     for key, value in filled.items():
-        if value.untyped_storage().data_ptr() in own or not value.is_floating_point():
-            continue
-        values = value.flatten()[:: max(1, value.numel() // SAMPLED)].double()
-        values = values[values != 0]  # which stand in for a bias that the checkpoint leaves out
-        there = [torch.isin(values, other.double()) for other in rest if other.is_floating_point()]
-        if len(values) and not (there and bool(torch.stack(there).any(dim=0).all())):
-            return key
-    return None
+        if value.untyped_storage().data_ptr() not in own and value.is_floating_point():
+            sample = value.flatten()[:: max(1, value.numel() // SAMPLED)].double()
+            samples[key] = sample[sample != 0]  # 0 may stand for a bias that the checkpoint lacks
+    if not samples:
+        return None
+    wanted = torch.cat(list(samples.values()))  # of all at once, as each comparison sorts a tensor
+    there = torch.zeros(len(wanted), dtype=torch.bool)
+    for other in rest:
+        if other.is_floating_point():
+            there |= torch.isin(wanted, other.double())
+    parts = there.split([len(sample) for sample in samples.values()])
+    return next((key for key, part in zip(samples, parts, strict=True) if not part.all()), None)
 
 
 def _cached(what: str) -> Path | None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from vdvae_repr.config import ModelConfig, printable, shown, whole_number
+from vdvae_repr.config import ModelConfig, shortened, shown, whole_number
 from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError, first_line
 from vdvae_repr.model.blocks import (
     BottomUpBlock,
@@ -530,7 +530,7 @@ class VDVAE(nn.Module):
         """
         expected = {key: tuple(value.shape) for key, value in self.state_dict().items()}
         differences = [f"{k} is missing" for k in expected if k not in shapes]
-        differences += [f"{printable(k)} is not of this model" for k in shapes if k not in expected]
+        differences += [f"{shortened(k)} is not of this model" for k in shapes if k not in expected]
         differences += [
             f"{k} is {shapes[k]}, expected {expected[k]}"
             for k in expected

@@ -33,7 +33,7 @@ from vdvae_repr.config import (
     ModelConfig,
     architecture,
     preset_names,
-    printable,
+    shortened,
     shown,
     suggestion,
 )
@@ -183,7 +183,7 @@ def _find(model: str | Path) -> Path:
     if not file:
         names = packaged_names()
         raise CheckpointError(
-            f"{printable(str(model))}: no such file or packaged model{suggestion(str(model), names)}; "
+            f"{shortened(str(model))}: no such file or packaged model{suggestion(str(model), names)}; "
             f"packaged are {', '.join(names) or 'none'}"
         )
     return path
@@ -214,10 +214,15 @@ class _WeightsFile:
             CheckpointError: no such file, a damaged one, or none that holds weights.
         """
         if _is_safetensors(_head(path)):
-            return cls(path, *_safetensors_header(path))
-        tensors = unwrapped(read_th(path, lazily=True), path)
-        shapes = {name: tuple(value.shape) for name, value in tensors.items()}
-        return cls(path, shapes, lambda: unwrapped(read_th(path), path), {})
+            shapes, read, metadata = _safetensors_header(path)
+        else:
+            tensors = unwrapped(read_th(path, lazily=True), path)
+            shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+            read, metadata = lambda: unwrapped(read_th(path), path), {}
+        if (count := _count_of_average(shapes)) is None:
+            return cls(path, shapes, read, metadata)
+        del shapes[count]
+        return cls(path, shapes, lambda: {k: v for k, v in read().items() if k != count}, metadata)
 
 
 def _load_file(path: Path, preset: Architecture | None) -> VDVAE:
@@ -339,6 +344,16 @@ def _without_wrapper(weights: Mapping[str, Any]) -> dict[str, Any]:
             break
         weights = {key.removeprefix(f"{first}."): value for key, value in weights.items()}
     return weights
+
+
+def _count_of_average(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Return the name of the count that torch's AveragedModel keeps beside the weights; None without one."""
+    for name, shape in shapes.items():
+        wrapper, _, last = name.rpartition("n_averaged")
+        if not last and shape == () and len(shapes) > 1:
+            inside = f"{wrapper}module."
+            return name if all(k.startswith(inside) for k in shapes if k != name) else None
+    return None
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -576,7 +591,7 @@ def check_finite(weights: Mapping[str, Tensor], where: str | Path) -> None:
 
 def _some(names: Collection[str], count: int = 3) -> str:
     more = ", ..." if len(names) > count else ""
-    return ", ".join(printable(name) for name in list(names)[:count]) + more
+    return ", ".join(shortened(name) for name in list(names)[:count]) + more
 
 
 def _size(path: Path) -> str:

@@ -60,13 +60,27 @@ class FactorProblem(Problem):
     """Factors of people who were not learned of; the outcome is each image's loss, and the truth, (2, N)."""
 
     def __init__(self, store: Latents, seed: int) -> None:
-        given = {name: _values(values) for name, values in store.factors.items()}
-        if not given:
+        found = {name: _values(values) for name, values in store.factors.items()}
+        if not found:
             raise TaskError(
                 f"{store.path}: knows no factors of its images; extract the data toy-faces:100x5"
             )
         labels, splits = store.labels, np.array(store.splits)
         known = labels >= 0
+        lacking = {
+            name: without
+            for name, (values, present) in found.items()
+            if len(np.unique(values[known & present])) > 1
+            and (without := int((known & ~present).sum()))
+        }
+        for name in lacking:
+            known &= found[name][1]
+        left_out = ""
+        if lacking:
+            listed = ", ".join(f"{name} ({count})" for name, count in lacking.items())
+            count = int((labels >= 0).sum() - known.sum())
+            images = "1 image that lacks" if count == 1 else f"{count} images that lack"
+            left_out = f"; left out are {images} {listed}"
         people = np.unique(labels[known])
         if has_splits(splits, store.path):
             train = known & (splits == "train")
@@ -80,29 +94,29 @@ class FactorProblem(Problem):
         if min(len(train), len(test)) < 10:
             raise TaskError(
                 f"{store.path}: expected at least 10 images to fit on and to test on, found "
-                f"{len(train)} and {len(test)}"
+                f"{len(train)} and {len(test)}{left_out}"
             )
         several = len(np.unique(labels[train])) > 1
         self.groups = labels[train] if several else np.arange(len(train))
         self.factors = {
             head: values
-            for head, values in given.items()
-            if all(len(np.unique(values[side])) > 1 for side in (train, test))
+            for head, (values, present) in found.items()
+            if all(len(np.unique(values[side][present[side]])) > 1 for side in (train, test))
         }
         for head, values in self.factors.items():
             if not (finite := np.isfinite(values[known])).all():
                 image = store.ids[int(np.flatnonzero(known)[finite.argmin()])]
-                name = head
                 raise TaskError(
-                    f"{store.path}: expected a number as {name} of {image}, found none; leave the image out"
+                    f"{store.path}: expected a finite number as {head} of {image}, found infinity; leave the "
+                    "image out"
                 )
         if not self.factors:
             raise TaskError(
                 f"{store.path}: expected factors that vary among the images, found "
                 f"{', '.join(store.factors)}, the same on all; extract the data toy-faces:100x5"
             )
-        text += f" ({len(train)} and {len(test)} images)"
-        if left := [head for head in given if head not in self.factors]:
+        text += f" ({len(train)} and {len(test)} images){left_out}"
+        if left := [head for head in found if head not in self.factors]:
             text += f"; {', '.join(left)} left out, the same on all images of a side"
         if shared := len(np.intersect1d(labels[train], labels[test])):
             text += f"; {shared} people are on both sides, so what is theirs tells who they are"
@@ -225,11 +239,17 @@ class FactorProblem(Problem):
         return np.asarray((X - mean) / scale)
 
 
-def _values(found: NDArray[Any]) -> NDArray[Any]:
-    """Return numbers (N,) float64, text that reads so included; categories, integers or text, by number."""
+def _values(found: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Return the values (N,) of a factor, and of which images it is known (N,).
+
+    They are numbers, float64, text that reads so included; or categories, integers or text, by number. NaN
+    among numbers is of an image that lacks the factor.
+    """
+    present = np.ones(found.shape, bool)
     if found.dtype.kind in "fOU":
         with suppress(ValueError):
             values = found.astype(np.float64)
-            if found.dtype.kind == "f" or (values % 1).any():
-                return values
-    return np.unique(found, return_inverse=True)[1]
+            present = ~np.isnan(values)
+            if found.dtype.kind == "f" or (values[np.isfinite(values)] % 1).any():
+                return values, present
+    return np.unique(found, return_inverse=True)[1], present

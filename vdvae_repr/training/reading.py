@@ -20,7 +20,7 @@ from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.errors import SKIP_ADVICE, DataError
 
 LEFT_OUT = "left out"  # the split of images that cannot be read
-LOOKED_AT = 4096  # images, of more than these
+CHECKED = 4096  # images, of more than these
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def unreadable(
 def content_checksums(source: Source, workers: int) -> tuple[NDArray[np.intp], list[int]]:
     """Return the checksums of all images, or of 4096 spread evenly over more, behind their indices."""
     count = len(source)
-    indices = np.arange(min(count, LOOKED_AT)) * count // min(count, LOOKED_AT)
+    indices = np.arange(min(count, CHECKED)) * count // min(count, CHECKED)
     rank, world = process()
     mine = map_ahead(
         source.checksum, indices[rank::world].tolist(), workers=workers, ahead=4 * workers

@@ -30,7 +30,7 @@ from vdvae_repr.training.sealed import sealed_toml, write_whole
 
 logger = logging.getLogger(__name__)
 DIFFERENT = 0.01  # of a score: from here on the progress line gives the weights' as well
-LOOKED_AT = 512  # images, at most, in an evaluation or a probe during training
+WATCHED = 512  # images, at most, in an evaluation or a probe during training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Probe:
                 f"{source.name}: a probe during training needs at least 2 labels with 2 images each, "
                 f"found {len(repeated)} among {len(labels)} images; name labelled images to probe with"
             )
-        chosen = among[np.isin(labels, repeated)][:LOOKED_AT]
+        chosen = among[np.isin(labels, repeated)][:WATCHED]
         return cls(every=every, source=source, indices=chosen.tolist(), layers=layers)
 
     def accuracy(self, model: VDVAE, preprocessing: Preprocessing) -> dict[str, float]:
@@ -158,14 +158,14 @@ class Watch:
         if self.accelerator.is_main_process and row["held_back_bits_per_dim"] is not None:
             self._samples(step)
         key = "held_back_weights_bits_per_dim"
-        return row | {key: scored[key], "held_back_images": len(self.held[:LOOKED_AT])}
+        return row | {key: scored[key], "held_back_images": len(self.held[:WATCHED])}
 
     def _score(self, prefix: str, model: VDVAE) -> dict[str, Any]:
         scores = score(
             model,
             self.source,
             self.preprocessing,
-            self.held[:LOOKED_AT],
+            self.held[:WATCHED],
             batch_size=self.batch_size,
             seed=self.recipe.seed,
         )

@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
+from vdvae_repr.data.hdf5 import open_rows
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.readers import arrays
 from vdvae_repr.data.readers.arrays import Hdf5Rows
@@ -434,3 +435,38 @@ def test_names_in_attributes_that_fit_no_labels_are_left_out(tmp_path):
     source = open_source(tmp_path / "a.h5")
     assert source.label_names == tuple(map(str, range(10)))
     assert any("they fit no labels" in line for line in source.notices)
+
+
+def test_a_chunk_of_many_images_is_kept(tmp_path, monkeypatch):
+    """HDF5 keeps 1 to 8 MiB of chunks by itself: larger ones would be read anew for every image."""
+    images = np.broadcast_to(np.arange(20, dtype=np.uint8)[:, None, None, None], (20, 512, 256, 3))
+    chunks = (16, 512, 128, 3)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("images", data=images, chunks=chunks)
+        file.create_dataset("small", data=images[:, :8, :8], chunks=(1, 8, 8, 3))
+    for most in (2**28, 2**20):
+        monkeypatch.setattr("vdvae_repr.data.hdf5.CACHE_BYTES", most)
+        with h5py.File(tmp_path / "a.h5") as file:
+            data, small = open_rows(file, "images"), open_rows(file, "small")
+            kept = data.id.get_access_plist().get_chunk_cache()[1]
+            assert kept == min(most, 4 * np.prod(chunks))  # two rows of two chunks
+            assert small.id.get_access_plist().get_chunk_cache()[1] in (2**20, 2**23)
+            assert (data[17] == 17).all()
+
+
+@pytest.mark.parametrize("name", ["when", "other/labels", "labels"])
+def test_a_type_that_is_not_read_matters_where_it_is_used(tmp_path, name):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"] = IMAGES
+        file.require_group("other")
+        space = h5py.h5s.create_simple((4,))
+        h5py.h5d.create(file.id, name.encode(), h5py.h5t.UNIX_D32LE, space)
+    if name == "labels":
+        with pytest.raises(
+            DataError, match=r"a.h5: labels holds values of a type that is not read"
+        ):
+            open_source(tmp_path / "a.h5")
+    else:
+        assert np.array_equal(read(open_source(tmp_path / "a.h5")), IMAGES)
+    with pytest.raises(DataError, match=rf"{name} of a type that is not read \(4,\)"):
+        open_source(f"{tmp_path / 'a.h5'}:nothing")

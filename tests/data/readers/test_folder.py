@@ -91,3 +91,22 @@ def test_folders_of_systems_are_left_out_in_any_case(tmp_path):
     source = open_source(tmp_path)
     assert source.ids == ("cat/1.png",)
     assert source.notices[0].startswith("8 folders left out: #snapshot")
+
+
+def test_a_link_to_itself_is_left_out_and_counted(tmp_path):
+    put(tmp_path / "cat" / "0.png")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "cat" / "1.png").symlink_to("1.png")
+    source = open_source(tmp_path)
+    assert source.ids == ("cat/0.png",)
+    (line,) = source.notices
+    assert line.startswith("2 files left out: link that cannot be followed: ")
+
+
+def test_two_classes_of_one_name_are_said(tmp_path):
+    for name in ("fold1/cat", "fold2/cat"):
+        put(tmp_path / name / "0.png")
+    source = open_source(tmp_path)
+    assert source.label_names == ("fold1/cat", "fold2/cat")
+    (line,) = source.notices
+    assert line.startswith("'fold1/cat' and 'fold2/cat' are two classes; give labels in a table")

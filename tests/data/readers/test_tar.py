@@ -161,9 +161,10 @@ def test_fields_of_a_sample_are_no_images(tmp_path):
         "a/1.2.png",
         "b/1.mask.png",
     )
-    source = open_source(write(tmp_path / "s.tar", {name: png(0) for name in names}))
+    members = {name: png(0) for name in names} | {"0.txt": b"a photo"}
+    source = open_source(write(tmp_path / "s.tar", members))
     assert source.ids == ("0.jpg", "a/1.2.png", "a/1.png", "b/1.mask.png")
-    assert "3 files left out: further image of a sample, as 0.depth.png (3)" in source.notices
+    assert "further image of a sample, as 0.depth.png (3)" in source.notices[-1]
 
 
 def test_of_a_photo_and_a_mask_of_a_sample_the_photo_is_read(tmp_path):
@@ -235,3 +236,54 @@ def test_two_samples_of_one_name_are_refused_as_such(tmp_path):
             archive.addfile(member, io.BytesIO(content))
     with pytest.raises(DataError, match=r"id '0.png' occurs twice"):
         open_source(tmp_path / "s.tar")
+
+
+def test_each_image_of_a_tar_without_samples_is_an_image(tmp_path):
+    members = {"img.jpg": png(1), "img.copy.jpg": png(2), "README.txt": b"of no image"}
+    source = open_source(write(tmp_path / "s.tar", members))
+    assert source.ids == ("img.copy.jpg", "img.jpg")
+    assert [image.getpixel((0, 0)) for image in source] == [2, 1]
+    assert source.notices == (
+        "1 images are called like parts of another, as img.copy.jpg: they are read as images of their own",
+        "1 file left out: .txt (1)",
+    )
+
+
+def test_members_of_one_name_in_several_shards_are_told_apart(tmp_path):
+    for i in range(2):
+        members = {"0001.png": png(i), "0001.cls": b"%d" % (i + 5), f"{i}7.png": png(9)}
+        write(tmp_path / f"shard-{i}.tar", members)
+    source = open_source(str(tmp_path / "shard-*.tar"))
+    assert source.ids == tuple(
+        f"shard-{i}/{name}.png" for i in range(2) for name in ("0001", f"{i}7")
+    )
+    by_id = dict(zip(source.ids, zip(labels(source), source, strict=True), strict=True))
+    assert by_id["shard-1/0001.png"][0] == "6"
+    assert by_id["shard-1/0001.png"][1].getpixel((0, 0)) == 1
+    assert any("ids begin with the shard's name" in line for line in source.notices)
+    assert open_source(tmp_path / "shard-0.tar").ids == ("0001.png", "07.png")
+
+
+def test_the_shard_of_members_of_one_name_is_no_class(tmp_path):
+    for i in range(2):
+        write(tmp_path / f"s-{i}.tar", {"cat/0.png": png(i), "dog/0.png": png(i)})
+    source = open_source(str(tmp_path / "s-*.tar"))
+    assert source.ids == ("s-0/cat/0.png", "s-0/dog/0.png", "s-1/cat/0.png", "s-1/dog/0.png")
+    assert labels(source) == ["cat", "dog", "cat", "dog"]
+
+
+def test_a_large_json_beside_an_image_is_no_label(tmp_path):
+    masks = json.dumps({"masks": "x" * 2**20}).encode()
+    members = {"0.png": png(0), "0.json": masks, "1.png": png(1), "1.json": b'{"label": "cat"}'}
+    source = open_source(write(tmp_path / "s.tar", members))
+    assert labels(source) == [None, "cat"]
+    assert "1 .json of more than 1048576 bytes are not read, as 0.json" in source.notices
+
+
+def test_json_lines_are_refused_in_one_line(tmp_path):
+    lines = b'{"label": "cat"}\n{"label": "dog"}\n'
+    path = write(tmp_path / "s.tar", {"0.png": png(0), "0.json": lines})
+    with pytest.raises(DataError, match=r"0.json: expected a label .* give each image one value"):
+        open_source(path)
+    path = write(tmp_path / "s.tar", {"0.png": png(0), "index.json": lines})
+    assert open_source(path).notices == ("1 file left out: .json (1)",)

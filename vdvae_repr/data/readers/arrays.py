@@ -23,7 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vdvae_repr.data.hdf5 import CHUNK_BYTES, leads_outside, missing_values, unwritten_chunks
+from vdvae_repr.data.hdf5 import (
+    CACHE_BYTES,
+    CHUNK_BYTES,
+    dtype_of,
+    leads_outside,
+    missing_values,
+    open_rows,
+    unwritten_chunks,
+)
 from vdvae_repr.data.names import (
     SPLITS,
     class_names,
@@ -73,7 +81,7 @@ class Hdf5Rows:
         """Return some rows; h5py lets one thread in at a time."""
         opened = self._opened.get(os.getpid())
         if opened is None:
-            opened = self._opened[os.getpid()] = h5py.File(self.path, "r")[self.key]
+            opened = self._opened[os.getpid()] = open_rows(h5py.File(self.path, "r"), self.key)
         return opened[row]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -191,7 +199,8 @@ def open_hdf5(path: Path, key: str | None = None) -> Source:
     Rows are read when they are wanted. `key` names another data set, or a group that holds these. What
     leads to another file is refused, as it may be any file of the machine.
     """
-    with h5py.File(path, "r") as file:
+    # A data set that is open twice has the cache of its first opening.
+    with h5py.File(path, "r", rdcc_nbytes=CACHE_BYTES) as file:
         if why := leads_outside(file, {"."}, soft_links=True):
             raise DataError(f"{path}: {why}; refused: copy what is to be read into one file")
         found: dict[str, Any] = {}
@@ -209,6 +218,11 @@ def open_hdf5(path: Path, key: str | None = None) -> Source:
             if not isinstance(item, h5py.Dataset):
                 raise DataError(
                     f"{path}: {name} is {item}; expected one data set, of images (N, H, W, 3)"
+                )
+            if dtype_of(item) is None:
+                raise DataError(
+                    f"{path}: {name} holds values of a type that is not read, as HDF5's times; save it as "
+                    "numbers or texts"
                 )
             if item.shape is None:
                 raise DataError(f"{path}: {name} is a single value; expected images (N, H, W, 3)")
@@ -252,7 +266,8 @@ def _named_beside(file: h5py.File, arrays: Mapping[str, h5py.Dataset]) -> dict[s
         base = place.rpartition("/")[2]
         if place and base != "labels" and not base.endswith("_labels"):
             continue
-        numbers = h5py.check_enum_dtype(item.dtype) if place else None
+        dtype = dtype_of(item) if place else None
+        numbers = None if dtype is None else h5py.check_enum_dtype(dtype)
         if numbers and set(numbers.values()) <= set(range(10_000)):
             by_number = {number: name for name, number in numbers.items()}
             names = [by_number.get(i, str(i)) for i in range(max(by_number) + 1)]
@@ -357,7 +372,10 @@ def _find(file: h5py.File, found: dict[str, Any]) -> None:
 def _described(arrays: Mapping[str, Any], name: str) -> str:
     """Return an array's name; of HDF5, with what it holds."""
     item = arrays.get(name) if isinstance(arrays, dict) else None
-    return name if item is None else f"{name} {item.dtype} {item.shape}"
+    if item is None:
+        return name
+    dtype = dtype_of(item)
+    return f"{name} {'of a type that is not read' if dtype is None else dtype} {item.shape}"
 
 
 _NAMED = re.compile(r"(?:(?P<word>[^/]+)/|(?P<prefix>[A-Za-z]+)_)?images")

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vdvae_repr.data.names import (
+    called_like_fields,
     extension,
     is_hidden,
     left_out,
     look_alikes,
     names_from_paths,
+    namesakes,
     natural_key,
     readable,
-    sample_fields,
     unlabelled,
 )
 from vdvae_repr.data.source import Source, file_source, image_extensions
@@ -33,12 +34,9 @@ def open_folder(root: Path) -> Source:
     """Make a source of a folder's images; labels and splits are read off the paths."""
     files, notices = find_images(root)
     names = names_from_paths(list(files))
-    notices += unlabelled(list(files), names.labels) + look_alikes(names.labels)
-    if fields := sample_fields(list(files)):
-        notices += (
-            f"{len(fields)} images are called like parts of another, as {min(fields)}: "
-            "they are read as images of their own",
-        )
+    notices += unlabelled(list(files), names.labels)
+    notices += look_alikes(names.labels) + namesakes(names.labels)
+    notices += called_like_fields(list(files))
     return file_source(
         root.name or str(root),
         files,
@@ -80,7 +78,12 @@ def find_images(root: Path) -> ImageFiles:
             continue
         for entry in entries:
             image_id = prefix + readable(entry.name)
-            if entry.is_dir():
+            try:
+                is_folder = entry.is_dir()
+            except OSError as error:  # as of a link to itself
+                others[f"link that cannot be followed: {error.strerror}"] += 1
+                continue
+            if is_folder:
                 if is_hidden(entry.name):
                     hidden.append(readable(entry.name))
                 else:

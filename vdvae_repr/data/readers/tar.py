@@ -17,6 +17,7 @@ from PIL import Image
 
 from vdvae_repr.data.names import (
     PathNames,
+    called_like_fields,
     class_names,
     extension,
     is_hidden,
@@ -25,6 +26,7 @@ from vdvae_repr.data.names import (
     like_split,
     look_alikes,
     names_from_paths,
+    namesakes,
     natural_key,
     number_labels,
     readable,
@@ -34,11 +36,10 @@ from vdvae_repr.data.names import (
     unlabelled,
     words_of_one_split,
 )
-from vdvae_repr.data.source import Source, image_extensions, open_image
+from vdvae_repr.data.source import FILE_BYTES, Source, image_extensions, open_image
 from vdvae_repr.errors import DataError, first_line
 
 LABEL_KEYS = ("label", "cls", "class")  # of a .json beside an image
-IMAGE_BYTES = 2**29  # of a member that is an image
 LABEL_BYTES = 2**20  # of a .cls or .json
 HEADER_BYTES = 2**24  # of what a tar says of a member before it
 BLOCK = 512  # bytes that a tar is divided into
@@ -60,7 +61,7 @@ class _Members:
 
     def content(self, index: int) -> bytes:
         """Return the bytes that an image is decoded from."""
-        return _content(self.members[index], IMAGE_BYTES)
+        return _content(self.members[index], FILE_BYTES)
 
     def __call__(self, index: int) -> Image.Image:
         return open_image(self.content(index))
@@ -91,16 +92,21 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
 
     A member `x.cls`, or else `x.json`, beside `x.png` holds its label, as WebDataset writes them; where there
     are none, labels and splits are read off the members' paths. Of several images of a sample the plain one
-    is read (`0.jpg`, not `0.seg.png`). Shards whose names tell several splits
-    (`train-000.tar`, `val-000.tar`) give them to their members.
+    is read (`0.jpg`, not `0.seg.png`); where nothing lies beside any image, each is one of its own. Shards
+    whose names tell several splits (`train-000.tar`, `val-000.tar`) give them to their members. Where members
+    of two shards are called the same, every id begins with the shard's name.
     """
     extensions = image_extensions()
     images: list[_Member] = []
     keys: list[tuple[Path, str]] = []  # of the samples that the images belong to
     beside: dict[tuple[Path, str], dict[str, _Member]] = {}  # by the sample's key
     others: Counter[str] = Counter()
+    in_shards: list[
+        tuple[list[_Member], list[_Member]]
+    ] = []  # images, and what may lie beside them
     for path in paths:
-        own, sidecars = [], []
+        own: list[_Member] = []
+        sidecars: list[_Member] = []
         for member in _members(path, others):
             kind = extension(member.name)
             if kind in extensions:
@@ -109,7 +115,13 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
                 others[kind] += 1
                 if kind in (".cls", ".json", ".txt"):
                     sidecars.append(member)
-        own, key_of = _plain_images(own, [member.name for member in sidecars], others)
+        in_shards.append((own, sidecars))
+    has_samples = any(_are_samples(own, sidecars) for own, sidecars in in_shards)
+    for path, (own, sidecars) in zip(paths, in_shards, strict=True):
+        if has_samples:
+            own, key_of = _plain_images(own, [member.name for member in sidecars], others)
+        else:
+            sidecars, key_of = [], {member.name: member.name for member in own}
         for member in sidecars:
             key, kind = key_of[member.name], extension(member.name)
             of_sample = beside.setdefault((path, key), {})
@@ -123,11 +135,15 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
             f"{name}: expected a tar with images, found none in it"
             + "".join(f" ({line})" for line in left_out(others))
         )
-    ids = [readable(member.name) for member in images]
-    labels, splits, notices = _split_by_shard(images, names_from_paths(ids))
+    names = [readable(member.name) for member in images]
+    labels, splits, notices = _split_by_shard(images, names_from_paths(names))
+    ids, about_ids = _told_apart(images, names)
     read, said = _labels_beside([beside.get(key, {}) for key in keys], others)
+    said += about_ids
+    if not has_samples:
+        said += called_like_fields(names)
     if read is None:
-        said += unlabelled(ids, labels) + look_alikes(labels)
+        said += unlabelled(ids, labels) + look_alikes(labels) + namesakes(labels)
     else:
         try:
             labels, about_labels = class_names(read)
@@ -144,6 +160,33 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
         splits=splits,
         sizes=[member.size for member in images],
         notices=notices + said + left_out(+others),
+    )
+
+
+def _are_samples(images: Sequence[_Member], beside: Sequence[_Member]) -> bool:
+    """Whether any of the members beside images belongs to an image."""
+    if not beside:
+        return False
+    keys = sample_keys([member.name for member in images], [member.name for member in beside])
+    return not {keys[m.name] for m in images}.isdisjoint(keys[m.name] for m in beside)
+
+
+def _told_apart(
+    images: Sequence[_Member], names: Sequence[str]
+) -> tuple[list[str], tuple[str, ...]]:
+    """Return ids, and what to say: members' names, behind their shards' where two shards have the same."""
+    shard: dict[str, Path] = {}
+    shared = [
+        name
+        for name, member in zip(names, images, strict=True)
+        if shard.setdefault(name, member.tar) != member.tar
+    ]
+    if not shared:
+        return list(names), ()
+    ids = [f"{readable(m.tar.stem)}/{name}" for name, m in zip(names, images, strict=True)]
+    return ids, (
+        f"several shards have members of one name, as {shared[0]}: ids begin with the shard's name, "
+        f"as {ids[0]}",
     )
 
 
@@ -279,35 +322,47 @@ def _labels_beside(
     sidecars: Sequence[Mapping[str, _Member]], others: Counter[str]
 ) -> tuple[list[str | None] | None, tuple[str, ...]]:
     """Return the labels that .cls or .json members hold, None where there are none, and what to say of it."""
-    about_splits: tuple[str, ...] = ()
+    about: tuple[str, ...] = ()
     for kind in (".cls", ".json"):
         read = [_label(beside[kind]) if kind in beside else (None, ()) for beside in sidecars]
+        large = {beside[kind] for beside in sidecars if kind in beside and _is_large(beside[kind])}
+        if large:
+            about += (
+                f"{len(large)} {kind} of more than {LABEL_BYTES} bytes are not read, "
+                f"as {readable(min(large).name)}",
+            )
         found = [label for label, _ in read]
         if like := Counter(key for _, keys in read for key in keys):
             listed = ", ".join(f"{key!r} ({count})" for key, count in like.items())
-            about_splits = (
-                f"no splits are read from the {kind} beside the images; found {listed}",
-            )
+            about += (f"no splits are read from the {kind} beside the images; found {listed}",)
         if any(label is not None for label in found):
             others[kind] -= len({beside[kind] for beside in sidecars if kind in beside})
             line = f"labels are read from the {kind} beside each image"
             if without := found.count(None):
                 line += f"; {without} images have none"
-            return found, (line, *about_splits)
+            return found, (line, *about)
     if kinds := sorted({kind for beside in sidecars for kind in beside}):
         line = f"no labels are read from the {' and '.join(kinds)} beside the images"
-        return None, (line, *about_splits)
+        return None, (line, *about)
     return None, ()
+
+
+def _is_large(member: _Member) -> bool:
+    """Whether a member is a JSON of more than a label, as one of masks."""
+    return member.size > LABEL_BYTES and member.name.lower().endswith(".json")
 
 
 def _label(member: _Member) -> tuple[str | None, tuple[str, ...]]:
     """Return the label that a .cls or .json member holds, or None, and the keys that look like splits."""
+    if _is_large(member):
+        return None, ()
     try:
         text = _content(member, LABEL_BYTES).decode("utf-8-sig").strip()
         value: Any = json.loads(text) if member.name.lower().endswith(".json") else text
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{member.tar}: {readable(member.name)}: expected a label as text or JSON ({first_line(error)})"
+            f"{member.tar}: {readable(member.name)}: expected a label as text or JSON ({first_line(error)}); "
+            "give each image one value, or leave the file out of the tar"
         ) from error
     like: tuple[str, ...] = ()
     if isinstance(value, dict):
