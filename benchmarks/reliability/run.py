@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # no thread may live where children are forked
@@ -56,9 +57,11 @@ def plan(bench: Bench, full: bool) -> Iterator[tuple[str, Callable[[], Row | lis
         return long if full else quick
 
     for case in known.values():
-        yield "kill", lambda case=case: trials.kills(bench, case, times(2, 14), signal.SIGKILL)
-        if not full and case.command in ("compare", "sample", "evaluate"):
-            continue  # they write one file or none
+        short = case.command in ("compare", "sample", "evaluate")  # they write one file or none
+        tries = times(1 if short else 2, 14)
+        yield "kill", partial(trials.kills, bench, case, tries, signal.SIGKILL)
+        if short and not full:
+            continue
         yield "kill", lambda case=case: trials.kills(bench, case, times(1, 6), signal.SIGTERM)
         if case.writes:
             yield "disk", lambda case=case: trials.full_disks(bench, case, times(1, 8))

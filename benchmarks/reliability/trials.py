@@ -224,7 +224,7 @@ def full_disks(bench: Bench, case: Case, tries: int) -> list[Row]:
             row.tried += 1
             folder = Path(shutil.copytree(before, place / "try"))
             if mounted:
-                more = bench.rng.choice((0, bench.rng.randrange(4096, used(after))))
+                more = bench.rng.choice((0, bench.rng.randrange(4096, max(used(after), 8192))))
                 room = used(folder) + more
                 resize(place, room)
                 ended = Command(case.arguments, folder, environment={"TMPDIR": "/tmp"}).wait()
