@@ -154,7 +154,9 @@ def test_odd_files_are_not_ours(tmp_path, text):
 def test_a_table_to_which_somebody_added_a_column_is_theirs(tmp_path):
     assert ",".join(results.COLUMNS) == RESULTS
     assert ",".join(field.name for field in dataclasses.fields(results.SamplingCost)) == NOISE
+    earlier = RESULTS.removesuffix(",controls_left_out")
     for name, header, row in (
+        ("results.csv", earlier, "1" + ",2" * earlier.count(",")),
         ("results.csv", RESULTS, "1" + ",2" * RESULTS.count(",")),
         ("noise.csv", NOISE, "1" + ",2" * NOISE.count(",")),
         ("rate_accuracy.csv", OURS.strip(), "1" + ",2" * OURS.count(",")),
@@ -167,6 +169,8 @@ def test_a_table_to_which_somebody_added_a_column_is_theirs(tmp_path):
         assert not is_own(tmp_path / name), name
     line = dict.fromkeys(results.COLUMNS, 1)
     (tmp_path / "results.jsonl").write_text(json.dumps(line))
+    assert is_own(tmp_path / "results.jsonl")
+    (tmp_path / "results.jsonl").write_text(json.dumps(dict.fromkeys(earlier.split(","), 1)))
     assert is_own(tmp_path / "results.jsonl")
     (tmp_path / "results.jsonl").write_text(json.dumps(line | {"notes": "mine"}))
     assert not is_own(tmp_path / "results.jsonl")

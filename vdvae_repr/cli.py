@@ -829,8 +829,9 @@ def demo(
     from vdvae_repr import results
     from vdvae_repr.data.sheet import check_picture, save_sheet
     from vdvae_repr.output import prepare_folder
+    from vdvae_repr.report import pictures
 
-    prepare_folder(out, results.MADE)
+    prepare_folder(out, pictures.MADE)
     check_picture(out / "reconstructions.png")
     net = _load_vdvae("faces64", None, "cpu", False)
     faces = vr.extract(net, "toy-faces", out / "toy-faces.h5", report=_log)
@@ -838,7 +839,7 @@ def demo(
     print(f"digits: {len(digits)} images, {digits.kl.mean(axis=0).sum():.0f} nats an image")
     with _notes_printed():
         report = vr.probe(faces, "face_id", layers="<=16x16", cache=None)
-    results.write(report.rows, out)
+    report.save(out)
     print(results.table(report.rows, "rank1"))
     images = faces.images()[::25][:8]
     read = net.posterior(images)

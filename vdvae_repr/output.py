@@ -8,6 +8,7 @@ theirs. So nothing else need lie beside them.
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import hashlib
 import json
@@ -17,12 +18,14 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import pandas as pd
 from PIL import Image
 
 from vdvae_repr.errors import TaskError, printable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MARK = "vdvae-repr"  # the text Software of every PNG that is written
 SIMILARITY = "linear CKA"  # the first column of similarity.csv
@@ -37,6 +40,11 @@ COMPARISONS = (
     "task,protocol,head,n_train,model,layer,selection,feature,pool,metric,at,value,versus,versus_layer,"
     "versus_dims,versus_value,difference,diff_low,diff_high,p_raw,p_value,units,why,verdict"
 )
+RESULTS_BEFORE = (
+    "task,protocol,head,model,weights_sha256,source,layer,feature,pool,standardised,dims,n_train,n_test,"
+    "metric,value,ci_low,ci_high,se,std,chance,chosen,p_value,seed,transductive,seconds"
+)
+EARLIER = (RESULTS_BEFORE, f"{RESULTS_BEFORE},controls_left_out")  # of versions before this one
 NOISE = "head,n_train,layer,pool,dims,draws,metric,mean,one_z,mean_of_z,p_one_z,p_mean_of_z"
 RATE_ACCURACY = "nats,head,feature,pool,layer,dims,metric,value,ci_low,ci_high"
 FORMULA = (
@@ -62,13 +70,13 @@ def is_own(path: Path) -> bool:
         with path.open(encoding="utf-8", newline="") as file:
             line = file.readline(HEADER_BYTES)
             if path.suffix == ".jsonl":
-                return ",".join(json.loads(line)) == RESULTS
+                return ",".join(json.loads(line)) in (RESULTS, RESULTS_BEFORE)
             columns = next(csv.reader([line]))
             # Of these tables the other columns are names, and below them stand numbers.
             if columns[:1] in ([SIMILARITY], [FACTORS]):
                 rows = csv.reader(file)
                 return all(len(row) == len(columns) and _are_numbers(row[1:]) for row in rows)
-        return ",".join(columns) in (RESULTS, COMPARISONS, NOISE, RATE_ACCURACY)
+        return ",".join(columns) in (RESULTS, COMPARISONS, NOISE, RATE_ACCURACY, *EARLIER)
     except (OSError, SyntaxError, ValueError, TypeError, csv.Error, StopIteration):
         return False
 
@@ -99,7 +107,7 @@ def prepare_folder(folder: str | Path, names: re.Pattern[str]) -> Path:
     """
     folder = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(None, "Permission denied")
         refuse_others(path for path in sorted(folder.iterdir()) if names.fullmatch(path.name))
@@ -110,22 +118,72 @@ def prepare_folder(folder: str | Path, names: re.Pattern[str]) -> Path:
     return folder
 
 
+def put_in_place(aside: Path, path: Path) -> None:
+    """Rename a finished file or folder to `path`, in an order that a power cut cannot turn round.
+
+    Its content reaches the disk before the rename, and the rename before this function returns. What it makes
+    superfluous may be removed afterwards, and not earlier. A file or folder that had this name goes.
+
+    Raises:
+        OSError: the disk did not take it.
+    """
+    for written in (*aside.rglob("*"), aside) if aside.is_dir() else (aside,):
+        _flush(written)
+    former = aside_of(path).with_suffix(".former")
+    if aside.is_dir():  # which takes the place of no other by a rename
+        shutil.rmtree(former, ignore_errors=True)
+        if path.is_dir():
+            path.replace(former)
+    aside.replace(path)
+    _flush(path.parent)
+    if path.is_dir():
+        shutil.rmtree(former, ignore_errors=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, so that a power cut does not take what is written there.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    made = [new for new in (folder, *folder.parents) if not new.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for new in made:
+        _flush(new.parent)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk.
+
+    A folder that may be written and not read cannot be flushed, nor can one on some network file systems:
+    there the names are left to the system.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EACCES, errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
 @contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
     """Yield a file that takes the place of `path` once everything is written.
 
     A process that is killed leaves what was there; the next one to write `path` clears away the rest. Of two
-    processes the second waits.
+    processes the second waits. What writes by name instead of into an open file writes to `aside_of(path)`.
 
     Args:
         path: in a folder that is made if need be.
-        durable: that the content is on the disk before it takes its place, so that not even a power cut
-            leaves half of it.
+        durable: that not even a power cut leaves half of it, as in `put_in_place`.
 
     Raises:
         OSError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     aside = aside_of(path)
     file = _open_locked(aside)
     try:
@@ -133,13 +191,24 @@ def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
         yield file
         file.flush()
         if durable:
-            os.fsync(file.fileno())
-        aside.replace(path)
+            put_in_place(aside, path)
+        else:
+            aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
     finally:
         file.close()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8, as `replacing` does.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def write_table(table: pd.DataFrame, path: Path, index: str | None = None) -> None:
@@ -204,14 +273,14 @@ def replacing_folder(folder: str | Path, names: re.Pattern[str]) -> Iterator[Pat
                 written = sorted(
                     aside.iterdir(), key=lambda path: (kinds.index(path.suffix), path.name)
                 )
-                for path in written:
-                    with path.open("rb") as file:
-                        os.fsync(file.fileno())
+                for path in written:  # while what was there is whole: the disk may be full
+                    _flush(path)
                 for path in list(folder.iterdir()):
                     if names.fullmatch(path.name) and path.name != written[0].name and is_own(path):
                         path.unlink()
+                _flush(folder)
                 for path in written:
-                    path.replace(folder / path.name)
+                    put_in_place(path, folder / path.name)
             finally:  # only by whom the folder is locked: it may be another process's otherwise
                 shutil.rmtree(aside, ignore_errors=True)
         finally:

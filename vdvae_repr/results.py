@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vdvae_repr.errors import TaskError, printable
-from vdvae_repr.output import prepare_folder, replacing, write_table
+from vdvae_repr.output import prepare_folder, write_table, write_text
 
 CONTROLS = ("pixels", "pca", "random-init", "shuffled-labels")  # values of `model`
 RIVALS = CONTROLS[:3]  # that a layer must beat; shuffled labels are a check of the protocol
@@ -171,8 +171,7 @@ def write(
     """
     folder = prepare_folder(folder, MADE)
     try:
-        with replacing(folder / "results.jsonl") as file:
-            file.write(to_json_lines(rows).encode())
+        write_text(folder / "results.jsonl", to_json_lines(rows))
         write_table(to_frame(rows), folder / "results.csv")
         for name, table in (("comparisons", comparisons), ("noise", noise)):
             if table:

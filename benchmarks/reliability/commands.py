@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image
-from processes import Command, empty, in_child
+from processes import Command, Ended, empty, in_child
 from safetensors.numpy import load_file
 
 import vdvae_repr as vr
@@ -40,6 +40,7 @@ checkpoint_every = 2
 seed = 0
 """
 IMAGES = 24
+PRINTED = "printed.json"
 
 Result = dict[str, str]
 """A digest of each piece of a result; a piece whose name ends in `?` may be missing after a kill."""
@@ -59,6 +60,8 @@ class Case:
     """What is added to the arguments where the command is run again after a kill."""
     intermediate: bool = False
     """Whether what a kill leaves may be neither old nor new, as the weights of a run that goes on."""
+    writes: bool = True
+    """Whether the result is files; else it is what is printed, and no file may be left."""
 
     def __str__(self) -> str:
         """Name it."""
@@ -71,6 +74,12 @@ class Case:
             ended = Command(arguments, folder).wait()
             if ended.code != 0:
                 raise SystemExit(f"{self}: cannot be prepared: {ended.output}")
+            self.keep(folder, ended)
+
+    def keep(self, folder: Path, ended: Ended) -> None:
+        """Keep what a command printed that writes no files, for `read`."""
+        if not self.writes:
+            (folder / PRINTED).write_text(ended.output.strip().splitlines()[-1])
 
     def read(self, folder: Path) -> Result:
         """Read the result in a child; a VDVAEReprError or a Failure where it cannot be read."""
@@ -184,19 +193,49 @@ def pictures(folder: Path) -> Result:
     }
 
 
+def picture(name: str, folder: Path) -> Result:
+    """Return the digest of a decoded picture."""
+    path = folder / name
+    return {name: digest(np.asarray(Image.open(path)))} if path.exists() else {}
+
+
+def similarity(folder: Path) -> Result:
+    """Return a table of similarity, and whether its picture is whole, which may be missing after a kill."""
+    table = folder / "out" / "similarity.csv"
+    drawn = picture("out/similarity.png", folder)
+    return ({"table": table.read_text()} if table.exists() else {}) | dict.fromkeys(
+        (f"{name}?" for name in drawn), "whole"
+    )
+
+
+def printed(folder: Path) -> Result:
+    """Return what was printed, and the names of all files of the folder, of which there is none more."""
+    path = folder / PRINTED
+    values = json.loads(path.read_text()) if path.exists() else {}
+    return {
+        "values": repr({key: value for key, value in values.items() if "second" not in key}),
+        "files": repr(sorted(file.name for file in folder.iterdir())),
+    }
+
+
 def matrix(name: str, folder: Path) -> Result:
-    """Return the digest of an export: a matrix and what describes it are one piece."""
+    """Return the digest of an export; of a .npy with what describes it, which may still have another name.
+
+    A process that is killed while the two files of an export take their places leaves the description of
+    either matrix in the folder: the next export knows both by their digest.
+    """
     path = folder / name
     if not path.exists():
         return {}
     if path.suffix == ".npz":
         with np.load(path) as found:
             return {name: digest(*(found[key] for key in sorted(found)))}
-    beside = path.with_suffix(".json")
-    described = beside.read_text() if beside.exists() else None
-    if described is None:
-        return {f"{name}?": digest(np.load(path))}
-    return {f"{name}?": digest(np.load(path)), "both?": digest(np.load(path)) + described}
+    found = {name: digest(np.load(path))}
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    for beside in folder.iterdir():
+        if beside != path and sha256 in (text := beside.read_text(errors="replace")):
+            found["description"] = text
+    return found
 
 
 def cases(base: Path) -> list[Case]:
@@ -219,6 +258,9 @@ def cases(base: Path) -> list[Case]:
     )
     decode = ("decode", store, *model, "--out", "d")
     take = ("store", "import", str(base / "m.npy"), "--like", store, "--out", "p.h5", "--overwrite")
+    compare = ("compare", store, store, "--out", "out")
+    sample = ("sample", *model, "--count", "4", "--out", "p.png", "--seed")
+    evaluate = ("evaluate", *model, "--data", str(base / "images"), "--json")
     train = ("train", str(base / "tiny.toml"), "--data", str(base / "images"), "--out", "run")
 
     def resume(folder: Path) -> list[str]:
@@ -229,6 +271,9 @@ def cases(base: Path) -> list[Case]:
         Case("probe", "", (*probe, *newer[:2]), results, ((*probe, *older),)),
         Case("decode", "", decode, pictures, ((*decode, "--first", "1"),)),
         Case("import", "", take, partial(checked_store, "p.h5"), (take,)),
+        Case("compare", "", compare, similarity, ((*compare, "--feature", "kl"),)),
+        Case("sample", "", (*sample, "1"), partial(picture, "p.png"), ((*sample, "0"),)),
+        Case("evaluate", "", evaluate, printed, ((*evaluate, "--seed", "1"),), writes=False),
     ]
     for layout in ("single", "virtual"):
         made = (*extract, *newer, "--layout", layout)
@@ -245,7 +290,7 @@ def cases(base: Path) -> list[Case]:
 
 
 def make_base(base: Path) -> None:
-    """Make the images, model, store and matrix that the commands read."""
+    """Make the images, model, store and matrices that the commands read."""
     empty(base)
     write_images(base)
     (base / "tiny.toml").write_text(MODEL)
@@ -269,6 +314,7 @@ def make_base(base: Path) -> None:
         ended = Command(arguments, base).wait()
         if ended.code != 0:
             raise SystemExit(f"{' '.join(arguments)}: {ended.output}")
+    np.save(base / "m2.npy", 2 * np.load(base / "m.npy"))
 
 
 def store_files(path: Path) -> list[Path]:

@@ -12,7 +12,8 @@ COUNTS = ("lost", "stale", "wrong", "tracebacks")
 KINDS = {
     "SIGKILL": "Killed (`kill -9`), by turns at a random time and at a random change of a file",
     "SIGTERM": "Ended by SIGTERM at a random time",
-    "full disk": "A disk with room for a part of what is written",
+    "full disk": "A disk with room for a part of what is written (a tmpfs of that size)",
+    "file limit": "No file larger than a part of all (RLIMIT_FSIZE, as no tmpfs could be mounted)",
     "flip": "A bit flipped anywhere in a file",
     "replaced images": "Images replaced by others of equal size",
     "race": "Two commands to one place at once",
@@ -42,6 +43,12 @@ def page(rows: pd.DataFrame, seed: int | None = None, minutes: float | None = No
         "something: a process still running, a disk that was full, damage that was noticed (the other flips",
         "changed no value). *By verify alone*: flips that reading let pass and `store verify` was then asked",
         "about; a flip that changes a value and that neither notices is wrong.",
+        "",
+        "*Lost*: what was there before is gone or cannot be read, or the command cannot be run",
+        "again. *Stale*: values of images that had been replaced. *Wrong*: values that are neither the",
+        "old ones nor the new. What may be missing until the command is run again are the pictures",
+        "and the tables beside a probe's rows, and the picture beside a comparison's table. `evaluate`",
+        "writes nothing: what it prints is compared, and no file may be left.",
         "",
     ]
     for kind, told in KINDS.items():

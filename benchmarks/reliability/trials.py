@@ -85,6 +85,7 @@ class Bench:
             seconds = time.monotonic() - started
             if ended.code != 0:
                 raise SystemExit(f"{case}: {ended}")
+            case.keep(after, ended)
             new = case.read(after)
             self._known[str(case)] = before, old, new, seconds, count.stat().st_size
         return self._known[str(case)]
@@ -124,6 +125,7 @@ def run_again(row: Row, case: Case, folder: Path, new: Result) -> None:
     elif ended.code != 0:
         row.fail("lost", f"run again, {ended}")
     else:
+        case.keep(folder, ended)
         try:
             found = case.read(folder)
         except (vr.VDVAEReprError, Failure) as error:
@@ -206,18 +208,23 @@ def used(folder: Path) -> int:
     )
 
 
-def full_disks(bench: Bench, case: Case, tries: int) -> Row:
-    """Run a command where there is room for a part of what it writes, then with room."""
-    row = Row("full disk", str(case))
+def full_disks(bench: Bench, case: Case, tries: int) -> list[Row]:
+    """Run a command where there is room for a part of what it writes, then with room.
+
+    Where no small disk can be mounted no file may be larger than a part of it all, which is another kind of
+    try and has a row of its own.
+    """
+    disks, limits = Row("full disk", str(case)), Row("file limit", str(case))
     before, old, new, _, _ = bench.undisturbed(case)
     after = bench.folder / before.name.replace("before-", "after-", 1)
     for _ in range(tries):
-        row.tried += 1
         place = bench.folder / "disk"
         with disk(place) as mounted:
+            row = disks if mounted else limits
+            row.tried += 1
             folder = Path(shutil.copytree(before, place / "try"))
             if mounted:
-                more = bench.rng.choice((0, bench.rng.randrange(4096, used(after))))
+                more = bench.rng.choice((0, bench.rng.randrange(4096, max(used(after), 8192))))
                 room = used(folder) + more
                 resize(place, room)
                 ended = Command(case.arguments, folder, environment={"TMPDIR": "/tmp"}).wait()
@@ -230,7 +237,7 @@ def full_disks(bench: Bench, case: Case, tries: int) -> Row:
                 row.fail("tracebacks", ended)
             look(row, case, folder, old, new)
             run_again(row, case, folder, new)
-    return row
+    return [row for row in (disks, limits) if row.tried]
 
 
 # Bits that flip

@@ -6,8 +6,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "reliability"
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
@@ -118,6 +120,31 @@ def test_errors_and_deaths_of_a_child_are_told_apart():
         in_child(lambda: os.kill(os.getpid(), signal.SIGUSR1))
 
 
+def test_an_export_counts_as_lost_where_a_file_of_it_is_gone(tmp_path):
+    from commands import Case, matrix
+    from trials import Row, look
+
+    import vdvae_repr as vr
+
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(2)).eval()
+    encoder = vr.TorchEncoder(net, layers=["0"], size=16, mean=(0, 0, 0), std=(1, 1, 1))
+    store = vr.extract(encoder, images, tmp_path / "s.h5")
+    folder = tmp_path / "f"
+    folder.mkdir()
+    store.export(folder / "x.npy")
+    case = Case("export", ".npy", (), partial(matrix, "x.npy"))
+    whole = matrix("x.npy", folder)
+    assert whole.keys() == {"x.npy", "description"}
+    (folder / "x.json").rename(folder / ".aside")  # as a kill between the two leaves it
+    assert matrix("x.npy", folder) == whole
+    for gone in (".aside", "x.npy"):
+        (folder / gone).unlink()
+        row = Row("SIGKILL", "export")
+        look(row, case, folder, whole, {})
+        assert row.lost == 1
+
+
 def test_the_page_says_what_the_table_says(tmp_path):
     from page import page
 
@@ -133,3 +160,5 @@ def test_the_page_says_what_the_table_says(tmp_path):
     assert "0 lost, 0 stale, 2 wrong" in found
     assert "| store (single) | 500 | 400 | 0 | 0 | 2 | 0 |" in found
     assert "--full --seed 3" in found
+    rows.loc[0, "kind"] = "file limit"
+    assert "RLIMIT_FSIZE, as no tmpfs could be mounted" in page(rows)

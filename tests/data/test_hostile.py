@@ -292,7 +292,12 @@ def test_a_bomb_within_a_png_is_refused(tmp_path, refused):
         ({"factors": {"a/b": np.zeros(1)}}, "no store can keep a factor called 'a/b'"),
         ({"factors": {"..": np.zeros(1)}}, "no store can keep a factor called"),
         ({"factors": {"": np.zeros(1)}}, "no store can keep a factor called ''"),
-        ({"factors": {"a\0": np.zeros(1)}}, "names of factors: expected texts of Unicode"),
+        (
+            {"factors": {"a\0": np.zeros(1)}},
+            r"no store can keep a factor called 'a\\x00', as it has",
+        ),
+        ({"factors": {"a\nb": np.zeros(1)}}, r"no store can keep a factor .* a line break"),
+        ({"factors": {"é" * 101: np.zeros(1)}}, "no store can keep a factor .* 202 bytes of UTF-8"),
         ({"factors": {"a": np.zeros(2)}}, "factor 'a': expected 1 numbers or texts"),
         ({"factors": {"a": np.array(["\0x"])}}, "values of factor 'a': expected texts"),
         ({"factors": {"a": np.array([3], object)}}, "values of factor 'a': expected texts"),

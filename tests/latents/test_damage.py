@@ -126,6 +126,9 @@ ODD = {
     "a factor of 10^12": lambda f: absurd(f, "factors/x", (10**12,)),
     "a factor is a group": lambda f: f.create_group("factors/x"),
     "a factor of one value": lambda f: f.__setitem__("factors/x", 3),
+    "a factor with a line break": lambda f: f.__setitem__("factors/a\nb", np.arange(12)),
+    "a factor of 4000 characters": lambda f: f.__setitem__(f"factors/{'n' * 4000}", np.arange(12)),
+    "a feature that is a path": lambda f: f.attrs.__setitem__("features", '["mean", "../x"]'),
     "factors an array": lambda f: (f.__delitem__("factors"), f.__setitem__("factors", np.arange(12))),
     "an external link": lambda f: f.__setitem__("factors/x", h5py.ExternalLink("/etc/passwd", "/")),
     "a layer of text": lambda f: (
@@ -248,7 +251,7 @@ def test_a_part_whose_arrays_are_absurd_takes_no_memory(tiny, source, tmp_path, 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"factors": {"n" * 4000: np.arange(12)}},
+    [{"factors": {"n" * 200: np.arange(12)}},
      {"factors": {f"factor {i}": np.arange(12) for i in range(100)}},
      {"factors": {"ünïcode & <b>": np.array(["é" * 5000] * 12)}},
      {"factors": {" ": np.arange(12) > 3, "$": np.arange(12, dtype=np.float16)}},

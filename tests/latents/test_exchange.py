@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 from functools import partial
 
 import numpy as np
@@ -99,6 +100,41 @@ def test_bad_predictions_are_refused(store, tiny, tmp_path):
         import_latents(tmp_path / "text.npy", store, out)
     with pytest.raises(vr.StoreError, match=r"ends in \.npy or \.npz"):
         export(store, tmp_path / "m.mat")
+
+
+def test_a_matrix_of_another_shape_is_refused_before_it_takes_memory(store, tmp_path, monkeypatch):
+    def read(path, archive, member):
+        raise AssertionError(member.filename)
+
+    monkeypatch.setattr("vdvae_repr.latents.exchange.read_member", read)
+    np.savez_compressed(tmp_path / "p.npz", latents=np.zeros((12, 10**6), np.int8))
+    with pytest.raises(vr.StoreError, match=r"12 rows x 68 columns, .* found 12 x 1000000"):
+        import_latents(tmp_path / "p.npz", store, tmp_path / "p.h5", "<=4x4")
+
+
+def test_a_damaged_npz_of_predictions_is_refused_in_a_line(store, tmp_path):
+    path = tmp_path / "p.npz"
+    X = store.matrix("<=4x4")[0]
+    np.savez_compressed(path, latents=X, ids=store.ids)
+    assert len(import_latents(path, store, tmp_path / "p.h5", "<=4x4")) == 12
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 97):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        message = ""
+        try:
+            made = import_latents(path, store, tmp_path / "p.h5", "<=4x4", overwrite=True)
+        except vr.StoreError as error:
+            message = str(error)
+        assert message.count(str(path)) == bool(message)
+        assert message.startswith(str(path)) or np.array_equal(made.matrix()[0], X)
+    with zipfile.ZipFile(path, "w") as archive, archive.open("latents.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<f4", "fortran_order": False, "shape": (12, 68)}
+        )
+    with pytest.raises(vr.StoreError, match="3264 bytes, where 0 are there"):
+        import_latents(path, store, tmp_path / "p.h5", "<=4x4", overwrite=True)
+    with pytest.raises(vr.StoreError, match="matrix: expected a NumPy array"):
+        import_latents([[1.0]], store, tmp_path / "p.h5", "<=4x4", overwrite=True)
 
 
 def test_numbers_too_large_for_float32_are_refused(store, tmp_path):

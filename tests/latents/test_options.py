@@ -56,6 +56,8 @@ def test_draws_are_read_some_rows_at_a_time(tiny, images, tmp_path, monkeypatch)
 
 
 def test_draws_that_make_no_sense_are_refused(tiny, images, tmp_path):
+    with pytest.raises(vr.LayerError, match="features: expected at least one of mean"):
+        vr.extract(tiny, images, tmp_path / "d.h5", features=[])
     with pytest.raises(vr.LayerError, match="draws are of the feature z alone"):
         vr.extract(tiny, images, tmp_path / "d.h5", z="sample", draws=2)
     store = vr.extract(tiny, images, tmp_path / "d.h5", features=["z"], z="sample", draws=2)

@@ -408,7 +408,7 @@ def test_a_known_name_stays_one(toml, name, tmp_path, monkeypatch):
 
 def test_a_kill_between_its_first_files_leaves_no_older_folder(toml, photos, tmp_path, monkeypatch):
     out = tmp_path / "r"
-    write = watch.write_whole
+    write = watch.write_text
     for written in range(2):
         places = []
 
@@ -418,7 +418,7 @@ def test_a_kill_between_its_first_files_leaves_no_older_folder(toml, photos, tmp
             places.append(path)
             write(path, text)
 
-        monkeypatch.setattr(watch, "write_whole", killed)
+        monkeypatch.setattr(watch, "write_text", killed)
         with pytest.raises(KeyboardInterrupt):
             vr.train(toml, photos, out, crop=6)
         assert (out / "run.json").is_file() or not (out / "config.toml").is_file()

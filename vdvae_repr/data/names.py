@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.errors import DataError
+from vdvae_repr.errors import DataError, printable
 
 SPLITS = ("train", "val", "test")
 SPLIT_WORDS = {
@@ -28,6 +28,7 @@ SPLIT_WORDS = {
 }
 COLLECTION = re.compile(r"(?i)(set|data|images?|imgs?|split)$")  # as in `trainset`
 PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of a word, as `train` and `Images` of `trainImages2`
+NAME_BYTES = 200  # of a factor's name: a file's may have 255, and head and feature stand before it
 MISSING = ("", "nan", "na", "n/a", "<na>", "null")  # what tables write where there is no value
 SYSTEM_FOLDERS = {  # of file servers, archives and systems, in any case
     "@eadir",
@@ -252,6 +253,20 @@ def is_missing(value: str) -> bool:
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is hidden, or a system's own, as `@eaDir` and `__MACOSX`."""
     return name.startswith(".") or name.casefold() in SYSTEM_FOLDERS
+
+
+def unfit_for_a_file(name: str) -> str:
+    """Say why a name cannot stand in the name of a file; empty where it can.
+
+    Names of factors and features do, as in `rate_accuracy-ridge-hue-mean.png`.
+    """
+    if name in ("", ".", "..") or "/" in name:
+        return "it is empty or a dot, or has a slash"
+    if printable(name) != name:
+        return "it has a line break or another character that is not printed"
+    if (size := len(name.encode(errors="replace"))) > NAME_BYTES:
+        return f"it has {size} bytes of UTF-8, where {NAME_BYTES} are the most"
+    return ""
 
 
 def readable(name: str) -> str:

@@ -25,7 +25,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from vdvae_repr.data.faces import LANDMARKS, align_face
-from vdvae_repr.data.names import number_labels, readable
+from vdvae_repr.data.names import number_labels, readable, unfit_for_a_file
 from vdvae_repr.errors import SKIP_ADVICE, DataError, first_line, printable
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ ENDS = {  # of compressed pixels, the bytes that they end with
 }
 ANIMATED = ("GIF", "PNG", "TIFF", "WEBP")  # formats of several pictures, all of which are meant
 STRIP = 2**22  # pixels that are converted at a time
-LONGEST = 4096  # characters of an id, a class or a factor's name
+LONGEST = 4096  # characters of an id or a class
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -408,13 +408,14 @@ def check_names(source: Source) -> None:
 
     Raises:
         DataError: an id or name that is empty or longer than `LONGEST`; a text that holds a NUL or is not
-            Unicode; a factor's name with a slash, or that is a dot or two; a factor that is no array of N
+            Unicode; a factor's name that `unfit_for_a_file` says something of; a factor that is no array of N
             numbers or texts; a class name that occurs twice.
     """
     for name, values in source.factors.items():
-        if name in ("", ".", "..") or "/" in name:
+        if why := unfit_for_a_file(name):
             raise DataError(
-                f"{source.name}: no store can keep a factor called {name!r}; rename that column"
+                f"{source.name}: no store can keep a factor called {name[:40]!r}, as {why}; "
+                "rename that column"
             )
         if values.shape != (len(source.ids),) or values.dtype.kind not in "biufUO":
             raise DataError(
@@ -424,7 +425,6 @@ def check_names(source: Source) -> None:
     names: dict[str, Sequence[str]] = {
         "ids": source.ids,
         "names of labels": source.label_names,
-        "names of factors": list(source.factors),
     }
     values_of = {
         f"values of factor {name!r}": values.tolist()

@@ -20,6 +20,7 @@ from vdvae_repr.config import suggestion
 from vdvae_repr.errors import CheckpointError, first_line
 from vdvae_repr.model.published import PREFIX, RELEASES
 from vdvae_repr.model.weights import read_weights
+from vdvae_repr.output import put_in_place, write_text
 
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 5  # after which a transfer that breaks off is left to the next run
@@ -72,7 +73,7 @@ def check_hash(file: Path) -> None:
         found = hashlib.file_digest(handle, "sha256").hexdigest()
     if not record.is_file():
         with suppress(OSError):  # a cache that others keep may be read-only
-            _write(record, f"{found}  {file.name}\n")
+            write_text(record, f"{found}  {file.name}\n")
         return
     expected = record.read_text(encoding="utf-8").split()[:1]
     if expected != [found]:
@@ -104,11 +105,10 @@ def fetch(url: str, file: Path) -> None:
                 part.unlink()
                 reason = str(error).replace(f"{part}: ", "")
                 raise CheckpointError(f"{url}: what came {reason}") from error
-            with part.open("rb+") as handle:
+            with part.open("rb") as handle:
                 digest = hashlib.file_digest(handle, "sha256").hexdigest()
-                os.fsync(handle.fileno())
-            _write(_record(file), f"{digest}  {file.name}\n")
-            part.replace(file)
+            write_text(_record(file), f"{digest}  {file.name}\n")
+            put_in_place(part, file)
             _etag(part).unlink(missing_ok=True)
     except OSError as error:
         raise CheckpointError(
@@ -184,7 +184,7 @@ def _transfer(url: str, part: Path, start: int) -> None:
         begun = start if resumed else 0
         length = response.headers.get("Content-Length")
         total_bytes = None if length is None else begun + int(length)
-        _write(_etag(part), response.headers.get("ETag") or "")
+        write_text(_etag(part), response.headers.get("ETag") or "")
         with (
             part.open("ab" if resumed else "wb") as handle,
             tqdm(
@@ -223,12 +223,6 @@ def _record(file: Path) -> Path:
 
 def _etag(part: Path) -> Path:
     return part.with_name(f"{part.name}.etag")
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f"{path.name}.writing")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
 
 
 @contextmanager

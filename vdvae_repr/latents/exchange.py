@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 
 from vdvae_repr.config import path_of
 from vdvae_repr.data.names import readable
-from vdvae_repr.errors import StoreError
+from vdvae_repr.data.readers.arrays import map_npy, read_member, read_npy_header
+from vdvae_repr.errors import DataError, StoreError, first_line
 from vdvae_repr.latents import parts as partition
-from vdvae_repr.latents.export import DESCRIPTION, DIGEST
+from vdvae_repr.latents.export import DESCRIPTION, DIGEST, UNREADABLE
 from vdvae_repr.latents.format import (
     IMAGE_BYTES,
     StoreInfo,
@@ -31,7 +33,26 @@ from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.model.layers import select_layers
 
 ABOUT = ("layers", "feature", "model", "weights_sha256")  # what an export says of its latents
+ZIP_SIGNATURE = b"PK\3\4"
 ROWS = 256  # of a matrix, read and written at once
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """A matrix of predictions, whose shape is known before it takes memory."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    values: Callable[[], NDArray[Any]]
+    ids: list[str] | None = None
+    says: dict[str, list[str]] = field(default_factory=dict)
+    """What the file says of itself, by the names in `ABOUT`."""
+
+    @classmethod
+    def of(cls, name: str, array: NDArray[Any], *about: Any) -> _Matrix:
+        """Describe an array in memory, or mapped."""
+        return cls(name, array.shape, array.dtype, lambda: array, *about)
 
 
 def import_latents(
@@ -70,21 +91,25 @@ def import_latents(
 
     refuse()
     if isinstance(matrix, str | Path):
-        name = str(matrix)
-        values, found, about = _read_matrix(Path(matrix))
-        ids = found if ids is None else ids
+        predicted = _read_matrix(Path(matrix))
+    elif isinstance(getattr(matrix, "dtype", None), np.dtype):
+        predicted = _Matrix.of("matrix", matrix)
     else:
-        name, values, about = "matrix", matrix, {}
-    if values.dtype.kind not in "fiu":
-        raise StoreError(f"{name}: expected real numbers, found {values.dtype}")
+        raise StoreError(
+            f"matrix: expected a NumPy array, or the name of a .npy or .npz file, found {matrix!r:.80}"
+        )
+    name, about = predicted.name, predicted.says
+    ids = predicted.ids if ids is None else ids
+    if predicted.dtype.kind not in "fiu":
+        raise StoreError(f"{name}: expected real numbers, found {predicted.dtype}")
     chosen = select_layers(like.layers, layers)
     of_split = [like.ids[row] for row in like.rows(split)]
     named = of_split if ids is None else list(ids)
     width = sum(spec.num_dims for spec in chosen)
-    if values.shape != (len(named), width):
+    if predicted.shape != (len(named), width):
         raise StoreError(
             f"{name}: expected {len(named)} rows x {width} columns, {len(chosen)} layers of "
-            f"{like.path.name}, found {' x '.join(map(str, values.shape))}; "
+            f"{like.path.name}, found {' x '.join(map(str, predicted.shape))}; "
             "choose layers, and a split"
         )
     place = {image_id: row for row, image_id in enumerate(like.ids)}
@@ -116,6 +141,11 @@ def import_latents(
                 f"{name}: says that it holds {what} {_few(about[what])}, expected {_few(expected)}; "
                 "choose layers, or save the predictions alone, as latents and ids"
             )
+
+    try:
+        values = predicted.values()
+    except UNREADABLE as error:
+        raise _unreadable(name, error) from error
 
     def write(file: h5py.File) -> None:
         columns = np.cumsum([0, *(spec.num_dims for spec in chosen)])
@@ -165,26 +195,45 @@ def _few(names: Sequence[str]) -> str:
     return f"{names[0]} .. {names[-1]}" if len(names) > 1 else "".join(names) or "none"
 
 
-def _read_matrix(path: Path) -> tuple[NDArray[Any], list[str] | None, dict[str, list[str]]]:
-    """Return a file's matrix, its ids, and what it says of itself, by the names in `ABOUT`."""
+def _unreadable(name: str | Path, error: Exception) -> StoreError:
+    """Return what to raise where reading a file raised one of `UNREADABLE`."""
+    if isinstance(error, DataError) and str(error).startswith(str(name)):
+        return StoreError(str(error))
+    return StoreError(f"{name}: expected a .npy or .npz file of numbers ({first_line(error)})")
+
+
+def _read_matrix(path: Path) -> _Matrix:
+    """Return what a file holds; of a compressed matrix the header alone is read."""
     try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            return loaded, *_exported_beside(path, loaded.shape)
-        if "latents" not in loaded:
-            raise StoreError(f"{path}: expected an array 'latents', found {loaded.files}")
-        if unknown := set(loaded.files) - {"latents", *DESCRIPTION, DIGEST}:
-            raise StoreError(
-                f"{path}: expected arrays latents and ids, or those of an export, found {min(unknown)!r}, "
-                "which nothing reads; save them without it"
-            )
-        ids = loaded["ids"].astype(str).tolist() if "ids" in loaded else None
-        about = {
-            key: np.atleast_1d(loaded[key]).astype(str).tolist() for key in ABOUT if key in loaded
-        }
-        return loaded["latents"], ids, about
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise StoreError(f"{path}: expected a .npy or .npz file of numbers ({error})") from error
+        with path.open("rb") as file:
+            zipped = file.read(len(ZIP_SIGNATURE)) == ZIP_SIGNATURE
+        if not zipped:
+            array = map_npy(path)
+            return _Matrix.of(str(path), array, *_exported_beside(path, array.shape))
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            if "latents" not in members:
+                raise StoreError(f"{path}: expected an array 'latents', found {list(members)}")
+            if unknown := members.keys() - {"latents", *DESCRIPTION, DIGEST}:
+                raise StoreError(
+                    f"{path}: expected arrays latents and ids, or those of an export, found "
+                    f"{min(unknown)!r}, which nothing reads; save them without it"
+                )
+            with archive.open(members["latents"]) as member:
+                shape, _, dtype = read_npy_header(member)
+            about = {
+                key: np.atleast_1d(read_member(path, archive, members[key])).astype(str).tolist()
+                for key in ("ids", *ABOUT)
+                if key in members
+            }
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
+
+    def values() -> NDArray[Any]:
+        with zipfile.ZipFile(path) as archive:
+            return read_member(path, archive, members["latents"])
+
+    return _Matrix(str(path), shape, dtype, values, about.pop("ids", None), about)
 
 
 def _exported_beside(

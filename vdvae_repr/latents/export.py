@@ -7,14 +7,17 @@ import io
 import json
 import math
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from vdvae_repr.config import path_of
-from vdvae_repr.errors import StoreError
+from vdvae_repr.data.readers.arrays import read_member
+from vdvae_repr.errors import DataError, StoreError
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.latents.format import linked_to, not_finite
 from vdvae_repr.output import aside_of, replacing
@@ -22,6 +25,17 @@ from vdvae_repr.output import aside_of, replacing
 DESCRIPTION = (  # what an export says of its matrix
     "ids", "labels", "layers", "shapes", "columns", "feature", "pool", "model", "weights_sha256",
 )  # fmt: skip
+UNREADABLE = (
+    DataError,
+    OSError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What a damaged .npy or .npz file may make NumPy and zipfile raise."""
 DIGEST = "sha256"
 """Of the .npy, or of the other members of the .npz: by it an earlier export is known."""
 
@@ -157,14 +171,14 @@ def _is_export(out: Path, beside: Path) -> bool:
     """Whether a file, or a .npy together with the .json beside it, is as `export` wrote it."""
     try:
         if out.suffix == ".npz":
-            with zipfile.ZipFile(out) as archive, archive.open(f"{DIGEST}.npy") as member:
-                found = np.lib.format.read_array(member, allow_pickle=False)
-                return str(found) == _members_sha256(archive)
+            with zipfile.ZipFile(out) as archive:
+                found = read_member(out, archive, archive.getinfo(f"{DIGEST}.npy"))
+                return found.ndim == 0 and str(found) == _members_sha256(archive)
         digest = None
         if out.exists():
             with out.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (KeyError, *UNREADABLE):
         return False
     if beside.exists():
         return _describes(beside, digest)

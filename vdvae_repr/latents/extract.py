@@ -847,6 +847,10 @@ def _begun_with(out: Path, claimed: Mapping[str, Any]) -> int | None:
 
 def _check_features(encoder: Encoder, features: Sequence[str], sampling: Sampling) -> None:
     z, draws = sampling.z, sampling.draws
+    if not features:
+        raise LayerError(
+            f"features: expected at least one of {', '.join(encoder.features)}, found none"
+        )
     if encoder.features == ("activation",):
         if list(features) != ["activation"] or z != "mean" or draws is not None:
             raise LayerError(f"{encoder.name}: has the feature activation alone, and draws nothing")

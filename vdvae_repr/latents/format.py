@@ -23,8 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr.data.hdf5 import leads_outside
+from vdvae_repr.data.names import unfit_for_a_file
 from vdvae_repr.errors import StoreError, first_line
 from vdvae_repr.model.layers import LayerSpec
+from vdvae_repr.output import put_in_place
 
 SCHEMA = "vdvae-repr/1"
 CHUNK_BYTES = 2**20
@@ -105,6 +107,9 @@ class StoreInfo:
         features = _list(attrs["features"], str, "features")
         if not layers or not features:
             raise ValueError("it lists no layers or no features")
+        for feature in features:
+            if why := unfit_for_a_file(feature):
+                raise ValueError(f"it has a feature {feature[:40]!r}, which cannot be: {why}")
 
         return cls(
             model=_typed(attrs["model"], str, "model"),
@@ -407,6 +412,11 @@ def refuse_other_arrays(path: Path, file: h5py.File, info: StoreInfo) -> None:
         check(key, "O", 1)
     check("labels", "i", 1)
     for key in file.get("factors", ()):
+        if why := unfit_for_a_file(key):
+            raise StoreError(
+                f"{path}: its factor {key[:40]!r} cannot be called so, as {why}; rename it in the source, "
+                "and extract again with overwrite=True"
+            )
         check(f"factors/{key}", "biufOS", 1)
     for key, kinds, ndim in (("checksums", "u", 1), ("images", "u", 4)):
         if key in file:
@@ -652,9 +662,7 @@ def write_aside(path: Path, write: Callable[[h5py.File], None], size: int = 0) -
             end = _end_of_hdf5(handle.read(36))
             handle.truncate(end)
             _write_trailer(handle, end, chunks)
-            handle.flush()
-            os.fsync(handle.fileno())
-        aside.replace(path)
+        put_in_place(aside, path)
     except BlockingIOError as error:  # HDF5 locks what it writes
         raise StoreError(
             f"{path}: another process is writing it, as one that torchrun left behind; wait for it or end it"

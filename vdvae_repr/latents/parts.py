@@ -32,9 +32,12 @@ from vdvae_repr.latents.format import (
     refuse_broken_trailer,
     refuse_links,
 )
+from vdvae_repr.output import write_text
 
 CLAIM = "extraction.json"  # in the folder of parts: the attributes of the store that they belong to
-OWN_FILE = re.compile(r"extraction\.(json|part)|part-\d{5,}(-\d+)?\.h5(\.writing)?")
+OWN_FILE = re.compile(
+    r"extraction\.(json|part)|\.vdvae-repr-[0-9a-f]{16}\.writing|part-\d{5,}(-\d+)?\.h5(\.writing)?"
+)
 
 
 def part_path(folder: Path, index: int, generation: int) -> Path:
@@ -138,10 +141,7 @@ def remove_if_nothing_is_done(folder: Path) -> None:
 
 def claim(path: Path, identity: Mapping[str, Any]) -> None:
     """Record what the parts beside `path` belong to, in place of what they belonged to."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".part")
-    aside.write_text(json.dumps(identity, allow_nan=False))
-    aside.replace(path)
+    write_text(path, json.dumps(identity, allow_nan=False))
 
 
 def read_claim(path: Path) -> dict[str, Any]:

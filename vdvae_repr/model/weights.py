@@ -13,6 +13,7 @@ import json
 import os
 import pickle
 import re
+import stat
 import struct
 import warnings
 import zipfile
@@ -42,6 +43,7 @@ from vdvae_repr.model.graphs import graph_inference
 from vdvae_repr.model.inference import compile_inference
 from vdvae_repr.model.published import from_published_names
 from vdvae_repr.model.vdvae import VDVAE, on_meta
+from vdvae_repr.output import aside_of, replacing
 
 FORMAT = "vdvae-repr/1"
 WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
@@ -131,7 +133,7 @@ def random_weights(config: ModelConfig, name: str, seed: int) -> VDVAE:
 def save(
     model: VDVAE, path: str | Path, *, record: Mapping[str, Any], dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write weights, config and training record; the file appears whole, by a rename."""
+    """Write weights, config and training record; the file appears whole, as `output.replacing` says."""
     path = Path(path)
     tensors = {k: v.detach().cpu().to(dtype).contiguous() for k, v in model.state_dict().items()}
     metadata = {
@@ -141,9 +143,11 @@ def save(
         "record": json.dumps(dict(record), sort_keys=True),
     }
     metadata["weights_sha256"] = hash_weights(metadata["config"], tensors)
-    aside = path.with_name(path.name + ".part")
-    save_file(tensors, aside, metadata=metadata)
-    aside.replace(path)
+    with replacing(path) as file:
+        aside = aside_of(path)
+        save_file(tensors, aside, metadata=metadata)
+        # safetensors leaves a file that its owner alone can read.
+        aside.chmod(stat.S_IMODE(os.fstat(file.fileno()).st_mode))
 
 
 def weights_sha256(model: VDVAE) -> str:

@@ -23,6 +23,7 @@ from vdvae_repr.encoders.load import load
 from vdvae_repr.errors import CheckpointError, ConfigError, TrainingError, first_line
 from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.model.weights import packaged_names, read_parameters, read_th
+from vdvae_repr.output import make_folder, put_in_place
 from vdvae_repr.training.sealed import read_sealed_json, sealed_json
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def announce_checkpoint(folder: Path, step: int) -> None:
     It stays until the checkpoint is whole, so that a run without checkpoints is known to have been stopped at
     its first, and not to have lost them.
     """
-    _aside(folder, step).mkdir(parents=True, exist_ok=True)
+    make_folder(_aside(folder, step))
 
 
 def is_announced(folder: Path) -> bool:
@@ -54,19 +55,16 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
     aside = _aside(folder, step)
     try:
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        make_folder(aside)
         digests = {}
         for name, group in tensors.items():
             path = aside / f"{name}.safetensors"
             save_file({k: v.detach().cpu().contiguous() for k, v in group.items()}, path)
+            path.chmod(aside.stat().st_mode & 0o666)  # else its owner alone could read it
             digests[path.name] = _digest(path)
         text = sealed_json({"step": step, **state, "sha256": digests})
         (aside / "state.json").write_text(text, encoding="utf-8")
-        for path in aside.iterdir():
-            with path.open("rb") as written:
-                os.fsync(written.fileno())
-        shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
+        put_in_place(aside, final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         with suppress(OSError):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,20 +59,6 @@ def seal_of_toml(path: Path) -> bool | None:
     with path.open("rb") as file:
         text, comment, digest = file.read(MOST_BYTES).decode(errors="replace").partition(COMMENT)
     return digest.strip() == _digest(text) if comment else None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole: beside its place and onto the disk, then renamed.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    aside = path.with_name(path.name + ".part")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def _plain(table: Mapping[str, Any]) -> str:

@@ -23,10 +23,11 @@ from vdvae_repr.errors import TaskError, TrainingError
 from vdvae_repr.heads.neighbors import NearestNeighbor
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.model.vdvae import VDVAE
+from vdvae_repr.output import write_text
 from vdvae_repr.training.evaluate import score
 from vdvae_repr.training.optimisation import Optimisation
 from vdvae_repr.training.plan import Plan
-from vdvae_repr.training.sealed import sealed_toml, write_whole
+from vdvae_repr.training.sealed import sealed_toml
 
 logger = logging.getLogger(__name__)
 DIFFERENT = 0.01  # of a score: from here on the progress line gives the weights' as well
@@ -114,10 +115,9 @@ class Watch:
         self.accelerator.wait_for_everyone()  # each has read the config that was there
         if self.accelerator.is_main_process:
             try:
-                self.out.mkdir(parents=True, exist_ok=True)
                 # In this order: a config.toml alone would be the folder of an earlier version.
-                write_whole(self.out / "run.json", self.plan.to_json())
-                write_whole(self.out / "config.toml", sealed_toml(self.config.to_toml()))
+                write_text(self.out / "run.json", self.plan.to_json())
+                write_text(self.out / "config.toml", sealed_toml(self.config.to_toml()))
                 self._cut_log(step)
             except OSError as error:
                 raise TrainingError(
@@ -143,7 +143,7 @@ class Watch:
             logger.warning(
                 "%s: %d damaged rows left out, line %d the first", path, len(damaged), damaged[0]
             )
-        write_whole(path, "".join(kept))
+        write_text(path, "".join(kept))
 
     def close(self) -> None:
         """Let the tracker write what it holds."""
