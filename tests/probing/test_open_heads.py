@@ -107,7 +107,7 @@ def test_ours_and_others_side_by_side(store):
 def test_our_estimators_take_inner_products_in_others_places_too(store, monkeypatch):
     """They never see columns, so that no size of these is too much; other estimators are refused."""
     monkeypatch.setattr(features_module, "MATRIX_BYTES", 4 * 48 * 255)
-    for head in (vr.LogisticProbe(Cs=[1.0]), vr.Ridge(), vr.NearestNeighbor(center=True)):
+    for head in (vr.LogisticProbe(Cs=[1.0]), vr.Ridge(), vr.NearestNeighbor()):
         assert vr.probe(store, "face_id", heads={"own": head}, **HOW).rows
     message = r"own: takes columns, and 8x8\.0 has 256 of each of 48 images.*pool the layers"
     with pytest.raises(vr.TaskError, match=message):
