@@ -616,10 +616,10 @@ def evaluate(
     if found.importance_bits_per_dim is not None:
         bits, interval = found.importance_bits_per_dim, between(found.importance_interval)
         _print(f"importance-weighted, {iw} draws: {bits:.4f} bits/dim{interval}")
-    _print("layer     nats      active channels")
+    _print("layer     nats      active units")
     for name, nats in found.kl_nats.items():
-        active, channels = found.active_units[name]
-        _print(f"{name:8s}  {nats:8.2f}  {active}/{channels}")
+        active, units = found.active_units[name]
+        _print(f"{name:8s}  {nats:8.2f}  {active}/{units}")
     for name, nats in found.kl_nats_by_resolution.items():
         _print(f"all {name:8s}  {nats:.2f} nats")
 
