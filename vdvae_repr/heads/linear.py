@@ -304,6 +304,8 @@ class Ridge(ClassifierMixin, _Ridge):  # type: ignore[misc]
         array([0, 0])
     """
 
+    version: ClassVar[int] = 2
+
     def fit(self, X: Any, y: Any) -> Ridge:
         """Fit on X (N, D), precomputed (N, N), and y (N,).
 
