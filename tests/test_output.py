@@ -110,7 +110,9 @@ def test_factors_are_known_as_ours(store, tmp_path):
     out = tmp_path / "out"
     how = ["probe", "--task", "factors", "--latents", store.path, "--out", out, "--layer", "1x1"]
     assert command(*how) == (0, "")
-    assert {"factors.csv", "factors.png"} <= {path.name for path in out.iterdir() if is_own(path)}
+    assert {"factors-r2.csv", "factors-r2.png"} <= {
+        path.name for path in out.iterdir() if is_own(path)
+    }
 
 
 def test_a_picture_that_cannot_be_saved_is_refused_before_a_model_is_loaded(store, tmp_path):
@@ -160,8 +162,8 @@ def test_a_table_to_which_somebody_added_a_column_is_theirs(tmp_path):
         ("results.csv", RESULTS, "1" + ",2" * RESULTS.count(",")),
         ("noise.csv", NOISE, "1" + ",2" * NOISE.count(",")),
         ("rate_accuracy.csv", OURS.strip(), "1" + ",2" * OURS.count(",")),
-        ("factors.csv", "R2 or accuracy,hue", "8x8.0,-1.5e-05"),
-        ("similarity.csv", "linear CKA,4x4.0", "8x8.0,"),
+        ("factors-r2.csv", "r2,hue", "8x8.0,-1.5e-05"),
+        ("similarity.csv", "debiased linear CKA,4x4.0", "8x8.0,"),
     ):
         (tmp_path / name).write_text(f"{header}\n{row}\n")
         assert is_own(tmp_path / name), name

@@ -50,7 +50,9 @@ def test_an_atlas_is_rows_pictures_and_tables(folder, tmp_path):
     single = pd.read_csv(out / "rate_accuracy.csv")
     assert set(found.rate_accuracy()["layer"]) == set(single["layer"])
     similarity = pd.read_csv(out / "similarity-mean.csv", index_col=0)
-    np.testing.assert_allclose(similarity.to_numpy(), vr.compare(store), atol=1e-6)
+    np.testing.assert_allclose(similarity.to_numpy(), vr.compare(store).cka, atol=1e-6)
+    shuffled = pd.read_csv(out / "similarity-mean-shuffled.csv", index_col=0)
+    np.testing.assert_allclose(shuffled.to_numpy(), vr.compare(store).shuffled, atol=1e-6)
     assert list(similarity.columns) == [spec.name for spec in store.layers]
     written = {path.name for path in out.iterdir()}
     assert {"layers.png", "similarity-mean.png", "cmc.png"} <= written
@@ -119,10 +121,18 @@ def test_comparing_two_stores_writes_a_table_and_a_picture(folder, tmp_path):
     with pytest.raises(vr.TaskError, match="expected the images of"):
         command("compare", folder / "a.h5", folder / "b.h5", "--out", tmp_path)
     printed = command("compare", folder / "a.h5", folder / "c.h5", "--out", tmp_path / "new")
-    assert "5 x 2 layers" in printed
-    table = pd.read_csv(tmp_path / "new" / "similarity.csv", index_col=0)
+    table, shuffled = (
+        pd.read_csv(tmp_path / "new" / f"{name}.csv", index_col=0)
+        for name in ("similarity", "similarity-shuffled")
+    )
     assert (list(table.index)[-1], list(table.columns)) == ("16x16.0", ["8x8.0", "8x8.1"])
     assert ((table > 0) & (table < 1)).all(axis=None)
+    header, *lines, _ = printed.splitlines()
+    assert header.split() == ["layer", "most", "like", "CKA", "images", "shuffled"]
+    for name, line in zip(table.index, lines, strict=True):
+        like = table.loc[name].idxmax()
+        figures = f"{table.loc[name, like]:.3f}", f"{shuffled.loc[name, like]:.3f}"
+        assert line.split() == [name, like, *figures]
     assert (tmp_path / "new" / "similarity.png").stat().st_size > 1000
 
 

@@ -419,11 +419,7 @@ def probe(
         report.save(
             out,
             similarity={
-                name: (
-                    vr.compare(store, feature=name, seed=seed, notice=_log),
-                    [spec.name for spec in store.distinct("all", name)],
-                )
-                for name in names
+                name: vr.compare(store, feature=name, seed=seed, notice=_log) for name in names
             },
         )
 
@@ -453,22 +449,21 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder for similarity.csv and .png.")] = Path(),
     seed: Seed = 0,
 ) -> None:
-    """Compare the layers of two models by linear CKA."""
+    """Compare the layers of two models by debiased linear CKA, beside what shuffled images give."""
     import vdvae_repr as vr
     from vdvae_repr.output import prepare_folder
     from vdvae_repr.report import pictures
 
     prepare_folder(out, pictures.SIMILARITY_MADE)
     stores = vr.open(a), vr.open(b)
-    matrix = vr.compare(*stores, feature=feature, seed=seed, notice=_log)
-    names = [
-        [spec.name for spec in s.distinct("all", feature or s.default_feature)] for s in stores
-    ]
-    models = stores[0].info.model, stores[1].info.model
-    pictures.save_similarity(matrix, names[0], names[1], out, models=models)
-    _print(
-        f"{out / 'similarity.csv'}, {out / 'similarity.png'}: {len(names[0])} x {len(names[1])} layers"
-    )
+    found = vr.compare(*stores, feature=feature, seed=seed, notice=_log)
+    pictures.save_similarity(found, out, models=(stores[0].info.model, stores[1].info.model))
+    _print("layer     most like         CKA  images shuffled")
+    for name, values, shuffled in zip(found.layers, found.cka, found.shuffled, strict=True):
+        best = int(values.argmax())
+        like = found.other_layers[best]
+        _print(f"{name:8s}  {like:12s}  {values[best]:7.3f}  {shuffled[best]:15.3f}")
+    _print(f"{out / 'similarity.csv'}, {out / 'similarity-shuffled.csv'}, {out / 'similarity.png'}")
 
 
 @app.command()
@@ -632,10 +627,10 @@ def evaluate(
     if found.importance_bits_per_dim is not None:
         bits, interval = found.importance_bits_per_dim, between(found.importance_interval)
         _print(f"importance-weighted, {iw} draws: {bits:.4f} bits/dim{interval}")
-    _print("layer     nats      active channels")
+    _print("layer     nats      active units")
     for name, nats in found.kl_nats.items():
-        active, channels = found.active_units[name]
-        _print(f"{name:8s}  {nats:8.2f}  {active}/{channels}")
+        active, units = found.active_units[name]
+        _print(f"{name:8s}  {nats:8.2f}  {active}/{units}")
     for name, nats in found.kl_nats_by_resolution.items():
         _print(f"all {name:8s}  {nats:.2f} nats")
 

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MARK = "vdvae-repr"  # the text Software of every PNG that is written
-SIMILARITY = "linear CKA"  # the first column of similarity.csv
-FACTORS = "R2 or accuracy"  # and of factors.csv
+# The first column of similarity.csv and of similarity-shuffled.csv, and of factors-METRIC.csv.
+SIMILARITY = ("debiased linear CKA", "debiased linear CKA, images shuffled")
+FACTORS = ("r2", "pearson", "balanced_accuracy")
 # Columns of results.csv and results.jsonl, of comparisons.csv, of noise.csv and of rate_accuracy.csv.
 RESULTS = (
     "task,protocol,head,model,role,weights_sha256,source,layer,selection,feature,pool,scaling,dims,n_train,"
@@ -73,7 +74,7 @@ def is_own(path: Path) -> bool:
                 return ",".join(json.loads(line)) in (RESULTS, RESULTS_BEFORE)
             columns = next(csv.reader([line]))
             # Of these tables the other columns are names, and below them stand numbers.
-            if columns[:1] in ([SIMILARITY], [FACTORS]):
+            if columns and columns[0] in (*SIMILARITY, *FACTORS):
                 rows = csv.reader(file)
                 return all(len(row) == len(columns) and _are_numbers(row[1:]) for row in rows)
         return ",".join(columns) in (RESULTS, COMPARISONS, NOISE, RATE_ACCURACY, *EARLIER)

@@ -18,6 +18,11 @@ from vdvae_repr.output import prepare_folder, write_table, write_text
 CONTROLS = ("pixels", "pca", "random-init", "shuffled-labels")  # values of `model`
 RIVALS = CONTROLS[:3]  # that a layer must beat; shuffled labels are a check of the protocol
 LOWER_IS_BETTER = ("eer", "error")  # values of `metric`
+LABELS_OF_FACTORS = {
+    "r2": "R2",
+    "pearson": "Pearson r",
+    "balanced_accuracy": "balanced accuracy, from chance on",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,6 +149,24 @@ class SamplingCost:
     p_mean_of_z: float | None
 
 
+@dataclass(frozen=True, eq=False)
+class Similarity:
+    """Debiased linear CKA between layers, 0 where nothing is common and 1 where two are the same.
+
+    Args:
+        cka: (K, L).
+        shuffled: the same after the other layers' images were shuffled, (K, L): about 0, and how far from it
+            so many images may lie by chance.
+        layers: names, K.
+        other_layers: of the other store, or of the same one, L.
+    """
+
+    cka: NDArray[np.float64]
+    shuffled: NDArray[np.float64]
+    layers: tuple[str, ...]
+    other_layers: tuple[str, ...]
+
+
 MADE = re.compile(r"(results|comparisons|noise)\.csv|results\.jsonl")
 COLUMNS = tuple(field.name for field in fields(Result))
 
@@ -245,12 +268,20 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-def layer_by_factor(rows: Sequence[Result]) -> pd.DataFrame:
-    """Return a table of what each layer knows of each factor: R2, or accuracy of categories.
+def layer_by_factor(rows: Sequence[Result], metric: str) -> pd.DataFrame:
+    """Return a table of what each layer knows of each factor, by `r2`, `pearson` or `balanced_accuracy`.
 
-    Layers are called by model, feature and pooling too, where there are several.
+    Factors that have no such metric are not among its columns. Layers are called by model, feature and
+    pooling too, where there are several.
+
+    Raises:
+        TaskError: there is no such row.
     """
-    own = [row for row in rows if row.task == "factors" and row.model not in CONTROLS]
+    of_factors = [row for row in rows if row.task == "factors" and row.model not in CONTROLS]
+    own = [row for row in of_factors if row.metric == metric]
+    if not own:
+        known = ", ".join(dict.fromkeys(row.metric for row in of_factors)) or "no factors"
+        raise TaskError(f"metric: expected one of the factors' rows, {known}; found {metric!r}")
     heads = {row.head.partition(":")[0] for row in own}
     several = [
         name

@@ -61,10 +61,10 @@ def main() -> None:
         f"\n{found.images} images held back: {found.bits_per_dim:.3f} ({low:.3f} .. {high:.3f}) bits/dim,"
     )
     print(f"distortion {found.distortion_nats:.0f}, rate {found.rate_nats:.0f} nats an image\n")
-    print("| layer | KL, nats an image | active channels |\n| --- | --- | --- |")
+    print("| layer | KL, nats an image | active units |\n| --- | --- | --- |")
     for name, nats in found.kl_nats.items():
-        active, channels = found.active_units[name]
-        print(f"| {name} | {nats:.2f} | {active}/{channels} |")
+        active, units = found.active_units[name]
+        print(f"| {name} | {nats:.2f} | {active}/{units} |")
     PICTURES.mkdir(parents=True, exist_ok=True)
     draw_curve(rows, PICTURES / f"{options.name}_curve.png")
     samples = [model.sample(8, temperature, seed=1) for temperature in TEMPERATURES]

@@ -128,7 +128,7 @@ plt.show()
 
 # %%
 both = [layer, chosen["random-init"].layer]
-heads = ["nearest-prototype", "simpleshot-cl2n", "ridge", "knn-1"]
+heads = ["nearest-prototype", "simpleshot-cl2n", "ridge", "nearest-prototype-cosine"]
 report = vr.probe(
     store,
     vr.FewShot(shots=(1, 2, 5), episodes=50, **episodes),

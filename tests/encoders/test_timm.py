@@ -141,8 +141,9 @@ def test_depth_goes_through_probe_atlas_and_compare(resnet, tiny, people, tmp_pa
     # 16x16 images are stored at 64x64, as the network saw them, and it takes 176x176.
     assert "random-init reads the stored 64x64 images, enlarged to 176x176" in lines
     similarity = compare(store, own)
-    assert similarity.shape == (3, 2)
-    assert np.all((similarity >= 0) & (similarity <= 1 + 1e-6))
+    assert similarity.layers == ("layer3", "layer4", "embedding")
+    assert similarity.cka.shape == (3, 2)
+    assert np.all((similarity.cka >= 0) & (similarity.cka <= 1 + 1e-6))
 
 
 def test_published_weights_that_are_not_there_are_an_error(tmp_path, monkeypatch):

@@ -1,8 +1,10 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression, RidgeClassifier, RidgeCV
-from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
+from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import StandardScaler, normalize
 
 from vdvae_repr.heads.few_shot import HEADS, NearestPrototype
@@ -28,10 +30,8 @@ def test_head_equals_a_direct_computation(name, episode):
         head.set_params(mean=mean)
     found = head.fit(X, y).predict(queries)
     match name:
-        case "nearest-prototype" | "simpleshot-un":
+        case "nearest-prototype":
             expected = NearestCentroid().fit(X, y).predict(queries)
-        case "simpleshot-l2n":
-            expected = NearestCentroid().fit(normalize(X), y).predict(normalize(queries))
         case "simpleshot-cl2n":
             centred = NearestCentroid().fit(normalize(X - mean), y)
             expected = centred.predict(normalize(queries - mean))
@@ -43,10 +43,26 @@ def test_head_equals_a_direct_computation(name, episode):
             expected = head.fit(normalize(X), y).predict(normalize(queries))
         case "ridge":
             expected = RidgeClassifier().fit(normalize(X), y).predict(normalize(queries))
-        case "knn-1":
-            head = KNeighborsClassifier(1, metric="cosine")
-            expected = head.fit(X, y).predict(queries)
     assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("shots", [1, 5])
+def test_no_two_heads_are_one_by_algebra(shots):
+    """Of 10,000 random queries each pair of heads tells some differently."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(5 * shots, 20)) * rng.uniform(0.1, 5, size=(5 * shots, 1)) + 1
+    queries, mean = rng.normal(size=(10_000, 20)) + 1, rng.normal(size=20)
+    told = {}
+    for name, head in HEADS.items():
+        head = clone(head)
+        if name == "simpleshot-cl2n":
+            head.set_params(mean=mean)
+        told[name] = head.fit(X, np.repeat(np.arange(5), shots)).predict(queries)
+    assert list(told) == [
+        "nearest-prototype", "nearest-prototype-cosine", "simpleshot-cl2n", "logistic", "ridge",
+    ]  # fmt: skip
+    for a, b in combinations(told, 2):
+        assert np.mean(told[a] != told[b]) > 0.005, (a, b)
 
 
 def test_prototype_scores_are_minus_squared_distances(episode):

@@ -6,6 +6,7 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.linear_model import Ridge as RidgeRegression
+from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
@@ -97,11 +98,13 @@ def test_one_class_is_refused():
 def test_nearest_neighbour_matches_scikit_learn():
     X, y = load_digits(return_X_y=True)
     reference = KNeighborsClassifier(1, metric="cosine").fit(X[:300], y[:300])
-    ours = NearestNeighbor().fit(X[:300], y[:300])
+    ours = NearestNeighbor(center=False).fit(X[:300], y[:300])
     assert np.mean(ours.predict(X[300:900]) == reference.predict(X[300:900])) > 0.999
 
 
-@pytest.mark.parametrize("head", [NearestNeighbor(), WeightedNeighbors(k=5)])
+@pytest.mark.parametrize(
+    "head", [NearestNeighbor(center=False), WeightedNeighbors(k=5, center=False)]
+)
 def test_leave_one_out_matches_a_loop(head):
     X, y = problem(30, 6, 3)
     keep = ~np.eye(30, dtype=bool)
@@ -113,13 +116,64 @@ def test_votes_match_scikit_learn():
     X, y = load_digits(return_X_y=True)
     reference = KNeighborsClassifier(20, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
     reference.fit(X[:300], y[:300])
-    head = WeightedNeighbors().fit(X[:300], y[:300])
-    np.testing.assert_allclose(
-        head.class_scores(X[300:]), reference.predict_proba(X[300:]), atol=1e-6
-    )
-    assert WeightedNeighbors(k=1000).fit(X[:30], y[:30]).class_scores(X[:1]).sum() == pytest.approx(
-        1
-    )
+    head = WeightedNeighbors(center=False).fit(X[:300], y[:300])
+    votes = np.maximum(head.class_scores(X[300:]), 0)
+    np.testing.assert_allclose(votes, reference.predict_proba(X[300:]), atol=1e-6)
+    few = WeightedNeighbors(k=1000).fit(X[:30], y[:30]).class_scores(X[:1])
+    assert np.maximum(few, 0).sum() == pytest.approx(1)
+
+
+def test_classes_without_votes_are_ranked_by_their_best_similarity():
+    X, y = problem(80, 6, 30)
+    X, y, new = X[:60], y[:60], X[60:]
+    head = WeightedNeighbors(k=5, center=False).fit(X, y)
+    ranked = head.classes_[np.argsort(-head.class_scores(new), axis=1)]
+    for found, cosine in zip(ranked, cosine_similarity(new, X), strict=True):
+        votes, best = dict.fromkeys(head.classes_, 0.0), dict.fromkeys(head.classes_, -1.0)
+        for place, sample in enumerate(np.argsort(-cosine)):
+            votes[y[sample]] += np.exp(cosine[sample] / 0.07) if place < 5 else 0
+            best[y[sample]] = max(best[y[sample]], cosine[sample])
+        assert sum(v > 0 for v in votes.values()) < 6  # so that a rank of 5 takes more than votes
+        expected = sorted(head.classes_, key=lambda k: (votes[k], best[k]), reverse=True)
+        assert found.tolist() == expected
+
+
+@pytest.mark.parametrize(("n", "d"), [(90, 20), (60, 300)])
+@pytest.mark.parametrize("kind", [NearestNeighbor, WeightedNeighbors])
+@pytest.mark.parametrize("loud", [False, True])
+def test_scaling_is_what_leaves_fewer_errors_on_training_data(n, d, kind, loud):
+    """One loud feature that tells nothing hides the others until all have deviation 1."""
+    X, y = problem(n, d, 3)
+    if loud:
+        X[:, 0] *= 1e3
+    samples = {False: X - X.mean(0), True: StandardScaler().fit_transform(X)}
+    right = {}
+    for standardize, A in samples.items():
+        cosine = cosine_similarity(A)
+        np.fill_diagonal(cosine, -np.inf)
+        weight = np.exp(cosine / 0.07)
+        if kind is WeightedNeighbors:
+            weight[weight < np.sort(weight, axis=1)[:, [-20]]] = 0
+            votes = weight @ np.eye(3)[y]
+        else:
+            votes = np.eye(3)[y][weight.argmax(axis=1)]
+        right[standardize] = np.mean(votes.argmax(axis=1) == y)
+    head = kind().fit(X, y)
+    assert head.standardize_ == (right[True] > right[False])
+    assert not loud or head.standardize_
+    assert np.mean(head.leave_one_out() == y) == pytest.approx(max(right.values()))
+    with pytest.raises(ValueError, match="expected center=True"):
+        kind(center=False, standardize=True).fit(X, y)
+
+
+def test_a_sample_alone_in_its_class_is_not_counted_among_those_left_out():
+    X, y = problem(60, 8, 3)
+    y = np.append(y, [7, 8])
+    X = np.vstack([X, np.full((2, 8), 0.5)])
+    for head in (NearestNeighbor(), WeightedNeighbors(), Ridge()):
+        score = head.fit_judged(X, y)
+        assert score == pytest.approx(np.mean((head.leave_one_out() == y)[:60]))
+        assert head.fit_judged(np.eye(4), np.arange(4)) is None
 
 
 @pytest.mark.parametrize(("n", "d"), [(90, 20), (60, 300)])
@@ -168,9 +222,9 @@ def test_precomputed_heads_are_the_heads():
         ridge.class_scores(whole.inner[test]), Ridge().fit(X[train], y[train]).class_scores(X[test])
     )
     (centred,) = gram(X, (train, "centred"))
-    for kind, options in ((NearestNeighbor, {"center": True}), (WeightedNeighbors, {})):
+    for kind in (NearestNeighbor, WeightedNeighbors):
         same = X - X[train].mean(0)
-        straight = kind(**options).fit(same[train], y[train])
+        straight = kind(center=False).fit(same[train], y[train])
         cosines = centred.cosines()
         own = kind(precomputed=True).fit(cosines[train], y[train])
         np.testing.assert_allclose(

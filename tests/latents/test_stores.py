@@ -282,7 +282,7 @@ def test_stores_of_the_same_images_are_compared_whatever_was_made_of_them(tiny, 
     other = vr.extract(tiny, named(large, as_picture=True), tmp_path / "c.h5", layers="1x1")
     lines = []
     for b in (resized, other):
-        assert vr.compare(a, b, notice=lines.append).shape == (1, 1)
+        assert vr.compare(a, b, notice=lines.append).cka.shape == (1, 1)
     assert not lines
     predicted = vr.import_latents(a.matrix()[0], a, tmp_path / "p.h5")
     vr.compare(predicted, a, notice=lines.append)

@@ -21,7 +21,7 @@ from vdvae_repr.probing.predict import score_classes
 from vdvae_repr.probing.similarity import compare
 
 HEADS = {
-    "nearest-neighbor": NearestNeighbor(center=True),
+    "nearest-neighbor": NearestNeighbor(),
     "knn": WeightedNeighbors(),
     "ridge": Ridge(),
     "linear-lbfgs": LogisticProbe(seed=3),
@@ -64,6 +64,32 @@ def test_blocks_of_columns_score_as_the_head_fitted_on_the_matrix(head, dims, va
     expected = direct.class_scores(X[test])
     np.testing.assert_allclose(found.scores, expected, atol=1e-3 * np.abs(expected).max())
     assert found.training_score == pytest.approx(training)
+    standardised = getattr(direct, "standardize_", True)
+    assert found.scaling == ("standardised" if standardised else "centred")
+
+
+@pytest.mark.parametrize("dims", [20, 90])
+@pytest.mark.parametrize("validation", [False, True])
+def test_scaling_is_chosen_by_training_images_alone_and_never_rescales_components(dims, validation):
+    """The label is in the last columns, and whether these are heard decides; validation tells another."""
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    X = rng.normal(size=(60, dims)) * np.where(np.arange(dims) < dims // 2, 100, 1)
+    X[:, dims // 2 :] += 2 * rng.normal(size=(3, dims - dims // 2))[y]
+    train, held, test = np.arange(0, 30), np.arange(30, 45), np.arange(45, 60)
+    wrong = (held, (y[held] + 1) % 3) if validation else None
+    for standardise, scaling in ((True, "standardised"), (False, "centred")):
+        columns = (Columns.of_array("x", X.astype(np.float32)),)
+        features = Features("x", None, columns, standardise=standardise)
+        work = Workspace([str(i) for i in range(60)])
+        for name in ("nearest-neighbor", "knn"):
+            how = Head(name, HEADS[name]), features, train, y[train], test, 0, wrong
+            assert score_classes(work, *how).scaling == scaling
+        raw = Head("knn-dino", WeightedNeighbors(center=False))
+        found = score_classes(work, raw, features, train, y[train], test, 0, wrong)
+        assert found.scaling == "raw"
+        expected = raw.estimator.fit(X[train], y[train]).class_scores(X[test])
+        np.testing.assert_allclose(found.scores, expected, atol=1e-4)
 
 
 def test_gram_matrices_are_right_when_few_are_kept(monkeypatch):
@@ -195,14 +221,21 @@ def two(tiny, people, tmp_path_factory):
 
 
 def test_similarity_of_two_models_is_that_of_their_features(two):
-    def kornblith(X, Y):
-        X, Y = X - X.mean(axis=0, dtype=float), Y - Y.mean(axis=0, dtype=float)
-        return np.linalg.norm(X.T @ Y) ** 2 / (np.linalg.norm(X.T @ X) * np.linalg.norm(Y.T @ Y))
+    def gram(X):
+        """Inner products with neither rows, columns nor an image's with itself telling anything."""
+        n = len(X)
+        K = X.astype(float) @ X.T
+        apart = ~np.eye(n, dtype=bool)
+        design = (np.eye(n)[:, None, :] + np.eye(n)[None, :, :])[apart]  # of row and column effects
+        K[apart] -= design @ np.linalg.lstsq(design, K[apart])[0]
+        return K * apart
 
     names = ["1x1.0", "4x4.0", "8x8.0", "8x8.1"]
-    one, other = ([store.matrix(name)[0] for name in names] for store in two)
-    direct = [[kornblith(X, Y) for Y in other] for X in one]
-    np.testing.assert_allclose(compare(*two), direct, atol=1e-6)
+    one, other = ([gram(store.matrix(name)[0]) for name in names] for store in two)
+    direct = [[(K * L).sum() / np.linalg.norm(K) / np.linalg.norm(L) for L in other] for K in one]
+    found = compare(*two)
+    np.testing.assert_allclose(found.cka, direct, atol=1e-5)
+    assert found.layers == found.other_layers == tuple(names)
 
 
 def test_layers_of_other_images_are_not_compared(two, tiny, people, tmp_path):
@@ -274,7 +307,7 @@ def test_several_features_and_poolings_are_rows_of_one_choice(two):
     X = two[0].matrix("8x8.1", "delta", "avg:2")[0]
     train = np.concatenate([np.flatnonzero(two[0].labels == k)[:3] for k in range(6)])
     test = np.setdiff1d(np.arange(36), train)
-    head = NearestNeighbor(center=True).fit(X[train], two[0].labels[train])
+    head = NearestNeighbor().fit(X[train], two[0].labels[train])
     (row,) = [
         r for r in rows
         if (r.model, r.layer, r.feature, r.pool, r.metric) == ("tiny", "8x8.1", "delta", "avg:2", "rank1")

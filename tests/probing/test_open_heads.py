@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from scipy.stats import pearsonr
 from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression, RidgeClassifier
+from sklearn.metrics import balanced_accuracy_score, r2_score
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
@@ -107,12 +109,25 @@ def test_ours_and_others_side_by_side(store):
 def test_our_estimators_take_inner_products_in_others_places_too(store, monkeypatch):
     """They never see columns, so that no size of these is too much; other estimators are refused."""
     monkeypatch.setattr(features_module, "MATRIX_BYTES", 4 * 48 * 255)
-    for head in (vr.LogisticProbe(Cs=[1.0]), vr.Ridge(), vr.NearestNeighbor(center=True)):
+    for head in (vr.LogisticProbe(Cs=[1.0]), vr.Ridge(), vr.NearestNeighbor()):
         assert vr.probe(store, "face_id", heads={"own": head}, **HOW).rows
     message = r"own: takes columns, and 8x8\.0 has 256 of each of 48 images.*pool the layers"
     with pytest.raises(vr.TaskError, match=message):
         vr.probe(store, "face_id", heads={"own": SVC()}, **HOW)
     assert vr.probe(store, "face_id", heads={"own": SVC()}, pools="avg", **HOW).rows
+
+
+def test_a_head_that_standardises_is_never_given_another_basis(store):
+    """Deviations are those of columns; inner products alone, or centred ones, are of any basis."""
+    told = {
+        name: Head(name, head).rotations_change_nothing
+        for name, head in {
+            "ridge": vr.Ridge(), "centred": vr.Ridge(standardize=False), "chosen": vr.NearestNeighbor(),
+            "cosine": vr.NearestNeighbor(standardize=False), "raw": vr.WeightedNeighbors(center=False),
+            "theirs": RidgeClassifier(), "tree": RandomForestClassifier(),
+        }.items()
+    }  # fmt: skip
+    assert {name for name, free in told.items() if free} == {"centred", "cosine", "raw", "theirs"}
 
 
 def test_few_shot_gives_columns_to_what_needs_them(store):
@@ -134,17 +149,20 @@ def test_few_shot_gives_columns_to_what_needs_them(store):
 
 
 def test_factors_take_regressors_for_numbers_and_classifiers_for_categories(store):
-    for head, factor, metric in (
-        (LinearRegression(), "bright", "r2"),
-        (GaussianNB(), "dark", "accuracy"),
+    task = vr.Factors(categories="dark")
+    problem = task.bind(store)
+    X, train, test = store.matrix("8x8.0")[0], problem.split.train, problem.split.test
+    for head, factor, metrics in (
+        (LinearRegression(), "bright", {"r2": r2_score, "pearson": lambda y, x: pearsonr(x, y)[0]}),
+        (GaussianNB(), "dark", {"balanced_accuracy": balanced_accuracy_score}),
     ):
-        (row,) = vr.probe(store, "factors", heads={"own": head}, **HOW).rows
-        assert (row.head, row.metric) == (f"own:{factor}", metric)
-        problem = vr.Factors().bind(store)
-        X, train, test = store.matrix("8x8.0")[0], problem.split.train, problem.split.test
+        rows = vr.probe(store, task, heads={"own": head}, **HOW).rows
+        assert [(r.head, r.metric) for r in rows] == [(f"own:{factor}", m) for m in metrics]
         y = problem.factors[factor]
-        expected = head.fit(X[train], y[train]).score(X[test], y[test])
-        assert row.value == pytest.approx(expected, abs=1e-4)
+        predicted = head.fit(X[train], y[train]).predict(X[test])
+        for row in rows:
+            expected = metrics[row.metric](y[test], predicted)
+            assert row.value == pytest.approx(expected, abs=1e-4)
 
 
 def test_verification_compares_what_transformers_make(tiny, people, tmp_path):

@@ -11,7 +11,7 @@ from vdvae_repr.data.source import Source
 from vdvae_repr.heads.linear import ALPHAS
 from vdvae_repr.latents import base as store_module
 from vdvae_repr.latents.store import JoinedStore
-from vdvae_repr.probing.similarity import linear_cka
+from vdvae_repr.probing.similarity import debiased_cka, u_centred
 from vdvae_repr.results import layer_by_factor
 from vdvae_repr.tasks.identification import Identification
 
@@ -78,17 +78,54 @@ def test_nats_are_those_of_all_layers_up_to_one(store, found):
     assert (table["nats"] == table["layer"].map(found.nats)).all()
 
 
-def test_cka_is_kornblith_s(store, found):
+def unbiased_hsic(K, L):
+    """As Song et al. write it (2012, equation 5), K and L without their diagonals."""
+    n, one = len(K), np.ones(len(K))
+    K, L = K * (1 - np.eye(n)), L * (1 - np.eye(n))
+    whole = (one @ K @ one) * (one @ L @ one) / ((n - 1) * (n - 2))
+    return (np.trace(K @ L) + whole - 2 / (n - 2) * one @ K @ L @ one) / (n * (n - 3))
+
+
+def test_cka_is_that_of_the_unbiased_hsic(store):
     rng = np.random.default_rng(0)
     X, Y = rng.normal(size=(20, 5)), rng.normal(size=(20, 8))
-    X, Y = X - X.mean(0), Y - Y.mean(0)
-    direct = np.linalg.norm(Y.T @ X) ** 2 / np.linalg.norm(X.T @ X) / np.linalg.norm(Y.T @ Y)
-    turned = 3 * X @ np.linalg.qr(rng.normal(size=(5, 5)))[0]
-    assert linear_cka([X @ X.T], [Y @ Y.T])[0, 0] == pytest.approx(direct)
-    assert linear_cka([turned @ turned.T], [Y @ Y.T])[0, 0] == pytest.approx(direct)
-    matrix = vr.compare(store)
-    np.testing.assert_allclose(np.diag(matrix), 1)
-    np.testing.assert_allclose(vr.compare(store, store), matrix)
+    Y[:, :3] += X[:, :3]
+    K, L = X @ X.T, Y @ Y.T
+    direct = unbiased_hsic(K, L) / np.sqrt(unbiased_hsic(K, K) * unbiased_hsic(L, L))
+    turned = 3 * (X + 7) @ np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    order = rng.permutation(20)
+    for A in (X, turned):
+        found = debiased_cka([u_centred(A @ A.T)], [u_centred(L)])
+        assert found.item() == pytest.approx(direct)
+        found = debiased_cka([u_centred(A @ A.T)], [u_centred(Y[order] @ Y[order].T)])
+        shuffled = debiased_cka([u_centred(A @ A.T)], [u_centred(L)], order)
+        assert shuffled.item() == pytest.approx(found.item())
+    own = vr.compare(store)
+    np.testing.assert_allclose(np.diag(own.cka), 1)
+    both = vr.compare(store, store)
+    np.testing.assert_allclose(both.cka, own.cka)
+    np.testing.assert_allclose(both.shuffled, own.shuffled)
+    assert own.layers == own.other_layers == tuple(spec.name for spec in store.layers)
+
+
+def test_cka_of_noise_and_of_shuffled_images_is_about_0(tiny, people, tmp_path):
+    """Of 400 images in 16,384 dimensions plain CKA is 0.976, and nothing is common."""
+    rng = np.random.default_rng(0)
+    K, L = (X @ X.T for X in rng.normal(size=(2, 400, 16_384)).astype(np.float32))
+    H = np.eye(400) - 1 / 400
+    plain = np.trace(H @ K @ H @ L) / np.linalg.norm(H @ K @ H) / np.linalg.norm(H @ L @ H)
+    assert plain > 0.97
+    own, other = u_centred(K), u_centred(L)
+    assert abs(debiased_cka([own], [other]).item()) < 0.03
+    assert abs(debiased_cka([own], [own], rng.permutation(400)).item()) < 0.03
+    source = people(20)
+    store = vr.extract(tiny, source, tmp_path / "s.h5", layers="8x8")
+    found = vr.compare(store)
+    assert found.cka.min() > 0.5
+    assert np.abs(found.shuffled).max() < 0.1
+    few = vr.extract(tiny, vr.open_source(source.reader(0)[None].repeat(3, 0)), tmp_path / "few.h5")
+    with pytest.raises(vr.TaskError, match="expected at least 4 images, found 3"):
+        vr.compare(few)
 
 
 @pytest.mark.parametrize("layout", ["single", "virtual"])
@@ -171,13 +208,15 @@ def test_factors_are_scikit_learns_ridge_on_other_people(store):
     assert figure.value == pytest.approx(
         r2_score(y[problem.split.test], ridge.predict(A[problem.split.test])), abs=1e-4
     )
-    rows = vr.probe(store, "factors", layers="<=8x8").rows
-    table = layer_by_factor(rows)
-    assert list(table.columns) == ["bright", "dark"]
-    assert list(table.index) == ["1x1.0", "4x4.0", "8x8.0", "8x8.1"]
+    rows = vr.probe(store, vr.Factors(categories="dark"), layers="<=8x8").rows
+    for metric, factor in (("r2", "bright"), ("pearson", "bright"), ("balanced_accuracy", "dark")):
+        table = layer_by_factor(rows, metric)
+        assert list(table.columns) == [factor]
+        assert list(table.index) == ["1x1.0", "4x4.0", "8x8.0", "8x8.1"]
     assert {(r.head, r.metric) for r in rows} == {
         ("ridge:bright", "r2"),
-        ("ridge:dark", "accuracy"),
+        ("ridge:bright", "pearson"),
+        ("ridge:dark", "balanced_accuracy"),
     }
 
 

@@ -12,38 +12,36 @@ from sklearn.pipeline import Pipeline
 
 import vdvae_repr as vr
 from vdvae_repr.data.source import Source
+from vdvae_repr.heads.linear import GroupedRidge
 from vdvae_repr.probing import controls
 from vdvae_repr.probing.features import Columns, Features
 
 PEOPLE, EACH = 6, 12
 LABELS = np.repeat(np.arange(PEOPLE), EACH)
 DIGESTS = {
-    "closed-set nearest-neighbor": ([1, 1], "6e58bcc16167"),
-    "closed-set ridge": ([1, 1], "be755c8eaa00"),
+    "closed-set nearest-neighbor": ([1, 2], "6e58bcc16167"),
+    "closed-set ridge": ([1, 2], "be755c8eaa00"),
     "closed-set linear-lbfgs": ([1, 1], "8245854187c0"),
-    "open-set nearest-neighbor": ([1, 1], "3328597d2ba1"),
-    "open-set ridge": ([1, 1], "11136aaeeed4"),
+    "open-set nearest-neighbor": ([1, 2], "af139808c1f9"),
+    "open-set ridge": ([1, 2], "11136aaeeed4"),
     "open-set linear-lbfgs": ([1, 1], "a06792dbc9a4"),
-    "classification knn": ([1, 1], "e4fccb4c7d68"),
-    "classification ridge": ([1, 1], "be755c8eaa00"),
+    "classification knn": ([1, 2], "c8252ab971be"),
+    "classification knn-dino": ([1, 2], "e4fccb4c7d68"),
+    "classification ridge": ([1, 2], "be755c8eaa00"),
     "classification linear-lbfgs": ([1, 1], "8245854187c0"),
     "few_shot nearest-prototype": ([1, 1], "edf43338be89"),
     "few_shot nearest-prototype-cosine": ([1, 1], "e18ddd54ad3c"),
-    "few_shot simpleshot-un": ([1, 1], "edf43338be89"),
-    "few_shot simpleshot-l2n": ([1, 1], "d1adfbc631f2"),
     "few_shot simpleshot-cl2n": ([1, 1], "15ca4064a2e8"),
     "few_shot logistic": ([1, 1], "4e28d4b14026"),
     "few_shot ridge": ([1], "aead6d2cbc45"),
-    "few_shot knn-1": ([1, 1], "cc99072c849e"),
     "omniglot_oneshot nearest-prototype": ([1, 1], "ed4d66859820"),
     "omniglot_oneshot nearest-prototype-cosine": ([1, 1], "bfb78664e452"),
-    "omniglot_oneshot simpleshot-l2n": ([1, 1], "bfb78664e452"),
     "omniglot_oneshot logistic": ([1, 1], "93f59de33c6d"),
     "omniglot_oneshot ridge": ([1], "501a90a47dd8"),
     "face_verification cosine": ([1, 1], "1c9b38dd7573"),
     "face_verification cosine-whitened": ([1, 1], "6c29e4e558e7"),
-    "factors ridge:run": ([1, 1], "5ea332140163"),
-    "factors ridge:size": ([1, 1], "fab170b0867b"),
+    "factors ridge:run": ([2, 1, 1], "bb9a99b27100"),
+    "factors ridge:size": ([2, 1, 1], "d5bf49b6011b"),
 }
 CONTROLS = (1, "a670a1e4b792")
 
@@ -89,7 +87,7 @@ def tasks(store):
         "few_shot": vr.FewShot(ways=3, shots=2, queries=3, episodes=20),
         "omniglot_oneshot": vr.OmniglotOneShot(),
         "face_verification": vr.FaceVerification(pairs=pairs, far=[]),
-        "factors": vr.Factors(),
+        "factors": vr.Factors(categories="run"),
     }
 
 
@@ -112,6 +110,8 @@ def versions(task, head):
     steps = [head.estimator]
     if isinstance(head.estimator, Pipeline):
         steps = [step for _, step in head.estimator.steps]
+    if getattr(head, "grouped", False):
+        steps.append(GroupedRidge)
     return [task.version, *(step.version for step in steps if hasattr(step, "version"))]
 
 

@@ -2,18 +2,19 @@
 
 import numpy as np
 import pytest
+from scipy.stats import pearsonr
 from sklearn.linear_model import Ridge, RidgeCV
-from sklearn.metrics import accuracy_score, r2_score
-from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
+from sklearn.metrics import balanced_accuracy_score, r2_score
+from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
 import vdvae_repr as vr
 from vdvae_repr.data.source import Source
-from vdvae_repr.heads.linear import ALPHAS, RidgeRegressor
+from vdvae_repr.heads.linear import ALPHAS, GroupedRidge, RidgeRegressor
 from vdvae_repr.probing.features import Columns, Features
 from vdvae_repr.report import pictures
 from vdvae_repr.results import layer_by_factor
-from vdvae_repr.tasks.factors import FactorHead
+from vdvae_repr.tasks.factors import FactorHead, pearson
 
 
 def knowing(source, **factors):
@@ -28,7 +29,7 @@ def knowing(source, **factors):
 @pytest.fixture(scope="module")
 def problem(tiny, people, tmp_path_factory):
     rng = np.random.default_rng(0)
-    factors = {"size": rng.uniform(-3, 9, 240), "kind": rng.integers(0, 3, 240)}
+    factors = {"size": rng.uniform(-3, 9, 240), "kind": rng.choice(["a", "b", "b", "c"], 240)}
     source = knowing(people(20, num_people=12), **factors)
     path = tmp_path_factory.mktemp("factors") / "s.h5"
     store = vr.extract(tiny, source, path, layers="1x1")
@@ -39,9 +40,9 @@ def measured(problem, name, X):
     features = Features("x", None, (Columns.of_array("x", X.astype(np.float32)),))
     head = problem.heads[name]
     scored = problem.score(head, features, 0)
-    (figure,) = problem.figures(problem.metrics_of(head)[0], [scored], 0)
-    assert figure.low <= figure.value <= figure.high
-    return figure, scored
+    figures = {m: problem.figures(m, [scored], 0)[0] for m in problem.metrics_of(head)}
+    assert all(figure.low <= figure.value <= figure.high for figure in figures.values())
+    return figures, scored
 
 
 @pytest.mark.parametrize("dims", [10, 500])
@@ -65,29 +66,55 @@ def test_scores_are_scikit_learns(problem, dims):
         return search, search.predict(tested)
 
     search, predicted = by_scikit_learn(size[problem.split.train])
-    figure, scored = measured(problem, "ridge:size", X)
-    assert figure.value == pytest.approx(r2_score(size[problem.split.test], predicted), abs=1e-6)
+    figures, scored = measured(problem, "ridge:size", X)
+    truth = size[problem.split.test]
+    assert list(figures) == ["r2", "pearson"]
+    assert figures["r2"].value == pytest.approx(r2_score(truth, predicted), abs=1e-6)
+    assert figures["pearson"].value == pytest.approx(pearsonr(truth, predicted)[0], abs=1e-6)
+    assert (figures["r2"].chance, figures["pearson"].chance) == (0, 0)
     left_out = 1 + search.best_score_ / size[problem.split.train].var()
     assert scored.training_score == pytest.approx(left_out, abs=1e-6)
     # Categories: one regression of +1 and -1 each, with one penalty for all.
-    _, predicted = by_scikit_learn(2.0 * np.eye(3)[kind[problem.split.train]] - 1)
-    figure, _ = measured(problem, "ridge:kind", X)
-    expected = accuracy_score(kind[problem.split.test], predicted.argmax(axis=1))
-    assert figure.value == pytest.approx(expected)
-    most = np.unique(kind[problem.split.test], return_counts=True)[1].max() / len(
-        problem.split.test
+    search, predicted = by_scikit_learn(2.0 * np.eye(3)[kind[problem.split.train]] - 1)
+    figures, scored = measured(problem, "ridge:kind", X)
+    assert list(figures) == ["balanced_accuracy"]
+    truth = kind[problem.split.test]
+    expected = balanced_accuracy_score(truth, predicted.argmax(axis=1))
+    assert figures["balanced_accuracy"].value == pytest.approx(expected)
+    assert scored.outcome[0].mean() == pytest.approx(1 - expected)
+    assert figures["balanced_accuracy"].chance == pytest.approx(1 / 3)
+    left_out = cross_val_predict(
+        search.best_estimator_,
+        fitted,
+        2.0 * np.eye(3)[kind[problem.split.train]] - 1,
+        groups=problem.groups,
+        cv=LeaveOneGroupOut(),
     )
-    assert figure.chance == pytest.approx(most)
+    expected = balanced_accuracy_score(kind[problem.split.train], left_out.argmax(axis=1))
+    assert scored.training_score == pytest.approx(expected)
+
+
+def test_correlation_is_scipys_under_any_weights():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 40)) + 1e6
+    times = rng.integers(0, 4, (5, 40)).astype(float)
+    expected = [pearsonr(np.repeat(x, row), np.repeat(y, row))[0] for row in times.astype(int)]
+    np.testing.assert_allclose(pearson(x, y, times), expected, atol=1e-8)
+    assert np.isnan(pearson(np.ones(40), y, times)).all()
 
 
 def test_what_is_the_factor_knows_it_and_noise_does_not(problem):
     noise = np.random.default_rng(2).normal(size=(240, 40))
     size = problem.factors["size"][:, None]
-    assert measured(problem, "ridge:size", 0.5 * size + 100)[0].value > 0.999
-    assert measured(problem, "ridge:size", np.hstack([size, noise]))[0].value > 0.99
-    assert abs(measured(problem, "ridge:size", noise)[0].value) < 0.2
+
+    def r2(X):
+        return measured(problem, "ridge:size", X)[0]["r2"].value
+
+    assert r2(0.5 * size + 100) > 0.999
+    assert r2(np.hstack([size, noise])) > 0.99
+    assert abs(r2(noise)) < 0.2
     kind = np.eye(3)[problem.factors["kind"]]
-    assert measured(problem, "ridge:kind", kind)[0].value == 1.0
+    assert measured(problem, "ridge:kind", kind)[0]["balanced_accuracy"].value == pytest.approx(1)
     features = Features("x", None, (Columns.of_array("x", size.astype(np.float32)),))
     shuffled = problem.score(problem.heads["ridge:size"], features, 0, shuffled=True)
     known = problem.score(problem.heads["ridge:size"], features, 0)
@@ -147,8 +174,9 @@ def test_text_and_factors_that_do_not_vary(tiny, people, tmp_path):
     rows, lines = report.rows, report.notes
     assert "always, never left out" in lines[0]
     assert {(row.head, row.metric) for row in rows} == {
-        ("ridge:side", "accuracy"),
+        ("ridge:side", "balanced_accuracy"),
         ("ridge:length", "r2"),
+        ("ridge:length", "pearson"),
     }
     np.testing.assert_array_equal(vr.Factors().bind(store).factors["length"], length.astype(float))
     infinite = np.where(np.arange(48) == 9, np.inf, np.linspace(0, 1, 48))
@@ -187,6 +215,67 @@ def test_images_that_lack_a_factor_are_left_out_and_counted(tiny, people, tmp_pa
         vr.probe(few, "factors")
 
 
+def test_whole_numbers_are_numbers_and_a_declared_type_wins(tiny, people, tmp_path):
+    """Degrees of yaw as whole numbers are told from the layer that holds them; codes only if declared."""
+    rng = np.random.default_rng(0)
+    yaw, code = rng.integers(-25, 26, 48), rng.integers(0, 3, 48)
+    source = knowing(
+        people(8), yaw=yaw, code=code, glasses=code == 1, text=np.array([f"{c:03d}" for c in code])
+    )
+    store = vr.extract(tiny, source, tmp_path / "s.h5", layers="1x1")
+
+    def kinds(**options):
+        problem = vr.Factors(**options).bind(store)
+        return {
+            name: problem.metrics_of(head)[0].partition("_")[0]
+            for name, head in problem.heads.items()
+        }
+
+    assert kinds() == {
+        "ridge:yaw": "r2", "ridge:code": "r2", "ridge:glasses": "balanced", "ridge:text": "balanced",
+    }  # fmt: skip
+    declared = kinds(categories="code", numbers=["text", "glasses"])
+    assert declared == {
+        "ridge:yaw": "r2", "ridge:code": "balanced", "ridge:glasses": "r2", "ridge:text": "r2",
+    }  # fmt: skip
+    problem = vr.Factors().bind(store)
+    X = np.column_stack([yaw, rng.normal(size=(48, 3))])
+    assert measured(problem, "ridge:yaw", X)[0]["r2"].value > 0.95
+    for options, message in (
+        ({"numbers": "code", "categories": ["yaw", "code"]}, "found 'code' in both"),
+        (
+            {"categories": "pose"},
+            r"categories: expected factors of .*, code, .*, yaw; found 'pose'",
+        ),
+        ({"numbers": [3]}, "numbers: expected names of factors, found int 3"),
+    ):
+        with pytest.raises(vr.TaskError, match=message):
+            vr.Factors(**options).bind(store)
+    named = vr.extract(
+        tiny, knowing(people(8), side=np.where(code == 1, "left", "right")), tmp_path / "t.h5",
+        layers="1x1",
+    )  # fmt: skip
+    with pytest.raises(vr.TaskError, match="numbers: expected a number as side of each image"):
+        vr.Factors(numbers="side").bind(named)
+
+
+def test_a_score_is_kept_by_the_version_of_what_solves_it(problem, monkeypatch):
+    """Of the grouped regression, and of the estimator, by whose columns another is fitted."""
+
+    def digests():
+        return [
+            FactorHead("ridge:size", RidgeRegressor(), "size", grouped=grouped).digest
+            for grouped in (True, False)
+        ]
+
+    (grouped, by_columns), other = digests(), problem.heads["ridge:kind"].digest
+    assert len({grouped, by_columns, other}) == 3
+    monkeypatch.setattr(GroupedRidge, "version", GroupedRidge.version + 1)
+    later, still = digests()
+    assert later != grouped
+    assert still == by_columns
+
+
 def test_a_store_that_knows_no_factors_is_refused(tiny, images, tmp_path):
     store = vr.extract(tiny, images, tmp_path / "s.h5", layers="1x1")
     with pytest.raises(vr.TaskError, match=r"knows no factors .*; extract the data toy-faces"):
@@ -199,21 +288,30 @@ def test_toy_faces_from_end_to_end(tiny, tmp_path):
     heads = ["ridge:nuisance_background_brightness", "ridge:identity_hair_style"]
     rows = vr.probe(store, "factors", heads=heads).rows
     assert {(r.protocol, r.n_train, r.n_test) for r in rows} == {("factors", 48, 48)}
-    table = layer_by_factor(rows)
-    assert list(table.index) == ["1x1.0", "4x4.0", "8x8.0", "8x8.1"]
-    assert set(table.columns) == {"nuisance_background_brightness", "identity_hair_style"}
-    for row in rows:
-        if row.model == "tiny":
-            assert table.loc[row.layer, row.head.removeprefix("ridge:")] == row.value
-    bright = [r for r in rows if r.head == heads[0] and r.chosen and r.model in ("tiny", "pixels")]
+    columns = {"r2": heads[:1], "pearson": heads[:1], "balanced_accuracy": heads[1:]}
+    for metric, known in columns.items():
+        table = layer_by_factor(rows, metric)
+        assert list(table.index) == ["1x1.0", "4x4.0", "8x8.0", "8x8.1"]
+        assert [f"ridge:{name}" for name in table.columns] == known
+        for row in rows:
+            if row.model == "tiny" and row.metric == metric:
+                assert table.loc[row.layer, row.head.removeprefix("ridge:")] == row.value
+    with pytest.raises(vr.TaskError, match="r2, pearson, balanced_accuracy; found 'accuracy'"):
+        layer_by_factor(rows, "accuracy")
+    bright = [
+        r
+        for r in rows
+        if (r.head, r.metric) == (heads[0], "r2") and r.chosen and r.model in ("tiny", "pixels")
+    ]
     assert len(bright) == 2
     assert all(row.value > 0.5 for row in bright)  # even random weights see how bright it is
     pictures.write(rows, [], tmp_path)
-    assert (tmp_path / "factors.png").stat().st_size > 1000
-    assert len((tmp_path / "factors.csv").read_text().splitlines()) == 5
+    for metric in columns:
+        assert (tmp_path / f"factors-{metric}.png").stat().st_size > 1000
+        assert len((tmp_path / f"factors-{metric}.csv").read_text().splitlines()) == 5
     both = vr.probe(
         store, "factors", layers="1x1", heads=heads[:1], features=["mean", "delta"], beside=[store]
     ).rows
-    assert list(layer_by_factor(both).index) == [
+    assert list(layer_by_factor(both, "r2").index) == [
         "1x1.0 tiny mean", "1x1.0 tiny delta", "1x1.0 tiny (2) mean", "1x1.0 tiny (2) delta",
     ]  # fmt: skip

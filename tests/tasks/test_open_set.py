@@ -59,7 +59,7 @@ def test_a_row_is_what_the_head_says_by_hand(store):
     (row,) = [row for row in rows if row.model == "tiny"]
     X, y, _ = store.matrix("4x4.0")
     gallery = np.array(store.splits) == "train"
-    head = NearestNeighbor(center=True).fit(X[gallery], y[gallery])
+    head = NearestNeighbor().fit(X[gallery], y[gallery])
     scores = head.class_scores(X[~gallery])
     own = head.classes_[scores.argmax(axis=1)] == y[~gallery]
     stranger = np.isin(y[~gallery], (1, 4, 5))

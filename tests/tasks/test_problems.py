@@ -278,7 +278,9 @@ def test_of_several_layers_none_is_chosen_where_nothing_is_set_apart(tiny, tmp_p
     store = vr.extract(
         tiny, colored(60), tmp_path / "s.h5", layers="<=8x8", features=["mean", "kl"]
     )
-    found = vr.probe(store, vr.FewShot(episodes=5, ways=3), heads=["knn-1"], selections=ATLAS)
+    found = vr.probe(
+        store, vr.FewShot(episodes=5, ways=3), heads=["nearest-prototype-cosine"], selections=ATLAS
+    )
     notices = found.notes
     assert not any(
         row.chosen or row.p_value is not None for row in found.rows if row.model == "tiny"
@@ -307,7 +309,10 @@ def test_queries_are_fifteen_unless_classes_are_small(tiny, tmp_path, monkeypatc
 def test_a_curve_over_shots_is_drawn_of_each_feature(tiny, tmp_path, features):
     store = vr.extract(tiny, colored(60), tmp_path / "s.h5", layers="4x4.0", features=features)
     rows = vr.probe(
-        store, vr.FewShot(shots=[1, 2], ways=3, episodes=5), features=features, heads=["knn-1"]
+        store,
+        vr.FewShot(shots=[1, 2], ways=3, episodes=5),
+        features=features,
+        heads=["nearest-prototype-cosine"],
     ).rows
     (tmp_path / "out").mkdir()
     pictures.write(rows, [], tmp_path / "out")
@@ -328,10 +333,12 @@ def test_class_split_says_what_is_novel_and_where_layers_are_chosen(tiny, tmp_pa
     lines = [f"P{person:02d},{side}" for person, side in enumerate(sides)]
     (tmp_path / "split.csv").write_text("\n".join(["class,split", *lines]))
     options = {"ways": 3, "queries": 4, "episodes": 20, "class_split": tmp_path / "split.csv"}
-    report = vr.probe(store, vr.FewShot(**options), heads=["simpleshot-cl2n", "knn-1"])
+    report = vr.probe(
+        store, vr.FewShot(**options), heads=["simpleshot-cl2n", "nearest-prototype-cosine"]
+    )
     rows, notices = report.rows, report.notes
     assert "chosen on episodes of 4 val classes" in notices[0]
-    for head in ("simpleshot-cl2n", "knn-1"):
+    for head in ("simpleshot-cl2n", "nearest-prototype-cosine"):
         ours = [row for row in rows if row.model == "tiny" and row.head == head]
         assert sum(row.chosen for row in ours) == 1
         assert sum(row.p_value is not None for row in ours) == 1

@@ -83,7 +83,7 @@ def test_what_is_left_out_and_what_cannot_be_chosen_is_said(tiny, tmp_path, peop
     store = vr.extract(tiny, source, tmp_path / "s.h5", layers="<=4x4")
     report = vr.probe(store, "face_id")
     rows, notices = report.rows, report.notes
-    assert "gallery holds one image alone of some person" in notices[0]
+    assert "gallery holds a single image of every person" in notices[0]
     assert not any(row.chosen for row in rows if row.model == "tiny")
     source = people(16)
     object.__setattr__(source, "splits", ("train", "train", "test", "") * 24)
@@ -160,7 +160,7 @@ def test_classification_measures_what_scikit_learn_measures(tiny, tmp_path, peop
     report = vr.probe(store, "classification")
     rows, lines = report.rows, report.notes
     assert "choices are made on split val (16 images)" in lines[0]
-    assert {row.protocol for row in rows} == {"knn", "ridge", "linear-lbfgs"}
+    assert {row.protocol for row in rows} == {"knn", "knn-dino", "ridge", "linear-lbfgs"}
     X, y, _ = store.matrix("8x8.0", "mean")
     train, test = (np.array(store.splits) == side for side in ("train", "test"))
     head = WeightedNeighbors().fit(X[train], y[train])

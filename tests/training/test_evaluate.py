@@ -3,11 +3,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import Normal
 
 import vdvae_repr as vr
 from vdvae_repr.data.open import open_source
 from vdvae_repr.model.noise import seeded_noise
+from vdvae_repr.training import evaluate as module
 
 
 def test_terms_are_those_of_the_model(tiny, images):
@@ -63,14 +64,24 @@ def test_more_importance_samples_tighten_the_bound(tiny, images):
     assert vr.evaluate(tiny, images).importance_bits_per_dim is None
 
 
-def test_active_units_count_channels_above_a_hundredth_nat(tiny, images):
-    found = vr.evaluate(tiny, images)
+def test_active_units_are_those_whose_posterior_mean_varies(tiny, images, monkeypatch):
+    """Over the images, of all units of a layer. The border is also laid where it divides a layer's units."""
+    assert module.ACTIVE_VARIANCE == 0.01
     read = tiny.posterior(images, z="sample")
-    for name, layer in read.items():
-        p = Normal(layer.prior_mean, layer.prior_log_std.exp())
-        q = Normal(layer.mean, layer.log_std.exp())
-        by_channel = kl_divergence(q, p).sum(dim=(2, 3)).mean(dim=0)
-        assert found.active_units[name] == (int((by_channel > 0.01).sum()), len(by_channel))
+    variances = {
+        name: np.var(layer.mean.numpy().astype(np.float64), axis=0) for name, layer in read.items()
+    }
+    middle = np.sort(variances["8x8.0"], axis=None)[127:129].mean()
+    for border in (0.01, middle):
+        monkeypatch.setattr(module, "ACTIVE_VARIANCE", border)
+        found = vr.evaluate(tiny, images, batch_size=5).active_units
+        assert found == {
+            name: (int((variance > border).sum()), variance.size)
+            for name, variance in variances.items()
+        }
+    assert found["8x8.0"] == (128, 256)
+    single = vr.evaluate(tiny, images[:1])
+    assert all(active == 0 for active, _ in single.active_units.values())
 
 
 def test_only_the_split_asked_for(tiny, tmp_path):

@@ -103,13 +103,17 @@ def open_built_in(name: str) -> Source | None:
 
 def _toy_faces(people: int, images: int) -> Source:
     toy = toy_faces(people, images)
+    factors = {  # categories as text, so that their numbers are not taken for amounts
+        name: values.astype(str) if values.dtype.kind == "i" else values
+        for name, values in toy.factors.items()
+    }
     return Source(
         name=f"toy-faces:{people}x{images}",
         ids=toy.ids,
         reader=ArrayRows([toy.images]),
         labels=toy.labels,
         label_names=toy.label_names,
-        factors=toy.factors,
+        factors=factors,
         sizes=[zlib.crc32(image.tobytes()) for image in toy.images],
     )
 

@@ -1,6 +1,8 @@
 """Few-shot heads: fitted on a support set of n ways and k shots; none looks at the queries as a whole.
 
-`HEADS` holds them by the names of the protocol `few-shot`: Snell 2017, Wang 2019, Tian 2020.
+`HEADS` holds them by the names of the protocol `few-shot`: Snell 2017, Wang 2019, Tian 2020. No two of them
+are one by algebra: SimpleShot's UN would be `nearest-prototype`, and at one shot both its L2N and the nearest
+neighbour `nearest-prototype-cosine`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from vdvae_repr.heads.linear import LogisticProbe
-from vdvae_repr.heads.neighbors import NearestNeighbor, unit
+from vdvae_repr.heads.neighbors import unit
 
 
 class NearestPrototype(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -101,10 +103,7 @@ class NearestPrototype(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 HEADS: dict[str, Any] = {
     "nearest-prototype": NearestPrototype(),
     "nearest-prototype-cosine": NearestPrototype(metric="cosine"),
-    "simpleshot-un": NearestPrototype(),
-    "simpleshot-l2n": NearestPrototype(normalize=True),
     "simpleshot-cl2n": NearestPrototype(mean="base", normalize=True),
     "logistic": make_pipeline(Normalizer(), LogisticProbe(Cs=[1.0], standardize=False)),
     "ridge": make_pipeline(Normalizer(), RidgeClassifier()),
-    "knn-1": NearestNeighbor(),
 }

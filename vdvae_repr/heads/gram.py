@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,18 @@ class ProductHead:
         """What is done to the features before their inner products are taken."""
         raise NotImplementedError
 
+    def alternatives(self) -> list[Self]:
+        """Return the estimators to choose from by the errors that they leave on training data, one a scaling.
+
+        Of equal ones the first is chosen; where nothing is to be chosen, it is this one alone.
+        """
+        return [self]
+
+    @property
+    def rotations_change_nothing(self) -> bool:
+        """Whether features may be given in another basis: deviations of features are of one basis alone."""
+        return all(head.scaling != "standardised" for head in self.alternatives())
+
     def kernel(self, gram: Gram) -> Matrix:
         """Return what is handed over as X, (N, n)."""
         return gram.inner
@@ -100,10 +112,15 @@ class ProductHead:
 
 
 def left_out_accuracy(fitted: Any, y: NDArray[Any]) -> float | None:
-    """Return the share of training samples (N,) told from the others; None where a class has a single one."""
-    if np.unique(y, return_counts=True)[1].min() < 2:
+    """Return the share of training samples, of classes y (N,), that a head tells from all the others.
+
+    A sample that is alone in its class cannot be told, and is not counted. None where every sample is.
+    """
+    _, encoded, counts = np.unique(y, return_inverse=True, return_counts=True)
+    several = counts[encoded] > 1
+    if not several.any():
         return None
-    return float(np.mean(fitted.leave_one_out() == y))
+    return float(np.mean((fitted.leave_one_out() == y)[several]))
 
 
 class Fold(NamedTuple):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -304,6 +304,8 @@ class Ridge(ClassifierMixin, _Ridge):  # type: ignore[misc]
         array([0, 0])
     """
 
+    version: ClassVar[int] = 2
+
     def fit(self, X: Any, y: Any) -> Ridge:
         """Fit on X (N, D), precomputed (N, N), and y (N,).
 
@@ -404,6 +406,9 @@ class GroupedRidge:
         groups: as numbers, such as those of people; two at least.
         others: samples (M, D) to predict.
     """
+
+    version: ClassVar[int] = 1
+    """Raised whenever what it computes changes, so that no score of the earlier one is taken for its own."""
 
     def __init__(self, X: NDArray[Any], groups: NDArray[Any], others: NDArray[Any]) -> None:
         spectrum = Spectrum.of(X)

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from vdvae_repr.heads.gram import Fold, Gram, Matrix, ProductHead, Scaling, left_out_accuracy
+from vdvae_repr.heads.gram import (
+    Fold,
+    Gram,
+    Matrix,
+    ProductHead,
+    Scaling,
+    centre_and_scale,
+    left_out_accuracy,
+)
 
 BLOCK = 1024  # samples scored at once
 
@@ -19,7 +27,9 @@ BLOCK = 1024  # samples scored at once
 class _CosineNeighbors(ProductHead, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Samples compared by cosine similarity; `_scores` makes class scores of similarities."""
 
-    center = False
+    version: ClassVar[int] = 2
+    center: bool
+    standardize: bool | None
     precomputed: bool
 
     def __sklearn_tags__(self) -> Any:
@@ -30,8 +40,16 @@ class _CosineNeighbors(ProductHead, ClassifierMixin, BaseEstimator):  # type: ig
 
     @property
     def scaling(self) -> Scaling:
-        """Centred, or raw."""
-        return "centred" if self.center else "raw"
+        """Raw, centred, or standardised where that is asked for."""
+        if not self.center:
+            return "raw"
+        return "standardised" if self.standardize else "centred"
+
+    def alternatives(self) -> list[Self]:
+        """Return one that centres alone and one that standardises, where that is to be chosen."""
+        if not self.center or self.standardize is not None:
+            return [self]
+        return [clone(self).set_params(standardize=flag) for flag in (False, True)]
 
     def kernel(self, gram: Gram) -> Matrix:
         """Return cosines."""
@@ -51,29 +69,37 @@ class _CosineNeighbors(ProductHead, ClassifierMixin, BaseEstimator):  # type: ig
         return left_out_accuracy(self, y)
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Store the samples X (N, D), precomputed their cosines (N, N), and y (N,)."""
+        """Store the samples X (N, D), precomputed their cosines (N, N), and y (N,).
+
+        Raises:
+            ValueError: NaN, other shapes, or `standardize` without `center`.
+        """
         X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
         check_classification_targets(y)
         self.classes_, self._labels = np.unique(y, return_inverse=True)
+        if self.standardize and not self.center:
+            raise ValueError("standardize: expected center=True with it, found center=False")
         if self.precomputed:
             if X.shape[0] != X.shape[1]:
                 raise ValueError(f"expected cosines (N, N), found {X.shape}")
             self._samples = X
             return self
-        self._mean = X.mean(axis=0) if self.center else np.zeros(X.shape[1], X.dtype)
-        self._samples = unit(X - self._mean)
+        self._store(X, bool(self.standardize))
+        if self.center and self.standardize is None:
+            errors = left_out_accuracy(self, y)
+            self._store(X, True)
+            if errors is None or (left_out_accuracy(self, y) or 0) <= errors:
+                self._store(X, False)
         return self
 
     def class_scores(self, X: Any) -> NDArray[np.float64]:
         """Return a score for each class, (N, K), columns in the order of `classes_`."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
-        return _by_blocks(
-            X if self.precomputed else unit(X - self._mean), self._similarity, self._scores
-        )
+        return _by_blocks(X if self.precomputed else self._unit(X), self._similarity, self._scores)
 
     def leave_one_out(self) -> NDArray[Any]:
-        """Predict each sample from the others: how to choose a layer on training data."""
+        """Predict each sample from the others: how to choose a scaling, or a layer, on training data."""
         scores = _by_blocks(self._samples, self._similarity, self._scores, without_self=True)
         return np.asarray(self.classes_[scores.argmax(axis=1)])
 
@@ -82,11 +108,31 @@ class _CosineNeighbors(ProductHead, ClassifierMixin, BaseEstimator):  # type: ig
         best = self.class_scores(X).argmax(axis=1)
         return np.asarray(self.classes_[best])
 
+    def _store(self, X: NDArray[Any], standardize: bool) -> None:
+        self.standardize_ = standardize
+        self._mean, self._scale = (
+            centre_and_scale(X, standardize) if self.center else (np.zeros(1), np.ones(1))
+        )
+        self._samples = self._unit(X)
+
+    def _unit(self, X: NDArray[Any]) -> NDArray[Any]:
+        """Return samples (M, D) as they are compared: scaled as the fitted ones are, of length 1."""
+        if not self.center:
+            return unit(X)
+        return np.asarray(unit((X - self._mean) / self._scale), X.dtype)
+
     def _similarity(self, X: NDArray[Any]) -> NDArray[Any]:
         return X.copy() if self.precomputed else X @ self._samples.T
 
     def _scores(self, similarity: NDArray[Any]) -> NDArray[np.float64]:
         raise NotImplementedError
+
+    def _best_of_class(self, similarity: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the highest of the similarities (N, n) to the samples of each class, (N, K)."""
+        by_class = np.argsort(self._labels, kind="stable")
+        starts = np.searchsorted(self._labels[by_class], np.arange(len(self.classes_)))
+        best = np.maximum.reduceat(similarity[:, by_class], starts, axis=1)
+        return np.asarray(best, np.float64)
 
 
 class NearestNeighbor(_CosineNeighbors):
@@ -96,52 +142,67 @@ class NearestNeighbor(_CosineNeighbors):
 
     Args:
         center: subtract the samples' mean first.
+        standardize: give each feature deviation 1 on the samples too; None does so where it leaves fewer
+            errors on the samples, each left out once.
         precomputed: X holds cosines, of N samples with each other (N, N) and of others with them (M, N).
 
     Attributes:
         classes_: the classes (K,), in the order of `class_scores`.
+        standardize_: whether features were given deviation 1; not precomputed alone.
 
     Examples:
         >>> NearestNeighbor().fit([[1.0, 0.0], [0.0, 1.0]], ["east", "north"]).predict([[3.0, 1.0]])
         array(['east'], dtype='<U5')
     """
 
-    def __init__(self, *, center: bool = False, precomputed: bool = False) -> None:
+    def __init__(
+        self, *, center: bool = True, standardize: bool | None = None, precomputed: bool = False
+    ) -> None:
         self.center = center
+        self.standardize = standardize
         self.precomputed = precomputed
 
     def _scores(self, similarity: NDArray[Any]) -> NDArray[np.float64]:
-        scores = np.full((len(similarity), len(self.classes_)), -np.inf)
-        for column in range(len(self.classes_)):
-            scores[:, column] = similarity[:, self._labels == column].max(axis=1)
-        return scores
+        return self._best_of_class(similarity)
 
 
 class WeightedNeighbors(_CosineNeighbors):
     """Protocol `knn`: the k samples of highest cosine similarity s vote with weight exp(s / temperature).
 
-    A class's score is its share of the votes. Source: DINO (Caron et al. 2021) and DINOv2, `eval/knn.py`;
-    20 and 0.07 are theirs.
+    A class's score is its share of the votes. A class without votes comes after all that have some, and is
+    scored by its best similarity, less 2. Source: DINO (Caron et al. 2021) and DINOv2, `eval/knn.py`;
+    20 and 0.07 are theirs. They compare features as they are (protocol `knn-dino`): `center=False`.
 
     Args:
         k: voters; all samples where there are fewer.
         temperature: of the votes.
+        center: as of `NearestNeighbor`.
+        standardize: as of `NearestNeighbor`.
         precomputed: X holds cosines, of N samples with each other (N, N) and of others with them (M, N).
 
     Attributes:
         classes_: the classes (K,), in the order of `class_scores`.
+        standardize_: whether features were given deviation 1; not precomputed alone.
 
     Examples:
         >>> X = [[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]
-        >>> WeightedNeighbors(k=2).fit(X, ["east", "east", "north"]).predict([[1.0, 1.0]])
+        >>> WeightedNeighbors(k=2).fit(X, ["east", "east", "north"]).predict([[1.0, 0.0]])
         array(['east'], dtype='<U5')
     """
 
     def __init__(
-        self, *, k: int = 20, temperature: float = 0.07, precomputed: bool = False
+        self,
+        *,
+        k: int = 20,
+        temperature: float = 0.07,
+        center: bool = True,
+        standardize: bool | None = None,
+        precomputed: bool = False,
     ) -> None:
         self.k = k
         self.temperature = temperature
+        self.center = center
+        self.standardize = standardize
         self.precomputed = precomputed
 
     def _scores(self, similarity: NDArray[Any]) -> NDArray[np.float64]:
@@ -151,7 +212,8 @@ class WeightedNeighbors(_CosineNeighbors):
         weight = np.exp((s - s.max(axis=1, keepdims=True)) / self.temperature)
         votes = np.zeros((n, len(self.classes_)))
         np.add.at(votes, (np.arange(n)[:, None], self._labels[voters]), weight)
-        return votes / weight.sum(axis=1, keepdims=True)
+        votes /= weight.sum(axis=1, keepdims=True)
+        return np.where(votes > 0, votes, self._best_of_class(similarity) - 2)
 
 
 def _by_blocks(

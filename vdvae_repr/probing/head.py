@@ -18,7 +18,6 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer
 
 from vdvae_repr.errors import TaskError
-from vdvae_repr.heads.gram import ProductHead
 from vdvae_repr.probing.features import hash_arrays, hash_text
 
 
@@ -91,7 +90,7 @@ class Head:
 def _by_products(estimator: Any) -> bool:
     if isinstance(estimator, Normalizer):
         return bool(estimator.norm == "l2")
-    return isinstance(estimator, ProductHead | RidgeClassifier) or bool(
+    return isinstance(estimator, RidgeClassifier) or bool(
         getattr(estimator, "rotations_change_nothing", False)
     )
 

@@ -14,7 +14,7 @@ from sklearn.base import clone
 from sklearn.model_selection import KFold, cross_val_score
 
 from vdvae_repr.errors import TaskError
-from vdvae_repr.heads.gram import Fold, ProductHead, Rows
+from vdvae_repr.heads.gram import Fold, ProductHead, Rows, Scaling, left_out_accuracy
 from vdvae_repr.heads.linear import stratified_folds
 from vdvae_repr.probing.features import Features, Workspace
 from vdvae_repr.probing.head import Head
@@ -29,8 +29,13 @@ class ClassScores:
 
     scores: NDArray[np.float64]
     classes: NDArray[Any]
-    scaling: str | None
+    scaling: Scaling | None
     training_score: float | None
+
+    @property
+    def standardised(self) -> bool:
+        """Whether each feature was given deviation 1."""
+        return self.scaling == "standardised"
 
     def predicted(self) -> NDArray[Any]:
         """Return the class of the highest score of each image (M,), the first of equals."""
@@ -42,8 +47,13 @@ class Numbers:
     """Numbers (M,) predicted of images, and what training data say of the head."""
 
     values: NDArray[np.float64]
-    scaling: str | None
+    scaling: Scaling | None
     training_score: float | None
+
+    @property
+    def standardised(self) -> bool:
+        """Whether each feature was given deviation 1."""
+        return self.scaling == "standardised"
 
 
 @dataclass(frozen=True)
@@ -55,8 +65,9 @@ class _Fitted:
     training_score: float | None
 
     @property
-    def scaling(self) -> str | None:
-        return getattr(self.estimator, "scaling_", getattr(self.estimator, "scaling", None))
+    def scaling(self) -> Scaling | None:
+        """What was done to the features first; None of a head of the user's, which does not say."""
+        return self.estimator.scaling if isinstance(self.estimator, ProductHead) else None
 
 
 def score_classes(
@@ -111,22 +122,32 @@ def _fit(
         return _fit_on_columns(work, head, features, train, y, seed, validation)
     if not features.standardise and "standardize" in estimator.get_params():
         estimator.set_params(standardize=False)
-    folds: list[Fold] | None = None
+    tried = estimator.alternatives()
     if features.dims <= len(train):
         X = work.matrix(features)
+        held = None if validation is None else (X[validation[0]], validation[1])
+        fits = [_Fitted(of, X, of.fit_judged(X[train], y, held)) for of in tried]
     else:  # then Gram matrices say all, and are smaller
-        estimator.set_params(precomputed=True)
         splits = estimator.choosing_folds(y) if validation is None else []
         subsets = [train, *(train[fit] for fit, _ in splits)]
-        whole, *parts = work.grams(features, [(rows, estimator.scaling) for rows in subsets])
-        X = estimator.kernel(whole)
-        if splits:
+        grams = work.grams(features, [(rows, of.scaling) for of in tried for rows in subsets])
+        fits = []
+        for number, of in enumerate(tried):
+            whole, *parts = grams[number * len(subsets) : (number + 1) * len(subsets)]
             folds = [
                 Fold(fit, out, gram.inner[train])
                 for (fit, out), gram in zip(splits, parts, strict=True)
             ]
-    held = None if validation is None else (X[validation[0]], validation[1])
-    return _Fitted(estimator, X, estimator.fit_judged(X[train], y, held, folds))
+            X = of.set_params(precomputed=True).kernel(whole)
+            held = None if validation is None else (X[validation[0]], validation[1])
+            fits.append(_Fitted(of, X, of.fit_judged(X[train], y, held, folds or None)))
+    if len(fits) == 1:
+        return fits[0]
+    if validation is None:  # then they are judged by the samples left out already
+        left_out = [of.training_score for of in fits]
+    else:
+        left_out = [left_out_accuracy(of.estimator, y) for of in fits]
+    return fits[int(np.argmax([score or 0.0 for score in left_out]))]
 
 
 def _fit_on_columns(

@@ -7,13 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from vdvae_repr import results
 from vdvae_repr.probing.answer import answer
-from vdvae_repr.results import Comparison, Curve, Result, SamplingCost
+from vdvae_repr.results import Comparison, Curve, Result, SamplingCost, Similarity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,13 +86,13 @@ class Report:
     def save(
         self,
         folder: str | Path,
-        similarity: Mapping[str, tuple[NDArray[np.float64], list[str]]] | None = None,
+        similarity: Mapping[str, Similarity] | None = None,
     ) -> None:
         """Write rows, tables and pictures into a folder, in place of what an earlier run left there.
 
         Args:
             folder: made if need be.
-            similarity: matrices of `vr.compare` between the store's layers, with their names, by feature.
+            similarity: what `vr.compare` says of the store's layers, by feature.
 
         Raises:
             TaskError: the folder cannot be written, or holds a file of these names that is not ours.

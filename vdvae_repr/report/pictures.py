@@ -10,11 +10,9 @@ from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from vdvae_repr import results
 from vdvae_repr.output import (
-    FACTORS,
     MARK,
     SIMILARITY,
     replacing,
@@ -22,18 +20,23 @@ from vdvae_repr.output import (
     write_table,
 )
 from vdvae_repr.report import plots
-from vdvae_repr.results import CONTROLS, Comparison, Curve, Result, SamplingCost, layer_by_factor
+from vdvae_repr.results import (
+    CONTROLS,
+    LABELS_OF_FACTORS,
+    Comparison,
+    Curve,
+    Result,
+    SamplingCost,
+    Similarity,
+    layer_by_factor,
+)
 
 # Files that `probe --out` makes; `compare` makes `similarity` alone.
 MADE = re.compile(
     r"(layers|shots|cmc|roc|noise|factors|rate_accuracy)(-.*)?\.png|similarity-.*\.(png|csv)"
-    r"|(comparisons|noise|factors|rate_accuracy)\.csv|results\.(jsonl|csv)"
+    r"|(comparisons|noise|rate_accuracy)\.csv|factors-.*\.csv|results\.(jsonl|csv)"
 )
-SIMILARITY_MADE = re.compile(r"similarity\.(csv|png)")
-
-
-Similarity = Mapping[str, tuple[NDArray[Any], list[str]]]
-"""Linear CKA between layers, (L, L), and their names, by feature."""
+SIMILARITY_MADE = re.compile(r"similarity\.(csv|png)|similarity-shuffled\.csv")
 
 
 def save(
@@ -45,7 +48,7 @@ def save(
     costs: Sequence[SamplingCost] = (),
     nats: Mapping[str, float] | None = None,
     rate_accuracy: pd.DataFrame | None = None,
-    similarity: Similarity | None = None,
+    similarity: Mapping[str, Similarity] | None = None,
 ) -> None:
     """Write all that `probe --out` leaves in a folder, in place of what an earlier run left.
 
@@ -56,31 +59,37 @@ def save(
         results.write(rows, aside, costs, comparisons)
         write(rows, curves, aside)
         write_noise(costs, aside)
-        for name, (matrix, layers) in (similarity or {}).items():
-            write_similarity(matrix, layers, None, aside, name)
+        for name, found in (similarity or {}).items():
+            write_similarity(found, aside, name)
         if nats and rate_accuracy is not None:
             write_table(rate_accuracy, aside / "rate_accuracy.csv")
             write_rate_accuracy(rows, nats, aside)
 
 
 def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None:
-    """Write `layers.png`; for faces `cmc.png` or `roc.png`, for few-shot `shots.png`, for factors a matrix.
+    """Write `layers.png`; for faces `cmc.png` or `roc.png`, for few-shot `shots.png`.
 
+    For factors there is a matrix for each metric, `factors-METRIC.png` and `.csv`, in place of these.
     With several features or poolings there is a `layers-FEATURE-POOL.png` for each, and `shots` likewise.
     Of several numbers of shots `layers` draws the fewest.
     """
     if rows[0].task == "factors":
-        table = layer_by_factor(rows)
-        write_table(table, folder / "factors.csv", index=FACTORS)
-        chance = {row.head.partition(":")[2]: row.chance for row in rows if row.chance}
-        ax = plots.factors(
-            table.to_numpy(), list(table.index), list(table.columns), chance=chance,
-            metric="R2; of categories accuracy, from chance on",
-        )  # fmt: skip
         models = dict.fromkeys(row.model for row in rows if row.model not in CONTROLS)
         title = f"factors of {rows[0].source}: {', '.join(models)}"
-        ax.set_title(plots.drawable(title, plots.TITLE), loc="left")
-        _save(ax, folder / "factors.png")
+        for metric in dict.fromkeys(row.metric for row in rows):
+            table = layer_by_factor(rows, metric)
+            write_table(table, folder / f"factors-{metric}.csv", index=metric)
+            chance = {
+                row.head.partition(":")[2]: row.chance
+                for row in rows
+                if row.chance and row.metric == metric
+            }
+            ax = plots.factors(
+                table.to_numpy(), list(table.index), list(table.columns), chance=chance,
+                metric=LABELS_OF_FACTORS[metric],
+            )  # fmt: skip
+            ax.set_title(plots.drawable(title, plots.TITLE), loc="left")
+            _save(ax, folder / f"factors-{metric}.png")
         return
     shots = sorted({row.n_train for row in rows}) if rows[0].task == "few_shot" else []
     kept = [row for row in rows if row.model in (rows[0].model, *CONTROLS)]  # none of stores beside
@@ -148,37 +157,35 @@ def write_rate_accuracy(rows: Sequence[Result], nats: Mapping[str, float], folde
 
 
 def write_similarity(
-    matrix: NDArray[Any],
-    names: Sequence[str],
-    others: Sequence[str] | None,
-    folder: Path,
-    feature: str = "",
-    models: tuple[str, str] | None = None,
+    found: Similarity, folder: Path, feature: str = "", models: tuple[str, str] | None = None
 ) -> None:
-    """Write linear CKA between layers, (K, L), as `similarity.csv` and `similarity.png`.
+    """Write `similarity.csv`, `similarity-shuffled.csv` and `similarity.png`, of a feature or without one.
 
-    Between layers of one model, `others` is None.
+    `models` are those of the two sides; None where the layers of one are compared with each other.
     """
     name = _file_name("similarity", feature)
-    table = pd.DataFrame(np.round(matrix, 6), index=list(names), columns=list(others or names))
-    write_table(table, folder / f"{name}.csv", index=SIMILARITY)
-    _save(plots.similarity(matrix, names, others, models=models), folder / f"{name}.png")
+    for matrix, end, index in zip(
+        (found.cka, found.shuffled), ("", "-shuffled"), SIMILARITY, strict=True
+    ):
+        table = pd.DataFrame(
+            np.round(matrix, 6), index=list(found.layers), columns=list(found.other_layers)
+        )
+        write_table(table, folder / f"{name}{end}.csv", index=index)
+    others = None if models is None else found.other_layers
+    ax = plots.similarity(found.cka, found.layers, others, models=models)
+    low, high = found.shuffled.min(), found.shuffled.max()
+    ax.set_title(f"of shuffled images from {low:.2f} to {high:.2f}", loc="left")
+    _save(ax, folder / f"{name}.png")
 
 
-def save_similarity(
-    matrix: NDArray[Any],
-    names: Sequence[str],
-    others: Sequence[str],
-    folder: str | Path,
-    models: tuple[str, str],
-) -> None:
+def save_similarity(found: Similarity, folder: str | Path, models: tuple[str, str]) -> None:
     """Write all that `compare` leaves in a folder, in place of what an earlier run left.
 
     Raises:
         TaskError: the folder cannot be written, or holds a file of these names that is not ours.
     """
     with replacing_folder(folder, SIMILARITY_MADE) as aside:
-        write_similarity(matrix, names, others, aside, models=models)
+        write_similarity(found, aside, models=models)
 
 
 def _file_name(*parts: str | None) -> str:

@@ -16,6 +16,7 @@ CLASSES = TaskLabels(
 )
 HEADS: dict[str, Any] = {
     "knn": WeightedNeighbors(),
+    "knn-dino": WeightedNeighbors(center=False),
     "ridge": Ridge(),
     "linear-lbfgs": LogisticProbe(),
 }

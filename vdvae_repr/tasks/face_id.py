@@ -17,7 +17,7 @@ from vdvae_repr.tasks.open_set import OpenSet
 
 FACES = TaskLabels(task="face_id", train="gallery", test="probe", item="person", many="people")
 HEADS: dict[str, Any] = {
-    "nearest-neighbor": NearestNeighbor(center=True),
+    "nearest-neighbor": NearestNeighbor(),
     "ridge": Ridge(),
     "linear-lbfgs": LogisticProbe(),
 }

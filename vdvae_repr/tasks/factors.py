@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
+from sklearn.metrics import balanced_accuracy_score
 
 from vdvae_repr.data.names import SPLITS
 from vdvae_repr.errors import TaskError
@@ -18,13 +20,17 @@ from vdvae_repr.heads.linear import GroupedRidge, RidgeRegressor
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing.features import Columns, Features, hash_text
 from vdvae_repr.probing.head import Head, estimator_digest
-from vdvae_repr.probing.statistics import Items
-from vdvae_repr.probing.task import Problem, Scored, Split, Task, has_splits
+from vdvae_repr.probing.statistics import Items, Units, Values
+from vdvae_repr.probing.task import Problem, Scored, Split, Task, has_splits, several
 
 
 @dataclass(frozen=True, kw_only=True)
 class Factors(Task):
-    """What does each layer know of each known factor of the images? R2 of numbers, accuracy of categories.
+    """What does each layer know of each known factor of the images?
+
+    Numbers, whole ones too, are regressed: R2 and Pearson's r. Text and booleans are categories: balanced
+    accuracy. Text that reads as numbers throughout, some of them with decimals, is numbers. The options
+    `numbers` and `categories` say otherwise, as of codes that are whole numbers.
 
     Each factor is a head, `ridge:NAME`. Tested on people whom nothing was learned of, so that a factor that
     belongs to a person is not read off who it is: without splits, half of the people, drawn by the seed. With
@@ -35,11 +41,28 @@ class Factors(Task):
     """
 
     name: ClassVar[str] = "factors"
-    version: ClassVar[int | None] = 1
+    version: ClassVar[int | None] = 2
+
+    numbers: Sequence[str] = field(
+        default=(), metadata={"help": "A factor that is numbers. May be repeated."}
+    )
+    categories: Sequence[str] = field(
+        default=(), metadata={"help": "A factor that is categories, as a code. May be repeated."}
+    )
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        for name in ("numbers", "categories"):
+            names = several(getattr(self, name), name, str, "names of factors")
+            object.__setattr__(self, name, names)
+        if both := [name for name in self.numbers if name in self.categories]:
+            raise TaskError(
+                f"numbers and categories: expected a factor in one of them, found {both[0]!r} in both"
+            )
 
     def bind(self, store: Latents, seed: int = 0) -> FactorProblem:
         """Return the factors that a store knows of its images."""
-        return FactorProblem(store, seed)
+        return FactorProblem(store, self, seed)
 
 
 @dataclass(frozen=True)
@@ -53,18 +76,23 @@ class FactorHead(Head):
     def digest(self) -> str | None:
         """A hash of what it computes, of which factor."""
         of_estimator = estimator_digest(self.estimator)
-        return of_estimator and hash_text(of_estimator, self.factor, str(self.grouped))
+        how = f"grouped {GroupedRidge.version}" if self.grouped else "by columns"
+        return of_estimator and hash_text(of_estimator, self.factor, how)
 
 
 class FactorProblem(Problem):
-    """Factors of people who were not learned of; the outcome is each image's loss, and the truth, (2, N)."""
+    """Factors of people who were not learned of.
 
-    def __init__(self, store: Latents, seed: int) -> None:
-        found = {name: _values(values) for name, values in store.factors.items()}
-        if not found:
+    The outcome is of each test image the loss, the truth and what was predicted, (3, N); categories by
+    number. The mean loss is the squared error of numbers, 1 less the balanced accuracy of categories.
+    """
+
+    def __init__(self, store: Latents, task: Factors, seed: int) -> None:
+        if not store.factors:
             raise TaskError(
                 f"{store.path}: knows no factors of its images; extract the data toy-faces:100x5"
             )
+        found = _read_factors(store, task)
         labels, splits = store.labels, np.array(store.splits)
         known = labels >= 0
         lacking = {
@@ -125,11 +153,14 @@ class FactorProblem(Problem):
             f"ridge:{name}": FactorHead(f"ridge:{name}", RidgeRegressor(), factor=name)
             for name in self.factors
         }
+        self.default_heads = tuple(self.heads)
         self._last: tuple[tuple[Columns, ...], GroupedRidge] | None = None
 
     def metrics_of(self, head: Head) -> tuple[str, ...]:
-        """Return R2 of numbers, accuracy of categories."""
-        return ("accuracy",) if self._is_categorical(self._factor(head)) else ("r2",)
+        """Return R2 and Pearson's r of numbers, balanced accuracy of categories."""
+        if self._is_categorical(self._factor(head)):
+            return ("balanced_accuracy",)
+        return ("r2", "pearson")
 
     def heads_of(self, name: str, estimator: Any) -> dict[str, Head]:
         """Return a head `NAME:FACTOR` for each number, of a regressor, or category, of a classifier.
@@ -151,7 +182,7 @@ class FactorProblem(Problem):
     def score(
         self, head: Head, features: Features, seed: int = 0, shuffled: bool = False
     ) -> Scored:
-        """Fit a factor; the loss is squared, of categories 0 or 1."""
+        """Fit a factor, and predict that of the test images."""
         factor, train, test = self._factor(head), self.split.train, self.split.test
         values = self.factors[factor]
         y, truth = values[train], values[test]
@@ -162,26 +193,42 @@ class FactorProblem(Problem):
         else:
             predicted, left_out = self._by_ridge(features, y, self._is_categorical(factor))
         if self._is_categorical(factor):
-            training = float(np.mean(left_out == y))
-            loss = (predicted != truth).astype(float)
+            training = float(balanced_accuracy_score(y, left_out))
+            _, kind, counts = np.unique(truth, return_inverse=True, return_counts=True)
+            loss = (predicted != truth) * len(truth) / (len(counts) * counts[kind])
         else:
             error = float(((left_out - y) ** 2).mean())
             training = 1 - error / max(float(y.var()), 1e-300)
             loss = (predicted - truth) ** 2
-        outcome = np.stack([loss, truth.astype(float)])
+        outcome = np.stack([loss, truth.astype(float), predicted.astype(float)])
         return Scored(features, outcome, training, self._scaling(head, features))
 
     def items(self, metric: str, scored: Scored) -> Items:
-        """Return R2 of squared errors, accuracy of categories that are wrong or not."""
-        loss, truth = scored.outcome
-        return Items.r2(loss, truth) if metric == "r2" else Items.mean_of(1 - loss)
+        """Return R2 of squared errors, balanced accuracy of categories that are right or not."""
+        loss, truth, predicted = scored.outcome
+        if metric == "r2":
+            return Items.r2(loss, truth)
+        return Items.balanced(predicted == truth, truth)
+
+    def evaluate(
+        self, metric: str, scored: Sequence[Scored], units: Units, draws: Iterable[Values] | None
+    ) -> Values:
+        """Return a metric of each under draws of people; Pearson's r is no sum over images."""
+        if metric != "pearson":
+            return super().evaluate(metric, scored, units, draws)
+        every = [np.ones((1, self.n_test))] if draws is None else map(units.of_items, draws)
+        return np.concatenate(
+            [
+                np.stack([pearson(o.outcome[2], o.outcome[1], times) for o in scored], axis=1)
+                for times in every
+            ]
+        )
 
     def chance_of(self, metric: str, scored: Scored) -> float | None:
-        """Return the largest category of the test images; of numbers 0, what their mean is worth."""
-        if metric == "r2":
-            return 0.0
-        counts = np.unique(scored.outcome[1], return_counts=True)[1]
-        return float(counts.max() / counts.sum())
+        """Return one of all categories; of numbers 0, what their mean is worth."""
+        if metric == "balanced_accuracy":
+            return 1 / len(np.unique(scored.outcome[1]))
+        return 0.0
 
     def _factor(self, head: Head) -> str:
         return head.factor if isinstance(head, FactorHead) else head.name
@@ -239,17 +286,58 @@ class FactorProblem(Problem):
         return np.asarray((X - mean) / scale)
 
 
-def _values(found: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Return the values (N,) of a factor, and of which images it is known (N,).
+def _read_factors(
+    store: Latents, task: Factors
+) -> dict[str, tuple[NDArray[Any], NDArray[np.bool_]]]:
+    """Return each factor's values (N,), and of which images it is known (N,).
 
-    They are numbers, float64, text that reads so included; or categories, integers or text, by number. NaN
-    among numbers is of an image that lacks the factor.
+    They are numbers, float64, or the numbers of categories, integers. NaN among numbers is of an image that
+    lacks the factor.
+
+    Raises:
+        TaskError: a factor is named that the store does not know, or that is no numbers.
     """
-    present = np.ones(found.shape, bool)
-    if found.dtype.kind in "fOU":
-        with suppress(ValueError):
-            values = found.astype(np.float64)
-            present = ~np.isnan(values)
-            if found.dtype.kind == "f" or (values[np.isfinite(values)] % 1).any():
-                return values, present
-    return np.unique(found, return_inverse=True)[1], present
+    for option in ("numbers", "categories"):
+        for name in getattr(task, option):
+            if name not in store.factors:
+                known = ", ".join(store.factors)
+                raise TaskError(
+                    f"{option}: expected factors of {store.path}, {known}; found {name!r}"
+                )
+    found: dict[str, tuple[NDArray[Any], NDArray[np.bool_]]] = {}
+    for name, values in store.factors.items():
+        numbers = (
+            None if values.dtype.kind == "b" and name not in task.numbers else _numbers(values)
+        )
+        if name in task.numbers and numbers is None:
+            raise TaskError(f"numbers: expected a number as {name} of each image, found text")
+        present = np.ones(len(values), bool) if numbers is None else ~np.isnan(numbers)
+        written = values.dtype.kind not in "iuf"  # as text, of which whole numbers are names
+        finite = np.zeros(0) if numbers is None else numbers[np.isfinite(numbers)]
+        is_category = numbers is None or (written and not (finite % 1).any())
+        if name in task.categories or (is_category and name not in task.numbers):
+            found[name] = np.unique(values, return_inverse=True)[1], present
+        else:
+            assert numbers is not None
+            found[name] = numbers, present
+    return found
+
+
+def _numbers(values: NDArray[Any]) -> NDArray[np.float64] | None:
+    """Return values as numbers; None where one of them does not read so."""
+    with suppress(ValueError, TypeError):
+        return values.astype(np.float64)
+    return None
+
+
+def pearson(
+    predicted: NDArray[np.float64], truth: NDArray[np.float64], times: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return Pearson's r of two (N,) where each item counts `times` (R, N); 0 where one does not vary."""
+    x, y = (values - values.mean() for values in (predicted, truth))
+    count = times.sum(axis=1)
+    mean_x, mean_y, xx, yy, xy = (times @ v / count for v in (x, y, x * x, y * y, x * y))
+    spread_x, spread_y = xx - mean_x**2, yy - mean_y**2
+    varying = (spread_x > 1e-12 * x.var()) & (spread_y > 1e-12 * y.var())
+    safe = np.where(varying, spread_x * spread_y, 1.0)
+    return np.where(varying, (xy - mean_x * mean_y) / np.sqrt(safe), 0.0)

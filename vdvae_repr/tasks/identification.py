@@ -127,11 +127,11 @@ class Identification(Problem):
 
 
 def nothing_to_choose_on(words: TaskLabels, y: NDArray[np.int64]) -> str:
-    """Return what to say of training images of classes y (N,), if some class has a single one."""
-    if np.unique(y, return_counts=True)[1].min() > 1:
+    """Return what to say of training images of classes y (N,), if no class has two."""
+    if np.unique(y, return_counts=True)[1].max() > 1:
         return ""
     return (
-        f"; {words.train} holds one image alone of some {words.item}, so that nothing is left to choose a "
+        f"; {words.train} holds a single image of every {words.item}, so that nothing is left to choose a "
         "row on, and linear-lbfgs takes C = 1"
     )
 

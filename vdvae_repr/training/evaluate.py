@@ -32,7 +32,7 @@ from vdvae_repr.training.plan import read_run
 from vdvae_repr.training.reading import LEFT_OUT, leave_out, process, reopened, unreadable
 
 logger = logging.getLogger(__name__)
-ACTIVE_NATS = 0.01
+ACTIVE_VARIANCE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +54,9 @@ class Evaluation:
     """KL by layer, nats an image."""
     kl_nats_by_resolution: dict[str, float]
     active_units: dict[str, tuple[int, int]]
-    """By layer: latent channels whose KL, summed over positions, exceeds 0.01 nats an image; and all."""
+    """By layer: units (each channel at each position) whose posterior mean varies by more than 0.01 over the
+    images (Burda 2016, arXiv:1509.00519, section 4.2); and all. The posterior mean is given the draws of the
+    layers above, so that a unit which does no more than follow these counts too."""
     importance_samples: int
     importance_bits_per_dim: float | None
     """The importance-weighted bound (Burda 2016, arXiv:1509.00519, equation 8); None without samples."""
@@ -75,8 +77,8 @@ class Scores:
     """(N,)."""
     kl: Tensor
     """By layer, (N, layers)."""
-    channels: list[Tensor]
-    """By layer, mean KL of each latent channel, summed over positions, (zdim,)."""
+    variance: list[Tensor]
+    """By layer, variance over the images of each unit's posterior mean, (zdim, R, R)."""
     importance: Tensor | None
     """The negative importance-weighted bound, (N,); None without samples."""
 
@@ -239,11 +241,14 @@ def score(
 ) -> Scores:
     """Return the likelihood's terms of some images; processes share the batches and all get everything."""
     rank, world = process()
-    layers = len(model.layers)
-    zdim = model.config.zdim
     # Rows that other processes score stay 0 here, so that a sum over processes puts all together exactly.
-    rows = torch.zeros(len(indices), 2 + layers, dtype=torch.float64)
-    channels = torch.zeros(layers, zdim, dtype=torch.float64)
+    rows = torch.zeros(len(indices), 2 + len(model.layers), dtype=torch.float64)
+    zdim = model.config.zdim
+    # Sums of each unit's posterior mean and of its square.
+    sums = [
+        torch.zeros(2, zdim, spec.resolution, spec.resolution, dtype=torch.float64)
+        for spec in model.layers
+    ]
     starts = range(len(indices))[rank * batch_size :: world * batch_size]
     workers = default_workers()
 
@@ -256,11 +261,13 @@ def score(
         ids = [source.ids[i] for i in part]
         tensor = torch.from_numpy(images).permute(0, 3, 1, 2).to(model.device)
         read, log_likelihood = _pass(model, tensor, seed, ids)
-        kl = torch.stack([layer.kl.double().sum(dim=(2, 3)) for layer in read], dim=1).cpu()
         mine = rows[start : start + len(part)]
         mine[:, 0] = -log_likelihood.cpu()
-        mine[:, 2:] = kl.sum(dim=2)
-        channels += kl.sum(dim=0)
+        kl = torch.stack([layer.kl.double().sum(dim=(1, 2, 3)) for layer in read], dim=1)
+        mine[:, 2:] = kl.cpu()
+        for total, layer in zip(sums, read, strict=True):
+            mean = layer.mean.double()
+            total += torch.stack([mean.sum(dim=0), (mean**2).sum(dim=0)]).cpu()
         if importance_samples:
             weights = [_log_weight(read, log_likelihood)]
             for draw in range(1, importance_samples):
@@ -270,12 +277,14 @@ def score(
             mine[:, 1] = -bound
         progress(len(part))
     if world > 1:
-        for tensor in (rows, channels):
+        for tensor in (rows, *sums):
             joint = tensor.to(model.device)
             torch.distributed.all_reduce(joint)
             tensor.copy_(joint)
+    first, second = ([total[power] / len(indices) for total in sums] for power in (0, 1))
     return Scores(
-        distortion=rows[:, 0], kl=rows[:, 2:], channels=list(channels / len(indices)),
+        distortion=rows[:, 0], kl=rows[:, 2:],
+        variance=[square - mean**2 for mean, square in zip(first, second, strict=True)],
         importance=rows[:, 1] if importance_samples else None,
     )  # fmt: skip
 
@@ -339,10 +348,10 @@ def _summary(
     kl = dict(zip((s.name for s in model.layers), scores.kl.mean(dim=0).tolist(), strict=True))
     by_resolution: dict[str, float] = {}
     active: dict[str, tuple[int, int]] = {}
-    for spec, channels in zip(model.layers, scores.channels, strict=True):
+    for spec, variance in zip(model.layers, scores.variance, strict=True):
         key = f"{spec.resolution}x{spec.resolution}"
         by_resolution[key] = by_resolution.get(key, 0.0) + kl[spec.name]
-        active[spec.name] = (int((channels > ACTIVE_NATS).sum()), len(channels))
+        active[spec.name] = (int((variance > ACTIVE_VARIANCE).sum()), variance.numel())
     mean_bits, interval = bits(negative)
     tighter: Any = (None, None) if scores.importance is None else bits(scores.importance)
     return Evaluation(

@@ -77,7 +77,7 @@ class Probe:
         labels = self.source.labels[self.indices]
         found = {}
         for name, means in parts.items():
-            nearest = NearestNeighbor(center=True).fit(torch.cat(means).numpy(), labels)
+            nearest = NearestNeighbor(standardize=False).fit(torch.cat(means).numpy(), labels)
             found[name] = float(np.mean(nearest.leave_one_out() == labels))
         return found
 
