@@ -27,10 +27,15 @@ from vdvae_repr.errors import TaskError, printable
 MARK = "vdvae-repr"  # the text Software of every PNG that is written
 SIMILARITY = "linear CKA"  # the first column of similarity.csv
 FACTORS = "R2 or accuracy"  # and of factors.csv
-# Columns of results.csv and results.jsonl, of noise.csv and of rate_accuracy.csv.
+# Columns of results.csv and results.jsonl, of comparisons.csv, of noise.csv and of rate_accuracy.csv.
 RESULTS = (
-    "task,protocol,head,model,weights_sha256,source,layer,feature,pool,standardised,dims,n_train,n_test,"
-    "metric,value,ci_low,ci_high,se,std,chance,chosen,p_value,seed,transductive,seconds,controls_left_out"
+    "task,protocol,head,model,role,weights_sha256,source,layer,selection,feature,pool,scaling,dims,n_train,"
+    "n_test,units,metric,at,value,ci_low,ci_high,interval,se,std,chance,training_score,chosen,versus,difference,"
+    "diff_low,diff_high,p_value,seed,transductive,seconds,controls_left_out"
+)
+COMPARISONS = (
+    "task,protocol,head,n_train,model,layer,selection,feature,pool,metric,at,value,versus,versus_layer,"
+    "versus_dims,versus_value,difference,diff_low,diff_high,p_raw,p_value,units,why,verdict"
 )
 NOISE = "head,n_train,layer,pool,dims,draws,metric,mean,one_z,mean_of_z,p_one_z,p_mean_of_z"
 RATE_ACCURACY = "nats,head,feature,pool,layer,dims,metric,value,ci_low,ci_high"
@@ -63,7 +68,7 @@ def is_own(path: Path) -> bool:
             if columns[:1] in ([SIMILARITY], [FACTORS]):
                 rows = csv.reader(file)
                 return all(len(row) == len(columns) and _are_numbers(row[1:]) for row in rows)
-        return ",".join(columns) in (RESULTS, NOISE, RATE_ACCURACY)
+        return ",".join(columns) in (RESULTS, COMPARISONS, NOISE, RATE_ACCURACY)
     except (OSError, SyntaxError, ValueError, TypeError, csv.Error, StopIteration):
         return False
 

@@ -28,24 +28,47 @@ class Result:
     protocol: str
     head: str
     model: str
+    role: str = "model"
+    """`model` or `control`; a control's `model` is one of `CONTROLS`."""
     weights_sha256: str | None = None
     source: str
     layer: str | None = None
+    """A selector of exactly the layers that the figure is of; or `10 % by kl`."""
+    selection: str | None = None
+    """How they were put together: `single`, `joint`, `cumulative`, `without` or `pruned`."""
     feature: str | None = None
     pool: str | None = None
-    standardised: bool
+    scaling: str | None = None
+    """What the head did to features first: `raw`, `centred` or `standardised`; None where it does not say."""
     dims: int
     n_train: int
     n_test: int
+    units: int | None = None
+    """How many independent units stand behind the value: people, images, novel classes, runs or folds."""
     metric: str
+    at: float | None = None
+    """The false accept rate of `tar` and `dir`; of few-shot the number of shots."""
     value: float
+    """Of `random-init` the mean of its initialisations, of `shuffled-labels` that of its permutations."""
     ci_low: float | None = None
     ci_high: float | None = None
+    interval: str | None = None
+    """How it was found: `wilson`, `bootstrap`, `clopper-pearson` or `student`."""
     se: float | None = None
     std: float | None = None
     chance: float | None = None
+    training_score: float | None = None
+    """What choices are made by, the more the better; None where training data say nothing."""
     chosen: bool = False
+    """True on the one row of a head, model, metric and `at` that training data picked."""
+    versus: str | None = None
+    """Of the model's chosen row, the rival by which it looks worst; so are the next four."""
+    difference: float | None = None
+    """From that rival; above 0 the model is better, whichever way the metric goes."""
+    diff_low: float | None = None
+    diff_high: float | None = None
     p_value: float | None = None
+    """Two-sided, after Holm over all rivals."""
     seed: int = 0
     transductive: bool = False
     seconds: float | None = None
@@ -55,21 +78,36 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """A chosen row of a model beside the chosen row of a control, by a head's first metric."""
+    """A model's chosen row beside the chosen row of one rival, by a head's first metric."""
 
+    task: str
+    protocol: str
     head: str
     n_train: int
     model: str
     layer: str | None
+    selection: str | None
     feature: str | None
     pool: str | None
     metric: str
+    at: float | None
     value: float
     versus: str
+    versus_layer: str | None
+    versus_dims: int
     versus_value: float
     difference: float
-    """`value` less `versus_value`: above 0 is better, unless lower is better of the metric."""
-    p_value: float
+    """Its sign is turned where lower is better, so that above 0 the model is better."""
+    diff_low: float | None
+    diff_high: float | None
+    p_raw: float | None
+    p_value: float | None
+    """After Holm over a head's rivals."""
+    units: int
+    why: str | None
+    """Why there is no p."""
+    verdict: str
+    """`better`, `worse` or `no difference told`; the same on all of a head's comparisons."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +126,7 @@ class Curve:
 class SamplingCost:
     """What drawing costs a layer: a head's first metric of its mean, of one z, and of the mean of several z.
 
-    `p_one_z` and `p_mean_of_z` are of the paired test of either against the mean.
+    `p_one_z` and `p_mean_of_z` are of the paired test of either against the mean, None of too few units.
     """
 
     head: str
@@ -101,11 +139,11 @@ class SamplingCost:
     mean: float
     one_z: float
     mean_of_z: float
-    p_one_z: float
-    p_mean_of_z: float
+    p_one_z: float | None
+    p_mean_of_z: float | None
 
 
-MADE = re.compile(r"(results|noise)\.csv|results\.jsonl")
+MADE = re.compile(r"(results|comparisons|noise)\.csv|results\.jsonl")
 COLUMNS = tuple(field.name for field in fields(Result))
 
 
@@ -119,8 +157,13 @@ def to_frame(rows: Sequence[Result]) -> pd.DataFrame:
     return pd.DataFrame([asdict(row) for row in rows], columns=list(COLUMNS))
 
 
-def write(rows: Sequence[Result], folder: str | Path, noise: Sequence[SamplingCost] = ()) -> None:
-    """Write `results.jsonl` and `results.csv` into a folder, and `noise.csv` where there is some.
+def write(
+    rows: Sequence[Result],
+    folder: str | Path,
+    noise: Sequence[SamplingCost] = (),
+    comparisons: Sequence[Comparison] = (),
+) -> None:
+    """Write `results.jsonl` and `results.csv` into a folder; `comparisons.csv`, `noise.csv` of what there is.
 
     Raises:
         TaskError: the folder cannot be written, or holds files of these names that are not ours.
@@ -130,8 +173,9 @@ def write(rows: Sequence[Result], folder: str | Path, noise: Sequence[SamplingCo
         with replacing(folder / "results.jsonl") as file:
             file.write(to_json_lines(rows).encode())
         write_table(to_frame(rows), folder / "results.csv")
-        if noise:
-            write_table(pd.DataFrame([asdict(row) for row in noise]), folder / "noise.csv")
+        for name, table in (("comparisons", comparisons), ("noise", noise)):
+            if table:
+                write_table(pd.DataFrame([asdict(row) for row in table]), folder / f"{name}.csv")
     except OSError as error:
         raise TaskError(
             f"{folder}: cannot be written ({error.strerror}); choose another path"
@@ -160,7 +204,7 @@ def table(rows: Sequence[Result], metric: str | None = None) -> str:
                 f"{row.value:.3f}",
                 interval,
                 "" if row.chance is None else f"{row.chance:.3f}",
-                "" if row.p_value is None else f"{row.p_value:.4f}",
+                _p(row.p_value),
             ]
         )
     return _aligned(lines)
@@ -172,11 +216,15 @@ def sampling_table(rows: Sequence[SamplingCost]) -> str:
     lines = [header]
     for row in rows:
         layer = " ".join(filter(None, (row.layer, row.pool)))
-        one = [f"{row.one_z:.3f}", f"{row.p_one_z:.4f}"]
-        several = [f"{row.mean_of_z:.3f}", f"{row.p_mean_of_z:.4f}"]
+        one = [f"{row.one_z:.3f}", _p(row.p_one_z)]
+        several = [f"{row.mean_of_z:.3f}", _p(row.p_mean_of_z)]
         what = [row.head, str(row.n_train), layer, str(row.dims), row.metric]
         lines.append([*what, f"{row.mean:.3f}", *one, *several])
     return _aligned(lines)
+
+
+def _p(p: float | None) -> str:
+    return "" if p is None else f"{p:.4f}"
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:

@@ -38,6 +38,7 @@ class Centred(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """
 
     rotations_change_nothing = True
+    scaling: ClassVar[str] = "centred"
     version: ClassVar[int] = 1
 
     def fit(self, X: Any, y: Any = None) -> Centred:
@@ -70,6 +71,7 @@ class Whitened(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """
 
     rotations_change_nothing = True
+    scaling: ClassVar[str] = "standardised"
     version: ClassVar[int] = 1
 
     def __init__(self, components: int = 128) -> None:

@@ -75,7 +75,7 @@ def _content(scored: Scored) -> bytes:
     content = BytesIO()
     np.savez(
         content,
-        standardised=scored.standardised,
+        scaling=scored.scaling or "",
         training_score=training,
         outcome=scored.outcome,
         seconds=scored.seconds,
@@ -93,7 +93,7 @@ def _read(path: Path, key: str, features: Features) -> Scored:
             features,
             found["outcome"],
             None if np.isnan(training) else training,
-            bool(found["standardised"]),
+            str(found["scaling"]) or None,
             float(found["seconds"]),
         )
 

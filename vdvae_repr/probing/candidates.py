@@ -24,8 +24,8 @@ NO_PRUNING = (
     "and images to learn from"
 )
 
-Groups = dict[str, list[LayerSpec]]
-"""Layers to be taken together, by the label of their row."""
+Groups = dict[str, tuple[str, list[LayerSpec]]]
+"""Selections and their layers, by the label of their row, a selector of exactly these layers."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Candidates:
     Args:
         model: its name in rows.
         store: whose layers.
-        groups: by the label of their row.
+        groups: selections and layers, by the label of their row.
         feature: as it is stored, `z:0` for a draw.
         pool: at reading.
         choosable: whether one may be chosen; draws are compared with means, and are not.
@@ -123,37 +123,46 @@ class Choice:
         """Return groups of layers; each layer is followed by all layers up to it."""
         groups: Groups = {}
         if "joint" in self.selections:
-            groups |= {str(s): store.distinct(s, feature) for s in self.layers}
+            groups |= {str(s): ("joint", store.distinct(s, feature)) for s in self.layers}
         specs = store.distinct(self.layers, feature)
         for number, spec in enumerate(specs, start=1):
             if "single" in self.selections:
-                groups[spec.name] = [spec]
-            if "cumulative" in self.selections:
-                groups[up_to(specs, number)] = specs[:number]  # the first layer's own row
+                groups.setdefault(spec.name, ("single", [spec]))
+            if "cumulative" in self.selections:  # of the first layer the same as by itself
+                first = specs[:number]
+                groups.setdefault(named(first), ("cumulative", first))
         resolutions = list(dict.fromkeys(spec.resolution for spec in specs))
         if "without" in self.selections and len(resolutions) > 2:
             for left in resolutions:
                 others = [spec for spec in specs if spec.resolution != left]
-                groups[",".join(f"{r}x{r}" for r in resolutions if r != left)] = others
+                kept = [f"{r}x{r}" for r in resolutions if r != left]
+                whole = store.distinct(kept, feature) == others
+                groups.setdefault(",".join(kept) if whole else named(others), ("without", others))
         return groups
 
 
-def up_to(specs: Sequence[LayerSpec], number: int) -> str:
-    """Return the selector of the first layers together: `0:3`, or a single layer's name."""
-    if number == 1:
-        return specs[0].name
-    return f"0:{specs[number - 1].index + 1}"
+def named(specs: Sequence[LayerSpec]) -> str:
+    """Return a selector of exactly these layers: a name, runs by index as `0:3`, or both: `5:7,16x16.1`."""
+    runs: list[list[LayerSpec]] = []
+    for spec in specs:
+        if runs and runs[-1][-1].index + 1 == spec.index:
+            runs[-1].append(spec)
+        else:
+            runs.append([spec])
+    return ",".join(
+        run[0].name if len(run) == 1 else f"{run[0].index}:{run[-1].index + 1}" for run in runs
+    )
 
 
 def nats_by_label(store: Latents, choice: Choice) -> dict[str, float]:
-    """Return the mean KL of all layers up to each, nats an image, by the label of its cumulative row."""
+    """Return the mean KL of the layers of each cumulative row together, nats an image, by its label."""
     if not store.has_kl or "cumulative" not in choice.selections:
         return {}
-    spent = store.kl.mean(axis=0, dtype=np.float64).cumsum()
+    spent = store.kl.mean(axis=0, dtype=np.float64)
     return {
-        up_to(specs, number): float(spent[spec.index])
+        named(specs[:number]): float(spent[[spec.index for spec in specs[:number]]].sum())
         for specs in (store.distinct(choice.layers, feature) for feature in choice.features)
-        for number, spec in enumerate(specs, start=1)
+        for number in range(1, len(specs) + 1)
     }
 
 
@@ -197,7 +206,7 @@ def pruned(
             ]
             label = f"{share:.0%} by kl".replace("%", " %")
             some = tuple(part for part in kept if part.dims)
-            found.append(Features(store.info.model, label, some, name))
+            found.append(Features(store.info.model, label, some, name, selection="pruned"))
     return found
 
 
@@ -241,7 +250,7 @@ def draws_of(drawn: Latents, store: Latents, means: Sequence[Candidates]) -> lis
         raise TaskError(
             f"draws are compared with the feature mean alone, found {min(others)}; leave it out"
         )
-    specs = [spec for item in means for group in item.groups.values() for spec in group]
+    specs = [spec for item in means for _, group in item.groups.values() for spec in group]
     if missing := [spec.name for spec in specs if spec not in drawn.layers]:
         raise TaskError(f"{drawn.path}: expected draws of layer {missing[0]} too; extract again")
     return [

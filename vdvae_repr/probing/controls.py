@@ -24,8 +24,9 @@ from vdvae_repr.latents.options import Sampling, Storage
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.probing.features import Columns, Features, hash_arrays, hash_text
 
+INITIALISATIONS = 3  # of random-init
 SIZES = (8, 16, 32, 64, 128, 256)  # of PCA, to choose from
-VERSION = 1  # raised whenever what is made here changes, so that no score of the earlier is taken for its own
+VERSION = 2  # raised whenever what is made here changes, so that no score of the earlier is taken for its own
 
 Array = NDArray[Any]
 
@@ -48,11 +49,12 @@ def pca(X: Array, train: NDArray[np.intp], dims: Sequence[int]) -> list[Features
 
     Components are not rescaled.
     """
-    largest = min(len(train) - 1, X.shape[1])
+    spectrum = Spectrum.of(X[train], min(len(train) - 1, X.shape[1]))
+    largest = len(spectrum.values)
 
     @cache
     def projected() -> Array:
-        return Spectrum.of(X[train], largest).project(X)[:, ::-1].astype(np.float32)
+        return spectrum.project(X)[:, ::-1].astype(np.float32)
 
     made_of = cache(lambda: hash_arrays(X, train))
     return [
@@ -84,7 +86,7 @@ class RandomTwin:
         store: whose model, layers and images.
         layers: those wanted.
         features: those wanted, as they are stored.
-        seed: of the weights.
+        seed: of the weights; another is taken where these are the store's own, as of a model that is random.
     """
 
     def __init__(
@@ -130,7 +132,11 @@ class RandomTwin:
     def _encoder(self) -> Encoder:
         info = self._store.info
         names = [spec.name for spec in info.layers]
-        return random_twin(info.config, info.weights_sha256, self._seed, names)
+        twin = random_twin(info.config, info.weights_sha256, self._seed, names)
+        if twin.identity()["weights_sha256"] == info.weights_sha256:
+            other = self._seed + INITIALISATIONS  # that of no other twin
+            twin = random_twin(info.config, info.weights_sha256, other, names)
+        return twin
 
     @cached_property
     def store(self) -> Latents:
@@ -170,10 +176,7 @@ class RandomTwin:
     @cached_property
     def _recipe(self) -> str:
         attrs = self._store.info.attributes()
-        keys = ["config", "z", "draws", "seed", "pool", "precision"]
-        if "encoder" in json.loads(attrs["config"]):
-            # All of a VDVAE is drawn anew; another network's twin keeps what its modules do not draw.
-            keys.append("weights_sha256")
+        keys = ["config", "z", "draws", "seed", "pool", "precision", "weights_sha256"]
         settings = [str(attrs.get(name)) for name in keys]
         return hash_text(
             hash_arrays(self._store.images()),

@@ -39,6 +39,7 @@ from vdvae_repr.probing.controls import RandomTwin
 from vdvae_repr.probing.features import Columns, Features, hash_arrays, hash_text
 from vdvae_repr.probing.head import Head
 from vdvae_repr.probing.report import Report
+from vdvae_repr.probing.statistics import holm, verdict
 from vdvae_repr.probing.task import (
     Problem,
     Scored,
@@ -46,12 +47,12 @@ from vdvae_repr.probing.task import (
     expect,
     expect_several,
     expect_store,
+    name_of,
     refuse_leaks,
     several,
 )
 from vdvae_repr.results import (
     CONTROLS,
-    LOWER_IS_BETTER,
     RIVALS,
     Comparison,
     Curve,
@@ -69,7 +70,7 @@ def probe(
     layers: str | int | Sequence[str | int] = "all",
     features: str | Sequence[str] | None = None,
     pools: str | Sequence[str | None] | None = None,
-    selections: str | Sequence[str] = "single",
+    selections: str | Sequence[str] = ("single", "cumulative"),
     heads: str | Sequence[str] | Mapping[str, Any] | None = None,
     controls: str | Sequence[str] = CONTROLS,
     beside: Sequence[Latents] = (),
@@ -89,11 +90,11 @@ def probe(
         selections: how layers become rows, one or several of: `single`, each by itself; `joint`, those of
             each selector together; `cumulative`, all up to each; `without`, all but those of each resolution;
             `pruned`, the latent dimensions of highest KL, which takes the feature `kl`.
-        heads: names of the task's own, all of them if not given; or estimators of scikit-learn by a name of
-            yours, as `{"svm": make_pipeline(StandardScaler(), LinearSVC())}`, where a name of the task's own
-            stands for that head (`{"ridge": "ridge"}`).
-        controls: of `pixels`, `pca` (of pixels), `random-init` and `shuffled-labels`; rows say which were
-            left out.
+        heads: names of the task's own, those that answer at once if not given; or estimators of scikit-learn
+            by a name of yours, as `{"svm": make_pipeline(StandardScaler(), LinearSVC())}`, where a name of
+            the task's own stands for that head (`{"ridge": "ridge"}`).
+        controls: of `pixels`, `pca` (of pixels), `random-init` (the mean of three initialisations) and
+            `shuffled-labels` (of 20 permutations); rows say which were left out.
         beside: stores of the same images from other models, whose layers become rows too: those selected, of
             a VDVAE beside a VDVAE or of other encoders beside each other; else all of them, singly.
         drawn: a store of several draws of z of the same images by the same weights; one draw of each layer
@@ -225,62 +226,101 @@ class Measurement:
         )
         self._cache: ScoreCache | None = None
         if run.cache is not None and task.version is not None:
-            self._cache = run.scores_of(_problem_digest(task, run.store, images))
+            self._cache = run.scores_of(_problem_digest(task, run.store, images, self.problem))
         self._columns: dict[tuple[Any, ...], Columns] = {}
         self._left_out = [name for name in CONTROLS if name not in run.controls]
 
     def measure(self, candidates: Sequence[Candidates], report: Report) -> None:
         """Score candidates beside controls, and add rows, curves and comparisons to a report."""
-        own = [item for item in candidates if item.store is self.store]
+        name = self.store.info.model
+        twins = self._twins(candidates)
+        features, never_chosen = self._features(candidates)
+        drawn = [item for item in candidates if twins and item.model == name and item.choosable]
+        twice = sum(len(item.groups) for item in drawn) * len(twins)
+        self._total = (len(features) + twice + 1) * len(self.heads)
+        self._done = 0
+        # Features by features, so that what heads share is worked out once.
+        by_head: dict[str, list[Entry]] = {label: [] for label in self.heads}
+        for item in features:
+            for label, scored in self._scores(item):
+                by_head[label].append(Entry((scored,), choosable=item not in never_chosen))
+        initialised: dict[str, list[list[Scored]]] = {label: [] for label in self.heads}
+        for twin in twins:  # one at a time, as each is a store of its own
+            for scores in initialised.values():
+                scores.append([])
+            with twin:
+                for item in self._features_of("random-init", drawn, twin):
+                    for label, scored in self._scores(item):
+                        initialised[label][-1].append(scored)
+        for label, entries in by_head.items():
+            entries += [Entry(draws) for draws in zip(*initialised[label], strict=True)]
+            self._report(self.heads[label], entries, candidates, report)
+
+    def _twins(self, candidates: Sequence[Candidates]) -> list[RandomTwin]:
+        """Return the store's model with other initial weights, as often as the control is drawn."""
         if "random-init" not in self.run.controls:
-            self._measure(candidates, None, report)
-            return
-        specs = {spec.name for item in own for group in item.groups.values() for spec in group}
+            return []
+        own = [item for item in candidates if item.store is self.store]
+        specs = {spec.name for item in own for _, group in item.groups.values() for spec in group}
         layers = [spec.name for spec in self.store.layers if spec.name in specs]
         stored = sorted({item.feature.partition(":")[0] for item in own})
-        with RandomTwin(self.store, layers, stored, self.seed) as twin:
-            if line := twin.notice(self._image_side):
-                self.run.note(line)
-            if twin.refusal:
-                self._left_out.append("random-init")
-            self._measure(candidates, None if twin.refusal else twin, report)
+        twins = [
+            RandomTwin(self.store, layers, stored, self.seed + number)
+            for number in range(baselines.INITIALISATIONS)
+        ]
+        if line := twins[0].notice(self._image_side):
+            self.run.note(line)
+        if twins[0].refusal:
+            self._left_out.append("random-init")
+            return []
+        return twins
 
-    def _measure(
-        self, candidates: Sequence[Candidates], twin: RandomTwin | None, report: Report
+    def _scores(self, item: Features) -> Iterator[tuple[str, Scored]]:
+        """Yield what each head makes of features; PCA of a size that a head refuses is left out, and said."""
+        for label, head in self.heads.items():
+            self._show(f"{label}: {_called(item)}")
+            self._done += 1
+            try:
+                yield label, self._score(head, item)
+            except ValueError as refusal:
+                if isinstance(refusal, TaskError):
+                    raise
+                line = f"{label} refuses {_called(item)}: {str(refusal).splitlines()[0]}"
+                if item.model != "pca":
+                    raise TaskError(f"heads: {line}") from refusal
+                self.run.note(f"{line}; left out")
+
+    def _report(
+        self,
+        head: Head,
+        entries: Sequence[Entry],
+        candidates: Sequence[Candidates],
+        report: Report,
     ) -> None:
+        """Choose among what a head was given, compare it, and add its rows to a report."""
         name = self.store.info.model
-        features, never_chosen = self._features(candidates, twin)
-        models = list(dict.fromkeys([name, *RIVALS, *(f.model for f in features)]))
-        total, done = (len(features) + 1) * len(self.heads), 0
-        # Features by features, so that what heads share is worked out once.
-        by_head: dict[str, list[Scored]] = {label: [] for label in self.heads}
-        for item in features:
-            for label, scored in by_head.items():
-                self._show(done, total, f"{label}: {_called(item)}")
-                score = self._score(self.heads[label], item)
-                if item in never_chosen:
-                    score = replace(score, training_score=None)
-                scored.append(score)
-                done += 1
-        for label, scored in by_head.items():
-            head = self.heads[label]
-            grouped = {m: _choose([s for s in scored if s.features.model == m]) for m in models}
-            grouped[name] = self._compared(head, grouped, report)
-            every = [score for group in grouped.values() for score in group]
-            if "shuffled-labels" in self.run.controls:
-                picked = next((s for s in grouped[name] if s.chosen), grouped[name][0])
-                basis = replace(picked.features, model="shuffled-labels")
-                every.append(self._score(head, basis, shuffled=True))
-            report.curves += self._curves(head, every)
-            report.rows += self._rows(head, every)
-            report.sampling_costs += self._sampling_costs(head, scored, candidates)
-            done += 1
-            self._show(done, total, head.name)
+        models = list(dict.fromkeys([name, *RIVALS, *(e.features.model for e in entries)]))
+        grouped = {m: _choose([e for e in entries if e.features.model == m]) for m in models}
+        comparisons = self._compared(head, grouped)
+        report.comparisons += comparisons
+        every = [entry for group in grouped.values() for entry in group]
+        if "shuffled-labels" in self.run.controls:
+            picked = next((e for e in grouped[name] if e.chosen), grouped[name][0])
+            basis = replace(picked.features, model="shuffled-labels")
+            # Features are read once, and labels permuted over and over.
+            draws = tuple(
+                self._score(head, basis, shuffled=number)
+                for number in range(self.problem.permutations(head))
+            )
+            every.append(Entry(draws, choosable=False))
+        report.curves += self._curves(head, every)
+        report.rows += self._rows(head, every, comparisons)
+        report.sampling_costs += self._sampling_costs(head, grouped[name], candidates)
+        self._done += 1
+        self._show(head.name)
 
-    def _features(
-        self, candidates: Sequence[Candidates], twin: RandomTwin | None
-    ) -> tuple[list[Features], list[Features]]:
-        """Return the features of all candidates and controls, and those that are never chosen."""
+    def _features(self, candidates: Sequence[Candidates]) -> tuple[list[Features], list[Features]]:
+        """Return the features of all candidates and of pixels, and those that are never chosen."""
         name = self.store.info.model
         features: list[Features] = []
         never_chosen: list[Features] = []
@@ -293,14 +333,9 @@ class Measurement:
             if not features:
                 self.run.note(NO_PRUNING)
         for item in candidates:
-            sides = {item.model: self.columns(item.store, item.feature, item.pool)}
-            if item.model == name and item.choosable and twin is not None:
-                sides["random-init"] = self.columns(twin, item.feature, item.pool)
-            for label, group in item.groups.items():
-                for model, make in sides.items():
-                    blocks = tuple(make(spec) for spec in group)
-                    features.append(Features(model, label, blocks, item.feature, item.pooled))
-                    never_chosen += [] if item.choosable else features[-1:]
+            made = self._features_of(item.model, [item], item.store)
+            features += made
+            never_chosen += [] if item.choosable else made
         if not features:
             raise TaskError(f"{self.store.path}: nothing to score; {NO_PRUNING}")
         dims = sorted({f.dims for f in features if f.model == name})
@@ -309,6 +344,23 @@ class Measurement:
         if self._pixels is not None and "pca" in self.run.controls:
             features += self.problem.pca(self._pixels, dims)
         return features, never_chosen
+
+    def _features_of(
+        self, model: str, candidates: Sequence[Candidates], of: Latents | RandomTwin
+    ) -> list[Features]:
+        """Return the features of candidates, as a store or a random twin has them."""
+        return [
+            Features(
+                model,
+                label,
+                tuple(map(self.columns(of, item.feature, item.pool), specs)),
+                item.feature,
+                item.pooled,
+                selection=selection,
+            )
+            for item in candidates
+            for label, (selection, specs) in item.groups.items()
+        ]
 
     def columns(
         self, of: Latents | RandomTwin, feature: str, pool: str | None
@@ -330,78 +382,91 @@ class Measurement:
 
         return columns
 
-    def _score(self, head: Head, features: Features, shuffled: bool = False) -> Scored:
+    def _score(self, head: Head, features: Features, shuffled: int | None = None) -> Scored:
+        """Score features under a head; of shuffled training labels, by that permutation of them."""
         score = partial(self._timed, head, features, shuffled)
         if self._cache is None or head.digest is None:
             return score()
         how = (head.name, head.digest, str(self.seed), str(shuffled))
         return self._cache.get(features, how, score)
 
-    def _timed(self, head: Head, features: Features, shuffled: bool) -> Scored:
+    def _timed(self, head: Head, features: Features, shuffled: int | None) -> Scored:
         started = time.monotonic()
-        scored = self.problem.score(head, features, self.seed, shuffled)
+        seed = self.seed + (shuffled or 0)
+        scored = self.problem.score(head, features, seed, shuffled is not None)
         return replace(scored, seconds=round(time.monotonic() - started, 3))
 
-    def _show(self, done: int, total: int, what: str) -> None:
+    def _show(self, what: str) -> None:
         if (bar := self.run.bar) is not None:
-            bar.total, bar.n = total, done
+            bar.total, bar.n = self._total, self._done
             bar.set_description(printable(what))
 
-    def _compared(
-        self, head: Head, grouped: dict[str, list[Scored]], report: Report
-    ) -> list[Scored]:
-        """Compare what was chosen of the store with the control that tests best; return the store's scores.
+    def _compared(self, head: Head, grouped: dict[str, list[Entry]]) -> list[Comparison]:
+        """Compare what was chosen of the store with what was chosen of each rival.
 
         Of PCA, where no size is chosen, the largest that has no more dimensions than what was chosen stands.
         """
-        own = grouped[self.store.info.model]
-        picked = next((s for s in own if s.chosen), None)
+        picked = next((e for e in grouped[self.store.info.model] if e.chosen), None)
         if picked is None:
-            return own
-        if grouped["pca"] and not any(s.chosen for s in grouped["pca"]):
-            equal = [s for s in grouped["pca"] if s.features.dims <= picked.features.dims]
-            grouped["pca"] = [replace(s, chosen=s is equal[-1]) for s in grouped["pca"]]
-        rivals = [s for m in RIVALS for s in grouped[m] if s.chosen]
+            return []
+        if grouped["pca"] and not any(e.chosen for e in grouped["pca"]):
+            equal = [e for e in grouped["pca"] if e.features.dims <= picked.features.dims]
+            grouped["pca"] = [replace(e, chosen=e is equal[-1]) for e in grouped["pca"]]
+        rivals = [e for m in RIVALS for e in grouped[m] if e.chosen]
         if not rivals:
-            return own
+            return []
         metric = self.problem.metrics_of(head)[0]
-        values = [f.value for f in self.problem.figures(metric, [picked, *rivals], self.seed)]
-        best = int(np.argmin(values[1:]) if metric in LOWER_IS_BETTER else np.argmax(values[1:]))
-        (p,) = self.problem.p_values([(picked, rivals[best])], self.seed)
+        plain, at = name_of(metric)
+        draws = [entry.draws for entry in (picked, *rivals)]
+        values = [f.value for f in self.problem.figures(metric, draws, self.seed)]
+        found = [self.problem.compare(picked.draws, e.draws, head, self.seed) for e in rivals]
+        adjusted = holm([difference.p for difference in found])
+        words = verdict([difference.value for difference in found], adjusted)
         of = picked.features
-        report.comparisons.append(
+        return [
             Comparison(
+                task=self.task.name,
+                protocol=self.problem.protocol(head) or self.task.name,
                 head=head.name,
                 n_train=self.problem.n_train,
                 model=of.model,
                 layer=of.layer,
+                selection=of.selection,
                 feature=of.feature,
                 pool=of.pool,
-                metric=metric,
+                metric=plain,
+                at=at,
                 value=values[0],
-                versus=rivals[best].features.model,
-                versus_value=values[1 + best],
-                difference=values[0] - values[1 + best],
+                versus=rival.features.model,
+                versus_layer=rival.features.layer,
+                versus_dims=rival.features.dims,
+                versus_value=value,
+                difference=difference.value,
+                diff_low=difference.low,
+                diff_high=difference.high,
+                p_raw=difference.p,
                 p_value=p,
+                units=difference.units,
+                why=difference.why,
+                verdict=words,
             )
-        )
-        return [replace(s, p_value=p) if s is picked else s for s in own]
+            for rival, value, difference, p in zip(rivals, values[1:], found, adjusted, strict=True)
+        ]
 
-    def _curves(self, head: Head, scored: Sequence[Scored]) -> Iterator[Curve]:
-        for item in scored:
+    def _curves(self, head: Head, entries: Sequence[Entry]) -> Iterator[Curve]:
+        """Yield the curves of chosen rows; of what is drawn several times, the first draw's."""
+        for item in entries:
             if item.chosen or item.features.model == "shuffled-labels":
-                curve = self.problem.curve(head, item)
+                curve = self.problem.curve(head, item.draws[0])
                 if curve is not None:
                     yield curve
 
     def _sampling_costs(
-        self, head: Head, scored: Sequence[Scored], candidates: Sequence[Candidates]
+        self, head: Head, entries: Sequence[Entry], candidates: Sequence[Candidates]
     ) -> Iterator[SamplingCost]:
         """Compare one draw of a layer, and the mean of draws, with its mean."""
         by_read = {
-            (s.features.layer, s.features.pool, s.features.feature): s
-            for s in scored
-            if s.features.model == self.store.info.model
+            (e.features.layer, e.features.pool, e.features.feature): e.draws for e in entries
         }
         metric = self.problem.metrics_of(head)[0]
         rows = [
@@ -416,16 +481,21 @@ class Measurement:
         values = iter([figure.value for figure in self.problem.figures(metric, reads, self.seed)])
         means = [mean for mean in reads[::3] for _ in range(2)]
         drawn = [score for number, score in enumerate(reads) if number % 3]
-        p = iter(self.problem.p_values(list(zip(drawn, means, strict=True)), self.seed))
+        p = iter(
+            [
+                self.problem.compare(one, mean, head, self.seed).p
+                for one, mean in zip(drawn, means, strict=True)
+            ]
+        )
         for (layer, pool, draws), mean in zip(rows, reads[::3], strict=True):
             yield SamplingCost(
                 head=head.name,
                 n_train=self.problem.n_train,
                 layer=layer,
                 pool=pool,
-                dims=mean.features.dims,
+                dims=mean[0].features.dims,
                 draws=draws,
-                metric=metric,
+                metric=name_of(metric)[0],
                 mean=next(values),
                 one_z=next(values),
                 mean_of_z=next(values),
@@ -433,44 +503,89 @@ class Measurement:
                 p_mean_of_z=next(p),
             )
 
-    def _rows(self, head: Head, scored: Sequence[Scored]) -> Iterator[Result]:
-        """Make of each score a row a metric."""
+    def _rows(
+        self, head: Head, entries: Sequence[Entry], comparisons: Sequence[Comparison]
+    ) -> Iterator[Result]:
+        """Make of each entry a row a metric."""
         problem, info = self.problem, self.store.info
         names = problem.metrics_of(head)
-        metrics = {m: problem.figures(m, scored, self.seed) for m in names}
+        draws = [entry.draws for entry in entries]
+        metrics = {m: problem.figures(m, draws, self.seed) for m in names}
         weights = {name: other.info.weights_sha256 for name, other in self.run.beside.items()}
         weights |= dict.fromkeys((info.model, "shuffled-labels"), info.weights_sha256)
-        for index, item in enumerate(scored):
-            of = item.features
+        worst = min(comparisons, key=lambda found: found.difference, default=None)
+        for index, entry in enumerate(entries):
+            of = entry.features
             for metric, figures in metrics.items():
                 figure = figures[index]
-                yield Result(
+                row = Result(
                     task=self.task.name,
                     protocol=problem.protocol(head) or self.task.name,
                     head=head.name,
                     model=of.model,
+                    role="control" if of.model in CONTROLS else "model",
                     weights_sha256=weights.get(of.model),
                     source=info.source,
                     layer=of.layer,
+                    selection=of.selection,
                     feature=of.feature,
                     pool=of.pool,
-                    standardised=item.standardised,
+                    scaling=entry.draws[0].scaling,
                     dims=of.dims,
                     n_train=problem.n_train,
                     n_test=problem.n_test,
-                    metric=metric,
+                    units=figure.units,
+                    metric=name_of(metric)[0],
+                    at=name_of(metric)[1],
                     value=figure.value,
                     ci_low=figure.low,
                     ci_high=figure.high,
+                    interval=figure.interval,
                     se=figure.se,
                     std=figure.std,
                     chance=figure.chance,
-                    chosen=item.chosen,
-                    p_value=item.p_value if metric == names[0] else None,
+                    training_score=entry.training_score,
+                    chosen=entry.chosen,
                     seed=self.seed,
-                    seconds=item.seconds,
+                    seconds=round(sum(item.seconds for item in entry.draws), 3),
                     controls_left_out=", ".join(self._left_out) or None,
                 )
+                if worst and entry.chosen and of.model == info.model and metric == names[0]:
+                    row = replace(
+                        row,
+                        versus=worst.versus,
+                        difference=worst.difference,
+                        diff_low=worst.diff_low,
+                        diff_high=worst.diff_high,
+                        p_value=worst.p_value,
+                    )
+                yield row
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What becomes a row: features under a head, once for each initialisation or permutation.
+
+    Args:
+        draws: a score each; of what is not drawn one.
+        choosable: whether it may be chosen.
+        chosen: whether training data picked it.
+    """
+
+    draws: tuple[Scored, ...]
+    choosable: bool = True
+    chosen: bool = False
+
+    @property
+    def features(self) -> Features:
+        """The features, the first draw's."""
+        return self.draws[0].features
+
+    @property
+    def training_score(self) -> float | None:
+        """What choices are made by, the mean of the draws; None where nothing tells."""
+        known = [item.training_score for item in self.draws if item.training_score is not None]
+        return float(np.mean(known)) if len(known) == len(self.draws) else None
 
 
 def _known_controls(store: Latents, controls: Any) -> tuple[str, ...]:
@@ -493,7 +608,7 @@ def _known_controls(store: Latents, controls: Any) -> tuple[str, ...]:
 def _chosen_heads(task: str, problem: Problem, heads: Any) -> dict[str, Head]:
     """Return the heads that are meant, by the names of their rows."""
     if heads is None:
-        return dict(problem.heads)
+        return {name: problem.heads[name] for name in problem.default_heads}
     if not isinstance(heads, Mapping):
         heads = {
             name: name for name in several(heads, "heads", str, "names, or estimators by name")
@@ -518,29 +633,33 @@ def _chosen_heads(task: str, problem: Problem, heads: Any) -> dict[str, Head]:
     return chosen
 
 
-def _choose(scored: Sequence[Scored]) -> list[Scored]:
+def _choose(entries: Sequence[Entry]) -> list[Entry]:
     """Mark what has the best training score, the first of equals; where none is known, what is alone."""
-    known = [s.training_score for s in scored if s.training_score is not None]
+    known = [e.training_score for e in entries if e.choosable and e.training_score is not None]
     if not known:
-        return [replace(s, chosen=True) for s in scored] if len(scored) == 1 else list(scored)
-    best = next(i for i, s in enumerate(scored) if s.training_score == max(known))
-    return [replace(s, chosen=True) if i == best else s for i, s in enumerate(scored)]
+        return [replace(e, chosen=True) for e in entries] if len(entries) == 1 else list(entries)
+    best = next(e for e in entries if e.choosable and e.training_score == max(known))
+    return [replace(e, chosen=e is best) for e in entries]
 
 
-def _problem_digest(task: Task, store: Latents, images: NDArray[np.uint8] | None) -> str:
+def _problem_digest(
+    task: Task, store: Latents, images: NDArray[np.uint8] | None, problem: Problem
+) -> str:
     """Return a hash of everything but features, head and seed that a score depends on."""
     factors = [
         f"{name} {hash_arrays(np.asarray(values, str))}" for name, values in store.factors.items()
     ]
     options = {name: _option_digest(value) for name, value in asdict(task).items()}
-    arrays = [store.labels] if images is None else [images, store.labels]
+    split = problem.split
+    arrays = [store.labels, split.train, split.val, split.test]
+    drawn = [np.asarray(values, str) for values in (problem.targets, problem.units)]
     return hash_text(
         type(task).__module__,
         type(task).__qualname__,
         task.name,
         str(task.version),
         json.dumps(options, sort_keys=True),
-        hash_arrays(*arrays),
+        hash_arrays(*arrays, *drawn, *([] if images is None else [images])),
         *store.ids,
         *store.splits,
         *store.label_names,

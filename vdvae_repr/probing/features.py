@@ -102,7 +102,7 @@ class Columns:
 class Features:
     """Features of one model under one name: columns side by side.
 
-    `standardise` says whether a linear head may rescale them.
+    `standardise` says whether a linear head may rescale them, `selection` how layers were put together.
     """
 
     model: str
@@ -111,6 +111,7 @@ class Features:
     feature: str | None = None
     pool: str | None = None
     standardise: bool = True
+    selection: str | None = None
 
     @property
     def dims(self) -> int:

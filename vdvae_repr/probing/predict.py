@@ -32,11 +32,6 @@ class ClassScores:
     scaling: Scaling | None
     training_score: float | None
 
-    @property
-    def standardised(self) -> bool:
-        """Whether each feature was given deviation 1."""
-        return self.scaling == "standardised"
-
     def predicted(self) -> NDArray[Any]:
         """Return the class of the highest score of each image (M,), the first of equals."""
         return np.asarray(self.classes[self.scores.argmax(axis=1)])
@@ -49,11 +44,6 @@ class Numbers:
     values: NDArray[np.float64]
     scaling: Scaling | None
     training_score: float | None
-
-    @property
-    def standardised(self) -> bool:
-        """Whether each feature was given deviation 1."""
-        return self.scaling == "standardised"
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,13 @@ class Report:
 
     Attributes:
         rows: a figure each, with everything needed to read it. Of a head and a model one is `chosen`, by
-            training data. `layer` is a selector: `8x8.2` singly, `0:12` all layers up to one, `1x1,4x4` all
-            resolutions but one; or `10 % by kl`.
-        comparisons: of each head's chosen row with the control that tests best.
+            training data. `layer` is a selector of exactly what is in it: `8x8.2` singly, `0:12` all layers
+            up to one, `1x1,4x4` all resolutions but one; or `10 % by kl`.
+        comparisons: of each head's chosen row with that of each rival; `verdict` says in words how it stands.
         curves: CMC or ROC of chosen rows.
         notes: what the reader must know: the split, what was left out.
         sampling_costs: what drawing costs each layer, where a store of draws was given.
-        nats: spent up to a layer, the images' mean, by the selector of its cumulative row: the first layer's
-            name, then `0:2` and on.
+        nats: that the layers of each cumulative row spend together, the images' mean, by its selector.
     """
 
     rows: list[Result] = field(default_factory=list)
@@ -87,6 +86,7 @@ class Report:
         pictures.save(
             self.rows,
             folder,
+            comparisons=self.comparisons,
             curves=self.curves,
             costs=self.sampling_costs,
             nats=self.nats,

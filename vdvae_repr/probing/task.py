@@ -7,7 +7,7 @@ image, so that a task of one's own is short; `docs/extending.md` has two.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
@@ -16,17 +16,33 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.pipeline import Pipeline
 
 from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.gram import Rows
-from vdvae_repr.heads.linear import Ridge, RidgeRegressor
+from vdvae_repr.heads.linear import LogisticProbe, Ridge, RidgeRegressor
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing import controls
 from vdvae_repr.probing.features import Features, Workspace
 from vdvae_repr.probing.head import Head
 from vdvae_repr.probing.predict import predict_numbers, score_classes
-from vdvae_repr.probing.statistics import Figure, mean_figures, paired_bootstrap, r2_figures
-from vdvae_repr.results import Curve
+from vdvae_repr.probing.statistics import (
+    FEW,
+    SPANS,
+    Difference,
+    Figure,
+    Items,
+    Span,
+    Units,
+    Values,
+    compare,
+    figure,
+    weighted,
+)
+from vdvae_repr.results import LOWER_IS_BETTER, Curve
+
+PERMUTATIONS = 20  # of training labels, for shuffled-labels
+FEWER = 5  # of heads that take long
 
 Kind = type | UnionType | tuple[type, ...]
 
@@ -118,39 +134,37 @@ class Scored:
         features: what was scored.
         outcome: an array that the problem knows how to read; by default a value of each test item.
         training_score: what choices are made by, the more the better; None where nothing tells.
-        standardised: whether each feature was given deviation 1.
+        scaling: what the head did to features first; None where it does not say.
         seconds: that it took.
-        chosen: whether training data picked it.
-        p_value: of the comparison with the best control, where it was picked.
     """
 
     features: Features
     outcome: NDArray[Any]
     training_score: float | None = None
-    standardised: bool = False
+    scaling: str | None = None
     seconds: float = 0.0
-    chosen: bool = False
-    p_value: float | None = None
 
 
 class Problem:
     """A task on one store. By default: predict a target of each test image from its features.
 
     Classes are told apart (`accuracy`), numbers regressed (`r2`). A subclass replaces what is different:
-    `score` where something else is measured, then `figures` and `p_values` where an outcome is no value of
-    each test item.
+    `score` where something else is measured; `items` where an outcome is no value of each test item;
+    `evaluate` where a metric is no mean of items.
 
     Args:
         store: whose features are scored.
         split: rows to learn from, to choose on and to test on.
         targets: of every image (N,): whole numbers or text are classes, floats are numbers.
         heads: estimators by name, each for rows of its own; `ridge` if not given.
-        metrics: names; the first is the one that is compared. Of `error` and `eer` less is better.
+        metrics: names; the first is the one that is compared. Of `error` and `eer` less is better. A number
+            may follow, as `tar@0.1`, the column `at` of its rows.
         units: who each image is of (N,): what is resampled; each image by itself if not given.
-        chance: the value of a guess, where there is one.
+        chance: the value of a guess; if not given what is known of the metric, as the largest class's share.
+        default_heads: names of the heads that are run where none is named; all of them if not given.
 
     Attributes:
-        split, targets, heads, metrics, units, chance: as given.
+        split, targets, heads, metrics, units, chance, default_heads: as given.
         fitted: rows that may be learned of: PCA of pixels is, and what pruning goes by.
         sides: names and rows that may have no image in common.
         mirrored: whether features of mirrored images are added to those of the images.
@@ -172,6 +186,7 @@ class Problem:
         metrics: Sequence[str] | None = None,
         units: NDArray[Any] | None = None,
         chance: float | None = None,
+        default_heads: Sequence[str] | None = None,
     ) -> None:
         self.split, self.work = split, Workspace(store.ids)
         self.targets: NDArray[Any] = np.asarray(
@@ -184,6 +199,7 @@ class Problem:
         self.metrics = tuple(metrics or getattr(self, "metrics", ()) or self._default_metrics())
         self.units = np.arange(len(store)) if units is None else np.asarray(units)
         self.chance = chance
+        self.default_heads = tuple(self.heads if default_heads is None else default_heads)
         self.fitted = split.train
         self.n_train, self.n_test = len(split.train), len(split.test)
         sides = {"train": split.train, "val": split.val, "test": split.test}
@@ -231,10 +247,10 @@ class Problem:
         if self.numeric:
             predicted = predict_numbers(self.work, head, features, train, y, test, seed, held)
             outcome = np.stack([(predicted.values - truth) ** 2, truth])
-            return Scored(features, outcome, predicted.training_score, predicted.standardised)
+            return Scored(features, outcome, predicted.training_score, predicted.scaling)
         scores = score_classes(self.work, head, features, train, y, test, seed, held)
         outcome = (scores.predicted() == truth).astype(np.float64)
-        return Scored(features, outcome, scores.training_score, scores.standardised)
+        return Scored(features, outcome, scores.training_score, scores.scaling)
 
     def read(self, head: Head, features: Features) -> NDArray[Any]:
         """Return features (N, r) of every image, as far as a head can tell: r is N at most where it can be.
@@ -250,28 +266,110 @@ class Problem:
         """Return the training images' targets, permuted."""
         return np.random.default_rng(seed).permutation(self.targets[self.split.train])
 
-    def figures(self, metric: str, scored: Sequence[Scored], seed: int) -> list[Figure]:
-        """Return a metric of each."""
-        units = self.units[self.split.test]
-        if metric == "r2":
-            errors = np.stack([item.outcome[0] for item in scored], axis=1)
-            return r2_figures(errors, scored[0].outcome[1], units, seed)
-        outcomes = np.stack([item.outcome for item in scored], axis=1)
-        return mean_figures(outcomes, units, seed, self.chance)
+    def permutations(self, head: Head) -> int:
+        """Return how often training labels are shuffled for the control of that name."""
+        last = (
+            head.estimator.steps[-1][1] if isinstance(head.estimator, Pipeline) else head.estimator
+        )
+        return FEWER if isinstance(last, LogisticProbe) else PERMUTATIONS
 
-    def p_values(self, pairs: Sequence[tuple[Scored, Scored]], seed: int) -> list[float]:
-        """Return the two-sided p-value that the first metric of two differs, for each pair."""
-        outcomes = [(_of_items(a), _of_items(b)) for a, b in pairs]
-        return paired_bootstrap(outcomes, self.units[self.split.test], seed)
+    def chance_of(self, metric: str, scored: Scored) -> float | None:
+        """Return the value of a guess: the largest class of the test images, or one of all classes."""
+        if self.chance is not None or self.numeric:
+            return self.chance if self.chance is not None else 0.0 if metric == "r2" else None
+        if metric == "accuracy":
+            counts = np.unique(self.targets[self.split.test], return_counts=True)[1]
+            return float(counts.max() / counts.sum())
+        if metric == "balanced_accuracy":
+            return 1 / len(np.unique(self.targets[self.split.train]))
+        return None
+
+    def independent(self, metric: str, seed: int) -> Units:
+        """Return which test items are independent."""
+        return Units(self.units[self.split.test], seed)
+
+    def items(self, metric: str, scored: Scored) -> Items:
+        """Return a metric as a sum over test items.
+
+        Comparisons are of these. Where the metric is no such sum, what makes it none is held fixed, as a
+        threshold, and `evaluate` says what it is where items are drawn.
+        """
+        if metric == "r2":
+            return Items.r2(*scored.outcome)
+        if metric == "balanced_accuracy":
+            return Items.balanced(scored.outcome, self.targets[self.split.test])
+        return Items.mean_of(scored.outcome)
+
+    def evaluate(
+        self, metric: str, scored: Sequence[Scored], units: Units, draws: Iterable[Values] | None
+    ) -> Values:
+        """Return a metric of each under draws of units, (R, M); under none as it is, (1, M).
+
+        Args:
+            metric: its name.
+            scored: M of them.
+            units: of `independent`.
+            draws: how often each cell is there, (R, C) at a time.
+        """
+        items = [self.items(metric, item) for item in scored]
+        if draws is None:
+            return np.array([[item.adds.sum() for item in items]])
+        return weighted(items, units, draws)
+
+    def figures(self, metric: str, scored: Sequence[Sequence[Scored]], seed: int) -> list[Figure]:
+        """Return a metric of each: of several draws, as initialisations, the mean."""
+        every = [item for draws in scored for item in draws]
+        units, span = self.independent(metric, seed), span_of(metric)
+        values = self.evaluate(metric, every, units, None)[0]
+        resampled = self.evaluate(metric, every, units, units.draws())
+        left_out = np.zeros((0, len(every)))
+        if span != (0, 1) and units.number < FEW:
+            left_out = self.evaluate(metric, every, units, [units.left_out()])
+        found, start = [], 0
+        for draws in scored:
+            own = slice(start, start + len(draws))
+            start += len(draws)
+            found.append(
+                figure(
+                    values[own],
+                    resampled[:, own],
+                    left_out[:, own],
+                    units,
+                    span,
+                    binary=units.alone and self._is_share(metric, draws[0]),
+                    chance=self.chance_of(metric, draws[0]),
+                )
+            )
+        return found
+
+    def _is_share(self, metric: str, scored: Scored) -> bool:
+        """Return whether a metric is the share of items that are right, which count equally."""
+        values = self.items(metric, scored).adds * self.n_test
+        return bool(np.minimum(abs(values), abs(values - 1)).max() < 1e-9)
+
+    def compare(
+        self, ours: Sequence[Scored], theirs: Sequence[Scored], head: Head, seed: int
+    ) -> Difference:
+        """Compare two by a head's first metric, above 0 where the first is better."""
+        metric = self.metrics_of(head)[0]
+        a, b = ([self.items(metric, item) for item in draws] for draws in (ours, theirs))
+        sign = -1 if name_of(metric)[0] in LOWER_IS_BETTER else 1
+        return compare(a, b, self.independent(metric, seed), span_of(metric), sign)
 
     def curve(self, head: Head, scored: Scored) -> Curve | None:
         """Return the curve that goes with the metrics, if there is one."""
         return None
 
 
-def _of_items(scored: Scored) -> NDArray[Any]:
-    """Return a value of each test item: the losses, where the truth stands beside them."""
-    return scored.outcome[0] if scored.outcome.ndim == 2 else scored.outcome
+def name_of(metric: str) -> tuple[str, float | None]:
+    """Return a metric's plain name, and what it is at: `tar@0.1` is `tar` at 0.1."""
+    name, _, at = metric.partition("@")
+    return name, float(at) if at else None
+
+
+def span_of(metric: str) -> Span:
+    """Return between which values a metric lies."""
+    return SPANS.get(name_of(metric)[0], (-np.inf, np.inf))
 
 
 def expect_store(store: object, name: str = "store") -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -21,13 +22,12 @@ from vdvae_repr.output import (
     write_table,
 )
 from vdvae_repr.report import plots
-from vdvae_repr.report.plots import is_single
-from vdvae_repr.results import CONTROLS, Curve, Result, SamplingCost, layer_by_factor
+from vdvae_repr.results import CONTROLS, Comparison, Curve, Result, SamplingCost, layer_by_factor
 
 # Files that `probe --out` makes; `compare` makes `similarity` alone.
 MADE = re.compile(
     r"(layers|shots|cmc|roc|noise|factors|rate_accuracy)(-.*)?\.png|similarity-.*\.(png|csv)"
-    r"|(noise|factors|rate_accuracy)\.csv|results\.(jsonl|csv)"
+    r"|(comparisons|noise|factors|rate_accuracy)\.csv|results\.(jsonl|csv)"
 )
 SIMILARITY_MADE = re.compile(r"similarity\.(csv|png)")
 
@@ -40,6 +40,7 @@ def save(
     rows: Sequence[Result],
     folder: str | Path,
     *,
+    comparisons: Sequence[Comparison] = (),
     curves: Sequence[Curve] = (),
     costs: Sequence[SamplingCost] = (),
     nats: Mapping[str, float] | None = None,
@@ -52,7 +53,7 @@ def save(
         TaskError: the folder cannot be written, or holds a file of these names that is not ours.
     """
     with replacing_folder(folder, MADE) as aside:
-        results.write(rows, aside, costs)
+        results.write(rows, aside, costs, comparisons)
         write(rows, curves, aside)
         write_noise(costs, aside)
         for name, (matrix, layers) in (similarity or {}).items():
@@ -90,11 +91,11 @@ def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None
         ]
         own = [row for row in of_kind if not shots or row.n_train == shots[0]]
         # Of an atlas single layers alone; shuffled labels are of the layers chosen, whatever these are.
-        if any(is_single(row.layer) for row in own):
+        if any(row.selection == "single" for row in own):
             own = [
                 row
                 for row in own
-                if not row.feature or is_single(row.layer) or row.model == "shuffled-labels"
+                if not row.feature or row.selection == "single" or row.model == "shuffled-labels"
             ]
         which = () if len(kinds) == 1 else (feature, pool)
         panels = plots.layer_panels(own)
@@ -111,7 +112,8 @@ def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None
             ax = plots.cmc(lines, people=people) if kind == "cmc" else plots.roc(lines)
             title = f"{rows[0].task} on {rows[0].source}: {head}"
             ax.set_title(plots.drawable(title, plots.TITLE), loc="left")
-            _save(ax, folder / (f"{kind}.png" if len(heads) == 1 else f"{kind}-{head}.png"))
+            name = _file_name(kind, None if len(heads) == 1 else head)
+            _save(ax, folder / f"{name}.png")
 
 
 def write_noise(rows: Sequence[SamplingCost], folder: Path) -> None:
@@ -180,7 +182,9 @@ def save_similarity(
 
 
 def _file_name(*parts: str | None) -> str:
-    return "-".join(part for part in parts if part).replace(":", "")
+    """Return a name that a file may have, of parts that may hold anything, as names of factors do."""
+    name = "-".join(part for part in parts if part).replace(":", "")
+    return quote(name, safe=" ,+=@")
 
 
 def _called(curve: Curve) -> str:

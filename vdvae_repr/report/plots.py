@@ -721,11 +721,6 @@ def _has_glyph(families: tuple[str, ...], character: str) -> bool:
     return any(get_font(file).get_char_index(ord(character)) for file in files)
 
 
-def is_single(name: str | None) -> bool:
-    """Whether a row's layer is a single one, `8x8.2`."""
-    return _place(name or "") is not None
-
-
 def _place(name: str) -> tuple[float, int] | None:
     """Return resolution and number of a single layer, `8x8.2`; None for any other name."""
     match = re.fullmatch(r"(\d+)x\1\.(\d+)", name)

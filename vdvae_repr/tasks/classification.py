@@ -36,4 +36,6 @@ class Classification(Task):
 
     def bind(self, store: Latents, seed: int = 0) -> Problem:
         """Return training and test images."""
-        return Identification(store, CLASSES, HEADS, METRICS, of_people=False)
+        return Identification(
+            store, CLASSES, HEADS, METRICS, of_people=False, default_heads=("knn", "ridge")
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import islice
@@ -21,11 +21,19 @@ from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing import controls
 from vdvae_repr.probing.features import Columns, Features, hash_arrays, hash_text
 from vdvae_repr.probing.head import Head
-from vdvae_repr.probing.statistics import AT_ONCE, Figure, interval, two_sided, weights
-from vdvae_repr.probing.task import Problem, Scored, Split, Task, expect, several
+from vdvae_repr.probing.statistics import (
+    AT_ONCE,
+    Figure,
+    Items,
+    PairUnits,
+    Units,
+    Values,
+    over_folds,
+)
+from vdvae_repr.probing.task import Problem, Scored, Split, Task, expect, name_of, several
 from vdvae_repr.results import Curve
 
-CURVES = 1_000  # resamples of what is read off the ROC
+CURVES = 1_000  # draws of people of what is read off the ROC
 HEADS = {"cosine": heads.Centred(), "cosine-whitened": heads.Whitened()}
 Flags = NDArray[np.bool_]
 Scores = NDArray[np.float64]
@@ -37,8 +45,9 @@ class FaceVerification(Task):
 
     With training pairs (`lfw-view1`) the threshold comes from them; without (`lfw-view2`) that of each fold
     from the other folds, and so do means and principal components. View 2 chooses no row, because each of its
-    pairs is tested on: layers are chosen on View 1. Intervals and comparisons resample people: a pair counts
-    as often as its person, or as its two people together, so that each kind keeps its share on average.
+    pairs is tested on: layers are chosen on View 1. What is independent is, of View 2's accuracy, a fold, and
+    else a person: a pair counts as often as its person, or as its two people together, so that each kind
+    keeps its share on average. Comparisons hold the thresholds as they were found.
 
     A head is a transformer, fitted on the training images; pairs are compared by the cosine of what it makes.
     """
@@ -79,7 +88,7 @@ class FaceVerification(Task):
                 "face_verification: expected a list of pairs, LFW's or a CSV of two ids and same; "
                 "give pairs=FILE"
             )
-        return Verification(store, Path(self.pairs), self.pairs_train, self.far)
+        return Verification(store, Path(self.pairs), self.pairs_train, self.far, seed)
 
 
 class _Outcome(NamedTuple):
@@ -106,6 +115,7 @@ class Verification(Problem):
         pairs: Path,
         pairs_train: str | Path | None,
         far: Sequence[float] | None,
+        seed: int = 0,
     ) -> None:
         sides: Sequence[tuple[str, NDArray[np.intp]]] = ()
         self.test, self.choose = read_pair_lists(pairs, pairs_train, store.ids)
@@ -133,8 +143,7 @@ class Verification(Problem):
                 )
         _, person = np.unique(_people(store, by_label=is_table(pairs)), return_inverse=True)
         self.people = person[self.test.first], person[self.test.second]
-        self.num_people = int(person.max()) + 1
-        if self.num_people < 2:
+        if person.max() < 1:
             raise TaskError(
                 f"{pairs}: expected images of at least 2 people, found 1 in {store.path}"
             )
@@ -152,12 +161,14 @@ class Verification(Problem):
         kept = heads.enough(impostors) if far is None else list(far)
         for rate in kept:  # one that was asked for and is too fine is an error
             heads.check_far(rate, impostors)
-        metrics = ("accuracy", "auc", "eer", *(f"tar@far={rate:g}" for rate in kept))
+        metrics = ("accuracy", "auc", "eer", *(f"tar@{rate!r}" for rate in kept))
         n_train = 0 if self.choose is None else len(self.choose.same)
         n_test = len(self.test.same)
         others = np.setdiff1d(np.arange(len(store)), tested)
         fitted = others if self.choose is None else _rows(self.choose)
-        self._read: tuple[Sequence[Scored], int, dict[str, list[Figure]]] | None = None
+        self._seed = seed
+        self._curves: dict[bool, tuple[tuple[Sequence[Scored], int], dict[str, Values]]] = {}
+        self._compared_last: tuple[str, Features, list[Scores]] | None = None
         where = (
             f"thresholds from the other {folds - 1} folds, so that no pairs are left to choose a row on"
             if self.choose is None
@@ -220,23 +231,29 @@ class Verification(Problem):
             )
         similarity, thresholds = np.zeros(len(same)), np.zeros(len(same))
         training = None
-        for tested, cosines in zip(self._tested, self._cosines(head, features, seed), strict=True):
+        for tested, cosines in zip(self._tested, self._cosines(head, features), strict=True):
             threshold = heads.best_threshold(cosines[~tested], same[~tested])
             if not self.view2:  # there each pair is tested on
                 training = heads.accuracy(cosines[~tested], same[~tested], threshold)
             similarity[tested], thresholds[tested] = cosines[tested], threshold
         outcome = np.stack([similarity, thresholds, same])[:, : self.n_test]
-        whitened = isinstance(head.estimator, heads.Whitened)
-        return Scored(features, outcome, training, whitened)
+        return Scored(features, outcome, training, getattr(head.estimator, "scaling", None))
 
-    def _cosines(self, head: Head, features: Features, seed: int) -> Iterator[Scores]:
-        """Yield for each fold the cosine (P,) of every pair, as the fold's training images say."""
+    def _cosines(self, head: Head, features: Features) -> list[Scores]:
+        """Return for each fold the cosine (P,) of every pair, as its training images say; keep the last."""
+        last = self._compared_last
+        if last is None or last[0] != head.name or last[1].columns != features.columns:
+            found = list(self._made(head, features))
+            self._compared_last = last = head.name, features, found
+        return last[2]
+
+    def _made(self, head: Head, features: Features) -> Iterator[Scores]:
         if isinstance(features, FoldComponents):
             yield from features.cosines(head.name)
             return
         X = self.read(head, features)
         for tested in self._tested:
-            yield self._compared(head.fresh(seed), X, self._training(tested))
+            yield self._compared(head.fresh(self._seed), X, self._training(tested))
 
     def _compared(self, transformer: Any, X: NDArray[Any], training: NDArray[np.intp]) -> Scores:
         """Return the cosine (P,) of each pair of rows of X (N, D), transformed as training rows say."""
@@ -249,103 +266,108 @@ class Verification(Problem):
 
     def _of_components(
         self, X: NDArray[Any], sizes: Sequence[int]
-    ) -> dict[tuple[str, int], list[Scores]]:
-        """Return `_cosines` of each number of components, from one decomposition a fold."""
+    ) -> dict[tuple[str, int], list[Scores] | ValueError]:
+        """Return `_cosines` of each number of components, from one decomposition a fold, or a refusal."""
         pixels = self.work.compact(controls.pixels(X))
-        found: dict[tuple[str, int], list[Scores]] = {(h, s): [] for h in self.heads for s in sizes}
+        found: dict[tuple[str, int], list[Scores] | ValueError] = {
+            (name, size): [] for name in self.heads for size in sizes
+        }
         for tested in self._tested:
             training = self._training(tested)
             spectrum = Spectrum.of(pixels[training], max(sizes))
             projected = np.ascontiguousarray(spectrum.project(pixels)[:, ::-1])
             for size in sizes:
                 for name, head in self.heads.items():
-                    transformer = head.fresh(0)
+                    if isinstance(known := found[name, size], ValueError):
+                        continue
+                    transformer = head.fresh(self._seed)
                     # Leading components of leading components are the first of them.
                     most = (
                         transformer.components if isinstance(transformer, heads.Whitened) else size
                     )
                     some = projected[:, : min(size, most)]
-                    found[name, size].append(self._compared(transformer, some, training))
+                    try:
+                        known.append(self._compared(transformer, some, training))
+                    except ValueError as refusal:
+                        found[name, size] = refusal
         return found
 
     def _training(self, tested: Flags) -> NDArray[np.intp]:
         """Return the rows of the images of all other pairs."""
         return _rows(self._pairs, ~tested)
 
-    def figures(self, metric: str, scored: Sequence[Scored], seed: int) -> list[Figure]:
-        """Return a metric of each; accuracy over folds has standard error and deviation."""
-        outcomes = [_Outcome.of(item) for item in scored]
-        if metric == "accuracy" and self.view2:
-            return [self._over_folds(outcome.correct) for outcome in outcomes]
-        if metric == "accuracy":
-            correct = np.stack([outcome.correct for outcome in outcomes], axis=1)
-            low, high = interval(self._means(correct, seed))
-            return [
-                Figure(float(c.mean()), float(lo), float(hi), chance=0.5)
-                for c, lo, hi in zip(correct.T, low, high, strict=True)
-            ]
-        if self._read is None or self._read[0] is not scored or self._read[1] != seed:
-            self._read = scored, seed, self._of_curves(outcomes, seed)
-        return self._read[2][metric]
+    def independent(self, metric: str, seed: int) -> Units:
+        """Return folds for the accuracy of View 2, else people."""
+        if self.view2 and metric == "accuracy":
+            return Units(self.test.fold, seed)
+        return PairUnits(*self.people, seed)
 
-    def _of_curves(self, outcomes: Sequence[_Outcome], seed: int) -> dict[str, list[Figure]]:
+    def chance_of(self, metric: str, scored: Scored) -> float | None:
+        """Return what a guess is worth: half, the rate itself of `tar`, the larger kind for accuracy."""
+        if metric == "accuracy":
+            same = float(self.test.same.mean())
+            return max(same, 1 - same)
+        return name_of(metric)[1] or 0.5
+
+    def items(self, metric: str, scored: Scored) -> Items:
+        """Return accuracy as the share of pairs that are right, at the thresholds found."""
+        return Items.mean_of(_Outcome.of(scored).correct)
+
+    def figures(self, metric: str, scored: Sequence[Sequence[Scored]], seed: int) -> list[Figure]:
+        """Return a metric of each; accuracy over folds has standard error and deviation."""
+        if not (self.view2 and metric == "accuracy"):
+            return super().figures(metric, scored, seed)
+        people = PairUnits(*self.people, seed).number
+        found = []
+        for draws in scored:
+            correct = np.stack([_Outcome.of(item).correct for item in draws], axis=1)
+            folds = [correct[tested].mean(axis=0) for tested in self._tested]
+            chance = self.chance_of(metric, draws[0])
+            found.append(over_folds(np.array(folds), people, chance))
+        return found
+
+    def evaluate(
+        self, metric: str, scored: Sequence[Scored], units: Units, draws: Iterable[Values] | None
+    ) -> Values:
+        """Return a metric of each under draws of people; what is read off ROC curves under fewer."""
+        if metric == "accuracy":
+            return super().evaluate(metric, scored, units, draws)
+        asked, last = (scored, units.seed), self._curves.get(draws is None)
+        if last is None or last[0] != asked:
+            self._curves[draws is None] = last = asked, self._of_curves(scored, draws)
+        return last[1][metric]
+
+    def _of_curves(
+        self, scored: Sequence[Scored], draws: Iterable[Values] | None
+    ) -> dict[str, Values]:
         """Return what is read off ROC curves, all of it from the same ones, which are what takes long."""
         readers: dict[str, Callable[[Scores, Scores], Scores]] = {
             "auc": heads.auc,
             "eer": heads.equal_error_rate,
         }
-        rates = {m: float(m.partition("=")[2]) for m in self.metrics if m.startswith("tar@far=")}
-        readers |= {m: partial(heads.tar_at_far, rate=rate) for m, rate in rates.items()}
-        resampled: dict[str, list[list[Scores]]] = {m: [[] for _ in outcomes] for m in readers}
-        for draws in islice(self._pair_weights(seed), CURVES // AT_ONCE):
-            for number, (similarity, _, same) in enumerate(outcomes):
-                both = (draws @ same > 0) & (draws @ ~same > 0)  # else there is no curve
-                curves = heads.roc(similarity, same, draws[both])
-                for m, read in readers.items():
-                    resampled[m][number].append(read(*curves))
-        figures: dict[str, list[Figure]] = {m: [] for m in readers}
-        for number, (similarity, _, same) in enumerate(outcomes):
-            curve = heads.roc(similarity, same)
-            for m, read in readers.items():
-                low, high = interval(np.concatenate(resampled[m][number]))
-                value = float(read(*curve)[0])
-                figures[m].append(Figure(value, float(low), float(high), chance=rates.get(m, 0.5)))
-        return figures
-
-    def p_values(self, pairs: Sequence[tuple[Scored, Scored]], seed: int) -> list[float]:
-        """Compare the shares of pairs that are right."""
-        gaps = [_Outcome.of(a).correct - _Outcome.of(b).correct for a, b in pairs]
-        return [two_sided(gap) for gap in self._means(np.stack(gaps, axis=1), seed).T]
+        for metric in self.metrics:
+            name, rate = name_of(metric)
+            if name == "tar" and rate is not None:
+                readers[metric] = partial(heads.tar_at_far, rate=rate)
+        ones = [np.ones((1, self.n_test))]
+        parts: dict[str, list[Values]] = {metric: [] for metric in readers}
+        for times in ones if draws is None else islice(draws, CURVES // AT_ONCE):
+            found = {metric: np.full((len(times), len(scored)), np.nan) for metric in readers}
+            for number, item in enumerate(scored):
+                similarity, _, same = _Outcome.of(item)
+                both = (times @ same > 0) & (times @ ~same > 0)  # else there is no curve
+                curves = heads.roc(similarity, same, times[both])
+                for metric, read in readers.items():
+                    found[metric][both, number] = read(*curves)
+            for metric, values in found.items():
+                parts[metric].append(values)
+        return {metric: np.concatenate(values) for metric, values in parts.items()}
 
     def curve(self, head: Head, scored: Scored) -> Curve | None:
         """Return the ROC."""
         outcome, of = _Outcome.of(scored), scored.features
         rates = heads.roc(outcome.similarity, outcome.same)
         return Curve("roc", head.name, of.model, of.layer, rates[0][0], rates[1][0])
-
-    def _means(self, values: Scores, seed: int) -> Scores:
-        """Return means of values (P, M) over resamples of people, (RESAMPLES, M)."""
-        return np.concatenate(
-            [
-                draws @ values / np.maximum(draws.sum(axis=1, keepdims=True), 1)
-                for draws in self._pair_weights(seed)
-            ]
-        )
-
-    def _pair_weights(self, seed: int) -> Iterator[Scores]:
-        """Yield how often each pair counts in each resample of people, (AT_ONCE, P)."""
-        first, second = self.people
-        # A pair of one person counts as often as the person (not its square), two people's as their product
-        # over its mean of 1 - 1/n: each pair once on average, so that resamples keep the list's balance.
-        mean = 1 - 1 / self.num_people
-        for draws in weights(self.num_people, seed):
-            yield draws[:, first] * np.where(first == second, 1, draws[:, second] / mean)
-
-    def _over_folds(self, correct: Scores) -> Figure:
-        folds = np.unique(self.test.fold)
-        return Figure.of_mean(
-            np.array([correct[self.test.fold == fold].mean() for fold in folds]), chance=0.5
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -364,9 +386,12 @@ def _people(store: Latents, by_label: bool) -> NDArray[Any]:
 
 
 def _looked_up(
-    by_size: Callable[[], dict[tuple[str, int], list[Scores]]], size: int, head: str
+    by_size: Callable[[], dict[tuple[str, int], list[Scores] | ValueError]], size: int, head: str
 ) -> list[Scores]:
-    return by_size()[head, size]
+    found = by_size()[head, size]
+    if isinstance(found, ValueError):
+        raise found
+    return found
 
 
 def _pixels(X: NDArray[Any], size: int, made_of: Callable[[], str]) -> Columns:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from vdvae_repr.heads.linear import GroupedRidge, RidgeRegressor
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing.features import Columns, Features, hash_text
 from vdvae_repr.probing.head import Head, estimator_digest
-from vdvae_repr.probing.statistics import Figure, mean_figures, r2_figures
+from vdvae_repr.probing.statistics import Items
 from vdvae_repr.probing.task import Problem, Scored, Split, Task, has_splits
 
 
@@ -156,16 +155,19 @@ class FactorProblem(Problem):
             training = 1 - error / max(float(y.var()), 1e-300)
             loss = (predicted - truth) ** 2
         outcome = np.stack([loss, truth.astype(float)])
-        return Scored(features, outcome, training, self._standardises(head, features))
+        return Scored(features, outcome, training, self._scaling(head, features))
 
-    def figures(self, metric: str, scored: Sequence[Scored], seed: int) -> list[Figure]:
-        """Return a metric of each, with a bootstrap's interval."""
-        units, truth = self.units[self.split.test], scored[0].outcome[1]
-        losses = np.stack([item.outcome[0] for item in scored], axis=1)
+    def items(self, metric: str, scored: Scored) -> Items:
+        """Return R2 of squared errors, accuracy of categories that are wrong or not."""
+        loss, truth = scored.outcome
+        return Items.r2(loss, truth) if metric == "r2" else Items.mean_of(1 - loss)
+
+    def chance_of(self, metric: str, scored: Scored) -> float | None:
+        """Return the largest category of the test images; of numbers 0, what their mean is worth."""
         if metric == "r2":
-            return r2_figures(losses, truth, units, seed)
-        chance = float(np.unique(truth, return_counts=True)[1].max() / len(truth))
-        return mean_figures(1 - losses, units, seed, chance)
+            return 0.0
+        counts = np.unique(scored.outcome[1], return_counts=True)[1]
+        return float(counts.max() / counts.sum())
 
     def _factor(self, head: Head) -> str:
         return head.factor if isinstance(head, FactorHead) else head.name
@@ -174,8 +176,10 @@ class FactorProblem(Problem):
         return self.factors[factor].dtype.kind != "f"
 
     @staticmethod
-    def _standardises(head: Head, features: Features) -> bool:
-        return features.standardise and not (isinstance(head, FactorHead) and not head.grouped)
+    def _scaling(head: Head, features: Features) -> str | None:
+        if isinstance(head, FactorHead) and not head.grouped:
+            return None
+        return "standardised" if features.standardise else "centred"
 
     def _by_ridge(
         self, features: Features, y: NDArray[Any], categorical: bool

@@ -20,7 +20,7 @@ from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing import controls
 from vdvae_repr.probing.features import Columns, Features, hash_arrays
 from vdvae_repr.probing.head import Head
-from vdvae_repr.probing.statistics import Figure, paired_bootstrap
+from vdvae_repr.probing.statistics import Figure, Items, Units
 from vdvae_repr.probing.task import (
     Problem,
     Scored,
@@ -45,11 +45,13 @@ class FewShot(Task):
     Seeded episodes of the novel classes, the same for all heads and features. Without a class split every
     class is novel; then base statistics and PCA come from the classes outside each episode, or, where
     these hold fewer images than its support, from that, and no layer is chosen, because nothing is left to
-    choose on.
+    choose on. Intervals resample the novel classes, then their images, and comparisons flip the signs of
+    classes' differences: episodes redraw the same images, so an interval over them would shrink with their
+    number. `se` and `std` are of episodes, given these images.
     """
 
     name: ClassVar[str] = "few_shot"
-    version: ClassVar[int | None] = 1
+    version: ClassVar[int | None] = 2
 
     ways: int = field(default=5, metadata={"help": "Classes an episode; 5."})
     shots: int | Sequence[int] = field(
@@ -94,7 +96,7 @@ class _Episode:
 
 
 class Episodes(Problem):
-    """Episodes of novel classes; the outcome is the accuracy of each."""
+    """Episodes of novel classes; the outcome is whether each query is told, (E, ways, queries)."""
 
     def __init__(self, store: Latents, task: FewShot, seed: int) -> None:
         assert isinstance(task.shots, tuple)
@@ -146,9 +148,20 @@ class Episodes(Problem):
             where = "val" if len(usable["val"]) >= ways else "base"
             text += f"; the layer is chosen on episodes of {len(choose)} {where} classes"
         split = Split(self.base, no_rows(), text=text)
-        super().__init__(store, split, store.labels, heads=HEADS, chance=1 / ways)
+        super().__init__(
+            store,
+            split,
+            store.labels,
+            heads=HEADS,
+            metrics=[f"accuracy@{shots}"],
+            chance=1 / ways,
+            default_heads=[name for name in HEADS if name != "logistic"],
+        )
         self.n_train, self.n_test = ways * shots, ways * queries
         self.sides = used
+        asked = np.concatenate([episode.query for episode in self.episodes])
+        self._images, self._image = np.unique(asked, return_inverse=True)
+        self._classes: Units | None = None
 
     def protocol(self, head: Head) -> str:
         """Return the protocol's name."""
@@ -179,40 +192,54 @@ class Episodes(Problem):
     def score(
         self, head: Head, features: Features, seed: int = 0, shuffled: bool = False
     ) -> Scored:
-        """Fit and test a head on each episode; the outcome is the accuracy (E,) of each."""
+        """Fit and test a head on each episode; the outcome is whether each query is told."""
         rng = np.random.default_rng(seed) if shuffled else None
         if isinstance(features, EpisodeComponents):
-            return Scored(
-                features, self._accuracies(head, features.stacked, self.episodes, rng, seed)
-            )
+            return Scored(features, self._told(head, features.stacked, self.episodes, rng, seed))
         X = self.read(head, features)
         training = None
         if self.training:
-            training = float(np.mean(self._accuracies(head, X, self.training, None, seed)))
-        return Scored(features, self._accuracies(head, X, self.episodes, rng, seed), training)
+            training = float(np.mean(self._told(head, X, self.training, None, seed)))
+        return Scored(features, self._told(head, X, self.episodes, rng, seed), training)
 
-    def figures(self, metric: str, scored: Sequence[Scored], seed: int) -> list[Figure]:
-        """Return mean accuracy over episodes, with t(.975, E - 1) standard errors on either side."""
-        return [Figure.of_mean(item.outcome, 1 / self.ways) for item in scored]
+    def permutations(self, head: Head) -> int:
+        """Return one: each episode permutes its own labels."""
+        return 1
 
-    def p_values(self, pairs: Sequence[tuple[Scored, Scored]], seed: int) -> list[float]:
-        """Compare the accuracies of the same episodes."""
-        outcomes = [(a.outcome, b.outcome) for a, b in pairs]
-        return paired_bootstrap(outcomes, np.arange(len(pairs[0][0].outcome)), seed)
+    def independent(self, metric: str, seed: int) -> Units:
+        """Return novel classes, of which images are drawn too."""
+        if self._classes is None or self._classes.seed != seed:
+            self._classes = Units(self.targets[self._images], seed, nested=True)
+        return self._classes
 
-    def _accuracies(
+    def items(self, metric: str, scored: Scored) -> Items:
+        """Return accuracy as a sum over the images that are asked for, in whichever episodes."""
+        told = np.bincount(self._image, scored.outcome.ravel().astype(float))
+        asked = np.bincount(self._image)
+        return Items.mean_of(told / asked, asked)
+
+    def figures(self, metric: str, scored: Sequence[Sequence[Scored]], seed: int) -> list[Figure]:
+        """Return mean accuracy; standard error and deviation are of episodes, given these images."""
+        found = []
+        for one, draws in zip(super().figures(metric, scored, seed), scored, strict=True):
+            episodes = np.mean([item.outcome.mean(axis=(1, 2)) for item in draws], axis=0)
+            std = float(episodes.std(ddof=1))
+            found.append(one._replace(se=std / len(episodes) ** 0.5, std=std))
+        return found
+
+    def _told(
         self,
         head: Head,
         X: NDArray[Any],
         episodes: Sequence[_Episode],
         rng: np.random.Generator | None,
         seed: int,
-    ) -> NDArray[np.float64]:
-        """Return the accuracy of each episode; with rng, under permuted support labels."""
+    ) -> NDArray[np.bool_]:
+        """Return whether each query is told, (E, ways, queries); with rng, under permuted support labels."""
         y, truth = (np.repeat(np.arange(self.ways), n) for n in (self.shots, self.queries))
         by_base_mean = isinstance(getattr(head.estimator, "mean", None), str)
         outside = _Outside(X, self.base, self.targets)
-        accuracies = np.zeros(len(episodes))
+        told = np.zeros((len(episodes), self.ways, self.queries), dtype=bool)
         estimator = head.fresh(seed)
         for number, episode in enumerate(episodes):
             if X.ndim == 3:  # centred on the classes outside already
@@ -223,8 +250,9 @@ class Episodes(Problem):
                 mean = np.zeros(X.shape[2], X.dtype) if X.ndim == 3 else outside.mean(episode)
                 estimator.set_params(mean=mean)
             labels = y if rng is None else rng.permutation(y)
-            accuracies[number] = np.mean(estimator.fit(support, labels).predict(query) == truth)
-        return accuracies
+            right = estimator.fit(support, labels).predict(query) == truth
+            told[number] = right.reshape(told.shape[1:])
+        return told
 
 
 @dataclass(frozen=True, eq=False)

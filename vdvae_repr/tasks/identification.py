@@ -14,15 +14,11 @@ from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing.features import Features
 from vdvae_repr.probing.head import Head
 from vdvae_repr.probing.predict import score_classes
-from vdvae_repr.probing.statistics import (
-    Figure,
-    interval,
-    mean_figures,
-    paired_bootstrap,
-    resampled_means,
-)
+from vdvae_repr.probing.statistics import Items
 from vdvae_repr.probing.task import Problem, Scored, Split, first_halves, has_splits
 from vdvae_repr.results import Curve
+
+DEEP = ("rank5", "top5")  # of five guesses
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,9 @@ class Identification(Problem):
         store: with labels.
         words: what the task calls its images and labels.
         heads: estimators by name.
-        metrics: `rank1` and `rank5`, or `accuracy`, `balanced_accuracy` and `top5`.
+        metrics: `rank1` and `rank5`, or `accuracy`, `balanced_accuracy` and `top5`; those of five guesses
+            are left out where there are five classes or fewer.
+        default_heads: those that answer at once.
         of_people: whether people are resampled, and the CMC is drawn; else each image by itself.
     """
 
@@ -63,17 +61,25 @@ class Identification(Problem):
         metrics: Sequence[str],
         *,
         of_people: bool,
+        default_heads: Sequence[str],
     ) -> None:
         split = split_of(store, words)
-        units = store.labels if of_people else None
-        super().__init__(store, split, store.labels, heads=heads, metrics=metrics, units=units)
+        self.classes = len(np.unique(store.labels[split.train]))
+        super().__init__(
+            store,
+            split,
+            store.labels,
+            heads=heads,
+            metrics=[name for name in metrics if self.classes > 5 or name not in DEEP],
+            units=store.labels if of_people else None,
+            default_heads=default_heads,
+        )
         self.of_people = of_people
         self.sides = [(words.train, split.train), ("val", split.val), (words.test, split.test)]
 
     def metrics_of(self, head: Head) -> tuple[str, ...]:
         """Return all metrics; of a head that gives no scores those of its first guess alone."""
-        deep = () if head.gives_scores else ("rank5", "top5")
-        return tuple(name for name in self.metrics if name not in deep)
+        return tuple(name for name in self.metrics if head.gives_scores or name not in DEEP)
 
     def protocol(self, head: Head) -> str:
         """Return `closed-set`, or the head's own name."""
@@ -91,38 +97,28 @@ class Identification(Problem):
         value = np.take_along_axis(found.scores, own, axis=1)
         before = np.arange(found.scores.shape[1]) < own  # of equal scores the first is predicted
         rank = ((found.scores > value) | ((found.scores == value) & before)).sum(axis=1)
-        return Scored(features, rank, found.training_score, found.standardised)
+        return Scored(features, rank, found.training_score, found.scaling)
 
-    def figures(self, metric: str, scored: Sequence[Scored], seed: int) -> list[Figure]:
-        """Return a metric of each, with a bootstrap's interval."""
-        truth = self.targets[self.split.test]
-        units = self.units[self.split.test]
-        classes = len(np.unique(self.targets[self.split.train]))
-        depth = min(classes, 5 if metric in ("rank5", "top5") else 1)
-        hits = (np.stack([item.outcome for item in scored], axis=1) < depth).astype(float)
-        chance = depth / classes
-        if metric != "balanced_accuracy":
-            return mean_figures(hits, units, seed, chance)
-        values = np.mean([hits[truth == k].mean(axis=0) for k in np.unique(truth)], axis=0)
-        low, high = interval(resampled_means(hits, units, seed, strata=truth))
-        return [
-            Figure(float(v), float(lo), float(hi), chance=chance)
-            for v, lo, hi in zip(values, low, high, strict=True)
-        ]
+    def items(self, metric: str, scored: Scored) -> Items:
+        """Return the shares of test images whose own label is among the first guesses."""
+        right = scored.outcome < (5 if metric in DEEP else 1)
+        if metric == "balanced_accuracy":
+            return Items.balanced(right, self.targets[self.split.test])
+        return Items.mean_of(right)
 
-    def p_values(self, pairs: Sequence[tuple[Scored, Scored]], seed: int) -> list[float]:
-        """Compare the shares of test images whose own label comes first."""
-        right = [(a.outcome == 0, b.outcome == 0) for a, b in pairs]
-        return paired_bootstrap(right, self.units[self.split.test], seed)
+    def chance_of(self, metric: str, scored: Scored) -> float | None:
+        """Return the largest class of the test images for accuracy, else what guesses among all are worth."""
+        if metric == "accuracy":
+            return super().chance_of(metric, scored)
+        return (5 if metric in DEEP else 1) / self.classes
 
     def curve(self, head: Head, scored: Scored) -> Curve | None:
         """Return the CMC of faces: the share of probes whose own person is among the first x."""
         if not self.of_people or not head.gives_scores:
             return None
-        classes = len(np.unique(self.targets[self.split.train]))
-        share = np.cumsum(np.bincount(scored.outcome, minlength=classes)) / len(scored.outcome)
+        share = np.cumsum(np.bincount(scored.outcome, minlength=self.classes)) / len(scored.outcome)
         of = scored.features
-        return Curve("cmc", head.name, of.model, of.layer, np.arange(1.0, classes + 1), share)
+        return Curve("cmc", head.name, of.model, of.layer, np.arange(1.0, self.classes + 1), share)
 
 
 def nothing_to_choose_on(words: TaskLabels, y: NDArray[np.int64]) -> str:

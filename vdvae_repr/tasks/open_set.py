@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing.features import Features
 from vdvae_repr.probing.head import Head
 from vdvae_repr.probing.predict import score_classes
-from vdvae_repr.probing.statistics import Figure, interval, two_sided, weights
-from vdvae_repr.probing.task import Problem, Scored, Split, first_halves, has_splits
+from vdvae_repr.probing.statistics import Items, Units, Values
+from vdvae_repr.probing.task import Problem, Scored, Split, first_halves, has_splits, name_of
 from vdvae_repr.tasks.identification import TaskLabels, nothing_to_choose_on
 
 
@@ -25,7 +25,8 @@ class OpenSet(Problem):
     A probe is identified where its own person has the highest score, and that score is above the threshold
     which the false accept rate lets: the share of unknown people's probes whose highest score is above it.
     Unknown are the people without a gallery image; where there is none, every second person, drawn by the
-    seed. Intervals and comparisons resample people. Source: Best-Rowden et al. 2014.
+    seed. Intervals resample people, known and unknown, and each resample has its own threshold; comparisons
+    are of known people at the thresholds found, as if these were given. Source: Best-Rowden et al. 2014.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class OpenSet(Problem):
         *,
         far: Sequence[float] | None = None,
         seed: int = 0,
+        default_heads: Sequence[str] | None = None,
     ) -> None:
         labels, splits = store.labels, np.array(store.splits)
         known = labels >= 0
@@ -79,9 +81,14 @@ class OpenSet(Problem):
         text += nothing_to_choose_on(words, labels[train])
         if left := [f"{rate:g}" for rate in FARS if far is None and rate not in rates]:
             text += f"; {impostors} impostors are too few for FAR {', '.join(left)}"
-        metrics = [f"dir@far={rate:g}" for rate in rates]
         super().__init__(
-            store, Split(train, test, text=text), labels, heads=heads, metrics=metrics, units=labels
+            store,
+            Split(train, test, text=text),
+            labels,
+            heads=heads,
+            metrics=[f"dir@{rate!r}" for rate in rates],
+            units=labels,
+            default_heads=default_heads,
         )
         self.sides = [("gallery", train), ("probe", test)]
 
@@ -112,48 +119,61 @@ class OpenSet(Problem):
         found = score_classes(self.work, head, features, train, y, test, seed)
         own = found.predicted() == self.targets[test]
         outcome = np.stack([found.scores.max(axis=1), own])
-        return Scored(features, outcome, found.training_score, found.standardised)
+        return Scored(features, outcome, found.training_score, found.scaling)
 
-    def figures(self, metric: str, scored: Sequence[Scored], seed: int) -> list[Figure]:
-        """Return the detection and identification rate of each."""
-        rate = float(metric.partition("=")[2])
-        figures = []
-        for item in scored:
-            (value,) = self._rates(item, np.ones((1, self.n_test)), rate)
-            low, high = interval(self._resampled(item, rate, seed))
-            chance = rate / self.num_known
-            figures.append(Figure(float(value), float(low), float(high), chance=chance))
-        return figures
+    def chance_of(self, metric: str, scored: Scored) -> float | None:
+        """Return the rate at which a guess among the known passes as often as a stranger."""
+        return _rate(metric) / self.num_known
 
-    def p_values(self, pairs: Sequence[tuple[Scored, Scored]], seed: int) -> list[float]:
-        """Compare the rates at the first false accept rate."""
-        rate = float(self.metrics[0].partition("=")[2])
-        return [
-            two_sided(self._resampled(a, rate, seed) - self._resampled(b, rate, seed))
-            for a, b in pairs
-        ]
+    def independent(self, metric: str, seed: int) -> Units:
+        """Return people, of whom those known stand behind a rate."""
+        return Units(self.units[self.split.test], seed, number=self.num_known)
 
-    def _resampled(self, item: Scored, rate: float, seed: int) -> NDArray[np.float64]:
-        """Return the rate over resamples of people that hold known and unknown ones, (B,)."""
-        _, person = np.unique(self.units[self.split.test], return_inverse=True)
-        rates = []
-        for draws in weights(int(person.max()) + 1, seed):
-            times = draws[:, person]
-            both = times[:, self.stranger].any(axis=1) & times[:, ~self.stranger].any(axis=1)
-            rates.append(self._rates(item, times[both], rate))
-        return np.concatenate(rates)
+    def items(self, metric: str, scored: Scored) -> Items:
+        """Return which known people's probes are identified, at the threshold found."""
+        ones = np.ones((1, self.n_test))
+        _, right = self._identified(scored, ones, _rate(metric))
+        return Items.mean_of(np.where(self.stranger, 0, right[0]), ~self.stranger)
 
-    def _rates(self, item: Scored, times: NDArray[np.float64], rate: float) -> NDArray[np.float64]:
-        """Return detection and identification rates (B,) where each probe counts `times` (B, P)."""
+    def evaluate(
+        self, metric: str, scored: Sequence[Scored], units: Units, draws: Iterable[Values] | None
+    ) -> Values:
+        """Return the rate of each, with a threshold of its own under each draw of people."""
+        ones = [np.ones((1, self.n_test))]
+        times = ones if draws is None else (units.of_items(some) for some in draws)
+        return np.concatenate(
+            [
+                np.stack([self._drawn(s, some, _rate(metric)) for s in scored], axis=1)
+                for some in times
+            ]
+        )
+
+    def _drawn(self, item: Scored, times: Values, rate: float) -> Values:
+        """Return detection and identification rates (B,) where each probe counts `times` (B, P).
+
+        NaN where a draw holds no known people, or no strangers.
+        """
+        known = ~self.stranger
+        _, right = self._identified(item, times, rate)
+        total = times[:, known].sum(axis=1)
+        told = (times[:, known] * right[:, known]).sum(axis=1) / np.maximum(total, 1)
+        return np.where((total > 0) & times[:, self.stranger].any(axis=1), told, np.nan)
+
+    def _identified(
+        self, item: Scored, times: Values, rate: float
+    ) -> tuple[Values, NDArray[np.bool_]]:
+        """Return thresholds (B,), and whether each probe's own person is first, and above it, (B, P)."""
         score, own = item.outcome
         strangers = np.flatnonzero(self.stranger)
         strangers = strangers[np.argsort(-score[strangers], kind="stable")]
         passed = times[:, strangers].cumsum(axis=1)
         accepted = (passed <= rate * passed[:, -1:] + 1e-9).sum(axis=1)
         # The threshold is the highest score of those that must not pass.
-        padded = np.append(score[strangers], -np.inf)
-        threshold = padded[accepted]
-        known = ~self.stranger
-        right = own[known].astype(bool) & (score[known] > threshold[:, None])
-        total = times[:, known].sum(axis=1)
-        return np.asarray((times[:, known] * right).sum(axis=1) / np.maximum(total, 1))
+        threshold = np.append(score[strangers], -np.inf)[accepted]
+        return threshold, own.astype(bool) & (score > threshold[:, None])
+
+
+def _rate(metric: str) -> float:
+    rate = name_of(metric)[1]
+    assert rate is not None
+    return rate
