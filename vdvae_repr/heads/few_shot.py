@@ -1,8 +1,8 @@
 """Few-shot heads: fitted on a support set of n ways and k shots; none looks at the queries as a whole.
 
 `HEADS` holds them by the names of the protocol `few-shot`: Snell 2017, Wang 2019, Tian 2020. No two of them
-are one by algebra, whatever the number of shots: at one shot the nearest neighbour is `nearest-prototype-cosine`,
-and so is SimpleShot's L2N; its UN is `nearest-prototype`.
+are one by algebra. At one shot the nearest neighbour is `nearest-prototype-cosine`, and so is SimpleShot's
+L2N; its UN is `nearest-prototype` at any number.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -24,7 +23,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import StratifiedKFold
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import threadpool_limits
 
 from vdvae_repr.heads.gram import (
     Fold,
@@ -35,7 +34,7 @@ from vdvae_repr.heads.gram import (
     left_out_accuracy,
 )
 from vdvae_repr.heads.logistic import ON_THE_WAY, LogisticPath
-from vdvae_repr.heads.spectrum import Spectrum
+from vdvae_repr.heads.spectrum import Spectrum, one_thread_each
 
 C_GRID = 10 ** np.linspace(-6, 5, 45)  # DINOv2, eval/log_regression.py
 ALPHAS = 10 ** np.linspace(-4, 4, 17)  # a feature, standardised
@@ -260,13 +259,11 @@ class LogisticProbe(ProductHead, ClassifierMixin, BaseEstimator):  # type: ignor
                 right.append(np.sum(predicted == part.truth))
             return np.array(right), len(part.truth), path.unconverged
 
-        # Products of this size are slower on several threads: a thread takes a part by itself.
-        threads = max([1, *(pool["num_threads"] for pool in threadpool_info())])
-        with (
-            threadpool_limits(1 if len(parts) > 1 else None, user_api="blas"),
-            ThreadPoolExecutor(min(threads, len(parts))) as workers,
-        ):
-            counted = list(workers.map(count, parts))
+        if len(parts) == 1:
+            counted = [count(parts[0])]
+        else:
+            with one_thread_each() as workers:
+                counted = list(workers.map(count, parts))
         self._warn([C for *_, missed in counted for C in missed])
         right = np.sum([number for number, *_ in counted], axis=0)
         return np.asarray(right / sum(size for _, size, _ in counted))
