@@ -7,6 +7,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.linear_model import Ridge as RidgeRegression
 from sklearn.metrics.pairwise import cosine_similarity
+from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
@@ -78,11 +79,52 @@ def test_c_is_chosen_on_validation_samples_where_given():
     assert head.search_ == "validation"
     np.testing.assert_allclose(head.cv_scores_, expected, atol=0.011)
     assert grid[np.argmax(head.cv_scores_)] == head.C_
-    assert head.score(*train) == fits[int(np.argmax(head.cv_scores_))].score(
-        scaler.transform(X[:300]), y[:300]
-    )
+    scaler.fit(X[:500])  # refitted on both
+    again = LogisticRegression(C=head.C_, max_iter=5000, tol=1e-8)
+    again.fit(scaler.transform(X[:500]), y[:500])
+    logits = again.decision_function(scaler.transform(X[500:600]))
+    own = head.class_scores(X[500:600])
+    np.testing.assert_allclose(own - own.mean(axis=1, keepdims=True), logits, atol=1e-3)
     with pytest.raises(ValueError, match="classes of validation among those of y"):
         LogisticProbe(Cs=grid).fit(X[y < 9], y[y < 9], (X, y))
+
+
+def test_a_class_of_one_sample_is_fitted_on_in_every_fold():
+    """The others are split as scikit-learn splits them, and C is chosen on them."""
+    X, y = problem(60, 20, 4)
+    y[[0, 31]] = 7, 8  # single ones
+    folds = stratified_folds(y, seed=3)
+    several = np.flatnonzero(y < 4)
+    splitter = StratifiedKFold(5, shuffle=True, random_state=3)
+    for (fit, held), (_, expected) in zip(folds, splitter.split(several, y[several]), strict=True):
+        assert held.tolist() == several[expected].tolist()
+        assert sorted([*fit, *held]) == list(range(60))
+    head = LogisticProbe(Cs=[1e-4, 1e-2, 1.0], seed=3).fit(X, y)
+    correct = np.zeros(3)
+    for fit, held in folds:
+        scaler = StandardScaler().fit(X[fit])
+        for index, C in enumerate(head.Cs):
+            fold = LogisticRegression(C=C, tol=1e-8, max_iter=5000)
+            fold.fit(scaler.transform(X[fit]), y[fit])
+            correct[index] += np.sum(fold.predict(scaler.transform(X[held])) == y[held])
+    assert head.search_ == "k-fold"
+    np.testing.assert_allclose(head.cv_scores_, correct / len(several))
+
+
+def test_inner_products_with_validation_samples_are_needed_to_refit():
+    X, y = problem(60, 100, 3)
+    train, held = np.arange(40), np.arange(40, 60)
+    (own,), (both,) = gram(X, (train, "standardised")), gram(X, (np.arange(60), "standardised"))
+    head = LogisticProbe(precomputed=True)
+    validation = own.inner[held], y[held]
+    with pytest.raises(ValueError, match=r"both: expected inner products \(60, 60\).* found none"):
+        head.fit(own.inner[train], y[train], validation)
+    head.fit(own.inner[train], y[train], validation, both=both.inner)
+    straight = LogisticProbe().fit(X[train], y[train], (X[held], y[held]))
+    assert head.C_ == straight.C_
+    expected = straight.class_scores(X)
+    found = head.class_scores(both.inner)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_one_sample_a_class_fixes_c():

@@ -32,7 +32,7 @@ DIGESTS = {
     "few_shot nearest-prototype": ([1, 1], "edf43338be89"),
     "few_shot nearest-prototype-cosine": ([1, 1], "e18ddd54ad3c"),
     "few_shot simpleshot-cl2n": ([1, 1], "15ca4064a2e8"),
-    "few_shot logistic": ([1, 1], "4e28d4b14026"),
+    "few_shot logistic": ([1, 2], "4e28d4b14026"),
     "few_shot ridge": ([1], "aead6d2cbc45"),
     "omniglot_oneshot nearest-prototype": ([1, 1], "ed4d66859820"),
     "omniglot_oneshot nearest-prototype-cosine": ([1, 1], "bfb78664e452"),

@@ -64,6 +64,8 @@ class ProductHead:
     precomputed: bool
     version: ClassVar[int] = 1
     """Raised whenever what it computes changes, so that no score of the earlier one is taken for its own."""
+    refits: ClassVar[bool] = False
+    """Whether it is fitted on validation samples too, once they have chosen: `fit_judged` takes `both`."""
 
     @property
     def scaling(self) -> Scaling:

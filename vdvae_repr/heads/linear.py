@@ -5,15 +5,16 @@
 N samples, D features, K classes, r = rank. An L2-regularised linear head depends on the features only
 through their Gram matrix, so with D > N the standardised features are first rotated, without loss,
 into the r <= N dimensions they span; with `precomputed=True` heads take Gram matrices (`heads.gram`) in
-place of features. There a truncated Newton method follows the optimum from C to C. The protocol is named
-after the solver of its source; the optimum is one and the same, whatever finds it.
+place of features. There `heads.logistic` follows the optimum from C to C. The protocol is named after the
+solver of its source; the optimum is one and the same, whatever finds it.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,36 +33,43 @@ from vdvae_repr.heads.gram import (
     centre_and_scale,
     left_out_accuracy,
 )
-from vdvae_repr.heads.spectrum import Spectrum
+from vdvae_repr.heads.logistic import ON_THE_WAY, LogisticPath
+from vdvae_repr.heads.spectrum import Spectrum, one_thread_each
 
 C_GRID = 10 ** np.linspace(-6, 5, 45)  # DINOv2, eval/log_regression.py
 ALPHAS = 10 ** np.linspace(-4, 4, 17)  # a feature, standardised
-# Of the truncated Newton method: the residual that conjugate gradients leave, in the preconditioned norm.
-FORCING = 0.3
-FINAL_FORCING = 0.01  # so that the decrement bounds how far the final objective is from its minimum
-MOST_PRODUCTS = 200  # with the Hessian, a step
-SMALL = 10_000_000  # samples x dimensions x classes
-ON_THE_WAY = 1e-6  # tol of the solutions that choose C, or only lead to it
+SMALL = 300_000_000  # samples x dimensions x classes, below which products are slower on several threads
+STRIDE = (
+    4  # values of C from one solution to the next, of those that only lead to the one that is kept
+)
 
 Matrix = NDArray[np.float64]
 
 
 def stratified_folds(y: NDArray[Any], seed: int) -> list[tuple[Rows, Rows]]:
-    """Split classes y (N,) as `linear-lbfgs` does: (fit, held) k = min(5, smallest class) times."""
-    _, encoded = np.unique(y, return_inverse=True)
-    k = min(5, int(np.bincount(encoded).min()))
-    if k < 2:
+    """Split samples of classes y (N,) as `linear-lbfgs` does: (fit, held), k times.
+
+    k = min(5, the smallest class of two or more). A sample that is alone in its class is fitted on in every
+    fold. Where every sample is, there is no fold.
+    """
+    _, encoded, counts = np.unique(y, return_inverse=True, return_counts=True)
+    several = np.flatnonzero(counts[encoded] > 1)
+    if not len(several):
         return []
-    splitter = StratifiedKFold(k, shuffle=True, random_state=seed)
-    return list(splitter.split(np.zeros(len(y)), encoded))
+    alone = np.flatnonzero(counts[encoded] == 1)
+    splitter = StratifiedKFold(
+        min(5, int(counts[counts > 1].min())), shuffle=True, random_state=seed
+    )
+    splits = splitter.split(np.zeros(len(several)), encoded[several])
+    return [(np.sort(np.append(several[fit], alone)), several[held]) for fit, held in splits]
 
 
 class LogisticProbe(ProductHead, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Protocol `linear-lbfgs`: logistic regression, L2, intercept free, features standardised, C chosen.
 
     The objective is scikit-learn's, C * (sum of log-losses) + ||W||^2 / 2. C is chosen by the accuracy
-    on validation samples, or of a seeded stratified k-fold, k = min(5, smallest class), ties to the
-    smaller C; with one sample a class C is 1 (`search_` is then "fixed"). Then it is refitted on all samples.
+    on validation samples, or of `stratified_folds`, ties to the smaller C; where each class has a single
+    sample C is 1 (`search_` is then "fixed"). Then it is refitted on all samples, those of validation too.
 
     Args:
         Cs: the grid; the protocol's if not given.
@@ -86,6 +94,9 @@ class LogisticProbe(ProductHead, ClassifierMixin, BaseEstimator):  # type: ignor
         >>> round(LogisticProbe().fit(X, y).score(X, y), 2)
         0.98
     """
+
+    version: ClassVar[int] = 2
+    refits: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -126,9 +137,10 @@ class LogisticProbe(ProductHead, ClassifierMixin, BaseEstimator):  # type: ignor
         y: Any,
         validation: tuple[Any, Any] | None = None,
         folds: Sequence[Fold] | None = None,
+        both: Matrix | None = None,
     ) -> float | None:
         """Fit, and return the accuracy by which C was chosen; None where it was not."""
-        self.fit(X, y, validation, folds)
+        self.fit(X, y, validation, folds, both)
         return None if self.search_ == "fixed" else float(self.cv_scores_.max())
 
     def fit(
@@ -137,8 +149,9 @@ class LogisticProbe(ProductHead, ClassifierMixin, BaseEstimator):  # type: ignor
         y: Any,
         validation: tuple[Any, Any] | None = None,
         folds: Sequence[Fold] | None = None,
+        both: Matrix | None = None,
     ) -> LogisticProbe:
-        """Fit on X (N, D), y (N,).
+        """Fit on X (N, D), y (N,), and on validation samples too once C is chosen.
 
         Args:
             X: features; precomputed, inner products (N, N).
@@ -146,6 +159,8 @@ class LogisticProbe(ProductHead, ClassifierMixin, BaseEstimator):  # type: ignor
             validation: samples (M, D), precomputed (M, N), and classes (M,) to choose C on.
             folds: precomputed alone: to choose C on, each standardised by itself. Without them the folds are
                 parts of X, scaled as it is.
+            both: precomputed and with validation alone: inner products (N + M, N + M) of all these samples,
+                standardised by all of them. What is asked later is then products with all of them.
 
         Raises:
             ValueError: NaN, other shapes, a single class, or a class that is in `validation` alone.
@@ -155,55 +170,111 @@ class LogisticProbe(ProductHead, ClassifierMixin, BaseEstimator):  # type: ignor
         """
         X, y, self.classes_, encoded = _check(self, X, y)
         grid = np.sort(np.asarray(C_GRID if self.Cs is None else self.Cs, dtype=np.float64).ravel())
-        self._reduced = _Reduced(X, self.standardize, self.precomputed)
         self.search_, self.C_ = "fixed", float(grid[0]) if len(grid) == 1 else 1.0
         self.cv_scores_ = np.full(len(grid), np.nan)
-        splits = stratified_folds(encoded, self.seed or 0) if validation is None else []
-        path = _Path(self._reduced.Z, encoded, len(self.classes_))
-        solved: list[tuple[Matrix, Matrix]] = []  # those that validation has led to already
-        if len(grid) > 1 and validation is not None:
-            self.search_ = "validation"
-            held, truth = validate_data(
-                self, *validation, dtype=[np.float32, np.float64], reset=False
-            )
-            if not np.isin(truth, self.classes_).all():
-                raise ValueError("expected classes of validation among those of y, found others")
-            found = np.searchsorted(self.classes_, truth)
-            solved = path.solve(grid, ON_THE_WAY, self.max_iter)
-            self.cv_scores_ = _correct(solved, self._reduced.project(held), found) / len(truth)
-        elif len(grid) > 1 and splits:
+        index = None
+        parts: Sequence[Callable[[], _Part]] = []
+        if validation is not None:
+            held, truth = self._check_validation(*validation)
+            if len(grid) > 1:
+                self.search_ = "validation"
+                parts = [partial(self._part, X, encoded, held, truth)]
+        elif len(grid) > 1 and (splits := stratified_folds(encoded, self.seed or 0)):
             self.search_ = "k-fold"
-            correct = np.zeros(len(grid))
-            for reduced, fit, Z, held in self._folds(X, splits, folds):
-                own = _Path(reduced.Z, encoded[fit], len(self.classes_))
-                correct += _correct(own.solve(grid, ON_THE_WAY, self.max_iter), Z, encoded[held])
-            self.cv_scores_ = correct / len(y)
-        if self.search_ != "fixed":
-            self.C_ = float(grid[np.argmax(self.cv_scores_)])
-        up_to = grid[grid <= self.C_] if self.search_ != "fixed" else np.array([self.C_])
-        *_, (self._weights, self.intercept_) = path.solve(
-            up_to, self.tol, self.max_iter, solved[: len(up_to)]
-        )
+            parts = self._folds(X, encoded, splits, folds)
+        if parts:
+            self.cv_scores_ = self._accuracies(parts, grid)
+            index = int(np.argmax(self.cv_scores_))
+            self.C_ = float(grid[index])
+        if validation is not None:
+            X, encoded = self._with_validation(X, held, both), np.append(encoded, truth)
+        self._reduced = _Reduced(X, self.standardize, self.precomputed)
+        path = LogisticPath(self._reduced.Z[None], encoded[None], len(self.classes_))
+        leading = [] if index is None else grid[:index][::-STRIDE][::-1].tolist()
+        few = self._reduced.Z.size * len(self.classes_) < SMALL
+        with threadpool_limits(1 if few else None, user_api="blas"):
+            for C in leading:
+                path.solve(C, max(self.tol, ON_THE_WAY), self.max_iter)
+            weights = path.solve(self.C_, self.tol, self.max_iter, final=True).weights[0]
+        self._weights, self.intercept_ = weights[:-1], weights[-1]
         self.n_iter_ = path.steps
+        self._warn(path.unconverged)
         return self
+
+    def _check_validation(self, X: Any, y: Any) -> tuple[NDArray[Any], Rows]:
+        """Return samples (M, ...), and their classes as numbers (M,)."""
+        X, y = validate_data(self, X, y, dtype=[np.float32, np.float64], reset=False)
+        if not np.isin(y, self.classes_).all():
+            raise ValueError("expected classes of validation among those of y, found others")
+        return X, np.searchsorted(self.classes_, y)
+
+    def _with_validation(self, X: NDArray[Any], held: NDArray[Any], both: Any) -> NDArray[Any]:
+        """Return all samples that the head is fitted on at last."""
+        if not self.precomputed:
+            return np.concatenate([X, held])
+        size = len(X) + len(held)
+        if np.shape(both) != (size, size):
+            raise ValueError(
+                f"both: expected inner products ({size}, {size}) of the training and validation samples, "
+                f"found {'none' if both is None else np.shape(both)}"
+            )
+        self.n_features_in_ = size
+        return np.asarray(both)
+
+    def _part(self, X: NDArray[Any], y: Rows, held: NDArray[Any], truth: Rows) -> _Part:
+        """Reduce samples to fit on, and project those held back."""
+        reduced = _Reduced(X, self.standardize, self.precomputed)
+        return _Part(reduced.Z, y, reduced.project(held), truth)
 
     def _folds(
         self,
         X: NDArray[Any],
+        y: Rows,
         splits: Sequence[tuple[Rows, Rows]],
         folds: Sequence[Fold] | None,
-    ) -> Iterator[tuple[_Reduced, Rows, Matrix, Rows]]:
-        """Yield each fold's reduced samples, their numbers, those held back, projected, and their numbers."""
+    ) -> list[Callable[[], _Part]]:
+        """Return what makes each fold."""
         if self.precomputed and folds is None:
             folds = [Fold(fit, held, X[:, fit]) for fit, held in splits]
         if folds is not None:
-            for fit, held, inner in folds:
-                reduced = _Reduced(inner[fit], False, True)
-                yield reduced, fit, reduced.project(inner[held]), held
+            return [
+                partial(self._part, of.inner[of.fit], y[of.fit], of.inner[of.held], y[of.held])
+                for of in folds
+            ]
+        return [partial(self._part, X[fit], y[fit], X[held], y[held]) for fit, held in splits]
+
+    def _accuracies(
+        self, parts: Sequence[Callable[[], _Part]], grid: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Return the accuracy at each C among all that is held back; parts are solved beside each other."""
+        tol = max(self.tol, ON_THE_WAY)
+
+        def count(make: Callable[[], _Part]) -> tuple[NDArray[np.intp], int, list[float]]:
+            part = make()
+            path = LogisticPath(part.Z[None], part.y[None], len(self.classes_))
+            right = []
+            for C in grid:
+                weights = path.solve(C, tol, self.max_iter).weights[0]
+                predicted = (part.held @ weights[:-1] + weights[-1]).argmax(axis=1)
+                right.append(np.sum(predicted == part.truth))
+            return np.array(right), len(part.truth), path.unconverged
+
+        if len(parts) == 1:
+            counted = [count(parts[0])]
         else:
-            for fit, held in splits:
-                reduced = _Reduced(X[fit], self.standardize, False)
-                yield reduced, fit, reduced.project(X[held]), held
+            with one_thread_each() as workers:
+                counted = list(workers.map(count, parts))
+        self._warn([C for *_, missed in counted for C in missed])
+        right = np.sum([number for number, *_ in counted], axis=0)
+        return np.asarray(right / sum(size for _, size, _ in counted))
+
+    def _warn(self, unconverged: Sequence[float]) -> None:
+        for C in unconverged:
+            warnings.warn(
+                f"no convergence in {self.max_iter} Newton steps at C = {C:g}; raise max_iter or tol",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
 
     def class_scores(self, X: Any) -> Matrix:
         """Return logits (N, K), columns in the order of `classes_`."""
@@ -483,143 +554,13 @@ class _Reduced:
         return np.asarray((X - mean) / scale)
 
 
-def _correct(path: Sequence[tuple[Matrix, Matrix]], Z: Matrix, truth: Rows) -> Matrix:
-    """Count what solutions get right among samples Z (M, r) of classes (M,)."""
-    return np.array([((Z @ W + b).argmax(axis=1) == truth).sum() for W, b in path], dtype=float)
+class _Part(NamedTuple):
+    """Samples Z (N, r) of classes y (N,) to fit on, and those held back (M, r) with their classes (M,)."""
 
-
-class _Path:
-    """The optima of a problem, samples Z (N, r) of classes y (N,), k in all, from C to C."""
-
-    def __init__(self, Z: Matrix, y: Rows, k: int) -> None:
-        self.Z, self.y, self.k = Z, y, k
-        self.steps = 0
-
-    def solve(
-        self,
-        grid: NDArray[np.float64],
-        tol: float,
-        max_iter: int,
-        near: Sequence[tuple[Matrix, Matrix]] = (),
-    ) -> list[tuple[Matrix, Matrix]]:
-        """Solve for each C of an ascending grid: [(weights (r, k), intercept (k,))].
-
-        With solutions of the grid `near` at hand, the last alone is solved anew, from there.
-
-        Newton's method (its step by preconditioned conjugate gradients, halved until the objective falls),
-        started from the line through the last two solutions. Works on the objective divided by C * N.
-        `tol` holds for the last C. Of large problems the Hessian is applied in float32, all else is float64.
-        """
-        y, k = self.y, self.k
-        n, r = self.Z.shape
-        A = np.column_stack([self.Z, np.ones(n)])
-        At = np.ascontiguousarray(A.T)
-        small = A.size * k < SMALL
-        precision = np.float64 if small else np.float32
-        hessian = A.astype(precision), At.astype(precision)
-        energy = (A**2).mean(axis=0)[:, None]
-        samples = np.arange(n)
-
-        def value(W: Matrix, logits: Matrix) -> tuple[float, Matrix]:
-            shifted = logits - logits.max(axis=1, keepdims=True)
-            P = np.exp(shifted)
-            total = P.sum(axis=1, keepdims=True)
-            loss = np.log(total).mean() - shifted[samples, y].mean()
-            P /= total
-            return float(loss + 0.5 * (penalty * W**2).sum()), P
-
-        W = last_W = np.vstack(near[-1]) if near else np.zeros((r + 1, k))
-        logits = last_logits = A @ W
-        solutions = list(near[:-1])
-        with threadpool_limits(1 if small else None):  # small products are slower on two threads
-            for C in grid[len(solutions) :]:
-                last = grid[-1] == C
-                goal, forcing = (tol, FINAL_FORCING) if last else (max(tol, ON_THE_WAY), FORCING)
-                # Of two classes scikit-learn penalises w = W_1 - W_0 alone, ||w||^2 = 2 ||W||^2.
-                strength = 1 / (C * n) if k > 2 else 2 / (C * n)
-                penalty = np.append(np.full(r, strength), 0.0)[:, None]
-                objective, P = value(W, logits)
-                ahead = 2 * W - last_W, 2 * logits - last_logits
-                last_W, last_logits = W, logits
-                guess, guess_P = value(*ahead)
-                if guess < objective:
-                    (W, logits), objective, P = ahead, guess, guess_P
-                converged = False
-                for _ in range(max_iter):
-                    self.steps += 1
-                    error = P.copy()
-                    error[samples, y] -= 1
-                    gradient = At @ error / n + penalty * W
-                    # The columns of Z are orthogonal, so this is nearly the Hessian's diagonal.
-                    diagonal = energy * (P * (1 - P)).mean() + penalty + 1e-12
-                    step = _newton_step(*hessian, P, penalty, gradient, diagonal, forcing)
-                    slope, along = float((gradient * step).sum()), A @ step
-                    size = 1.0
-                    while True:
-                        moved = W + size * step, logits + size * along
-                        new, new_P = value(*moved)
-                        if new <= objective + 1e-4 * size * slope or size < 1e-8:
-                            break
-                        size /= 2
-                    converged = abs(slope) / 2 <= goal * objective
-                    if not new <= objective:  # rounding hides any way down
-                        break
-                    (W, logits), objective, P = moved, new, new_P
-                    if converged:
-                        break
-                if not converged:
-                    warnings.warn(
-                        f"no convergence in {max_iter} Newton steps at C = {C:g}; raise max_iter or tol",
-                        ConvergenceWarning,
-                        stacklevel=4,
-                    )
-                solutions.append((W[:-1], W[-1]))
-        return solutions
-
-
-def _newton_step(
-    A: NDArray[Any],
-    At: NDArray[Any],
-    P: Matrix,
-    penalty: Matrix,
-    gradient: Matrix,
-    diagonal: Matrix,
-    forcing: float,
-) -> Matrix:
-    """Solve Hessian @ step = -gradient to the precision that a Newton step is worth."""
-    samples, top = np.arange(len(A)), P.argmax(axis=1)
-    scale = np.abs(gradient).max() or 1.0
-    p, decay, scaling = (x.astype(A.dtype) for x in (P, penalty, diagonal))
-    residual = (-gradient / scale).astype(A.dtype)
-    residual[-1] -= residual[-1].mean()  # one number added to all intercepts changes nothing
-    step = np.zeros_like(residual)
-    z = residual / scaling
-    direction = z.copy()
-    energy = first = np.vdot(residual, z)
-    if not first:  # at the minimum already
-        return np.zeros_like(gradient)
-    for _ in range(MOST_PRODUCTS):
-        V = A @ direction
-        V -= V[samples, top][:, None]  # else p * (V - pV) cancels where a class is nearly certain
-        V -= np.einsum("nk,nk->n", p, V)[:, None]
-        V *= p
-        curved = At @ V
-        curved /= len(A)
-        curved += decay * direction
-        curved[-1] -= curved[-1].mean()
-        curvature = np.vdot(direction, curved)
-        if not curvature > 0:  # what is left is rounding
-            break
-        size = energy / curvature
-        step += size * direction
-        residual -= size * curved
-        np.divide(residual, scaling, out=z)
-        previous, energy = energy, np.vdot(residual, z)
-        if energy <= forcing**2 * first:
-            break
-        direction *= energy / previous
-        direction += z
-    return step.astype(np.float64) * scale
+    Z: Matrix
+    y: Rows
+    held: Matrix
+    truth: Rows
 
 
 def _softmax(logits: Matrix) -> Matrix:

@@ -7,6 +7,9 @@ the largest is rounding, and is left out: wherever the package speaks of a rank,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,11 +17,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh, lapack, solve_triangular
+from threadpoolctl import threadpool_info, threadpool_limits
 
 TOLERANCE = 1e-12  # of the largest eigenvalue, which is 1e-6 of the largest deviation
 AT_ONCE = 4096  # samples, so that their copies in float64 stay small
 
 Matrix = NDArray[np.float64]
+
+
+@contextmanager
+def one_thread_each() -> Iterator[ThreadPoolExecutor]:
+    """Work on several matrices of a few hundred rows beside each other, each by a single thread.
+
+    Products and decompositions of that size are up to four times slower on two threads than on one. There
+    are as many workers as the linear algebra would take threads.
+    """
+    threads = max([1, *(pool["num_threads"] for pool in threadpool_info())])
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as workers:
+        yield workers
 
 
 @dataclass(frozen=True)

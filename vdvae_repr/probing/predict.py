@@ -32,11 +32,6 @@ class ClassScores:
     scaling: Scaling | None
     training_score: float | None
 
-    @property
-    def standardised(self) -> bool:
-        """Whether each feature was given deviation 1."""
-        return self.scaling == "standardised"
-
     def predicted(self) -> NDArray[Any]:
         """Return the class of the highest score of each image (M,), the first of equals."""
         return np.asarray(self.classes[self.scores.argmax(axis=1)])
@@ -49,11 +44,6 @@ class Numbers:
     values: NDArray[np.float64]
     scaling: Scaling | None
     training_score: float | None
-
-    @property
-    def standardised(self) -> bool:
-        """Whether each feature was given deviation 1."""
-        return self.scaling == "standardised"
 
 
 @dataclass(frozen=True)
@@ -130,17 +120,24 @@ def _fit(
     else:  # then Gram matrices say all, and are smaller
         splits = estimator.choosing_folds(y) if validation is None else []
         subsets = [train, *(train[fit] for fit, _ in splits)]
+        if validation is not None and estimator.refits:
+            subsets.append(np.append(train, validation[0]))
         grams = work.grams(features, [(rows, of.scaling) for of in tried for rows in subsets])
         fits = []
         for number, of in enumerate(tried):
             whole, *parts = grams[number * len(subsets) : (number + 1) * len(subsets)]
             folds = [
                 Fold(fit, out, gram.inner[train])
-                for (fit, out), gram in zip(splits, parts, strict=True)
+                for (fit, out), gram in zip(splits, parts, strict=False)
             ]
             X = of.set_params(precomputed=True).kernel(whole)
             held = None if validation is None else (X[validation[0]], validation[1])
-            fits.append(_Fitted(of, X, of.fit_judged(X[train], y, held, folds or None)))
+            if held is not None and of.refits:
+                both = of.kernel(parts[0])
+                judged = of.fit_judged(X[train], y, held, both=both[parts[0].rows])
+                fits.append(_Fitted(of, both, judged))
+            else:
+                fits.append(_Fitted(of, X, of.fit_judged(X[train], y, held, folds or None)))
     if len(fits) == 1:
         return fits[0]
     if validation is None:  # then they are judged by the samples left out already

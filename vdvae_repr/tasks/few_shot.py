@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from vdvae_repr.data.table import read_table
 from vdvae_repr.errors import DataError, TaskError
+from vdvae_repr.heads.episodes import SCORES, EpisodeProducts
 from vdvae_repr.heads.few_shot import HEADS
-from vdvae_repr.heads.spectrum import Spectrum
+from vdvae_repr.heads.spectrum import Spectrum, one_thread_each
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing import controls
-from vdvae_repr.probing.features import Columns, Features, hash_arrays
+from vdvae_repr.probing.features import Columns, Features, Workspace, hash_arrays
 from vdvae_repr.probing.head import Head
 from vdvae_repr.probing.statistics import Figure, Items, Units
 from vdvae_repr.probing.task import (
@@ -34,6 +35,8 @@ from vdvae_repr.probing.task import (
 
 SIDES = ("base", "val", "novel")
 QUERIES = 15  # a way, unless classes are small
+BATCH_BYTES = 2**28  # of inner products of the episodes that are scored at once
+BLOCK = 2048  # columns
 OUTSIDE = 500  # images that PCA is fitted on, drawn among the classes outside an episode
 Rows = NDArray[np.intp]
 
@@ -162,6 +165,7 @@ class Episodes(Problem):
         asked = np.concatenate([episode.query for episode in self.episodes])
         self._images, self._image = np.unique(asked, return_inverse=True)
         self._classes: Units | None = None
+        self._kept: tuple[Features | None, dict[int, EpisodeProducts]] = None, {}
 
     def counted(self) -> str:
         """Return what the episodes are of."""
@@ -178,21 +182,26 @@ class Episodes(Problem):
         """PCA of the base classes' images; without them, of images outside each episode's classes, if any."""
         if len(self.base):
             return controls.pca(X, self.base, dims)
-        largest, parts = min(OUTSIDE - 1, X.shape[1]), []
-        X = X.astype(np.float64)
-        gram = X @ X.T
-        rng = np.random.default_rng(0)
-        labels = self.targets
-        for episode in self.episodes:
-            outside = np.flatnonzero(~np.isin(labels, episode.classes) & (labels >= 0))
-            if len(outside) < len(episode.support):
-                outside = episode.support
-            elif len(outside) > OUTSIDE:
-                outside = np.sort(rng.choice(outside, OUTSIDE, replace=False))
-            items = np.concatenate([episode.support, episode.query])
-            parts.append(_gram_pca(gram, outside, items))
-            largest = min(largest, parts[-1].shape[1])
-        stacked = np.stack([part[:, :largest] for part in parts]).astype(np.float32)
+        gram, rng, labels = _gram(X), np.random.default_rng(0), self.targets
+
+        def outside(episode: _Episode) -> Rows:
+            rows = np.flatnonzero(~np.isin(labels, episode.classes) & (labels >= 0))
+            if len(rows) < len(episode.support):
+                return episode.support
+            if len(rows) <= OUTSIDE:
+                return rows
+            return np.sort(rng.choice(rows, OUTSIDE, replace=False))
+
+        drawn = [outside(episode) for episode in self.episodes]
+
+        def components(fit: Rows, episode: _Episode) -> NDArray[np.float32]:
+            items = np.append(episode.support, episode.query)
+            return _gram_pca(gram, fit, items).astype(np.float32)
+
+        with one_thread_each() as workers:
+            parts = list(workers.map(components, drawn, self.episodes))
+        largest = min([OUTSIDE - 1, X.shape[1], *(part.shape[1] for part in parts)])
+        stacked = np.stack([part[:, :largest] for part in parts])
         sizes = controls.pca_sizes(dims, largest)
         return [EpisodeComponents.of(stacked[:, :, :size]) for size in sizes]
 
@@ -201,13 +210,16 @@ class Episodes(Problem):
     ) -> Scored:
         """Fit and test a head on each episode; the outcome is whether each query is told."""
         rng = np.random.default_rng(seed) if shuffled else None
-        if isinstance(features, EpisodeComponents):
-            return Scored(features, self._told(head, features.stacked, self.episodes, rng, seed))
-        X = self.read(head, features)
+        if (name := _name_of(head)) is not None:
+            told = partial(self._told_at_once, name, features)
+        elif isinstance(features, EpisodeComponents):
+            told = partial(self._told, head, features.stacked, seed)
+        else:
+            told = partial(self._told, head, self.read(head, features), seed)
         training = None
-        if self.training:
-            training = float(np.mean(self._told(head, X, self.training, None, seed)))
-        return Scored(features, self._told(head, X, self.episodes, rng, seed), training)
+        if self.training and not isinstance(features, EpisodeComponents):
+            training = float(np.mean(told(self.training)))
+        return Scored(features, told(self.episodes, rng), training)
 
     def permutations(self, head: Head) -> int:
         """Return one: each episode permutes its own labels."""
@@ -238,9 +250,9 @@ class Episodes(Problem):
         self,
         head: Head,
         X: NDArray[Any],
-        episodes: Sequence[_Episode],
-        rng: np.random.Generator | None,
         seed: int,
+        episodes: Sequence[_Episode],
+        rng: np.random.Generator | None = None,
     ) -> NDArray[np.bool_]:
         """Return whether each query is told, (E, ways, queries); with rng, under permuted support labels."""
         y, truth = (np.repeat(np.arange(self.ways), n) for n in (self.shots, self.queries))
@@ -261,6 +273,79 @@ class Episodes(Problem):
             told[number] = right.reshape(told.shape[1:])
         return told
 
+    def _told_at_once(
+        self,
+        name: str,
+        features: Features,
+        episodes: Sequence[_Episode],
+        rng: np.random.Generator | None = None,
+    ) -> NDArray[np.bool_]:
+        """Return what `_told` does, under a head of the package's, by the inner products of each episode."""
+        y = np.repeat(np.arange(self.ways), self.shots)
+        labels = np.stack([y if rng is None else rng.permutation(y) for _ in episodes])
+        images = self.ways * (self.shots + self.queries)
+        size = max(1, BATCH_BYTES // (8 * images * len(y)))
+        told = []
+        for start in range(0, len(episodes), size):
+            batch = slice(start, start + size)
+            products = self._products(features, episodes, batch)
+            if name == "simpleshot-cl2n":
+                products = self._centred(features, products, episodes[batch])
+            scores = SCORES[name](products, labels[batch], self.ways)
+            chosen = scores.argmax(axis=2).reshape(len(scores), self.ways, self.queries)
+            told.append(chosen == np.arange(self.ways)[:, None])
+        return np.concatenate(told)
+
+    def _products(
+        self, features: Features, episodes: Sequence[_Episode], batch: slice
+    ) -> EpisodeProducts:
+        """Return the inner products of some episodes; those of the last features are kept, but of many."""
+        if self._kept[0] is not features:
+            self._kept = features, {}
+        kept, whole = self._kept[1], len(episodes[batch]) == len(episodes)
+        if whole and id(episodes) in kept:
+            return kept[id(episodes)]
+        items = np.stack([np.append(of.support, of.query) for of in episodes[batch]])
+        products = _images_of(self.work, features).products(items, self.ways * self.shots, batch)
+        if whole:
+            kept[id(episodes)] = products
+        return products
+
+    def _centred(
+        self, features: Features, products: EpisodeProducts, episodes: Sequence[_Episode]
+    ) -> EpisodeProducts:
+        """Centre on the mean of the base classes, or of what is outside each episode; else of its support."""
+        if isinstance(features, EpisodeComponents):  # they are already
+            return products
+        weights, few = self._outside_of(episodes)
+        items = np.stack([np.append(of.support, of.query) for of in episodes])
+        images = _images_of(self.work, features)
+        with_mean, mean_square = images.with_means(self._members, weights, items)
+        return products.centred(
+            np.where(few[:, None], products.inner.mean(axis=2), with_mean),
+            np.where(few, products.support.mean(axis=(1, 2)), mean_square),
+        )
+
+    @cached_property
+    def _members(self) -> NDArray[np.float64]:
+        """Which images base statistics are sums of: (N, 1) the base classes', or (N, K) each class's."""
+        if len(self.base):
+            return np.isin(np.arange(len(self.targets)), self.base)[:, None].astype(np.float64)
+        classes = np.unique(self.targets[self.targets >= 0])
+        return (self.targets[:, None] == classes).astype(np.float64)
+
+    def _outside_of(
+        self, episodes: Sequence[_Episode]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Return what each sum counts in an episode's mean (E, K), and where too few images are outside."""
+        sizes = self._members.sum(axis=0)
+        if len(self.base):
+            return np.full((len(episodes), 1), 1 / sizes[0]), np.zeros(len(episodes), bool)
+        classes = np.unique(self.targets[self.targets >= 0])
+        outside = np.stack([~np.isin(classes, episode.classes) for episode in episodes])
+        counts = outside @ sizes
+        return outside / np.maximum(counts, 1)[:, None], counts < self.ways * self.shots
+
 
 @dataclass(frozen=True, eq=False)
 class EpisodeComponents(Features):
@@ -274,6 +359,68 @@ class EpisodeComponents(Features):
         digest = cache(lambda: hash_arrays(stacked))
         columns = Columns("pca", 0, stacked.shape[2], lambda: iter([stacked]), digest)
         return cls("pca", None, (columns,), standardise=False, stacked=stacked)
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Images by their features X (N, D), or by those of each episode's images by themselves (E, I, D)."""
+
+    X: NDArray[Any]
+
+    def products(self, items: Rows, support: int, batch: slice) -> EpisodeProducts:
+        """Return those of the images (E, I) of some episodes, the first of which are the support."""
+        A = (self.X[batch] if self.X.ndim == 3 else self.X[items]).astype(np.float64)
+        return EpisodeProducts(A @ A[:, :support].transpose(0, 2, 1), (A**2).sum(axis=2))
+
+    def with_means(
+        self, members: NDArray[np.float64], weights: NDArray[np.float64], items: Rows
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return products of images with each episode's mean (E, I), and of that with itself (E,).
+
+        Args:
+            members: which images are in which sum, (N, K).
+            weights: of the sums in each episode's mean, (E, K).
+            items: the images (E, I) of the episodes.
+        """
+        by_sum, sums = self._with_sums(members)
+        with_mean = (by_sum[items] @ weights[:, :, None])[..., 0]
+        return with_mean, ((weights @ sums) * weights).sum(axis=1)
+
+    def _with_sums(
+        self, members: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return products of images with sums of them (N, K), and of the sums with each other (K, K)."""
+        total = members.T @ self.X
+        return self.X @ total.T, total @ total.T
+
+
+@dataclass(frozen=True)
+class _ImagesByProducts(_Images):
+    """Images by their inner products with each other, (N, N)."""
+
+    def products(self, items: Rows, support: int, batch: slice) -> EpisodeProducts:
+        inner = self.X[items[:, :, None], items[:, None, :support]]
+        return EpisodeProducts(inner, self.X[items, items])
+
+    def _with_sums(
+        self, members: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        by_sum = self.X @ members
+        return by_sum, members.T @ by_sum
+
+
+def _images_of(work: Workspace, features: Features) -> _Images:
+    if isinstance(features, EpisodeComponents):
+        return _Images(features.stacked)
+    if features.dims > len(work.ids):
+        (gram,) = work.grams(features, [(np.arange(len(work.ids)), "raw")])
+        return _ImagesByProducts(gram.inner)
+    return _Images(work.matrix(features))
+
+
+def _name_of(head: Head) -> str | None:
+    """Return the name of a head of the package's that scores all episodes at once."""
+    return next((name for name in SCORES if HEADS[name] is head.estimator), None)
 
 
 class _Outside:
@@ -323,6 +470,15 @@ def _draw(
         query = np.concatenate([rows[shots:] for rows in drawn])
         episodes.append(_Episode(chosen, support, query))
     return episodes
+
+
+def _gram(X: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the inner products (N, N) of X (N, D)."""
+    products = np.zeros((len(X), len(X)))
+    for start in range(0, X.shape[1], BLOCK):
+        block = X[:, start : start + BLOCK].astype(np.float64)
+        products += block @ block.T  # which NumPy takes as symmetric
+    return products
 
 
 def _gram_pca(gram: NDArray[np.float64], fit: Rows, items: Rows) -> NDArray[np.float64]:
