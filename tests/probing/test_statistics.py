@@ -188,7 +188,7 @@ def test_equals_are_told_apart_in_6_percent_at_most(units, kind):
 @pytest.mark.parametrize("n", [20, 60, 100])
 @pytest.mark.parametrize("each", [1, 2])
 def test_intervals_of_whole_units_hold_the_truth_in_92_percent_at_least(each, n, p):
-    """Of all numbers of units that can be right, by their probability: as items by themselves, or in pairs."""
+    """Of all numbers of units that can be right, each by its probability: single items, or pairs."""
     units, held = np.repeat(np.arange(n), each), 0.0
     for right in range(n + 1):
         figure = figure_of(np.repeat(np.arange(n) < right, each), units)

@@ -393,7 +393,7 @@ def test_a_model_that_is_random_has_other_twins(tiny, tmp_path, people):
 
 
 def test_random_init_is_the_mean_of_three(store):
-    """Its value is that of three stores of its own, seed by seed; so is shuffled-labels of 20 permutations."""
+    """Its value is that of three stores of its own, seed by seed; shuffled-labels has 20 permutations."""
     controls = ("random-init", "shuffled-labels")
     rows = vr.probe(store, "face_id", heads=["ridge"], controls=controls, cache=None, seed=4).rows
     value = {r.model: r.value for r in rows if r.metric == "rank1"}
