@@ -126,7 +126,7 @@ class Split:
     text: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scored:
     """Features under a head: what training data say of them, and what the problem's figures are made of.
 
