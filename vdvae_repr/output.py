@@ -47,7 +47,7 @@ RESULTS_BEFORE = (
 )
 EARLIER = (RESULTS_BEFORE, f"{RESULTS_BEFORE},controls_left_out")  # of versions before this one
 NOISE = "head,n_train,layer,pool,dims,draws,metric,mean,one_z,mean_of_z,p_one_z,p_mean_of_z"
-RATE_ACCURACY = "nats,head,feature,pool,layer,dims,metric,value,ci_low,ci_high"
+RATE_ACCURACY = "nats,head,feature,pool,layer,dims,metric,at,value,ci_low,ci_high"
 FORMULA = (
     "=",
     "+",

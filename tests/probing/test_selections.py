@@ -26,7 +26,8 @@ def store(tiny, tmp_path_factory, people):
 
 @pytest.fixture(scope="module")
 def found(store):
-    atlas = vr.probe(store, "face_id", selections=ATLAS)
+    heads = ["nearest-neighbor", "ridge", "linear-lbfgs"]
+    atlas = vr.probe(store, "face_id", selections=ATLAS, heads=heads)
     lines = atlas.notes
     assert not any("no pruning" in line for line in lines)
     return atlas
@@ -35,7 +36,10 @@ def found(store):
 def test_sums_of_gram_matrices_are_features_side_by_side(store, found):
     cumulative = [f"0:{k}" for k in range(2, 6)]
     without = ["4x4,8x8,16x16", "1x1,8x8,16x16", "1x1,4x4,16x16", "1x1,4x4,8x8"]
-    joint = vr.probe(store, "face_id", layers=cumulative + without, selections="joint").rows
+    heads = ["nearest-neighbor", "ridge", "linear-lbfgs"]
+    joint = vr.probe(
+        store, "face_id", layers=cumulative + without, selections="joint", heads=heads
+    ).rows
     value = {(r.head, r.layer, r.metric): r.value for r in found.rows if r.model in ("tiny",)}
     ours = [r for r in joint if r.model == "tiny"]
     assert len(ours) == 8 * 3 * 2
@@ -179,12 +183,12 @@ def test_open_set_rates_match_a_loop(store):
     expected = np.mean(
         [right and s > threshold for right, s in zip(own[known], best[known], strict=True)]
     )
-    (figure,) = problem.figures("dir@far=0.9", [scored], 0)
+    (figure,) = problem.figures("dir@0.9", [[scored]], 0)
     assert figure.value == pytest.approx(expected)
     assert figure.low <= figure.value <= figure.high
     assert problem.num_known == 3
     rows = vr.probe(store, vr.FaceId(protocol="open-set", far=[0.9]), layers="8x8").rows
-    assert {(row.protocol, row.metric) for row in rows} == {("open-set", "dir@far=0.9")}
+    assert {(row.protocol, row.metric, row.at) for row in rows} == {("open-set", "dir", 0.9)}
     with pytest.raises(vr.TaskError, match=r"dir@far=0\.01: expected at least 10 impostors"):
         vr.probe(store, vr.FaceId(protocol="open-set", far=[0.01]))
     with pytest.raises(vr.TaskError, match="far is an option of face_id's protocol open-set"):
@@ -195,7 +199,7 @@ def test_factors_are_scikit_learns_ridge_on_other_people(store):
     problem = vr.Factors().bind(store)
     assert not set(store.labels[problem.split.train]) & set(store.labels[problem.split.test])
     scored = problem.score(problem.heads["ridge:bright"], _features(store, "1x1.0"), 0)
-    (figure,) = problem.figures("r2", [scored], 0)
+    (figure,) = problem.figures("r2", [[scored]], 0)
     X, _, _ = store.matrix("1x1.0")
     A = StandardScaler().fit(X[problem.split.train]).transform(X)
     y = store.factors["bright"]

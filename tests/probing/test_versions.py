@@ -43,7 +43,7 @@ DIGESTS = {
     "factors ridge:run": ([2, 1, 1], "bb9a99b27100"),
     "factors ridge:size": ([2, 1, 1], "d5bf49b6011b"),
 }
-CONTROLS = (1, "a670a1e4b792")
+CONTROLS = (2, "a670a1e4b792")
 
 
 @pytest.fixture(scope="module")

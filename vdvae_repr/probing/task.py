@@ -126,7 +126,7 @@ class Split:
     text: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scored:
     """Features under a head: what training data say of them, and what the problem's figures are made of.
 
@@ -317,7 +317,7 @@ class Problem:
         """
         items = [self.items(metric, item) for item in scored]
         if draws is None:
-            return np.array([[item.adds.sum() for item in items]])
+            return np.round([[item.adds.sum() for item in items]], 12)  # 0.875, not 0.8749...
         return weighted(items, units, draws)
 
     def figures(self, metric: str, scored: Sequence[Sequence[Scored]], seed: int) -> list[Figure]:
