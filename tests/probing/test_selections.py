@@ -11,6 +11,7 @@ from vdvae_repr.data.source import Source
 from vdvae_repr.heads.linear import ALPHAS
 from vdvae_repr.latents import base as store_module
 from vdvae_repr.latents.store import JoinedStore
+from vdvae_repr.model.layers import select_layers
 from vdvae_repr.probing.similarity import debiased_cka, u_centred
 from vdvae_repr.results import layer_by_factor
 from vdvae_repr.tasks.identification import Identification
@@ -279,3 +280,30 @@ def _features(store, layer):
 
     (spec,) = [spec for spec in store.layers if spec.name == layer]
     return Features("tiny", layer, (Columns.of_layer(store, spec, "mean", None),), "mean")
+
+
+def test_layers_together_are_named_by_exactly_what_is_in_them(tiny, people, tmp_path):
+    """Of a store of 8x8 alone: not `0:4`, which would be four layers; and the nats are those of the two."""
+    store = vr.extract(tiny, people(8), tmp_path / "s.h5", layers="8x8", features=["mean", "kl"])
+    how = {"heads": ["ridge"], "controls": (), "cache": None}
+    report = vr.probe(store, "face_id", **how)
+    rows = {row.layer: row for row in report.rows if row.metric == "rank1"}
+    assert {name: row.selection for name, row in rows.items()} == {
+        "8x8.0": "single", "8x8.1": "single", "2:4": "cumulative",
+    }  # fmt: skip
+    assert rows["2:4"].dims == rows["8x8.0"].dims + rows["8x8.1"].dims
+    (same, _) = vr.probe(store, "face_id", layers="2:4", selections="joint", **how).rows
+    assert (same.value, same.dims) == (rows["2:4"].value, rows["2:4"].dims)
+    assert report.nats == pytest.approx(
+        {"8x8.0": store.kl[:, 2].mean(), "2:4": store.kl[:, 2:4].sum(axis=1).mean()}, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("layers", [["1x1", "8x8"], ["4x4", "8x8.1", "16x16"]])
+def test_the_name_of_layers_together_selects_them(store, layers):
+    rows = vr.probe(
+        store, "face_id", layers=layers, heads=["ridge"], controls=(), cache=None,
+        selections=("cumulative", "without"),
+    ).rows  # fmt: skip
+    for row in rows:
+        assert row.dims == sum(spec.num_dims for spec in select_layers(store.layers, row.layer))

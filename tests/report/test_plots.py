@@ -368,3 +368,13 @@ def test_any_name_is_drawn_as_text(name):
 def test_a_dollar_and_letters_of_a_font_stay():
     assert vr.plot.drawable("caf\u00e9 \u03b2") == "caf\u00e9 \u03b2"
     assert Text(0, 0, vr.plot.drawable("$5")).get_text() == r"\$5"
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "a\nb", "light (left)", "x" * 300])
+def test_pictures_of_factors_have_names_that_a_file_may_have(name, tmp_path):
+    from vdvae_repr.report.pictures import _file_name
+
+    made = _file_name("rate_accuracy", f"ridge:{name}", "mean")
+    (tmp_path / f"{made}.png").touch()
+    assert [path.name for path in tmp_path.iterdir()] == [f"{made}.png"]
+    assert made != _file_name("rate_accuracy", f"ridge:{name}_", "mean")

@@ -15,7 +15,7 @@ import vdvae_repr as vr
 from vdvae_repr.data.source import Source
 from vdvae_repr.heads.few_shot import HEADS
 from vdvae_repr.heads.linear import LogisticProbe
-from vdvae_repr.probing.controls import RandomTwin
+from vdvae_repr.probing.controls import RandomTwin, pca
 from vdvae_repr.probing.engine import Entry, _choose
 from vdvae_repr.probing.features import Columns, Features
 from vdvae_repr.probing.head import Head
@@ -464,3 +464,12 @@ def test_linear_head_predicts_what_scikit_learn_predicts(C):
     assert clear.mean() > 0.99
     ours = LogisticProbe(Cs=[C], tol=1e-8).fit(X, y)
     np.testing.assert_array_equal(ours.predict(new)[clear], values.argmax(axis=1)[clear])
+
+
+def test_pca_has_as_many_dimensions_as_pixels_have_rank():
+    """Of images that differ in three ways, three components, however many are asked for."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(40, 3)) @ rng.normal(size=(3, 50))
+    for features in pca(X, np.arange(30), [2, 16, 200]):
+        (block,) = features.columns[0].blocks()
+        assert features.dims == block.shape[1] <= 3
