@@ -37,7 +37,7 @@ from vdvae_repr.output import (
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
 NAMES = re.compile(r"(a|b|c)\.(csv|png)|results\.jsonl")
-OURS = "nats,head,feature,pool,layer,dims,metric,value,ci_low,ci_high\n"
+OURS = "nats,head,feature,pool,layer,dims,metric,at,value,ci_low,ci_high\n"
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_probe_replaces_its_own_results_and_leaves_other_files(store, tmp_path):
     assert command(*how[:-2], "--atlas", "--head", "nearest-neighbor") == (0, "")
     assert all(is_own(path) for path in out.iterdir() if path.name != "notes.txt")
     assert (out / "rate_accuracy.csv").is_file()
-    assert command(*how, "--layer", "1x1") == (0, "")
+    assert command(*how, "--layer", "1x1", "--selection", "single") == (0, "")
     assert not (out / "rate_accuracy.csv").exists()  # of other rows
     assert (out / "notes.txt").read_text() == "mine"
 

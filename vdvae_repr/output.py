@@ -45,9 +45,13 @@ RESULTS_BEFORE = (
     "task,protocol,head,model,weights_sha256,source,layer,feature,pool,standardised,dims,n_train,n_test,"
     "metric,value,ci_low,ci_high,se,std,chance,chosen,p_value,seed,transductive,seconds"
 )
-EARLIER = (RESULTS_BEFORE, f"{RESULTS_BEFORE},controls_left_out")  # of versions before this one
 NOISE = "head,n_train,layer,pool,dims,draws,metric,mean,one_z,mean_of_z,p_one_z,p_mean_of_z"
 RATE_ACCURACY = "nats,head,feature,pool,layer,dims,metric,at,value,ci_low,ci_high"
+EARLIER = (  # of versions before this one
+    RESULTS_BEFORE,
+    f"{RESULTS_BEFORE},controls_left_out",
+    RATE_ACCURACY.replace("at,", ""),
+)
 FORMULA = (
     "=",
     "+",
@@ -71,7 +75,7 @@ def is_own(path: Path) -> bool:
         with path.open(encoding="utf-8", newline="") as file:
             line = file.readline(HEADER_BYTES)
             if path.suffix == ".jsonl":
-                return ",".join(json.loads(line)) in (RESULTS, RESULTS_BEFORE)
+                return ",".join(json.loads(line)) in (RESULTS, *EARLIER)
             columns = next(csv.reader([line]))
             # Of these tables the other columns are names, and below them stand numbers.
             if columns and columns[0] in (*SIMILARITY, *FACTORS):

@@ -210,7 +210,8 @@ def test_images_that_lack_a_factor_are_left_out_and_counted(tiny, people, tmp_pa
     fewer = vr.probe(vr.extract(tiny, kept, tmp_path / "f.h5", layers="1x1"), "factors")
     assert {(row.head, row.metric) for row in report.rows} == {
         ("ridge:length", "r2"),
-        ("ridge:floor", "accuracy"),
+        ("ridge:length", "pearson"),
+        ("ridge:floor", "balanced_accuracy"),
     }
     assert [row.value for row in report.rows] == pytest.approx([row.value for row in fewer.rows])
     few = knowing(people(8), length=np.where(place < 12, place / 12, np.nan))

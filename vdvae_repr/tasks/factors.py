@@ -217,12 +217,13 @@ class FactorProblem(Problem):
         if metric != "pearson":
             return super().evaluate(metric, scored, units, draws)
         every = [np.ones((1, self.n_test))] if draws is None else map(units.of_items, draws)
-        return np.concatenate(
+        found = np.concatenate(
             [
                 np.stack([pearson(o.outcome[2], o.outcome[1], times) for o in scored], axis=1)
                 for times in every
             ]
         )
+        return np.nan_to_num(found) if draws is None else found
 
     def chance_of(self, metric: str, scored: Scored) -> float | None:
         """Return one of all categories; of numbers 0, what their mean is worth."""
@@ -333,11 +334,11 @@ def _numbers(values: NDArray[Any]) -> NDArray[np.float64] | None:
 def pearson(
     predicted: NDArray[np.float64], truth: NDArray[np.float64], times: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return Pearson's r of two (N,) where each item counts `times` (R, N); 0 where one does not vary."""
+    """Return Pearson's r of two (N,) where each item counts `times` (R, N); NaN where one does not vary."""
     x, y = (values - values.mean() for values in (predicted, truth))
     count = times.sum(axis=1)
     mean_x, mean_y, xx, yy, xy = (times @ v / count for v in (x, y, x * x, y * y, x * y))
     spread_x, spread_y = xx - mean_x**2, yy - mean_y**2
     varying = (spread_x > 1e-12 * x.var()) & (spread_y > 1e-12 * y.var())
     safe = np.where(varying, spread_x * spread_y, 1.0)
-    return np.where(varying, (xy - mean_x * mean_y) / np.sqrt(safe), 0.0)
+    return np.where(varying, (xy - mean_x * mean_y) / np.sqrt(safe), np.nan)
