@@ -36,7 +36,7 @@ from vdvae_repr.output import (
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
 NAMES = re.compile(r"(a|b|c)\.(csv|png)|results\.jsonl")
-OURS = "nats,head,feature,pool,layer,dims,metric,value,ci_low,ci_high\n"
+OURS = "nats,head,feature,pool,layer,dims,metric,at,value,ci_low,ci_high\n"
 
 
 @pytest.fixture

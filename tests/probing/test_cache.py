@@ -233,7 +233,8 @@ def test_a_task_that_draws_its_split_otherwise_is_scored_anew(store, tmp_path):
         for first in (4, 2):
 
             class Split(vr.Task):
-                name, version, number = "split", 1, first
+                name, version = "split", 1
+                number = first
 
                 def bind(self, store, seed=0):
                     train = np.arange(len(store)) % 8 < self.number
