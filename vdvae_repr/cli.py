@@ -386,7 +386,7 @@ def probe(
             layers=layer,
             features=feature,
             pools=[None if p == "none" else p for p in pool or ["none"]],
-            selections=ATLAS if atlas else selection or "single",
+            selections=ATLAS if atlas else selection or ("single", "cumulative"),
             heads=head,
             controls=results.CONTROLS if control is None else [c for c in control if c != "none"],
             beside=[vr.open(path) for path in beside or ()],

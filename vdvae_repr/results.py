@@ -242,11 +242,13 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
 
 
 def layer_by_factor(rows: Sequence[Result]) -> pd.DataFrame:
-    """Return a table of what each layer knows of each factor: R2, or accuracy of categories.
+    """Return a table of what each single layer knows of each factor: R2, or accuracy of categories.
 
+    Without single layers it is of layers together.
     Layers are called by model, feature and pooling too, where there are several.
     """
     own = [row for row in rows if row.task == "factors" and row.model not in CONTROLS]
+    own = [row for row in own if row.selection == "single"] or own
     heads = {row.head.partition(":")[0] for row in own}
     several = [
         name
