@@ -273,9 +273,9 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 
 def layer_by_factor(rows: Sequence[Result], metric: str) -> pd.DataFrame:
-    """Return a table of what each layer knows of each factor, by `r2`, `pearson` or `balanced_accuracy`.
+    """Return a table of what each single layer knows of each factor, by `r2`, `pearson` or `balanced_accuracy`.
 
-    Factors that have no such metric are not among its columns. Layers are called by model, feature and
+    Without single layers it is of layers together. Factors that have no such metric are not among its columns. Layers are called by model, feature and
     pooling too, where there are several.
 
     Raises:
@@ -283,6 +283,7 @@ def layer_by_factor(rows: Sequence[Result], metric: str) -> pd.DataFrame:
     """
     of_factors = [row for row in rows if row.task == "factors" and row.model not in CONTROLS]
     own = [row for row in of_factors if row.metric == metric]
+    own = [row for row in own if row.selection == "single"] or own
     if not own:
         known = ", ".join(dict.fromkeys(row.metric for row in of_factors)) or "no factors"
         raise TaskError(f"metric: expected one of the factors' rows, {known}; found {metric!r}")

@@ -291,6 +291,7 @@ def test_several_features_and_poolings_are_rows_of_one_choice(two):
         two[0],
         "face_id",
         layers="8x8",
+        selections="single",
         heads=["nearest-neighbor"],
         features=["mean", "delta"],
         pools=[None, "avg:2"],

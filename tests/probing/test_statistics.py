@@ -16,7 +16,7 @@ def figure_of(values, units, seed=0):
         Items.mean_of(column) for column in np.asarray(values, float).reshape(len(values), -1).T
     ]
     among = Units(np.asarray(units), seed)
-    found = np.array([item.adds.sum() for item in draws])
+    found = np.array([item.value for item in draws])
     resampled = statistics.weighted(draws, among, among.draws())
     binary = bool(np.isin(values, (0, 1)).all())
     left_out = np.zeros((0, len(draws)))

@@ -268,7 +268,7 @@ def test_dimensions_are_pruned_on_base_images(store, class_split):
 def p_is_scipys(problem, head, one, other, unit):
     """Check p of two outcomes against all permutations within units, by their summed differences."""
     a, b = (problem.items(problem.metrics[0], scored(x)) for x in (one, other))
-    gaps = np.array([(a.adds - b.adds)[unit == k].sum() for k in np.unique(unit)])
+    gaps = np.array([(a.adds - b.adds)[unit == k].sum() for k in np.unique(unit)]) / a.shares.sum()
     theirs = permutation_test(
         (gaps, np.zeros(len(gaps))), lambda x, y: np.sum(x - y), permutation_type="samples",
         n_resamples=np.inf,
@@ -336,7 +336,7 @@ def test_p_of_open_set_is_that_of_known_people_at_the_thresholds_found(store):
     threshold = np.sort(score[stranger])[::-1][int(0.6 * stranger.sum())]
     items = problem.items("dir@0.6", scored(np.stack([score, own])))
     expected = np.where(~stranger, own & (score > threshold), 0) / (~stranger).sum()
-    np.testing.assert_allclose(items.adds, expected)
+    np.testing.assert_allclose(items.adds / items.shares.sum(), expected)
     (figure,) = problem.figures("dir@0.6", [[scored(np.stack([score, own]))]], 0)
     assert figure.value == pytest.approx(expected.sum())
     found = problem.compare(

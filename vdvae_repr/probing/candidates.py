@@ -105,13 +105,13 @@ class Choice:
         """Return what is scored of a store beside another: the same, where the other can have it.
 
         Layers of another kind of network are scored singly, all of them; so are those of any store where
-        layers are put together by a rule, as cumulatively.
+        some are left out by a rule.
 
         Raises:
             TaskError: it lacks a layer or a feature.
         """
         alike = _is_of_a_vdvae(other) == _is_of_a_vdvae(store)
-        if not alike or set(self.selections) - {"single", "joint"}:
+        if not alike or set(self.selections) & {"without", "pruned"}:
             default = Choice(["all"], [other.default_feature], [None], ["single"])
             return default.of_store(model, other)
         try:

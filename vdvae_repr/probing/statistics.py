@@ -36,7 +36,7 @@ SPANS: dict[str, Span] = {"r2": (-np.inf, 1.0), "pearson": (-1.0, 1.0)} | dict.f
 
 
 class Items(NamedTuple):
-    """A metric as a sum over test items: what each adds (N,), and its share of the whole (N,), 1 in all."""
+    """A metric as a ratio of sums over test items: what each adds (N,), and its share of the whole (N,)."""
 
     adds: Values
     shares: Values
@@ -45,7 +45,6 @@ class Items(NamedTuple):
     def mean_of(cls, values: NDArray[Any], weights: NDArray[Any] | None = None) -> Items:
         """Make a weighted mean of values (N,)."""
         shares = np.ones(len(values)) if weights is None else np.asarray(weights, np.float64)
-        shares = shares / shares.sum()
         return cls(np.asarray(values, np.float64) * shares, shares)
 
     @classmethod
@@ -58,8 +57,12 @@ class Items(NamedTuple):
     def r2(cls, errors: Values, truth: Values) -> Items:
         """Make R2 of squared errors (N,) and truth (N,)."""
         squares = (truth - truth.mean()) ** 2
-        whole = max(float(squares.sum()), 1e-300)
-        return cls((squares - errors) / whole, squares / whole)
+        return cls(squares - errors, squares)
+
+    @property
+    def value(self) -> float:
+        """The metric of all items."""
+        return float(self.adds.sum() / max(self.shares.sum(), 1e-300))
 
 
 class Figure(NamedTuple):
@@ -372,9 +375,10 @@ def compare(
         span: between which values the metric lies.
         sign: -1 where lower is better.
     """
-    shares = ours[0].shares
+    whole = max(float(ours[0].shares.sum()), 1e-300)
+    shares = ours[0].shares / whole
     mean = np.mean([item.adds for item in ours], axis=0)
-    gaps = np.stack([sign * (mean - item.adds) for item in theirs], axis=1)
+    gaps = np.stack([sign * (mean - item.adds) / whole for item in theirs], axis=1)
     value, number = float(gaps.sum(axis=0).mean()), units.number
     low, high = _difference_interval(gaps, shares, units, span)
     if number < FEWEST:
