@@ -307,7 +307,7 @@ def probe(
     selection: Annotated[
         list[str] | None,
         typer.Option(
-            help="How layers become rows: single (if not given), joint (those of each --layer as one "
+            help="How layers become rows: single (with cumulative, if not given), joint (those of each --layer as one "
             "vector), cumulative, without (each resolution), pruned. May be repeated."
         ),
     ] = None,
