@@ -36,7 +36,9 @@ def folder(tiny, people, tmp_path_factory):
 
 def test_an_atlas_is_rows_pictures_and_tables(folder, tmp_path):
     out = tmp_path / "out"
-    printed = command("probe", "--latents", folder / "a.h5", "--atlas", "--out", out, *QUICK)
+    printed = command(
+        "probe", "--latents", folder / "a.h5", "--atlas", "--rows", "--out", out, *QUICK
+    )
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     table = pd.read_csv(out / "results.csv")
     assert table["value"].tolist() == pytest.approx([row["value"] for row in rows])
@@ -159,10 +161,10 @@ def test_it_says_whether_a_layer_was_chosen(tiny, people, tmp_path):
         tiny, people(2), tmp_path / "s.h5", layers="<=4x4"
     ).close()  # a gallery of single images
     probe = ["probe", "--latents", str(tmp_path / "s.h5"), *QUICK]
-    assert "no layer is chosen" in CliRunner().invoke(app, probe).stderr
+    assert "No row is picked" in CliRunner().invoke(app, probe).stdout
     alone = CliRunner().invoke(app, [*probe, "--layer", "4x4.0"])
-    assert "no layer is chosen" not in alone.stderr
-    assert "best control's chosen row" in alone.stderr
+    assert "No row is picked" not in alone.stdout
+    assert "picked by training data, and compared" in alone.stdout
 
 
 def test_nothing_is_pruned_where_all_images_are_tested(tiny, people, tmp_path):

@@ -246,11 +246,10 @@ def test_a_task_that_draws_its_split_otherwise_is_scored_anew(store, tmp_path):
                     split = vr.Split(np.flatnonzero(train), np.flatnonzero(~train))
                     return vr.Problem(store, split, store.labels, units=store.labels)
 
-            (row,) = vr.probe(
-                store, dataclass(frozen=True)(Split)(), cache=tmp_path / "k", **how
-            ).rows
+            task = dataclass(frozen=True)(Split)()
+            (row,) = vr.probe(store, task, cache=tmp_path / "k", **how).rows
             found.append((row.n_train, row.value))
-            (alone,) = vr.probe(store, dataclass(frozen=True)(Split)(), cache=None, **how).rows
+            (alone,) = vr.probe(store, task, cache=None, **how).rows
             assert row.value == alone.value
     finally:
         del vr.Task.known["split"]

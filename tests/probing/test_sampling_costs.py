@@ -16,7 +16,7 @@ from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.report import plots
 
 DRAWS = {"features": ["z"], "z": "sample", "draws": 3}
-NEAREST = {"heads": ["nearest-neighbor"]}
+NEAREST = {"heads": {"nearest": NearestNeighbor(standardize=False)}}
 
 
 @pytest.fixture(scope="module")

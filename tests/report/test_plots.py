@@ -17,7 +17,8 @@ TOGETHER = ["<=1x1", "<=4x4", "<=8x8"]
 def row(model, head, value, layer=None, **columns):
     defaults = {
         "task": "face_id", "protocol": "closed-set", "source": "people", "metric": "rank1", "dims": 16,
-        "feature": "mean" if layer else None, "selection": "single" if layer else None, "n_train": 100, "n_test": 100,
+        "feature": "mean" if layer else None, "selection": "single" if layer else None,
+        "n_train": 100, "n_test": 100,
         "chance": 0.1, "ci_low": value - 0.05, "ci_high": value + 0.03,
     }  # fmt: skip
     return Result(model=model, head=head, value=value, layer=layer, **(defaults | columns))

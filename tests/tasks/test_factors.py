@@ -299,7 +299,7 @@ def test_toy_faces_from_end_to_end(tiny, tmp_path):
         assert list(table.index) == ["1x1.0", "4x4.0", "8x8.0", "8x8.1"]
         assert [f"ridge:{name}" for name in table.columns] == known
         for row in rows:
-            if row.model == "tiny" and row.metric == metric:
+            if (row.model, row.selection, row.metric) == ("tiny", "single", metric):
                 assert table.loc[row.layer, row.head.removeprefix("ridge:")] == row.value
     with pytest.raises(vr.TaskError, match="r2, pearson, balanced_accuracy; found 'accuracy'"):
         layer_by_factor(rows, "accuracy")
