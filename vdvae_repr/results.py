@@ -273,10 +273,11 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 
 def layer_by_factor(rows: Sequence[Result], metric: str) -> pd.DataFrame:
-    """Return a table of what each single layer knows of each factor, by `r2`, `pearson` or `balanced_accuracy`.
+    """Return a table of what each single layer knows of each factor, by a metric.
 
-    Without single layers it is of layers together. Factors that have no such metric are not among its columns. Layers are called by model, feature and
-    pooling too, where there are several.
+    Without single layers it is of layers together. Factors that have no such metric (`r2`, `pearson`,
+    `balanced_accuracy`) are not among its columns. Layers are called by model, feature and pooling too, where
+    there are several.
 
     Raises:
         TaskError: there is no such row.

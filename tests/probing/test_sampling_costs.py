@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import vdvae_repr as vr
 from vdvae_repr import results
 from vdvae_repr.cli import app
+from vdvae_repr.heads.neighbors import NearestNeighbor
 from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.report import plots
 

@@ -162,7 +162,7 @@ def test_classification_measures_what_scikit_learn_measures(tiny, tmp_path, peop
     report = vr.probe(store, "classification", heads=["knn", "ridge", "linear-lbfgs"])
     rows, lines = report.rows, report.notes
     assert "choices are made on split val (16 images)" in lines[0]
-    assert {row.protocol for row in rows} == {"knn", "knn-dino", "ridge", "linear-lbfgs"}
+    assert {row.protocol for row in rows} == {"knn", "ridge", "linear-lbfgs"}
     X, y, _ = store.matrix("8x8.0", "mean")
     train, test = (np.array(store.splits) == side for side in ("train", "test"))
     head = WeightedNeighbors().fit(X[train], y[train])
