@@ -22,6 +22,7 @@ from vdvae_repr.errors import printable
 from vdvae_repr.latents.decode import picture_paths
 from vdvae_repr.model.weights import save
 from vdvae_repr.output import (
+    COMPARISONS,
     NOISE,
     RESULTS,
     is_own,
@@ -35,7 +36,7 @@ from vdvae_repr.output import (
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
 NAMES = re.compile(r"(a|b|c)\.(csv|png)|results\.jsonl")
-OURS = "nats,head,feature,pool,layer,dims,metric,value,ci_low,ci_high\n"
+OURS = "nats,head,feature,pool,layer,dims,metric,at,value,ci_low,ci_high\n"
 
 
 @pytest.fixture
@@ -153,7 +154,8 @@ def test_odd_files_are_not_ours(tmp_path, text):
 
 def test_a_table_to_which_somebody_added_a_column_is_theirs(tmp_path):
     assert ",".join(results.COLUMNS) == RESULTS
-    assert ",".join(field.name for field in dataclasses.fields(results.SamplingCost)) == NOISE
+    for made, columns in ((results.SamplingCost, NOISE), (results.Comparison, COMPARISONS)):
+        assert ",".join(field.name for field in dataclasses.fields(made)) == columns
     for name, header, row in (
         ("results.csv", RESULTS, "1" + ",2" * RESULTS.count(",")),
         ("noise.csv", NOISE, "1" + ",2" * NOISE.count(",")),
@@ -288,7 +290,7 @@ def test_a_spreadsheet_shows_text_and_runs_none(tmp_path):
 
 def test_results_are_read_back_as_they_are(tmp_path):
     row = results.Result(
-        task="face_id", protocol="closed-set", head="=h", model="m\n", source="s", standardised=True, dims=3,
+        task="face_id", protocol="closed-set", head="=h", model="m\n", source="s", scaling="raw", dims=3,
         n_train=1, n_test=1, metric="rank1", value=-0.5, ci_low=-1.0, ci_high=0.5,
     )  # fmt: skip
     results.write([row], tmp_path)

@@ -59,7 +59,9 @@ def test_an_atlas_is_rows_pictures_and_tables(folder, tmp_path):
     (out / "notes.txt").touch()
     command("probe", "--latents", folder / "a.h5", "--layer", "4x4.0", "--out", out, *QUICK)
     now = {path.name for path in out.iterdir()}  # of the last run alone, and what is the user's
-    assert now == {"results.jsonl", "results.csv", "layers.png", "cmc.png", "notes.txt"}
+    assert now == {
+        "results.jsonl", "results.csv", "comparisons.csv", "layers.png", "cmc.png", "notes.txt",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,7 @@ def test_an_atlas_is_rows_pictures_and_tables(folder, tmp_path):
     [
         (["--atlas", "--selection", "joint"], "leave --selection out"),
         (["--selection", "most"], "selections: expected single, joint, .* found 'most'"),
+        (["--control", "none", "--control", "pixels"], "--control none: leaves all controls out"),
         (["--cache", "c", "--no-cache"], "--cache and --no-cache: expected one of them"),
         (["--task", "few_shot", "--ways", "x"], "--ways: expected a whole number, .*'x'"),
         (["--task", "few_shot", "--ways"], "--ways: expected a value, found none"),

@@ -365,6 +365,8 @@ def probe(
         raise TaskError("--train and --test stand in place of --latents; leave that out")
     if atlas and selection:
         raise TaskError("--atlas chooses how layers become rows; leave --selection out")
+    if control and "none" in control and len(control) > 1:
+        raise TaskError("--control none: leaves all controls out; name no other beside it")
     if no_cache and cache is not None:
         raise TaskError("--cache and --no-cache: expected one of them, found both")
     chosen_task = _task_of(task, context.args)

@@ -38,7 +38,7 @@ COMPARISONS = (
     "versus_dims,versus_value,difference,diff_low,diff_high,p_raw,p_value,units,why,verdict"
 )
 NOISE = "head,n_train,layer,pool,dims,draws,metric,mean,one_z,mean_of_z,p_one_z,p_mean_of_z"
-RATE_ACCURACY = "nats,head,feature,pool,layer,dims,metric,value,ci_low,ci_high"
+RATE_ACCURACY = "nats,head,feature,pool,layer,dims,metric,at,value,ci_low,ci_high"
 FORMULA = (
     "=",
     "+",

@@ -185,12 +185,16 @@ def write(
 def table(rows: Sequence[Result], metric: str | None = None) -> str:
     """Return an aligned text table of a metric, each head's first if not given; `*` marks rows chosen."""
     several = len({(row.feature, row.pool) for row in rows if row.feature}) > 1
-    first = {row.head: row.metric for row in reversed(rows)}
-    name = metric or (first[rows[0].head] if len(set(first.values())) == 1 else "value")
+    first = {(row.head, row.n_train): (row.metric, row.at) for row in reversed(rows)}
+    names = {name for name, _ in first.values()}
+    name = metric or (names.pop() if len(names) == 1 else "value")
     header = ["", "head", "model", "layer", "dims", name, "95 % interval", "chance", "p"]
     lines = [header]
     for row in rows:
-        if row.metric != (metric or first[row.head]):
+        shown = (
+            row.metric == metric if metric else (row.metric, row.at) == first[row.head, row.n_train]
+        )
+        if not shown:
             continue
         feature = " ".join(filter(None, (row.feature, row.pool))) if several else ""
         interval = "" if row.ci_low is None else f"{row.ci_low:.3f} .. {row.ci_high:.3f}"

@@ -1,6 +1,6 @@
 """Scores kept on the disk belong to all that they depend on, and to nothing else."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -224,3 +224,29 @@ def test_what_is_kept_does_not_depend_on_where_a_store_lies(store, scored, tmp_p
         == first
     )
     assert scored == []
+
+
+def test_a_task_that_draws_its_split_otherwise_is_scored_anew(store, tmp_path):
+    """Equal options and an equal version: the split, the targets and the units tell them apart."""
+    found, how = [], {"heads": ["ridge"], "controls": (), "layers": "1x1"}
+    try:
+        for first in (4, 2):
+
+            class Split(vr.Task):
+                name, version = "split", 1
+                number = first
+
+                def bind(self, store, seed=0):
+                    train = np.arange(len(store)) % 8 < self.number
+                    split = vr.Split(np.flatnonzero(train), np.flatnonzero(~train))
+                    return vr.Problem(store, split, store.labels, units=store.labels)
+
+            (row,) = vr.probe(
+                store, dataclass(frozen=True)(Split)(), cache=tmp_path / "k", **how
+            ).rows
+            found.append((row.n_train, row.value))
+            (alone,) = vr.probe(store, dataclass(frozen=True)(Split)(), cache=None, **how).rows
+            assert row.value == alone.value
+    finally:
+        del vr.Task.known["split"]
+    assert [n for n, _ in found] == [24, 12]

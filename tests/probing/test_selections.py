@@ -11,6 +11,7 @@ from vdvae_repr.data.source import Source
 from vdvae_repr.heads.linear import ALPHAS
 from vdvae_repr.latents import base as store_module
 from vdvae_repr.latents.store import JoinedStore
+from vdvae_repr.model.layers import select_layers
 from vdvae_repr.probing.similarity import linear_cka
 from vdvae_repr.results import layer_by_factor
 from vdvae_repr.tasks.identification import Identification
@@ -26,7 +27,8 @@ def store(tiny, tmp_path_factory, people):
 
 @pytest.fixture(scope="module")
 def found(store):
-    atlas = vr.probe(store, "face_id", selections=ATLAS)
+    heads = ["nearest-neighbor", "ridge", "linear-lbfgs"]
+    atlas = vr.probe(store, "face_id", selections=ATLAS, heads=heads)
     lines = atlas.notes
     assert not any("no pruning" in line for line in lines)
     return atlas
@@ -35,7 +37,10 @@ def found(store):
 def test_sums_of_gram_matrices_are_features_side_by_side(store, found):
     cumulative = [f"0:{k}" for k in range(2, 6)]
     without = ["4x4,8x8,16x16", "1x1,8x8,16x16", "1x1,4x4,16x16", "1x1,4x4,8x8"]
-    joint = vr.probe(store, "face_id", layers=cumulative + without, selections="joint").rows
+    heads = ["nearest-neighbor", "ridge", "linear-lbfgs"]
+    joint = vr.probe(
+        store, "face_id", layers=cumulative + without, selections="joint", heads=heads
+    ).rows
     value = {(r.head, r.layer, r.metric): r.value for r in found.rows if r.model in ("tiny",)}
     ours = [r for r in joint if r.model == "tiny"]
     assert len(ours) == 8 * 3 * 2
@@ -142,12 +147,12 @@ def test_open_set_rates_match_a_loop(store):
     expected = np.mean(
         [right and s > threshold for right, s in zip(own[known], best[known], strict=True)]
     )
-    (figure,) = problem.figures("dir@far=0.9", [scored], 0)
+    (figure,) = problem.figures("dir@0.9", [[scored]], 0)
     assert figure.value == pytest.approx(expected)
     assert figure.low <= figure.value <= figure.high
     assert problem.num_known == 3
     rows = vr.probe(store, vr.FaceId(protocol="open-set", far=[0.9]), layers="8x8").rows
-    assert {(row.protocol, row.metric) for row in rows} == {("open-set", "dir@far=0.9")}
+    assert {(row.protocol, row.metric, row.at) for row in rows} == {("open-set", "dir", 0.9)}
     with pytest.raises(vr.TaskError, match=r"dir@far=0\.01: expected at least 10 impostors"):
         vr.probe(store, vr.FaceId(protocol="open-set", far=[0.01]))
     with pytest.raises(vr.TaskError, match="far is an option of face_id's protocol open-set"):
@@ -158,7 +163,7 @@ def test_factors_are_scikit_learns_ridge_on_other_people(store):
     problem = vr.Factors().bind(store)
     assert not set(store.labels[problem.split.train]) & set(store.labels[problem.split.test])
     scored = problem.score(problem.heads["ridge:bright"], _features(store, "1x1.0"), 0)
-    (figure,) = problem.figures("r2", [scored], 0)
+    (figure,) = problem.figures("r2", [[scored]], 0)
     X, _, _ = store.matrix("1x1.0")
     A = StandardScaler().fit(X[problem.split.train]).transform(X)
     y = store.factors["bright"]
@@ -236,3 +241,30 @@ def _features(store, layer):
 
     (spec,) = [spec for spec in store.layers if spec.name == layer]
     return Features("tiny", layer, (Columns.of_layer(store, spec, "mean", None),), "mean")
+
+
+def test_layers_together_are_named_by_exactly_what_is_in_them(tiny, people, tmp_path):
+    """Of a store of 8x8 alone: not `0:4`, which would be four layers; and the nats are those of the two."""
+    store = vr.extract(tiny, people(8), tmp_path / "s.h5", layers="8x8", features=["mean", "kl"])
+    how = {"heads": ["ridge"], "controls": (), "cache": None}
+    report = vr.probe(store, "face_id", **how)
+    rows = {row.layer: row for row in report.rows if row.metric == "rank1"}
+    assert {name: row.selection for name, row in rows.items()} == {
+        "8x8.0": "single", "8x8.1": "single", "2:4": "cumulative",
+    }  # fmt: skip
+    assert rows["2:4"].dims == rows["8x8.0"].dims + rows["8x8.1"].dims
+    (same, _) = vr.probe(store, "face_id", layers="2:4", selections="joint", **how).rows
+    assert (same.value, same.dims) == (rows["2:4"].value, rows["2:4"].dims)
+    assert report.nats == pytest.approx(
+        {"8x8.0": store.kl[:, 2].mean(), "2:4": store.kl[:, 2:4].sum(axis=1).mean()}, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("layers", [["1x1", "8x8"], ["4x4", "8x8.1", "16x16"]])
+def test_the_name_of_layers_together_selects_them(store, layers):
+    rows = vr.probe(
+        store, "face_id", layers=layers, heads=["ridge"], controls=(), cache=None,
+        selections=("cumulative", "without"),
+    ).rows  # fmt: skip
+    for row in rows:
+        assert row.dims == sum(spec.num_dims for spec in select_layers(store.layers, row.layer))

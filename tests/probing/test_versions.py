@@ -45,7 +45,7 @@ DIGESTS = {
     "factors ridge:run": ([1, 1], "5ea332140163"),
     "factors ridge:size": ([1, 1], "fab170b0867b"),
 }
-CONTROLS = (1, "a670a1e4b792")
+CONTROLS = (2, "a670a1e4b792")
 
 
 @pytest.fixture(scope="module")

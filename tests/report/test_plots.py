@@ -17,7 +17,7 @@ TOGETHER = ["<=1x1", "<=4x4", "<=8x8"]
 def row(model, head, value, layer=None, **columns):
     defaults = {
         "task": "face_id", "protocol": "closed-set", "source": "people", "metric": "rank1", "dims": 16,
-        "feature": "mean" if layer else None, "standardised": False, "n_train": 100, "n_test": 100,
+        "feature": "mean" if layer else None, "scaling": "raw", "n_train": 100, "n_test": 100,
         "chance": 0.1, "ci_low": value - 0.05, "ci_high": value + 0.03,
     }  # fmt: skip
     return Result(model=model, head=head, value=value, layer=layer, **(defaults | columns))
@@ -368,3 +368,13 @@ def test_any_name_is_drawn_as_text(name):
 def test_a_dollar_and_letters_of_a_font_stay():
     assert vr.plot.drawable("caf\u00e9 \u03b2") == "caf\u00e9 \u03b2"
     assert Text(0, 0, vr.plot.drawable("$5")).get_text() == r"\$5"
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "a\nb", "light (left)", "x" * 300])
+def test_pictures_of_factors_have_names_that_a_file_may_have(name, tmp_path):
+    from vdvae_repr.report.pictures import _file_name
+
+    made = _file_name("rate_accuracy", f"ridge:{name}", "mean")
+    (tmp_path / f"{made}.png").touch()
+    assert [path.name for path in tmp_path.iterdir()] == [f"{made}.png"]
+    assert made != _file_name("rate_accuracy", f"ridge:{name}_", "mean")

@@ -39,7 +39,7 @@ def measured(problem, name, X):
     features = Features("x", None, (Columns.of_array("x", X.astype(np.float32)),))
     head = problem.heads[name]
     scored = problem.score(head, features, 0)
-    (figure,) = problem.figures(problem.metrics_of(head)[0], [scored], 0)
+    (figure,) = problem.figures(problem.metrics_of(head)[0], [[scored]], 0)
     assert figure.low <= figure.value <= figure.high
     return figure, scored
 
@@ -91,8 +91,10 @@ def test_what_is_the_factor_knows_it_and_noise_does_not(problem):
     features = Features("x", None, (Columns.of_array("x", size.astype(np.float32)),))
     shuffled = problem.score(problem.heads["ridge:size"], features, 0, shuffled=True)
     known = problem.score(problem.heads["ridge:size"], features, 0)
-    assert problem.figures("r2", [shuffled], 0)[0].value < 0.1
-    assert problem.p_values([(known, shuffled)], 0)[0] < 0.001
+    assert problem.figures("r2", [[shuffled]], 0)[0].value < 0.1
+    told = problem.compare([known], [shuffled], problem.heads["ridge:size"], 0)
+    assert told.p == 2 / 2**6  # of six people, every one in the same direction
+    assert told.low > 0
 
 
 def test_a_factor_of_people_is_not_learned_as_who_they_are(problem):
@@ -114,12 +116,14 @@ def test_a_factor_of_people_is_not_learned_as_who_they_are(problem):
     assert scored.training_score < 0.3
 
 
-def test_intervals_leave_out_resamples_that_are_all_alike(tiny, people, tmp_path):
-    """A factor of people, of which a resample of three may hold one alone: R2 is of none there."""
+def test_intervals_of_few_people_are_students(tiny, people, tmp_path):
+    """A factor of people, of whom three are tested: by leaving each out, and R2 is at most 1."""
     source = knowing(people(8, num_people=6), own=np.repeat(np.arange(6) + 0.5, 8))
     store = vr.extract(tiny, source, tmp_path / "s.h5", layers="1x1")
     rows = vr.probe(store, "factors").rows
-    assert all(-1e6 < row.ci_low <= row.ci_high < 1 + 1e-9 for row in rows)
+    numbers = [row for row in rows if row.metric == "r2"]
+    assert {row.interval for row in numbers} <= {"student", None}
+    assert all(row.ci_low < row.ci_high <= 1 for row in numbers if row.interval)
 
 
 def test_a_person_is_on_one_side(problem, tiny, people, tmp_path):

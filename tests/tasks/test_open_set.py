@@ -46,10 +46,12 @@ def test_rates_are_those_of_a_loop_over_thresholds(store):
         own = (rng.random(problem.n_test) < 0.8) & ~problem.stranger
         item = Scored(Features("x", None, ()), np.stack([score, own]))
         for far in (0.5, 0.17):
-            (figure,) = problem.figures(f"dir@far={far:g}", [item], 0)
+            (figure,) = problem.figures(f"dir@{far}", [[item]], 0)
             assert figure.value == pytest.approx(direct(score, own, problem.stranger, far))
             assert figure.low <= figure.value <= figure.high
-        assert problem.p_values([(item, item)], 0) == [1.0]
+        same = problem.compare([item], [item], problem.heads["ridge"], 0)
+        assert (same.value, same.units) == (0, 3)  # people known
+        assert same.low < 0 < same.high
 
 
 def test_a_row_is_what_the_head_says_by_hand(store):
@@ -64,7 +66,7 @@ def test_a_row_is_what_the_head_says_by_hand(store):
     own = head.classes_[scores.argmax(axis=1)] == y[~gallery]
     stranger = np.isin(y[~gallery], (1, 4, 5))
     assert row.value == pytest.approx(direct(scores.max(axis=1), own, stranger, 0.3))
-    assert (row.protocol, row.metric) == ("open-set", "dir@far=0.3")
+    assert (row.protocol, row.metric, row.at) == ("open-set", "dir", 0.3)
     assert row.chance == pytest.approx(0.3 / 3)
     assert (row.n_train, row.n_test) == (27, 189)
     assert row.value > 0.3  # people differ in color
@@ -80,8 +82,9 @@ def test_resamples_without_a_stranger_say_nothing(tiny, people, tmp_path):
     problem = vr.FaceId(protocol="open-set", far=[0.9]).bind(store)
     outcome = np.stack([problem.stranger.astype(float), ~problem.stranger])
     item = Scored(Features("x", None, ()), outcome)
-    (figure,) = problem.figures("dir@far=0.9", [item], 0)
-    assert (figure.value, figure.low, figure.high) == (0.0, 0.0, 0.0)
+    (figure,) = problem.figures("dir@0.9", [[item]], 0)
+    assert (figure.value, figure.low, figure.interval) == (0.0, 0.0, "clopper-pearson")
+    assert figure.high == pytest.approx(1 - 0.025 ** (1 / 2))  # of two people known
 
 
 def test_unknown_are_the_people_without_a_gallery_image(store):
@@ -96,10 +99,10 @@ def test_unknown_are_the_people_without_a_gallery_image(store):
 
 def test_far_rates_are_those_that_impostors_are_enough_for(store):
     problem = vr.FaceId(protocol="open-set").bind(store)
-    assert problem.metrics == ("dir@far=0.1",)  # 10 of 108 impostors
+    assert problem.metrics == ("dir@0.1",)  # 10 of 108 impostors
     assert "108 impostors are too few for FAR 0.01, 0.001" in problem.split.text
     problem = vr.FaceId(protocol="open-set", far=[0.5, 0.2]).bind(store)
-    assert problem.metrics == ("dir@far=0.5", "dir@far=0.2")
+    assert problem.metrics == ("dir@0.5", "dir@0.2")
     with pytest.raises(vr.TaskError, match=r"dir@far=0\.09: .* found 9\.72 of 108; .* 0\.093 or"):
         vr.FaceId(protocol="open-set", far=[0.5, 0.09]).bind(store)
 
@@ -121,7 +124,7 @@ def test_where_all_have_a_gallery_half_of_the_people_are_drawn(tiny, people, tmp
         drawn.append(unknown)
     assert drawn[0] == drawn[1] != drawn[2]
     # 24 impostors are too few for any of the usual rates: the finest that they allow.
-    assert vr.FaceId(protocol="open-set").bind(store).metrics == ("dir@far=0.42",)
+    assert vr.FaceId(protocol="open-set").bind(store).metrics == ("dir@0.42",)
     few = vr.extract(tiny, people(4, num_people=4), tmp_path / "few.h5", layers="1x1")
     with pytest.raises(vr.TaskError, match="found 4 of 4; take more of them"):
         vr.FaceId(protocol="open-set").bind(few)

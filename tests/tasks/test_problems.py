@@ -115,10 +115,12 @@ def test_view_1_takes_its_threshold_from_the_training_pairs(faces):
     far, tar, _ = roc_curve(test.same, similarity["test"], drop_intermediate=False)
     crossing = brentq(lambda x: np.interp(x, far, tar) - (1 - x), 0, 1)
     assert found["eer"].value == pytest.approx(crossing, abs=1e-6)
-    assert found["tar@far=0.1"].value == pytest.approx(tar[far <= 0.1].max())
-    for metric in ("accuracy", "auc", "eer", "tar@far=0.1"):
+    assert found["tar"].value == pytest.approx(tar[far <= 0.1].max())
+    for metric in ("accuracy", "auc", "eer", "tar"):
         assert found[metric].ci_low <= found[metric].value <= found[metric].ci_high
-    assert "tar@far=0.01" not in found  # 120 impostors are too few, and the notice says so
+    assert {row.at for row in rows if row.metric == "tar"} == {
+        0.1
+    }  # 120 impostors are too few, and the notice says so
     assert "120 impostors are too few for FAR 0.01, 0.001" in lines[0]
     shuffled = [r for r in rows if r.model == "shuffled-labels" and r.metric == "accuracy"]
     assert all(abs(row.value - 0.5) < 0.2 for row in shuffled)
@@ -128,7 +130,7 @@ def test_resamples_of_people_keep_the_balance_of_the_pair_list(faces):
     store, folder = faces
     options = {"pairs": folder / "test.txt", "pairs_train": folder / "train.txt"}
     problem = vr.FaceVerification(**options).bind(store)
-    times = np.concatenate(list(problem._pair_weights(0)))
+    times = np.concatenate(list(problem.independent("auc", 0).draws()))
     same = problem.test.same
     assert times[:, same].mean() == pytest.approx(1, abs=0.03)
     assert times[:, ~same].mean() == pytest.approx(1, abs=0.03)
@@ -143,7 +145,7 @@ def test_view_2_states_standard_error_and_deviation_over_folds(faces):
     assert row.protocol == "lfw-view2"
     assert row.se == pytest.approx(row.std / 2)  # four folds
     half = stats.t.ppf(0.975, 3) * row.se
-    assert (row.ci_low, row.ci_high) == pytest.approx((row.value - half, row.value + half))
+    assert (row.ci_low, row.ci_high) == pytest.approx((row.value - half, min(1, row.value + half)))
     assert row.value > 0.7
 
 
@@ -161,11 +163,14 @@ def test_view_2_chooses_no_row_of_several(faces):
     report = vr.probe(store, task, layers="all", heads=["cosine"])
     rows, lines = report.rows, report.notes
     assert len({row.layer for row in rows if row.model == "tiny"}) > 1
-    assert not any(row.chosen or row.p_value is not None for row in rows if row.model == "tiny")
+    assert not any(row.chosen or row.versus for row in rows if row.model == "tiny")
     assert "no pairs are left to choose a row on" in lines[0]
-    rows = vr.probe(store, task, layers="4x4.0", heads=["cosine"]).rows
-    (alone,) = [row for row in rows if row.p_value is not None]
-    assert (alone.model, alone.layer, alone.chosen) == ("tiny", "4x4.0", True)
+    report = vr.probe(store, task, layers="4x4.0", heads=["cosine"])
+    (alone,) = [row for row in report.rows if row.versus]
+    assert (alone.model, alone.layer, alone.chosen, alone.p_value) == ("tiny", "4x4.0", True, None)
+    assert {found.why for found in report.comparisons} == {
+        "4 units are too few for a test, which takes 6"
+    }
 
 
 @pytest.mark.parametrize("head", ["cosine", "cosine-whitened"])
@@ -247,7 +252,7 @@ def test_verification_refuses_what_it_cannot_do(faces, tmp_path):
         vr.FaceId(pairs=folder / "test.txt")
 
 
-def test_few_shot_accuracy_and_interval_are_those_of_the_episodes(tiny, tmp_path):
+def test_few_shot_accuracy_and_its_error_are_those_of_the_episodes(tiny, tmp_path):
     store = vr.extract(tiny, colored(60), tmp_path / "s.h5", layers="4x4.0")
     options = {"ways": 3, "shots": 2, "queries": 4, "episodes": 40}
     rows = vr.probe(store, vr.FewShot(**options), heads=["nearest-prototype"], cache=None).rows
@@ -262,8 +267,11 @@ def test_few_shot_accuracy_and_interval_are_those_of_the_episodes(tiny, tmp_path
         distance = ((X[episode.query][:, None] - support) ** 2).sum(axis=2)
         found.append(np.mean(distance.argmin(axis=1) == np.repeat(np.arange(3), 4)))
     assert row.value == pytest.approx(np.mean(found))
-    half = stats.t.ppf(0.975, 39) * np.std(found, ddof=1) / np.sqrt(40)
-    assert row.ci_high - row.value == pytest.approx(half)
+    assert row.se == pytest.approx(np.std(found, ddof=1) / np.sqrt(40))
+    k = 12 * row.value  # Clopper and Pearson's, on twelve classes
+    bounds = stats.beta.ppf(0.025, k, 13 - k), stats.beta.ppf(0.975, k + 1, 12 - k)
+    assert (row.interval, row.units, row.at) == ("clopper-pearson", 12, 2)
+    assert (row.ci_low, row.ci_high) == pytest.approx(bounds)
     assert all(row.chosen for row in rows if row.model in ("tiny", "pixels", "random-init"))
     pca = [row for row in rows if row.model == "pca"]
     assert [row.dims for row in pca if row.chosen] == [row.dims]  # as many as the layer's
@@ -283,7 +291,7 @@ def test_of_several_layers_none_is_chosen_where_nothing_is_set_apart(tiny, tmp_p
     )
     notices = found.notes
     assert not any(
-        row.chosen or row.p_value is not None for row in found.rows if row.model == "tiny"
+        row.chosen or row.versus is not None for row in found.rows if row.model == "tiny"
     )
     assert any("no pruning" in line for line in notices)  # it would be by images that are asked for
 
@@ -341,7 +349,7 @@ def test_class_split_says_what_is_novel_and_where_layers_are_chosen(tiny, tmp_pa
     for head in ("simpleshot-cl2n", "nearest-prototype-cosine"):
         ours = [row for row in rows if row.model == "tiny" and row.head == head]
         assert sum(row.chosen for row in ours) == 1
-        assert sum(row.p_value is not None for row in ours) == 1
+        assert sum(row.versus is not None for row in ours) == 1
     problem = vr.FewShot(**options).bind(store)
     assert {int(k) for episode in problem.episodes for k in episode.classes} == {8, 9, 10, 11}
     assert set(store.labels[problem.base]) == {0, 1, 2, 3}
@@ -397,7 +405,7 @@ def test_modified_hausdorff_baseline_has_lakes_error(shared_data, tiny, tmp_path
     zeros = Columns.of_array("hausdorff", np.zeros((800, 1), np.float32))
     blank = Features("hausdorff", None, (zeros,))
     scored = Scored(blank, np.array(wrong, float))
-    [figure] = problem.figures("error", [scored], 0)
+    [figure] = problem.figures("error", [[scored]], 0)
     assert figure.value == pytest.approx(0.388, abs=0.0006)
     assert figure.low < 0.388 < figure.high
     assert figure.chance == 0.95

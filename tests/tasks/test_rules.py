@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binomtest, permutation_test
 from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
@@ -15,8 +15,8 @@ import vdvae_repr as vr
 from vdvae_repr.data.source import Source
 from vdvae_repr.heads.few_shot import HEADS
 from vdvae_repr.heads.linear import LogisticProbe
-from vdvae_repr.probing.controls import RandomTwin
-from vdvae_repr.probing.engine import _choose
+from vdvae_repr.probing.controls import RandomTwin, pca
+from vdvae_repr.probing.engine import Entry, _choose
 from vdvae_repr.probing.features import Columns, Features
 from vdvae_repr.probing.head import Head
 from vdvae_repr.probing.task import Scored
@@ -76,34 +76,87 @@ def scored(outcome, training_score=None):
 
 def test_the_best_training_score_is_chosen():
     """The highest is marked, the first of equals, and nothing else."""
-    items = [scored([0], score) for score in (0.2, None, 0.7, 0.7, 0.1)]
-    assert [item.chosen for item in _choose(items)] == [False, False, True, False, False]
+    entries = [Entry((scored([0], score),)) for score in (0.2, None, 0.7, 0.7, 0.1)]
+    assert [entry.chosen for entry in _choose(entries)] == [False, False, True, False, False]
+
+
+def test_of_initialisations_the_mean_training_score_chooses():
+    """One lucky draw does not choose a layer; what may not be chosen is not."""
+    luck, steady = (
+        Entry(tuple(scored([0], s) for s in draws)) for draws in ((1, 0, 0), (0.5,) * 3)
+    )
+    never = Entry((scored([0], 0.9),), choosable=False)
+    assert [entry.chosen for entry in _choose([luck, steady, never])] == [False, True, False]
 
 
 @pytest.mark.parametrize("best", ["pixels", "pca", "random-init"])
-def test_p_is_against_the_best_control(store, monkeypatch, best):
-    """Of the controls' chosen rows that with the highest test metric is what p compares with."""
+def test_a_row_is_compared_with_every_rival_and_carries_the_worst(store, monkeypatch, best):
+    """Of PCA with the size that training data chose, not with the one that tests best."""
     (layer,) = store.layers
-    compared = []
 
     def score(self, head, features, seed, shuffled=False):
-        hits = 30 if features.model == best else 20
+        hits = 30 if features.model == best else 12 if features.model == "tiny" else 20
         if features.model == "pca" and features.dims != layer.num_dims:
-            hits = 36  # a size that is better on the test images, and not chosen
-        item = scored(np.arange(36) >= hits, training_score=-features.dims)
-        return replace(item, features=features)
-
-    def p_values(self, pairs, seed):
-        compared.extend((a.features, b.features) for a, b in pairs)
-        return [0.125] * len(pairs)
+            hits = 36
+        ranks = np.where(np.random.default_rng(hits).permutation(36) < hits, 0, 5)
+        return replace(scored(ranks, training_score=-features.dims), features=features)
 
     monkeypatch.setattr(Identification, "score", score)
-    monkeypatch.setattr(Identification, "p_values", p_values)
-    rows = vr.probe(store, "face_id", heads=["nearest-neighbor"], cache=None).rows
-    ((ours, control),) = compared
-    assert (ours.model, control.model) == ("tiny", best)
-    assert best != "pca" or control.dims == layer.num_dims
-    assert [row.model for row in rows if row.p_value == 0.125] == ["tiny"]
+    report = vr.probe(store, "face_id", heads=["nearest-neighbor"], cache=None)
+    found = {c.versus: c for c in report.comparisons}
+    assert set(found) == {"pixels", "pca", "random-init"}
+    assert found["pca"].versus_dims == layer.num_dims
+    for versus, comparison in found.items():
+        hits = 30 if versus == best else 20
+        assert comparison.difference == pytest.approx((12 - hits) / 36)
+        assert comparison.p_value >= comparison.p_raw
+    (row,) = [row for row in report.rows if row.versus]
+    worst = found[best]
+    assert (row.model, row.chosen, row.versus) == ("tiny", True, best)
+    assert (row.difference, row.diff_low, row.diff_high, row.p_value) == (
+        worst.difference, worst.diff_low, worst.diff_high, worst.p_value,
+    )  # fmt: skip
+
+
+def test_what_is_worse_than_a_control_is_said_to_be_worse(tiny, tmp_path, people):
+    """As 0.100 beside pixels 0.317, which read as a win with p 0.0026."""
+    source = people(20, num_people=10)
+    store = vr.extract(tiny, source, tmp_path / "s.h5", layers="1x1")
+    task = vr.Classification()
+    problem = task.bind(store)
+    right = {"tiny": 10, "pixels": 32}
+
+    def score(features):
+        ranks = np.where(np.random.default_rng(0).permutation(100) < right[features.model], 0, 9)
+        return replace(scored(ranks, training_score=0.5), features=features)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Identification, "score", lambda self, head, features, *a: score(features))
+        report = vr.probe(store, task, heads=["ridge"], controls=("pixels",), cache=None)
+    (comparison,) = report.comparisons
+    assert problem.n_test == 100
+    assert (comparison.verdict, comparison.value, comparison.versus_value) == ("worse", 0.10, 0.32)
+    assert comparison.diff_high < 0
+    assert comparison.p_value < 0.01
+
+
+def test_chance_of_noise_in_unequal_classes_is_the_larger(tiny, tmp_path):
+    """Of 90 and 10 images of noise a guess is right in 90 %, and balanced in half; of two, no top 5."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (200, 16, 16, 3), dtype=np.uint8)
+    source = Source(
+        name="noise",
+        ids=tuple(f"{i}" for i in range(200)),
+        reader=lambda i: images[i],
+        labels=np.tile(np.arange(10) == 9, 20).astype(np.int64),
+        label_names=("many", "few"),
+        splits=("train",) * 100 + ("test",) * 100,
+    )
+    store = vr.extract(tiny, source, tmp_path / "s.h5", layers="1x1")
+    rows = vr.probe(store, "classification", heads=["ridge"], controls=(), cache=None).rows
+    chance = {row.metric: row.chance for row in rows}
+    assert chance == {"accuracy": pytest.approx(0.9), "balanced_accuracy": 0.5}
+    assert {row.interval for row in rows if row.metric == "accuracy"} == {"wilson"}
 
 
 def test_few_shot_layers_are_chosen_on_val_classes(store, class_split):
@@ -114,6 +167,7 @@ def test_few_shot_layers_are_chosen_on_val_classes(store, class_split):
         for side in ("val", "novel")
     )
     assert val.training_score == 1
+    assert val.outcome.shape == (15, 2, 4)  # episodes, ways, queries
     assert val.outcome.mean() < 0.7
     assert novel.training_score < 0.7
     assert novel.outcome.mean() == 1
@@ -140,10 +194,11 @@ def test_cl2n_centres_on_what_is_outside(store, class_split):
         ({"ways": 2, "class_split": class_split}, lambda _: np.isin(LABELS, SIDES["base"])),
     ):
         problem = few_shot(store, shots=2, **options)
-        found = problem.score(problem.heads["simpleshot-cl2n"], made_of(X), seed=0).outcome
-        np.testing.assert_allclose(found.mean(axis=(1, 2)), list(accuracies(problem, centre)))
+        outcome = problem.score(problem.heads["simpleshot-cl2n"], made_of(X), seed=0).outcome
+        found = outcome.mean(axis=(1, 2))
+        np.testing.assert_allclose(found, list(accuracies(problem, centre)))
         everything = list(accuracies(problem, lambda _: slice(None)))
-        assert not np.allclose(found.mean(axis=(1, 2)), everything)  # the data can tell
+        assert not np.allclose(found, everything)  # the data can tell
 
 
 @pytest.mark.parametrize("name", list(HEADS))
@@ -211,85 +266,92 @@ def test_dimensions_are_pruned_on_base_images(store, class_split):
 # What is resampled
 
 
-def every_resample(units=PEOPLE):
-    """Return how often each unit is in each of the equally likely resamples, (units**units, units)."""
-    drawn = np.indices((units,) * units).reshape(units, -1).T
-    return (drawn[:, :, None] == np.arange(units)).sum(axis=1)
-
-
-def p_values_are_exact(problem, best, worst, one, other, gaps):
-    """Check p of equal rows, of opposite ones, and of two that differ by `gaps` over all resamples."""
-    pairs = [(one, one), (best, worst), (one, other)]
-    equal, opposite, between = problem.p_values([tuple(map(scored, pair)) for pair in pairs], 0)
-    gaps = np.round(gaps, 9)
-    expected = min(1, 2 * min(np.mean(gaps <= 0), np.mean(gaps >= 0)))
-    assert 0.02 < expected < 0.4  # neither bound
-    assert (equal, opposite) == (1, 2 / 10_000)  # the least that so many resamples can tell
-    assert between == pytest.approx(expected, abs=0.03)
+def p_is_scipys(problem, head, one, other, unit):
+    """Check p of two outcomes against all permutations within units, by their summed differences."""
+    a, b = (problem.items(problem.metrics[0], scored(x)) for x in (one, other))
+    gaps = np.array([(a.adds - b.adds)[unit == k].sum() for k in np.unique(unit)]) / a.shares.sum()
+    theirs = permutation_test(
+        (gaps, np.zeros(len(gaps))), lambda x, y: np.sum(x - y), permutation_type="samples",
+        n_resamples=np.inf,
+    )  # fmt: skip
+    found = problem.compare([scored(one)], [scored(other)], problem.heads[head], 0)
+    assert found.p == pytest.approx(theirs.pvalue)
+    assert abs(found.value) == pytest.approx(abs(gaps.sum()))
+    assert found.units == len(gaps)
+    assert found.low < found.value < found.high
 
 
 def test_faces_resample_people_and_classes_images(store):
     """Of three people always told and three never, intervals are wide; of as many images, narrow."""
     faces, classes = vr.FaceId().bind(store), vr.Classification().bind(store)
     ranks = scored(np.where(LABELS[faces.split.test] < 3, 0, PEOPLE - 1))
-    (figure,) = faces.figures("rank1", [ranks], 0)
-    people = np.quantile(every_resample()[:, :3].sum(axis=1) / PEOPLE, [0.025, 0.975])
-    assert (figure.low, figure.high) == pytest.approx(tuple(people))
-    (figure,) = classes.figures("accuracy", [ranks], 0)
-    narrow = binom.ppf([0.025, 0.975], classes.n_test, 0.5) / classes.n_test
-    assert (figure.low, figure.high) == pytest.approx(tuple(narrow), abs=0.03)
+    (figure,) = faces.figures("rank1", [[ranks]], 0)
+    assert (figure.low, figure.high) == pytest.approx(tuple(binomtest(3, 6).proportion_ci()))
+    assert (figure.units, figure.interval) == (6, "clopper-pearson")
+    (figure,) = classes.figures("accuracy", [[ranks]], 0)
+    wilson = binomtest(18, 36).proportion_ci(method="wilson")
+    assert (figure.low, figure.high) == pytest.approx(tuple(wilson))
+    assert (figure.units, figure.interval) == (36, "wilson")
 
 
 def test_p_of_faces_and_of_drawings_is_that_of_people_and_of_runs(store):
-    """Images of a person, and queries of a run, are drawn together."""
+    """Images of a person, and queries of a run, change sides together."""
     faces = vr.FaceId().bind(store)
     drawings = vr.OmniglotOneShot().bind(store)
     person, run = LABELS[faces.split.test], store.factors["run"][drawings.split.test]
-    for problem, unit in ((faces, person), (drawings, run)):
+    for problem, unit, head in ((faces, person, "ridge"), (drawings, run, "ridge")):
         one, other = (np.isin(unit, units).astype(int) for units in ((0, 1, 2, 3), (4,)))
-        gaps = every_resample() @ [1, 1, 1, 1, -1, 0]
-        p_values_are_exact(problem, 0 * one, 0 * one + 1, one, other, gaps)
+        p_is_scipys(problem, head, one, other, unit)
 
 
-def test_p_of_few_shot_is_that_of_episodes(store):
-    """The accuracies of the same episodes are drawn together."""
-    one, other = np.array([8, 6, 7, 4, 5, 3]) / 8, np.array([4, 5, 8, 3, 5, 2]) / 8
-    problem = few_shot(store, ways=3, episodes=6)
-    gaps = every_resample() @ (one - other)
-    p_values_are_exact(problem, np.ones(6), np.zeros(6), one, other, gaps)
+def test_few_shot_is_of_classes_however_many_episodes(store):
+    """Ten times the episodes of the same images change neither interval nor p but by what they draw."""
+    X = made_of(separable([0, 1, 2]) + np.random.default_rng(5).normal(size=(len(LABELS), PEOPLE)))
+    noise = made_of(separable([], seed=1))
+    for episodes in (30, 300):
+        problem = few_shot(store, ways=3, episodes=episodes)
+        head = problem.heads["nearest-prototype"]
+        one, other = (problem.score(head, features).outcome for features in (X, noise))
+        asked = np.concatenate([episode.query for episode in problem.episodes])
+        right = [o.ravel().astype(float) for o in (one, other)]
+        gaps = np.array([(right[0] - right[1])[LABELS[asked] == k].sum() for k in range(PEOPLE)])
+        theirs = permutation_test(
+            (gaps, np.zeros(6)), lambda x, y: np.sum(x - y), permutation_type="samples"
+        )
+        found = problem.compare([scored(one)], [scored(other)], head, 0)
+        assert (found.p, found.units) == (pytest.approx(theirs.pvalue), PEOPLE)
+        assert found.value == pytest.approx(one.mean() - other.mean())
+        (figure,) = problem.figures("accuracy@1", [[scored(one)]], 0)
+        assert figure.value == pytest.approx(one.mean())
+        assert figure.high - figure.low > 0.4  # of six classes
+        assert figure.se == pytest.approx(one.mean(axis=(1, 2)).std(ddof=1) / episodes**0.5)
 
 
-def test_p_of_open_set_is_that_of_people_who_share_a_threshold(store):
-    """Each resample of people has its own threshold, by a loop over all of them."""
+def test_p_of_open_set_is_that_of_known_people_at_the_thresholds_found(store):
+    """Unknown people only set the threshold; three known ones are too few for a test."""
     problem = vr.FaceId(protocol="open-set", far=[0.6]).bind(store)
     rng = np.random.default_rng(3)
-    person, stranger = LABELS[problem.split.test], problem.stranger
-
-    def drawn(gap):
-        scores = (rng.normal(size=problem.n_test) + gap * ~stranger).round(1)
-        return np.stack([scores, ~stranger & (rng.random(problem.n_test) < 0.9)])
-
-    def rate(outcome, times):
-        score, own = np.repeat(outcome, times, axis=1)
-        who = np.repeat(stranger, times)
-        return max(
-            np.mean(own[~who] * (score[~who] > threshold))
-            for threshold in np.append(np.unique(score), -np.inf)
-            if np.mean(score[who] > threshold) <= 0.6 + 1e-9
-        )
-
-    one, other = drawn(1.0), drawn(0.8)
-    gaps = []
-    for counts, often in zip(*np.unique(every_resample(), axis=0, return_counts=True), strict=True):
-        times = counts[person]
-        if times[stranger].any() and times[~stranger].any():
-            gaps += [rate(one, times) - rate(other, times)] * often
-    best = np.stack([~stranger, ~stranger]).astype(float)
-    p_values_are_exact(problem, best, 0 * best, one, other, gaps)
+    stranger = problem.stranger
+    score = rng.normal(size=problem.n_test) + 2 * ~stranger
+    own = ~stranger & (rng.random(problem.n_test) < 0.9)
+    threshold = np.sort(score[stranger])[::-1][int(0.6 * stranger.sum())]
+    items = problem.items("dir@0.6", scored(np.stack([score, own])))
+    expected = np.where(~stranger, own & (score > threshold), 0) / (~stranger).sum()
+    np.testing.assert_allclose(items.adds / items.shares.sum(), expected)
+    (figure,) = problem.figures("dir@0.6", [[scored(np.stack([score, own]))]], 0)
+    assert figure.value == pytest.approx(expected.sum())
+    found = problem.compare(
+        [scored(np.stack([score, own]))],
+        [scored(np.stack([-score, own]))],
+        problem.heads["ridge"],
+        0,
+    )
+    assert (found.units, found.p) == (3, None)
+    assert found.why == "3 units are too few for a test, which takes 6"
 
 
 def test_p_of_verification_is_that_of_people(store, tmp_path):
-    """A pair counts as often as its person, or as its two people together."""
+    """A pair changes sides with its person; one of two people stands with both."""
     for name, i in (("test", 1), ("train", 3)):
         lines = [f"P{k:02d}\t{i}\t{i + 1}" for k in range(PEOPLE)]
         lines += [f"P{k:02d}\t{i}\tP{(k + 1) % PEOPLE:02d}\t{i + 1}" for k in range(PEOPLE)]
@@ -299,16 +361,17 @@ def test_p_of_verification_is_that_of_people(store, tmp_path):
     same = problem.test.same
 
     def outcome(right):
-        return np.stack([np.where(right, same, ~same), np.full(same.shape, 0.5), same])
+        return scored(np.stack([np.where(right, same, ~same), np.full(same.shape, 0.5), same]))
 
-    right, one, other = np.ones((3, len(same)), bool)
+    one, other = np.ones((2, len(same)), bool)
     other[[0, 1, 2, PEOPLE]] = False  # pairs of 0, 1 and 2, and of 0 with 1
-    one[PEOPLE + 4] = False  # 4 with 5
-    counts = every_resample()
-    second = np.roll(counts, -1, axis=1)
-    weights = np.concatenate([counts, counts * second / (1 - 1 / PEOPLE)], axis=1)
-    gaps = weights @ (one.astype(int) - other)
-    p_values_are_exact(problem, *map(outcome, (right, ~right, one, other)), gaps)
+    found = problem.compare([outcome(one)], [outcome(other)], problem.heads["cosine"], 0)
+    of_people = np.array([2, 2, 1])  # each of the three, and the pair of two with either of them
+    flips = np.array(np.meshgrid(*[(-1, 1)] * 3)).reshape(3, -1)
+    assert found.p == pytest.approx(np.mean(np.abs(of_people @ flips) >= 5))
+    assert found.value == pytest.approx(4 / 12)
+    (figure,) = problem.figures("accuracy", [[outcome(other)]], 0)
+    assert (figure.value, figure.units) == (pytest.approx(8 / 12), PEOPLE)
 
 
 # Controls
@@ -336,6 +399,38 @@ def test_random_weights_are_those_of_the_seed(store):
             found.append(twin.store.matrix("1x1.0")[0])
     np.testing.assert_array_equal(found[0], found[1])
     assert np.abs(found[0] - found[2]).max() > 0.1 * np.abs(found[0]).max()
+
+
+def test_a_model_that_is_random_has_other_twins(tiny, tmp_path, people):
+    """Its own weights are the twin's of seed 0: another initialisation takes their place."""
+    from vdvae_repr.model.weights import random_weights
+
+    model = random_weights(tiny.config, "tiny", 0).eval()
+    store = vr.extract(model, people(4), tmp_path / "s.h5", layers="1x1")
+    own, found = store.matrix("1x1.0")[0], []
+    for seed in range(3):
+        with RandomTwin(store, ["1x1.0"], ["mean"], seed) as twin:
+            found.append(twin.store.matrix("1x1.0")[0])
+    for number, features in enumerate(found):
+        assert not np.allclose(features, own)
+        assert not any(np.allclose(features, other) for other in found[:number])
+
+
+def test_random_init_is_the_mean_of_three(store):
+    """Its value is that of three stores of its own, seed by seed; shuffled-labels has 20 permutations."""
+    controls = ("random-init", "shuffled-labels")
+    rows = vr.probe(store, "face_id", heads=["ridge"], controls=controls, cache=None, seed=4).rows
+    value = {r.model: r.value for r in rows if r.metric == "rank1"}
+    problem, found = vr.FaceId().bind(store), []
+    head = problem.heads["ridge"]
+    for seed in (4, 5, 6):
+        with RandomTwin(store, ["1x1.0"], ["mean"], seed) as twin:
+            X = made_of(twin.store.matrix("1x1.0")[0])
+            found.append(np.mean(problem.score(head, X, 4).outcome == 0))
+    assert value["random-init"] == pytest.approx(np.mean(found))
+    X = made_of(store.matrix("1x1.0")[0])
+    shuffled = [np.mean(problem.score(head, X, seed, True).outcome == 0) for seed in range(4, 24)]
+    assert value["shuffled-labels"] == pytest.approx(np.mean(shuffled))
 
 
 # Refusals, and the linear head
@@ -370,3 +465,12 @@ def test_linear_head_predicts_what_scikit_learn_predicts(C):
     assert clear.mean() > 0.99
     ours = LogisticProbe(Cs=[C], tol=1e-8).fit(X, y)
     np.testing.assert_array_equal(ours.predict(new)[clear], values.argmax(axis=1)[clear])
+
+
+def test_pca_has_as_many_dimensions_as_pixels_have_rank():
+    """Of images that differ in three ways, three components, however many are asked for."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(40, 3)) @ rng.normal(size=(3, 50))
+    for features in pca(X, np.arange(30), [2, 16, 200]):
+        (block,) = features.columns[0].blocks()
+        assert features.dims == block.shape[1] <= 3

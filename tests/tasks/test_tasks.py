@@ -9,7 +9,7 @@ import vdvae_repr as vr
 from vdvae_repr import results
 from vdvae_repr.heads.neighbors import WeightedNeighbors
 from vdvae_repr.probing.features import Columns, Features
-from vdvae_repr.probing.statistics import interval, paired_bootstrap, resampled_means
+from vdvae_repr.probing.statistics import Items, Units, figure, weighted
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +26,24 @@ def test_every_layer_and_control_is_a_row(rows):
     assert set(table["model"]) == {"tiny", "pixels", "pca", "random-init", "shuffled-labels"}
     ours = table[(table["model"] == "tiny") & (table["metric"] == "rank1")]
     for _, group in ours.groupby("head"):
-        assert group["layer"].tolist() == ["1x1.0", "4x4.0", "8x8.0", "8x8.1"]
+        layers = {
+            "single": ["1x1.0", "4x4.0", "8x8.0", "8x8.1"],
+            "cumulative": ["0:2", "0:3", "0:4"],
+        }
+        assert group.groupby("selection")["layer"].agg(list).to_dict() == layers
         assert group["chosen"].sum() == 1
-        assert group["p_value"].notna().sum() == 1
+        assert group["versus"].notna().sum() == 1
+        assert group["p_value"].notna().sum() == 0  # of four people nothing is told
+    assert set(table["head"]) == {"nearest-neighbor", "ridge"}  # linear-lbfgs comes by name
+    assert set(table["metric"]) == {"rank1"}  # of four people no rank 5
+    assert set(table["role"][table["model"] == "tiny"]) == {"model"}
     pixels = table[(table["model"] == "pixels") & (table["metric"] == "rank1")]
     assert (pixels["value"] > 0.9).all()  # people differ in color
     assert (table["n_train"] == 12).all()
     assert ((table["ci_low"] <= table["value"]) & (table["value"] <= table["ci_high"])).all()
+    assert (table["ci_low"] < table["ci_high"]).all()
+    assert ((table["ci_low"] >= 0) & (table["ci_high"] <= 1)).all()
+    assert (table["units"] == 4).all()
 
 
 def test_rows_are_strict_json_and_csv(rows, tmp_path):
@@ -121,15 +132,6 @@ def test_an_image_on_both_sides_is_named(tiny, tmp_path, people):
         vr.probe(store, "face_id")
 
 
-def test_bootstrap_knows_equal_from_different():
-    rng = np.random.default_rng(0)
-    who = np.repeat(np.arange(40), 5)
-    good, poor = rng.random(200) < 0.9, rng.random(200) < 0.5
-    both = paired_bootstrap([(good, poor), (good, good)], who, 0)
-    assert both[0] < 0.001
-    assert both[1] == 1.0
-
-
 def test_joint_rows_hold_the_layers_of_each_selector(tiny, tmp_path, people):
     store = vr.extract(tiny, people(6, num_people=4), tmp_path / "s.h5", layers="<=8x8")
     found = vr.probe(store, "face_id", layers=["<=4x4", "8x8"], selections="joint").rows
@@ -138,12 +140,12 @@ def test_joint_rows_hold_the_layers_of_each_selector(tiny, tmp_path, people):
     with pytest.raises(vr.TaskError, match="unknown head 'forest'"):
         vr.probe(store, "face_id", heads=["forest"])
     ours = [row for row in found if row.model == "tiny" and row.metric == "rank1"]
-    assert [row.layer for row in ours] == ["<=4x4", "8x8"] * 3
+    assert [row.layer for row in ours] == ["<=4x4", "8x8"] * 2
     dims = [sum(spec.num_dims for spec in group) for group in (
         [s for s in store.layers if s.resolution <= 4], [s for s in store.layers if s.resolution == 8]
     )]  # fmt: skip
-    assert [row.dims for row in ours] == dims * 3
-    assert sum(row.chosen for row in ours) == 3
+    assert [row.dims for row in ours] == dims * 2
+    assert sum(row.chosen for row in ours) == 2
     random = [row for row in found if row.model == "random-init" and row.metric == "rank1"]
     assert [(row.layer, row.dims) for row in random] == [(row.layer, row.dims) for row in ours]
 
@@ -157,7 +159,7 @@ def test_classification_measures_what_scikit_learn_measures(tiny, tmp_path, peop
     ]  # so that classes are unequal
     object.__setattr__(source, "splits", tuple("" if i in drop else s for i, s in enumerate(order)))
     store = vr.extract(tiny, source, tmp_path / "s.h5", layers="8x8.0")
-    report = vr.probe(store, "classification")
+    report = vr.probe(store, "classification", heads=["knn", "ridge", "linear-lbfgs"])
     rows, lines = report.rows, report.notes
     assert "choices are made on split val (16 images)" in lines[0]
     assert {row.protocol for row in rows} == {"knn", "knn-dino", "ridge", "linear-lbfgs"}
@@ -169,7 +171,9 @@ def test_classification_measures_what_scikit_learn_measures(tiny, tmp_path, peop
     assert found["accuracy"].value == accuracy_score(y[test], predicted)
     balanced = balanced_accuracy_score(y[test], predicted)
     assert found["balanced_accuracy"].value == pytest.approx(balanced)
-    assert found["top5"].value == 1.0  # of four classes
+    assert set(found) == {"accuracy", "balanced_accuracy"}  # of four classes no top 5
+    largest = np.unique(y[test], return_counts=True)[1].max() / test.sum()
+    assert (found["accuracy"].chance, found["balanced_accuracy"].chance) == (largest, 0.25)
     assert found["balanced_accuracy"].ci_low <= balanced <= found["balanced_accuracy"].ci_high
 
 
@@ -187,9 +191,15 @@ def test_balanced_intervals_cover_the_truth_as_often_as_they_say():
     strata = np.repeat([0, 1], [150, 50])
     rates = np.array([0.8, 0.3])
     hits = (rng.random((200, 400)) < rates[strata][:, None]).astype(float)
-    means = resampled_means(hits, np.arange(200), 0, strata)
-    low, high = interval(means)
-    covered = np.mean((low <= rates.mean()) & (rates.mean() <= high))
+    items, units = [Items.balanced(right, strata) for right in hits.T], Units(np.arange(200), 0)
+    resampled = weighted(items, units, units.draws())
+    told = np.where(hits[:, 0] == 1, strata, 1 - strata)
+    assert items[0].value == pytest.approx(balanced_accuracy_score(strata, told))
+    found = [
+        figure(np.array([item.value]), column[:, None], np.zeros((0, 1)), units, (0.0, 1.0))
+        for item, column in zip(items, resampled.T, strict=True)
+    ]
+    covered = np.mean([one.low <= rates.mean() <= one.high for one in found])
     assert 0.91 <= covered <= 0.98  # 0.95, give or take three deviations and what 200 images blur
 
 
@@ -208,5 +218,7 @@ def test_bottom_up_is_a_row_a_resolution(tiny, tmp_path, people):
         assert [(row.layer, row.dims) for row in found] == [
             ("1x1.0", 8),
             ("4x4.0", 32),
+            ("0:2", 40),
             ("8x8.0", 32),
+            ("0:3", 72),
         ]

@@ -93,10 +93,10 @@ class RandomTwin:
         self, store: Latents, layers: Sequence[str], features: Sequence[str], seed: int
     ) -> None:
         self._store, self._layers, self._features, self._seed = store, layers, features, seed
-        self._folder = tempfile.TemporaryDirectory(prefix="vdvae-repr-")
 
     def __enter__(self) -> RandomTwin:
-        """Return itself."""
+        """Make the folder; return itself."""
+        self._folder = tempfile.TemporaryDirectory(prefix="vdvae-repr-")
         return self
 
     def __exit__(self, *reason: object) -> None:

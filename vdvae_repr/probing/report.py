@@ -58,7 +58,18 @@ class Report:
 
     def rate_accuracy(self) -> pd.DataFrame:
         """Return the nats spent up to each layer beside what all layers up to it are worth."""
-        kept = ("head", "feature", "pool", "layer", "dims", "metric", "value", "ci_low", "ci_high")
+        kept = (
+            "head",
+            "feature",
+            "pool",
+            "layer",
+            "dims",
+            "metric",
+            "at",
+            "value",
+            "ci_low",
+            "ci_high",
+        )
         own = self.rows[0].model if self.rows else None  # models beside it spend other nats
         table = [
             {"nats": self.nats[row.layer]} | {name: getattr(row, name) for name in kept}

@@ -19,7 +19,8 @@ FLIPS = 10_000  # of signs, where there are more than can all be gone through
 EVERY_FLIP = 13  # units, of which all 2^13 flips are
 FEWEST = 6  # units of a test: of five the smallest p is 2 / 2^5, above 0.05
 FEW = 20  # units, below which nothing is bootstrapped
-LEVEL = 0.95
+LEVEL = 0.95  # of intervals
+ALPHA = 0.05  # of tests
 AT_ONCE = 500  # resamples, so that memory stays small
 
 Values = NDArray[np.float64]
@@ -35,7 +36,7 @@ SPANS: dict[str, Span] = {"r2": (-np.inf, 1.0), "pearson": (-1.0, 1.0)} | dict.f
 
 
 class Items(NamedTuple):
-    """A metric as a sum over test items: what each adds (N,), and its share of the whole (N,), 1 in all."""
+    """A metric as a ratio of sums over test items: what each adds (N,), and its share of the whole (N,)."""
 
     adds: Values
     shares: Values
@@ -44,7 +45,6 @@ class Items(NamedTuple):
     def mean_of(cls, values: NDArray[Any], weights: NDArray[Any] | None = None) -> Items:
         """Make a weighted mean of values (N,)."""
         shares = np.ones(len(values)) if weights is None else np.asarray(weights, np.float64)
-        shares = shares / shares.sum()
         return cls(np.asarray(values, np.float64) * shares, shares)
 
     @classmethod
@@ -57,8 +57,12 @@ class Items(NamedTuple):
     def r2(cls, errors: Values, truth: Values) -> Items:
         """Make R2 of squared errors (N,) and truth (N,)."""
         squares = (truth - truth.mean()) ** 2
-        whole = max(float(squares.sum()), 1e-300)
-        return cls((squares - errors) / whole, squares / whole)
+        return cls(squares - errors, squares)
+
+    @property
+    def value(self) -> float:
+        """The metric of all items."""
+        return float(self.adds.sum() / max(self.shares.sum(), 1e-300))
 
 
 class Figure(NamedTuple):
@@ -242,7 +246,7 @@ def percentiles(resampled: Values, units: int) -> tuple[Values, Values]:
     """
     tail = float(student.ppf((1 - LEVEL) / 2, units - 1)) * (units / (units - 1)) ** 0.5
     low, high = np.quantile(resampled, [norm.cdf(tail), norm.cdf(-tail)], axis=0)
-    return low, high
+    return np.round(low, 12), np.round(high, 12)  # without the rounding errors of equal resamples
 
 
 def over_folds(values: Values, people: int, chance: float | None = None) -> Figure:
@@ -294,7 +298,9 @@ def figure(
     if binary and units.alone and len(values) == 1 and span == PROPORTION:
         return found(*wilson(value * number, number), "wilson")
     together = _over_draws(resampled, units.seed)
-    if number >= FEW and len(together) > 1:
+    # Where less than one unit is wrong, or right, resamples hardly differ.
+    rarer = min(value, 1 - value) * number if span == PROPORTION else np.inf
+    if number >= FEW and rarer >= 1 and len(together) > 1:
         low, high = (float(bound) for bound in percentiles(together, number))
         if low < high:
             return found(low, high, "bootstrap")
@@ -369,9 +375,10 @@ def compare(
         span: between which values the metric lies.
         sign: -1 where lower is better.
     """
-    shares = ours[0].shares
+    whole = max(float(ours[0].shares.sum()), 1e-300)
+    shares = ours[0].shares / whole
     mean = np.mean([item.adds for item in ours], axis=0)
-    gaps = np.stack([sign * (mean - item.adds) for item in theirs], axis=1)
+    gaps = np.stack([sign * (mean - item.adds) / whole for item in theirs], axis=1)
     value, number = float(gaps.sum(axis=0).mean()), units.number
     low, high = _difference_interval(gaps, shares, units, span)
     if number < FEWEST:
@@ -421,7 +428,7 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
 
 def verdict(differences: Sequence[float], p: Sequence[float | None]) -> str:
     """Say in words how one stands beside its rivals, by adjusted p-values."""
-    told = [None if value is None or value >= 1 - LEVEL else value for value in p]
+    told = [None if value is None or value >= ALPHA else value for value in p]
     if any(d < 0 and value is not None for d, value in zip(differences, told, strict=True)):
         return "worse"
     if all(d > 0 and value is not None for d, value in zip(differences, told, strict=True)):

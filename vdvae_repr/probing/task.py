@@ -126,7 +126,7 @@ class Split:
     text: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scored:
     """Features under a head: what training data say of them, and what the problem's figures are made of.
 
@@ -289,7 +289,7 @@ class Problem:
         return Units(self.units[self.split.test], seed)
 
     def items(self, metric: str, scored: Scored) -> Items:
-        """Return a metric as a sum over test items.
+        """Return a metric as a ratio of sums over test items.
 
         Comparisons are of these. Where the metric is no such sum, what makes it none is held fixed, as a
         threshold, and `evaluate` says what it is where items are drawn.
@@ -313,7 +313,7 @@ class Problem:
         """
         items = [self.items(metric, item) for item in scored]
         if draws is None:
-            return np.array([[item.adds.sum() for item in items]])
+            return np.array([[item.value for item in items]])
         return weighted(items, units, draws)
 
     def figures(self, metric: str, scored: Sequence[Sequence[Scored]], seed: int) -> list[Figure]:
@@ -344,8 +344,8 @@ class Problem:
 
     def _is_share(self, metric: str, scored: Scored) -> bool:
         """Return whether a metric is the share of items that are right, which count equally."""
-        values = self.items(metric, scored).adds * self.n_test
-        return bool(np.minimum(abs(values), abs(values - 1)).max() < 1e-9)
+        adds, shares = self.items(metric, scored)
+        return bool((shares == shares[0]).all() and np.isin(adds, (0, shares[0])).all())
 
     def compare(
         self, ours: Sequence[Scored], theirs: Sequence[Scored], head: Head, seed: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,6 +30,7 @@ MADE = re.compile(
     r"(layers|shots|cmc|roc|noise|factors|rate_accuracy)(-.*)?\.png|similarity-.*\.(png|csv)"
     r"|(comparisons|noise|factors|rate_accuracy)\.csv|results\.(jsonl|csv)"
 )
+LONGEST = 180  # of a file's name, of 255 bytes at most
 SIMILARITY_MADE = re.compile(r"similarity\.(csv|png)")
 
 
@@ -183,8 +185,12 @@ def save_similarity(
 
 def _file_name(*parts: str | None) -> str:
     """Return a name that a file may have, of parts that may hold anything, as names of factors do."""
-    name = "-".join(part for part in parts if part).replace(":", "")
-    return quote(name, safe=" ,+=@")
+    name = quote("-".join(part for part in parts if part).replace(":", ""), safe=" ,+=@")
+    return (
+        name
+        if len(name) <= LONGEST
+        else f"{name[:LONGEST]}-{sha256(name.encode()).hexdigest()[:12]}"
+    )
 
 
 def _called(curve: Curve) -> str:

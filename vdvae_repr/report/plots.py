@@ -422,6 +422,8 @@ class RowSelection:
         if not here:
             metrics = _listed(row.metric for row in rows)
             raise TaskError(f"the rows hold no metric {metric!r}; pass metric=, one of {metrics}")
+        if here[0].task != "few_shot":  # there it is at a number of shots, and may be drawn over it
+            here = [row for row in here if row.at == here[0].at]
         own = [row for row in here if row.model not in CONTROLS and row.layer]
         if not own:
             models = _listed(row.model for row in here)

@@ -33,7 +33,7 @@ from vdvae_repr.probing.statistics import (
 from vdvae_repr.probing.task import Problem, Scored, Split, Task, expect, name_of, several
 from vdvae_repr.results import Curve
 
-CURVES = 1_000  # draws of people of what is read off the ROC
+CURVES = 500  # draws of people of what is read off the ROC
 HEADS = {"cosine": heads.Centred(), "cosine-whitened": heads.Whitened()}
 Flags = NDArray[np.bool_]
 Scores = NDArray[np.float64]
@@ -161,7 +161,7 @@ class Verification(Problem):
         kept = heads.enough(impostors) if far is None else list(far)
         for rate in kept:  # one that was asked for and is too fine is an error
             heads.check_far(rate, impostors)
-        metrics = ("accuracy", "auc", "eer", *(f"tar@{rate!r}" for rate in kept))
+        metrics = ("accuracy", "auc", "eer", *(f"tar@{float(rate)!r}" for rate in kept))
         n_train = 0 if self.choose is None else len(self.choose.same)
         n_test = len(self.test.same)
         others = np.setdiff1d(np.arange(len(store)), tested)

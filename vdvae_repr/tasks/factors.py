@@ -111,6 +111,7 @@ class FactorProblem(Problem):
             f"ridge:{name}": FactorHead(f"ridge:{name}", RidgeRegressor(), factor=name)
             for name in self.factors
         }
+        self.default_heads = tuple(self.heads)
         self._last: tuple[tuple[Columns, ...], GroupedRidge] | None = None
 
     def metrics_of(self, head: Head) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ class OpenSet(Problem):
             Split(train, test, text=text),
             labels,
             heads=heads,
-            metrics=[f"dir@{rate!r}" for rate in rates],
+            metrics=[f"dir@{float(rate)!r}" for rate in rates],
             units=labels,
             default_heads=default_heads,
         )
