@@ -4,18 +4,18 @@
     python benchmarks/speed/probe.py --ours
     python benchmarks/speed/probe.py --data DATA --work WORK --against WORKTREE
 
-With --data: cold answers of `vr.probe`, each in a process of its own with nothing kept: `face_id` on LFW by the
-heads that answer at once, single layers and cumulative sets, all controls; single layers by `linear-lbfgs`;
-`few_shot` (one and five shots) and `classification` of pooled layers of Tiny ImageNet. Of this checkout and of
-WORKTREE in turn, on the same stores, which are extracted into WORK where they are not there. DATA holds
-lfw_people/ and tiny_imagenet/. --images takes about so many of each, --case some of the cases.
+With --data: cold answers of `vr.probe`, each in a process of its own with nothing kept: `face_id` on LFW by
+the heads that answer at once, single layers and cumulative sets, all controls; single layers by `linear-
+lbfgs`; `few_shot` (one and five shots) and `classification` of pooled layers of Tiny ImageNet. Of this
+checkout and of WORKTREE in turn, on the same stores, which are extracted into WORK where they are not there.
+DATA holds lfw_people/ and tiny_imagenet/. --images takes about so many of each, --case some of the cases.
 
 Else: random features of 2,000 samples, 16,384 dimensions and 40 classes that they tell in part, 500 more to
 choose C on. Ours: standardising, Gram matrices, the path over the protocol's 45 values of C to 1e-6 of the
-optimum, and the fit on all samples. Theirs: standardising in float64, then L-BFGS at each C from the last one's
-solution, 1,000 iterations at most, at two tolerances: scikit-learn's own 1e-4, and 1e-8. Then the objectives at
-each C are compared: ours must be no more than 1 + 1e-6 times theirs at 1e-8. With --ours, ours alone, the Gram
-matrices and the head apart. Prints one JSON object a line.
+optimum, and the fit on all samples. Theirs: standardising in float64, then L-BFGS at each C from the last
+one's solution, 1,000 iterations at most, at two tolerances: scikit-learn's own 1e-4, and 1e-8. Then the
+objectives at each C are compared: ours must be no more than 1 + 1e-6 times theirs at 1e-8. With --ours, ours
+alone, the Gram matrices and the head apart. Prints one JSON object a line.
 """
 
 import argparse
