@@ -1,15 +1,21 @@
-"""Speed of `linear-lbfgs` beside scikit-learn's LogisticRegression over the same grid of C.
+"""Speed of the probe: the time to an answer, against another commit, and `linear-lbfgs` beside scikit-learn.
 
     python benchmarks/speed/probe.py
     python benchmarks/speed/probe.py --ours
+    python benchmarks/speed/probe.py --data DATA --work WORK --against WORKTREE
 
-Random features of 2,000 samples, 16,384 dimensions and 40 classes that they tell in part, 500 more to
-choose C on. Ours: standardising, Gram matrix in float64, its reduction, and the path over the
-protocol's 45 values of C to 1e-6 of the optimum. Theirs: standardising in float64, then L-BFGS at each
-C from the last one's solution, 1,000 iterations at most, at two tolerances: scikit-learn's own 1e-4,
-and 1e-8. Then the objectives at each C are compared: ours
-must be no more than 1 + 1e-6 times theirs at 1e-8. With --ours, ours alone, the Gram matrix and the
-head apart. Prints one JSON object a line.
+With --data: cold answers of `vr.probe`, each in a process of its own with nothing kept: `face_id` on LFW by
+the heads that answer at once, single layers and cumulative sets, all controls; single layers by `linear-
+lbfgs`; `few_shot` (one and five shots) and `classification` of pooled layers of Tiny ImageNet. Of this
+checkout and of WORKTREE in turn, on the same stores, which are extracted into WORK where they are not there.
+DATA holds lfw_people/ and tiny_imagenet/. --images takes about so many of each, --case some of the cases.
+
+Else: random features of 2,000 samples, 16,384 dimensions and 40 classes that they tell in part, 500 more to
+choose C on. Ours: standardising, Gram matrices, the path over the protocol's 45 values of C to 1e-6 of the
+optimum, and the fit on all samples. Theirs: standardising in float64, then L-BFGS at each C from the last
+one's solution, 1,000 iterations at most, at two tolerances: scikit-learn's own 1e-4, and 1e-8. Then the
+objectives at each C are compared: ours must be no more than 1 + 1e-6 times theirs at 1e-8. With --ours, ours
+alone, the Gram matrices and the head apart. Prints one JSON object a line.
 """
 
 import argparse
@@ -18,8 +24,11 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
+import sys
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +36,7 @@ import sklearn
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+import vdvae_repr as vr
 from vdvae_repr.heads.gram import gram_matrices
 from vdvae_repr.heads.linear import C_GRID, LogisticProbe
 
@@ -49,10 +59,11 @@ def ours(X: Any, y: Any, held: Any) -> tuple[float, float, Any, Any]:
     started = time.perf_counter()
     train = np.arange(len(y))
     blocks = (X[:, first : first + 2048] for first in range(0, X.shape[1], 2048))
-    (gram,) = gram_matrices(blocks, [(train, "standardised")])
+    subsets = [(train, "standardised"), (np.arange(len(X)), "standardised")]
+    gram, both = gram_matrices(blocks, subsets)
     summed = time.perf_counter() - started
     head = LogisticProbe(precomputed=True)
-    head.fit(gram.inner[train], y, validation=(gram.inner[len(y) :], held))
+    head.fit(gram.inner[train], y, (gram.inner[len(y) :], held), both=both.inner)
     return time.perf_counter() - started, summed, head, gram
 
 
@@ -77,13 +88,88 @@ def objective(logits: Any, squares: float, y: Any, C: float) -> float:
     return float(-C * log_p[np.arange(len(y)), y].sum() + squares / 2)
 
 
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "face_id": ("lfw", {"heads": ["nearest-neighbor", "ridge"]}),
+    "linear-lbfgs": ("lfw", {"heads": ["linear-lbfgs"], "selections": ["single"]}),
+    "few_shot": ("tiny", {"layers": "<=8x8", "pools": "avg:4"}),
+    "classification": ("tiny", {"layers": "<=16x16", "pools": "avg:4", "heads": ["knn", "ridge"]}),
+}
+"""The store, and what `vr.probe` is asked, by the name of the case."""
+
+RUN = """
+import json, resource, sys, time
+import vdvae_repr as vr
+path, case, how = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+task = vr.FewShot(shots=(1, 5)) if case == "few_shot" else {"linear-lbfgs": "face_id"}.get(case, case)
+started = time.perf_counter()
+rows = vr.probe(vr.open(path), task, cache=None, progress=False, **how).rows
+chosen = {
+    f"{row.head} {row.metric} {row.layer}": round(row.value, 4)
+    for row in rows if row.chosen and row.layer and row.model not in ("random-init", "shuffled-labels")
+}
+print(json.dumps({
+    "seconds": round(time.perf_counter() - started, 1),
+    "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    "rows": len(rows), "chosen": chosen,
+}))
+"""
+
+
+def stores(data: Path, work: Path, images: int | None) -> dict[str, Path]:
+    """Extract LFW's people and Tiny ImageNet by faces64, or some images of each, where they are not."""
+    work.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for name, source, frame in (
+        ("lfw", data / "lfw_people" / "labels.csv", {"crop": 128}),
+        ("tiny", data / "tiny_imagenet", {}),
+    ):
+        found[name] = work / (f"{name}-{images}.h5" if images else f"{name}.h5")
+        opened = vr.open_source(source)
+        if images:
+            each = max(4, images // len(opened.label_names))
+            rank = [int(np.sum(opened.labels[:i] == k)) for i, k in enumerate(opened.labels)]
+            opened = opened.select(np.flatnonzero(np.array(rank) < each))
+        vr.extract(vr.load("faces64"), opened, found[name], **frame)
+    return found
+
+
+def answers(options: argparse.Namespace) -> None:
+    """Time each case in turn by this checkout and by the other."""
+    paths = stores(options.data, options.work, options.images)
+    trees = {"here": Path(__file__).parents[2]}
+    if options.against:
+        trees["against"] = options.against.resolve()
+    for case in options.case or CASES:
+        store, how = CASES[case]
+        how = {"selections": ["single", "cumulative"]} | how
+        for name, tree in trees.items():
+            environment = os.environ | {"PYTHONPATH": str(tree)}
+            command = [sys.executable, "-c", RUN, str(paths[store]), case, json.dumps(how)]
+            run = subprocess.run(
+                command, env=environment, cwd=tree, capture_output=True, text=True, check=False
+            )
+            last = run.stdout.strip().splitlines()[-1:] or [
+                json.dumps({"error": run.stderr[-300:]})
+            ]
+            row = {"case": case, "checkout": name, "images": options.images} | json.loads(last[0])
+            print(json.dumps(row), flush=True)
+
+
 def main() -> None:
-    """Time both, and compare what they find."""
+    """Time answers, or the head beside scikit-learn's, and compare what they find."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     for name, value in (("samples", 2000), ("dims", 16_384), ("classes", 40), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--ours", action="store_true", help="leave scikit-learn out")
+    parser.add_argument("--data", type=Path, help="time answers on the images in this folder")
+    parser.add_argument("--work", type=Path, default=Path("runs/speed"), help="where stores lie")
+    parser.add_argument("--against", type=Path, help="another checkout, timed in turn")
+    parser.add_argument("--images", type=int, help="about so many of each store alone")
+    parser.add_argument("--case", action="append", choices=list(CASES))
     options = parser.parse_args()
+    if options.data:
+        answers(options)
+        return
     warnings.simplefilter("ignore")
     n = options.samples
     X, y = samples(n + 500, options.dims, options.classes)

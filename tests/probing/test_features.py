@@ -103,9 +103,9 @@ def test_gram_matrices_are_right_when_few_are_kept(monkeypatch):
     found = work.grams(features, [(whole, "centred"), (half, "standardised")])
     X = np.concatenate(parts, axis=1).astype(np.float64)
     centred = X - X.mean(axis=0)
-    np.testing.assert_allclose(found[0].inner, centred @ centred.T, atol=1e-9)
+    np.testing.assert_allclose(found[0].inner, centred @ centred.T, atol=1e-5)
     A = StandardScaler().fit(X[half]).transform(X)
-    np.testing.assert_allclose(found[1].inner, A @ A[half].T, atol=1e-9)
+    np.testing.assert_allclose(found[1].inner, A @ A[half].T, atol=1e-5)
     assert len(work._grams) == 1
     assert [gram.dims for gram in found] == [150, 150]
 

@@ -7,16 +7,18 @@ layers add up to that of the layers side by side.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.heads.spectrum import spanned_coordinates
+from vdvae_repr.heads.spectrum import Spectrum, spanned_coordinates
 
 BLOCK_BYTES = 2**27  # of float64 worked on at once
+DEPTH = 4096  # columns whose products are summed in the features' own precision
 
 Matrix = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -49,6 +51,17 @@ class Gram:
         length = np.sqrt(np.where(self.squares > 0, self.squares, np.inf))
         return self.inner / length[:, None] / length[self.rows]
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the matrix, and of the spectrum where it is known."""
+        known = self.__dict__.get("spectrum")
+        return self.inner.nbytes + (known.vectors.nbytes if known else 0)
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        """The principal axes of the samples of `rows`, found once for all heads and targets."""
+        return Spectrum.of_products(self.inner[self.rows])
+
     def coordinates(self) -> Matrix:
         """Return all samples in the space that those of `rows` span, (N, r), r <= n."""
         return spanned_coordinates(self.inner, self.rows)
@@ -64,6 +77,8 @@ class ProductHead:
     precomputed: bool
     version: ClassVar[int] = 1
     """Raised whenever what it computes changes, so that no score of the earlier one is taken for its own."""
+    decomposes: ClassVar[bool] = False
+    """Whether `fit_judged` takes the `spectrum` of precomputed training samples, so that it is found once."""
     refits: ClassVar[bool] = False
     """Whether it is fitted on validation samples too, once they have chosen: `fit_judged` takes `both`."""
 
@@ -144,6 +159,9 @@ def gram_matrices(
 ) -> list[Gram]:
     """Return the Gram matrix for each of some training sets, in one pass over the features.
 
+    All is summed in float64, but products of float32 features are taken in float32, after centring and over
+    `DEPTH` columns at most: they are as exact as the features are.
+
     Args:
         blocks: columns of the features X (N, D), (N, d) each, any float.
         subsets: training sets (n,), and what is done to the columns: nothing ("raw"), centred on the set's
@@ -152,28 +170,76 @@ def gram_matrices(
     Raises:
         ValueError: features that are not finite; names the first row.
     """
-    found: list[Gram] = []
+    sums: list[_Sums] = []
+    dims = 0
     for block in blocks:
-        step = max(1, BLOCK_BYTES // (8 * len(block)))
-        if not found:
-            size = len(block)
-            found = [
-                Gram(rows, np.zeros((size, len(rows))), np.zeros(size), 0) for rows, _ in subsets
-            ]
+        sums = sums or [_Sums(rows, scaling, len(block)) for rows, scaling in subsets]
+        dims += block.shape[1]
+        step = max(1, min(DEPTH, BLOCK_BYTES // (8 * len(block))))
         for start in range(0, block.shape[1], step):
-            X = block[:, start : start + step].astype(np.float64)
-            finite = np.isfinite(X).all(axis=1)
-            if not finite.all():
+            X = block[:, start : start + step]
+            kind = np.float32 if X.dtype.itemsize <= 4 else np.float64
+            with np.errstate(invalid="ignore", over="ignore"):
+                for group in _by_rows(sums):
+                    for of, A in zip(group, _scaled(X, group), strict=True):
+                        of.add(A, kind)
+            if not all(of.finite for of in sums):
+                finite = np.isfinite(X).all(axis=1)
                 raise ValueError(f"expected finite features, found others in row {finite.argmin()}")
-            for i, (rows, scaling) in enumerate(subsets):
-                A = X
-                if scaling != "raw":
-                    mean, scale = centre_and_scale(X[rows], scaling == "standardised")
-                    A = (X - mean) / scale
-                found[i].inner[...] += A @ A[rows].T
-                found[i].squares[...] += np.einsum("nd,nd->n", A, A)
-        found = [Gram(g.rows, g.inner, g.squares, g.dims + block.shape[1]) for g in found]
-    return found
+    return [of.gram(dims) for of in sums]
+
+
+class _Sums:
+    """A Gram matrix as it is summed up, of n training samples and the others in this order."""
+
+    def __init__(self, rows: Rows, scaling: Scaling, size: int) -> None:
+        self.rows, self.scaling = rows, scaling
+        self.order = np.append(rows, np.setdiff1d(np.arange(size), rows))
+        self._inner = np.zeros((len(self.order), len(rows)))
+        self._squares = np.zeros(len(self.order))
+
+    @property
+    def finite(self) -> bool:
+        """Whether every feature was, so far: what is not finite is of no finite length."""
+        return bool(np.isfinite(self._squares).all())
+
+    def add(self, A: Matrix, kind: type[np.floating[Any]]) -> None:
+        """Add the products of some columns (N, d), in order."""
+        self._squares += np.einsum("nd,nd->n", A, A)
+        A, n = A.astype(kind, copy=False), len(self.rows)
+        training = A[:n]
+        self._inner[:n] += training @ training.T  # of which NumPy computes one half
+        self._inner[n:] += A[n:] @ training.T
+
+    def gram(self, dims: int) -> Gram:
+        """Return the matrix, samples in their own order."""
+        size = int(self.order.max()) + 1
+        inner, squares = np.empty((size, len(self.rows))), np.empty(size)
+        inner[self.order], squares[self.order] = self._inner, self._squares
+        return Gram(self.rows, inner, squares, dims)
+
+
+def _scaled(X: NDArray[Any], group: Sequence[_Sums]) -> Iterator[Matrix]:
+    """Yield columns X (N, d) in the order of one training set, scaled as each of a group asks for."""
+    A, n = X[group[0].order].astype(np.float64), len(group[0].rows)
+    if all(of.scaling == "raw" for of in group):
+        yield from (A for _ in group)
+        return
+    mean, deviation = centre_and_scale(A[:n], any(of.scaling == "standardised" for of in group))
+    centred = A - mean if any(of.scaling == "raw" for of in group) else np.subtract(A, mean, out=A)
+    for of in group:
+        if of.scaling == "raw":
+            yield A
+        else:
+            yield centred if of.scaling == "centred" else centred / deviation
+
+
+def _by_rows(sums: Sequence[_Sums]) -> list[list[_Sums]]:
+    """Group what is summed by the training set, whose means are found once."""
+    groups: dict[bytes, list[_Sums]] = {}
+    for of in sums:
+        groups.setdefault(of.rows.tobytes(), []).append(of)
+    return list(groups.values())
 
 
 def centre_and_scale(X: NDArray[Any], standardize: bool) -> tuple[Matrix, Matrix]:

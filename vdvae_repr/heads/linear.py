@@ -26,6 +26,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
 
 from vdvae_repr.heads.gram import (
+    BLOCK_BYTES,
     Fold,
     ProductHead,
     Rows,
@@ -301,6 +302,8 @@ class LogisticProbe(ProductHead, ClassifierMixin, BaseEstimator):  # type: ignor
 class _Ridge(ProductHead, BaseEstimator):  # type: ignore[misc]
     """Multi-output ridge regression, its penalty by generalised cross-validation."""
 
+    decomposes: ClassVar[bool] = True
+
     def __init__(
         self,
         *,
@@ -323,24 +326,29 @@ class _Ridge(ProductHead, BaseEstimator):  # type: ignore[misc]
         """Standardised, or centred alone."""
         return "standardised" if self.standardize else "centred"
 
-    def _solve(self, X: NDArray[Any], targets: Matrix) -> None:
+    def _solve(self, X: NDArray[Any], targets: Matrix, spectrum: Spectrum | None) -> None:
         """Fit samples X to targets (N, K), each K with the same penalty."""
-        self._reduced = _Reduced(X, self.standardize, self.precomputed)
+        self._reduced = _Reduced(X, self.standardize, self.precomputed, spectrum)
         Z = self._reduced.Z
         squares = (Z**2).sum(axis=0)  # the columns are orthogonal, and each has mean 0
         U = Z / np.sqrt(np.where(squares > 0, squares, 1))
         self.intercept_ = targets.mean(axis=0)
         loads = U.T @ (targets - self.intercept_)
         grid = np.asarray(ALPHAS if self.alphas is None else self.alphas, dtype=np.float64)
+        alphas = grid * max(squares.sum() / len(Z), 1e-300)
+        shrinks = squares[:, None] / (squares[:, None] + alphas)
+        leverages = 1 / len(Z) + (U**2) @ shrinks
         smallest = np.inf
-        for alpha in grid * max(squares.sum() / len(Z), 1e-300):
-            shrink = squares / (squares + alpha)
-            fitted = self.intercept_ + U @ (shrink[:, None] * loads)
-            leverage = 1 / len(Z) + (U**2) @ shrink
-            left_out = (fitted - leverage[:, None] * targets) / (1 - leverage[:, None])
-            error = float(((targets - left_out) ** 2).mean())
-            if error < smallest:
-                smallest, self.alpha_, self._left_out = error, float(alpha), left_out
+        at_once = max(1, BLOCK_BYTES // targets.nbytes)
+        for start in range(0, len(alphas), at_once):  # one product for several is faster
+            some = range(start, min(start + at_once, len(alphas)))
+            fits = U @ np.concatenate([shrinks[:, [i]] * loads for i in some], axis=1)
+            for i, fitted in zip(some, np.split(fits, len(some), axis=1), strict=True):
+                left = leverages[:, [i]]
+                left_out = (fitted + self.intercept_ - left * targets) / (1 - left)
+                error = float(((targets - left_out) ** 2).mean())
+                if error < smallest:
+                    smallest, self.alpha_, self._left_out = error, float(alphas[i]), left_out
         centred = targets - self.intercept_
         self._weights = (Z.T @ centred) / (squares + self.alpha_)[:, None]
 
@@ -377,14 +385,21 @@ class Ridge(ClassifierMixin, _Ridge):  # type: ignore[misc]
 
     version: ClassVar[int] = 2
 
-    def fit(self, X: Any, y: Any) -> Ridge:
+    def fit(self, X: Any, y: Any, spectrum: Spectrum | None = None) -> Ridge:
         """Fit on X (N, D), precomputed (N, N), and y (N,).
+
+        Args:
+            X: features or inner products.
+            y: classes.
+            spectrum: of precomputed samples, where it is known.
 
         Raises:
             ValueError: NaN, other shapes, or a single class.
         """
         X, y, self.classes_, encoded = _check(self, X, y)
-        self._solve(X, np.where(np.eye(len(self.classes_), dtype=bool)[encoded], 1.0, -1.0))
+        self._solve(
+            X, np.where(np.eye(len(self.classes_), dtype=bool)[encoded], 1.0, -1.0), spectrum
+        )
         return self
 
     def fit_judged(
@@ -393,9 +408,10 @@ class Ridge(ClassifierMixin, _Ridge):  # type: ignore[misc]
         y: Any,
         validation: tuple[Any, Any] | None = None,
         folds: Sequence[Fold] | None = None,
+        spectrum: Spectrum | None = None,
     ) -> float | None:
         """Fit, and return the accuracy on validation samples, else of each sample left out."""
-        self.fit(X, y)
+        self.fit(X, y, spectrum)
         if validation is not None:
             return float(self.score(*validation))
         return left_out_accuracy(self, y)
@@ -433,8 +449,8 @@ class RidgeRegressor(RegressorMixin, _Ridge):  # type: ignore[misc]
         0.52
     """
 
-    def fit(self, X: Any, y: Any) -> RidgeRegressor:
-        """Fit on X (N, D), precomputed (N, N), and numbers y (N,).
+    def fit(self, X: Any, y: Any, spectrum: Spectrum | None = None) -> RidgeRegressor:
+        """Fit on X (N, D), precomputed (N, N), and numbers y (N,); `spectrum` as of `Ridge.fit`.
 
         Raises:
             ValueError: NaN, or other shapes.
@@ -444,7 +460,7 @@ class RidgeRegressor(RegressorMixin, _Ridge):  # type: ignore[misc]
         )
         if self.precomputed and X.shape[0] != X.shape[1]:
             raise ValueError(f"expected inner products (N, N), found {X.shape}")
-        self._solve(X, y[:, None].astype(np.float64))
+        self._solve(X, y[:, None].astype(np.float64), spectrum)
         return self
 
     def fit_judged(
@@ -453,9 +469,10 @@ class RidgeRegressor(RegressorMixin, _Ridge):  # type: ignore[misc]
         y: Any,
         validation: tuple[Any, Any] | None = None,
         folds: Sequence[Fold] | None = None,
+        spectrum: Spectrum | None = None,
     ) -> float | None:
         """Fit, and return R2 on validation samples, else of each sample left out."""
-        self.fit(X, y)
+        self.fit(X, y, spectrum)
         if validation is not None:
             return float(self.score(*validation))
         return float(1 - ((self._left_out[:, 0] - y) ** 2).mean() / max(np.var(y), 1e-300))
@@ -534,10 +551,16 @@ class _Reduced:
     The columns of Z are orthogonal.
     """
 
-    def __init__(self, X: NDArray[Any], standardize: bool, precomputed: bool) -> None:
+    def __init__(
+        self,
+        X: NDArray[Any],
+        standardize: bool,
+        precomputed: bool,
+        spectrum: Spectrum | None = None,
+    ) -> None:
         self._scaling: tuple[Matrix, Matrix] | None = None
         if precomputed:
-            self._spectrum = Spectrum.of_products(X)
+            self._spectrum = spectrum or Spectrum.of_products(X)
         else:
             self._scaling = centre_and_scale(X, standardize)
             X = self._scaled(X)

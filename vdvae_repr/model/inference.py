@@ -157,7 +157,9 @@ class _Layer:
 
     def __init__(self, block: TopDownBlock, width: int) -> None:
         self.posterior = _Bottleneck(block.posterior, [width, width])
-        self.prior = _Bottleneck(block.prior, [width])
+        # So it is drawn: until it is trained, the prior is standard and adds nothing to the state.
+        trained = any(bool(parameter.any()) for parameter in block.prior.c4.parameters())
+        self.prior = _Bottleneck(block.prior, [width]) if trained else None
         self.resnet = _Bottleneck(block.resnet, [width])
         self.q, self.last = _Conv.of(block.posterior.c4), _Conv.of(block.resnet.c4)
         sizes = [2 * block.zdim, width]
@@ -166,7 +168,8 @@ class _Layer:
         self.p = _Conv(p, p_bias)
         # The prior's features and the projected latent, added to the state at once.
         both = torch.cat([features, block.z_proj.weight], dim=1)
-        self.into_state = _Conv(both, features_bias + block.z_proj.bias.detach())  # type: ignore[union-attr]
+        weight = block.z_proj.weight if self.prior is None else both
+        self.into_state = _Conv(weight, features_bias + block.z_proj.bias.detach())  # type: ignore[union-attr]
 
     def __call__(
         self, x: Tensor, activated: Tensor, noise: Tensor | None, merge: bool
@@ -174,12 +177,16 @@ class _Layer:
         x = x.contiguous(memory_format=torch.channels_last)
         shared = F.gelu(x)
         q_mean, q_log_std = self.q(self.posterior(shared, activated)).chunk(2, dim=1)
-        hidden = self.prior(shared)
-        p_mean, p_log_std = self.p(hidden).chunk(2, dim=1)
+        if self.prior is None:
+            added = []
+            p_mean, p_log_std = torch.zeros_like(q_mean), torch.zeros_like(q_log_std)
+        else:
+            added = [self.prior(shared)]
+            p_mean, p_log_std = self.p(added[0]).chunk(2, dim=1)
         z = q_mean if noise is None else gaussian_sample(q_mean, q_log_std, noise)
         after = None
         if merge:
-            x = self.into_state.into(x, torch.cat([hidden, z], dim=1))
+            x = self.into_state.into(x, torch.cat([*added, z], dim=1))
             torch.ops.aten.gelu.out(x, out=shared)
             after = self.last.into(x, self.resnet(shared))
         return LayerPosterior(q_mean, q_log_std, p_mean, p_log_std, z, after)

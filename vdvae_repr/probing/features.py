@@ -22,7 +22,7 @@ from vdvae_repr.heads.gram import Gram, Rows, Scaling, gram_matrices
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.model.layers import LayerSpec
 
-KEPT_BYTES = 2**32  # of Gram matrices
+KEPT_BYTES = 3 * 2**28  # of Gram matrices and what is known of them
 MATRIX_BYTES = 2**32  # of features side by side, for a head that takes columns
 
 Array = NDArray[Any]
@@ -201,7 +201,7 @@ class Workspace:
         return found
 
     def _size(self) -> int:
-        return sum(gram.inner.nbytes for gram in self._grams.values())
+        return sum(gram.nbytes for gram in self._grams.values())
 
     def _checked(self, columns: Columns) -> Iterator[Array]:
         for block in columns.blocks():

@@ -132,12 +132,12 @@ def _fit(
             ]
             X = of.set_params(precomputed=True).kernel(whole)
             held = None if validation is None else (X[validation[0]], validation[1])
+            more: dict[str, Any] = {"spectrum": whole.spectrum} if of.decomposes else {}
+            own = X[train]
             if held is not None and of.refits:
-                both = of.kernel(parts[0])
-                judged = of.fit_judged(X[train], y, held, both=both[parts[0].rows])
-                fits.append(_Fitted(of, both, judged))
-            else:
-                fits.append(_Fitted(of, X, of.fit_judged(X[train], y, held, folds or None)))
+                X = of.kernel(parts[0])
+                more["both"] = X[parts[0].rows]
+            fits.append(_Fitted(of, X, of.fit_judged(own, y, held, folds or None, **more)))
     if len(fits) == 1:
         return fits[0]
     if validation is None:  # then they are judged by the samples left out already
