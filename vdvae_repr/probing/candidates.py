@@ -162,6 +162,7 @@ def nats_by_label(store: Latents, choice: Choice) -> dict[str, float]:
     return {
         named(specs[:number]): float(spent[[spec.index for spec in specs[:number]]].sum())
         for specs in (store.distinct(choice.layers, feature) for feature in choice.features)
+        if len(specs) > 1  # one layer by itself is no curve
         for number in range(1, len(specs) + 1)
     }
 
