@@ -75,6 +75,12 @@ def import_latents(
         ids = found if ids is None else ids
     else:
         name, values, about = "matrix", matrix, {}
+    if np.ma.is_masked(values):
+        hidden = int(np.ma.getmaskarray(values).sum())
+        raise StoreError(
+            f"{name}: expected numbers, found a masked array, {hidden} values of which are hidden; "
+            "say what they are, as matrix.filled(0)"
+        )
     if values.dtype.kind not in "fiu":
         raise StoreError(f"{name}: expected real numbers, found {values.dtype}")
     chosen = select_layers(like.layers, layers)
