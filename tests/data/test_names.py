@@ -208,3 +208,26 @@ def test_classes_that_hold_a_word_of_a_split_are_classes(folders):
 def test_folders_called_like_splits_are_splits(folders):
     found = names_from_paths([f"{folder}/cat/1.png" for folder in folders.split()])
     assert (found.splits, set(found.labels)) == (tuple(folders.split()), {"cat"})
+
+
+@pytest.mark.parametrize(
+    ("ids", "lines"),
+    [
+        (
+            ["IMG_1.jpg", "IMG_2.jpg"],
+            [
+                "labels are read off the names of files, as 'IMG' of IMG_1.jpg",
+                "all labels are of one class, 'IMG'",
+            ],
+        ),
+        (["1.jpg", "2.jpg"], []),
+        (["train/images/1.jpg", "valid/images/2.jpg"], ["all labels are of one class, 'images'"]),
+        (
+            ["cat/1.jpg", "cat/small/2.jpg", "dog/1.jpg"],
+            ["folder 'cat/small' lies in the folder of class 'cat', and is a class of its own"],
+        ),
+        (["cat/1.jpg", "dog/1.jpg"], []),
+    ],
+)
+def test_labels_that_may_not_be_meant_are_said(ids, lines):
+    assert list(names_from_paths(ids).about_labels) == lines

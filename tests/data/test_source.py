@@ -168,7 +168,7 @@ def test_a_tiff_of_signed_numbers_is_refused(tmp_path):
         open_source(tmp_path).load(0)
 
 
-@pytest.mark.parametrize("kind", ["gif", "png", "tif", "webp"])
+@pytest.mark.parametrize("kind", ["avif", "gif", "png", "tif", "webp"])
 def test_of_several_pictures_in_a_file_the_first_is_read_and_that_is_said(tmp_path, caplog, kind):
     pictures = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (0, 100, 200)]
     pictures[0].save(tmp_path / f"a.{kind}", save_all=True, append_images=pictures[1:])
@@ -177,6 +177,77 @@ def test_of_several_pictures_in_a_file_the_first_is_read_and_that_is_said(tmp_pa
     assert [int(np.asarray(to_rgb(image)).max()) for image in source] == [0, 100]
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path.name}: a.{kind} holds several pictures, of which the first is read"
+    ]
+
+
+def coloured_tiff(values, *, photometric=2, apart=False, extra=()):
+    """A TIFF of (H, W, C), without Pillow, which writes no channels apart; `extra` are ExtraSamples."""
+    height, width, channels = values.shape
+    pixels = (values.transpose(2, 0, 1) if apart else values).tobytes()
+    strips = channels if apart else 1
+    tags = [(256, width), (257, height), (259, 1), (262, photometric), (277, channels)]
+    tags += [(278, height), (284, 1 + apart)]
+    tables = {258: [8 * values.itemsize] * channels, 279: [len(pixels) // strips] * strips}
+    place = 8 + 2 + 12 * (len(tags) + 3 + bool(extra)) + 4
+    after = place + 4 * (channels + 2 * strips + len(extra))
+    tables[273] = [after + n * (len(pixels) // strips) for n in range(strips)]
+    tables |= {338: list(extra)} if extra else {}
+    entries = [(tag, struct.pack("<HHII", tag, 4, 1, value)) for tag, value in tags]
+    body = b""
+    for tag, numbers in tables.items():
+        alone = len(numbers) == 1
+        value = numbers[0] if alone else place + len(body)
+        entries.append((tag, struct.pack("<HHII", tag, 4, len(numbers), value)))
+        body += b"\0" * 4 if alone else struct.pack(f"<{len(numbers)}I", *numbers)
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    return head + b"".join(entry for _, entry in sorted(entries)) + b"\0" * 4 + body + pixels
+
+
+@pytest.mark.parametrize(
+    ("photometric", "dtype"), [(2, np.uint8), (2, np.uint16), (5, np.uint16), (8, np.uint8)]
+)
+def test_channels_apart_are_read_right_or_refused(tmp_path, photometric, dtype):
+    """A TIFF's PlanarConfiguration 2 holds what 1 holds."""
+    channels = 4 if photometric == 5 else 3
+    values = np.random.default_rng(0).integers(0, 256, (5, 6, channels))
+    values = (values * (257 if dtype == np.uint16 else 1)).astype(dtype)
+    for apart in (False, True):
+        content = coloured_tiff(values, photometric=photometric, apart=apart)
+        (tmp_path / f"{apart:d}.tif").write_bytes(content)
+    together, apart = open_source(tmp_path), open_source(tmp_path, rows=[1])
+    expected = np.asarray(to_rgb(together[0]))
+    if photometric == 2:
+        np.testing.assert_array_equal(expected, values >> 8 if dtype == np.uint16 else values)
+    if (photometric, dtype) == (2, np.uint8):
+        np.testing.assert_array_equal(np.asarray(to_rgb(apart[0])), expected)
+    else:
+        with pytest.raises(DataError, match=r"1.tif: .*PlanarConfiguration 1$"):
+            apart.load(0)
+
+
+def test_channels_that_are_left_out_are_said(tmp_path, caplog):
+    """As the near infrared beside red, green and blue; ExtraSamples 0 is no alpha, 2 is."""
+    values = np.full((4, 4, 4), 100, np.uint8)
+    for name, extra in (("infrared", 0), ("alpha", 2)):
+        (tmp_path / f"{name}.tif").write_bytes(coloured_tiff(values, extra=[extra]))
+    source = open_source(tmp_path)
+    assert [int(np.asarray(to_rgb(image)).max()) for image in source] == [194, 100]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path.name}: infrared.tif has 4 channels, of which the first 3 are read"
+    ]
+
+
+def test_an_image_that_is_transparent_everywhere_is_said_once(tmp_path, caplog):
+    """As of a renderer or a TGA that writes no alpha, but keeps room for it."""
+    pixels = np.full((4, 4, 4), 100, np.uint8)
+    pixels[0, 0, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "some.png")
+    pixels[..., 3] = 0
+    for name in ("all.png", "all.tga"):
+        Image.fromarray(pixels).save(tmp_path / name)
+    assert len([source.load(i) for source in [open_source(tmp_path)] for i in range(3)]) == 3
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path.name}: all.png is transparent everywhere, so it is read as white"
     ]
 
 

@@ -241,6 +241,11 @@ def test_own_weights_in_safetensors_whatever_the_ending(tmp_path, state):
         (lambda s: {}, "an empty dictionary"),
         (lambda s: {f"encoder_q.{k}": v for k, v in s.items()} | {f"encoder_k.{k}": v for k, v in s.items()},
          "holds the network 2 times, under encoder_q., encoder_k."),
+        (lambda s: {f"model.{k}": v for k, v in s.items()}
+         | {f"ema.{k}": v for k, v in s.items() if "running" not in k},
+         "holds the network 2 times, under model., ema."),
+        (lambda s: {("conv1.0.weight_orig" if k == "conv1.0.weight" else k): v for k, v in s.items()},
+         r"missing are conv1\.0\.weight; its keys"),
         (lambda s: {"student": s, "teacher": s}, "holds 2 sets of weights, student, teacher"),
         (lambda s: s | {"layer1.1.conv1.weight": torch.zeros(2)}, "no part of this network, layer1.1.conv1"),
         (lambda s: s | {"layer1.0.conv1.weight": torch.zeros(3)}, r"conv1\.weight is \(3,\), expected"),

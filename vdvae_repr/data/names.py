@@ -365,6 +365,8 @@ class PathNames(NamedTuple):
     labels: list[str | None]
     splits: tuple[str, ...]
     notices: tuple[str, ...]
+    about_labels: tuple[str, ...] = ()
+    """Lines that hold where labels are read off the paths alone."""
 
 
 def names_from_paths(ids: Sequence[str]) -> PathNames:
@@ -401,10 +403,13 @@ def names_from_paths(ids: Sequence[str]) -> PathNames:
         classes.append("/".join(own))
         splits.append(split)
         alike.update(own)
+    about_labels: tuple[str, ...] = ()
     if any(classes):
         labels = [name or None for name in classes]
     else:
         labels = [path.stem.rpartition("_")[0] or None for path in paths]
+        about_labels = _off_file_names(ids, labels)
+    about_labels += _folders_of_classes(labels)
     unknown = {word: count for word, count in words.items() if not split_of(word)}
     notices += words_of_one_split(words)
     called = sorted(filter(like_split, alike), key=natural_key)
@@ -413,7 +418,41 @@ def names_from_paths(ids: Sequence[str]) -> PathNames:
         notices += (f"folders called like splits are read as classes: {listed}",)
     if placed and (outside := splits.count("")):
         notices += (f"{outside} images outside the folders of the splits: they belong to no split",)
-    return PathNames(labels, tuple(splits), notices + unknown_splits(unknown))
+    return PathNames(labels, tuple(splits), notices + unknown_splits(unknown), about_labels)
+
+
+def _off_file_names(ids: Sequence[str], labels: Sequence[str | None]) -> tuple[str, ...]:
+    """Return a line about labels that are read off the names of files, as a camera's; maybe none."""
+    for image_id, label in zip(ids, labels, strict=True):
+        if label is not None:
+            file = image_id.rpartition("/")[2]
+            return (f"labels are read off the names of files, as {label!r} of {file}",)
+    return ()
+
+
+def _folders_of_classes(labels: Iterable[str | None]) -> tuple[str, ...]:
+    """Return lines about a class that all images are of, and about classes in folders of others; maybe none.
+
+    >>> _folders_of_classes(["images", "images"])
+    ("all labels are of one class, 'images'",)
+    >>> _folders_of_classes(["cat", "cat/small", "dog"])
+    ("folder 'cat/small' lies in the folder of class 'cat', and is a class of its own",)
+    """
+    counts = Counter(label for label in labels if label is not None)
+    if len(counts) == 1 and counts.total() > 1:
+        return (f"all labels are of one class, {next(iter(counts))!r}",)
+    inside = [
+        (label, above)
+        for label in sorted(counts, key=natural_key)
+        if "/" in label and (above := label.rpartition("/")[0]) in counts
+    ]
+    if not inside:
+        return ()
+    (label, above), more = inside[0], len(inside) - 1
+    others = f", as are {more} more such folders" if more else ""
+    return (
+        f"folder {label!r} lies in the folder of class {above!r}, and is a class of its own{others}",
+    )
 
 
 def _split_levels(

@@ -89,6 +89,12 @@ def _open(
     if isinstance(data, Source):
         return data
     if isinstance(data, np.ndarray):
+        if np.ma.is_masked(data):
+            hidden = int(np.ma.getmaskarray(data).sum())
+            raise DataError(
+                f"array: expected pixels, found a masked array, {hidden} values of which are hidden; "
+                "say what they are, as images.filled(0)"
+            )
         return array_source("array", [Part("", data)])
     if not isinstance(data, str | os.PathLike):
         raise DataError(

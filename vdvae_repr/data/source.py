@@ -64,7 +64,13 @@ ENDS = {  # of compressed pixels, the bytes that they end with
     "AVIF": b"",
     "QOI": b"\x01",
 }
-ANIMATED = ("GIF", "PNG", "TIFF", "WEBP")  # formats of several pictures, all of which are meant
+ANIMATED = (
+    "AVIF",
+    "GIF",
+    "PNG",
+    "TIFF",
+    "WEBP",
+)  # formats of several pictures, all of which are meant
 STRIP = 2**22  # pixels that are converted at a time
 LONGEST = 4096  # characters of an id or a class
 TURNS = {
@@ -235,39 +241,42 @@ class Source(Dataset[Image.Image]):
                 f"{self.ids[index]}: expected a readable image, found a damaged or "
                 f"different file ({first_line(error)}); mend or remove it{SKIP_ADVICE}"
             ) from error
-        if several and "several" not in self._said:
-            self._said.add("several")
-            logger.warning(
-                "%s: %s holds several pictures, of which the first is read",
-                printable(self.name),
-                printable(self.ids[index]),
-            )
-        if isinstance(image, Image.Image) and "dim" not in self._said:
-            if image.mode.startswith("I;16"):
-                self._say_if_dim(image, self.ids[index])
+        if isinstance(image, Image.Image):
+            if several:
+                self._say_once(index, "holds several pictures, of which the first is read")
+            bands = len(image.getbands())
+            held = getattr(image, "tag_v2", {}).get(277)  # SamplesPerPixel
+            if isinstance(held, int) and held > bands:
+                more = "the first is" if bands == 1 else f"the first {bands} are"
+                self._say_once(index, f"has {held} channels, of which {more} read")
+            if "A" in image.getbands() and image.getchannel("A").getbbox() is None:
+                self._say_once(index, "is transparent everywhere, so it is read as white")
+            if "dim" in self._said:
+                pass
+            elif image.mode.startswith("I;16"):
+                self._say_if_dim(image, index)
             elif deep and max(high for _, high in image.getextrema()) < 16:  # type: ignore[misc]
-                self._said.add("dim")
-                logger.warning(
-                    "%s: %s has 16-bit pixels, none above 4095; 65535 is read as white, so it is dark: "
-                    "scale images of fewer bits to 16",
-                    printable(self.name),
-                    printable(self.ids[index]),
-                )
+                self._say_dim(index, 4095, "white, so it is dark")
         return image
 
-    def _say_if_dim(self, image: Image.Image, image_id: str) -> None:
+    def _say_if_dim(self, image: Image.Image, index: int) -> None:
         """Warn, once, where 16-bit pixels look like those of a 12-bit camera."""
         brightest = int(np.asarray(image).max(initial=0))
         if brightest < 4096 and _white(image) == 65535:
-            self._said.add("dim")
-            logger.warning(
-                "%s: %s has 16-bit pixels, none above %d; 65535 is read as %s: "
-                "scale images of fewer bits to 16",
-                printable(self.name),
-                printable(image_id),
-                brightest,
-                "black, so it is bright" if _white_is_zero(image) else "white, so it is dark",
+            bright = _white_is_zero(image)
+            self._say_dim(
+                index, brightest, "black, so it is bright" if bright else "white, so it is dark"
             )
+
+    def _say_dim(self, index: int, brightest: int, how: str) -> None:
+        line = f"has 16-bit pixels, none above {brightest}; 65535 is read as {how}: "
+        self._say_once(index, line + "scale images of fewer bits to 16", kind="dim")
+
+    def _say_once(self, index: int, what: str, kind: str = "") -> None:
+        """Warn of an image; of each kind of thing, the line itself if not given, of one image alone."""
+        if (kind or what) not in self._said:
+            self._said.add(kind or what)
+            logger.warning("%s: %s %s", printable(self.name), printable(self.ids[index]), what)
 
     def select(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> Source:
         """Return a source of some images alone, in the order given; rows count from 0."""
@@ -753,6 +762,12 @@ def _decode(image: Image.Image) -> bool:
             raise DataError(
                 "expected pixels from 0, found a TIFF of signed numbers; save it as unsigned"
             )
+        if _is_misread(image):
+            raise DataError(
+                "expected channels side by side, found a TIFF of channels one after the other "
+                "(PlanarConfiguration 2), which is not read of 16 bits or CIELAB; "
+                "save it with PlanarConfiguration 1"
+            )
         _load(image)
         if several:
             with suppress(Exception):  # a tag of a wrong type may make Pillow raise anything
@@ -763,6 +778,18 @@ def _decode(image: Image.Image) -> bool:
         image.close()
         raise
     return several
+
+
+def _is_misread(image: Image.Image) -> bool:
+    """Whether a TIFF, not decoded yet, has channels one after the other that Pillow takes for others.
+
+    These are channels of 16 bits that it reads itself, as bytes, and those of CIELAB, as from 0.
+    """
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(284) != 2 or len(image.getbands()) < 2:  # PlanarConfiguration
+        return False
+    codecs = {tile[0] for tile in getattr(image, "tile", ())}
+    return image.mode == "LAB" or (max(np.ravel(tags.get(258, 8))) > 8 and codecs != {"libtiff"})
 
 
 def _load(image: Image.Image) -> None:

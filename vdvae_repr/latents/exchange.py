@@ -100,6 +100,12 @@ def import_latents(
         )
     name, about = predicted.name, predicted.says
     ids = predicted.ids if ids is None else ids
+    if isinstance(matrix, np.ma.MaskedArray) and np.ma.is_masked(matrix):
+        hidden = int(np.ma.getmaskarray(matrix).sum())
+        raise StoreError(
+            f"{name}: expected numbers, found a masked array, {hidden} values of which are hidden; "
+            "say what they are, as matrix.filled(0)"
+        )
     if predicted.dtype.kind not in "fiu":
         raise StoreError(f"{name}: expected real numbers, found {predicted.dtype}")
     chosen = select_layers(like.layers, layers)

@@ -48,6 +48,7 @@ from vdvae_repr.output import aside_of, replacing
 FORMAT = "vdvae-repr/1"
 WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
 RAW_ENDING, EMA_ENDING = "-model.th", "-model-ema.th"
+AVERAGE_FILE = "average.safetensors"  # of a run's checkpoint, beside its model.safetensors
 NAME_IT = "name the architecture with preset=NAME, a preset's name or a TOML"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 HEAD_BYTES = 512  # of a file, enough to tell what it is
@@ -253,6 +254,13 @@ def _load_file(path: Path, preset: Architecture | None) -> VDVAE:
             f"{path.name}: holds raw weights; published figures belong to their moving average, "
             f"{path.name.removesuffix(RAW_ENDING)}{EMA_ENDING}",
             stacklevel=4,  # where the caller of vr.load stands
+        )
+    average = path.with_name(AVERAGE_FILE)
+    if path.name == "model.safetensors" and average.is_file():
+        warnings.warn(
+            f"{path}: holds the raw weights of a checkpoint; a run's figures belong to their moving average, "
+            f"{AVERAGE_FILE} beside it",
+            stacklevel=4,
         )
     return net.to_empty(device="cpu").load_weights(weights, str(path))
 

@@ -382,6 +382,18 @@ def test_pixels_of_zero_and_one_are_said():
         assert line.endswith("the brightest found is 1")
 
 
+def test_pixels_that_were_divided_twice_are_said():
+    (line,) = open_source(np.full((2, 8, 8), 1 / 255, np.float32)).notices
+    assert line.endswith("from 0 to 1, scaled by 255; the brightest found is 0.0039")
+
+
+def test_pixels_that_a_mask_hides_are_not_read():
+    with pytest.raises(DataError, match=r"masked array, \d+ values of which are hidden"):
+        open_source(np.ma.masked_greater(IMAGES, 100))
+    whole = open_source(np.ma.masked_array(IMAGES))
+    assert np.array_equal(whole.load(0), IMAGES[0])
+
+
 def test_arrays_that_would_be_lost_or_turned_are_refused(tmp_path):
     with (tmp_path / "a.npy").open("wb") as file:
         np.save(file, IMAGES)

@@ -704,8 +704,8 @@ def _white(name: str, images: Any) -> tuple[int, str]:
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
     what = "from 0 to 1, scaled by 255" if fractional else "whole numbers from 0 to 255"
-    if not fractional and brightest <= 1:
-        what += f"; the brightest found is {brightest:.0f}"
+    if brightest < 1 / 16 or (not fractional and brightest <= 1):
+        what += f"; the brightest found is {brightest:.2g}"
     return white, f"{dtype} pixels are read as {what}"
 
 

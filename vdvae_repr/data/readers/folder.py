@@ -34,7 +34,7 @@ def open_folder(root: Path) -> Source:
     """Make a source of a folder's images; labels and splits are read off the paths."""
     files, notices = find_images(root)
     names = names_from_paths(list(files))
-    notices += unlabelled(list(files), names.labels)
+    notices += names.about_labels + unlabelled(list(files), names.labels)
     notices += look_alikes(names.labels) + namesakes(names.labels)
     notices += called_like_fields(list(files))
     return file_source(

@@ -136,14 +136,14 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
             + "".join(f" ({line})" for line in left_out(others))
         )
     names = [readable(member.name) for member in images]
-    labels, splits, notices = _split_by_shard(images, names_from_paths(names))
+    labels, splits, notices, about_paths = _split_by_shard(images, names_from_paths(names))
     ids, about_ids = _told_apart(images, names)
     read, said = _labels_beside([beside.get(key, {}) for key in keys], others)
     said += about_ids
     if not has_samples:
         said += called_like_fields(names)
     if read is None:
-        said += unlabelled(ids, labels) + look_alikes(labels) + namesakes(labels)
+        said += about_paths + unlabelled(ids, labels) + look_alikes(labels) + namesakes(labels)
     else:
         try:
             labels, about_labels = class_names(read)
@@ -315,7 +315,7 @@ def _split_by_shard(images: Sequence[_Member], names: PathNames) -> PathNames:
         notices += (
             f"{len(without)} shards, as {min(without)}, belong to no split, as their names tell none",
         )
-    return PathNames(names.labels, tuple(of_tar[member.tar] for member in images), notices)
+    return names._replace(splits=tuple(of_tar[member.tar] for member in images), notices=notices)
 
 
 def _labels_beside(
