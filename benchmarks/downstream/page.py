@@ -1,101 +1,93 @@
-"""Tables of results folders, as Markdown: the rows chosen, each against its controls, then every layer.
+"""The answers of results folders as Markdown: one table of all, then each as it was printed.
 
-    python benchmarks/downstream/page.py runs/classification/faces64-cifar10-{mean,delta}{,-avg4,-sets}
+    python benchmarks/downstream/page.py runs/answers --rows benchmarks/results/answers.csv
 
-Folders of one task, protocol and data set share tables; those of `--selection joint` are of sets of
-layers, of `--atlas` of both.
+Folders are those of `answers.sh`, `MODEL-NAME-FEATURE`, with what was printed beside them. With --rows, the
+figures of each head's first metric are written too, every layer and control.
 """
 
 import argparse
-from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
-from vdvae_repr.results import CONTROLS
+NAMES = {
+    "lfw": "LFW, 121 people",
+    "orl": "ORL, 40 people",
+    "cifar10": "CIFAR-10",
+    "tiny-imagenet": "Tiny ImageNet, 40 classes",
+    "view1": "LFW, View 1",
+    "few-shot": "Tiny ImageNet, 5 ways",
+    "omniglot": "Omniglot, one shot",
+    "factors": "factors of faces",
+}
+KEPT = (
+    "data", "task", "head", "model", "role", "layer", "selection", "feature", "scaling", "dims", "n_train",
+    "n_test", "units", "metric", "at", "value", "ci_low", "ci_high", "interval", "chance", "chosen", "versus",
+    "difference", "diff_low", "diff_high", "p_value", "seconds",
+)  # fmt: skip
 
 
-def read(folders: Iterable[Path]) -> pd.DataFrame:
-    """Return the rows of all folders, each head's first metric alone; episodes by what they learn from."""
-    parts = []
-    for folder in folders:
-        rows = pd.read_json(folder / "results.jsonl", lines=True)
-        rows = rows[rows.metric == rows.groupby(["protocol", "head"]).metric.transform("first")]
-        sets = ~rows.loc[~rows.model.isin(CONTROLS), "layer"].str.fullmatch(r"\d+x\d+\.\d+")
-        kind = "layers singly and together" if sets.any() else "single layers"
-        parts.append(rows.assign(kind="sets of layers" if sets.all() else kind))
-    rows = pd.concat(parts, ignore_index=True)
-    episodes = rows.n_train.map(", learning from {} images".format)
-    rows["kind"] += episodes.where(rows.task == "few_shot", "")
-    pool = rows.pool.astype(object).fillna("").replace("none", "")
-    rows["read"] = (rows.feature.astype(object).fillna("") + " " + pool).str.strip()
-    return rows
+def of(folder: Path) -> tuple[str, str, str]:
+    """Return model, data and feature that a folder is of."""
+    model, _, rest = folder.name.partition("-")
+    data, _, feature = rest.rpartition("-")
+    return model, data, feature
 
 
-def figure(row: pd.Series) -> str:
-    """Return a value with its interval."""
-    value = f"{row.value:.3f}"
-    return value if pd.isna(row.ci_low) else f"{value} ({row.ci_low:.3f} .. {row.ci_high:.3f})"
+def first_metrics(folder: Path) -> pd.DataFrame:
+    """Return the rows of each head's first metric, the first rate of it."""
+    rows = pd.read_json(folder / "results.jsonl", lines=True)
+    by_head = rows.groupby(["head", "n_train"], sort=False)
+    kept = rows.metric == by_head.metric.transform("first")
+    kept &= rows["at"].isna() | (rows["at"] == by_head["at"].transform("first"))
+    return rows[kept].assign(data=of(folder)[1])
 
 
-def table(lines: list[list[str]]) -> str:
-    """Return a Markdown table; the first line is its head."""
-    head, *body = (f"| {' | '.join(line)} |" for line in lines)
-    return "\n".join([head, "|" + " --- |" * len(lines[0]), *body])
-
-
-def chosen(rows: pd.DataFrame, model: str) -> str:
-    """Return the table of rows that were chosen on training data alone."""
-    lines = [["read", "head", model, *CONTROLS, "p"]]
-    shown = rows[rows.chosen | (rows.model == "shuffled-labels")]
-    for _, row in rows[rows.chosen & (rows.model == model)].iterrows():
-        same = shown[(shown.kind == row.kind) & (shown["head"] == row["head"])]
-        same = same[same["read"].isin([row["read"], ""])]
-        controls = [same[same.model == control] for control in CONTROLS]
-        lines.append(
-            [
-                f"`{row['read']}`, {row.kind}",
-                f"`{row['head']}`",
-                f"**{figure(row)}** ({row.layer})",
-                *(figure(found.iloc[-1]) if len(found) else "" for found in controls),
-                "" if pd.isna(row.p_value) else f"{row.p_value:.4f}",
-            ]
-        )
-    return table(lines)
-
-
-def every_layer(rows: pd.DataFrame, model: str) -> str:
-    """Return the table of all layers and sets, and of all controls, by one head."""
-    own = rows[rows.model.isin([model, "random-init"])]
-    columns = list(dict.fromkeys((row.model, row.read) for row in own.itertuples()))
-    lines = [["layer", *(read if of == model else f"{of}, {read}" for of, read in columns)]]
-    for layer in dict.fromkeys(own.layer):
-        cells = []
-        for of, read in columns:
-            found = own[(own.layer == layer) & (own.model == of) & (own["read"] == read)]
-            cells.append(figure(found.iloc[-1]) if len(found) else "")
-        lines.append([str(layer), *cells])
-    for control in ("pixels", "pca"):
-        for _, row in rows[rows.model == control].drop_duplicates(["dims"]).iterrows():
-            name = f"PCA, {row.dims} dimensions" if control == "pca" else control
-            lines.append([name, figure(row), *[""] * (len(columns) - 1)])
-    return table(lines)
+def lines(folder: Path) -> list[str]:
+    """Return a line of the table for each head."""
+    model, data, feature = of(folder)
+    rows = first_metrics(folder)
+    found = []
+    for _, row in rows[rows.versus.notna()].iterrows():
+        same = rows[(rows["head"] == row["head"]) & (rows.n_train == row.n_train)]
+        controls = []
+        for name in ("pixels", "pca", "random-init"):
+            own = same[(same.model == name) & same.chosen.astype(bool)]
+            controls.append(f"{own.value.iloc[0]:.3f}" if len(own) else "")
+        difference = f"{row.difference:+.3f} [{row.diff_low:.3f}, {row.diff_high:.3f}]"
+        p = "" if pd.isna(row.p_value) else f"{row.p_value:.4f}"
+        at = f", {row['at']:g} shots" if row.task == "few_shot" else ""
+        cells = [
+            f"{NAMES.get(data, data)}{at}", f"{model}, `{feature}`", f"`{row['head']}`",
+            f"**{row.value:.3f}** ({row.layer})", *controls, f"{difference} {row.versus}", p,
+        ]  # fmt: skip
+        found.append(f"| {' | '.join(cells)} |")
+    return found
 
 
 def main() -> None:
-    """Print the page of the folders given."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="+", type=Path)
+    """Print the page."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rows", type=Path, help="a CSV to write all figures to")
     options = parser.parse_args()
-    rows = read(options.folders)
-    (model,) = set(rows.model) - set(CONTROLS)
-    if rows.chosen.any():
-        print(chosen(rows, model))
-    rows["setting"] = rows.kind.str.partition(", ")[2]
-    for (head, setting), part in rows.groupby(["head", "setting"], sort=False):
-        title = ", ".join(filter(None, (f"`{head}`", setting, "every layer", part.metric.iloc[0])))
-        print(f"\n### {title}\n")
-        print(every_layer(part, model))
+    folders = sorted(
+        (path for path in options.folder.iterdir() if (path / "results.jsonl").is_file()),
+        key=lambda path: (list(NAMES).index(of(path)[1]), path.name),
+    )
+    header = ["data", "model, feature", "head", "row", "pixels", "PCA", "random", "difference", "p"]
+    print(f"| {' | '.join(header)} |\n|{' --- |' * len(header)}")
+    for folder in folders:
+        if of(folder)[1] != "factors":
+            print("\n".join(lines(folder)))
+    for folder in folders:
+        print(f"\n## {', '.join(of(folder))}\n\n```")
+        print(folder.with_name(f"{folder.name}.txt").read_text().strip())
+        print("```")
+    if options.rows:
+        every = pd.concat([first_metrics(folder) for folder in folders])
+        every[list(KEPT)].to_csv(options.rows, index=False, float_format="%.4g")
 
 
 if __name__ == "__main__":

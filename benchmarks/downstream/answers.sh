@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# The answer of the probe for each of MODELS, on people (LFW, ORL), objects (CIFAR-10, Tiny ImageNet), pairs (LFW's View 1), episodes of
+# Tiny ImageNet's novel classes, Omniglot's one-shot runs, and the factors of procedural faces: every layer singly and all up to each, means and
+# deltas, by the heads that answer at once, with all controls. Test data are touched once. About three quarters of an hour on two cores.
+# DATA is the folder that holds lfw_people/, orl_faces/, cifar10.h5, tiny_imagenet/, lfw_pairs/ and omniglot/; OUT receives stores and results.
+#   DATA=... OUT=runs/answers MODELS="faces64 natural64" benchmarks/downstream/answers.sh [NAME ...]
+#   python benchmarks/downstream/page.py runs/answers > benchmarks/results/answers.md
+set -euo pipefail
+mkdir -p "$OUT"
+asked="${*:-lfw orl cifar10 tiny-imagenet view1 few-shot omniglot factors}"
+pairs=(--pairs "$DATA/lfw_pairs/pairsDevTest.txt" --pairs-train "$DATA/lfw_pairs/pairsDevTrain_subset.txt")
+few=(--task few_shot --class-split "$DATA/tiny_imagenet/class_split.csv" --shots 1 --shots 5)
+run() { # name, source's options, task's options
+  local store="$OUT/$model-$1.h5"
+  [ -e "$store" ] || vdvae-repr extract --model "$model" "${source[@]}" --feature mean --feature delta --out "$store"
+  for feature in mean delta; do
+    vdvae-repr probe --latents "$store" --feature "$feature" "${task[@]}" --no-cache --out "$OUT/$model-$1-$feature" \
+      | tee "$OUT/$model-$1-$feature.txt"
+  done
+  rm "$store"
+}
+for model in $MODELS; do
+  for name in $asked; do
+    case "$name" in
+      lfw) source=(--data "$DATA/lfw_people/labels.csv" --crop 128) task=(--task face_id) ;;
+      orl) source=(--data "$DATA/orl_faces") task=(--task face_id) ;;
+      cifar10) source=(--data "$DATA/cifar10.h5") task=(--task classification) ;;
+      tiny-imagenet) source=(--data "$DATA/tiny_imagenet") task=(--task classification) ;;
+      view1) source=(--data "$DATA/lfw_pairs/images" --crop 128 --mirror) task=(--task face_verification "${pairs[@]}") ;;
+      few-shot) source=(--data "$DATA/tiny_imagenet") task=("${few[@]}") ;;
+      omniglot) source=(--data omniglot-runs --data-root "$DATA/omniglot") task=(--task omniglot_oneshot) ;;
+      factors) source=(--data toy-faces:400x5) task=(--task factors) ;;
+    esac
+    run "$name"
+  done
+done
