@@ -225,7 +225,7 @@ class Latents(ABC):
         spec = self[layer].spec
         dims = math.prod(self.shape(spec, feature, pool))
         if 4 * len(self) * dims <= COLUMN_BYTES:
-            yield self.matrix(layer, feature, pool)[0]
+            yield self.pooled(spec, feature, pool, self.rows())  # `matrix`, without its copy
             return
         channels = self.shape(spec, feature, pool)[0]
         each = dims // channels
