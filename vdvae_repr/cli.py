@@ -307,8 +307,8 @@ def probe(
     selection: Annotated[
         list[str] | None,
         typer.Option(
-            help="How layers become rows: single (with cumulative, if not given), joint (those of each --layer as one "
-            "vector), cumulative, without (each resolution), pruned. May be repeated."
+            help="How layers become rows: single and cumulative if not given, joint (those of each "
+            "--layer as one vector), without (each resolution), pruned. May be repeated."
         ),
     ] = None,
     atlas: Annotated[
