@@ -62,7 +62,7 @@ def test_what_depends_on_something_else_is_scored_anew(store, scored, tmp_path):
 
 def test_options_of_a_task_are_told_apart(store, scored, tmp_path):
     task = vr.FewShot(ways=3, queries=2, episodes=5)
-    how = {"layers": "1x1", "heads": ["nearest-prototype-cosine"], "cache": tmp_path / "k"}
+    how = {"layers": "1x1", "heads": ["knn-1"], "cache": tmp_path / "k"}
     vr.probe(store, task, **how)
     every = set(scored)
     for changed in ({"ways": 4}, {"queries": 3}, {"episodes": 6}, {"shots": 2}):
@@ -233,24 +233,24 @@ def test_what_is_kept_does_not_depend_on_where_a_store_lies(store, scored, tmp_p
 
 def test_a_task_that_draws_its_split_otherwise_is_scored_anew(store, tmp_path):
     """Equal options and an equal version: the split, the targets and the units tell them apart."""
+
+    @dataclass(frozen=True)
+    class Drawn(vr.Task):
+        name, version = "drawn", 1
+        learned = 4
+
+        def bind(self, store, seed=0):
+            train = np.arange(len(store)) % 8 < Drawn.learned
+            split = vr.Split(np.flatnonzero(train), np.flatnonzero(~train))
+            return vr.Problem(store, split, store.labels, units=store.labels)
+
     found, how = [], {"heads": ["ridge"], "controls": (), "layers": "1x1"}
     try:
-        for first in (4, 2):
-
-            class Split(vr.Task):
-                name, version = "split", 1
-                number = first
-
-                def bind(self, store, seed=0):
-                    train = np.arange(len(store)) % 8 < self.number
-                    split = vr.Split(np.flatnonzero(train), np.flatnonzero(~train))
-                    return vr.Problem(store, split, store.labels, units=store.labels)
-
-            task = dataclass(frozen=True)(Split)()
-            (row,) = vr.probe(store, task, cache=tmp_path / "k", **how).rows
-            found.append((row.n_train, row.value))
-            (alone,) = vr.probe(store, task, cache=None, **how).rows
-            assert row.value == alone.value
+        for Drawn.learned in (4, 2):
+            (row,) = vr.probe(store, Drawn(), cache=tmp_path / "k", **how).rows
+            (fresh,) = vr.probe(store, Drawn(), cache=None, **how).rows
+            assert row.value == fresh.value
+            found.append(row.n_train)
     finally:
-        del vr.Task.known["split"]
-    assert [n for n, _ in found] == [24, 12]
+        del vr.Task.known["drawn"]
+    assert found == [24, 12]
