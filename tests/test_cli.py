@@ -48,7 +48,11 @@ def test_extract_then_probe_as_a_new_user_would(tmp_path):
     assert (tmp_path / "latents.h5").is_file()
     probed = run("probe", "--task", "face_id", "--out", "r", cwd=tmp_path)
     assert probed.returncode == 0, probed.stderr
-    assert "random-init" in probed.stdout
+    assert "face_id, closed-set: 4 people, 8 gallery + 8 probe images" in probed.stdout
+    assert len(lines := probed.stdout.splitlines()) <= 30
+    assert max(map(len, lines)) <= 80
+    every = run("probe", "--task", "face_id", "--rows", cwd=tmp_path)
+    assert "random-init" in every.stdout
     assert (tmp_path / "r" / "results.jsonl").is_file()
 
 

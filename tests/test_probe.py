@@ -65,7 +65,6 @@ def test_an_atlas_is_rows_pictures_and_tables(folder, tmp_path):
     now = {path.name for path in out.iterdir()}  # of the last run alone, and what is the user's
     assert now == {
         "results.jsonl", "results.csv", "comparisons.csv", "layers.png", "cmc.png", "notes.txt",
-        "rate_accuracy.csv", "rate_accuracy-nearest-neighbor-mean.png",
     }  # fmt: skip
 
 

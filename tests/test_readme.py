@@ -25,5 +25,5 @@ def test_first_commands_run(tmp_path):
         ["bash", "-euc", block], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "<=16x16" in done.stdout
-    assert "random-init" in done.stdout
+    assert "face_id, closed-set: 20 people, 100 gallery + 100 probe images" in done.stdout
+    assert "best set" in done.stdout

@@ -70,7 +70,7 @@ def test_it_fills_a_store_and_is_probed_with_its_random_twin(encoder, people, tm
     store = vr.extract(encoder, people(4), tmp_path / "e.h5")
     assert store.attrs["model"] == "torch:Net"
     assert store.images().shape[1:] == (16, 16, 3)
-    report = vr.probe(store, "face_id")
+    report = vr.probe(store, "face_id", selections="single")
     rows, lines = report.rows, report.notes
     assert {"conv", "head"} == {row.layer for row in rows if row.model == "torch:Net"}
     assert {"conv", "head"} == {row.layer for row in rows if row.model == "random-init"}

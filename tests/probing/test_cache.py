@@ -62,7 +62,7 @@ def test_what_depends_on_something_else_is_scored_anew(store, scored, tmp_path):
 
 def test_options_of_a_task_are_told_apart(store, scored, tmp_path):
     task = vr.FewShot(ways=3, queries=2, episodes=5)
-    how = {"layers": "1x1", "heads": ["knn-1"], "cache": tmp_path / "k"}
+    how = {"layers": "1x1", "heads": ["nearest-prototype-cosine"], "cache": tmp_path / "k"}
     vr.probe(store, task, **how)
     every = set(scored)
     for changed in ({"ways": 4}, {"queries": 3}, {"episodes": 6}, {"shots": 2}):

@@ -92,7 +92,7 @@ def test_the_verdict_is_better_only_above_every_rival(differences, p, word):
 def test_five_units_have_no_p_and_say_why():
     five = difference_of(np.ones(10), np.zeros(10), np.repeat(np.arange(5), 2))
     assert five.p is None
-    assert five.why == "5 units are too few for a test, which takes 6"
+    assert five.why == "5 independent units are too few for a test, which takes 6"
     six = difference_of(np.ones(12), np.zeros(12), np.repeat(np.arange(6), 2))
     assert (six.p, six.why) == (2 / 2**6, None)
 

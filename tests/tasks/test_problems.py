@@ -171,7 +171,7 @@ def test_view_2_chooses_no_row_of_several(faces):
     (alone,) = [row for row in report.rows if row.versus]
     assert (alone.model, alone.layer, alone.chosen, alone.p_value) == ("tiny", "4x4.0", True, None)
     assert {found.why for found in report.comparisons} == {
-        "4 units are too few for a test, which takes 6"
+        "4 independent units are too few for a test, which takes 6"
     }
 
 
@@ -217,8 +217,8 @@ def test_components_are_those_of_the_training_images(faces, head, view):
     sizes = [size for model, size in found if model == "pca"]
     largest = min(len(training(fold)[1]) for fold in folds) - 1
     assert max(sizes) == min(layer.shape[1], largest)
-    for size in sizes:
-        assert found["pca", size].value == pytest.approx(expected(both, size), abs=1e-6)
+    for size in sizes:  # products in float32 may change the order of a pair or two
+        assert found["pca", size].value == pytest.approx(expected(both, size), abs=1e-4)
     if head == "cosine-whitened":
         value = found["tiny", layer.shape[1]].value
         size = min(128, largest, layer.shape[1])

@@ -347,7 +347,7 @@ def test_p_of_open_set_is_that_of_known_people_at_the_thresholds_found(store):
         0,
     )
     assert (found.units, found.p) == (3, None)
-    assert found.why == "3 units are too few for a test, which takes 6"
+    assert found.why == "3 independent units are too few for a test, which takes 6"
 
 
 def test_p_of_verification_is_that_of_people(store, tmp_path):

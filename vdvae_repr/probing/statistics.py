@@ -382,7 +382,7 @@ def compare(
     value, number = float(gaps.sum(axis=0).mean()), units.number
     low, high = _difference_interval(gaps, shares, units, span)
     if number < FEWEST:
-        why = f"{number} units are too few for a test, which takes {FEWEST}"
+        why = f"{number} independent units are too few for a test, which takes {FEWEST}"
         return Difference(value, low, high, None, why, number)
     (p,) = sign_flip(units.sums(gaps.mean(axis=1, keepdims=True)), units.seed)
     return Difference(value, low, high, float(p), None, number)
