@@ -433,7 +433,7 @@ def test_values_that_float16_makes_zero_are_counted_and_said(tiny, images, tmp_p
     assert lost.sum() == 24
     assert said[-1] == (
         "24 values are too small for float16 and stored as 0, the largest 1.5e-08; "
-        'dtype="float32" keeps them'
+        "dtype float32 keeps them"
     )
 
 

@@ -247,7 +247,7 @@ def _write(
             if count:
                 report(
                     f"{count} {'value is' if count == 1 else 'values are'} too small for float16 and stored "
-                    f'as 0, the largest {largest:.2g}; dtype="float32" keeps {"it" if count == 1 else "them"}'
+                    f"as 0, the largest {largest:.2g}; dtype float32 keeps {'it' if count == 1 else 'them'}"
                 )
         partition.wait_for_all(processes)
     except VDVAEReprError:
