@@ -4,7 +4,9 @@ import pytest
 
 from vdvae_repr.data import names
 from vdvae_repr.data.names import (
+    called_like_fields,
     class_names,
+    look_alikes,
     names_from_paths,
     namesakes,
     number_labels,
@@ -112,12 +114,36 @@ def test_a_whole_number_is_one_class_and_different_names_stay_apart(values, clas
         (["1", "01"], "'01' and '1' are two classes"),
         (["cat", "Cat"], "'Cat' and 'cat' are two classes"),
         (["caf\u00e9", "cafe\u0301"], "are two classes"),
+        (["1000", "1e3", "cat"], "'1e3' and '1000' are two classes"),
+        (["1e3", "1000"], "'1e3' and '1000' are two classes"),
+        (["1.50", "1.5", "beta"], "words and numbers with fractions"),
+        (["cat", "none", "None", "NONE"], "stand for none: 'none' (1), 'None' (1), 'NONE' (1)"),
         (["1", "-1"], "label -1 is a class of its own"),
     ],
 )
 def test_labels_that_may_be_meant_otherwise_are_said(values, notice):
-    (line,) = class_names(values).notices
+    line = class_names(values).notices[0]
     assert notice in line
+
+
+def test_names_that_are_one_number_are_said():
+    """Python's own reading of a number is the truth; of long ids every digit counts."""
+    for one, other in (("1e3", "1000"), ("1.50", "1.5"), ("+7", "7"), ("0.1", "1E-1")):
+        assert float(one) == float(other)
+        (line,) = look_alikes([one, other, "cat"])
+        assert {one, other} == set(line.split("'")[1::2])
+        assert "are two classes" in line
+    assert (
+        look_alikes(["9007199254740992", "9007199254740993", "1e999999999999", "1e3", "x1e3"]) == ()
+    )
+
+
+def test_images_called_like_parts_of_another_are_said():
+    plain = ["cat/x.png", "cat/y.jpg"]
+    assert called_like_fields(plain) == ()
+    assert called_like_fields([*plain, "cat/z_mask.png", "dog/x_mask.png"]) == ()  # of no image
+    (line,) = called_like_fields([*plain, "cat/x_mask.png", "cat/y-SEG.png", "cat/y_depth.tif"])
+    assert line.startswith("3 images are called like parts of another, as cat/x_mask.png")
 
 
 def test_what_is_measured_is_no_class():

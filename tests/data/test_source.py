@@ -168,6 +168,31 @@ def test_a_tiff_of_signed_numbers_is_refused(tmp_path):
         open_source(tmp_path).load(0)
 
 
+@pytest.mark.parametrize(
+    ("head", "size"),
+    [
+        ("P4 9 8", 16),
+        ("P5 9 8 255", 72),
+        ("P5 9 8 4095", 144),
+        ("P5 9 8 65535", 144),
+        ("P6 9 8 100", 216),
+    ],
+)
+def test_of_several_pictures_in_a_netpbm_file_the_first_is_read_and_that_is_said(
+    tmp_path, caplog, head, size
+):
+    """The sizes are those of the Netpbm manual."""
+    one = head.encode() + b"\n" + b"P5 " * (size // 3) + b"\0" * (size % 3)
+    (tmp_path / "a.pnm").write_bytes(one)
+    (tmp_path / "b.pnm").write_bytes(one + b"\n" + one)
+    source = open_source(tmp_path)
+    first, same = (np.asarray(to_rgb(source[i])) for i in (0, 1))
+    assert first.shape == (8, 9, 3)
+    assert np.array_equal(first, same)
+    (line,) = [r.getMessage() for r in caplog.records if "several pictures" in r.getMessage()]
+    assert "b.pnm holds several pictures, of which the first is read" in line
+
+
 @pytest.mark.parametrize("kind", ["avif", "gif", "png", "tif", "webp"])
 def test_of_several_pictures_in_a_file_the_first_is_read_and_that_is_said(tmp_path, caplog, kind):
     pictures = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (0, 100, 200)]

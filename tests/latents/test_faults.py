@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import vdvae_repr as vr
@@ -413,6 +414,27 @@ def test_pooled_and_half_precision_stores(tiny, images, tmp_path):
         vr.StoreError, match=r"layer 1x1\.0, mean: expected values that float16 holds"
     ):
         vr.extract(loud, images, tmp_path / "r.h5", dtype="float16", layers="1x1")
+
+
+@pytest.mark.parametrize("layout", ["single", "virtual"])
+def test_values_that_float16_makes_zero_are_counted_and_said(tiny, images, tmp_path, layout):
+    """Half of the smallest number that IEEE 754's binary16 has, 2^-24, is rounded to 0; a 0 is no loss."""
+    faint = vr.VDVAE(tiny.config).eval()
+    faint.load_state_dict(tiny.state_dict())
+    last = faint.top_down.blocks[0].posterior.c4
+    last.weight.data[:4] = 0
+    last.bias.data[:4] = torch.tensor([1.0, 0.0, 1e-9, -(2.0**-26)])
+    said = []
+    options = {"layers": "1x1", "layout": layout, "batch_size": 4, "report": said.append}
+    kept = vr.extract(faint, images, tmp_path / "s.h5", **options)
+    assert "too small" not in said[-1]
+    half = vr.extract(faint, images, tmp_path / "h.h5", dtype="float16", **options)
+    lost = (kept.matrix()[0] != 0) & (half.matrix()[0] == 0)
+    assert lost.sum() == 24
+    assert said[-1] == (
+        "24 values are too small for float16 and stored as 0, the largest 1.5e-08; "
+        "dtype float32 keeps them"
+    )
 
 
 def test_two_processes_write_the_same_store_byte_for_byte_killed_or_not(photos, monkeypatch):

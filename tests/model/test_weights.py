@@ -188,6 +188,22 @@ def test_raw_weights_warn_and_averaged_ones_do_not(published, tmp_path):
         vr.load(tmp_path / "run-model-ema.th")
 
 
+def test_raw_weights_of_a_checkpoint_of_a_run_warn_and_its_average_does_not(tiny, tmp_path):
+    folder = tmp_path / "run" / "checkpoints" / "step-2"
+    folder.mkdir(parents=True)
+    for name in ("model", "average"):
+        save_file(tiny.state_dict(), folder / f"{name}.safetensors")
+    for path in (folder, folder / "model.safetensors"):
+        with pytest.warns(UserWarning, match=r"average\.safetensors beside it") as caught:
+            vr.load(path, preset=tiny.config)
+        assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vr.load(folder / "average.safetensors", preset=tiny.config)
+        (folder / "average.safetensors").unlink()
+        vr.load(folder / "model.safetensors", preset=tiny.config)
+
+
 TINY = """
 [model]
 image_size = 16

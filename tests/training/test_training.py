@@ -281,6 +281,17 @@ def test_nobody_is_on_both_sides(toml):
             assert not set(source.labels[kept]) & set(source.labels[held])
 
 
+@pytest.mark.parametrize("hold_back", ["labels", "images"])
+def test_too_few_to_hold_back_are_refused_with_what_is_enough(toml, hold_back):
+    recipe = load_config(toml, [f"train.hold_back='{hold_back}'"]).train
+    few, enough = (open_source(f"toy-faces:{n}x1") for n in (5, 6))
+    with pytest.raises(
+        vr.DataError, match=f"5 and 0; a tenth of {hold_back} .* give 6 {hold_back} or"
+    ):
+        split_indices(few, recipe)
+    assert [len(part) for part in split_indices(enough, recipe)] == [5, 1]
+
+
 def test_noise_of_rows_is_that_of_the_joint_batch(tiny):
     device = torch.device("cpu")
     whole = joint_noise(0, 5, 8, slice(0, 8), device)

@@ -129,6 +129,50 @@ def open_rows(file: h5py.File, key: str) -> h5py.Dataset:
     return h5py.Dataset(h5py.h5d.open(file.id, key.encode(), access))
 
 
+def other_pixels(data: h5py.Dataset) -> str:
+    """Say by which attribute the pixels of an array of images are other than its values; empty where by none.
+
+    Attributes are those of HDF5's Image specification, and of packed values in NetCDF (CF conventions).
+    """
+    words = {name: _attribute(data, name) for name in ("IMAGE_SUBCLASS", "INTERLACE_MODE")}
+    if words["IMAGE_SUBCLASS"] == "IMAGE_INDEXED":
+        return "holds numbers of colours (IMAGE_SUBCLASS is IMAGE_INDEXED); save the colours themselves"
+    if (mode := words["INTERLACE_MODE"]) in ("INTERLACE_PLANE", "INTERLACE_LINE"):
+        axes = "0, 2, 3, 1" if mode == "INTERLACE_PLANE" else "0, 1, 3, 2"
+        return (
+            f"holds channels one after the other (INTERLACE_MODE is {mode}); save its images as "
+            f"transpose({axes}), without that attribute"
+        )
+    if _attribute(data, "IMAGE_WHITE_IS_ZERO") not in (None, "0", "0.0"):
+        return (
+            "holds images whose white is 0 (IMAGE_WHITE_IS_ZERO); save white minus its values, "
+            "without that attribute"
+        )
+    packed = {name: _attribute(data, name) for name in ("scale_factor", "add_offset")}
+    try:
+        scale, offset = float(packed["scale_factor"] or 1), float(packed["add_offset"] or 0)
+    except ValueError:
+        scale, offset = math.nan, math.nan
+    white = np.iinfo(data.dtype).max if data.dtype.kind == "u" else 0
+    if offset == 0 and (scale == 1 or math.isclose(scale * white, 1, rel_tol=1e-5)):
+        return ""  # black and white are those of the values
+    given = ", ".join(f"{name} {value}" for name, value in packed.items() if value is not None)
+    return f"holds packed values ({given}); save what they stand for, as uint8 or from 0 to 1"
+
+
+def _attribute(data: h5py.Dataset, name: str) -> str | None:
+    """Return an attribute of one number or text, as text; None where there is none."""
+    if name not in data.attrs:
+        return None
+    try:
+        value = np.ravel(data.attrs[name]).tolist()[0]
+    except (IndexError, OSError, TypeError, ValueError):  # empty, or of a type that is not known
+        return None
+    if isinstance(value, h5py.Empty):
+        return None
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
 def dtype_of(data: h5py.Dataset) -> np.dtype[Any] | None:
     """Return the type of a data set's values; None of one that NumPy does not know, as HDF5's times."""
     try:

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal, InvalidOperation
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -29,7 +30,18 @@ SPLIT_WORDS = {
 COLLECTION = re.compile(r"(?i)(set|data|images?|imgs?|split)$")  # as in `trainset`
 PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of a word, as `train` and `Images` of `trainImages2`
 NAME_BYTES = 200  # of a factor's name: a file's may have 255, and head and feature stand before it
-MISSING = ("", "nan", "na", "n/a", "<na>", "null")  # what tables write where there is no value
+MISSING = (
+    "",
+    "nan",
+    "na",
+    "n/a",
+    "<na>",
+    "null",
+    "none",
+)  # what tables write where there is no value
+OF_ANOTHER = re.compile(  # names of what is drawn or measured of an image, as `x_mask` of `x`
+    r"(?is)(.+)[-_. ](masks?|segs?|segmentations?|depths?|labels?|annotations?|annot|gt)"
+)
 SYSTEM_FOLDERS = {  # of file servers, archives and systems, in any case
     "@eadir",
     "__macosx",
@@ -69,6 +81,7 @@ WHOLE_FLOAT = re.compile(r"\+?(-?\d+)\.0*", re.ASCII)  # as 3.0, or 3.
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 NUMBER_LIKE = re.compile(r"[+-]?\d[\d.,' ]*\s*[^\d\s]{0,3}")  # as `20,5`, `1,000` or `12 kg`
 SIGNED = re.compile(r"\+\d+|-0", re.ASCII)  # of which the sign counts for nothing
+LONG_EXPONENT = 1000  # of numbers that are told from each other by their values
 LARGE_FLOAT = re.compile(r"[+-]?\d+\.\d*e[+-]?\d+", re.ASCII | re.IGNORECASE)  # as 3.00e+00
 
 
@@ -198,15 +211,19 @@ def _about_categories(values: Sequence[str], others: Sequence[str]) -> str:
 
 
 def look_alikes(labels: Iterable[str | None]) -> tuple[str, ...]:
-    """Return a line about classes whose names differ in case, blanks or leading zeros alone; maybe none."""
-    first: dict[str, str] = {}
+    """Return a line about classes whose names differ in case, blanks or leading zeros alone; maybe none.
+
+    Names that are one number, as `1e3` and `1000`, are such classes too.
+    """
+    first: dict[str | Decimal, str] = {}
     alike = []
     for name in sorted({name for name in labels if name is not None}, key=natural_key):
         seen = "".join(
             c for c in name if unicodedata.category(c) != "Cf"
         )  # not U+200B and the like
-        key = " ".join(unicodedata.normalize("NFKC", seen).casefold().split())
-        key = re.sub(r"(?<!\d)0+(?=\d)|^\+(?=\d)", "", key)
+        text = " ".join(unicodedata.normalize("NFKC", seen).casefold().split())
+        number = _exact_number(text)
+        key = re.sub(r"(?<!\d)0+(?=\d)", "", text) if number is None else number
         if first.setdefault(key, name) != name:
             alike.append((first[key], name))
     if not alike:
@@ -214,6 +231,15 @@ def look_alikes(labels: Iterable[str | None]) -> tuple[str, ...]:
     one, other = alike[0]
     more = f", and {len(alike) - 1} more such pairs" if len(alike) > 1 else ""
     return (f"{one!r} and {other!r} are two classes{more}; rename one if they are the same",)
+
+
+def _exact_number(text: str) -> Decimal | None:
+    """Return the number that a text is, with all its digits; None where it is none, or too large."""
+    try:
+        number = Decimal(text) if NUMBER.fullmatch(text) else None
+    except InvalidOperation:  # of an exponent of many digits
+        return None
+    return number if number is None or abs(number.adjusted()) < LONG_EXPONENT else None
 
 
 def namesakes(labels: Iterable[str | None]) -> tuple[str, ...]:
@@ -246,8 +272,8 @@ def unlabelled(ids: Sequence[str], labels: Sequence[str | None]) -> tuple[str, .
 
 
 def is_missing(value: str) -> bool:
-    """Whether a table's value stands for none: empty, nan, NA and the like, or Python's `None`."""
-    return value.casefold() in MISSING or value == "None"
+    """Whether a table's value stands for none: empty, nan, NA, None and the like, in any case."""
+    return value.casefold() in MISSING
 
 
 def is_hidden(name: str) -> bool:
@@ -569,14 +595,25 @@ def sample_fields(images: Sequence[str], beside: Sequence[str] = ()) -> list[str
 
 
 def called_like_fields(images: Sequence[str]) -> tuple[str, ...]:
-    """Return a line about images that are read as such, though called like fields of another; maybe none."""
-    fields = sample_fields(images)
+    """Return a line about images that are read as such, though called like fields of another; maybe none.
+
+    >>> called_like_fields(["a/x.jpg", "a/x_mask.png", "a/y_mask.png"])
+    ('1 image is called like a part of another, as a/x_mask.png: it is read as an image of its own',)
+    """
+    stems = {_stem(name) for name in images}
+    fields = set(sample_fields(images))
+    fields.update(
+        name
+        for name in images
+        if (match := OF_ANOTHER.fullmatch(_stem(name))) is not None and match[1] in stems
+    )
     if not fields:
         return ()
-    return (
-        f"{len(fields)} images are called like parts of another, as {min(fields)}: "
-        "they are read as images of their own",
-    )
+    if len(fields) == 1:
+        what = "image is called like a part of another", "it is read as an image of its own"
+    else:
+        what = "images are called like parts of another", "they are read as images of their own"
+    return (f"{len(fields)} {what[0]}, as {min(fields, key=natural_key)}: {what[1]}",)
 
 
 def left_out(files: Mapping[str, int], folders: Sequence[str] = ()) -> tuple[str, ...]:

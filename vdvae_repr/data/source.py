@@ -10,6 +10,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -753,6 +754,7 @@ def _decode(image: Image.Image) -> bool:
     """Decode now, and close the file whether that works or not; return whether it holds several pictures."""
     limit = Image.MAX_IMAGE_PIXELS
     several = image.format in ANIMATED and bool(getattr(image, "is_animated", False))
+    several = several or _is_followed(image)
     file = getattr(image, "fp", None)
     try:
         if limit is not None and image.width * image.height > limit:
@@ -778,6 +780,22 @@ def _decode(image: Image.Image) -> bool:
         image.close()
         raise
     return several
+
+
+def _is_followed(image: Image.Image) -> bool:
+    """Whether another picture stands behind the pixels of a Netpbm file (PBM, PGM, PPM), not decoded yet."""
+    tiles, file = getattr(image, "tile", None), getattr(image, "fp", None)
+    if image.format != "PPM" or not tiles or file is None or tiles[0][0] == "ppm_plain":
+        return False
+    codec, _, offset, about = tiles[0]
+    deep = about[1] > 255 if codec == "ppm" else image.mode.startswith("I")
+    size = 4 if image.mode == "F" else 1 + deep
+    row = -(-image.width // 8) if image.mode == "1" else image.width * len(image.getbands()) * size
+    place = file.tell()
+    file.seek(offset + row * image.height)
+    behind = file.read(64).lstrip()
+    file.seek(place)
+    return bool(re.match(rb"P[1-7fF]\s", behind))
 
 
 def _is_misread(image: Image.Image) -> bool:

@@ -137,7 +137,7 @@ def extract(
                         f"{out}: the processes do not extract the same ({different}); "
                         "give all of them the same files and weights"
                     )
-                _write(job, out, begun, rank, processes, progress)
+                _write(job, out, begun, rank, processes, report, progress)
     except OSError as error:
         kept = f"; what is finished stays in {folder.name}" if folder.exists() else ""
         raise StoreError(
@@ -223,6 +223,7 @@ def _write(
     begun: Mapping[str, Any],
     rank: int,
     processes: int,
+    report: Callable[[str], None],
     progress: Callable[[int], object],
 ) -> None:
     """Write this process's parts, and in the first process the store, in place of one that is there."""
@@ -238,10 +239,16 @@ def _write(
             if single:
                 size += sum(path.stat().st_size for path in files)
             write_aside(out, lambda file: partition.assemble(file, files, info, job.source), size)
+            count, largest = partition.vanished(files)
             if single:
                 partition.remove_parts(folder)
             else:
                 partition.keep_parts(folder, {path.name for path in files})
+            if count:
+                report(
+                    f"{count} {'value is' if count == 1 else 'values are'} too small for float16 and stored "
+                    f"as 0, the largest {largest:.2g}; dtype float32 keeps {'it' if count == 1 else 'them'}"
+                )
         partition.wait_for_all(processes)
     except VDVAEReprError:
         if processes == 1:
@@ -370,6 +377,8 @@ class _Batch:
     pixels: list[NDArray[np.uint8]] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
     """The others, with the reason."""
+    vanished: list[tuple[int, float]] = field(default_factory=list)
+    """Of an array, how many values became 0 in float16, and the largest of them."""
     noises: deque[NoiseAhead] = field(default_factory=deque)
     """One a pass; none where means are sent down."""
 
@@ -675,7 +684,8 @@ class ExtractionJob:
             if self.options.storage.images:
                 found["images"] = shrunk(images, self.model.stored_side)
             for prefix, draws in zip(("", MIRROR), read, strict=False):
-                found |= {prefix + key: value for key, value in self.joined(draws, ids).items()}
+                values = self.joined(draws, ids, batch.vanished)
+                found |= {prefix + key: value for key, value in values.items()}
             return found
 
         return arrays
@@ -695,18 +705,29 @@ class ExtractionJob:
         spec, feature = self.keys.get(key, (None, key))
         return feature if spec is None else f"layer {spec.name}, {feature}"
 
-    def joined(self, draws: Sequence[Arrays], ids: Sequence[str]) -> Arrays:
+    def joined(
+        self, draws: Sequence[Arrays], ids: Sequence[str], vanished: list[tuple[int, float]]
+    ) -> Arrays:
         """Return kl and features as they are stored; of several draws the features on a second axis."""
         passes = [
-            {key: self.stored(value, key, ids) for key, value in one.items()} for one in draws
+            {key: self.stored(value, key, ids, vanished) for key, value in one.items()}
+            for one in draws
         ]
         if self.options.sampling.draws is None:
             return passes[0]
         stacked = {key: np.stack([p[key] for p in passes], axis=1) for key in passes[0]}
         return stacked | {"kl": stacked["kl"].mean(axis=1)}
 
-    def stored(self, value: NDArray[np.float32], key: str, ids: Sequence[str]) -> NDArray[Any]:
+    def stored(
+        self,
+        value: NDArray[np.float32],
+        key: str,
+        ids: Sequence[str],
+        vanished: list[tuple[int, float]],
+    ) -> NDArray[Any]:
         """Pool an array and turn it into what the disk keeps; kl stays as it is.
+
+        What becomes 0 in float16 is counted in `vanished`.
 
         Raises:
             StoreError: a value is not finite, or beyond float16; the layer, feature and image are named.
@@ -735,6 +756,8 @@ class ExtractionJob:
                 f"{what}: expected values that float16 holds (below 65,504), "
                 f'found {np.abs(pooled[row]).max():g} for image {ids[row]!r}; extract with dtype="float32"'
             )
+        if lost := _vanished(pooled, stored):
+            vanished.append(lost)
         return stored
 
     def calibrate(self) -> int:
@@ -798,6 +821,7 @@ class ExtractionJob:
         """Write one part; reading, inferring, copying to the host, and writing overlap."""
         rows: list[int] = []
         skipped: list[dict[str, str]] = []
+        vanished: list[tuple[int, float]] = []
         copies = HostCopies(self.model.device)
         # Kept open: HDF5 writes and checksums a chunk that is not full each time its data set is closed.
         made: dict[str, h5py.Dataset] = {}
@@ -812,6 +836,7 @@ class ExtractionJob:
                 made[key][len(rows) : len(rows) + len(value)] = value
             rows.extend(arrays["index"].tolist() if arrays else ())
             skipped.extend(batch.skipped)
+            vanished.extend(batch.vanished)
 
         with ThreadPoolExecutor(1) as writer:
             for _ in _cut(images, self.batch_size):
@@ -827,11 +852,30 @@ class ExtractionJob:
         file.attrs["count"] = len(rows)
         file.attrs["skipped"] = json.dumps(skipped)
         file.attrs["skipped_checksums"] = json.dumps(self.checksums[lost].tolist())
+        if vanished:
+            file.attrs[partition.VANISHED] = (
+                sum(count for count, _ in vanished),
+                max(largest for _, largest in vanished),
+            )
         file.attrs["rows_sha256"] = partition.rows_sha256(
             self.info.attributes(), [self.source.ids[row] for row in rows], self.checksums[rows]
         )
         made.clear()  # closed, so that nothing is written after the seal
         seal(file)
+
+
+def _vanished(
+    values: NDArray[np.floating[Any]], stored: NDArray[np.float16]
+) -> tuple[int, float] | None:
+    """Return how many values became 0 in float16, and the largest of them; None where none did."""
+    lost = (
+        np.left_shift(stored.view(np.uint16), 1) == 0
+    )  # bits but for the sign, which are compared fast
+    if not lost.any():
+        return None
+    lost &= values != 0
+    count = int(np.count_nonzero(lost))
+    return (count, float(np.abs(values[lost]).max())) if count else None
 
 
 def _cut(images: range, size: int) -> Iterator[range]:

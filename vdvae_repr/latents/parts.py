@@ -34,6 +34,7 @@ from vdvae_repr.latents.format import (
 )
 from vdvae_repr.output import write_text
 
+VANISHED = "vanished"  # attribute of a part: how many values became 0 in float16, and the largest
 CLAIM = "extraction.json"  # in the folder of parts: the attributes of the store that they belong to
 OWN_FILE = re.compile(
     r"extraction\.(json|part)|\.vdvae-repr-[0-9a-f]{16}\.writing|part-\d{5,}(-\d+)?\.h5(\.writing)?"
@@ -245,6 +246,17 @@ def refuse_skipped(paths: Sequence[Path], on_error: str) -> None:
                     f'{item["reason"]}; it was left out by on_error="skip": rerun '
                     "with it, or overwrite=True"
                 )
+
+
+def vanished(paths: Sequence[Path]) -> tuple[int, float]:
+    """Return how many values of all parts became 0 in float16, and the largest of them."""
+    count, largest = 0, 0.0
+    for path in paths:
+        with h5py.File(path, "r") as part:
+            if VANISHED in part.attrs:
+                found = part.attrs[VANISHED]
+                count, largest = count + int(found[0]), max(largest, float(found[1]))
+    return count, largest
 
 
 def assemble(file: h5py.File, parts: Sequence[Path], info: StoreInfo, source: Source) -> None:

@@ -19,6 +19,7 @@ from vdvae_repr.errors import DataError
 from vdvae_repr.model.noise import NoiseFn
 
 HELD_BACK = 0.1
+FEWEST = 6  # images, or labels, of which a tenth is one when it is rounded
 
 
 def split_indices(source: Source, recipe: TrainConfig) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -43,9 +44,18 @@ def split_indices(source: Source, recipe: TrainConfig) -> tuple[NDArray[np.intp]
             chosen[by_label[round(0.5 / HELD_BACK) :: round(1 / HELD_BACK)]] = True
         held, usable = rng.permutation(usable[chosen]), usable[~chosen]
     if min(len(usable), len(held)) == 0:
+        remedy = (
+            f"a tenth of {recipe.hold_back} is held back: give {FEWEST} {recipe.hold_back} or more"
+        )
+        if recipe.hold_back == "labels" and len(usable) >= FEWEST:
+            remedy += ', train.hold_back = "images"'
+        if len(usable) == 0:
+            remedy = "give images of split train, or of none"
+        else:
+            remedy += ", or images of split val"
         raise DataError(
             f"{source.name}: expected images to train on and some to hold back, "
-            f"found {len(usable)} and {len(held)}"
+            f"found {len(usable)} and {len(held)}; {remedy}"
         )
     return usable, held
 

@@ -482,3 +482,49 @@ def test_a_type_that_is_not_read_matters_where_it_is_used(tmp_path, name):
         assert np.array_equal(read(open_source(tmp_path / "a.h5")), IMAGES)
     with pytest.raises(DataError, match=rf"{name} of a type that is not read \(4,\)"):
         open_source(f"{tmp_path / 'a.h5'}:nothing")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"IMAGE_WHITE_IS_ZERO": np.uint8(1)}, "white is 0"),
+        (
+            {"INTERLACE_MODE": np.bytes_("INTERLACE_PLANE")},
+            r"save its images as transpose\(0, 2, 3, 1\)",
+        ),
+        ({"IMAGE_SUBCLASS": np.bytes_("IMAGE_INDEXED")}, "numbers of colours"),
+        ({"scale_factor": 1 / 127.5, "add_offset": [-1.0]}, "packed values .*add_offset -1.0"),
+        ({"scale_factor": np.float32(0.5)}, r"packed values \(scale_factor 0.5\)"),
+    ],
+)
+def test_attributes_by_which_pixels_are_others_are_refused(tmp_path, attributes, message):
+    """Names and values are those of HDF5's Image specification and the CF conventions."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"] = IMAGES
+        file["images"].attrs.update(attributes)
+    with pytest.raises(DataError, match=f"images holds .*{message}"):
+        open_source(tmp_path / "a.h5")
+
+
+def test_attributes_by_which_pixels_are_the_same_change_nothing(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"] = IMAGES
+        file["images"].attrs.update(
+            {
+                "CLASS": np.bytes_("IMAGE"),
+                "IMAGE_SUBCLASS": np.bytes_("IMAGE_TRUECOLOR"),
+                "IMAGE_WHITE_IS_ZERO": np.uint8(0),
+                "INTERLACE_MODE": np.bytes_("INTERLACE_PIXEL"),
+                "scale_factor": np.float32(1 / 255),
+                "add_offset": 0.0,
+            }
+        )
+    assert np.array_equal(read(open_source(tmp_path / "a.h5")), IMAGES)
+
+
+def test_labels_that_are_references_are_refused(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"], file["cat"] = IMAGES, 0
+        file.create_dataset("labels", data=[file["cat"].ref] * 4, dtype=h5py.ref_dtype)
+    with pytest.raises(DataError, match="labels holds HDF5 references; save the numbers or texts"):
+        open_source(tmp_path / "a.h5")

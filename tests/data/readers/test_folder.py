@@ -79,7 +79,7 @@ def test_images_beside_class_folders_and_masks_are_said(tmp_path):
     assert source.labels.tolist() == [0, 0, 1, 1, -1]
     assert source.notices == (
         "1 image has no label, as root.png",
-        "1 images are called like parts of another, as cat/1.mask.png: they are read as images of their own",
+        "1 image is called like a part of another, as cat/1.mask.png: it is read as an image of its own",
     )
 
 

@@ -244,7 +244,7 @@ def test_each_image_of_a_tar_without_samples_is_an_image(tmp_path):
     assert source.ids == ("img.copy.jpg", "img.jpg")
     assert [image.getpixel((0, 0)) for image in source] == [2, 1]
     assert source.notices == (
-        "1 images are called like parts of another, as img.copy.jpg: they are read as images of their own",
+        "1 image is called like a part of another, as img.copy.jpg: it is read as an image of its own",
         "1 file left out: .txt (1)",
     )
 

@@ -30,6 +30,7 @@ from vdvae_repr.data.hdf5 import (
     leads_outside,
     missing_values,
     open_rows,
+    other_pixels,
     unwritten_chunks,
 )
 from vdvae_repr.data.names import (
@@ -224,6 +225,10 @@ def open_hdf5(path: Path, key: str | None = None) -> Source:
                     f"{path}: {name} holds values of a type that is not read, as HDF5's times; save it as "
                     "numbers or texts"
                 )
+            if h5py.check_ref_dtype(item.dtype) is not None:
+                raise DataError(
+                    f"{path}: {name} holds HDF5 references; save the numbers or texts that they refer to"
+                )
             if item.shape is None:
                 raise DataError(f"{path}: {name} is a single value; expected images (N, H, W, 3)")
             if why := missing_values(item):
@@ -240,6 +245,8 @@ def open_hdf5(path: Path, key: str | None = None) -> Source:
                     f"{path}: {name} was written by MATLAB, with axes in reverse order, so that images "
                     f"would lie on their side; save h5py.File(...)[{name!r}][:].transpose({axes}) as .npy"
                 )
+            if why := other_pixels(item):
+                raise DataError(f"{path}: {name} {why}")
             if item.chunks and math.prod(item.chunks) * item.dtype.itemsize > CHUNK_BYTES:
                 raise DataError(
                     f"{path}: {name} is stored in chunks of {item.chunks}, which are read whole; "
