@@ -8,6 +8,7 @@ import hashlib
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
 import vdvae_repr as vr
@@ -15,6 +16,7 @@ from vdvae_repr.data.source import Source
 from vdvae_repr.heads.linear import GroupedRidge
 from vdvae_repr.probing import controls
 from vdvae_repr.probing.features import Columns, Features
+from vdvae_repr.probing.head import Head
 
 PEOPLE, EACH = 6, 12
 LABELS = np.repeat(np.arange(PEOPLE), EACH)
@@ -120,6 +122,8 @@ def outcomes(store):
     for name, task in tasks(store).items():
         problem = task.bind(store)
         for head in problem.heads.values():
+            if isinstance(head.estimator, vr.SGDProbe):
+                head = Head(head.name, clone(head.estimator).set_params(steps=20))
             scored = [
                 problem.score(head, made(dims), 0, shuffled)
                 for dims in (5, 200)
