@@ -125,7 +125,12 @@ def test_scaling_is_of_training_samples_and_components_keep_their_proportions():
     other = X + np.float32(1)
     standardised = SGDProbe(steps=5).fit(X, y)
     expected = StandardScaler().fit(X.astype(np.float64)).transform(other.astype(np.float64))
-    np.testing.assert_allclose(standardised._scale.apply(other), expected, atol=1e-6)
+    np.testing.assert_allclose(standardised._scale.apply(other), expected, atol=1e-4)
+    exact = standardised._scale.apply(other.astype(np.float64))
+    np.testing.assert_allclose(exact, expected, atol=1e-9)
+    whole = (10 * X[:, :2]).astype(np.uint8)  # whole numbers are not scaled as whole numbers
+    scaled = SGDProbe(steps=5).fit(Samples(whole), y)._scale.apply(whole)
+    np.testing.assert_allclose(scaled, StandardScaler().fit_transform(whole), atol=1e-5)
     centred = SGDProbe(steps=5, standardize=False).fit(X, y)._scale.apply(X)
     assert (centred**2).mean() == pytest.approx(1)
     np.testing.assert_allclose(np.corrcoef(centred[:, 0], X[:, 0]), 1, atol=1e-6)
@@ -153,6 +158,16 @@ def test_what_cannot_be_fitted_is_refused():
         SGDProbe(steps=5).fit(X, np.zeros(40))
     with pytest.raises(ValueError, match="classes of validation among those of y"):
         SGDProbe(steps=5).fit(X, y, (X, y + 1))
+    for wrong in (
+        {"learning_rates": []},
+        {"learning_rates": [1, 0]},
+        {"steps": 0},
+        {"batch_size": 0},
+    ):
+        with pytest.raises(
+            ValueError, match="expected learning_rates, steps and batch_size above 0"
+        ):
+            SGDProbe(**wrong).fit(X, y)
     X[3, 2] = np.nan
     with pytest.raises(ValueError, match="finite features"):
         SGDProbe(steps=5).fit(Samples(X), y)

@@ -145,11 +145,17 @@ class SGDProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             validation: samples (M, D), an array or `Samples`, and classes (M,) to choose on.
 
         Raises:
-            ValueError: NaN, other shapes, a single class, or a class that is in `validation` alone.
+            ValueError: NaN, other shapes, a single class, a class that is in `validation` alone, or a
+                parameter that is not above 0.
         """
         X, encoded = self._checked(X, y)
         given = LEARNING_RATES if self.learning_rates is None else self.learning_rates
         rates = np.sort(np.asarray(given, np.float64).ravel())
+        if not (len(rates) and rates[0] > 0 and self.steps > 0 and self.batch_size > 0):
+            raise ValueError(
+                "expected learning_rates, steps and batch_size above 0, found "
+                f"{rates.tolist()}, {self.steps} and {self.batch_size}"
+            )
         chosen = (len(rates) - 1) // 2
         self.search_, self.cv_scores_ = "fixed", np.full(len(rates), np.nan)
         kept: _Classifiers | None = None
@@ -256,9 +262,10 @@ class _Scale:
             common = math.sqrt(float(np.mean(np.where(constant, 0.0, deviation) ** 2)))
             self.deviation = np.full(X.shape[1], common or 1.0)
 
-    def apply(self, X: Array) -> Matrix:
-        """Return samples (n, D) scaled."""
-        return np.asarray((X - self.mean) / self.deviation)
+    def apply(self, X: Array) -> Array:
+        """Return samples (n, D) scaled, in their own precision, float32 at least."""
+        kind = np.result_type(X.dtype, np.float32)
+        return np.asarray((X - self.mean.astype(kind)) / self.deviation.astype(kind))
 
 
 class _Classifiers:
@@ -296,7 +303,7 @@ class _Classifiers:
         velocity_W, velocity_b = torch.zeros_like(self._W), torch.zeros_like(self._b)
         for step in range(steps):
             rows = next(batches)
-            x = self._put(self.scale.apply(X.read(rows)).astype(np.float32))
+            x = self._put(self.scale.apply(X.read(rows)).astype(np.float32, copy=False))
             own = self._put(y[rows])
             slopes = self._logits(x)  # and then the derivatives of the mean log-loss by them
             # On a CPU torch.softmax over few classes is five times slower.
@@ -322,7 +329,7 @@ class _Classifiers:
         right, start = np.zeros(len(self._numbers)), 0
         with torch.inference_mode():
             for block in X.blocks():
-                x = self._put(self.scale.apply(block).astype(np.float32))
+                x = self._put(self.scale.apply(block).astype(np.float32, copy=False))
                 predicted = self._logits(x).argmax(dim=2).cpu().numpy()
                 right += (predicted == y[start : start + len(block), None]).sum(axis=0)
                 start += len(block)
