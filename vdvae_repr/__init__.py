@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vdvae_repr.heads.few_shot import NearestPrototype
     from vdvae_repr.heads.linear import LogisticProbe, Ridge, RidgeRegressor
     from vdvae_repr.heads.neighbors import NearestNeighbor, WeightedNeighbors
+    from vdvae_repr.heads.sgd import SGDProbe
     from vdvae_repr.latents.exchange import import_latents
     from vdvae_repr.latents.extract import extract
     from vdvae_repr.latents.store import LatentStore
@@ -70,6 +71,7 @@ _MODULES = {
     "LogisticProbe": "heads.linear",
     "Ridge": "heads.linear",
     "RidgeRegressor": "heads.linear",
+    "SGDProbe": "heads.sgd",
     "NearestNeighbor": "heads.neighbors",
     "WeightedNeighbors": "heads.neighbors",
     "NearestPrototype": "heads.few_shot",
@@ -116,6 +118,7 @@ __all__ = [
     "Result",
     "Ridge",
     "RidgeRegressor",
+    "SGDProbe",
     "Source",
     "Split",
     "StoreError",

@@ -10,6 +10,7 @@ import vdvae_repr as vr
 from vdvae_repr.data.source import Source
 from vdvae_repr.heads.linear import LogisticProbe, Ridge
 from vdvae_repr.heads.neighbors import NearestNeighbor, WeightedNeighbors
+from vdvae_repr.heads.sgd import SGDProbe
 from vdvae_repr.latents import base as store_module
 from vdvae_repr.latents.store import JoinedStore
 from vdvae_repr.model.vdvae import VDVAE
@@ -108,6 +109,51 @@ def test_gram_matrices_are_right_when_few_are_kept(monkeypatch):
     np.testing.assert_allclose(found[1].inner, A @ A[half].T, atol=1e-5)
     assert len(work._grams) == 1
     assert [gram.dims for gram in found] == [150, 150]
+
+
+def test_rows_on_the_disk_score_as_those_in_memory(monkeypatch, tmp_path):
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    parts = [(rng.normal(size=(60, d)) + y[:, None]).astype(np.float32) for d in (20, 9)]
+    train, held, test = np.arange(0, 30), np.arange(30, 45), np.arange(45, 60)
+    how = beside_one_another(*parts), train, y[train], test, 0, (held, y[held])
+    head = Head("linear-sgd", SGDProbe(steps=30))
+    expected = score_classes(Workspace([str(i) for i in range(60)]), head, *how)
+    monkeypatch.setattr(module, "MATRIX_BYTES", 1)
+    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
+    work = Workspace([str(i) for i in range(60)])
+    found = score_classes(work, head, *how)
+    assert isinstance(work.rows(how[0]), np.memmap)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    assert found.training_score == expected.training_score
+    assert not list(tmp_path.iterdir())  # nothing is left, not even by a kill
+    monkeypatch.setattr(module, "_array_on_disk", lambda *_: pytest.fail("written twice"))
+    score_classes(work, head, *how)
+
+
+def test_too_little_room_and_inner_products_too_large_are_refused(monkeypatch, tmp_path):
+    features = beside_one_another(np.ones((6, 40), np.float32))
+    work = Workspace([str(i) for i in range(6)])
+    monkeypatch.setattr(module, "MATRIX_BYTES", 1)
+    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
+    full = type("Usage", (), {"free": 100})
+    with monkeypatch.context() as patch:
+        patch.setattr(module.shutil, "disk_usage", lambda _: full)
+        with pytest.raises(vr.TaskError, match=r"expected room for .* found less; set TMPDIR"):
+            work.rows(features)
+
+    def no_room(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, "posix_fallocate", no_room)
+        with pytest.raises(vr.TaskError, match=r"expected room for .* found less; set TMPDIR"):
+            work.rows(features)
+    monkeypatch.setattr(module, "GRAM_BYTES", 8 * 6 * 8)
+    whole, some = np.arange(6), np.arange(2)
+    assert len(work.grams(features, [(whole, "raw"), (some, "raw")])) == 2
+    with pytest.raises(vr.TaskError, match=r"inner products of .* 6 images with 9; .* linear-sgd"):
+        work.grams(features, [(whole, "raw"), (np.arange(3), "raw")])
 
 
 @pytest.mark.parametrize(

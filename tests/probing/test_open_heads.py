@@ -113,7 +113,7 @@ def test_our_estimators_take_inner_products_in_others_places_too(store, monkeypa
     monkeypatch.setattr(features_module, "MATRIX_BYTES", 4 * 48 * 255)
     for head in (vr.LogisticProbe(Cs=[1.0]), vr.Ridge(), vr.NearestNeighbor()):
         assert vr.probe(store, "face_id", heads={"own": head}, **HOW).rows
-    message = r"own: takes columns, and 8x8\.0 has 256 of each of 48 images.*pool the layers"
+    message = r"own: takes columns, and 8x8\.0 has 256 of each of 48 images.*pool the layers.*as linear-sgd"
     with pytest.raises(vr.TaskError, match=message):
         vr.probe(store, "face_id", heads={"own": SVC()}, **HOW)
     assert vr.probe(store, "face_id", heads={"own": SVC()}, pools="avg", **HOW).rows

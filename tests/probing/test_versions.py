@@ -8,6 +8,7 @@ import hashlib
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
 import vdvae_repr as vr
@@ -15,6 +16,7 @@ from vdvae_repr.data.source import Source
 from vdvae_repr.heads.linear import GroupedRidge
 from vdvae_repr.probing import controls
 from vdvae_repr.probing.features import Columns, Features
+from vdvae_repr.probing.head import Head
 
 PEOPLE, EACH = 6, 12
 LABELS = np.repeat(np.arange(PEOPLE), EACH)
@@ -29,6 +31,9 @@ DIGESTS = {
     "classification knn-dino": ([1, 2], "e4fccb4c7d68"),
     "classification ridge": ([1, 2], "be755c8eaa00"),
     "classification linear-lbfgs": ([1, 2], "8245854187c0"),
+    "closed-set linear-sgd": ([1, 1], "d72d099e2a4b"),
+    "open-set linear-sgd": ([1, 1], "5444952cd9ef"),
+    "classification linear-sgd": ([1, 1], "d72d099e2a4b"),
     "few_shot nearest-prototype": ([2, 1], "d9a9884fcd07"),
     "few_shot nearest-prototype-cosine": ([2, 1], "5adcec8e52df"),
     "few_shot simpleshot-cl2n": ([2, 1], "6b73a5e54202"),
@@ -120,6 +125,8 @@ def outcomes(store):
     for name, task in tasks(store).items():
         problem = task.bind(store)
         for head in problem.heads.values():
+            if isinstance(head.estimator, vr.SGDProbe):
+                head = Head(head.name, clone(head.estimator).set_params(steps=20))
             scored = [
                 problem.score(head, made(dims), 0, shuffled)
                 for dims in (5, 200)

@@ -7,6 +7,9 @@ matrices, those of all layers up to it) is worked out once.
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
+import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +26,10 @@ from vdvae_repr.latents.base import Latents
 from vdvae_repr.model.layers import LayerSpec
 
 KEPT_BYTES = 2**29  # of Gram matrices and what is known of them
-MATRIX_BYTES = 2**32  # of features side by side, for a head that takes columns
+MATRIX_BYTES = 2**32  # of features side by side in memory, for a head that takes columns
+GRAM_BYTES = (
+    os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+)  # of inner products at once
 
 Array = NDArray[Any]
 
@@ -164,9 +170,31 @@ class Workspace:
             raise TaskError(
                 f"{head}: takes columns, and {features.layer or features.model} has {features.dims} of each "
                 f"of {len(self.ids)} images, {size / 2**30:.0f} GiB; pool the layers (avg:4), take fewer, or "
-                "a head that takes inner products, as ridge"
+                "a head that takes inner products, as ridge, or reads some images at a time, as linear-sgd"
             )
         return self.matrix(features)
+
+    def rows(self, features: Features) -> Array:
+        """Return `matrix`, for a head that reads some images at a time: where it is large, on the disk.
+
+        Its file has no name, and is gone with the array or the process.
+
+        Raises:
+            TaskError: no room for it on the disk.
+        """
+        size = 4 * len(self.ids) * features.dims
+        if size <= MATRIX_BYTES:
+            return self.matrix(features)
+        if self._matrix is None or self._matrix[0] != features.columns:
+            self._matrix = None
+            X = _array_on_disk(len(self.ids), features.dims)
+            start = 0
+            for columns in features.columns:
+                for block in self._checked(columns):
+                    X[:, start : start + block.shape[1]] = block
+                    start += block.shape[1]
+            self._matrix = features.columns, X
+        return self._matrix[1]
 
     def compact(self, features: Features) -> Array:
         """Return features with the inner products of X (N, D), in N dimensions at most."""
@@ -174,7 +202,18 @@ class Workspace:
         return self.coordinates(features) if wide else self.matrix(features)
 
     def grams(self, features: Features, subsets: Sequence[tuple[Rows, Scaling]]) -> list[Gram]:
-        """Return `gram_matrices` of features, summed over their columns; the last are kept."""
+        """Return `gram_matrices` of features, summed over their columns; the last are kept.
+
+        Raises:
+            TaskError: they are larger than half of the machine's memory.
+        """
+        number = sum(len(rows) for rows, _ in subsets)
+        if (size := 8 * len(self.ids) * number) > GRAM_BYTES:
+            raise TaskError(
+                f"expected inner products of {GRAM_BYTES / 2**30:.1f} GiB at most, half of this machine's "
+                f"memory, found {size / 2**30:.1f} GiB: {len(self.ids)} images with {number}; take fewer "
+                "images, or linear-sgd, a head of classification and face_id that needs none"
+            )
         return self._sum(features.columns, subsets)
 
     def _sum(
@@ -212,6 +251,29 @@ class Workspace:
                     f"{self.ids[int(finite.argmin())]}; extract again"
                 )
             yield block
+
+
+def _array_on_disk(rows: int, dims: int) -> Array:
+    """Return an array (rows, dims) float32 in a temporary file, whose whole room is taken at once.
+
+    Raises:
+        TaskError: there is no room; a write into an array would then kill the process.
+    """
+    size, folder = 4 * rows * dims, tempfile.gettempdir()
+    if size < shutil.disk_usage(folder).free:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            try:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:
+                    file.truncate(size)
+                return np.memmap(file, np.float32, "r+", shape=(rows, dims))
+            except OSError:
+                pass
+    raise TaskError(
+        f"expected room for {size / 2**30:.1f} GiB of features in {folder}, found less; set TMPDIR to a "
+        "folder on a larger disk"
+    )
 
 
 def hash_arrays(*arrays: Array) -> str:

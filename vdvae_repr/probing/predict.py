@@ -16,6 +16,7 @@ from sklearn.model_selection import KFold, cross_val_score
 from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.gram import Fold, ProductHead, Rows, Scaling, left_out_accuracy
 from vdvae_repr.heads.linear import stratified_folds
+from vdvae_repr.heads.sgd import Samples, SGDProbe
 from vdvae_repr.probing.features import Features, Workspace
 from vdvae_repr.probing.head import Head
 
@@ -51,13 +52,14 @@ class _Fitted:
     """An estimator, and what it is to be given of each image, (N, ...)."""
 
     estimator: Any
-    X: NDArray[Any]
+    X: NDArray[Any] | Samples
     training_score: float | None
 
     @property
     def scaling(self) -> Scaling | None:
         """What was done to the features first; None of a head of the user's, which does not say."""
-        return self.estimator.scaling if isinstance(self.estimator, ProductHead) else None
+        ours = isinstance(self.estimator, ProductHead | SGDProbe)
+        return self.estimator.scaling if ours else None
 
 
 def score_classes(
@@ -72,7 +74,8 @@ def score_classes(
 ) -> ClassScores:
     """Fit a head on images `train` of classes y, and score images `test`; choose on `validation`, if any."""
     fitted = _fit(work, head, features, train, y, seed, validation)
-    estimator, X = fitted.estimator, fitted.X[test]
+    estimator: Any = fitted.estimator
+    X: Any = fitted.X[test]
     if hasattr(estimator, "class_scores"):
         scores = estimator.class_scores(X)
     else:
@@ -108,10 +111,12 @@ def _fit(
     validation: Held | None,
 ) -> _Fitted:
     estimator: Any = head.fresh(seed)
-    if not isinstance(head.estimator, ProductHead):
+    if not isinstance(head.estimator, ProductHead | SGDProbe):
         return _fit_on_columns(work, head, features, train, y, seed, validation)
     if not features.standardise and "standardize" in estimator.get_params():
         estimator.set_params(standardize=False)
+    if isinstance(estimator, SGDProbe):
+        return _fit_on_rows(work, estimator, features, train, y, validation)
     tried = estimator.alternatives()
     if features.dims <= len(train):
         X = work.matrix(features)
@@ -145,6 +150,20 @@ def _fit(
     else:
         left_out = [left_out_accuracy(of.estimator, y) for of in fits]
     return fits[int(np.argmax([score or 0.0 for score in left_out]))]
+
+
+def _fit_on_rows(
+    work: Workspace,
+    estimator: SGDProbe,
+    features: Features,
+    train: Rows,
+    y: NDArray[Any],
+    validation: Held | None,
+) -> _Fitted:
+    """Fit an estimator that reads some images at a time."""
+    X = Samples(work.rows(features))
+    held = None if validation is None else (X[validation[0]], validation[1])
+    return _Fitted(estimator, X, estimator.fit_judged(X[train], y, held))
 
 
 def _fit_on_columns(

@@ -21,6 +21,7 @@ from sklearn.pipeline import Pipeline
 from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.gram import Rows
 from vdvae_repr.heads.linear import LogisticProbe, Ridge, RidgeRegressor
+from vdvae_repr.heads.sgd import SGDProbe
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing import controls
 from vdvae_repr.probing.features import Features, Workspace
@@ -275,7 +276,7 @@ class Problem:
         last = (
             head.estimator.steps[-1][1] if isinstance(head.estimator, Pipeline) else head.estimator
         )
-        return FEWER if isinstance(last, LogisticProbe) else PERMUTATIONS
+        return FEWER if isinstance(last, LogisticProbe | SGDProbe) else PERMUTATIONS
 
     def chance_of(self, metric: str, scored: Scored) -> float | None:
         """Return the value of a guess: the largest class of the test images, or one of all classes."""

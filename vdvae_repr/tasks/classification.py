@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from vdvae_repr.heads.linear import LogisticProbe, Ridge
 from vdvae_repr.heads.neighbors import WeightedNeighbors
+from vdvae_repr.heads.sgd import SGDProbe
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing.task import Problem, Task
 from vdvae_repr.tasks.identification import Identification, TaskLabels
@@ -19,6 +20,7 @@ HEADS: dict[str, Any] = {
     "knn-dino": WeightedNeighbors(center=False),
     "ridge": Ridge(),
     "linear-lbfgs": LogisticProbe(),
+    "linear-sgd": SGDProbe(),
 }
 METRICS = ("accuracy", "balanced_accuracy", "top5")
 

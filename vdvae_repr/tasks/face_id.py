@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.linear import LogisticProbe, Ridge
 from vdvae_repr.heads.neighbors import NearestNeighbor
+from vdvae_repr.heads.sgd import SGDProbe
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing.task import Problem, Task, expect, several
 from vdvae_repr.tasks.identification import Identification, TaskLabels
@@ -20,6 +21,7 @@ HEADS: dict[str, Any] = {
     "nearest-neighbor": NearestNeighbor(),
     "ridge": Ridge(),
     "linear-lbfgs": LogisticProbe(),
+    "linear-sgd": SGDProbe(),
 }
 QUICK = ("nearest-neighbor", "ridge")  # heads that answer at once
 

@@ -132,7 +132,7 @@ def nothing_to_choose_on(words: TaskLabels, y: NDArray[np.int64]) -> str:
         return ""
     return (
         f"; {words.train} holds a single image of every {words.item}, so that nothing is left to choose a "
-        "row on, and linear-lbfgs takes C = 1"
+        "row on, linear-lbfgs takes C = 1 and linear-sgd the middle of its learning rates"
     )
 
 
