@@ -6,14 +6,23 @@ It is worked out of the rows and comparisons of a report alone, in at most `LINE
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from functools import partial
 
 from vdvae_repr.errors import printable
-from vdvae_repr.results import Comparison, Result, aligned, layer_of
+from vdvae_repr.results import (
+    LOWER_IS_BETTER,
+    RIVALS,
+    Comparison,
+    Result,
+    aligned,
+    layer_of,
+)
 
 LINES, WIDTH = 30, 80
+MOST_HEADLINES, MOST_BESIDE = 6, 4
+LONGEST = 20  # of what a row is of; --rows has the whole of it
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,11 @@ class Asked:
     def picked(self) -> Result | None:
         """The row that training data picked."""
         return next((row for row in self.own if row.chosen), None)
+
+    @property
+    def alone(self) -> bool:
+        """Whether there was nothing to pick from."""
+        return len(self.own) == 1
 
     @property
     def beside(self) -> list[Result]:
@@ -82,13 +96,15 @@ def answer(
         footer: what may be asked next.
     """
     asked = list(_asked(rows, comparisons))
-    lines = [line for text in headlines for line in _wrapped(text)]
-    lines += [line for text in _warnings(asked) for line in _wrapped(text)]
-    lines += _table(asked, room=LINES - len(lines) - len(footer) - 3)
-    if by_model := [f"{one.label} {_scored(row)}" for one in asked for row in one.beside]:
-        lines += _wrapped(f"beside: {', '.join(by_model)}")[:4]
-    lines += [line for text in (_legend(asked), *footer) for line in _wrapped(text)]
-    return "\n".join(lines)
+    if not asked:
+        return "\n".join(["nothing was scored", *headlines][:LINES])
+    above = [line for text in headlines[:MOST_HEADLINES] for line in _wrapped(text)]
+    if (left := len(headlines) - MOST_HEADLINES) > 0:
+        above.append(f"and {left} more")
+    above += [line for text in _warnings(asked) for line in _wrapped(text)]
+    below = [line for text in _beside(asked) for line in _wrapped(text)]
+    below += [line for text in (_legend(asked), *footer) for line in _wrapped(text)]
+    return "\n".join([*above, *_table(asked, LINES - len(above) - len(below)), *below])
 
 
 def _asked(rows: Sequence[Result], comparisons: Sequence[Comparison]) -> Iterator[Asked]:
@@ -116,37 +132,72 @@ def _warnings(asked: Sequence[Asked]) -> Iterator[str]:
     unchosen = [one for one in asked if one.picked is None]
     if unchosen:
         which = "" if len(unchosen) == len(asked) else f" by {', '.join(o.label for o in unchosen)}"
+        shown = ", ".join(dict.fromkeys(layer_of(one.compared) for one in unchosen))
+        does = "is compared" if any(one.comparisons for one in unchosen) else "is shown"
         yield (
-            f"No row is picked{which}, as no data are set apart to choose on: all layers that were read, "
-            "together, are compared."
+            f"No row is picked{which}, as no data are set apart to choose on: what has most "
+            f"dimensions, {shown}, {does}, which is no choice."
         )
     for why in dict.fromkeys(c.why for one in asked for c in one.comparisons if c.why):
         yield f"No p: {why}."
-    if left_out := next((one.rows[0].controls_left_out for one in asked if one.rows), None):
-        yield f"Not run, so not beaten: {left_out}."
+    left_out = asked[0].rows[0].controls_left_out or ""
+    if rivals := [name for name in RIVALS if name in left_out.split(", ")]:
+        yield f"Not run, so not beaten: {', '.join(rivals)}."
+
+
+def _beside(asked: Sequence[Asked]) -> Iterator[str]:
+    """Yield what other models have: their chosen rows, a line a head, as far as there is room."""
+    found = [
+        f"{one.label} beside: "
+        + ", ".join(f"{row.model} {layer_of(row)} {_short(row.value)}" for row in one.beside)
+        for one in asked
+        if one.beside
+    ]
+    yield from found[:MOST_BESIDE]
+    if (left := len(found) - MOST_BESIDE) > 0:
+        yield f"and {left} heads more"
 
 
 def _table(asked: Sequence[Asked], room: int) -> list[str]:
-    """Return two lines for each head, what is best and how it stands; where these are too many, one."""
+    """Return two lines for each head, what is best and how it stands; where these are too many, one.
+
+    Figures are never cut: where a line is too wide, heads have shorter names.
+    """
     if 1 + 2 * len(asked) <= room:
         header = ["", "best single", "best set", "best control"]
-        cells = aligned([header, *map(_cells, asked)]).splitlines()
-        indent = " " * (2 + max(len(printable(one.label)) for one in asked))
-        pairs = [
-            (line, f"{indent}{_verdict(one)}") for one, line in zip(asked, cells[1:], strict=True)
-        ]
-        return [line[:WIDTH] for line in (cells[0], *chain(*pairs))]
+        cells = _fitting(header, asked, _cells)
+        lines = [f"{line}\n    {_verdict(one)}" for one, line in zip(asked, cells[1:], strict=True)]
+        return [cells[0], *"\n".join(lines).splitlines()]
     kinds = {one.label.partition(":")[0] for one in asked if ":" in one.label}
     shared = f"{kinds.pop()}:" if len(kinds) == 1 and all(":" in o.label for o in asked) else ""
     header = [shared, "best", "best control", ""]
-    cells = aligned([header, *(_line(one, shared) for one in asked)]).splitlines()
-    left = len(cells) - room
-    if left > 0:
-        cells = [*cells[: room - 1], f"and {left + 1} more"]
-    return [line[:WIDTH] for line in cells]
+    cells = _fitting(header, asked, partial(_line, shared=shared))
+    room = max(room, 3)
+    if (left := len(cells) - room) > 0:
+        cells = [*cells[: room - 1], f"and {left + 1} heads more"]
+    return cells
 
 
-def _line(one: Asked, shared: str) -> list[str]:
+def _fitting(
+    header: list[str], asked: Sequence[Asked], cells: Callable[[Asked], list[str]]
+) -> list[str]:
+    """Return a table of a row for each head, whose names are cut where lines would be too wide."""
+    rows = [cells(one) for one in asked]
+    lines = aligned([header, *rows]).splitlines()
+    if (over := max(map(len, lines)) - WIDTH) > 0:
+        longest = max(8, max(len(row[0]) for row in rows) - over)
+        lines = aligned([header, *([_cut(row[0], longest), *row[1:]] for row in rows)]).splitlines()
+    return lines
+
+
+def _cut(name: str, size: int) -> str:
+    """Shorten a name in its middle, as what tells heads apart may stand at either end."""
+    if len(name) <= size:
+        return name
+    return f"{name[: (size - 1) // 2]}~{name[len(name) - size // 2 :]}"
+
+
+def _line(one: Asked, *, shared: str) -> list[str]:
     """Return head, the row that was picked, the best control and the verdict."""
     compared, rival = one.compared, one.worst
     label = one.label.removeprefix(shared)
@@ -188,7 +239,7 @@ def _shots(at: float) -> str:
 
 def _scored(row: Result, picked: Result | None = None) -> str:
     """Return what a row is of and its value, `*` where it is the one that was picked."""
-    return f"{layer_of(row)} {_short(row.value)}{'*' if row is picked else ''}"
+    return f"{_cut(layer_of(row), LONGEST)} {_short(row.value)}{'*' if row is picked else ''}"
 
 
 def _control(name: str) -> str:
@@ -196,19 +247,20 @@ def _control(name: str) -> str:
 
 
 def _legend(asked: Sequence[Asked]) -> str:
-    if not asked:
-        return ""
+    """Return what the figures are, what chance is, and what `*` means."""
+    firsts = [one.rows[0] for one in asked]
     metrics = dict.fromkeys(
-        row.metric + ("" if row.at is None or row.metric == "accuracy" else f" at {row.at:g}")
-        for one in asked
-        for row in one.rows[:1]
+        row.metric
+        + ("" if row.at is None or row.metric == "accuracy" else f" at {row.at:g}")
+        + (", lower is better" if row.metric in LOWER_IS_BETTER else "")
+        for row in firsts
     )
-    chances = {
-        round(row.chance, 3) for one in asked for row in one.rows[:1] if row.chance is not None
-    }
-    text = ", ".join(metrics)
+    chances = {round(row.chance, 3) for row in firsts if row.chance is not None}
+    text = " or ".join(metrics)
     if len(chances) == 1:
         text += f", chance {_short(chances.pop())}"
+    if any(one.picked is not None and one.alone for one in asked):
+        return f"{text} · * the only row, and compared"
     if any(one.picked is not None for one in asked):
         text += " · * picked by training data, and compared"
     return text

@@ -94,7 +94,7 @@ def probe(
             by a name of yours, as `{"svm": make_pipeline(StandardScaler(), LinearSVC())}`, where a name of
             the task's own stands for that head (`{"ridge": "ridge"}`).
         controls: of `pixels`, `pca` (of pixels), `random-init` (the mean of three initialisations) and
-            `shuffled-labels` (of 20 permutations); rows say which were left out.
+            `shuffled-labels` (of 20 permutations, of 5 by slow heads); rows say which were left out.
         beside: stores of the same images from other models, whose layers become rows too: those selected, of
             a VDVAE beside a VDVAE or of other encoders beside each other; else all of them, singly.
         drawn: a store of several draws of z of the same images by the same weights; one draw of each layer
