@@ -277,4 +277,4 @@ def _short(value: float, digits: int = 3, sign: bool = False) -> str:
 
 
 def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(printable(text), WIDTH, break_long_words=True) if text else []
+    return textwrap.wrap(printable(text), WIDTH, break_on_hyphens=False) if text else []
