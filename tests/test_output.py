@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import vdvae_repr as vr
-from vdvae_repr import results
+from vdvae_repr import output, results
 from vdvae_repr.cli import app
 from vdvae_repr.data.sheet import save_picture
 from vdvae_repr.errors import printable
@@ -395,3 +395,22 @@ def test_rows_are_needed_to_draw():
     for wrong in ("results.csv", [1], {"a": 1}):
         with pytest.raises(vr.TaskError, match="rows: expected a list of result rows"):
             vr.plot.layers(wrong)
+
+
+def test_the_file_of_the_shortest_name_is_never_missing(tmp_path, monkeypatch):
+    """Of `compare`: similarity.csv, beside similarity-shuffled.csv, which sorts before it."""
+    names = re.compile(r"similarity(-shuffled)?\.csv")
+    for value in ("1", "2"):
+        seen, move = [], output.put_in_place
+
+        def watched(*paths, move=move, seen=seen):
+            seen.append((tmp_path / "similarity.csv").exists())
+            move(*paths)
+
+        monkeypatch.setattr(output, "put_in_place", watched)
+        with replacing_folder(tmp_path, names) as aside:
+            for name in ("similarity.csv", "similarity-shuffled.csv"):
+                (aside / name).write_text(f"debiased linear CKA,a\na,{value}\n")
+        monkeypatch.setattr(output, "put_in_place", move)
+    assert seen == [True, True]
+    assert (tmp_path / "similarity.csv").read_text().endswith("a,2\n")
