@@ -258,8 +258,8 @@ def replacing_folder(folder: str | Path, names: re.Pattern[str]) -> Iterator[Pat
     """Yield an empty folder; once everything is written there, it replaces an earlier run's files.
 
     All of the earlier files of these `names` go, so that no picture lies beside rows of another run. While
-    the files are exchanged the first one (JSON lines, then CSV; of several that of the shortest name) is never
-    missing, and stands beside files of its own run alone. Of two processes the second waits.
+    the files are exchanged the first one (JSON lines, then CSV; of several that of the shortest name) is
+    never missing, and stands beside files of its own run alone. Of two processes the second waits.
 
     Raises:
         TaskError: as `prepare_folder`, or there is no room.
