@@ -1,0 +1,117 @@
+"""The answer of a probe: what it says follows from rows and comparisons alone, in 30 lines of 80 columns."""
+
+from itertools import product
+
+import pytest
+
+from vdvae_repr.probing.answer import answer
+from vdvae_repr.results import Comparison, Result
+
+VERDICTS = ("better", "worse", "no difference told")
+
+
+def row(layer, value, score, head="ridge", model="faces64", **columns):
+    known = {
+        "task": "face_id", "protocol": "closed-set", "source": "s", "dims": 10, "n_train": 20, "n_test": 20,
+        "metric": "rank1", "chance": 0.05, "feature": "mean",
+        "selection": "single" if layer and "x" in layer else "cumulative",
+    }  # fmt: skip
+    told = known | {"role": "model"} | columns
+    return Result(head=head, model=model, layer=layer, value=value, training_score=score, **told)
+
+
+def beaten(layer, value, rival, difference, head="ridge", verdict="better", **columns):
+    known = {
+        "task": "face_id", "protocol": "closed-set", "n_train": 20, "model": "faces64", "feature": "mean",
+        "selection": "single", "pool": None, "metric": "rank1", "at": None, "versus_layer": None,
+        "versus_dims": 10, "diff_low": difference - 0.05, "diff_high": difference + 0.05, "p_raw": 0.01,
+        "p_value": 0.03, "units": 20, "why": None,
+    }  # fmt: skip
+    told = known | columns
+    return Comparison(
+        head=head, layer=layer, value=value, versus=rival, versus_value=value - difference,
+        difference=difference, verdict=verdict, **told,
+    )  # fmt: skip
+
+
+def three(head="ridge", **columns):
+    """The best of test data is picked by nobody; training data pick `0:3`, and `8x8.0` of single layers."""
+    return [
+        row("4x4.0", 0.9, 0.1, head, **columns),
+        row("8x8.0", 0.35, 0.5, head, **columns),
+        row("0:3", 0.61, 0.7, head, chosen=True, versus="pca", difference=0.11, **columns),
+    ]
+
+
+def test_the_best_are_those_of_training_data_and_the_rival_is_the_worst():
+    found = [beaten("0:3", 0.61, "pixels", 0.3), beaten("0:3", 0.61, "pca", 0.11)]
+    text = answer(three(), found, ["face_id: 20 people"], ["more heads: knn"])
+    lines = text.splitlines()
+    assert lines[0] == "face_id: 20 people"
+    assert lines[1].split() == ["best", "single", "best", "set", "best", "control"]
+    assert lines[2].split() == ["ridge", "8x8.0", ".350", "0:3", ".610*", "pca", ".500"]
+    assert lines[3].strip() == "better than every control: +.110 [.060, .160] beside pca"
+    assert lines[4] == "rank1, chance .050 · * picked by training data, and compared"
+    assert ".900" not in text
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_it_says_the_verdict_in_words(verdict):
+    found = [beaten("0:3", 0.61, "pca", -0.11, verdict=verdict)]
+    assert f"{verdict}" in answer(three(), found)
+    assert "-.110 [-.160, -.060] beside pca" in answer(three(), found)
+
+
+def test_of_errors_it_says_that_lower_is_better():
+    rows = [row("0:3", 0.355, 0.5, metric="error", chance=0.95, chosen=True)]
+    text = answer(rows, [beaten("0:3", 0.355, "pixels", 0.145, metric="error")])
+    assert "error, lower is better, chance .950 · * the only row, and compared" in text
+    assert "better than every control: +.145" in text
+
+
+def test_where_nothing_is_picked_it_says_so_and_what_is_compared():
+    rows = [row("8x8.0", 0.3, None), row("0:3", 0.4, None, dims=30, versus="pca")]
+    text = answer(rows, [beaten("0:3", 0.4, "pca", 0.1, selection="cumulative")])
+    said = " ".join(text.splitlines()[:2])
+    assert said.startswith("No row is picked, as no data are set apart to choose on")
+    assert "0:3, is compared, which is no choice" in said
+    assert "*" not in text
+    assert "is shown, which is no choice" in " ".join(answer(rows, []).splitlines()[:2])
+
+
+def test_too_few_to_tell_and_controls_that_did_not_run_are_said_before_the_figures():
+    rows = three(controls_left_out="pca, shuffled-labels")
+    why = "4 independent units are too few for a test, which takes 6"
+    found = [beaten("0:3", 0.61, "pixels", 0.1, verdict=VERDICTS[2], why=why, p_value=None)]
+    lines = answer(rows, found).splitlines()
+    assert lines[:2] == [f"No p: {why}.", "Not run, so not beaten: pca."]
+
+
+def test_models_beside_are_named():
+    other = row("layer4", 0.7, 0.6, model="timm:resnet50", chosen=True)
+    text = answer([*three(), other], [beaten("0:3", 0.61, "pca", 0.1)])
+    assert "ridge beside: timm:resnet50 layer4 .700" in text
+
+
+@pytest.mark.parametrize("heads", [1, 5, 12, 40])
+def test_it_fits_whatever_it_is_of_and_cuts_no_figure(heads):
+    """Of up to forty heads with long names, several parts, features and poolings."""
+    rows, found = [], []
+    for number, shots in product(range(heads), (1, 5)):
+        head = f"head-of-a-very-long-name-indeed-{number}"
+        told = {"n_train": 5 * shots, "at": shots, "feature": "prior_log_std", "pool": "avg:4"}
+        rows += three(head, task="few_shot", metric="accuracy", **told)
+        found.append(
+            beaten("0:3", 0.61, "random-init", 0.11, head, VERDICTS[2], task="few_shot", **told)
+        )
+    text = answer(rows, found, [f"few_shot: {'x' * 100}"] * 12, ["every row: --rows"])
+    lines = text.splitlines()
+    assert len(lines) <= 30
+    assert max(map(len, lines)) <= 80, max(lines, key=len)
+    shown = [line for line in lines if "~" in line and ".610*" in line]
+    assert all("random .500" in line for line in shown)
+    assert len(shown) >= min(2 * heads, 5)
+
+
+def test_of_nothing_it_says_so():
+    assert answer([], []) == "nothing was scored"
