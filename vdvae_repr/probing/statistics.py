@@ -59,6 +59,13 @@ class Items(NamedTuple):
         squares = (truth - truth.mean()) ** 2
         return cls(squares - errors, squares)
 
+    @classmethod
+    def pearson(cls, predicted: Values, truth: Values) -> Items:
+        """Make Pearson's r of numbers (N,) and truth (N,), by means and deviations of all items; else 0."""
+        x, y = (values - values.mean() for values in (predicted, truth))
+        varying = all(np.ptp(values) > 0 for values in (predicted, truth))
+        return cls.mean_of(x * y / (x.std() * y.std()) if varying else np.zeros(len(x)))
+
     @property
     def value(self) -> float:
         """The metric of all items."""
@@ -170,10 +177,9 @@ class PairUnits(Units):
     """People, of whom items are pairs: one of a single person counts as often as the person is drawn.
 
     One of two people counts as their product, over its mean of 1 - 1/U: each pair once on average, so that
-    draws keep the balance of the list. Tests turn the signs of whole people, of whom each has all pairs with it:
-    a pair of two people is in the sums of both, because it changes with both, while the difference that the
-    turned sums are held against counts it once. What is turned so varies more than the difference does, not
-    less, and p is rather too large.
+    draws keep the balance of the list. Tests turn the signs of whole people: a pair of two is in the sums of
+    both, because it changes with both, while the difference that the turned sums are held against counts it
+    once. What is turned so varies more than the difference does, not less, and p is rather too large.
 
     Args:
         first: a person of each pair (P,).
@@ -217,6 +223,19 @@ def weighted(items: Sequence[Items], units: Units, draws: Iterable[Values]) -> V
     shares = units.cells(items[0].shares)
     with np.errstate(invalid="ignore"):  # a draw without any item of weight is of no use
         return np.concatenate([(d @ adds) / (d @ shares)[:, None] for d in draws])
+
+
+def pearson(
+    predicted: NDArray[np.float64], truth: NDArray[np.float64], times: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return Pearson's r of two (N,) where each item counts `times` (R, N); NaN where one does not vary."""
+    x, y = (values - values.mean() for values in (predicted, truth))
+    count = times.sum(axis=1)
+    mean_x, mean_y, xx, yy, xy = (times @ v / count for v in (x, y, x * x, y * y, x * y))
+    spread_x, spread_y = xx - mean_x**2, yy - mean_y**2
+    varying = (spread_x > 1e-12 * x.var()) & (spread_y > 1e-12 * y.var())
+    safe = np.where(varying, spread_x * spread_y, 1.0)
+    return np.where(varying, (xy - mean_x * mean_y) / np.sqrt(safe), np.nan)
 
 
 # Intervals
