@@ -435,6 +435,7 @@ def test_modified_hausdorff_baseline_has_lakes_error(shared_data, tiny, tmp_path
     assert figure.low < 0.388 < figure.high
     assert figure.chance == 0.95
     rows = vr.probe(store, "omniglot_oneshot", heads=["nearest-prototype"]).rows
+    assert {row.scaling for row in rows} == {"raw"}
     pixels = next(row for row in rows if row.model == "pixels")
     assert 0.5 < pixels.value < 0.95  # 16x16 pixels say little, but something
     with pytest.raises(vr.TaskError, match="extract the data omniglot-runs"):
