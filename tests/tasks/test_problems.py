@@ -420,8 +420,8 @@ def test_modified_hausdorff_baseline_has_lakes_error(shared_data, tiny, tmp_path
     store = vr.extract(tiny, source, tmp_path / "s.h5", layers="1x1")
     problem = vr.OmniglotOneShot().bind(store)
     wrong = []
-    for query in problem.queries:
-        known = problem.known[problem.runs[problem.known] == problem.runs[query]]
+    for query in problem.split.test:
+        known = problem.split.train[problem.runs[problem.split.train] == problem.runs[query]]
         distances = []
         for other in known:
             apart = cdist(ink[query], ink[other])
