@@ -184,6 +184,52 @@ def test_equals_are_told_apart_in_6_percent_at_most(units, kind):
     assert (statistics.sign_flip(gaps, 0) <= 0.05).mean() <= 0.06
 
 
+def pairs_of_people(people, each):
+    """A pair of either kind a time and person: of each by itself, and of each with the next ones."""
+    first = np.tile(np.arange(people), 2 * each)
+    second = first.copy()
+    for step in range(1, each + 1):
+        own = slice((each + step - 1) * people, (each + step) * people)
+        second[own] = (first[own] + step) % people
+    return first, second
+
+
+def gaps_of_pairs(first, second, people, times, of_people, rng):
+    """Differences by pair, (P, M), of mean 0: what each person adds to both kinds of pairs, and noise."""
+    one, two = of_people * rng.normal(size=(2, people, times))
+    own = (first == second)[:, None]
+    return np.where(own, one[first], two[first] + two[second]) + rng.normal(
+        size=(len(first), times)
+    )
+
+
+@pytest.mark.parametrize("each", [1, 3])
+@pytest.mark.parametrize("of_people", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("trade", [0.0, 2.0])
+def test_equals_by_pairs_are_told_apart_in_6_percent_at_most(each, of_people, trade):
+    """Also where one wins at pairs of a person what it loses at pairs of two, so that no one is better."""
+    first, second = pairs_of_people(60, each)
+    gaps = gaps_of_pairs(first, second, 60, 1000, of_people, np.random.default_rng(each))
+    gaps += np.where(first == second, trade, -trade)[:, None]
+    sums = PairUnits(first, second, 0).sums(gaps)
+    assert (statistics.sign_flip(sums, 0, gaps.sum(axis=0)) <= 0.05).mean() <= 0.06
+
+
+def test_p_of_pairs_is_of_the_difference_that_is_reported():
+    """A trade-off of sum 0 is no difference at all, and one that is better at all pairs is."""
+    first, second = pairs_of_people(60, 2)
+    own, units = first == second, PairUnits(first, second, 0)
+    nothing = Items.mean_of(np.zeros(len(own)))
+    traded = statistics.compare([Items.mean_of(own)], [Items.mean_of(~own)], units, PROPORTION)
+    assert (traded.value, traded.p) == (0, 1)
+    better = statistics.compare([Items.mean_of(np.ones(len(own)))], [nothing], units, PROPORTION)
+    assert (better.value, better.p < 0.05) == (pytest.approx(1), True)
+    few = PairUnits(np.tile(np.arange(6), 2), np.tile(np.arange(6), 2) + np.repeat([0, 6], 6), 0)
+    gaps = Items.mean_of(np.repeat([10.0, -3.0], 6))  # more than any flip of people's sums comes to
+    found = statistics.compare([gaps], [Items.mean_of(np.zeros(12))], few, (-np.inf, np.inf))
+    assert found.p > 0
+
+
 @pytest.mark.parametrize("p", [0.5, 0.95])
 @pytest.mark.parametrize("n", [20, 60, 100])
 @pytest.mark.parametrize("each", [1, 2])

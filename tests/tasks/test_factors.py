@@ -12,9 +12,10 @@ import vdvae_repr as vr
 from vdvae_repr.data.source import Source
 from vdvae_repr.heads.linear import ALPHAS, GroupedRidge, RidgeRegressor
 from vdvae_repr.probing.features import Columns, Features
+from vdvae_repr.probing.statistics import pearson
 from vdvae_repr.report import pictures
 from vdvae_repr.results import layer_by_factor
-from vdvae_repr.tasks.factors import FactorHead, pearson
+from vdvae_repr.tasks.factors import FactorHead
 
 
 def knowing(source, **factors):

@@ -97,6 +97,21 @@ def test_unknown_are_the_people_without_a_gallery_image(store):
     assert "27 and 189 images; 3 people known, 3 unknown" in problem.split.text
 
 
+def test_people_of_the_gallery_who_are_not_asked_for_are_no_units(tiny, people, tmp_path):
+    """Four are known, and chance is of four; two of them have a probe, and stand behind the rate."""
+    source = people(12)
+    splits = np.where(source.labels < 4, "train", "test")
+    splits[np.isin(source.labels, (0, 1)) & (np.arange(72) % 2 == 0)] = "test"
+    store = vr.extract(tiny, with_splits(source, splits), tmp_path / "s.h5", layers="1x1")
+    problem = vr.FaceId(protocol="open-set", far=[0.5]).bind(store)
+    own = (~problem.stranger).astype(float)
+    item = Scored(Features("x", None, ()), np.stack([own, own]))
+    (figure,) = problem.figures("dir@0.5", [[item]], 0)
+    assert (figure.units, figure.value, figure.chance) == (2, 1, 0.5 / 4)
+    assert figure.low == pytest.approx(0.025 ** (1 / 2))  # Clopper and Pearson's, of two
+    assert problem.compare([item], [item], problem.heads["ridge"], 0).units == 2
+
+
 def test_far_rates_are_those_that_impostors_are_enough_for(store):
     problem = vr.FaceId(protocol="open-set").bind(store)
     assert problem.metrics == ("dir@0.1",)  # 10 of 108 impostors

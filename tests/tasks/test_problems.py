@@ -84,7 +84,32 @@ def test_pairs_of_ones_own_give_the_figures_of_lfws_list(faces, tmp_path):
     ).rows
     assert len(own) > 4
     for row, other in zip(own, lfw, strict=True):
-        assert replace(row, seconds=0) == replace(other, seconds=0)
+        assert (row.protocol, other.protocol) == ("pairs", "lfw-view1")
+        assert replace(row, seconds=0, protocol="") == replace(other, seconds=0, protocol="")
+
+
+def test_the_difference_over_folds_is_that_of_the_values(faces, tmp_path):
+    """Of folds of several sizes, which count alike in the value, and so in the difference."""
+    store, _ = faces
+    name = "P{:02d}/P{:02d}_{:04d}.png".format
+    rng = np.random.default_rng(0)
+    lines = ["a,b,same,fold"]
+    for fold, count in enumerate((40, 6, 6)):
+        for _ in range(count):
+            one, other = 4 * fold + rng.choice(4, 2, replace=False)
+            i, j = rng.choice(EACH, 2, replace=False) + 1
+            lines.append(f"{name(one, one, i)},{name(one, one, j)},1,{fold}")
+            lines.append(f"{name(one, one, i)},{name(other, other, j)},0,{fold}")
+    (tmp_path / "own.csv").write_text("\n".join(dict.fromkeys(lines)) + "\n")
+    task = vr.FaceVerification(pairs=tmp_path / "own.csv", far=[])
+    how = {"layers": "4x4.0", "heads": ["cosine"], "controls": ("pixels", "pca"), "cache": None}
+    report = vr.probe(store, task, **how)
+    assert {row.protocol for row in report.rows} == {"pairs"}
+    folds = task.bind(store).test.fold
+    assert len(set(np.bincount(folds))) > 1
+    assert len(report.comparisons) == 2
+    for found in report.comparisons:
+        assert found.value - found.versus_value == pytest.approx(found.difference, abs=1e-12)
 
 
 def test_view_1_takes_its_threshold_from_the_training_pairs(faces):
@@ -395,8 +420,8 @@ def test_modified_hausdorff_baseline_has_lakes_error(shared_data, tiny, tmp_path
     store = vr.extract(tiny, source, tmp_path / "s.h5", layers="1x1")
     problem = vr.OmniglotOneShot().bind(store)
     wrong = []
-    for query in problem.queries:
-        known = problem.known[problem.runs[problem.known] == problem.runs[query]]
+    for query in problem.split.test:
+        known = problem.split.train[problem.runs[problem.split.train] == problem.runs[query]]
         distances = []
         for other in known:
             apart = cdist(ink[query], ink[other])
@@ -410,6 +435,7 @@ def test_modified_hausdorff_baseline_has_lakes_error(shared_data, tiny, tmp_path
     assert figure.low < 0.388 < figure.high
     assert figure.chance == 0.95
     rows = vr.probe(store, "omniglot_oneshot", heads=["nearest-prototype"]).rows
+    assert {row.scaling for row in rows} == {"raw"}
     pixels = next(row for row in rows if row.model == "pixels")
     assert 0.5 < pixels.value < 0.95  # 16x16 pixels say little, but something
     with pytest.raises(vr.TaskError, match="extract the data omniglot-runs"):

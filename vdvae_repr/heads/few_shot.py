@@ -18,6 +18,7 @@ from sklearn.preprocessing import Normalizer
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from vdvae_repr.heads.gram import Scaling
 from vdvae_repr.heads.linear import LogisticProbe
 from vdvae_repr.heads.neighbors import unit
 
@@ -57,6 +58,11 @@ class NearestPrototype(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.metric = metric
         self.mean = mean
         self.normalize = normalize
+
+    @property
+    def scaling(self) -> Scaling:
+        """Centred where a mean is subtracted, else raw: lengths of 1 are part of the comparison."""
+        return "raw" if self.mean is None else "centred"
 
     def fit(self, X: Any, y: Any) -> NearestPrototype:
         """Average the samples X (N, D) of each class of y (N,).
@@ -107,3 +113,13 @@ HEADS: dict[str, Any] = {
     "logistic": make_pipeline(Normalizer(), LogisticProbe(Cs=[1.0], standardize=False)),
     "ridge": make_pipeline(Normalizer(), RidgeClassifier()),
 }
+
+
+def scaling_of(estimator: Any) -> Scaling | None:
+    """Return what is done to features before samples are scaled to length 1 or fitted; None if not known.
+
+    `logistic` and `ridge` take features as they are, and scale each sample, not each feature.
+    """
+    if isinstance(estimator, NearestPrototype):
+        return estimator.scaling
+    return "raw" if any(estimator is known for known in HEADS.values()) else None

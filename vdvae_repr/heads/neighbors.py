@@ -86,9 +86,9 @@ class _CosineNeighbors(ProductHead, ClassifierMixin, BaseEstimator):  # type: ig
             return self
         self._store(X, bool(self.standardize))
         if self.center and self.standardize is None:
-            errors = left_out_accuracy(self, y)
+            centred = left_out_accuracy(self, y)
             self._store(X, True)
-            if errors is None or (left_out_accuracy(self, y) or 0) <= errors:
+            if centred is None or (left_out_accuracy(self, y) or 0) <= centred:
                 self._store(X, False)
         return self
 

@@ -47,8 +47,10 @@ def pixels(X: Array) -> Features:
 def pca(X: Array, train: NDArray[np.intp], dims: Sequence[int]) -> list[Features]:
     """PCA of pixels (N, D), fitted on `train`: at each layer's dimensions, and at sizes to choose from.
 
-    Components are not rescaled.
+    Components are not rescaled. None of fewer than two images, or of images that are all alike.
     """
+    if len(train) < 2:
+        return []
     spectrum = Spectrum.of(X[train], min(len(train) - 1, X.shape[1]))
     largest = len(spectrum.values)
 
@@ -74,6 +76,8 @@ def _leading(size: int, projected: Any, made_of: Any) -> Columns:
 
 def pca_sizes(dims: Sequence[int], largest: int) -> list[int]:
     """Return numbers of components, `largest` at most: each layer's dimensions, and some to choose from."""
+    if largest < 1:
+        return []
     return sorted({min(d, largest) for d in dims} | {s for s in SIZES if s < largest})
 
 

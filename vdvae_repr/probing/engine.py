@@ -41,6 +41,7 @@ from vdvae_repr.probing.head import Head
 from vdvae_repr.probing.report import Report
 from vdvae_repr.probing.statistics import holm, verdict
 from vdvae_repr.probing.task import (
+    OUTCOMES,
     Problem,
     Scored,
     Task,
@@ -306,12 +307,12 @@ class Measurement:
         name = self.store.info.model
         models = list(dict.fromkeys([name, *RIVALS, *(e.features.model for e in entries)]))
         grouped = {m: _choose([e for e in entries if e.features.model == m]) for m in models}
-        compared, comparisons = self._compared(head, grouped)
+        compared = _stand_for(grouped, name)
+        comparisons = self._comparisons(head, compared, grouped)
         report.comparisons += comparisons
         every = [entry for group in grouped.values() for entry in group]
-        if "shuffled-labels" in self.run.controls:
-            picked = next((e for e in grouped[name] if e.chosen), grouped[name][0])
-            basis = replace(picked.features, model="shuffled-labels")
+        if "shuffled-labels" in self.run.controls and compared is not None:
+            basis = replace(compared.features, model="shuffled-labels")
             # Features are read once, and labels permuted over and over.
             draws = tuple(
                 self._score(head, basis, shuffled=number)
@@ -347,7 +348,11 @@ class Measurement:
         if self._pixels is not None and "pixels" in self.run.controls:
             features.append(baselines.pixels(self._pixels))
         if self._pixels is not None and "pca" in self.run.controls:
-            features += self.problem.pca(self._pixels, dims)
+            components = self.problem.pca(self._pixels, dims)
+            if not components:
+                self._left_out.append("pca")
+                self.run.note("no pca: it is fitted on two images or more that differ")
+            features += components
         return features, never_chosen
 
     def _features_of(
@@ -399,40 +404,30 @@ class Measurement:
         started = time.monotonic()
         seed = self.seed + (shuffled or 0)
         scored = self.problem.score(head, features, seed, shuffled is not None)
-        return replace(scored, seconds=round(time.monotonic() - started, 3))
+        if not np.isfinite(scored.outcome).all():
+            raise TaskError(
+                f"{self.task.name}: expected finite scores of {_called(features)} under {head.name}, found "
+                "NaN or infinity; mend the task's score, or the head"
+            )
+        told = scored.training_score
+        return replace(
+            scored,
+            training_score=told if told is not None and np.isfinite(told) else None,
+            seconds=round(time.monotonic() - started, 3),
+        )
 
     def _show(self, what: str) -> None:
         if (bar := self.run.bar) is not None:
             bar.total, bar.n = self._total, self._done
             bar.set_description(printable(what))
 
-    def _compared(
-        self, head: Head, grouped: dict[str, list[Entry]]
-    ) -> tuple[Entry | None, list[Comparison]]:
-        """Compare what was chosen of the store with what was chosen of each rival; return it too.
-
-        Where nothing is chosen, all layers together are compared, with the same of the random twins. Of
-        PCA, where no size is chosen, the largest that has no more dimensions stands.
-        """
-        own = grouped[self.store.info.model]
-        able = [e for e in own if e.choosable]
-        picked = next((e for e in own if e.chosen), None)
-        if picked is None and able:  # all that was read together is no choice
-            picked = max(able, key=lambda e: e.features.dims)
-            random = [
-                e for e in grouped["random-init"] if e.features.layer == picked.features.layer
-            ]
-            grouped["random-init"] = [
-                replace(e, chosen=e is random[0]) for e in grouped["random-init"]
-            ]
-        if picked is None:
-            return None, []
-        if grouped["pca"] and not any(e.chosen for e in grouped["pca"]):
-            equal = [e for e in grouped["pca"] if e.features.dims <= picked.features.dims]
-            grouped["pca"] = [replace(e, chosen=e is equal[-1]) for e in grouped["pca"]]
+    def _comparisons(
+        self, head: Head, picked: Entry | None, grouped: Mapping[str, Sequence[Entry]]
+    ) -> list[Comparison]:
+        """Compare a row of the store's model with what stands for each rival."""
         rivals = [e for m in RIVALS for e in grouped[m] if e.chosen]
-        if not rivals:
-            return None, []
+        if picked is None or not rivals:
+            return []
         metric = self.problem.metrics_of(head)[0]
         plain, at = name_of(metric)
         draws = [entry.draws for entry in (picked, *rivals)]
@@ -441,7 +436,7 @@ class Measurement:
         adjusted = holm([difference.p for difference in found])
         words = verdict([difference.value for difference in found], adjusted)
         of = picked.features
-        return picked, [
+        return [
             Comparison(
                 task=self.task.name,
                 protocol=self.problem.protocol(head) or self.task.name,
@@ -566,7 +561,7 @@ class Measurement:
                     se=figure.se,
                     std=figure.std,
                     chance=figure.chance,
-                    training_score=entry.training_score,
+                    training_score=entry.training_score if entry.choosable else None,
                     chosen=entry.chosen,
                     seed=self.seed,
                     seconds=round(sum(item.seconds for item in entry.draws), 3),
@@ -664,6 +659,38 @@ def _choose(entries: Sequence[Entry]) -> list[Entry]:
     return [replace(e, chosen=e is best) for e in entries]
 
 
+def _stand_for(grouped: dict[str, list[Entry]], name: str) -> Entry | None:
+    """Return the row of the store's model that is compared, and mark what stands for its rivals beside it.
+
+    Where nothing is chosen, all layers together are compared, which is no choice; of the random twins the
+    same of theirs. Of PCA, where no size is chosen, the largest that has no more dimensions stands.
+    """
+    picked = next((e for e in grouped[name] if e.chosen), None)
+    if picked is None:
+        able = [e for e in grouped[name] if e.choosable]
+        if not able:
+            return None
+        picked = max(able, key=_how_much)
+        same = [e for e in grouped["random-init"] if _read(e) == _read(picked)]
+        grouped["random-init"] = [replace(e, chosen=e in same[:1]) for e in grouped["random-init"]]
+    if grouped["pca"] and not any(e.chosen for e in grouped["pca"]):
+        fitting = [e for e in grouped["pca"] if e.features.dims <= picked.features.dims]
+        grouped["pca"] = [replace(e, chosen=e in fitting[-1:]) for e in grouped["pca"]]
+    return picked
+
+
+def _read(entry: Entry) -> tuple[str | None, ...]:
+    """Return what of a model is read, whichever model it is."""
+    of = entry.features
+    return of.layer, of.selection, of.feature, of.pool
+
+
+def _how_much(entry: Entry) -> tuple[bool, bool, int]:
+    """Return an order of rows: those without pruning, which have random twins, several layers, the widest."""
+    of = entry.features
+    return of.selection != "pruned", of.selection in ("cumulative", "joint"), of.dims
+
+
 def _problem_digest(
     task: Task, store: Latents, images: NDArray[np.uint8] | None, problem: Problem
 ) -> str:
@@ -680,6 +707,7 @@ def _problem_digest(
         type(task).__qualname__,
         task.name,
         str(task.version),
+        str(OUTCOMES),
         json.dumps(options, sort_keys=True),
         hash_arrays(*arrays, *drawn, *([] if images is None else [images])),
         *store.ids,

@@ -59,6 +59,13 @@ class Items(NamedTuple):
         squares = (truth - truth.mean()) ** 2
         return cls(squares - errors, squares)
 
+    @classmethod
+    def pearson(cls, predicted: Values, truth: Values) -> Items:
+        """Make Pearson's r of numbers (N,) and truth (N,), by means and deviations of all items; else 0."""
+        x, y = (values - values.mean() for values in (predicted, truth))
+        varying = all(np.ptp(values) > 0 for values in (predicted, truth))
+        return cls.mean_of(x * y / (x.std() * y.std()) if varying else np.zeros(len(x)))
+
     @property
     def value(self) -> float:
         """The metric of all items."""
@@ -170,8 +177,9 @@ class PairUnits(Units):
     """People, of whom items are pairs: one of a single person counts as often as the person is drawn.
 
     One of two people counts as their product, over its mean of 1 - 1/U: each pair once on average, so that
-    draws keep the balance of the list. In tests such a pair stands with either person, wholly, because it
-    changes with both: that makes p larger, never smaller.
+    draws keep the balance of the list. Tests turn the signs of whole people: a pair of two is in the sums of
+    both, because it changes with both, while the difference that the turned sums are held against counts it
+    once. What is turned so varies more than the difference does, not less, and p is rather too large.
 
     Args:
         first: a person of each pair (P,).
@@ -187,7 +195,7 @@ class PairUnits(Units):
         self._one = self._first == self._second
 
     def sums(self, values: Values) -> Values:
-        """Sum values (P, ...) by person, (U, ...)."""
+        """Sum values (P, ...) by person, (U, ...): of two people with both, so that these sum to more."""
         summed = np.zeros((self.number, *values.shape[1:]))
         np.add.at(summed, self._first, values)
         np.add.at(summed, self._second[~self._one], values[~self._one])
@@ -215,6 +223,19 @@ def weighted(items: Sequence[Items], units: Units, draws: Iterable[Values]) -> V
     shares = units.cells(items[0].shares)
     with np.errstate(invalid="ignore"):  # a draw without any item of weight is of no use
         return np.concatenate([(d @ adds) / (d @ shares)[:, None] for d in draws])
+
+
+def pearson(
+    predicted: NDArray[np.float64], truth: NDArray[np.float64], times: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return Pearson's r of two (N,) where each item counts `times` (R, N); NaN where one does not vary."""
+    x, y = (values - values.mean() for values in (predicted, truth))
+    count = times.sum(axis=1)
+    mean_x, mean_y, xx, yy, xy = (times @ v / count for v in (x, y, x * x, y * y, x * y))
+    spread_x, spread_y = xx - mean_x**2, yy - mean_y**2
+    varying = (spread_x > 1e-12 * x.var()) & (spread_y > 1e-12 * y.var())
+    safe = np.where(varying, spread_x * spread_y, 1.0)
+    return np.where(varying, (xy - mean_x * mean_y) / np.sqrt(safe), np.nan)
 
 
 # Intervals
@@ -338,20 +359,31 @@ def _jackknife(value: float, values: Values, left_out: Values) -> tuple[float, f
 # Tests
 
 
-def sign_flip(differences: Values, seed: int) -> NDArray[np.float64]:
+def sign_flip(
+    differences: Values, seed: int, observed: Values | None = None
+) -> NDArray[np.float64]:
     """Return the two-sided p (M,) of sums of differences (U, M) by unit, under flips of the units' signs.
 
     All flips, where those of units that differ are at most 2^13; else FLIPS seeded, and (k + 1) / (n + 1).
+
+    Args:
+        differences: of each unit.
+        seed: of the flips.
+        observed: what the flipped sums are held against (M,), where units share items, so that their
+            differences sum to more; their sum if not given.
     """
     differing = differences[(differences != 0).any(axis=1)]
     count = len(differing)
     if not count:
         return np.ones(differences.shape[1])
-    least = np.abs(differing.sum(axis=0)) - 1e-9 * np.abs(differing).sum(axis=0)
+    observed = differing.sum(axis=0) if observed is None else observed
+    least = np.abs(observed) - 1e-9 * np.abs(differing).sum(axis=0)
     if count <= EVERY_FLIP:
         # Of the last unit one sign alone: with all signs turned the sum is as far from 0.
         bits = np.arange(2 ** (count - 1))[:, None] >> np.arange(count) & 1
-        return np.asarray((np.abs((1.0 - 2 * bits) @ differing) >= least).mean(axis=0))
+        as_far = np.abs((1.0 - 2 * bits) @ differing) >= least
+        as_far[0] = True  # what was observed, without a flip
+        return np.asarray(as_far.mean(axis=0))
     rng = np.random.default_rng(seed)
     reached = np.zeros(differences.shape[1])
     for _ in range(0, FLIPS, AT_ONCE):
@@ -384,7 +416,8 @@ def compare(
     if number < FEWEST:
         why = f"{number} independent units are too few for a test, which takes {FEWEST}"
         return Difference(value, low, high, None, why, number)
-    (p,) = sign_flip(units.sums(gaps.mean(axis=1, keepdims=True)), units.seed)
+    gap = gaps.mean(axis=1, keepdims=True)
+    (p,) = sign_flip(units.sums(gap), units.seed, gap.sum(axis=0))
     return Difference(value, low, high, float(p), None, number)
 
 

@@ -38,12 +38,18 @@ from vdvae_repr.probing.statistics import (
     Values,
     compare,
     figure,
+    pearson,
     weighted,
 )
 from vdvae_repr.results import LOWER_IS_BETTER, Curve
 
 PERMUTATIONS = 20  # of training labels, for shuffled-labels
 FEWER = 5  # of heads that take long
+OUTCOMES = (
+    2  # raised whenever what `Problem.score` returns changes, so that no cache holds the earlier
+)
+OF_CLASSES = ("accuracy", "balanced_accuracy", "error")  # metrics that a problem knows by itself
+OF_NUMBERS = ("r2", "pearson")
 
 Kind = type | UnionType | tuple[type, ...]
 
@@ -149,7 +155,8 @@ class Scored:
 class Problem:
     """A task on one store. By default: predict a target of each test image from its features.
 
-    Classes are told apart (`accuracy`), numbers regressed (`r2`). A subclass replaces what is different:
+    Classes are told apart (`accuracy`, `balanced_accuracy`, `error`, which is 1 - accuracy), numbers
+    regressed (`r2`, `pearson`); other metrics are of a subclass, which replaces what is different:
     `score` where something else is measured; `items` where an outcome is no value of each test item;
     `evaluate` where a metric is no mean of items.
 
@@ -163,6 +170,9 @@ class Problem:
         units: who each image is of (N,): what is resampled; each image by itself if not given.
         chance: the value of a guess; if not given what is known of the metric, as the largest class's share.
         default_heads: names of the heads that are run where none is named; all of them if not given.
+
+    Raises:
+        TaskError: a metric that is neither known of such targets nor of a subclass.
 
     Attributes:
         split, targets, heads, metrics, units, chance, default_heads: as given.
@@ -198,6 +208,13 @@ class Problem:
             heads = {"ridge": RidgeRegressor() if self.numeric else Ridge()}
         self.heads = {name: Head(name, estimator) for name, estimator in heads.items()}
         self.metrics = tuple(metrics or getattr(self, "metrics", ()) or self._default_metrics())
+        own = type(self)
+        self._scores_itself = own.score is Problem.score
+        parts = ("items", "evaluate", "figures")
+        if self._scores_itself and all(
+            getattr(own, name) is getattr(Problem, name) for name in parts
+        ):
+            self._expect_known_metrics()
         self.units = np.arange(len(store)) if units is None else np.asarray(units)
         self.chance = chance
         self.default_heads = tuple(self.heads if default_heads is None else default_heads)
@@ -208,6 +225,16 @@ class Problem:
 
     def _default_metrics(self) -> tuple[str, ...]:
         return ("r2",) if self.numeric else ("accuracy",)
+
+    def _expect_known_metrics(self) -> None:
+        known = OF_NUMBERS if self.numeric else OF_CLASSES
+        for metric in self.metrics:
+            if metric not in known:
+                targets = "numbers" if self.numeric else "classes"
+                raise TaskError(
+                    f"metrics: expected {', '.join(known)} of {targets}, found {metric!r}; a Problem "
+                    "of yours with `items` or `score` may have others"
+                )
 
     def counted(self) -> str:
         """Return how much was learned from and tested on, in the words of the task."""
@@ -244,14 +271,18 @@ class Problem:
     def score(
         self, head: Head, features: Features, seed: int = 0, shuffled: bool = False
     ) -> Scored:
-        """Score features under a head; shuffled: after the training images' targets were permuted."""
+        """Score features under a head; shuffled: after the training images' targets were permuted.
+
+        The outcome is whether each test image's class is told, (N,); of numbers the squared error, the truth
+        and what was predicted, (3, N).
+        """
         train, val, test = self.split.train, self.split.val, self.split.test
         y = self.shuffled(seed) if shuffled else self.targets[train]
         held = (val, self.targets[val]) if len(val) else None
         truth = self.targets[test]
         if self.numeric:
             predicted = predict_numbers(self.work, head, features, train, y, test, seed, held)
-            outcome = np.stack([(predicted.values - truth) ** 2, truth])
+            outcome = np.stack([(predicted.values - truth) ** 2, truth, predicted.values])
             return Scored(features, outcome, predicted.training_score, predicted.scaling)
         scores = score_classes(self.work, head, features, train, y, test, seed, held)
         outcome = (scores.predicted() == truth).astype(np.float64)
@@ -281,10 +312,12 @@ class Problem:
     def chance_of(self, metric: str, scored: Scored) -> float | None:
         """Return the value of a guess: the largest class of the test images, or one of all classes."""
         if self.chance is not None or self.numeric:
-            return self.chance if self.chance is not None else 0.0 if metric == "r2" else None
-        if metric == "accuracy":
+            known = 0.0 if metric in OF_NUMBERS else None
+            return known if self.chance is None else self.chance
+        if metric == "accuracy" or (metric == "error" and self._scores_itself):
             counts = np.unique(self.targets[self.split.test], return_counts=True)[1]
-            return float(counts.max() / counts.sum())
+            largest = float(counts.max() / counts.sum())
+            return largest if metric == "accuracy" else 1 - largest
         if metric == "balanced_accuracy":
             return 1 / len(np.unique(self.targets[self.split.train]))
         return None
@@ -297,10 +330,15 @@ class Problem:
         """Return a metric as a ratio of sums over test items.
 
         Comparisons are of these. Where the metric is no such sum, what makes it none is held fixed, as a
-        threshold, and `evaluate` says what it is where items are drawn.
+        threshold, and `evaluate` says what it is where items are drawn. `error` is 1 - accuracy, but with a
+        `score` of a subclass the mean of its outcome, like any other metric.
         """
         if metric == "r2":
-            return Items.r2(*scored.outcome)
+            return Items.r2(*scored.outcome[:2])
+        if _is_correlation(metric, scored):
+            return Items.pearson(scored.outcome[2], scored.outcome[1])
+        if metric == "error" and self._scores_itself:
+            return Items.mean_of(1 - scored.outcome)
         if metric == "balanced_accuracy":
             return Items.balanced(scored.outcome, self.targets[self.split.test])
         return Items.mean_of(scored.outcome)
@@ -319,6 +357,13 @@ class Problem:
         items = [self.items(metric, item) for item in scored]
         if draws is None:
             return np.array([[item.value for item in items]])
+        if _is_correlation(metric, scored[0]):
+            return np.concatenate(
+                [
+                    np.stack([pearson(s.outcome[2], s.outcome[1], times) for s in scored], axis=1)
+                    for times in map(units.of_items, draws)
+                ]
+            )
         return weighted(items, units, draws)
 
     def figures(self, metric: str, scored: Sequence[Sequence[Scored]], seed: int) -> list[Figure]:
@@ -364,6 +409,11 @@ class Problem:
     def curve(self, head: Head, scored: Scored) -> Curve | None:
         """Return the curve that goes with the metrics, if there is one."""
         return None
+
+
+def _is_correlation(metric: str, scored: Scored) -> bool:
+    """Whether a metric is Pearson's r, of an outcome that holds truth and prediction, (3, N)."""
+    return metric == "pearson" and scored.outcome.ndim == 2
 
 
 def name_of(metric: str) -> tuple[str, float | None]:

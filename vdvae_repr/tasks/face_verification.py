@@ -1,4 +1,4 @@
-"""`face_verification`, protocols `lfw-view1` and `lfw-view2`: are two images of one person?"""
+"""`face_verification`, protocols `lfw-view1`, `lfw-view2` and `pairs`: are two images of one person?"""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ Scores = NDArray[np.float64]
 class FaceVerification(Task):
     """Pairs of images, compared by cosine after the training images' mean is subtracted.
 
+    A table of one's own has the protocol `pairs`, LFW's lists those of their views; both are treated alike.
     With training pairs (`lfw-view1`) the threshold comes from them; without (`lfw-view2`) that of each fold
     from the other folds, and so do means and principal components. View 2 chooses no row, because each of its
     pairs is tested on: layers are chosen on View 1. What is independent is, of View 2's accuracy, a fold, and
@@ -124,7 +125,8 @@ class Verification(Problem):
             raise TaskError(
                 f"{pairs}: one fold, so that nothing says where the threshold is; give pairs_train=FILE"
             )
-        self.view2 = self.choose is None
+        self.view2, self._table = self.choose is None, is_table(pairs)
+        self._shares = 1 / np.bincount(self.test.fold)[self.test.fold]
         lists = [self.test] if self.choose is None else [self.test, self.choose]
         columns = zip(*((p.first, p.second, p.same, p.fold) for p in lists), strict=True)
         self._pairs = Pairs(*(np.concatenate(column) for column in columns))
@@ -189,7 +191,9 @@ class Verification(Problem):
         return f"{learned}{self.n_test} test pairs, {PairUnits(*self.people, 0).number} people"
 
     def protocol(self, head: Head) -> str:
-        """Return the view; that of View 2 without the mirrored images says so, as they are part of it."""
+        """Return `pairs` of a table, else the view; that of View 2 without the mirrored images says so."""
+        if self._table:
+            return "pairs"
         if not self.view2:
             return "lfw-view1"
         return "lfw-view2" if self.mirrored else "lfw-view2-unmirrored"
@@ -315,8 +319,8 @@ class Verification(Problem):
         return name_of(metric)[1] or 0.5
 
     def items(self, metric: str, scored: Scored) -> Items:
-        """Return accuracy as the share of pairs that are right, at the thresholds found."""
-        return Items.mean_of(_Outcome.of(scored).correct)
+        """Return accuracy: the share of pairs that are right at the thresholds found, of View 2 by fold."""
+        return Items.mean_of(_Outcome.of(scored).correct, self._shares if self.view2 else None)
 
     def figures(self, metric: str, scored: Sequence[Sequence[Scored]], seed: int) -> list[Figure]:
         """Return a metric of each; accuracy over folds has standard error and deviation."""

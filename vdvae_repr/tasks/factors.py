@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +20,7 @@ from vdvae_repr.heads.linear import GroupedRidge, RidgeRegressor
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing.features import Columns, Features, hash_text
 from vdvae_repr.probing.head import Head, estimator_digest
-from vdvae_repr.probing.statistics import Items, Units, Values
+from vdvae_repr.probing.statistics import Items
 from vdvae_repr.probing.task import Problem, Scored, Split, Task, has_splits, several
 
 
@@ -204,26 +204,11 @@ class FactorProblem(Problem):
         return Scored(features, outcome, training, self._scaling(head, features))
 
     def items(self, metric: str, scored: Scored) -> Items:
-        """Return R2 of squared errors, balanced accuracy of categories that are right or not."""
-        loss, truth, predicted = scored.outcome
-        if metric == "r2":
-            return Items.r2(loss, truth)
-        return Items.balanced(predicted == truth, truth)
-
-    def evaluate(
-        self, metric: str, scored: Sequence[Scored], units: Units, draws: Iterable[Values] | None
-    ) -> Values:
-        """Return a metric of each under draws of people; Pearson's r is no sum over images."""
-        if metric != "pearson":
-            return super().evaluate(metric, scored, units, draws)
-        every = [np.ones((1, self.n_test))] if draws is None else map(units.of_items, draws)
-        found = np.concatenate(
-            [
-                np.stack([pearson(o.outcome[2], o.outcome[1], times) for o in scored], axis=1)
-                for times in every
-            ]
-        )
-        return np.nan_to_num(found) if draws is None else found
+        """Return R2 and Pearson's r of numbers, balanced accuracy of categories that are right or not."""
+        _, truth, predicted = scored.outcome
+        if metric == "balanced_accuracy":
+            return Items.balanced(predicted == truth, truth)
+        return super().items(metric, scored)
 
     def chance_of(self, metric: str, scored: Scored) -> float | None:
         """Return one of all categories; of numbers 0, what their mean is worth."""
@@ -329,16 +314,3 @@ def _numbers(values: NDArray[Any]) -> NDArray[np.float64] | None:
     with suppress(ValueError, TypeError):
         return values.astype(np.float64)
     return None
-
-
-def pearson(
-    predicted: NDArray[np.float64], truth: NDArray[np.float64], times: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return Pearson's r of two (N,) where each item counts `times` (R, N); NaN where one does not vary."""
-    x, y = (values - values.mean() for values in (predicted, truth))
-    count = times.sum(axis=1)
-    mean_x, mean_y, xx, yy, xy = (times @ v / count for v in (x, y, x * x, y * y, x * y))
-    spread_x, spread_y = xx - mean_x**2, yy - mean_y**2
-    varying = (spread_x > 1e-12 * x.var()) & (spread_y > 1e-12 * y.var())
-    safe = np.where(varying, spread_x * spread_y, 1.0)
-    return np.where(varying, (xy - mean_x * mean_y) / np.sqrt(safe), np.nan)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vdvae_repr.data.table import read_table
 from vdvae_repr.errors import DataError, TaskError
 from vdvae_repr.heads.episodes import SCORES, EpisodeProducts
-from vdvae_repr.heads.few_shot import HEADS
+from vdvae_repr.heads.few_shot import HEADS, scaling_of
 from vdvae_repr.heads.spectrum import Spectrum, one_thread_each
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing import controls
@@ -54,7 +54,7 @@ class FewShot(Task):
     """
 
     name: ClassVar[str] = "few_shot"
-    version: ClassVar[int | None] = 2
+    version: ClassVar[int | None] = 3
 
     ways: int = field(default=5, metadata={"help": "Classes an episode; 5."})
     shots: int | Sequence[int] = field(
@@ -219,7 +219,7 @@ class Episodes(Problem):
         training = None
         if self.training and not isinstance(features, EpisodeComponents):
             training = float(np.mean(told(self.training)))
-        return Scored(features, told(self.episodes, rng), training)
+        return Scored(features, told(self.episodes, rng), training, scaling_of(head.estimator))
 
     def permutations(self, head: Head) -> int:
         """Return one: each episode permutes its own labels."""

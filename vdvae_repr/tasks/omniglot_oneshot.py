@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from vdvae_repr.errors import TaskError
-from vdvae_repr.heads.few_shot import HEADS
+from vdvae_repr.heads.few_shot import HEADS, scaling_of
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing.features import Features
 from vdvae_repr.probing.head import Head
@@ -28,7 +28,7 @@ class OmniglotOneShot(Task):
     """
 
     name: ClassVar[str] = "omniglot_oneshot"
-    version: ClassVar[int | None] = 1
+    version: ClassVar[int | None] = 2
 
     def bind(self, store: Latents, seed: int = 0) -> Runs:
         """Return the official runs."""
@@ -93,4 +93,4 @@ class Runs(Problem):
             y = rng.permutation(labels[rows]) if shuffled else labels[rows]
             estimator.fit(X[rows], y)
             wrong[here] = estimator.predict(X[queries[here]]) != labels[queries[here]]
-        return Scored(features, wrong)
+        return Scored(features, wrong, scaling=scaling_of(head.estimator))

@@ -62,6 +62,7 @@ class OpenSet(Problem):
         train, test = np.flatnonzero(gallery), np.flatnonzero(probe)
         self.stranger = np.isin(labels[test], strangers)
         self.num_known = len(np.unique(labels[train]))
+        self.num_probed = len(np.unique(labels[test][~self.stranger]))
         if self.num_known < 2 or self.stranger.all() or not self.stranger.any():
             raise TaskError(
                 f"{store.path}: open-set needs probes of at least 2 people in the gallery and of others; "
@@ -133,8 +134,8 @@ class OpenSet(Problem):
         return _rate(metric) / self.num_known
 
     def independent(self, metric: str, seed: int) -> Units:
-        """Return people, of whom those known stand behind a rate."""
-        return Units(self.units[self.split.test], seed, number=self.num_known)
+        """Return people, of whom those known that are asked for stand behind a rate."""
+        return Units(self.units[self.split.test], seed, number=self.num_probed)
 
     def items(self, metric: str, scored: Scored) -> Items:
         """Return which known people's probes are identified, at the threshold found."""

@@ -1,0 +1,166 @@
+"""Which row is compared where nothing is chosen, what stands beside it, and what a problem does by itself."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from scipy.stats import pearsonr
+
+import vdvae_repr as vr
+from vdvae_repr.probing.task import Scored
+
+HOW = {"cache": None, "layers": "<=4x4"}
+
+
+@pytest.fixture(scope="module")
+def store(tiny, people, tmp_path_factory):
+    path = tmp_path_factory.mktemp("compared") / "s.h5"
+    return vr.extract(tiny, people(4), path, layers="<=8x8", features=["mean", "kl"])
+
+
+class Unfitted(vr.Problem):
+    """Each image has a value between 0 and 1 that its features decide: nothing is fitted, none is chosen."""
+
+    value, told = None, None
+
+    def score(self, head, features, seed=0, shuffled=False):
+        X = self.read(head, features)[self.split.test]
+        outcome = (
+            np.tanh(np.abs(X).mean(axis=1)) if self.value is None else np.full(len(X), self.value)
+        )
+        return Scored(features, outcome, self.told)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(vr.Task):
+    name: ClassVar[str] = "own"
+
+    kind: type = vr.Problem
+    targets: object = None
+    metrics: tuple = ()
+    learned: int = 12
+
+    def bind(self, store, seed=0):
+        rows = np.random.default_rng(0).permutation(len(store))
+        split = vr.Split(np.sort(rows[: self.learned]), np.sort(rows[12:]))
+        targets = store.labels if self.targets is None else self.targets
+        return self.kind(store, split, targets, metrics=self.metrics)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forgotten():
+    yield
+    vr.Task.known.pop("own", None)
+
+
+def read(row):
+    return row.layer, row.selection, row.feature, row.pool, row.dims
+
+
+def test_where_nothing_is_chosen_all_have_what_is_compared(store):
+    """All layers as they are, and of the random twins and with shuffled labels nothing else."""
+    rows = vr.probe(
+        store, Own(kind=Unfitted), controls=("random-init", "shuffled-labels"), pools=("avg:1", None), **HOW
+    ).rows  # fmt: skip
+    (compared,) = [row for row in rows if row.versus]
+    assert read(compared) == ("0:2", "cumulative", "mean", None, 68)
+    assert not compared.chosen
+    (twin,) = [row for row in rows if row.model == "random-init" and row.chosen]
+    (shuffled,) = [row for row in rows if row.model == "shuffled-labels"]
+    assert read(twin) == read(shuffled) == read(compared)
+
+
+def test_pruned_dimensions_have_no_random_twin_and_are_not_compared(store):
+    """They are wider than the layers, which are pooled here."""
+    how = {"controls": "random-init", "pools": "avg:1", "selections": ("single", "pruned")} | HOW
+    rows = vr.probe(store, Own(kind=Unfitted), **how).rows
+    (compared,) = [row for row in rows if row.versus]
+    assert max(rows, key=lambda row: row.dims).selection == "pruned"
+    assert compared.selection == "single"
+    (twin,) = [row for row in rows if row.model == "random-init" and row.chosen]
+    assert read(twin) == read(compared)
+
+
+def test_a_training_score_is_of_what_may_be_chosen(store):
+    rows = vr.probe(store, Own(), controls=("pixels", "shuffled-labels"), **HOW).rows
+    assert {row.model for row in rows if row.training_score is None} == {"shuffled-labels"}
+
+
+@pytest.mark.parametrize("learned", [0, 1])
+def test_components_of_no_image_are_left_out_and_said(store, learned):
+    task = Own(kind=Unfitted, learned=learned)
+    report = vr.probe(store, task, controls=("pixels", "pca"), **HOW)
+    assert "pca" not in {row.model for row in report.rows}
+    left_out = {row.controls_left_out for row in report.rows}
+    assert left_out == {"random-init, shuffled-labels, pca"}
+    assert "no pca: it is fitted on two images or more that differ" in report.notes
+
+
+def test_scores_that_are_not_finite_are_an_error_that_names_them(store):
+    kind = type("Broken", (Unfitted,), {"value": np.nan})
+    with pytest.raises(
+        vr.TaskError, match=r"own: expected finite scores of tiny 1x1\.0.*under ridge"
+    ):
+        vr.probe(store, Own(kind=kind), controls=(), **HOW)
+    kind = type("Untold", (Unfitted,), {"told": np.nan})
+    rows = vr.probe(store, Own(kind=kind), controls=(), **HOW).rows
+    assert {row.training_score for row in rows} == {None}
+    assert not any(row.chosen for row in rows)
+
+
+def test_error_is_what_is_left_of_accuracy(store):
+    how = {"controls": ("pixels",), "cache": None, "layers": "1x1"}
+    error, accuracy = (
+        vr.probe(store, Own(metrics=metrics), **how)
+        for metrics in (("error", "accuracy"), ("accuracy", "error"))
+    )
+    value = {(row.model, row.metric): row for row in error.rows}
+    for model in ("tiny", "pixels"):
+        wrong, right = (value[model, metric] for metric in ("error", "accuracy"))
+        assert 0 < wrong.value == pytest.approx(1 - right.value)
+        assert wrong.chance == pytest.approx(1 - right.chance)
+        assert (wrong.ci_low, wrong.ci_high) == pytest.approx((1 - right.ci_high, 1 - right.ci_low))
+    for one, other in zip(error.comparisons, accuracy.comparisons, strict=True):
+        assert one.difference == pytest.approx(other.difference)
+        assert one.p_raw == other.p_raw
+
+
+def test_pearson_of_numbers_is_scipys(store):
+    numbers = store.factors["bright"].astype(float)
+    task = Own(targets=numbers, metrics=("pearson", "r2"))
+    report = vr.probe(store, task, controls=("pixels",), cache=None, layers="1x1")
+    row = next(row for row in report.rows if (row.model, row.metric) == ("tiny", "pearson"))
+    train, test = (getattr(task.bind(store).split, side) for side in ("train", "test"))
+    X = store.matrix("1x1.0")[0]
+    predicted = vr.RidgeRegressor().fit(X[train], numbers[train]).predict(X[test])
+    assert row.value == pytest.approx(pearsonr(predicted, numbers[test]).statistic, rel=1e-4)
+    assert -1 <= row.ci_low < row.value < row.ci_high <= 1
+    assert row.chance == 0
+    (found,) = report.comparisons
+    assert found.value - found.versus_value == pytest.approx(found.difference)
+
+
+@pytest.mark.parametrize(
+    ("numeric", "metric"), [(True, "mae"), (True, "accuracy"), (False, "map"), (False, "r2")]
+)
+def test_metrics_that_a_problem_does_not_know_are_refused(store, numeric, metric):
+    targets = store.factors["bright"].astype(float) if numeric else store.labels
+    known = "r2, pearson of numbers" if numeric else "accuracy, balanced_accuracy, error of classes"
+    with pytest.raises(vr.TaskError, match=f"metrics: expected {known}, found '{metric}'"):
+        Own(targets=targets, metrics=(metric,)).bind(store)
+    assert Own(kind=Unfitted, targets=targets, metrics=(metric,)).bind(store).metrics == (metric,)
+
+
+def test_rows_of_few_shot_say_what_their_heads_do_to_features(store):
+    task = vr.FewShot(ways=3, shots=1, queries=2, episodes=4)
+    heads = [
+        "nearest-prototype",
+        "nearest-prototype-cosine",
+        "simpleshot-cl2n",
+        "logistic",
+        "ridge",
+    ]
+    rows = vr.probe(store, task, heads=heads, controls="pixels", cache=None, layers="1x1").rows
+    found = {(row.head, row.scaling) for row in rows}
+    assert found == {(h, "centred" if h == "simpleshot-cl2n" else "raw") for h in heads}
