@@ -94,6 +94,30 @@ def test_what_a_png_of_16_bits_calls_transparent_is_white():
     assert grey_of(png(values, 2, [0x0040] * 3)).tolist() == [[255, 100], [64, 128]]
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"labels": np.array([0.5, 1.5])}, "expected labels of whole numbers"),
+        ({"labels": np.array([np.nan, 1])}, "expected labels of whole numbers"),
+        ({"labels": np.array(["a", "b"])}, "expected labels of whole numbers"),
+        ({"labels": np.array([0, 2]), "label_names": ("a", "b")}, "from -1 to 1, .* found 2"),
+        ({"labels": np.array([0, -2]), "label_names": ("a", "b")}, "from -1 to 1, .* found -2"),
+        ({"labels": np.array([0, -2])}, "from 0, or -1 where there is none, found -2"),
+        ({"labels": np.array([0, 1]), "splits": ("train",)}, "expected 2 splits, found 1"),
+    ],
+)
+def test_labels_and_splits_that_no_store_keeps_are_refused(given, message):
+    with pytest.raises(DataError, match=message):
+        Source(name="s", ids=("x", "y"), reader=lambda index: GREY, **given)
+
+
+def test_labels_without_names_are_called_by_their_numbers():
+    labels = np.array([7, -1, 20, 7])
+    source = Source(name="s", ids=tuple("abcd"), reader=lambda index: GREY, labels=labels)
+    called = [None if k < 0 else source.label_names[k] for k in source.labels]
+    assert called == ["7", None, "20", "7"]
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_what_a_grey_png_of_few_bits_calls_transparent_is_white(bits):
     """Of a value of `bits` bits alone: PNG specification, tRNS."""

@@ -244,6 +244,9 @@ def test_own_weights_in_safetensors_whatever_the_ending(tmp_path, state):
         (lambda s: {f"model.{k}": v for k, v in s.items()}
          | {f"ema.{k}": v for k, v in s.items() if "running" not in k},
          "holds the network 2 times, under model., ema."),
+        (lambda s: {f"model.{k}": v for k, v in s.items()}
+         | {f"model_ema.{k.replace('.', '')}": v for k, v in s.items() if "running" not in k},
+         "holds the network 2 times, under model., model_ema."),
         (lambda s: {("conv1.0.weight_orig" if k == "conv1.0.weight" else k): v for k, v in s.items()},
          r"missing are conv1\.0\.weight; its keys"),
         (lambda s: {"student": s, "teacher": s}, "holds 2 sets of weights, student, teacher"),

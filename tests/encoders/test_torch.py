@@ -268,9 +268,17 @@ class Position(nn.Module):
         return x + torch.arange(len(x))[:, None, None, None]
 
 
+class Extremes(nn.Module):
+    """Values scaled from 0 to 1 by the smallest and the largest of the batch, as of saliency maps."""
+
+    def forward(self, x):
+        return (x - x.min()) / (x.max() - x.min())
+
+
 @pytest.mark.parametrize(
     ("after", "message"),
     [
+        (Extremes, "layer end: what it gives for an image depends on the rest of its batch"),
         (lambda: StubbornNorm(8), "layer end: what it gives for an image depends on the rest of its batch"),
         (AcrossImages, "layer end: what it gives for an image depends on the rest of its batch"),
         (Position, "layer end: what it gives for an image depends on the rest of its batch"),

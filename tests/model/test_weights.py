@@ -58,6 +58,21 @@ def test_wrapped_checkpoints_are_unwrapped(published, tiny, tmp_path, wrapping, 
         torch.testing.assert_close(value, expected, **tolerance)
 
 
+@pytest.mark.parametrize("name", ["{}", "module.{}"])
+def test_an_average_beside_plain_tensors_is_not_taken_for_them(published, tmp_path, name):
+    average = {name.format(key): value + 1 for key, value in published.items()}
+    for beside in (average, {"shadow": [average]}):
+        torch.save({**published, "ema": beside}, tmp_path / "w.th")
+        with pytest.raises(
+            vr.CheckpointError, match="two sets of weights, one under 'ema' and one beside"
+        ):
+            vr.load(tmp_path / "w.th")
+    torch.save(
+        {"model": published, "mean": torch.ones(3), "weight": torch.ones(9)}, tmp_path / "w.th"
+    )
+    vr.load(tmp_path / "w.th")  # other tensors may stand beside
+
+
 def test_published_names_in_safetensors_and_own_names_in_a_pickle(published, tiny, tmp_path):
     save_file(published, tmp_path / "m.safetensors")
     torch.save(tiny.state_dict(), tmp_path / "m.th")

@@ -1,5 +1,7 @@
 """Factors: scores of ridge regression against scikit-learn, on factors whose answer is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import pearsonr
@@ -11,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 import vdvae_repr as vr
 from vdvae_repr.data.source import Source
 from vdvae_repr.heads.linear import ALPHAS, GroupedRidge, RidgeRegressor
+from vdvae_repr.latents.store import JoinedStore
 from vdvae_repr.probing.features import Columns, Features
 from vdvae_repr.probing.statistics import pearson
 from vdvae_repr.report import pictures
@@ -223,6 +226,25 @@ def test_images_that_lack_a_factor_are_left_out_and_counted(tiny, people, tmp_pa
     few = vr.extract(tiny, few, tmp_path / "few.h5", layers="1x1")
     with pytest.raises(vr.TaskError, match=r"at least 10 .* found .*36 images that lack length"):
         vr.probe(few, "factors")
+
+
+def test_what_two_stores_do_not_share_is_said(tiny, people, tmp_path):
+    def store(name, first, **factors):
+        source = knowing(people(2, num_people=6), **factors)
+        ids = tuple(f"{first}{image_id}" for image_id in source.ids)
+        return vr.extract(tiny, replace(source, ids=ids), tmp_path / f"{name}.h5", layers="1x1")
+
+    number, word = np.arange(12.0), np.array(["a", "b"] * 6)
+    one = store("one", "x", hair=word, age=number, sex=word)
+    other = store(
+        "other", "y", Hair=word, age=np.array([*"012345678", "9", "10", "?"]), sex=word[::-1]
+    )
+    text = vr.Factors().bind(JoinedStore(one, other)).split.text
+    assert f"hair left out, which {other.path} lacks" in text
+    assert f"Hair left out, which {one.path} lacks" in text
+    assert f"age is numbers in {one.path} alone" in text
+    assert "sex" not in text
+    assert "age of 1 test images is none of the training images', as ?" in text
 
 
 def test_whole_numbers_are_numbers_and_a_declared_type_wins(tiny, people, tmp_path):

@@ -349,6 +349,26 @@ def test_rows_are_taken_from_the_data_that_are_given(toml, photos, tmp_path, mon
         assert str(refusal).startswith(f"{flag}: expected --data")
 
 
+def test_the_square_that_a_run_was_trained_on_is_said(toml, photos, tmp_path, monkeypatch):
+    """Else its other splits would be scored, and its features read, in another frame than it knows."""
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    for index, pixels in enumerate(photos):
+        Image.fromarray(pixels).save(f"photos/{index}.png")
+    vr.train(toml, "photos", "r", crop=6, steps=2)
+    said = "was trained with --crop 6"
+    for model in ("r", "r/model.safetensors"):
+        for command in (
+            ("evaluate",),
+            ("extract", "--overwrite", "--layer", "all", "--out", "s.h5"),
+        ):
+            line = [*command, "--model", model, "--data", "photos"]
+            for more, expected in (((), True), (("--crop", "6"), False)):
+                done = CliRunner().invoke(app, [*line, *more])
+                assert done.exit_code == 0, done.output
+                assert (said in done.output) == expected
+
+
 def test_what_is_left_out_is_said_by_whatever_opens_the_data(toml, folder, tiny, tmp_path, caplog):
     (folder / "19.png").rename(folder / "19.heic")
     left_out = "photos: 1 file left out: .heic (1)"

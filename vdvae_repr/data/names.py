@@ -38,6 +38,14 @@ MISSING = (
     "<na>",
     "null",
     "none",
+    "#n/a",
+    "#n/a n/a",
+    "#na",
+    "-nan",
+    "1.#ind",
+    "-1.#ind",
+    "1.#qnan",
+    "-1.#qnan",
 )  # what tables write where there is no value
 OF_ANOTHER = re.compile(  # names of what is drawn or measured of an image, as `x_mask` of `x`
     r"(?is)(.+)[-_. ](masks?|segs?|segmentations?|depths?|labels?|annotations?|annot|gt)"
@@ -79,7 +87,7 @@ def number_labels(names: Sequence[str | None]) -> tuple[NDArray[np.int64], tuple
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 WHOLE_FLOAT = re.compile(r"\+?(-?\d+)\.0*", re.ASCII)  # as 3.0, or 3.
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
-NUMBER_LIKE = re.compile(r"[+-]?\d[\d.,' ]*\s*[^\d\s]{0,3}")  # as `20,5`, `1,000` or `12 kg`
+NUMBER_LIKE = re.compile(r"[+\u2212-]?\d[\d.,' ]*\s*[^\d\s]{0,3}")  # as `20,5`, `1,000` or `12 kg`
 SIGNED = re.compile(r"\+\d+|-0", re.ASCII)  # of which the sign counts for nothing
 LONG_EXPONENT = 1000  # of numbers that are told from each other by their values
 LARGE_FLOAT = re.compile(r"[+-]?\d+\.\d*e[+-]?\d+", re.ASCII | re.IGNORECASE)  # as 3.00e+00

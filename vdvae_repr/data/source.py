@@ -198,8 +198,40 @@ class Source(Dataset[Image.Image]):
             raise DataError(
                 f"{self.name}: expected {len(self.ids)} labels, found {len(self.labels)}"
             )
+        self._check_labels()
         if not self.splits:
             object.__setattr__(self, "splits", ("",) * len(self.ids))
+        if len(self.splits) != len(self.ids):
+            raise DataError(
+                f"{self.name}: expected {len(self.ids)} splits, found {len(self.splits)}"
+            )
+
+    def _check_labels(self) -> None:
+        """Refuse labels that are no whole numbers, or that `label_names` do not name."""
+        labels = np.asarray(self.labels)
+        if labels.dtype.kind == "f" and (labels == np.floor(labels)).all():
+            labels = labels.astype(np.int64)
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            raise DataError(
+                f"{self.name}: expected labels of whole numbers (N,), -1 where there is none, found "
+                f"{labels.dtype} {labels.shape}"
+            )
+        object.__setattr__(self, "labels", labels)
+        if not self.label_names:  # numbers name themselves
+            names = [None if label == -1 else str(label) for label in labels.tolist()]
+            if (lowest := labels.min(initial=0)) < -1:
+                raise DataError(
+                    f"{self.name}: expected labels from 0, or -1 where there is none, found {lowest}"
+                )
+            labels, names_ = number_labels(names)
+            object.__setattr__(self, "labels", labels)
+            object.__setattr__(self, "label_names", names_)
+        wrong = labels[(labels < -1) | (labels >= len(self.label_names))]
+        if len(wrong):
+            raise DataError(
+                f"{self.name}: expected labels from -1 to {len(self.label_names) - 1}, which label_names "
+                f"name, found {wrong[0]}"
+            )
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -399,9 +399,10 @@ class TorchEncoder:
             ) from error
 
     def _check_that_images_stand_alone(self) -> None:
-        """Read an image three times, and refuse a network that says of it what depends on the occasion.
+        """Read images again, and refuse a network that says of them what depends on the occasion.
 
-        The third time the image stands elsewhere, in a batch of other images and of another size.
+        One of them stands elsewhere then, in a batch of other images and of another size. It is not the one
+        of the highest contrast, whose extremes would be those of any batch that it is in.
 
         Raises:
             LayerError: an output that is drawn, depends on the batch, or is not finite.
@@ -411,9 +412,9 @@ class TorchEncoder:
         pixels = torch.randint(0, 256, (4, side, side, 3), dtype=torch.uint8, generator=generator)
         pixels[1:] //= torch.tensor([8, 4, 2], dtype=torch.uint8)[:, None, None, None]
         x, names = self.normalised(pixels), [spec.name for spec in self.layers]
-        first, again, other = (self._run(x[rows], names) for rows in ([0, 1], [0, 1], [2, 3, 0]))
+        first, again, other = (self._run(x[rows], names) for rows in ([0, 1], [0, 1], [2, 3, 1]))
         for name in names:
-            values = first[name][0].float(), again[name][0].float(), other[name][-1].float()
+            values = first[name].float(), again[name].float(), other[name].float()
             if not torch.isfinite(torch.stack([value.abs().amax() for value in values])).all():
                 raise LayerError(
                     f"layer {name}: expected finite values, found NaN or infinity for an image of noise; "
@@ -424,7 +425,7 @@ class TorchEncoder:
                     f"layer {name}: the same images read twice give other values, in evaluation mode too; "
                     "let the network draw nothing there (functional dropout: training=self.training)"
                 )
-            if not _alike(values[0], values[2]):
+            if not _alike(values[0][1], values[2][-1]):
                 raise LayerError(
                     f"layer {name}: what it gives for an image depends on the rest of its batch, in "
                     "evaluation mode too; let batch norm use its running statistics there, and let nothing "
@@ -680,6 +681,15 @@ def checked_state(
     inside = {
         key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
     }
+    # An average may be kept under names without dots, as `model_ema.layer1conv1weight`.
+    bare = {key.replace(".", "") for key in required}
+    others = [key for key in state if not key.startswith(prefix)]
+    averaged = [key for key in others if key.partition(".")[2].replace(".", "") in bare]
+    if 2 * len(averaged) > len(required):
+        second = averaged[0].partition(".")[0]
+        raise CheckpointError(
+            f"{where}: holds the network 2 times, under {prefix}, {second}.; save the one that is meant"
+        )
     if missing := [key for key in required if key not in inside]:
         raise CheckpointError(
             f"{where}: fills {len(required) - len(missing)} of {len(required)} parameters; missing are "

@@ -464,9 +464,10 @@ class JoinedStore(Latents):
 
     @property
     def factors(self) -> dict[str, Array]:
-        """The factors that both sources know, (N,) each."""
+        """The factors that both sources know, (N,) each; text where either has text."""
         first, second = (store.factors for store in self.stores)
-        return {name: self._joined([first[name], second[name]]) for name in first if name in second}
+        both = {name: [first[name], second[name]] for name in first if name in second}
+        return {name: self._joined(_of_one_kind(values)) for name, values in both.items()}
 
     @property
     def checksums(self) -> tuple[str, NDArray[np.uint64]] | None:
@@ -525,6 +526,22 @@ class JoinedStore(Latents):
         ]
         joined = np.concatenate(some or [self.stores[0].read(key, what, slice(0, 0))])
         return joined if np.ndim(wanted) else joined[0]
+
+
+def _of_one_kind(arrays: list[Array]) -> list[Array]:
+    """Return arrays (N,) as they are, or all as text where one is; whole numbers without a point."""
+    texts = [array.dtype.kind in "OU" for array in arrays]
+    if all(texts) or not any(texts):
+        return arrays
+
+    def text(value: Any) -> str:
+        whole = not isinstance(value, bool) and value % 1 == 0
+        return f"{value:.0f}" if whole else str(value)
+
+    return [
+        array if is_text else np.array([text(value) for value in array.tolist()], object)
+        for array, is_text in zip(arrays, texts, strict=True)
+    ]
 
 
 def _side(store: Latents, *wanted: tuple[str, ...]) -> NDArray[np.intp]:

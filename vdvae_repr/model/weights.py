@@ -502,6 +502,11 @@ def unwrapped(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
         inside = [key for key, value in state.items() if _holds_tensors(value)]
         if len(inside) != 1:
             break
+        if _named_alike(state, state[inside[0]]):
+            raise CheckpointError(
+                f"{path}: holds two sets of weights, one under {shown(inside[0])} and one beside it; save "
+                f"the one that is meant: torch.save(torch.load({path.name!r})[{inside[0]!r}], FILE)"
+            )
         state = state[inside[0]]
     if inside:
         raise CheckpointError(
@@ -579,6 +584,27 @@ def _holds_tensors(value: Any) -> bool:
         if any(isinstance(v, Tensor) and v.ndim and v.is_floating_point() for v in values):
             return True
         waiting += values
+    return False
+
+
+def _named_alike(state: Mapping[str, Any], inside: Any) -> bool:
+    """Whether tensors of a dictionary have the names of some in a value of it, as of a second network."""
+
+    def short(
+        name: object,
+    ) -> str:  # without what may stand before a parameter's name, as `module.`
+        return ".".join(str(name).split(".")[-2:])
+
+    own = {short(key) for key, value in state.items() if isinstance(value, Tensor) and value.ndim}
+    waiting, seen = [inside] if own else [], set[int]()
+    while waiting:
+        table = waiting.pop()
+        if id(table) in seen or not isinstance(table, Mapping | list | tuple):
+            continue
+        seen.add(id(table))
+        if isinstance(table, Mapping) and not own.isdisjoint(map(short, table)):
+            return True
+        waiting += table.values() if isinstance(table, Mapping) else table
     return False
 
 

@@ -18,6 +18,7 @@ from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.gram import Scaling, centre_and_scale
 from vdvae_repr.heads.linear import GroupedRidge, RidgeRegressor
 from vdvae_repr.latents.base import Latents
+from vdvae_repr.latents.store import JoinedStore
 from vdvae_repr.probing.features import Columns, Features, hash_text
 from vdvae_repr.probing.head import Head, estimator_digest
 from vdvae_repr.probing.statistics import Items
@@ -148,6 +149,18 @@ class FactorProblem(Problem):
             text += f"; {', '.join(left)} left out, the same on all images of a side"
         if shared := len(np.intersect1d(labels[train], labels[test])):
             text += f"; {shared} people are on both sides, so what is theirs tells who they are"
+        for name, values in self.factors.items():
+            if values.dtype.kind == "f":
+                continue
+            unknown = test[~np.isin(values[test], values[train])]
+            if len(unknown):
+                example = store.factors[name][unknown[0]]
+                text += (
+                    f"; {name} of {len(unknown)} test images is none of the training images', "
+                    f"as {example}"
+                )
+        if isinstance(store, JoinedStore):
+            text += "".join(f"; {line}" for line in _about_both(store, task))
         super().__init__(store, Split(train, test, text=text), heads={}, units=labels)
         self.heads = {
             f"ridge:{name}": FactorHead(f"ridge:{name}", RidgeRegressor(), factor=name)
@@ -270,6 +283,28 @@ class FactorProblem(Problem):
         X = self.work.matrix(features).astype(np.float64)
         mean, scale = centre_and_scale(X[train], features.standardise)
         return np.asarray((X - mean) / scale)
+
+
+def _about_both(store: JoinedStore, task: Factors) -> list[str]:
+    """Say which factors one of two stores lacks, and which are numbers in one alone."""
+    lines = []
+    first, second = store.stores
+    for own, other in ((first, second), (second, first)):
+        if alone := [name for name in own.factors if name not in other.factors]:
+            lines.append(f"{', '.join(alone)} left out, which {other.path} lacks")
+    for name in store.factors:
+        if name in task.numbers or name in task.categories:
+            continue
+        kinds = [_is_numbers(each.factors[name]) for each in store.stores]
+        if kinds[0] != kinds[1]:
+            of_numbers = first if kinds[0] else second
+            lines.append(f"{name} is numbers in {of_numbers.path} alone")
+    return lines
+
+
+def _is_numbers(values: NDArray[Any]) -> bool:
+    """Whether all values (N,) of a factor read as numbers."""
+    return values.dtype.kind != "b" and _numbers(values) is not None
 
 
 def _read_factors(

@@ -382,6 +382,13 @@ def test_pixels_of_zero_and_one_are_said():
         assert line.endswith("the brightest found is 1")
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float64])
+def test_pixels_of_a_few_bits_are_said(dtype):
+    """As scikit-learn's digits, from 0 to 16."""
+    (line,) = open_source((IMAGES // 16 + 1).astype(dtype)).notices
+    assert line.endswith("the brightest found is 16")
+
+
 def test_pixels_that_were_divided_twice_are_said():
     (line,) = open_source(np.full((2, 8, 8), 1 / 255, np.float32)).notices
     assert line.endswith("from 0 to 1, scaled by 255; the brightest found is 0.0039")

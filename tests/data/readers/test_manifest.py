@@ -1,6 +1,8 @@
 import codecs
+import io
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -79,6 +81,35 @@ def test_words_of_splits_in_a_column_that_is_none_are_said(table, words):
     assert line.startswith(f"no splits are read from column 'partition', which holds {first}: ")
     named = table(f"file,label,split,partition\na.png,cat,test,{first}\nb.png,dog,val,{second}\n")
     assert (named.splits, named.notices) == (("test", "val"), ())
+
+
+@pytest.mark.parametrize("column", ["is_train", "Test", "partition", "train_test"])
+@pytest.mark.parametrize("codes", [("1", "0"), ("True", "False")])
+def test_a_column_called_like_splits_that_holds_codes_is_said(table, column, codes):
+    first, second = codes
+    source = table(f"file,label,{column}\na.png,cat,{first}\nb.png,dog,{second}\n")
+    assert source.factors[column].tolist() == [first, second]
+    (line,) = source.notices
+    assert line.startswith(f"no splits are read from column '{column}', which holds '{first}'")
+    told = table(f"file,label,split,{column}\na.png,cat,train,{first}\nb.png,dog,test,{second}\n")
+    assert told.notices == ()
+
+
+@pytest.mark.parametrize("text", ["#N/A", "-nan", "1.#IND", "#NA"])
+def test_what_pandas_reads_as_none_is_none(table, tmp_path, text):
+    content = f"file,label,age\na.png,cat,3\nb.png,{text},{text}\n"
+    source = table(content)
+    frame = pd.read_csv(io.StringIO(content))
+    assert frame.label.isna().tolist() == frame.age.isna().tolist() == [False, True]
+    assert labels(source) == ["cat", None]
+    assert source.factors["age"].tolist() == ["3", "nan"]
+
+
+def test_a_minus_that_is_no_hyphen_is_said(table):
+    (line,) = table("file,label,t\na.png,cat,\u22123\nb.png,dog,\u22124\n").notices
+    assert (
+        line == "factor 't': '\u22123' is no number as it is written, so it is read as categories"
+    )
 
 
 def test_labels_that_stand_for_none(table):

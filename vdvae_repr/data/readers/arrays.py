@@ -52,6 +52,7 @@ ROW_BYTES = 2**29  # of one image
 FEW_ROWS = 10**6  # more than so many need a byte of the file each
 NAMES_KEYS = ("class_names", "label_names", "names", "classes")  # attributes that name classes
 COLUMN_BYTES = 2**28  # of labels, splits or class names
+DARK = 32  # pixels of 8 bits none of which is brighter may be of fewer bits
 INFLATED = 500  # times that a member of a .npz may be larger than what is stored of it
 
 
@@ -696,8 +697,8 @@ def _white(name: str, images: Any) -> tuple[int, str]:
 
     brightest = max(float(values.max(initial=0)) for values in sample())
     if dtype == np.uint8:
-        dark = "uint8 pixels: 255 is read as white; the brightest found is 1"
-        return 255, dark if brightest == 1 else ""
+        dark = f"uint8 pixels: 255 is read as white; the brightest found is {brightest:.0f}"
+        return 255, dark if 0 < brightest < DARK else ""
     if (dtype.kind, dtype.itemsize) == ("u", 2):
         return (
             65535,
@@ -711,7 +712,7 @@ def _white(name: str, images: Any) -> tuple[int, str]:
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
     what = "from 0 to 1, scaled by 255" if fractional else "whole numbers from 0 to 255"
-    if brightest < 1 / 16 or (not fractional and brightest <= 1):
+    if brightest < 1 / 16 or (not fractional and brightest < DARK):
         what += f"; the brightest found is {brightest:.2g}"
     return white, f"{dtype} pixels are read as {what}"
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 
 from vdvae_repr.data.names import (
+    SPLITS,
     class_names,
     factor_values,
     is_missing,
+    like_split,
     split_of,
     splits_of,
     unlabelled,
@@ -20,6 +23,8 @@ from vdvae_repr.data.table import SEPARATORS, Table, read_table
 from vdvae_repr.errors import DataError
 
 ROLES = ("file", "label", "split")
+SPLIT_COLUMNS = ("split", "splits", "partition", "subset", "usage", "phase", "fold", "folds")
+MOST_CODES = 10  # values of a column that may be codes of splits
 
 
 def open_manifest(path: Path) -> Source:
@@ -132,7 +137,20 @@ def _about_splits(table: Table) -> list[str]:
                 f"no splits are read from column {column!r}, which holds {', '.join(words)}: it is a factor; "
                 "call it 'split' to read them"
             )
+        elif column.casefold() not in ROLES and _is_called_like_a_split(column):
+            held = list(dict.fromkeys(row[place] for row in table.rows))
+            if 1 < len(held) <= MOST_CODES:
+                lines.append(
+                    f"no splits are read from column {column!r}, which holds {', '.join(map(repr, held))}: "
+                    f"it is a factor; give a column 'split' of {', '.join(SPLITS)}"
+                )
     return lines
+
+
+def _is_called_like_a_split(column: str) -> bool:
+    """Whether a column's name says that it holds splits, as `is_train`, `Test` or `partition`."""
+    words = re.split(r"[\W\d_]+", column.casefold())
+    return like_split(column) is not None or any(w in SPLIT_COLUMNS or split_of(w) for w in words)
 
 
 def _about_columns(columns: tuple[str, ...]) -> list[str]:
