@@ -344,6 +344,35 @@ def test_celeba(tmp_path):
         open_source("celeba", root=tmp_path)
 
 
+def test_images_that_a_named_set_leaves_out_are_said(tmp_path):
+    folder = tmp_path / "celeba"
+    for file in ("000001.jpg", "000002.jpg", "000003.jpg"):
+        write_png(folder / "img_align_celeba" / file)
+    (folder / "list_eval_partition.txt").write_text("000001.jpg 0\n000002.jpg 2\n")
+    (folder / "identity_CelebA.txt").write_text("000001.jpg 2880\n")  # cut
+    assert open_source("celeba", root=tmp_path).notices == (
+        "1 image has no label, as 000002.jpg",
+        "1 images in img_align_celeba left out, which its list lacks, as 000003.jpg",
+    )
+    lfw = tmp_path / "lfw"
+    write_png(lfw / "Al_Ek/Al_Ek_0001.jpg")
+    (lfw / "pairs.txt").write_text("10 300\n")
+    assert open_source("lfw", root=tmp_path).notices == ()
+    (lfw / "Al_Ek" / "Al_Ek_0002.jpg").symlink_to(tmp_path / "nowhere")
+    (notice,) = open_source("lfw", root=tmp_path).notices
+    assert "broken link (1)" in notice
+    tiny = tmp_path / "tiny-imagenet-200"
+    write_png(tiny / "train/n01/images/n01_0.JPEG")
+    (tiny / "train/n01/images/n01_1.JPEG").symlink_to(tmp_path / "nowhere")
+    for i in range(2):
+        write_png(tiny / f"val/images/val_{i}.JPEG")
+    (tiny / "val/val_annotations.txt").write_text("val_0.JPEG\tn01\t0\t32\t44\t62\n")
+    assert open_source("tiny-imagenet", root=tmp_path).notices == (
+        "train: 1 file left out: broken link (1)",
+        "1 images in images left out, which its list lacks, as val_1.JPEG",
+    )
+
+
 def test_lfw_takes_the_first_version_there(tmp_path):
     for place in ("lfw", "lfw_funneled", "lfw-deepfunneled", "lfw_home/lfw_funneled"):
         for file in ("Bo_Di/Bo_Di_0002.jpg", "Al_Ek/Al_Ek_0001.jpg", "Bo_Di/Bo_Di_0001.jpg"):

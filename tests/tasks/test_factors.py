@@ -228,6 +228,40 @@ def test_images_that_lack_a_factor_are_left_out_and_counted(tiny, people, tmp_pa
         vr.probe(few, "factors")
 
 
+def test_every_task_counts_the_images_that_it_leaves_out(tiny, people, tmp_path):
+    whole = people(8)
+    labels = np.where(np.arange(48) % 8 == 5, -1, whole.labels)  # 6 of 48 images, one a person
+    age = np.array([str(20 + i) for i in range(48)])
+    store = vr.extract(
+        tiny, replace(knowing(whole, age=age), labels=labels), tmp_path / "s.h5", layers="1x1"
+    )
+    (tmp_path / "c.csv").write_text(
+        "class,split\n" + "".join(f"{name},{side}\n" for name, side in zip(
+            whole.label_names, ["base", "base", "novel", "novel"], strict=False))
+    )  # fmt: skip
+    shots = vr.FewShot(ways=2, queries=2, episodes=3, class_split=tmp_path / "c.csv")
+    texts = {
+        name: task.bind(store).split.text
+        for name, task in {
+            "factors": vr.Factors(),
+            "open-set": vr.FaceId(protocol="open-set"),
+            "closed-set": vr.FaceId(),
+            "few-shot": shots,
+        }.items()
+    }
+    assert all("6 unlabelled images left out" in text for text in texts.values()), texts
+    assert "2 classes that" in texts["few-shot"]
+    assert "age is 48 whole numbers, read as categories" in texts["factors"]
+    splits = tuple(np.array(["train", "test", "", "gallery"])[np.arange(48) % 4])
+    other = knowing(whole, age=age, splits=splits)
+    problem = vr.Factors(numbers=["age"]).bind(
+        vr.extract(tiny, other, tmp_path / "o.h5", layers="1x1")
+    )
+    assert problem.n_train + problem.n_test == 24
+    assert "24 images of no split left out" in problem.split.text
+    assert "categories" not in problem.split.text
+
+
 def test_what_two_stores_do_not_share_is_said(tiny, people, tmp_path):
     def store(name, first, **factors):
         source = knowing(people(2, num_people=6), **factors)

@@ -21,7 +21,7 @@ import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -30,10 +30,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.data.names import SPLITS, is_hidden, natural_key
+from vdvae_repr.data.names import (
+    SPLITS,
+    extension,
+    is_hidden,
+    natural_key,
+    readable,
+    unlabelled,
+)
 from vdvae_repr.data.readers.arrays import ArrayRows, map_npy, read_member
 from vdvae_repr.data.readers.folder import find_images
-from vdvae_repr.data.source import Source, file_source
+from vdvae_repr.data.source import Source, file_source, image_extensions
 from vdvae_repr.data.toy import toy_faces
 from vdvae_repr.errors import DataError, first_line
 
@@ -83,6 +90,7 @@ class Rows(NamedTuple):
 
 
 BUILT_IN = ("digits", "toy-faces")
+LISTS_LEFT_OUT = re.compile(r"\d+ files? left out: \.txt \(\d+\)")  # publishers' own
 TOY_FACES = r"toy-faces(?::(\d+)x(\d+))?"
 
 
@@ -294,9 +302,10 @@ def _old_imagenet(root: Path, size: int) -> Source:
     """
     name, files = f"imagenet{size} (old)", [root / f"imagenet{size}-{p}.npy" for p in _OLD_PARTS]
     if not files[0].is_file() and (root / f"train_{size}x{size}").is_dir():
-        train, test = (_images_in(_first(root, f"{p}_{size}x{size}")) for p in _OLD_PARTS)
+        said: list[str] = []
+        train, test = (_images_in(_first(root, f"{p}_{size}x{size}"), said) for p in _OLD_PARTS)
         splits = _hold_back("imagenet", len(train)) + ["test"] * len(test)
-        return file_source(name, train | test, splits=splits)
+        return file_source(name, train | test, splits=splits, notices=tuple(said))
     parts = [_mapped_rows(file, size) for file in files]
     train_count, test_count = (len(part.images) for part in parts)
     splits = _hold_back("imagenet", train_count) + ["test"] * test_count
@@ -360,8 +369,10 @@ def _ffhq256(root: Path) -> Source:
 
 def _ffhq1024(root: Path) -> Source:
     """Folders `ffhq1024/train` and `ffhq1024/valid`, subfolders or not; `valid` is `val`."""
-    train, val = (_images_in(_first(root, f"ffhq1024/{part}")) for part in ("train", "valid"))
-    return file_source("ffhq1024", train | val, splits=["train"] * len(train) + ["val"] * len(val))
+    said: list[str] = []
+    train, val = (_images_in(_first(root, f"ffhq1024/{part}"), said) for part in ("train", "valid"))
+    splits = ["train"] * len(train) + ["val"] * len(val)
+    return file_source("ffhq1024", train | val, splits=splits, notices=tuple(said))
 
 
 def _celeba(root: Path) -> Source:
@@ -379,11 +390,14 @@ def _celeba(root: Path) -> Source:
         )
     identities = folder / "identity_CelebA.txt"
     people = _two_columns(identities) if identities.is_file() else {}
+    labels = [people.get(file) for file in partition]
+    images = folder / "img_align_celeba"
     return file_source(
         "celeba",
-        {file: folder / "img_align_celeba" / file for file in partition},
-        labels=[people.get(file) for file in partition],
+        {file: images / file for file in partition},
+        labels=labels,
         splits=[splits[number] for number in partition.values()],
+        notices=unlabelled(list(partition), labels) + _not_listed(images, partition),
     )
 
 
@@ -396,9 +410,10 @@ def _lfw(root: Path) -> Source:
     Source: vis-www.cs.umass.edu/lfw (Huang et al. 2007).
     """
     folder = _first(root, *_LFW_PLACES)
-    files = find_images(folder).files
+    files, notices = find_images(folder)
     people = [PurePosixPath(file).parent.name for file in files]
-    return file_source(f"lfw ({folder.name})", files, labels=people)
+    said = tuple(line for line in notices if not LISTS_LEFT_OUT.fullmatch(line))
+    return file_source(f"lfw ({folder.name})", files, labels=people, notices=said)
 
 
 def _download_lfw(root: Path) -> None:
@@ -414,13 +429,14 @@ def _omniglot(root: Path) -> Source:
     """
     files: dict[str, Path | bytes] = {}
     splits: list[str] = []
+    said: list[str] = []
     for name, split in (("images_background", "train"), ("images_evaluation", "test")):
         bases = ("omniglot-py/", "omniglot/python/", "omniglot/", "")
         place = _first(root, *(f"{base}{name}{end}" for end in ("", ".zip") for base in bases))
-        files |= _images_in(place) if place.is_dir() else _zip_members(place, ".png")
+        files |= _images_in(place, said) if place.is_dir() else _zip_members(place, ".png")
         splits += [split] * (len(files) - len(splits))
     labels = ["/".join(PurePosixPath(file).parts[1:-1]) for file in files]
-    return file_source("omniglot", files, labels=labels, splits=splits)
+    return file_source("omniglot", files, labels=labels, splits=splits, notices=tuple(said))
 
 
 def _omniglot_runs(root: Path) -> Source:
@@ -479,13 +495,29 @@ def _tiny_imagenet(root: Path) -> Source:
     Source: cs231n.stanford.edu/tiny-imagenet-200.zip; its test images carry no labels and are left out.
     """
     folder = root / "tiny-imagenet-200"
-    train = _images_in(_first(root, "tiny-imagenet-200/train"))
+    said: list[str] = []
+    train = _images_in(_first(root, "tiny-imagenet-200/train"), said)
     val = _two_columns(folder / "val" / "val_annotations.txt")
     return file_source(
         "tiny-imagenet",
         train | {f"val/images/{file}": folder / "val" / "images" / file for file in val},
         labels=[*(PurePosixPath(file).parts[1] for file in train), *val.values()],
         splits=["train"] * len(train) + ["val"] * len(val),
+        notices=(*said, *_not_listed(folder / "val" / "images", val)),
+    )
+
+
+def _not_listed(folder: Path, listed: Mapping[str, str]) -> tuple[str, ...]:
+    """Return a line about images in a folder that a list of files does not name; maybe none."""
+    if not folder.is_dir():
+        return ()
+    kinds = image_extensions()
+    files = {readable(path.name) for path in folder.iterdir()} - listed.keys()
+    others = [name for name in files if extension(name) in kinds and not is_hidden(name)]
+    if not others:
+        return ()
+    return (
+        f"{len(others)} images in {folder.name} left out, which its list lacks, as {min(others)}",
     )
 
 
@@ -501,9 +533,11 @@ def _missing(path: Path) -> FileNotFoundError:
     return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
-def _images_in(folder: Path) -> dict[str, Path]:
-    """Image files in natural order; ids begin with the folder's name."""
-    return {f"{folder.name}/{file}": path for file, path in find_images(folder).files.items()}
+def _images_in(folder: Path, said: list[str]) -> dict[str, Path]:
+    """Image files in natural order; ids begin with the folder's name. `said` gets what is left out."""
+    files, notices = find_images(folder)
+    said += [f"{folder.name}: {line}" for line in notices if not LISTS_LEFT_OUT.fullmatch(line)]
+    return {f"{folder.name}/{file}": path for file, path in files.items()}
 
 
 def _two_columns(path: Path) -> dict[str, str]:

@@ -24,6 +24,8 @@ from vdvae_repr.probing.head import Head, estimator_digest
 from vdvae_repr.probing.statistics import Items
 from vdvae_repr.probing.task import Problem, Scored, Split, Task, has_splits, several
 
+CODES = 10  # of whole numbers that are categories; more are ages, counts or years
+
 
 @dataclass(frozen=True, kw_only=True)
 class Factors(Task):
@@ -110,9 +112,13 @@ class FactorProblem(Problem):
             count = int((labels >= 0).sum() - known.sum())
             images = "1 image that lacks" if count == 1 else f"{count} images that lack"
             left_out = f"; left out are {images} {listed}"
+        if none := int(np.sum(labels < 0)):
+            left_out += f"; {none} unlabelled images left out, as labels say who is tested on"
         people = np.unique(labels[known])
         if has_splits(splits, store.path):
             train = known & (splits == "train")
+            if outside := int(np.sum(known & ~np.isin(splits, SPLITS))):
+                left_out += f"; {outside} images of no split left out"
             known &= np.isin(splits, SPLITS)
             text = "fitted on split train, tested on the other splits"
         else:
@@ -152,6 +158,11 @@ class FactorProblem(Problem):
         for name, values in self.factors.items():
             if values.dtype.kind == "f":
                 continue
+            kinds = len(np.unique(values))
+            if kinds > CODES and name not in task.categories and _is_numbers(store.factors[name]):
+                text += (
+                    f"; {name} is {kinds} whole numbers, read as categories: numbers regresses them"
+                )
             unknown = test[~np.isin(values[test], values[train])]
             if len(unknown):
                 example = store.factors[name][unknown[0]]

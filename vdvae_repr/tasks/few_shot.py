@@ -141,6 +141,14 @@ class Episodes(Problem):
         )
         if left := len(sides["novel"]) - len(usable["novel"]):
             text += f"; {left} classes of fewer than {needed} images left out"
+        listed = {k for classes in sides.values() for k in classes}
+        if alone := [store.label_names[k] for k in rows_of if k not in listed]:
+            text += (
+                f"; {len(alone)} classes that {task.class_split} does not name left out "
+                f"({', '.join(alone[:3])}{', ...' if len(alone) > 3 else ''})"
+            )
+        if none := int(np.sum(store.labels < 0)):
+            text += f"; {none} unlabelled images left out"
         if not len(self.base):
             taken = sum(sorted((len(rows_of[k]) for k in usable["novel"]), reverse=True)[:ways])
             outside = sum(map(len, rows_of.values())) - taken

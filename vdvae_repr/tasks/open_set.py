@@ -79,6 +79,8 @@ class OpenSet(Problem):
             f" ({len(train)} and {len(test)} images; {self.num_known} people known, "
             f"{len(strangers)} unknown)"
         )
+        if not known.all():
+            text += f"; {np.sum(~known)} unlabelled images left out"
         text += nothing_to_choose_on(words, labels[train])
         if left := [f"{rate:g}" for rate in FARS if far is None and rate not in rates]:
             text += f"; {impostors} impostors are too few for FAR {', '.join(left)}"
