@@ -202,7 +202,7 @@ def test_images_that_lack_a_factor_are_left_out_and_counted(tiny, people, tmp_pa
     """Scores are those of the other images alone, as if the source held no more."""
     place = np.arange(48)
     length = np.array(["nan" if i in (3, 40) else f"{i / 47:.4f}" for i in place])
-    floor = np.array(["nan" if i == 9 else str(i % 3) for i in place])
+    floor = np.array(["nan" if i == 9 else f"floor {i % 3}" for i in place])
     splits = tuple(np.where(place % 2, "train", "test"))
     whole = knowing(
         people(8), length=length, floor=floor, nothing=np.full(48, np.nan), splits=splits
@@ -251,7 +251,16 @@ def test_every_task_counts_the_images_that_it_leaves_out(tiny, people, tmp_path)
     }
     assert all("6 unlabelled images left out" in text for text in texts.values()), texts
     assert "2 classes that" in texts["few-shot"]
-    assert "age is 48 whole numbers, read as categories" in texts["factors"]
+    store = vr.extract(
+        tiny, knowing(whole, age=age, sex=np.tile(["1", "2"], 24)), tmp_path / "w.h5", layers="1x1"
+    )
+    problem = vr.Factors().bind(store)  # as a table writes them
+    metrics = {name: problem.metrics_of(head)[0] for name, head in problem.heads.items()}
+    assert metrics == {"ridge:age": "r2", "ridge:sex": "r2"}
+    assert "sex is 2 whole numbers, read as numbers: categories reads them as codes" in (
+        problem.split.text
+    )
+    assert "age is" not in problem.split.text
     splits = tuple(np.array(["train", "test", "", "gallery"])[np.arange(48) % 4])
     other = knowing(whole, age=age, splits=splits)
     problem = vr.Factors(numbers=["age"]).bind(

@@ -111,8 +111,8 @@ def open_built_in(name: str) -> Source | None:
 
 def _toy_faces(people: int, images: int) -> Source:
     toy = toy_faces(people, images)
-    factors = {  # categories as text, so that their numbers are not taken for amounts
-        name: values.astype(str) if values.dtype.kind == "i" else values
+    factors = {  # categories as words, so that their numbers are not taken for amounts
+        name: np.array([f"kind {k}" for k in values]) if values.dtype.kind == "i" else values
         for name, values in toy.factors.items()
     }
     return Source(

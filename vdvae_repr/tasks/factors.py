@@ -24,7 +24,7 @@ from vdvae_repr.probing.head import Head, estimator_digest
 from vdvae_repr.probing.statistics import Items
 from vdvae_repr.probing.task import Problem, Scored, Split, Task, has_splits, several
 
-CODES = 10  # of whole numbers that are categories; more are ages, counts or years
+CODES = 10  # different whole numbers at most, which may be codes; more are ages, counts or years
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,8 @@ class Factors(Task):
     """What does each layer know of each known factor of the images?
 
     Numbers, whole ones too, are regressed: R2 and Pearson's r. Text and booleans are categories: balanced
-    accuracy. Text that reads as numbers throughout, some of them with decimals, is numbers. The options
-    `numbers` and `categories` say otherwise, as of codes that are whole numbers.
+    accuracy. Text that reads as numbers throughout, as in tables, is numbers, unless zeros stand in front
+    (`007`). The options `numbers` and `categories` say otherwise, as of codes that are whole numbers.
 
     Each factor is a head, `ridge:NAME`. Tested on people whom nothing was learned of, so that a factor that
     belongs to a person is not read off who it is: without splits, half of the people, drawn by the seed. With
@@ -44,7 +44,7 @@ class Factors(Task):
     """
 
     name: ClassVar[str] = "factors"
-    version: ClassVar[int | None] = 2
+    version: ClassVar[int | None] = 3
 
     numbers: Sequence[str] = field(
         default=(), metadata={"help": "A factor that is numbers. May be repeated."}
@@ -157,12 +157,13 @@ class FactorProblem(Problem):
             text += f"; {shared} people are on both sides, so what is theirs tells who they are"
         for name, values in self.factors.items():
             if values.dtype.kind == "f":
+                kinds = np.unique(values[np.isfinite(values)])
+                if len(kinds) <= CODES and name not in task.numbers and not (kinds % 1).any():
+                    text += (
+                        f"; {name} is {len(kinds)} whole numbers, read as numbers: categories reads them "
+                        "as codes"
+                    )
                 continue
-            kinds = len(np.unique(values))
-            if kinds > CODES and name not in task.categories and _is_numbers(store.factors[name]):
-                text += (
-                    f"; {name} is {kinds} whole numbers, read as categories: numbers regresses them"
-                )
             unknown = test[~np.isin(values[test], values[train])]
             if len(unknown):
                 example = store.factors[name][unknown[0]]
@@ -323,7 +324,7 @@ def _read_factors(
 ) -> dict[str, tuple[NDArray[Any], NDArray[np.bool_]]]:
     """Return each factor's values (N,), and of which images it is known (N,).
 
-    They are numbers, float64, or the numbers of categories, integers. NaN among numbers is of an image that
+    They are numbers, float64, or the numbers of categories, integers. NaN, or no text, is of an image that
     lacks the factor.
 
     Raises:
@@ -343,16 +344,23 @@ def _read_factors(
         )
         if name in task.numbers and numbers is None:
             raise TaskError(f"numbers: expected a number as {name} of each image, found text")
-        present = np.ones(len(values), bool) if numbers is None else ~np.isnan(numbers)
-        written = values.dtype.kind not in "iuf"  # as text, of which whole numbers are names
-        finite = np.zeros(0) if numbers is None else numbers[np.isfinite(numbers)]
-        is_category = numbers is None or (written and not (finite % 1).any())
+        present = (
+            ~np.isin(values.astype(str), ("", "nan")) if numbers is None else ~np.isnan(numbers)
+        )
+        is_category = numbers is None or _are_codes(values)
         if name in task.categories or (is_category and name not in task.numbers):
             found[name] = np.unique(values, return_inverse=True)[1], present
         else:
             assert numbers is not None
             found[name] = numbers, present
     return found
+
+
+def _are_codes(values: NDArray[Any]) -> bool:
+    """Return whether text is written as no amount is: with zeros in front, as `007`."""
+    return values.dtype.kind in "OU" and any(
+        len(text) > 1 and text[0] == "0" and text.isdecimal() for text in map(str, values)
+    )
 
 
 def _numbers(values: NDArray[Any]) -> NDArray[np.float64] | None:
