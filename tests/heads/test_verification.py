@@ -57,7 +57,7 @@ def test_curve_metrics_are_scikit_learns(pairs):
 
 def test_far_finer_than_the_impostors_allow_is_refused(pairs):
     _, same = pairs
-    with pytest.raises(vr.TaskError, match=r"tar@far=0\.001: expected at least 10 impostors"):
+    with pytest.raises(vr.TaskError, match=r"far=0\.001: expected at least 10 impostors"):
         check_far(0.001, int((~same).sum()))
     check_far(0.01, int((~same).sum()))
     for far in (0, -0.1, 1.5):

@@ -190,7 +190,7 @@ def test_open_set_rates_match_a_loop(store):
     assert problem.num_known == 3
     rows = vr.probe(store, vr.FaceId(protocol="open-set", far=[0.9]), layers="8x8").rows
     assert {(row.protocol, row.metric, row.at) for row in rows} == {("open-set", "dir", 0.9)}
-    with pytest.raises(vr.TaskError, match=r"dir@far=0\.01: expected at least 10 impostors"):
+    with pytest.raises(vr.TaskError, match=r"far=0\.01: expected at least 10 impostors"):
         vr.probe(store, vr.FaceId(protocol="open-set", far=[0.01]))
     with pytest.raises(vr.TaskError, match="far is an option of face_id's protocol open-set"):
         vr.probe(store, vr.FaceId(far=[0.1]))

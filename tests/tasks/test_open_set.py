@@ -118,7 +118,7 @@ def test_far_rates_are_those_that_impostors_are_enough_for(store):
     assert "108 impostors are too few for FAR 0.01, 0.001" in problem.split.text
     problem = vr.FaceId(protocol="open-set", far=[0.5, 0.2]).bind(store)
     assert problem.metrics == ("dir@0.5", "dir@0.2")
-    with pytest.raises(vr.TaskError, match=r"dir@far=0\.09: .* found 9\.72 of 108; .* 0\.093 or"):
+    with pytest.raises(vr.TaskError, match=r"far=0\.09: .* found 9\.72 of 108; .* 0\.093 or"):
         vr.FaceId(protocol="open-set", far=[0.5, 0.09]).bind(store)
 
 
@@ -144,7 +144,7 @@ def test_where_all_have_a_gallery_half_of_the_people_are_drawn(tiny, people, tmp
     with pytest.raises(vr.TaskError, match="found 4 of 4; take more of them"):
         vr.FaceId(protocol="open-set").bind(few)
     with pytest.raises(
-        vr.TaskError, match=r"dir@far=0\.1: .* found 2\.4 of 24; .* of 0\.42 or more"
+        vr.TaskError, match=r"far=0\.1: .* found 2\.4 of 24; .* of 0\.42 or more"
     ):
         vr.probe(store, vr.FaceId(protocol="open-set", far=[0.1]))
 

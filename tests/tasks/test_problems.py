@@ -268,7 +268,7 @@ def test_verification_refuses_what_it_cannot_do(faces, tmp_path):
         vr.probe(
             store, vr.FaceVerification(pairs=folder / "test.txt", pairs_train=folder / "test.txt")
         )
-    with pytest.raises(vr.TaskError, match=r"tar@far=0\.001: expected at least 10 impostor"):
+    with pytest.raises(vr.TaskError, match=r"far=0\.001: expected at least 10 impostor"):
         vr.probe(
             store,
             vr.FaceVerification(

@@ -120,20 +120,20 @@ def enough(impostors: int) -> list[float]:
     return [rate for rate in FARS if rate * impostors >= PASSING - 1e-9]
 
 
-def check_far(far: float, impostors: int, metric: str = "tar") -> None:
+def check_far(far: float, impostors: int) -> None:
     """Refuse what is no rate, and one at which fewer than 10 impostors may pass.
 
     Raises:
         TaskError: the rate there would be no estimate.
     """
     if not 0 < far <= 1:
-        raise TaskError(f"{metric}@far={far:g}: expected a rate above 0, and 1 at most")
+        raise TaskError(f"far={far:g}: expected a rate above 0, and 1 at most")
     if far * impostors < PASSING - 1e-9:
         advice = "take more of them"
         if impostors >= PASSING:
             advice = f"ask for a FAR of {finest(impostors):g} or more"
         raise TaskError(
-            f"{metric}@far={far:g}: expected at least {PASSING} impostors to pass, found "
+            f"far={far:g}: expected at least {PASSING} impostors to pass, found "
             f"{far * impostors:g} of {impostors}; {advice}"
         )
 

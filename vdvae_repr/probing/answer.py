@@ -259,11 +259,11 @@ def _legend(asked: Sequence[Asked]) -> str:
     text = " or ".join(metrics)
     if len(chances) == 1:
         text += f", chance {_short(chances.pop())}"
-    if any(one.picked is not None and one.alone for one in asked):
-        return f"{text} · * the only row, and compared"
-    if any(one.picked is not None for one in asked):
-        text += " · * picked by training data, and compared"
-    return text
+    if all(one.picked is None for one in asked):
+        return text
+    how = "the only row" if any(one.alone for one in asked) else "picked by training data"
+    compared = ", and compared" if any(one.comparisons for one in asked) else ""
+    return f"{text} · * {how}{compared}"
 
 
 def _short(value: float, digits: int = 3, sign: bool = False) -> str:

@@ -74,7 +74,7 @@ class OpenSet(Problem):
         if not rates:
             rates = [min(finest(impostors), 1.0)]
         for rate in rates:
-            check_far(rate, impostors, "dir")
+            check_far(rate, impostors)
         text += (
             f" ({len(train)} and {len(test)} images; {self.num_known} people known, "
             f"{len(strangers)} unknown)"
