@@ -164,7 +164,7 @@ def test_it_says_whether_a_layer_was_chosen(tiny, people, tmp_path):
     assert "No row is picked" in CliRunner().invoke(app, probe).stdout
     alone = CliRunner().invoke(app, [*probe, "--layer", "4x4.0"])
     assert "No row is picked" not in alone.stdout
-    assert "picked by training data, and compared" in alone.stdout
+    assert "the only row, and compared" in alone.stdout
 
 
 def test_nothing_is_pruned_where_all_images_are_tested(tiny, people, tmp_path):
