@@ -111,6 +111,27 @@ def test_labels_and_splits_that_no_store_keeps_are_refused(given, message):
         Source(name="s", ids=("x", "y"), reader=lambda index: GREY, **given)
 
 
+def test_grey_files_of_a_few_values_are_said(tmp_path, caplog):
+    for folder, values in (("masks", GREY % 3), ("photos", GREY), ("black", GREY * 0)):
+        (tmp_path / folder).mkdir()
+        for name in "ab":
+            Image.fromarray(values).save(tmp_path / folder / f"{name}.png")
+        caplog.clear()
+        assert len(read_images(open_source(tmp_path / folder), Preprocessing(size=8), [0, 1])) == 2
+        said = [record.getMessage() for record in caplog.records]
+        dark = "masks: a.png has 8-bit pixels, none above 2; 255 is read as white, so it is dark"
+        assert said == ([dark] if folder == "masks" else [])
+
+
+def test_an_image_in_two_formats_is_said(tmp_path):
+    for name in ("x.png", "x.jpg", "y.png"):
+        Image.fromarray(GREY).save(tmp_path / name)
+    (notice,) = open_source(tmp_path).notices
+    assert notice.startswith(
+        "1 image is called as another but for the extension, as x.jpg and x.png"
+    )
+
+
 def test_labels_without_names_are_called_by_their_numbers():
     labels = np.array([7, -1, 20, 7])
     source = Source(name="s", ids=tuple("abcd"), reader=lambda index: GREY, labels=labels)

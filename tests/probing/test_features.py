@@ -315,9 +315,11 @@ def test_models_of_one_name_keep_their_own_weights(two, tiny, people, tmp_path):
     torch.manual_seed(9)
     model = VDVAE(tiny.config, name="tiny").eval()
     namesake = vr.extract(model, people(6), tmp_path / "n.h5", layers="4x4")
-    rows = vr.probe(
+    report = vr.probe(
         two[0], "face_id", layers="4x4", heads=["ridge"], beside=[two[1], namesake, two[0]]
-    ).rows
+    )
+    rows = report.rows
+    assert report.notes[:2] == [f"tiny (2) is {namesake.path}", f"tiny (3) is {two[0].path}"]
     weights = {row.model: row.weights_sha256 for row in rows if row.metric == "rank1"}
     own, other, another = (s.attrs["weights_sha256"] for s in (*two, namesake))
     expected = {

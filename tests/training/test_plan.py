@@ -349,6 +349,22 @@ def test_rows_are_taken_from_the_data_that_are_given(toml, photos, tmp_path, mon
         assert str(refusal).startswith(f"{flag}: expected --data")
 
 
+def test_weights_that_saw_pixels_scaled_otherwise_are_said(toml, photos, tmp_path):
+    first = vr.train(toml, photos, tmp_path / "a", steps=2)
+    config = vr.load(first).config
+    kept = [f"model.shift={config.shift!r}", f"model.scale={config.scale!r}"]
+    for start in (first, first / "model.safetensors"):
+        for changed, expected in (([], True), (kept, False)):
+            said = []
+            out = tmp_path / f"{start.name} {expected}"
+            vr.train(
+                toml, 255 - photos, out, steps=1, init_from=start, changed=changed,
+                progress=said.append,
+            )  # fmt: skip
+            line = f"was trained with model.shift = {config.shift:.8g}, here "
+            assert any(line in text for text in said) == expected
+
+
 def test_the_square_that_a_run_was_trained_on_is_said(toml, photos, tmp_path, monkeypatch):
     """Else its other splits would be scored, and its features read, in another frame than it knows."""
     monkeypatch.chdir(tmp_path)

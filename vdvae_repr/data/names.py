@@ -624,6 +624,23 @@ def called_like_fields(images: Sequence[str]) -> tuple[str, ...]:
     return (f"{len(fields)} {what[0]}, as {min(fields, key=natural_key)}: {what[1]}",)
 
 
+def in_several_formats(images: Sequence[str]) -> tuple[str, ...]:
+    """Return a line about images whose names differ in the extension alone; maybe none.
+
+    >>> in_several_formats(["a/x.jpg", "a/x.png", "a/y.png"])
+    ('1 image is called as another but for the extension, as a/x.jpg and a/x.png: each is an image',)
+    """
+    first: dict[str, str] = {}
+    again = [name for name in images if first.setdefault(_stem(name), name) != name]
+    if not again:
+        return ()
+    what = "image is called as another" if len(again) == 1 else "images are called as others"
+    return (
+        f"{len(again)} {what} but for the extension, as {first[_stem(again[0])]} and {again[0]}: "
+        "each is an image",
+    )
+
+
 def left_out(files: Mapping[str, int], folders: Sequence[str] = ()) -> tuple[str, ...]:
     """Return a line that counts files that are left out, by reason, and names folders; maybe none.
 

@@ -54,6 +54,7 @@ FORMATS = (
     "TGA",
 )
 FILE_BYTES = 2**29  # of one image's file
+FEW_BITS = 16  # pixels of 8 bits all of which are below may be masks, or numbers of classes
 FEW_ZEROS = 1024  # at the end of compressed pixels so many are no pixels
 ENDS = {  # of compressed pixels, the bytes that they end with
     "JPEG": b"\xff\xd9",
@@ -284,6 +285,13 @@ class Source(Dataset[Image.Image]):
                 self._say_once(index, f"has {held} channels, of which {more} read")
             if "A" in image.getbands() and image.getchannel("A").getbbox() is None:
                 self._say_once(index, "is transparent everywhere, so it is read as white")
+            if "dark" not in self._said and image.mode == "L":
+                high = int(image.getextrema()[1])  # type: ignore[arg-type]
+                if 0 < high < FEW_BITS:
+                    line = (
+                        f"has 8-bit pixels, none above {high}; 255 is read as white, so it is dark"
+                    )
+                    self._say_once(index, line, kind="dark")
             if "dim" in self._said:
                 pass
             elif image.mode.startswith("I;16"):

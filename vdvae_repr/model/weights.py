@@ -265,6 +265,16 @@ def _load_file(path: Path, preset: Architecture | None) -> VDVAE:
     return net.to_empty(device="cpu").load_weights(weights, str(path))
 
 
+def config_of(model: str | Path) -> ModelConfig | None:
+    """Return what a file's weights are of, from names and shapes alone; None where that does not tell."""
+    try:
+        file = _WeightsFile.open(_find(model))
+        rename = _published_renaming(file.shapes)
+        return _architecture_of(file, {rename[k]: v for k, v in file.shapes.items()}, None)[0]
+    except (CheckpointError, ConfigError):
+        return None
+
+
 def _architecture_of(
     file: _WeightsFile, shapes: Mapping[str, tuple[int, ...]], preset: Architecture | None
 ) -> tuple[ModelConfig, str, str]:

@@ -135,6 +135,9 @@ def probe(
         cache=cache,
         seed=seed,
     )
+    for name, other in run.beside.items():
+        if name != other.info.model:  # of one name, as with weights of one's own, are several
+            run.note(f"{name} is {other.path}")
     candidates = run.candidates()
     report = Report(notes=run.notes, nats=nats_by_label(store, choice))
     with tqdm(unit="score", disable=None if progress else True) as bar:

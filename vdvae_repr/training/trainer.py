@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vdvae_repr.config import Config, TrainConfig, shown, whole_number
+from vdvae_repr.config import Config, ModelConfig, TrainConfig, shown, whole_number
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing, Source, read_images
@@ -41,7 +41,7 @@ from vdvae_repr.model.inference import allow_recompiles
 from vdvae_repr.model.layers import select_layers
 from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.vdvae import VDVAE
-from vdvae_repr.model.weights import packaged_names, save
+from vdvae_repr.model.weights import config_of, packaged_names, save
 from vdvae_repr.training.checkpoints import (
     announce_checkpoint,
     checkpoint_steps,
@@ -252,6 +252,7 @@ def _train(
     elif options.init_from is not None:
         init_from = options.init_from
         tensors, begun_at = read_start(init_from)
+        _say_other_scaling(init_from, config.model, say)
         optimisation.step = begun_at
         optimisation.restore(tensors, str(init_from))
         images_seen = optimisation.step * recipe.batch_size
@@ -698,6 +699,23 @@ def _measure(
         + f" (mean {found.mean:.2f}, standard deviation {found.std:.2f} of 0..255)"
     )
     return measured
+
+
+def _say_other_scaling(
+    init_from: str | Path, config: ModelConfig, say: Callable[[str], None]
+) -> None:
+    """Say where the weights that a run starts from saw pixels shifted or scaled in another way."""
+    own = config_of(init_from)
+    lines = [
+        f"model.{key} = {getattr(own, key):.8g}, here {getattr(config, key):.8g}"
+        for key in ("shift", "scale")
+        if own is not None
+        and not math.isclose(getattr(own, key), getattr(config, key), rel_tol=1e-6)
+    ]
+    if lines:
+        say(
+            f"{init_from}: was trained with {', and '.join(lines)}; set them to go on as it saw pixels"
+        )
 
 
 @contextmanager

@@ -316,7 +316,11 @@ def test_names_that_are_no_utf8_stay_apart(tmp_path):
         ),
         (np.array([1, np.nan, 2, 2]), ("1 labels are NaN: these images count as unlabelled",)),
         (np.array(["a", "nan", "b", "b"]), ("labels that stand for none: 'nan' (1)",)),
-        (np.array([""] * 4), ("no label is left, so that images have no labels",)),
+        (
+            np.array([""] * 4),
+            ("4 labels are empty: these images count as unlabelled",
+             "no label is left, so that images have no labels"),
+        ),
     ],
 )  # fmt: skip
 def test_labels_that_are_none_are_counted(tmp_path, given, notices):
@@ -380,6 +384,13 @@ def test_pixels_of_zero_and_one_are_said():
     for dtype in (np.uint8, np.int32):
         (line,) = open_source((IMAGES > 100).astype(dtype)).notices
         assert line.endswith("the brightest found is 1")
+
+
+def test_empty_words_as_labels_are_counted(tmp_path):
+    np.savez(tmp_path / "a.npz", images=IMAGES[:3], labels=np.array(["a", "", " "]))
+    source = open_source(tmp_path / "a.npz")
+    assert source.labels.tolist() == [0, -1, -1]
+    assert source.notices == ("2 labels are empty: these images count as unlabelled",)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float64])

@@ -287,3 +287,31 @@ def test_json_lines_are_refused_in_one_line(tmp_path):
         open_source(path)
     path = write(tmp_path / "s.tar", {"0.png": png(0), "index.json": lines})
     assert open_source(path).notices == ("1 file left out: .json (1)",)
+
+
+@pytest.mark.parametrize(
+    ("names", "lacking"),
+    [
+        (
+            ("s-000", "s-001", "s-003"),
+            "1 shard lacks between s-000.tar and s-003.tar, as s-002.tar",
+        ),
+        (
+            ("a1-8-of-10", "a1-11-of-10"),
+            "2 shards lack between a1-8-of-10.tar and a1-11-of-10.tar, as a1-9",
+        ),
+        (("s-000", "s-001"), None),
+        (("s-7", "s-8", "s-9", "s-10"), None),
+        (("s-1", "s-2024"), None),  # a year
+        (("cats-1", "dogs-3"), None),
+        (("s", "s-2"), None),
+    ],
+)
+def test_a_gap_between_the_numbers_of_shards_is_said(tmp_path, names, lacking):
+    for index, name in enumerate(names):
+        write(tmp_path / f"{name}.tar", {f"{index}.png": png(0)})
+    notices = open_source(str(tmp_path / "*.tar")).notices
+    if lacking is None:
+        assert not any("lack" in line for line in notices)
+    else:
+        assert any(line.startswith(lacking) for line in notices)

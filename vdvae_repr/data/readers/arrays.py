@@ -740,7 +740,8 @@ def _labels(
             texts += [None if n in (None, -1) else str(n) for n in numbers]
         else:
             words = True
-            texts += [_text(value) for value in values.tolist()]
+            texts += (own := [_text(value) for value in values.tolist()])
+            none["empty"] += sum(not text.strip() for text in own)
     said += [
         f"{count} labels are {what}: these images count as unlabelled"
         for what, count in none.items()

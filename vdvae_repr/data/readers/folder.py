@@ -10,6 +10,7 @@ from typing import NamedTuple
 from vdvae_repr.data.names import (
     called_like_fields,
     extension,
+    in_several_formats,
     is_hidden,
     left_out,
     look_alikes,
@@ -36,7 +37,7 @@ def open_folder(root: Path) -> Source:
     names = names_from_paths(list(files))
     notices += names.about_labels + unlabelled(list(files), names.labels)
     notices += look_alikes(names.labels) + namesakes(names.labels)
-    notices += called_like_fields(list(files))
+    notices += called_like_fields(list(files)) + in_several_formats(list(files))
     return file_source(
         root.name or str(root),
         files,

@@ -87,6 +87,27 @@ def shards(pattern: str) -> list[Path]:
     return paths
 
 
+def missing_shards(paths: Sequence[Path]) -> tuple[str, ...]:
+    """Return a line about numbers that lack between shards whose names differ in one number; maybe none."""
+    names = [re.split(r"(\d+)", path.name) for path in paths]
+    if len({tuple(name[::2]) for name in names}) > 1:
+        return ()
+    differ = [place for place, parts in enumerate(zip(*names, strict=True)) if len({*parts}) > 1]
+    if len(differ) != 1:
+        return ()
+    place = differ[0]
+    found = {int(name[place]) for name in names}
+    lacking = [number for number in range(min(found), max(found)) if number not in found]
+    if not 0 < len(lacking) <= len(found):  # more are no gap but another way to count
+        return ()
+    width = len(names[0][place])
+    first = "".join((*names[0][:place], str(lacking[0]).zfill(width), *names[0][place + 1 :]))
+    return (
+        f"{len(lacking)} {'shard lacks' if len(lacking) == 1 else 'shards lack'} between "
+        f"{paths[0].name} and {paths[-1].name}, as {first}",
+    )
+
+
 def open_tar(paths: Sequence[Path], name: str) -> Source:
     """Make a source of the images in tars, shard by shard.
 
@@ -159,7 +180,7 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
         label_names=label_names,
         splits=splits,
         sizes=[member.size for member in images],
-        notices=notices + said + left_out(+others),
+        notices=notices + missing_shards(paths) + said + left_out(+others),
     )
 
 
