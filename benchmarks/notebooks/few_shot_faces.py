@@ -85,12 +85,16 @@ plt.show()
 
 # %%
 episodes = {"ways": 5, "queries": 5, "class_split": here / "people.csv"}
-report = vr.probe(
-    store, vr.FewShot(shots=1, episodes=100, **episodes), heads=["simpleshot-cl2n"], cache=None
+one_head = vr.probe(
+    store,
+    vr.FewShot(shots=1, episodes=100, **episodes),
+    heads=["simpleshot-cl2n"],
+    selections="single",
+    cache=None,
 )
-print(*report.notes, sep="\n")
-by_layer = report.rows
-report.plot.layers().figure
+print(*one_head.notes, sep="\n")
+by_layer = one_head.rows
+one_head.plot.layers().figure
 
 # %%
 table = pd.DataFrame(
@@ -134,6 +138,7 @@ report = vr.probe(
     vr.FewShot(shots=(1, 2, 5), episodes=50, **episodes),
     layers=both,
     heads=heads,
+    selections="single",
     cache=None,
 )
 by_shots = report.rows
@@ -144,12 +149,14 @@ report.plot.shots().figure
 
 # %%
 best = pd.DataFrame(
-    [(r.n_train // 5, r.head, r.model, r.value, r.p_value) for r in by_shots if r.chosen],
+    [(int(r.at), r.head, r.model, r.value, r.p_value) for r in by_shots if r.chosen],
     columns=["shots", "head", "model", "accuracy", "p"],
 )
 compared = best.pivot(index=["shots", "head"], columns="model", values="accuracy")
 compared = compared[["faces64", "pixels", "pca", "random-init"]]
-compared["p"] = best.dropna().set_index(["shots", "head"]).p  # faces64 against its best control
+compared["p"] = (
+    best.dropna().set_index(["shots", "head"]).p
+)  # against the rival by which it looks worst
 compared = compared.loc[[(k, head) for k in (1, 2, 5) for head in heads]]
 compared.round({model: 3 for model in compared if model != "p"})
 
@@ -157,43 +164,20 @@ compared.round({model: 3 for model in compared if model != "p"})
 # ## The answer
 
 # %%
-own = chosen["faces64"]
-rival = max((row for model, row in chosen.items() if model != "faces64"), key=lambda row: row.value)
+print(one_head, report, sep="\n\n")
 
-
-def verdict(row, other):
-    """Say how a row stands to another, of which it has the p-value."""
-    if row.p_value >= 0.05:
-        return "not told apart from"
-    return "better than" if row.value > other.value else "worse than"
-
-
-controls = compared[["pixels", "pca", "random-init"]].max(axis=1)
-told_apart = compared.p < 0.05
-better = int((told_apart & (compared["faces64"] > controls)).sum())
-worse = int((told_apart & (compared["faces64"] < controls)).sum())
-above_pixels = int((compared["faces64"] > compared.pixels).sum())
-one, five = compared["faces64"].xs(1), compared["faces64"].xs(5)
+# %%
+verdicts = {(c.at, c.head): c.verdict for c in report.comparisons}
+counted = pd.Series(list(verdicts.values())).value_counts()
+ahead = int((compared["faces64"] > compared.pixels).sum())
 print(
-    f"Layer: the validation people choose {layer}, which tells {own.value:.1%} of novel people right from one "
-    f"picture\n({own.ci_low:.1%} to {own.ci_high:.1%}; chance 20 %). This is {verdict(own, rival)} the best "
-    f"control, {rival.model} with {rival.value:.1%} (p = {own.p_value:.4f});\n"
-    f"pixels have {chosen['pixels'].value:.1%}, their PCA {chosen['pca'].value:.1%}.\n"
-    f"Head: {one.idxmax()} tells most from one picture ({one.max():.1%}, the least is {one.min():.1%}), "
-    f"{five.idxmax()} from five ({five.max():.1%}, the least is {five.min():.1%}).\n"
-    f"Against the best control under the same head, in {len(compared)} pairings of shots and heads, it is better in "
-    f"{better}, worse in {worse}, not told apart in {len(compared) - better - worse};\n"
-    f"of pixels alone it is ahead, by however little, in {above_pixels} of {len(compared)}.\n"
-    + (
-        "So on these drawings the layer is good for nothing that a control does not do as well."
-        if better == 0
-        else "So on these drawings the layer is good for something that no control does as well."
-    )
+    f"In {len(verdicts)} pairings of shots and heads: {', '.join(f'{v} {n}' for v, n in counted.items())};\n"
+    f"of pixels alone the layer is ahead, by however little, in {ahead}."
 )
 store.close()
 folder.cleanup()
 
 # %% [markdown]
 # That is a result about drawings, which `faces64` never saw; its people differ in hair and skin, which pixels tell
-# as well. On photographs (LFW) its `delta` is ahead of all controls by nearest neighbour: see the table in
-# the README. To ask the same of your own people, give `vr.extract` a folder with one subfolder each.
+# as well. On photographs of people (LFW) its layers are ahead of all controls: see the README. To ask the same of
+# your own people, give `vr.extract` a folder with one subfolder each.
