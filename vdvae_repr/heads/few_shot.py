@@ -21,9 +21,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from vdvae_repr.heads.gram import Scaling
 from vdvae_repr.heads.linear import LogisticProbe
 from vdvae_repr.heads.neighbors import unit
+from vdvae_repr.heads.scores import ScoresClasses
 
 
-class NearestPrototype(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class NearestPrototype(ScoresClasses, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """The class whose prototype, the mean of its samples, is nearest.
 
     ProtoNet at test time (Snell et al. 2017, arXiv:1703.05175, equation 2), and SimpleShot (Wang et al. 2019,
@@ -94,11 +95,6 @@ class NearestPrototype(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return np.asarray(unit(X) @ prototypes.T, dtype=np.float64)
         squares = (prototypes**2).sum(axis=1) + (X**2).sum(axis=1)[:, None]
         return np.asarray(2 * X @ prototypes.T - squares, dtype=np.float64)
-
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Return the class of the highest score, (N,)."""
-        best = self.class_scores(X).argmax(axis=1)
-        return np.asarray(self.classes_[best])
 
     def _transform(self, X: NDArray[Any]) -> NDArray[Any]:
         if self.mean is not None:

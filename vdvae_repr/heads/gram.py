@@ -248,5 +248,9 @@ def centre_and_scale(X: NDArray[Any], standardize: bool) -> tuple[Matrix, Matrix
     if not standardize:
         return mean, np.ones_like(mean)
     deviation = X.std(axis=0, dtype=np.float64)
-    constant = deviation <= 1e-10 * np.maximum(np.abs(mean), 1)
-    return mean, np.where(constant, 1.0, deviation)
+    return mean, np.where(is_constant(mean, deviation), 1.0, deviation)
+
+
+def is_constant(mean: Matrix, deviation: Matrix) -> NDArray[np.bool_]:
+    """Return which features (D,) do not vary beyond rounding."""
+    return np.asarray(deviation <= 1e-10 * np.maximum(np.abs(mean), 1))

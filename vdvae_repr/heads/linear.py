@@ -23,7 +23,6 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import StratifiedKFold
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
-from threadpoolctl import threadpool_limits
 
 from vdvae_repr.heads.gram import (
     BLOCK_BYTES,
@@ -35,7 +34,8 @@ from vdvae_repr.heads.gram import (
     left_out_accuracy,
 )
 from vdvae_repr.heads.logistic import ON_THE_WAY, LogisticPath
-from vdvae_repr.heads.spectrum import Spectrum, one_thread_each
+from vdvae_repr.heads.scores import Logits, ScoresClasses, numbers_of
+from vdvae_repr.heads.spectrum import Spectrum, blas_threads, one_thread_each
 
 C_GRID = 10 ** np.linspace(-6, 5, 45)  # DINOv2, eval/log_regression.py
 ALPHAS = 10 ** np.linspace(-4, 4, 17)  # a feature, standardised
@@ -65,7 +65,7 @@ def stratified_folds(y: NDArray[Any], seed: int) -> list[tuple[Rows, Rows]]:
     return [(np.sort(np.append(several[fit], alone)), several[held]) for fit, held in splits]
 
 
-class LogisticProbe(ProductHead, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class LogisticProbe(Logits, ProductHead, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Protocol `linear-lbfgs`: logistic regression, L2, intercept free, features standardised, C chosen.
 
     The objective is scikit-learn's, C * (sum of log-losses) + ||W||^2 / 2. C is chosen by the accuracy
@@ -193,7 +193,7 @@ class LogisticProbe(ProductHead, ClassifierMixin, BaseEstimator):  # type: ignor
         path = LogisticPath(self._reduced.Z[None], encoded[None], len(self.classes_))
         leading = [] if index is None else grid[:index][::-STRIDE][::-1].tolist()
         few = self._reduced.Z.size * len(self.classes_) < SMALL
-        with threadpool_limits(1 if few else None, user_api="blas"):
+        with blas_threads(1 if few else None):
             for C in leading:
                 path.solve(C, max(self.tol, ON_THE_WAY), self.max_iter)
             weights = path.solve(self.C_, self.tol, self.max_iter, final=True).weights[0]
@@ -205,9 +205,7 @@ class LogisticProbe(ProductHead, ClassifierMixin, BaseEstimator):  # type: ignor
     def _check_validation(self, X: Any, y: Any) -> tuple[NDArray[Any], Rows]:
         """Return samples (M, ...), and their classes as numbers (M,)."""
         X, y = validate_data(self, X, y, dtype=[np.float32, np.float64], reset=False)
-        if not np.isin(y, self.classes_).all():
-            raise ValueError("expected classes of validation among those of y, found others")
-        return X, np.searchsorted(self.classes_, y)
+        return X, numbers_of(y, self.classes_)
 
     def _with_validation(self, X: NDArray[Any], held: NDArray[Any], both: Any) -> NDArray[Any]:
         """Return all samples that the head is fitted on at last."""
@@ -284,20 +282,6 @@ class LogisticProbe(ProductHead, ClassifierMixin, BaseEstimator):  # type: ignor
         scores: Matrix = self._reduced.project(X) @ self._weights + self.intercept_
         return scores
 
-    def decision_function(self, X: Any) -> Matrix:
-        """Return logits (N, K); of two classes, their difference (N,)."""
-        scores = self.class_scores(X)
-        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
-
-    def predict_proba(self, X: Any) -> Matrix:
-        """Return class probabilities (N, K)."""
-        return _softmax(self.class_scores(X))
-
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Return the most probable class of each sample, (N,)."""
-        best = self.class_scores(X).argmax(axis=1)
-        return np.asarray(self.classes_[best])
-
 
 class _Ridge(ProductHead, BaseEstimator):  # type: ignore[misc]
     """Multi-output ridge regression, its penalty by generalised cross-validation."""
@@ -358,7 +342,7 @@ class _Ridge(ProductHead, BaseEstimator):  # type: ignore[misc]
         return np.asarray(self._reduced.project(X) @ self._weights + self.intercept_)
 
 
-class Ridge(ClassifierMixin, _Ridge):  # type: ignore[misc]
+class Ridge(ScoresClasses, ClassifierMixin, _Ridge):  # type: ignore[misc]
     """Protocol `ridge`: multi-output ridge regression of +1 and -1, penalty by generalised cross-validation.
 
     What scikit-learn's `RidgeCV` finds (Golub, Heath and Wahba 1979; its leave-one-out form), one penalty for
@@ -424,11 +408,6 @@ class Ridge(ClassifierMixin, _Ridge):  # type: ignore[misc]
     def class_scores(self, X: Any) -> Matrix:
         """Return the regressions' values (N, K), columns in the order of `classes_`."""
         return self._predicted(X)
-
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Return the class of the highest score, (N,)."""
-        best = self.class_scores(X).argmax(axis=1)
-        return np.asarray(self.classes_[best])
 
 
 class RidgeRegressor(RegressorMixin, _Ridge):  # type: ignore[misc]
@@ -584,8 +563,3 @@ class _Part(NamedTuple):
     y: Rows
     held: Matrix
     truth: Rows
-
-
-def _softmax(logits: Matrix) -> Matrix:
-    e = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(e / e.sum(axis=1, keepdims=True))

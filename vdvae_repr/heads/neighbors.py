@@ -20,11 +20,12 @@ from vdvae_repr.heads.gram import (
     centre_and_scale,
     left_out_accuracy,
 )
+from vdvae_repr.heads.scores import ScoresClasses
 
 BLOCK = 1024  # samples scored at once
 
 
-class _CosineNeighbors(ProductHead, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class _CosineNeighbors(ScoresClasses, ProductHead, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Samples compared by cosine similarity; `_scores` makes class scores of similarities."""
 
     version: ClassVar[int] = 2
@@ -102,11 +103,6 @@ class _CosineNeighbors(ProductHead, ClassifierMixin, BaseEstimator):  # type: ig
         """Predict each sample from the others: how to choose a scaling, or a layer, on training data."""
         scores = _by_blocks(self._samples, self._similarity, self._scores, without_self=True)
         return np.asarray(self.classes_[scores.argmax(axis=1)])
-
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Return the class of the highest score, (N,)."""
-        best = self.class_scores(X).argmax(axis=1)
-        return np.asarray(self.classes_[best])
 
     def _store(self, X: NDArray[Any], standardize: bool) -> None:
         self.standardize_ = standardize

@@ -18,8 +18,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from vdvae_repr.heads.gram import BLOCK_BYTES, Matrix, Rows, Scaling
+from vdvae_repr.heads.gram import BLOCK_BYTES, Matrix, Rows, Scaling, is_constant
 from vdvae_repr.heads.linear import stratified_folds
+from vdvae_repr.heads.scores import Logits, numbers_of
 
 LEARNING_RATES = np.outer(10.0 ** np.arange(-5, -1), [1, 2, 5]).ravel()
 LEARNING_RATES = np.append(LEARNING_RATES, 0.1)  # DINOv2, eval/linear.py, of 256 samples a step
@@ -72,7 +73,7 @@ class Samples:
             yield np.asarray(self._array[self._rows[start : start + size]])
 
 
-class SGDProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class SGDProbe(Logits, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Protocol `linear-sgd`: softmax regression by SGD, one classifier for each of many learning rates.
 
     All classifiers see the same batches: momentum 0.9, no weight decay, a cosine from the learning rate to 0,
@@ -194,10 +195,7 @@ class SGDProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _checked_validation(self, X: Any, y: Any) -> tuple[Samples, Rows]:
         """Return samples, and their classes as numbers (M,)."""
-        X = self._checked_samples(X)
-        if not np.isin(y, self.classes_).all():
-            raise ValueError("expected classes of validation among those of y, found others")
-        return X, np.searchsorted(self.classes_, y)
+        return self._checked_samples(X), numbers_of(y, self.classes_)
 
     def _checked_samples(self, X: Any) -> Samples:
         if isinstance(X, Samples):
@@ -226,20 +224,6 @@ class SGDProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ]
         return np.asarray(np.concatenate(scores) + self.intercept_)
 
-    def decision_function(self, X: Any) -> Matrix:
-        """Return logits (N, K); of two classes, their difference (N,)."""
-        scores = self.class_scores(X)
-        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
-
-    def predict_proba(self, X: Any) -> Matrix:
-        """Return class probabilities (N, K)."""
-        return torch.softmax(torch.from_numpy(self.class_scores(X)), dim=1).numpy()
-
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Return the most probable class of each sample, (N,)."""
-        best = self.class_scores(X).argmax(axis=1)
-        return np.asarray(self.classes_[best])
-
 
 class _Scale:
     """Means (D,) and deviations (D,) of samples, summed in float64 over blocks of them."""
@@ -255,7 +239,7 @@ class _Scale:
         for block in X.blocks():
             squares += ((block - self.mean) ** 2).sum(axis=0)
         deviation = np.sqrt(squares / len(X))
-        constant = deviation <= 1e-10 * np.maximum(np.abs(self.mean), 1)
+        constant = is_constant(self.mean, deviation)
         if standardize:
             self.deviation = np.where(constant, 1.0, deviation)
         else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh, lapack, solve_triangular
-from threadpoolctl import ThreadpoolController, threadpool_info, threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 TOLERANCE = 1e-12  # of the largest eigenvalue, which is 1e-6 of the largest deviation
 AT_ONCE = 4096  # samples, so that their copies in float64 stay small
@@ -33,13 +33,19 @@ def one_thread_each() -> Iterator[ThreadPoolExecutor]:
     Products and decompositions of that size are up to four times slower on two threads than on one. There
     are as many workers as the linear algebra would take threads.
     """
-    threads = max([1, *(pool["num_threads"] for pool in threadpool_info())])
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as workers:
+    threads = max([1, *(pool["num_threads"] for pool in _blas().info())])
+    with blas_threads(1), ThreadPoolExecutor(threads) as workers:
         yield workers
+
+
+def blas_threads(most: int | None) -> AbstractContextManager[Any]:
+    """Bound the threads of linear algebra, for a while; None leaves them as they are."""
+    return _blas().limit(limits=most, user_api="blas")
 
 
 @cache
 def _blas() -> ThreadpoolController:
+    """Look once for the libraries, which takes longer than a small decomposition."""
     return ThreadpoolController()
 
 
@@ -150,7 +156,7 @@ def leading_eigenvectors(products: Matrix, most: int | None = None) -> tuple[Mat
     n = len(products)
     # Of small matrices several threads spend their time waiting for each other: of 847 rows, beside other
     # work on two cores, 12 seconds in place of half of one.
-    with _blas().limit(limits=1 if n <= SMALL else None, user_api="blas"):
+    with blas_threads(1 if n <= SMALL else None):
         if most is None or most >= n:
             values, vectors = np.linalg.eigh(products)
         else:

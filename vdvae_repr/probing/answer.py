@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 from vdvae_repr.errors import printable
 from vdvae_repr.results import (
@@ -166,8 +167,8 @@ def _table(asked: Sequence[Asked], room: int) -> list[str]:
     if 1 + 2 * len(asked) <= room:
         header = ["", "best single", "best set", "best control"]
         cells = _fitting(header, asked, _cells)
-        lines = [f"{line}\n    {_verdict(one)}" for one, line in zip(asked, cells[1:], strict=True)]
-        return [cells[0], *"\n".join(lines).splitlines()]
+        pairs = zip(cells[1:], (f"    {_verdict(one)}" for one in asked), strict=True)
+        return [cells[0], *chain.from_iterable(pairs)]
     kinds = {one.label.partition(":")[0] for one in asked if ":" in one.label}
     shared = f"{kinds.pop()}:" if len(kinds) == 1 and all(":" in o.label for o in asked) else ""
     header = [shared, "best", "best control", ""]
@@ -266,14 +267,10 @@ def _legend(asked: Sequence[Asked]) -> str:
     return f"{text} · * {how}{compared}"
 
 
-def _short(value: float, digits: int = 3, sign: bool = False) -> str:
-    """Return a fraction without its leading zero, as `.355` or `-.12`."""
-    text = f"{value:{'+' if sign else ''}.{digits}f}"
-    return (
-        text.replace("0.", ".", 1)
-        if abs(value) < 1 and not text.endswith("1." + "0" * digits)
-        else text
-    )
+def _short(value: float, sign: bool = False) -> str:
+    """Return three decimals, of a fraction without its leading zero, as `.355` or `-.120`."""
+    text = f"{value:{'+' if sign else ''}.3f}"
+    return text.replace("0.", ".", 1) if text.lstrip("+-").startswith("0.") else text
 
 
 def _wrapped(text: str) -> list[str]:

@@ -292,8 +292,6 @@ class Measurement:
             try:
                 yield label, self._score(head, item)
             except ValueError as refusal:
-                if isinstance(refusal, TaskError):
-                    raise
                 line = f"{label} refuses {_called(item)}: {str(refusal).splitlines()[0]}"
                 if item.model != "pca":
                     raise TaskError(f"heads: {line}") from refusal

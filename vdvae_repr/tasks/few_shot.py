@@ -16,6 +16,7 @@ from vdvae_repr.data.table import read_table
 from vdvae_repr.errors import DataError, TaskError
 from vdvae_repr.heads.episodes import SCORES, EpisodeProducts
 from vdvae_repr.heads.few_shot import HEADS, scaling_of
+from vdvae_repr.heads.gram import gram_matrices
 from vdvae_repr.heads.spectrum import Spectrum, one_thread_each
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing import controls
@@ -36,7 +37,7 @@ from vdvae_repr.probing.task import (
 SIDES = ("base", "val", "novel")
 QUERIES = 15  # a way, unless classes are small
 BATCH_BYTES = 2**28  # of inner products of the episodes that are scored at once
-BLOCK = 2048  # columns
+BLOCK = 2048  # columns of pixels that are made float64 at once
 OUTSIDE = 500  # images that PCA is fitted on, drawn among the classes outside an episode
 Rows = NDArray[np.intp]
 
@@ -190,7 +191,9 @@ class Episodes(Problem):
         """PCA of the base classes' images; without them, of images outside each episode's classes, if any."""
         if len(self.base):
             return controls.pca(X, self.base, dims)
-        gram, rng, labels = _gram(X), np.random.default_rng(0), self.targets
+        rng, labels = np.random.default_rng(0), self.targets
+        blocks = (X[:, i : i + BLOCK].astype(np.float64) for i in range(0, X.shape[1], BLOCK))
+        gram = gram_matrices(blocks, [(np.arange(len(X)), "raw")])[0].inner
 
         def outside(episode: _Episode) -> Rows:
             rows = np.flatnonzero(~np.isin(labels, episode.classes) & (labels >= 0))
@@ -478,15 +481,6 @@ def _draw(
         query = np.concatenate([rows[shots:] for rows in drawn])
         episodes.append(_Episode(chosen, support, query))
     return episodes
-
-
-def _gram(X: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the inner products (N, N) of X (N, D)."""
-    products = np.zeros((len(X), len(X)))
-    for start in range(0, X.shape[1], BLOCK):
-        block = X[:, start : start + BLOCK].astype(np.float64)
-        products += block @ block.T  # which NumPy takes as symmetric
-    return products
 
 
 def _gram_pca(gram: NDArray[np.float64], fit: Rows, items: Rows) -> NDArray[np.float64]:

@@ -79,8 +79,8 @@ class Identification(Problem):
 
     def counted(self) -> str:
         """Return the number of labels, and of images on either side."""
-        number, words = len(np.unique(self.targets[self.split.train])), self._words
-        return f"{number} {words.many}, {self.n_train} {words.train} + {self.n_test} {words.test} images"
+        words, sides = self._words, f"{self.n_train} {self._words.train} + {self.n_test}"
+        return f"{self.classes} {words.many}, {sides} {words.test} images"
 
     def metrics_of(self, head: Head) -> tuple[str, ...]:
         """Return all metrics; of a head that gives no scores those of its first guess alone."""

@@ -1,0 +1,51 @@
+"""What every classifier here makes of its scores: the class of the highest, probabilities, decisions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
+
+
+class ScoresClasses:
+    """A classifier that scores every class, and predicts the one of the highest score."""
+
+    classes_: NDArray[Any]
+
+    def class_scores(self, X: Any) -> Matrix:
+        """Return a score for each class, (N, K), columns in the order of `classes_`."""
+        raise NotImplementedError
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the class of the highest score, (N,), the first of equals."""
+        best = self.class_scores(X).argmax(axis=1)
+        return np.asarray(self.classes_[best])
+
+
+class Logits(ScoresClasses):
+    """A classifier whose scores are logits."""
+
+    def decision_function(self, X: Any) -> Matrix:
+        """Return logits (N, K); of two classes, their difference (N,)."""
+        scores = self.class_scores(X)
+        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
+
+    def predict_proba(self, X: Any) -> Matrix:
+        """Return class probabilities (N, K)."""
+        logits = self.class_scores(X)
+        e = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(e / e.sum(axis=1, keepdims=True))
+
+
+def numbers_of(y: Any, classes: NDArray[Any]) -> NDArray[np.intp]:
+    """Return validation classes y (M,) as their numbers among those that were learned.
+
+    Raises:
+        ValueError: a class that was not learned.
+    """
+    if not np.isin(y, classes).all():
+        raise ValueError("expected classes of validation among those of y, found others")
+    return np.searchsorted(classes, y)
