@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The answer of the probe for each of MODELS, on people (LFW, ORL), objects (CIFAR-10, Tiny ImageNet), pairs (LFW's View 1), episodes of
 # Tiny ImageNet's novel classes, Omniglot's one-shot runs, and the factors of procedural faces: every layer singly and all up to each, means and
-# deltas, by the heads that answer at once, with all controls. Test data are touched once. About three quarters of an hour on two cores.
+# deltas, by the heads that answer at once, with all controls. Test data are touched once. LFW took four minutes a feature on two busy cores; all of it has not been run.
 # DATA is the folder that holds lfw_people/, orl_faces/, cifar10.h5, tiny_imagenet/, lfw_pairs/ and omniglot/; OUT receives stores and results.
 #   DATA=... OUT=runs/answers MODELS="faces64 natural64" benchmarks/downstream/answers.sh [NAME ...]
-#   python benchmarks/downstream/page.py runs/answers > benchmarks/results/answers.md
+#   python benchmarks/downstream/page.py runs/answers --rows benchmarks/results/answers.csv     # what stands below the page's head
 set -euo pipefail
 mkdir -p "$OUT"
 asked="${*:-lfw orl cifar10 tiny-imagenet view1 few-shot omniglot factors}"

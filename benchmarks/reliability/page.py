@@ -64,7 +64,7 @@ def page(rows: pd.DataFrame, seed: int | None = None, minutes: float | None = No
         "## Rerun",
         "",
         f"`python benchmarks/reliability/run.py --full{when}`{took}.",
-        "`--quick`, a minute, is part of `make check`.",
+        "`--quick`, two to three minutes, is part of `make check`.",
     ]
     return "\n".join(lines) + "\n"
 

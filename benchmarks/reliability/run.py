@@ -1,6 +1,6 @@
 """What is lost, stale or wrong after kills, full disks, flipped bits, replaced images and races.
 
-    python benchmarks/reliability/run.py --quick          a minute, what `make check` runs
+    python benchmarks/reliability/run.py --quick          two to three minutes, what `make check` runs
     python benchmarks/reliability/run.py --full           20 minutes on two cores; writes the results page
     python benchmarks/reliability/run.py --full --seed 1  the same at other times and places
     python benchmarks/reliability/run.py --full --only flip
@@ -109,7 +109,7 @@ def main() -> None:
     """Run what was asked for, print a row a kind and command, and write the page of a full run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     length = parser.add_mutually_exclusive_group(required=True)
-    length.add_argument("--quick", action="store_true", help="a minute")
+    length.add_argument("--quick", action="store_true", help="two to three minutes")
     length.add_argument("--full", action="store_true", help="20 minutes")
     parser.add_argument("--seed", type=int, default=0, help="of times and places")
     parser.add_argument("--only", choices=("kill", "disk", "flip", "stale", "race", "rank"))

@@ -126,9 +126,10 @@ def stores(data: Path, work: Path, images: int | None) -> dict[str, Path]:
         found[name] = work / (f"{name}-{images}.h5" if images else f"{name}.h5")
         opened = vr.open_source(source)
         if images:
-            each = max(4, images // len(opened.label_names))
-            rank = [int(np.sum(opened.labels[:i] == k)) for i, k in enumerate(opened.labels)]
-            opened = opened.select(np.flatnonzero(np.array(rank) < each))
+            sides = list(zip(opened.labels.tolist(), opened.splits, strict=True))
+            each = max(4, images // len(set(sides)))  # of a class in a split
+            rank = np.array([sides[:i].count(side) for i, side in enumerate(sides)])
+            opened = opened.select(np.flatnonzero(rank < each))
         vr.extract(vr.load("faces64"), opened, found[name], **frame)
     return found
 
