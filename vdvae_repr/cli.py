@@ -829,11 +829,10 @@ def verify(path: Path) -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for what it makes.")] = Path("demo"),
 ) -> None:
-    """Toy faces and digits through the packaged model: stores, a table, a picture."""
+    """Toy faces and digits through the packaged model: stores, an answer, pictures."""
     import numpy as np
 
     import vdvae_repr as vr
-    from vdvae_repr import results
     from vdvae_repr.data.sheet import check_picture, save_sheet
     from vdvae_repr.output import prepare_folder
     from vdvae_repr.report import pictures
@@ -847,7 +846,7 @@ def demo(
     with _notes_printed():
         report = vr.probe(faces, "face_id", layers="<=16x16", cache=None)
     report.save(out)
-    print(results.table(report.rows, "rank1"))
+    print(report.answer(f"every row: {out / 'results.csv'}"))
     images = faces.images()[::25][:8]
     read = net.posterior(images)
     rebuilt = [

@@ -205,19 +205,16 @@ def write(
         ) from error
 
 
-def table(rows: Sequence[Result], metric: str | None = None) -> str:
-    """Return an aligned text table of a metric, each head's first if not given; `*` marks rows chosen."""
+def table(rows: Sequence[Result]) -> str:
+    """Return an aligned text table of each head's first metric; `*` marks rows chosen."""
     first = {(row.head, row.n_train): (row.metric, row.at) for row in reversed(rows)}
     names = {name for name, _ in first.values()}
-    name = metric or (names.pop() if len(names) == 1 else "value")
+    name = names.pop() if len(names) == 1 else "value"
     header = ["", "head", "model", "layer", "dims", "at", name, "95 % interval", "chance"]
     header += ["versus", "difference", "p"]
     lines = [header]
     for row in rows:
-        shown = (
-            row.metric == metric if metric else (row.metric, row.at) == first[row.head, row.n_train]
-        )
-        if not shown:
+        if (row.metric, row.at) != first[row.head, row.n_train]:
             continue
         interval = "" if row.ci_low is None else f"{row.ci_low:.3f} .. {row.ci_high:.3f}"
         lines.append(

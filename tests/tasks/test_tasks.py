@@ -52,7 +52,7 @@ def test_rows_are_strict_json_and_csv(rows, tmp_path):
     assert [set(json.loads(line)) for line in lines] == [set(results.COLUMNS)] * len(rows)
     assert "NaN" not in "".join(lines)
     assert (tmp_path / "results.csv").exists()
-    assert "*" in results.table(rows, "rank1")
+    assert "*" in results.table(rows)
 
 
 def test_one_class_and_one_image_are_refused(tiny, tmp_path, people):
