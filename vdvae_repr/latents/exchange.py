@@ -209,7 +209,7 @@ def _unreadable(name: str | Path, error: Exception) -> StoreError:
 
 
 def _read_matrix(path: Path) -> _Matrix:
-    """Return what a file holds; of a compressed matrix the header alone is read."""
+    """Return what a file holds; of the matrix in a .npz the header alone, until its values are asked for."""
     try:
         with path.open("rb") as file:
             zipped = file.read(len(ZIP_SIGNATURE)) == ZIP_SIGNATURE
@@ -228,7 +228,9 @@ def _read_matrix(path: Path) -> _Matrix:
             with archive.open(members["latents"]) as member:
                 shape, _, dtype = read_npy_header(member)
             about = {
-                key: np.atleast_1d(read_member(path, archive, members[key])).astype(str).tolist()
+                key: np.atleast_1d(read_member(path, archive, members[key], whole=True))
+                .astype(str)
+                .tolist()
                 for key in ("ids", *ABOUT)
                 if key in members
             }
@@ -237,7 +239,7 @@ def _read_matrix(path: Path) -> _Matrix:
 
     def values() -> NDArray[Any]:
         with zipfile.ZipFile(path) as archive:
-            return read_member(path, archive, members["latents"])
+            return read_member(path, archive, members["latents"], whole=True)
 
     return _Matrix(str(path), shape, dtype, values, about.pop("ids", None), about)
 
