@@ -528,8 +528,8 @@ def _list(listed: Sequence[str]) -> str:
 def map_member(path: Path, member: zipfile.ZipInfo, whole: bool) -> NDArray[Any] | None:
     """Memory-map an array that lies uncompressed in a zip, behind two headers: the zip's and its own.
 
-    None where it is empty, or is encrypted. It is read once, to compare it with its checksum; one of more than
-    `EXACT_BYTES` if `whole` alone, so that damage to it is not found otherwise.
+    None where it is empty, or is encrypted. It is read once, to compare it with its checksum; one of more
+    than `EXACT_BYTES` if `whole` alone, so that damage to it is not found otherwise.
     """
     with path.open("rb") as file:
         file.seek(member.header_offset + 26)
@@ -557,6 +557,22 @@ def map_member(path: Path, member: zipfile.ZipInfo, whole: bool) -> NDArray[Any]
             f"{member.filename}: its bytes are not those that were written; get it again"
         )
     return mapped
+
+
+def hidden_by_mask(array: Any, what: str, argument: str) -> str:
+    """Say that a mask hides values of an array; empty where it hides none.
+
+    Args:
+        array: of any kind.
+        what: was expected: `pixels`.
+        argument: what the caller calls it.
+    """
+    if not np.ma.is_masked(array):
+        return ""
+    return (
+        f"expected {what}, found a masked array, {int(np.ma.getmaskarray(array).sum())} values of which are "
+        f"hidden; say what they are, as {argument}.filled(0)"
+    )
 
 
 class ArrayRows:
