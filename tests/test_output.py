@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import vdvae_repr as vr
-from vdvae_repr import output, results
+from vdvae_repr import results
 from vdvae_repr.cli import app
 from vdvae_repr.data.sheet import save_picture
 from vdvae_repr.errors import printable
