@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import vdvae_repr as vr
-from vdvae_repr import output, results
+from vdvae_repr import results
 from vdvae_repr.cli import app
 from vdvae_repr.data.sheet import save_picture
 from vdvae_repr.errors import printable
@@ -401,16 +401,16 @@ def test_the_file_of_the_shortest_name_is_never_missing(tmp_path, monkeypatch):
     """Of `compare`: similarity.csv, beside similarity-shuffled.csv, which sorts before it."""
     names = re.compile(r"similarity(-shuffled)?\.csv")
     for value in ("1", "2"):
-        seen, move = [], output.put_in_place
+        seen, move = [], os.replace
 
         def watched(*paths, move=move, seen=seen):
             seen.append((tmp_path / "similarity.csv").exists())
             move(*paths)
 
-        monkeypatch.setattr(output, "put_in_place", watched)
+        monkeypatch.setattr(os, "replace", watched)
         with replacing_folder(tmp_path, names) as aside:
             for name in ("similarity.csv", "similarity-shuffled.csv"):
                 (aside / name).write_text(f"debiased linear CKA,a\na,{value}\n")
-        monkeypatch.setattr(output, "put_in_place", move)
+        monkeypatch.setattr(os, "replace", move)
     assert seen == [True, True]
     assert (tmp_path / "similarity.csv").read_text().endswith("a,2\n")

@@ -9,23 +9,26 @@ import pytest
 import torch
 
 import vdvae_repr as vr
+from vdvae_repr.config import Config, TrainConfig
 from vdvae_repr.latents.export import export
 from vdvae_repr.model.weights import save
-from vdvae_repr.output import replacing_folder, write_text
+from vdvae_repr.output import RATE_ACCURACY, replacing_folder, write_text
 from vdvae_repr.training.checkpoints import prune, write_checkpoint
 
-OURS = "nats,head,feature,pool,layer,dims,metric,value,ci_low,ci_high\n"
+OURS = f"{RATE_ACCURACY}\n"
 
 
 class Disk:
-    """Watches what is flushed, renamed and removed; `faults` is what a power cut could take."""
+    """Watches what is made, flushed, renamed and removed; `faults` is what a power cut could take."""
 
     def __init__(self, monkeypatch):
         self.flushed, self.unsettled, self.faults, self.renamed = {}, set(), [], 0
+        self.made = {}
         for name, watch in (
             ("fsync", self.fsync),
             ("replace", self.rename),
             ("rename", self.rename),
+            ("mkdir", self.make),
         ):
             self.wrap(monkeypatch, name, watch)
         for name in ("unlink", "remove", "rmdir"):
@@ -49,6 +52,11 @@ class Disk:
         status = os.fstat(handle)
         self.flushed[status.st_ino] = self.state(status)
         self.unsettled.discard(status.st_ino)
+        self.made.pop(status.st_ino, None)
+
+    def make(self, path, *_):
+        if not Path(path).exists():
+            self.made[Path(path).parent.stat().st_ino] = path
 
     def rename(self, source, target):
         source, target = Path(source), Path(target)
@@ -68,6 +76,7 @@ class Disk:
         assert self.renamed
         assert not self.faults
         assert not self.unsettled, "a rename that is not on the disk at the end"
+        assert not self.made, "folders that are not on the disk at the end"
 
 
 def test_files_and_folders_of_results(tmp_path, monkeypatch):
@@ -105,7 +114,7 @@ def test_stores(tmp_path, tiny, images, monkeypatch, layout):
     disk = Disk(monkeypatch)
     options = {"layers": "<=4x4", "layout": layout, "batch_size": 4, "overwrite": True}
     for _ in range(2):
-        store = vr.extract(tiny, images, tmp_path / "s.h5", **options)
+        store = vr.extract(tiny, images, tmp_path / "new" / "deep" / "s.h5", **options)
     for _ in range(2):
         vr.import_latents(store.matrix()[0], store, tmp_path / "p.h5", overwrite=True)
     for suffix in (".npz", ".npy"):
@@ -113,3 +122,12 @@ def test_stores(tmp_path, tiny, images, monkeypatch, layout):
             export(store, tmp_path / f"m{suffix}")
     disk.check()
     assert np.array_equal(np.load(tmp_path / "m.npy"), store.matrix()[0])
+
+
+def test_a_run(tmp_path, tiny, images, monkeypatch):
+    np.save(tmp_path / "images.npy", images)
+    config = Config(model=tiny.config, train=TrainConfig(steps=2, batch_size=4, lr=1e-3))
+    (tmp_path / "tiny.toml").write_text(config.to_toml())
+    disk = Disk(monkeypatch)
+    vr.train(tmp_path / "tiny.toml", tmp_path / "images.npy", tmp_path / "new" / "deep" / "run")
+    disk.check()

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vdvae_repr.errors import VDVAEReprError
+from vdvae_repr.output import make_folder
 
 
 @contextmanager
@@ -25,7 +26,7 @@ def locked(path: Path, busy: str, error: type[VDVAEReprError]) -> Iterator[None]
         VDVAEReprError: another process holds the lock, or another file has its name.
     """
     made = [folder for folder in path.parents if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     try:
         yield from _holding(path, busy, error)
     finally:

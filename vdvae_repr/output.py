@@ -285,8 +285,11 @@ def replacing_folder(folder: str | Path, names: re.Pattern[str]) -> Iterator[Pat
                     if names.fullmatch(path.name) and path.name != written[0].name and is_own(path):
                         path.unlink()
                 _flush(folder)
-                for path in written:
+                for path in written[:1]:
                     put_in_place(path, folder / path.name)
+                for path in written[1:]:
+                    path.replace(folder / path.name)
+                _flush(folder)
             finally:  # only by whom the folder is locked: it may be another process's otherwise
                 shutil.rmtree(aside, ignore_errors=True)
         finally:

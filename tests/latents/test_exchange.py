@@ -137,6 +137,19 @@ def test_a_damaged_npz_of_predictions_is_refused_in_a_line(store, tmp_path):
         import_latents([[1.0]], store, tmp_path / "p.h5", "<=4x4", overwrite=True)
 
 
+def test_damage_to_a_large_matrix_is_refused(store, tmp_path, monkeypatch):
+    """It is compared with its checksum whatever its size, as what is imported is read whole anyway."""
+    monkeypatch.setattr("vdvae_repr.data.readers.arrays.EXACT_BYTES", 0)
+    path, X = tmp_path / "p.npz", store.matrix()[0]
+    np.savez(path, latents=X)
+    assert len(import_latents(path, store, tmp_path / "p.h5")) == 12
+    content = bytearray(path.read_bytes())
+    content[content.index(X.tobytes()) + X.nbytes - 1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(vr.StoreError, match=r"latents.npy: its bytes are not those that were"):
+        import_latents(path, store, tmp_path / "p.h5", overwrite=True)
+
+
 def test_numbers_too_large_for_float32_are_refused(store, tmp_path):
     X = store.matrix("<=4x4")[0].astype(np.float64)
     X[2, 0] = 1e300

@@ -23,6 +23,7 @@ from vdvae_repr.data.readers.arrays import (
     HDF5,
     Part,
     array_source,
+    hidden_by_mask,
     map_npy,
     open_hdf5,
     open_npy,
@@ -89,12 +90,8 @@ def _open(
     if isinstance(data, Source):
         return data
     if isinstance(data, np.ndarray):
-        if np.ma.is_masked(data):
-            hidden = int(np.ma.getmaskarray(data).sum())
-            raise DataError(
-                f"array: expected pixels, found a masked array, {hidden} values of which are hidden; "
-                "say what they are, as images.filled(0)"
-            )
+        if why := hidden_by_mask(data, "pixels", "images"):
+            raise DataError(f"array: {why}")
         return array_source("array", [Part("", data)])
     if not isinstance(data, str | os.PathLike):
         raise DataError(

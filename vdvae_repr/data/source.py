@@ -292,12 +292,11 @@ class Source(Dataset[Image.Image]):
                         f"has 8-bit pixels, none above {high}; 255 is read as white, so it is dark"
                     )
                     self._say_once(index, line, kind="dark")
-            if "dim" in self._said:
-                pass
-            elif image.mode.startswith("I;16"):
-                self._say_if_dim(image, index)
-            elif deep and max(high for _, high in image.getextrema()) < 16:  # type: ignore[misc]
-                self._say_dim(index, 4095, "white, so it is dark")
+            if "dim" not in self._said:
+                if image.mode.startswith("I;16"):
+                    self._say_if_dim(image, index)
+                elif deep and max(high for _, high in image.getextrema()) < 16:  # type: ignore[misc]
+                    self._say_dim(index, 4095, "white, so it is dark")
         return image
 
     def _say_if_dim(self, image: Image.Image, index: int) -> None:

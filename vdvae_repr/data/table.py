@@ -119,7 +119,7 @@ def _lines(path: Path, text: str, first: int) -> Iterator[str]:
     for number, line in enumerate(io.StringIO(text, newline=""), start=first):
         if len(line) > LINE_BYTES:
             raise DataError(
-                f"{path}: line {number} is longer than {LINE_BYTES} bytes; expected a table"
+                f"{path}: line {number} is longer than {LINE_BYTES} characters; expected a table"
             )
         yield line
 

@@ -20,7 +20,7 @@ from vdvae_repr.config import suggestion
 from vdvae_repr.errors import CheckpointError, first_line
 from vdvae_repr.model.published import PREFIX, RELEASES
 from vdvae_repr.model.weights import read_weights
-from vdvae_repr.output import put_in_place, write_text
+from vdvae_repr.output import make_folder, put_in_place, write_text
 
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 5  # after which a transfer that breaks off is left to the next run
@@ -94,7 +94,7 @@ def fetch(url: str, file: Path) -> None:
     """
     part = file.with_name(f"{file.name}.part")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
         with _alone(file):
             if file.is_file():
                 return  # another process was faster

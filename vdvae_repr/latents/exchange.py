@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vdvae_repr.config import path_of
 from vdvae_repr.data.names import readable
-from vdvae_repr.data.readers.arrays import map_npy, read_member, read_npy_header
+from vdvae_repr.data.readers.arrays import hidden_by_mask, map_npy, read_member, read_npy_header
 from vdvae_repr.errors import DataError, StoreError, first_line
 from vdvae_repr.latents import parts as partition
 from vdvae_repr.latents.export import DESCRIPTION, DIGEST, UNREADABLE
@@ -100,12 +100,8 @@ def import_latents(
         )
     name, about = predicted.name, predicted.says
     ids = predicted.ids if ids is None else ids
-    if isinstance(matrix, np.ma.MaskedArray) and np.ma.is_masked(matrix):
-        hidden = int(np.ma.getmaskarray(matrix).sum())
-        raise StoreError(
-            f"{name}: expected numbers, found a masked array, {hidden} values of which are hidden; "
-            "say what they are, as matrix.filled(0)"
-        )
+    if why := hidden_by_mask(matrix, "numbers", "matrix"):
+        raise StoreError(f"{name}: {why}")
     if predicted.dtype.kind not in "fiu":
         raise StoreError(f"{name}: expected real numbers, found {predicted.dtype}")
     chosen = select_layers(like.layers, layers)
@@ -209,7 +205,7 @@ def _unreadable(name: str | Path, error: Exception) -> StoreError:
 
 
 def _read_matrix(path: Path) -> _Matrix:
-    """Return what a file holds; of a compressed matrix the header alone is read."""
+    """Return what a file holds; of the matrix in a .npz the header alone, until its values are asked for."""
     try:
         with path.open("rb") as file:
             zipped = file.read(len(ZIP_SIGNATURE)) == ZIP_SIGNATURE
@@ -228,7 +224,9 @@ def _read_matrix(path: Path) -> _Matrix:
             with archive.open(members["latents"]) as member:
                 shape, _, dtype = read_npy_header(member)
             about = {
-                key: np.atleast_1d(read_member(path, archive, members[key])).astype(str).tolist()
+                key: np.atleast_1d(read_member(path, archive, members[key], whole=True))
+                .astype(str)
+                .tolist()
                 for key in ("ids", *ABOUT)
                 if key in members
             }
@@ -237,7 +235,7 @@ def _read_matrix(path: Path) -> _Matrix:
 
     def values() -> NDArray[Any]:
         with zipfile.ZipFile(path) as archive:
-            return read_member(path, archive, members["latents"])
+            return read_member(path, archive, members["latents"], whole=True)
 
     return _Matrix(str(path), shape, dtype, values, about.pop("ids", None), about)
 

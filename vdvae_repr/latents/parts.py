@@ -32,12 +32,12 @@ from vdvae_repr.latents.format import (
     refuse_broken_trailer,
     refuse_links,
 )
-from vdvae_repr.output import write_text
+from vdvae_repr.output import aside_of, write_text
 
 VANISHED = "vanished"  # attribute of a part: how many values became 0 in float16, and the largest
 CLAIM = "extraction.json"  # in the folder of parts: the attributes of the store that they belong to
 OWN_FILE = re.compile(
-    r"extraction\.(json|part)|\.vdvae-repr-[0-9a-f]{16}\.writing|part-\d{5,}(-\d+)?\.h5(\.writing)?"
+    rf"extraction\.(json|part)|{re.escape(aside_of(Path(CLAIM)).name)}|part-\d{{5,}}(-\d+)?\.h5(\.writing)?"
 )
 
 

@@ -144,11 +144,22 @@ def save(
         "record": json.dumps(dict(record), sort_keys=True),
     }
     metadata["weights_sha256"] = hash_weights(metadata["config"], tensors)
-    with replacing(path) as file:
-        aside = aside_of(path)
-        save_file(tensors, aside, metadata=metadata)
-        # safetensors leaves a file that its owner alone can read.
-        aside.chmod(stat.S_IMODE(os.fstat(file.fileno()).st_mode))
+    with replacing(path):
+        write_tensors(tensors, aside_of(path), metadata)
+
+
+def write_tensors(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors, contiguous and on the CPU, as safetensors, in a file that others may read as any other.
+
+    Raises:
+        OSError, SafetensorError: it cannot be written.
+    """
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    save_file(tensors, path, metadata=metadata)  # leaves a file that its owner alone can read
+    path.chmod(mode)
 
 
 def weights_sha256(model: VDVAE) -> str:
@@ -266,7 +277,7 @@ def _load_file(path: Path, preset: Architecture | None) -> VDVAE:
 
 
 def config_of(model: str | Path) -> ModelConfig | None:
-    """Return what a file's weights are of, from names and shapes alone; None where that does not tell."""
+    """Return what a file's weights are of, without reading the tensors; None where that does not tell."""
     try:
         file = _WeightsFile.open(_find(model))
         rename = _published_renaming(file.shapes)
@@ -582,19 +593,11 @@ def _holds_tensors(value: Any) -> bool:
 
     Single numbers do not count, nor do whole numbers, as states of generators are.
     """
-    waiting, seen = [value], set[int]()
-    while waiting:
-        table = waiting.pop()
-        if id(table) in seen or not isinstance(table, Mapping | list | tuple):
-            continue
-        seen.add(id(table))
-        if isinstance(table, Mapping) and not all(isinstance(key, str) for key in table):
-            continue
-        values = list(table.values() if isinstance(table, Mapping) else table)
-        if any(isinstance(v, Tensor) and v.ndim and v.is_floating_point() for v in values):
-            return True
-        waiting += values
-    return False
+    return any(
+        isinstance(v, Tensor) and v.ndim and v.is_floating_point()
+        for _, values in _tables(value, by_texts=True)
+        for v in values
+    )
 
 
 def _named_alike(state: Mapping[str, Any], inside: Any) -> bool:
@@ -606,16 +609,27 @@ def _named_alike(state: Mapping[str, Any], inside: Any) -> bool:
         return ".".join(str(name).split(".")[-2:])
 
     own = {short(key) for key, value in state.items() if isinstance(value, Tensor) and value.ndim}
-    waiting, seen = [inside] if own else [], set[int]()
+    return any(not own.isdisjoint(map(short, keys)) for keys, _ in _tables(inside))
+
+
+def _tables(
+    value: Any, *, by_texts: bool = False
+) -> Iterator[tuple[Collection[Any], Collection[Any]]]:
+    """Yield keys and values of the dictionaries in a value, at whatever depth, each once; of lists no keys.
+
+    Dictionaries whose keys are not all texts, and what they hold, are passed over if `by_texts`.
+    """
+    waiting, seen = [value], set[int]()
     while waiting:
         table = waiting.pop()
         if id(table) in seen or not isinstance(table, Mapping | list | tuple):
             continue
         seen.add(id(table))
-        if isinstance(table, Mapping) and not own.isdisjoint(map(short, table)):
-            return True
-        waiting += table.values() if isinstance(table, Mapping) else table
-    return False
+        keys, values = (table, table.values()) if isinstance(table, Mapping) else ((), table)
+        if by_texts and not all(isinstance(key, str) for key in keys):
+            continue
+        yield keys, values
+        waiting += values
 
 
 def check_finite(weights: Mapping[str, Tensor], where: str | Path) -> None:

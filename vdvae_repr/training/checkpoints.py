@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vdvae_repr.config import MOST_STEPS, shown, whole_number
 from vdvae_repr.encoders.load import load
 from vdvae_repr.errors import CheckpointError, ConfigError, TrainingError, first_line
 from vdvae_repr.model.vdvae import VDVAE
-from vdvae_repr.model.weights import packaged_names, read_parameters, read_th
+from vdvae_repr.model.weights import packaged_names, read_parameters, read_th, write_tensors
 from vdvae_repr.output import make_folder, put_in_place
 from vdvae_repr.training.sealed import read_sealed_json, sealed_json
 
@@ -59,8 +59,7 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
         digests = {}
         for name, group in tensors.items():
             path = aside / f"{name}.safetensors"
-            save_file({k: v.detach().cpu().contiguous() for k, v in group.items()}, path)
-            path.chmod(aside.stat().st_mode & 0o666)  # else its owner alone could read it
+            write_tensors({k: v.detach().cpu().contiguous() for k, v in group.items()}, path)
             digests[path.name] = _digest(path)
         text = sealed_json({"step": step, **state, "sha256": digests})
         (aside / "state.json").write_text(text, encoding="utf-8")

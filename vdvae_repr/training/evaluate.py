@@ -78,7 +78,7 @@ class Scores:
     kl: Tensor
     """By layer, (N, layers)."""
     variance: list[Tensor]
-    """By layer, variance over the images of each unit's posterior mean, (zdim, R, R)."""
+    """By layer, variance over the images of each unit's posterior mean, (zdim, R, R); none if unasked."""
     importance: Tensor | None
     """The negative importance-weighted bound, (N,); None without samples."""
 
@@ -163,7 +163,7 @@ def evaluate(
         chosen = [i for i in chosen if source.ids[i] not in left_out]
     scores = score(
         model, source, preprocessing, chosen, batch_size=batch_size,
-        importance_samples=importance_samples, seed=seed, progress=progress,
+        importance_samples=importance_samples, variance=True, seed=seed, progress=progress,
     )  # fmt: skip
     _refuse_unfinite(model, scores, [source.ids[i] for i in chosen])
     found = _summary(model, source, split, seed, importance_samples, scores)
@@ -236,6 +236,7 @@ def score(
     *,
     batch_size: int = 16,
     importance_samples: int = 0,
+    variance: bool = False,
     seed: int = 0,
     progress: Callable[[int], object] = lambda count: None,
 ) -> Scores:
@@ -246,8 +247,10 @@ def score(
     zdim = model.config.zdim
     # Sums of each unit's posterior mean and of its square.
     sums = [
-        torch.zeros(2, zdim, spec.resolution, spec.resolution, dtype=torch.float64)
-        for spec in model.layers
+        torch.zeros(
+            2, zdim, spec.resolution, spec.resolution, dtype=torch.float64, device=model.device
+        )
+        for spec in (model.layers if variance else ())
     ]
     starts = range(len(indices))[rank * batch_size :: world * batch_size]
     workers = default_workers()
@@ -265,9 +268,9 @@ def score(
         mine[:, 0] = -log_likelihood.cpu()
         kl = torch.stack([layer.kl.double().sum(dim=(1, 2, 3)) for layer in read], dim=1)
         mine[:, 2:] = kl.cpu()
-        for total, layer in zip(sums, read, strict=True):
+        for total, layer in zip(sums, read if variance else (), strict=True):
             mean = layer.mean.double()
-            total += torch.stack([mean.sum(dim=0), (mean**2).sum(dim=0)]).cpu()
+            total += torch.stack([mean.sum(dim=0), (mean**2).sum(dim=0)])
         if importance_samples:
             weights = [_log_weight(read, log_likelihood)]
             for draw in range(1, importance_samples):
@@ -281,10 +284,10 @@ def score(
             joint = tensor.to(model.device)
             torch.distributed.all_reduce(joint)
             tensor.copy_(joint)
-    first, second = ([total[power] / len(indices) for total in sums] for power in (0, 1))
+    moments = [total.cpu() / len(indices) for total in sums]
     return Scores(
         distortion=rows[:, 0], kl=rows[:, 2:],
-        variance=[square - mean**2 for mean, square in zip(first, second, strict=True)],
+        variance=[square - mean**2 for mean, square in moments],
         importance=rows[:, 1] if importance_samples else None,
     )  # fmt: skip
 

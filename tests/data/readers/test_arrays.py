@@ -7,7 +7,6 @@ import h5py
 import numpy as np
 import pytest
 
-from vdvae_repr.data.hdf5 import open_rows
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.readers import arrays
 from vdvae_repr.data.readers.arrays import Hdf5Rows
@@ -476,12 +475,18 @@ def test_a_chunk_of_many_images_is_kept(tmp_path, monkeypatch):
         file.create_dataset("small", data=images[:, :8, :8], chunks=(1, 8, 8, 3))
     for most in (2**28, 2**20):
         monkeypatch.setattr("vdvae_repr.data.hdf5.CACHE_BYTES", most)
-        with h5py.File(tmp_path / "a.h5") as file:
-            data, small = open_rows(file, "images"), open_rows(file, "small")
-            kept = data.id.get_access_plist().get_chunk_cache()[1]
-            assert kept == min(most, 4 * np.prod(chunks))  # two rows of two chunks
-            assert small.id.get_access_plist().get_chunk_cache()[1] in (2**20, 2**23)
-            assert (data[17] == 17).all()
+        kept = {}
+        for key in ("images", "small"):
+            here = open_source(f"{tmp_path / 'a.h5'}:{key}").reader
+            there = pickle.loads(pickle.dumps(here))  # as another process has it
+            for reader in (here, there):
+                assert (reader(17) == 17).all()
+                (data,) = reader.arrays[0]._opened.values()  # by which the row was read
+                kept[key] = data.id.get_access_plist().get_chunk_cache()[1]
+                assert kept[key] >= min(most, 4 * np.prod(data.chunks))
+                data.file.close()
+        assert kept["images"] == min(most, 4 * np.prod(chunks))  # two rows of two chunks
+        assert kept["small"] in (2**20, 2**23)
 
 
 @pytest.mark.parametrize("name", ["when", "other/labels", "labels"])

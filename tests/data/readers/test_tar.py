@@ -303,6 +303,7 @@ def test_json_lines_are_refused_in_one_line(tmp_path):
         (("s-000", "s-001"), None),
         (("s-7", "s-8", "s-9", "s-10"), None),
         (("s-1", "s-2024"), None),  # a year
+        (("s-20260101120000", "s-20261231235959"), None),  # times
         (("cats-1", "dogs-3"), None),
         (("s", "s-2"), None),
     ],

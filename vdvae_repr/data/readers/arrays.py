@@ -167,15 +167,23 @@ def open_npz(path: Path, key: str | None = None) -> Source:
         return _source_of(path, content, key, [_described(content, name) for name in members])
 
 
-def read_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+def read_member(
+    path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, *, whole: bool = False
+) -> NDArray[Any]:
     """Return an array of a .npz file, memory-mapped where it is stored uncompressed.
+
+    Args:
+        path: of the file.
+        archive: it, opened.
+        member: the array's entry.
+        whole: compare even a large mapped array with its checksum, which reads all of it.
 
     Raises:
         DataError: it would unpack to more than its header says, or to more than can be held.
     """
     if (
         member.compress_type == zipfile.ZIP_STORED
-        and (mapped := map_member(path, member)) is not None
+        and (mapped := map_member(path, member, whole)) is not None
     ):
         return mapped
     with archive.open(member) as file:
@@ -517,10 +525,11 @@ def _list(listed: Sequence[str]) -> str:
     return (", ".join(listed[:10]) or "nothing") + more
 
 
-def map_member(path: Path, member: zipfile.ZipInfo) -> NDArray[Any] | None:
+def map_member(path: Path, member: zipfile.ZipInfo, whole: bool) -> NDArray[Any] | None:
     """Memory-map an array that lies uncompressed in a zip, behind two headers: the zip's and its own.
 
-    None where it is empty, or is encrypted. It is read once, to compare it with its checksum.
+    None where it is empty, or is encrypted. It is read once, to compare it with its checksum; one of more
+    than `EXACT_BYTES` if `whole` alone, so that damage to it is not found otherwise.
     """
     with path.open("rb") as file:
         file.seek(member.header_offset + 26)
@@ -537,10 +546,10 @@ def map_member(path: Path, member: zipfile.ZipInfo) -> NDArray[Any] | None:
         if 0 in shape:
             return None
         mapped = _mapped(path, file.tell(), shape, by_column, dtype)
+        if needed > EXACT_BYTES and not whole:  # it would be read whole before the first image is
+            return mapped
         file.seek(start)
         checksum, left = 0, member.file_size
-        if needed > EXACT_BYTES:  # it would be read whole before the first image is
-            return mapped
         while left and (block := file.read(min(left, 2**20))):
             checksum, left = zlib.crc32(block, checksum), left - len(block)
     if checksum != member.CRC:
@@ -548,6 +557,22 @@ def map_member(path: Path, member: zipfile.ZipInfo) -> NDArray[Any] | None:
             f"{member.filename}: its bytes are not those that were written; get it again"
         )
     return mapped
+
+
+def hidden_by_mask(array: Any, what: str, argument: str) -> str:
+    """Say that a mask hides values of an array; empty where it hides none.
+
+    Args:
+        array: of any kind.
+        what: was expected: `pixels`.
+        argument: what the caller calls it.
+    """
+    if not np.ma.is_masked(array):
+        return ""
+    return (
+        f"expected {what}, found a masked array, {int(np.ma.getmaskarray(array).sum())} values of which are "
+        f"hidden; say what they are, as {argument}.filled(0)"
+    )
 
 
 class ArrayRows:

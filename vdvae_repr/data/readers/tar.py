@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import posixpath
 import re
@@ -97,13 +98,14 @@ def missing_shards(paths: Sequence[Path]) -> tuple[str, ...]:
         return ()
     place = differ[0]
     found = {int(name[place]) for name in names}
-    lacking = [number for number in range(min(found), max(found)) if number not in found]
-    if not 0 < len(lacking) <= len(found):  # more are no gap but another way to count
+    lacking = max(found) - min(found) + 1 - len(found)
+    if not 0 < lacking <= len(found):  # more are no gap but another way to count
         return ()
+    missing = next(number for number in itertools.count(min(found)) if number not in found)
     width = len(names[0][place])
-    first = "".join((*names[0][:place], str(lacking[0]).zfill(width), *names[0][place + 1 :]))
+    first = "".join((*names[0][:place], str(missing).zfill(width), *names[0][place + 1 :]))
     return (
-        f"{len(lacking)} {'shard lacks' if len(lacking) == 1 else 'shards lack'} between "
+        f"{lacking} {'shard lacks' if lacking == 1 else 'shards lack'} between "
         f"{paths[0].name} and {paths[-1].name}, as {first}",
     )
 
@@ -345,8 +347,10 @@ def _labels_beside(
     """Return the labels that .cls or .json members hold, None where there are none, and what to say of it."""
     about: tuple[str, ...] = ()
     for kind in (".cls", ".json"):
-        read = [_label(beside[kind]) if kind in beside else (None, ()) for beside in sidecars]
-        large = {beside[kind] for beside in sidecars if kind in beside and _is_large(beside[kind])}
+        members = [beside.get(kind) for beside in sidecars]
+        # A JSON of more than a label, as one of masks.
+        large = {m for m in members if m and kind == ".json" and m.size > LABEL_BYTES}
+        read = [_label(m) if m and m not in large else (None, ()) for m in members]
         if large:
             about += (
                 f"{len(large)} {kind} of more than {LABEL_BYTES} bytes are not read, "
@@ -357,7 +361,7 @@ def _labels_beside(
             listed = ", ".join(f"{key!r} ({count})" for key, count in like.items())
             about += (f"no splits are read from the {kind} beside the images; found {listed}",)
         if any(label is not None for label in found):
-            others[kind] -= len({beside[kind] for beside in sidecars if kind in beside})
+            others[kind] -= len(set(members) - {None})
             line = f"labels are read from the {kind} beside each image"
             if without := found.count(None):
                 line += f"; {without} images have none"
@@ -368,15 +372,8 @@ def _labels_beside(
     return None, ()
 
 
-def _is_large(member: _Member) -> bool:
-    """Whether a member is a JSON of more than a label, as one of masks."""
-    return member.size > LABEL_BYTES and member.name.lower().endswith(".json")
-
-
 def _label(member: _Member) -> tuple[str | None, tuple[str, ...]]:
     """Return the label that a .cls or .json member holds, or None, and the keys that look like splits."""
-    if _is_large(member):
-        return None, ()
     try:
         text = _content(member, LABEL_BYTES).decode("utf-8-sig").strip()
         value: Any = json.loads(text) if member.name.lower().endswith(".json") else text
