@@ -237,7 +237,7 @@ def test_tables_that_are_too_large(tmp_path, monkeypatch, refused):
     (tmp_path / "a.csv").write_text(f"file,{wide}\n")
     refused("a.csv", "expected 10000 columns at most, found 20001")
     (tmp_path / "a.csv").write_text("file," + "x" * 2**21)
-    refused("a.csv", "line 1 is longer than 1048576 characters")
+    refused("a.csv", "line 1 is longer than 1048576 bytes")
     (tmp_path / "a.csv").write_text("file\na.png" + "," * 2**20)
     refused("a.csv", "line 2 is longer than 1048576 characters")
     rows = ('"' + "\n" * 2**10 + '"\n') * 2**10  # which are not looked at
