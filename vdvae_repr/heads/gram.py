@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.heads.spectrum import Spectrum, spanned_coordinates
+from vdvae_repr.heads.spectrum import Spectrum, one_thread_each, spanned_coordinates
 
 BLOCK_BYTES = 2**27  # of float64 worked on at once
 DEPTH = 4096  # columns whose products are summed in the features' own precision
+PRODUCT_BYTES = 2**26  # of products that wait to be added
 
 Matrix = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -175,25 +176,57 @@ def gram_matrices(
     for block in blocks:
         sums = sums or [_Sums(rows, scaling, len(block)) for rows, scaling in subsets]
         dims += block.shape[1]
-        step = max(1, min(DEPTH, BLOCK_BYTES // (8 * len(block))))
-        for start in range(0, block.shape[1], step):
-            X = block[:, start : start + step]
-            kind = np.float32 if X.dtype.itemsize <= 4 else np.float64
-            with np.errstate(invalid="ignore", over="ignore"):
-                for group in _by_rows(sums):
-                    for of, A in zip(group, _scaled(X, group), strict=True):
-                        of.add(A, kind)
+        columns = max(1, min(DEPTH, BLOCK_BYTES // (8 * len(block))))
+        parts = [block[:, start : start + columns] for start in range(0, block.shape[1], columns)]
+        for part, products in _multiplied(parts, sums):
+            for of, product in zip(sums, products, strict=True):
+                of.add(product)
             if not all(of.finite for of in sums):
-                finite = np.isfinite(X).all(axis=1)
+                finite = np.isfinite(part).all(axis=1)
                 raise ValueError(f"expected finite features, found others in row {finite.argmin()}")
     return [of.gram(dims) for of in sums]
+
+
+def _multiplied(
+    parts: Sequence[NDArray[Any]], sums: Sequence[_Sums]
+) -> Iterator[tuple[NDArray[Any], list[_Product]]]:
+    """Yield columns (N, d) and their products for each sum, in order, several of them made at once."""
+    multiply = partial(_products, sums=sums)
+    at_once = PRODUCT_BYTES // sum(4 * of.size * len(of.rows) for of in sums)
+    if len(parts) == 1 or at_once < 2:  # then several threads share a product
+        yield from ((part, multiply(part)) for part in parts)
+        return
+    with one_thread_each() as workers:
+        for start in range(0, len(parts), at_once):
+            some = parts[start : start + at_once]
+            yield from zip(some, workers.map(multiply, some), strict=True)
+
+
+def _products(X: NDArray[Any], sums: Sequence[_Sums]) -> list[_Product]:
+    """Return the products of some columns (N, d) for each sum."""
+    kind = np.float32 if X.dtype.itemsize <= 4 else np.float64
+    with np.errstate(invalid="ignore", over="ignore"):
+        made = {
+            of: of.product(A, kind)
+            for group in _by_rows(sums)
+            for of, A in zip(group, _scaled(X, group), strict=True)
+        }
+    return [made[of] for of in sums]
+
+
+class _Product(NamedTuple):
+    """What some columns add to a sum: squares (N,), and inner products of and with the training samples."""
+
+    squares: Matrix
+    training: NDArray[Any]
+    others: NDArray[Any]
 
 
 class _Sums:
     """A Gram matrix as it is summed up, of n training samples and the others in this order."""
 
     def __init__(self, rows: Rows, scaling: Scaling, size: int) -> None:
-        self.rows, self.scaling = rows, scaling
+        self.rows, self.scaling, self.size = rows, scaling, size
         self.order = np.append(rows, np.setdiff1d(np.arange(size), rows))
         self._inner = np.zeros((len(self.order), len(rows)))
         self._squares = np.zeros(len(self.order))
@@ -203,18 +236,24 @@ class _Sums:
         """Whether every feature was, so far: what is not finite is of no finite length."""
         return bool(np.isfinite(self._squares).all())
 
-    def add(self, A: Matrix, kind: type[np.floating[Any]]) -> None:
-        """Add the products of some columns (N, d), in order."""
-        self._squares += np.einsum("nd,nd->n", A, A)
-        A, n = A.astype(kind, copy=False), len(self.rows)
-        training = A[:n]
-        self._inner[:n] += training @ training.T  # of which NumPy computes one half
-        self._inner[n:] += A[n:] @ training.T
+    def product(self, A: Matrix, kind: type[np.floating[Any]]) -> _Product:
+        """Multiply some columns (N, d), in order."""
+        squares = np.einsum("nd,nd->n", A, A)
+        A = A.astype(kind, copy=False)
+        training, others = np.split(A, [len(self.rows)])
+        # NumPy computes one half of the first.
+        return _Product(squares, training @ training.T, others @ training.T)
+
+    def add(self, product: _Product) -> None:
+        """Add the products of some columns."""
+        n = len(self.rows)
+        self._squares += product.squares
+        self._inner[:n] += product.training
+        self._inner[n:] += product.others
 
     def gram(self, dims: int) -> Gram:
         """Return the matrix, samples in their own order."""
-        size = int(self.order.max()) + 1
-        inner, squares = np.empty((size, len(self.rows))), np.empty(size)
+        inner, squares = np.empty((self.size, len(self.rows))), np.empty(self.size)
         inner[self.order], squares[self.order] = self._inner, self._squares
         return Gram(self.rows, inner, squares, dims)
 
