@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vdvae_repr.heads.spectrum import Spectrum, one_thread_each, spanned_coordinates
 
 BLOCK_BYTES = 2**27  # of float64 worked on at once
-DEPTH = 4096  # columns whose products are summed in the features' own precision
+DEPTH = 2048  # columns whose products are summed in the features' own precision
 PRODUCT_BYTES = 2**26  # of products that wait to be added
 
 Matrix = NDArray[np.float64]

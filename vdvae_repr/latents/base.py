@@ -20,7 +20,7 @@ from vdvae_repr.latents.pooling import pool_layer
 from vdvae_repr.model.layers import LayerSpec, select_layers
 
 SLICE_BYTES = 2**26  # read at once where a matrix is not wanted whole
-COLUMN_BYTES = 2**29  # of a layer's columns, all images'
+COLUMN_BYTES = 2**28  # of a layer's columns, all images'
 
 Array = NDArray[Any]
 

@@ -250,17 +250,17 @@ class Measurement:
         self._done = 0
         # Features by features, so that what heads share is worked out once.
         by_head: dict[str, list[Entry]] = {label: [] for label in self.heads}
+        scores = self._scores(features)
         for item in features:
-            for label, scored in self._scores(item):
+            for label, scored in scores[item].items():
                 by_head[label].append(Entry((scored,), choosable=item not in never_chosen))
         initialised: dict[str, list[list[Scored]]] = {label: [] for label in self.heads}
         for twin in twins:  # one at a time, as each is a store of its own
-            for scores in initialised.values():
-                scores.append([])
             with twin:
-                for item in self._features_of("random-init", drawn, twin):
-                    for label, scored in self._scores(item):
-                        initialised[label][-1].append(scored)
+                same = self._features_of("random-init", drawn, twin)
+                scores = self._scores(same)
+            for label, draws in initialised.items():
+                draws.append([scores[item][label] for item in same])
         for label, entries in by_head.items():
             entries += [Entry(draws) for draws in zip(*initialised[label], strict=True)]
             self._report(self.heads[label], entries, candidates, report)
@@ -284,18 +284,21 @@ class Measurement:
             return []
         return twins
 
-    def _scores(self, item: Features) -> Iterator[tuple[str, Scored]]:
-        """Yield what each head makes of features; PCA of a size that a head refuses is left out, and said."""
-        for label, head in self.heads.items():
-            self._show(f"{label}: {_called(item)}")
-            self._done += 1
-            try:
-                yield label, self._score(head, item)
-            except ValueError as refusal:
-                line = f"{label} refuses {_called(item)}: {str(refusal).splitlines()[0]}"
-                if item.model != "pca":
-                    raise TaskError(f"heads: {line}") from refusal
-                self.run.note(f"{line}; left out")
+    def _scores(self, features: Sequence[Features]) -> dict[Features, dict[str, Scored]]:
+        """Return what each head makes of features; PCA of a size that a head refuses is left out, and said."""
+        scores: dict[Features, dict[str, Scored]] = {item: {} for item in features}
+        for item in _by_last_layer(features):
+            for label, head in self.heads.items():
+                self._show(f"{label}: {_called(item)}")
+                self._done += 1
+                try:
+                    scores[item][label] = self._score(head, item)
+                except ValueError as refusal:
+                    line = f"{label} refuses {_called(item)}: {str(refusal).splitlines()[0]}"
+                    if item.model != "pca":
+                        raise TaskError(f"heads: {line}") from refusal
+                    self.run.note(f"{line}; left out")
+        return scores
 
     def _report(
         self,
@@ -649,6 +652,15 @@ def _chosen_heads(task: str, problem: Problem, heads: Any) -> dict[str, Head]:
     if not chosen:
         raise TaskError("heads: expected at least one, found none")
     return chosen
+
+
+def _by_last_layer(features: Sequence[Features]) -> list[Features]:
+    """Put features that end in the same layer behind each other, while what they share is at hand."""
+    seen: dict[Columns, int] = {}
+    for item in features:
+        for columns in item.columns:
+            seen.setdefault(columns, len(seen))
+    return sorted(features, key=lambda item: (seen[item.columns[-1]], len(item.columns)))
 
 
 def _choose(entries: Sequence[Entry]) -> list[Entry]:

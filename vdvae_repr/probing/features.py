@@ -25,7 +25,7 @@ from vdvae_repr.heads.gram import Gram, Rows, Scaling, gram_matrices
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.model.layers import LayerSpec
 
-KEPT_BYTES = 2**29  # of Gram matrices and what is known of them
+KEPT_BYTES = 2**28  # of Gram matrices and what is known of them
 MATRIX_BYTES = 2**32  # of features side by side in memory, for a head that takes columns
 GRAM_BYTES = (
     os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
