@@ -285,7 +285,7 @@ class Measurement:
         return twins
 
     def _scores(self, features: Sequence[Features]) -> dict[Features, dict[str, Scored]]:
-        """Return what each head makes of features; PCA of a size that a head refuses is left out, and said."""
+        """Return what each head makes of features; PCA of a size that one refuses is left out, and said."""
         scores: dict[Features, dict[str, Scored]] = {item: {} for item in features}
         for item in _by_last_layer(features):
             for label, head in self.heads.items():
