@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from vdvae_repr import results
-from vdvae_repr.probing.answer import answer
+from vdvae_repr.report.summary import answer
 from vdvae_repr.results import Comparison, Curve, Result, SamplingCost, Similarity
 
 if TYPE_CHECKING:
