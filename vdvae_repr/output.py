@@ -1,8 +1,8 @@
 """Result files: each is written whole or not at all, and takes the place of our own earlier one alone.
 
-What this package wrote is known by its content: pictures carry the text `Software: vdvae-repr`, pages name it as
-their generator, tables and JSON lines have exactly the columns that no other program writes: one to which
-somebody added a column is theirs. So nothing else need lie beside them.
+What this package wrote is known by its content: pictures carry the text `Software: vdvae-repr`, pages name
+it as their generator, tables and JSON lines have exactly the columns that no other program writes: one to
+which somebody added a column is theirs. So nothing else need lie beside them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import csv
 import errno
 import fcntl
 import hashlib
+import importlib.metadata
 import json
 import os
 import re
@@ -68,6 +69,14 @@ FORMULA = (
 )  # the last four are wide ones
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-](inf|nan)", re.ASCII)
 HEADER_BYTES = 2**20  # of a table, at most
+
+
+def version() -> str:
+    """Return this package's version, also where a checkout on Python's path was never installed."""
+    try:
+        return importlib.metadata.version(MARK)
+    except importlib.metadata.PackageNotFoundError:
+        return "a checkout that is not installed"
 
 
 def is_own(path: Path) -> bool:
@@ -266,8 +275,8 @@ def replacing_folder(folder: str | Path, names: re.Pattern[str]) -> Iterator[Pat
     """Yield an empty folder; once everything is written there, it replaces an earlier run's files.
 
     All of the earlier files of these `names` go, so that no picture lies beside rows of another run. While
-    the files are exchanged the first one (JSON lines, then CSV, then others; of several that of the shortest name) is
-    never missing, and stands beside files of its own run alone. Of two processes the second waits.
+    the files are exchanged the first one (JSON lines, then CSV, then others; of several that of the shortest
+    name) is never missing, and stands beside files of its own run alone. Of two processes the second waits.
 
     Raises:
         TaskError: as `prepare_folder`, or there is no room.

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,10 +143,11 @@ class Drawing:
         )
 
     def text(self, x: float, y: float, text: str, look: str = "", turned: bool = False) -> None:
-        """Write at a place; turned text ends there and runs upwards to it."""
+        """Write at a place; turned text ends there and runs upwards to it. A name may be cut."""
+        longest = LONGEST if "name" in look else 300
         turn = f' transform="rotate(-60 {x:.1f} {y:.1f})"' if turned else ""
         self.parts.append(
-            f'<text class="{look}" x="{x:.1f}" y="{y:.1f}"{turn}>{written(text)}</text>'
+            f'<text class="{look}" x="{x:.1f}" y="{y:.1f}"{turn}>{written(text, longest)}</text>'
         )
 
     def box(self, x: float, y: float, width: float, height: float, look: str) -> None:
@@ -244,10 +245,13 @@ def lines(
 def dots(title: str, rows: Sequence[Dot], x_label: str, zero: bool = False) -> str:
     """Draw a row for each value with its interval; with `zero` a line at 0, which decides."""
     names, words = (
-        max(LABEL * min(len(text), LONGEST) for text in texts)
-        for texts in ([row.label for row in rows], [row.words for row in rows])
+        max(LABEL * min(len(text), longest) for text in texts)
+        for texts, longest in (
+            ([row.label for row in rows], LONGEST),
+            ([row.words for row in rows], 300),
+        )
     )
-    left, plot = names + 14, 300
+    left, plot = names + 14, 240
     known = [v for row in rows for v in (row.value, row.low, row.high) if v is not None]
     x = Axis.over(x_label, [*known, *([0.0] if zero else [])])
     spare = 0.06 * (x.high - x.low)
@@ -265,7 +269,7 @@ def dots(title: str, rows: Sequence[Dot], x_label: str, zero: bool = False) -> s
     for number, row in enumerate(rows):
         height = frame.top + 28 * number + 14
         drawing.text(left - 12, height + 4, row.label, "end name")
-        drawing.text(frame.right + 14, height + 4, row.words, f"name {row.look}")
+        drawing.text(frame.right + 14, height + 4, row.words, "strong-text")
         shape = ""
         if row.low is not None and row.high is not None:
             low, high = frame.x(row.low), frame.x(row.high)
@@ -301,8 +305,9 @@ def grid(
     left, top = left + 10, 8
     width, height = cell[0] * len(columns), cell[1] * len(rows)
     room = max(left, 0.5 * below)  # turned names reach to the left
-    best = np.unravel_index(np.nanargmax(values), values.shape)
-    told = f"Highest: {rows[best[0]]} with {columns[best[1]]}, {values[best]:.2f}"
+    high_row, high_column = divmod(int(np.nanargmax(values)), len(columns))
+    highest = values[high_row, high_column]
+    told = f"Highest: {rows[high_row]} with {columns[high_column]}, {highest:.2f}"
     drawing = Drawing(room + width + 16, top + height + 0.87 * below + 22, title, told)
     for (row, column), value in np.ndenumerate(values):
         if not np.isfinite(value):
@@ -322,10 +327,10 @@ def grid(
             )
         tip = f"{rows[row]}, {columns[column]}: {value:.3f}"
         drawing.told(x + cell[0] / 2, y + cell[1] / 2, tip, shape)
-    for number, name in enumerate(rows):
-        drawing.text(room - 8, top + cell[1] * (number + 0.5) + 4, name, "end name")
-    for number, name in enumerate(columns):
-        place = room + cell[0] * (number + 0.5) + 4
+    for at, name in enumerate(rows):
+        drawing.text(room - 8, top + cell[1] * (at + 0.5) + 4, name, "end name")
+    for at, name in enumerate(columns):
+        place = room + cell[0] * (at + 0.5) + 4
         drawing.text(place, top + height + 14, name, "end name", turned=True)
     for edge in _edges(rows)[1:]:
         y = top + cell[1] * edge
@@ -376,7 +381,7 @@ def _over_layers(
 ) -> tuple[Drawing, Frame]:
     """Return a drawing whose axis across is layers, named within bands of their resolution."""
     count = len(layers)
-    step = min(46.0, max(16.0, 800 / count))
+    step = min(46.0, max(16.0, 900 / count))
     places = [LAYER.fullmatch(name) for name in layers]
     in_bands = all(places)
     below = 22.0
@@ -387,7 +392,7 @@ def _over_layers(
     frame = Frame(left, left + max(step * count, 240), TOP, TOP + HEIGHT, x, y)
     drawing = Drawing(frame.right + RIGHT, frame.bottom + below + 24, title, description)
     edges = [*_edges(layers), count]
-    for number, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):
+    for number, (start, stop) in enumerate(pairwise(edges)):
         if in_bands:
             first, last = frame.x(start - 0.5), frame.x(stop - 0.5)
             shade = "band-even" if number % 2 else "band-odd"
@@ -401,7 +406,9 @@ def _over_layers(
         if place is not None and in_bands:
             drawing.text(frame.x(number), frame.bottom + 17, place[2], "middle small")
         else:
-            drawing.text(frame.x(number) + 4, frame.bottom + 15, name, "end small", turned=True)
+            drawing.text(
+                frame.x(number) + 4, frame.bottom + 15, name, "end small name", turned=True
+            )
     label = "layer of each resolution, coarsest first" if in_bands else x.label
     drawing.text((frame.left + frame.right) / 2, frame.bottom + below + 16, label, "middle label")
     return drawing, frame
@@ -459,7 +466,9 @@ def _draw_series(drawing: Drawing, frame: Frame, series: Sequence[Series]) -> No
     for line in series:
         for point in line.points:
             x, y = frame.x(point.x), frame.y(point.y)
-            shape = marker(line.look, x, y, 3.8) if line.markers else f'<circle class="hit" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
+            shape = f'<circle class="hit" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
+            if line.markers:
+                shape = marker(line.look, x, y, 3.8)
             if not point.chosen:
                 drawing.told(x, y, point.tip, shape, line.look)
     for line in series:

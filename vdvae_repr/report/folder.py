@@ -72,13 +72,7 @@ def write_curves(curves: Sequence[Curve], folder: Path) -> None:
     write_table(pd.concat(points), folder / CURVES)
 
 
-def write_record(
-    folder: Path,
-    record: Mapping[str, str],
-    headlines: Sequence[str],
-    notes: Sequence[str],
-    more_heads: Sequence[str],
-) -> None:
+def write_record(findings: Findings, folder: Path) -> None:
     """Write as `report.json` what stands in no table.
 
     Raises:
@@ -86,10 +80,10 @@ def write_record(
     """
     content = {
         "software": MARK,
-        "record": dict(record),
-        "headlines": list(headlines),
-        "notes": list(notes),
-        "more_heads": list(more_heads),
+        "record": findings.record,
+        "headlines": findings.headlines,
+        "notes": findings.notes,
+        "more_heads": findings.more_heads,
     }
     write_text(folder / RECORD, json.dumps(content, indent=1, allow_nan=False) + "\n")
 

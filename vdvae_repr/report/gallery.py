@@ -1,4 +1,4 @@
-"""Pictures for the page: what the first layers rebuild of an image, and which images each layer finds alike."""
+"""Pictures for the page: what first layers rebuild of an image, and which images each layer finds alike."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def ladder(store: Latents, model: VDVAE) -> Ladder:
             [_tile(p, f"image {image_id}") for p, image_id in zip(shown, ids, strict=True)]
         )
     for first in steps:
-        rebuilt = np.concatenate([pixels for _, pixels in decode(store, model, first=first, ids=ids)])
+        rebuilt = np.concatenate(
+            [pixels for _, pixels in decode(store, model, first=first, ids=ids)]
+        )
         which = f"first {first}" if first < len(store.layers) else f"all {first}"
         columns.append(f"{which}, to {store.layers[first - 1].name.partition('.')[0]}")
         tiles.append(

@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from vdvae_repr import __version__
 from vdvae_repr.errors import LayerError, StoreError, TaskError, printable
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.model.vdvae import VDVAE
-from vdvae_repr.output import GENERATOR, inert, is_own, write_text
+from vdvae_repr.output import GENERATOR, inert, is_own, version, write_text
 from vdvae_repr.report import charts, gallery, summary
 from vdvae_repr.report.charts import Across, Axis, Dot, Point, Series
 from vdvae_repr.report.folder import Findings
@@ -198,7 +197,7 @@ def render(findings: Findings, store: Latents | None = None, model: VDVAE | None
     ]
     return _template().render(
         generator=GENERATOR,
-        version=__version__,
+        version=version(),
         title=_title(findings),
         headlines=findings.headlines or _headlines(findings),
         lead=summary.lead(asked) or _lead_of_similarity(findings),
@@ -395,7 +394,9 @@ def _layer_figure(one: Asked, own: Sequence[Result], title: str) -> Figure | Non
         and str(row.layer) in place
     ]
     if random:
-        points = [Point(place[str(r.layer)], r.value, f"random weights, {_told(r)}") for r in random]
+        points = [
+            Point(place[str(r.layer)], r.value, f"random weights, {_told(r)}") for r in random
+        ]
         series.append(Series("random weights", "random-init", points))
     if not series:
         return None
@@ -501,7 +502,9 @@ def _kl_by_layer(findings: Findings, asked: Sequence[Asked], store: Latents | No
         title = f"{sum(spent):,.0f} nats an image in all"
         svg = charts.layer_columns(f"KL by layer, {title}", names, spent, tips, "nats an image")
         figures.append(Figure(title, svg))
-    text = "The KL between posterior and prior of each layer, the images' mean: how much it is used."
+    text = (
+        "The KL between posterior and prior of each layer, the images' mean: how much it is used."
+    )
     return Section("kl", "KL by layer", text, figures)
 
 
@@ -533,7 +536,7 @@ def _comparisons(asked: Sequence[Asked]) -> Section:
             figures.append(Figure(title, svg, narrow=True))
     else:
         rows = [
-            dot(f"{one.label.partition(':')[2] or one.label}, {summary.control_name(one.worst.versus)}", one.worst)
+            dot(f"{_factor(one)}, {summary.control_name(one.worst.versus)}", one.worst)
             for one in compared
             if one.worst is not None
         ]
@@ -544,6 +547,11 @@ def _comparisons(asked: Sequence[Asked]) -> Section:
         "over a head's controls. A triangle up is better, one down worse, a ring: no difference told."
     )
     return Section("comparisons", "Beside the controls", text, figures)
+
+
+def _factor(one: Asked) -> str:
+    """Return the factor that a head is of, else the head."""
+    return (one.label.partition(":")[2] or one.label).replace("_", " ")
 
 
 # Curves
@@ -642,7 +650,13 @@ def _open_set(findings: Findings, asked: Sequence[Asked]) -> Section:
         ]
         for row in picked:
             points = [
-                Point(other.at, other.value, f"{_told(other)} at {other.at:g}", other.ci_low, other.ci_high)
+                Point(
+                    other.at,
+                    other.value,
+                    f"{_told(other)} at {other.at:g}",
+                    other.ci_low,
+                    other.ci_high,
+                )
                 for other in findings.rows
                 if other.metric == "dir" and other.at and _same_features(other, row)
             ]
@@ -684,7 +698,9 @@ def _shots(asked: Sequence[Asked]) -> Section:
         series = [Series(f"{own[0].own[0].model} {used}", "s0", points)]
         for name in CONTROLS:
             found = [(one.rows[0].at, _control(one.rows, name, "accuracy")) for one in own]
-            told = [Point(at or 0, row.value, f"{name}: {short(row.value)}") for at, row in found if row]
+            told = [
+                Point(at or 0, row.value, f"{name}: {short(row.value)}") for at, row in found if row
+            ]
             if told:
                 series.append(Series(summary.control_name(name), name, told))
         x = Axis.over("shots (images a class to learn from)", [p.x for p in points], log=True)
@@ -692,7 +708,9 @@ def _shots(asked: Sequence[Asked]) -> Section:
         chance = [level for level in _levels(own[0], ()) if level.look == "chance"]
         svg = charts.lines(f"{head}: accuracy by shots", series, chance, x, "accuracy")
         figures.append(Figure(head, svg, _legend(series), narrow=True))
-    text = "Accuracy by the number of images a class to learn from, of what was picked at each number."
+    text = (
+        "Accuracy by the number of images a class to learn from, of what was picked at each number."
+    )
     return Section("shots", "Few-shot curves", text, figures)
 
 
@@ -723,7 +741,9 @@ def _factors(findings: Findings) -> Section:
         svg = charts.grid(
             f"{title} of each factor by layer", values.T, names, list(table.index), shades.T, True
         )
-        figures.append(Figure(title, svg, note="Bright is 1, dark is 0, or a factor's chance level."))
+        figures.append(
+            Figure(title, svg, note="Bright is 1, dark is 0, or a factor's chance level.")
+        )
     text = "What each layer tells of each known factor of the images."
     return Section("factors", "Layers and factors", text, figures)
 
@@ -798,7 +818,12 @@ def _pictures(findings: Findings, store: Latents | None, model: VDVAE | None) ->
         missing.append("No nearest images, as the store keeps none.")
     else:
         single = next(
-            (r for r in findings.rows if r.chosen and r.role == "model" and r.selection == "single"), None
+            (
+                r
+                for r in findings.rows
+                if r.chosen and r.role == "model" and r.selection == "single"
+            ),
+            None,
         )
         feature = single.feature if single and single.feature else store.default_feature
         try:
@@ -823,9 +848,7 @@ class Table:
 
 def _table(rows: Sequence[Result]) -> Table:
     varying = [
-        name
-        for name in COLUMNS
-        if name in ALWAYS or len({getattr(row, name) for row in rows}) > 1
+        name for name in COLUMNS if name in ALWAYS or len({getattr(row, name) for row in rows}) > 1
     ]
     same = [
         (COLUMNS[name], printable(str(getattr(rows[0], name))))
@@ -852,7 +875,13 @@ def _cell(name: str, value: Any) -> tuple[str, str]:
     if value is None:
         return "", ""
     if isinstance(value, float):
-        shown = f"{value:g}" if name == "at" else f"{value:+.3f}" if name == "difference" else f"{value:.3f}"
+        shown = (
+            f"{value:g}"
+            if name == "at"
+            else f"{value:+.3f}"
+            if name == "difference"
+            else f"{value:.3f}"
+        )
         if name == "p_value":
             shown = f"{value:.4f}"
         return shown, repr(value) if math.isfinite(value) else ""

@@ -5,6 +5,7 @@ It is worked out of the rows and comparisons of a report alone, in at most `LINE
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -315,22 +316,33 @@ def lead(asked: Sequence[Asked]) -> Lead | None:
         return None
     if asked[0].rows[0].task == "factors" and len(asked) > 1:
         return _lead_of_factors(asked)
-    one = max(
-        asked, key=lambda each: getattr(each.picked, "training_score", None) or -float("inf")
-    )
+    one = max(asked, key=lambda each: getattr(each.picked, "training_score", None) or -float("inf"))
     row = one.compared
     interval = ""
     if row.ci_low is not None and row.ci_high is not None:
         interval = f" (95 % interval {short(row.ci_low)} to {short(row.ci_high)})"
-    what = f"layer {layer_of(row)}" if row.selection == "single" else f"layers {layer_of(row)}"
+    many, what = _in_words(row)
     words = metric_words(row.metric, row.at)
     lower = ", where lower is better" if row.metric in LOWER_IS_BETTER else ""
     chance = f" Chance is {short(row.chance)}." if row.chance is not None else ""
+    article = "an" if words[0] in "aeiou" else "a"
     sentence = (
-        f"By {one.label}, {what} of {row.model} reach{'es' if row.selection == 'single' else ''} a {words} of "
-        f"{short(row.value)}{interval}{lower}: {verdict(one)}.{chance}"
+        f"{what} of {row.model} reach{'' if many else 'es'} {article} {words} of {short(row.value)}"
+        f"{interval} by {one.label}{lower}: {verdict(one)}.{chance}"
     )
     return Lead(short(row.value), words, sentence, one.worst.verdict if one.worst else None)
+
+
+def _in_words(row: Result) -> tuple[bool, str]:
+    """Return whether a row is of several layers, and which, as the beginning of a sentence."""
+    name = layer_of(row)
+    if row.selection == "single":
+        return False, f"Layer {name}"
+    if row.selection == "cumulative" and (match := re.fullmatch(r"0:(\d+)", row.layer or "")):
+        return True, f"The first {match[1]} layers together ({name})"
+    if row.selection == "pruned":
+        return False, f"The selection {name}"
+    return True, f"Layers {name} together"
 
 
 def _lead_of_factors(asked: Sequence[Asked]) -> Lead:
@@ -345,7 +357,9 @@ def _lead_of_factors(asked: Sequence[Asked]) -> Lead:
     ]
     tail = f"; {', '.join(others)}" if others else ""
     model = asked[0].own[0].model
-    sentence = f"{model} tells {said['better']} of {len(asked)} factors better than every control{tail}."
+    sentence = (
+        f"{model} tells {said['better']} of {len(asked)} factors better than every control{tail}."
+    )
     return Lead(str(said["better"]), words, sentence, None)
 
 
