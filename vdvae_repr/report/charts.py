@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from vdvae_repr.errors import printable
 
 SERIES = 7  # looks of series that the page knows
-LEFT, RIGHT, TOP, BOTTOM = 52, 128, 46, 48  # margins around what is drawn, in pixels
+LEFT, RIGHT, TOP, BOTTOM = 52, 18, 46, 48  # margins around what is drawn, in pixels
 HEIGHT = 236  # of what is drawn
-LABEL = 7.3  # width of a character, at most
+LABEL = 8.2  # width of a character, at most
 LONGEST = 30  # characters of a name
 LAYER = re.compile(r"(\d+)x\1\.(\d+)")
 CIVIDIS = ("#00204d", "#414d6b", "#7c7b78", "#bcaf6f", "#ffea46")  # evenly spaced, from 0 to 1
@@ -51,6 +51,9 @@ class Series:
     steps: bool = False
     """Whether a value holds up to the next point, as of an ROC curve."""
     markers: bool = True
+    """Whether each point has one; of many points a few have."""
+    bands: bool = True
+    """Whether intervals are drawn: of three lines or more they would cover each other."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,7 @@ def layer_lines(
     """Draw values by layer, in bands of resolution; x of a point is the layer's number in `layers`."""
     values = [value for line in series for value in _values(line.points)]
     y = Axis.of_values(y_label, [*values, *(level.y for level in across)])
-    drawing, frame = _over_layers(title, layers, y, _said(series, across))
+    drawing, frame = _over_layers(title, layers, y, _said(series, across), _beside(across))
     _draw_across(drawing, frame, across)
     _draw_series(drawing, frame, series)
     return drawing.svg()
@@ -229,8 +232,7 @@ def lines(
     """Draw values over numbers."""
     values = [value for line in series for value in _values(line.points)]
     y = y or Axis.of_values(y_label, [*values, *(level.y for level in across)])
-    right = RIGHT if across else 18
-    frame = Frame(LEFT, width - right, TOP - 18, TOP - 18 + HEIGHT, x, y)
+    frame = Frame(LEFT, width - _beside(across), TOP - 18, TOP - 18 + HEIGHT, x, y)
     drawing = Drawing(width, frame.bottom + BOTTOM, title, _said(series, across))
     _draw_upright(drawing, frame)
     for tick, name in x.ticks:
@@ -342,14 +344,17 @@ def grid(
 
 
 def swatch(look: str, kind: str = "line") -> str:
-    """Return the small picture of a legend: a `line` with its marker, an interval's `band`, or a `star`."""
+    """Return the small picture of a legend: a `line` with its marker, an interval's `band`, a `star`, a map's `scale`."""
     shape = '<path class="line" d="M1 8H33"/>' + marker(look, 17, 8, 4.5)
     if kind == "band":
         shape = '<rect class="band" x="2" y="2" width="30" height="12"/>'
     elif kind == "star":
         shape = _star(17, 8, 8)
-    elif kind == "marker":
-        shape = marker(look, 17, 8, 5.5)
+    elif kind == "scale":
+        shape = "".join(
+            f'<rect x="{2 * k + 1}" y="2" width="2.3" height="12" fill="{_color(k / 15)}"/>'
+            for k in range(16)
+        )
     return (
         f'<svg class="swatch {look}" width="34" height="16" viewBox="0 0 34 16" aria-hidden="true">'
         f"{shape}</svg>"
@@ -377,7 +382,7 @@ class Frame:
 
 
 def _over_layers(
-    title: str, layers: Sequence[str], y: Axis, description: str
+    title: str, layers: Sequence[str], y: Axis, description: str, right: float = RIGHT
 ) -> tuple[Drawing, Frame]:
     """Return a drawing whose axis across is layers, named within bands of their resolution."""
     count = len(layers)
@@ -390,7 +395,7 @@ def _over_layers(
     x = Axis("layer, coarsest first" if in_bands else "layer", -0.5, count - 0.5)
     left = LEFT if in_bands else max(LEFT, 0.5 * below)
     frame = Frame(left, left + max(step * count, 240), TOP, TOP + HEIGHT, x, y)
-    drawing = Drawing(frame.right + RIGHT, frame.bottom + below + 24, title, description)
+    drawing = Drawing(frame.right + right, frame.bottom + below + 24, title, description)
     edges = [*_edges(layers), count]
     for number, (start, stop) in enumerate(pairwise(edges)):
         if in_bands:
@@ -447,7 +452,7 @@ def _draw_series(drawing: Drawing, frame: Frame, series: Sequence[Series]) -> No
     """Draw bands first, then lines, then points and stars, so that no point is covered."""
     for line in series:
         known = [p for p in line.points if p.low is not None and p.high is not None]
-        if len(known) > 1 and line.markers:
+        if len(known) > 1 and line.markers and line.bands:
             upper = [f"{frame.x(p.x):.1f} {frame.y(p.high or 0):.1f}" for p in known]
             lower = [f"{frame.x(p.x):.1f} {frame.y(p.low or 0):.1f}" for p in reversed(known)]
             path = "L".join([*upper, *lower])
@@ -463,11 +468,12 @@ def _draw_series(drawing: Drawing, frame: Frame, series: Sequence[Series]) -> No
         for x, y in places[1:]:
             path += f"H{x:.1f}V{y:.1f}" if line.steps else f"L{x:.1f} {y:.1f}"
         drawing.parts.append(f'<g class="{line.look}"><path class="line" d="{path}"/></g>')
-    for line in series:
-        for point in line.points:
+    for turn, line in enumerate(series):
+        each = 1 if line.markers else max(1, len(line.points) // 6)
+        for number, point in enumerate(line.points):
             x, y = frame.x(point.x), frame.y(point.y)
             shape = f'<circle class="hit" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
-            if line.markers:
+            if (number + turn) % each == 0:  # of curves that run together, at places of their own
                 shape = marker(line.look, x, y, 3.8)
             if not point.chosen:
                 drawing.told(x, y, point.tip, shape, line.look)
@@ -488,6 +494,8 @@ def marker(look: str, x: float, y: float, size: float) -> str:
         "s4": lambda: _polygon(x, y, 1.35 * size, 3, math.pi),
         "s5": lambda: _polygon(x, y, 1.25 * size, 6),
         "s6": lambda: _polygon(x, y, 1.25 * size, 5),
+        "pixels": lambda: _polygon(x, y, 1.15 * size, 4, math.pi / 4),
+        "pca": lambda: _polygon(x, y, 1.25 * size, 4),
         "better": lambda: _polygon(x, y, 1.35 * size, 3),
         "worse": lambda: _polygon(x, y, 1.35 * size, 3, math.pi),
         "undecided": lambda: _polygon(x, y, size, 24),
@@ -495,6 +503,10 @@ def marker(look: str, x: float, y: float, size: float) -> str:
     if look in shapes:
         return f'<path class="mark" d="{shapes[look]()}"/>'
     s = 0.6 * size
+    if look == "shuffled-labels":
+        return f'<path class="cross" d="M{x - s:.1f} {y:.1f}H{x + s:.1f}M{x:.1f} {y - s:.1f}V{y + s:.1f}"/>'
+    if look == "chance":
+        return ""
     return (
         f'<path class="cross" d="M{x - s:.1f} {y - s:.1f}L{x + s:.1f} {y + s:.1f}'
         f'M{x - s:.1f} {y + s:.1f}L{x + s:.1f} {y - s:.1f}"/>'
@@ -515,6 +527,12 @@ def _star(x: float, y: float, radius: float) -> str:
         for a, r in zip(angles, sizes, strict=True)
     ]
     return f'<path class="star" d="M{"L".join(places)}Z"/>'
+
+
+def _beside(across: Sequence[Across]) -> float:
+    """Return how much room the names of levels take at the right."""
+    longest = max((min(len(level.label), LONGEST) for level in across), default=0)
+    return RIGHT + LABEL * longest
 
 
 def _values(points: Sequence[Point]) -> Iterable[float]:

@@ -18,7 +18,7 @@ from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.model.vdvae import VDVAE
 
 SIDE = 128, 192  # pixels of a tile, at least and at most
-IMAGES, STEPS = 8, 5  # of a ladder, at most
+IMAGES, STEPS = 8, 6  # of a ladder, at most
 QUERIES, NEIGHBOURS = 3, 5
 BYTES = 2**28  # of a layer's features that are compared, at most
 
@@ -64,7 +64,8 @@ def ladder(store: Latents, model: VDVAE) -> Ladder:
         )
         if following is None or following.resolution != spec.resolution
     ]
-    steps = [ends[k] for k in np.unique(np.linspace(0, len(ends) - 1, STEPS).round().astype(int))]
+    spaced = np.linspace(0, len(ends) - 1, min(STEPS, len(ends))).round().astype(int)
+    steps = [ends[k] for k in spaced]
     columns, tiles = [], []
     if store.has_images:
         place = {image_id: row for row, image_id in enumerate(store.ids)}
@@ -115,7 +116,7 @@ def neighbours(store: Latents, feature: str, picked: str | None = None) -> list[
     for number, query in enumerate(queries):
         by_layer = [
             (
-                f"{name}, picked" if name == picked else name,
+                f"{name} (picked)" if name == picked else name,
                 [_neighbour(store, images[row], query, row) for row in nearest[name][number]],
             )
             for name in nearest

@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -79,8 +79,8 @@ class Figure:
 
     title: str
     svg: str
-    legend: Sequence[tuple[str, str]] = ()
-    """A swatch and what it stands for, each."""
+    legend: Sequence[tuple[str, str, bool]] = ()
+    """Of each line a swatch, what it stands for, and whether it is a level, which is named where it ends."""
     note: str = ""
     narrow: bool = False
     """Whether two stand side by side."""
@@ -181,10 +181,10 @@ def render(findings: Findings, store: Latents | None = None, model: VDVAE | None
         section
         for section in (
             _by_layer(asked),
+            _comparisons(asked),
             _other_selections(asked),
             _rate_accuracy(findings, asked),
             _kl_by_layer(findings, asked, store),
-            _comparisons(asked),
             _curves(findings, "cmc"),
             _curves(findings, "roc"),
             _open_set(findings, asked),
@@ -318,14 +318,14 @@ def _levels(one: Asked, names: Iterable[str] = CONTROLS) -> list[Across]:
     return levels
 
 
-def _legend(series: Sequence[Series], stars: bool = True) -> list[tuple[str, str]]:
-    found = [(charts.swatch(line.look), line.label) for line in series]
+def _legend(series: Sequence[Series], levels: Sequence[Across] = ()) -> list[tuple[str, str, bool]]:
+    found = [(charts.swatch(line.look), line.label, False) for line in series]
     points = [point for line in series for point in line.points]
-    if any(point.low is not None for point in points):
-        found.append((charts.swatch(series[0].look, "band"), "95 % interval"))
-    if stars and any(point.chosen for point in points):
-        found.append((charts.swatch(series[0].look, "star"), "picked by training data"))
-    return found
+    if series[0].bands and any(point.low is not None for point in points):
+        found.append((charts.swatch(series[0].look, "band"), "95 % interval", False))
+    if any(point.chosen for point in points):
+        found.append((charts.swatch(series[0].look, "star"), "picked by training data", False))
+    return found + [(charts.swatch(level.look), level.label, True) for level in levels]
 
 
 def _kinds(one: Asked) -> dict[tuple[str | None, str | None], list[Result]]:
@@ -402,7 +402,7 @@ def _layer_figure(one: Asked, own: Sequence[Result], title: str) -> Figure | Non
         return None
     label = _y_label(own[0])
     svg = charts.layer_lines(f"{title}: {label} by layer", names, series, levels, label)
-    return Figure(title, svg, _legend(series))
+    return Figure(title, svg, _legend(series, levels))
 
 
 def _other_selections(asked: Sequence[Asked]) -> Section:
@@ -436,7 +436,7 @@ def _other_selections(asked: Sequence[Asked]) -> Section:
 def _rate_accuracy(findings: Findings, asked: Sequence[Asked]) -> Section:
     """Return what sets of layers tell over the nats that they spend, a line for each head."""
     figures = []
-    parts = {(one.own[0].metric, one.own[0].at, one.own[0].n_train) for one in asked}
+    parts = dict.fromkeys((o.own[0].metric, o.own[0].at, o.own[0].n_train) for o in asked)
     for metric, at, n_train in parts if not _are_factors(asked) else ():
         heads = [
             one
@@ -452,19 +452,11 @@ def _rate_accuracy(findings: Findings, asked: Sequence[Asked]) -> Section:
                     spent = findings.nats.get(str(row.layer), 0.0)
                     if spent > 0 and row.selection in ("single", "cumulative"):
                         point = _point(spent, row)
-                        points.append(
-                            Point(
-                                point.x,
-                                point.y,
-                                f"{point.tip}, {spent:,.1f} nats",
-                                point.low,
-                                point.high,
-                                point.chosen,
-                            )
-                        )
+                        points.append(replace(point, tip=f"{point.tip}, {spent:,.1f} nats"))
                 if len(points) > 1:
                     look = f"s{number % charts.SERIES}"
-                    series.append(Series(one.label, look, sorted(points, key=lambda p: p.x)))
+                    points.sort(key=lambda point: point.x)
+                    series.append(Series(one.label, look, points, bands=len(heads) < 3))
             if series:
                 x = Axis.over(
                     "nats an image, spent up to and including the layer",
@@ -473,7 +465,11 @@ def _rate_accuracy(findings: Findings, asked: Sequence[Asked]) -> Section:
                 )
                 label = _y_label(heads[0].own[0])
                 chance = [level for level in _levels(heads[0], ()) if level.look == "chance"]
-                title = " ".join(filter(None, kind)) if len(kinds) > 1 else label
+                title = "all layers up to each, by head"
+                if len(kinds) > 1:
+                    title += f", {' '.join(filter(None, kind))}"
+                if len(parts) > 1:
+                    title += f": {label}"
                 svg = charts.lines(f"{title} over nats", series, chance, x, label, width=760)
                 figures.append(Figure(title, svg, _legend(series)))
     text = (
@@ -620,7 +616,7 @@ def _from(line: Series, lowest: float) -> Series:
     points = [point for point in line.points if point.x >= lowest]
     if before:
         points.insert(0, Point(lowest, before[-1].y, before[-1].tip))
-    return Series(line.label, line.look, points, line.steps, line.markers)
+    return replace(line, points=points)
 
 
 def _place(kind: str, x: float) -> str:

@@ -285,7 +285,7 @@ def legend(asked: Sequence[Asked]) -> str:
 
 def short(value: float, sign: bool = False) -> str:
     """Return three decimals, of a fraction without its leading zero, as `.355` or `-.120`."""
-    text = f"{value:{'+' if sign else ''}.3f}"
+    text = f"{round(value, 3) + 0.0:{'+' if sign else ''}.3f}"  # not -.000
     return text.replace("0.", ".", 1) if text.lstrip("+-").startswith("0.") else text
 
 
