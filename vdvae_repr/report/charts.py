@@ -344,7 +344,7 @@ def grid(
 
 
 def swatch(look: str, kind: str = "line") -> str:
-    """Return the small picture of a legend: a `line` with its marker, an interval's `band`, a `star`, a map's `scale`."""
+    """Return the small picture of a legend: a `line` with its marker, a `band`, a `star`, a map's `scale`."""
     shape = '<path class="line" d="M1 8H33"/>' + marker(look, 17, 8, 4.5)
     if kind == "band":
         shape = '<rect class="band" x="2" y="2" width="30" height="12"/>'

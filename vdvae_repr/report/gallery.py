@@ -78,11 +78,14 @@ def ladder(store: Latents, model: VDVAE) -> Ladder:
         rebuilt = np.concatenate(
             [pixels for _, pixels in decode(store, model, first=first, ids=ids)]
         )
-        which = f"first {first}" if first < len(store.layers) else f"all {first}"
-        columns.append(f"{which}, to {store.layers[first - 1].name.partition('.')[0]}")
+        whole = first == len(store.layers)
+        last = store.layers[first - 1].name.partition(".")[0]
+        columns.append(f"{'all' if whole else 'first'} {first}, to {last}")
+        which = f"all {first} layers" if whole else f"the first {first} layers"
+        which = "the first layer" if first == 1 else which
         tiles.append(
             [
-                _tile(pixels, f"{image_id}, rebuilt from the {which} layers")
+                _tile(pixels, f"{image_id}, rebuilt from {which}")
                 for pixels, image_id in zip(rebuilt, ids, strict=True)
             ]
         )

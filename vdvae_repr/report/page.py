@@ -737,9 +737,8 @@ def _factors(findings: Findings) -> Section:
         svg = charts.grid(
             f"{title} of each factor by layer", values.T, names, list(table.index), shades.T, True
         )
-        figures.append(
-            Figure(title, svg, note="Bright is 1, dark is 0, or a factor's chance level.")
-        )
+        scale = (charts.swatch("", "scale"), "from 0, or a factor's chance level, to 1", False)
+        figures.append(Figure(title, svg, [scale]))
     text = "What each layer tells of each known factor of the images."
     return Section("factors", "Layers and factors", text, figures)
 
@@ -753,7 +752,8 @@ def _similarity(findings: Findings) -> Section:
         )
         low, high = float(found.shuffled.min()), float(found.shuffled.max())
         note = f"Of shuffled images it is from {short(low)} to {short(high)}: no more than chance."
-        figures.append(Figure(title, svg, note=note))
+        scale = (charts.swatch("", "scale"), "from 0 to 1", False)
+        figures.append(Figure(title, svg, [scale], note))
     text = (
         "Debiased linear CKA between layers: 0 (dark) where nothing is common, 1 (bright) where two are the "
         "same up to rotation and scale."
