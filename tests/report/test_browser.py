@@ -103,8 +103,8 @@ def test_filters_leave_what_was_asked_for_and_csv_holds_that(opened, report):
     assert column(page, "value") == [f"{row.value:.3f}" for row in expected]
     with page.expect_download() as download:
         page.locator("#download").click()
-    with open(download.value.path(), encoding="utf-8") as file:
-        rows = list(csv.DictReader(io.StringIO(file.read())))
+    text = download.value.path().read_text(encoding="utf-8")
+    rows = list(csv.DictReader(io.StringIO(text)))
     assert [float(row["value"]) for row in rows] == [row.value for row in expected]
     page.locator("#filter").fill("")
     page.locator("select[data-name=metric]").select_option("")

@@ -2,12 +2,14 @@
 
 import csv
 import dataclasses
+import html
 import io
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from made_report import row
 from typer.testing import CliRunner
 
 import vdvae_repr as vr
@@ -16,7 +18,8 @@ from vdvae_repr.cli import app
 from vdvae_repr.errors import StoreError, TaskError
 from vdvae_repr.model.weights import save
 from vdvae_repr.output import inert, is_own
-from vdvae_repr.report import charts, summary
+from vdvae_repr.report import charts, pictures, summary
+from vdvae_repr.results import Curve, SamplingCost
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
 
@@ -76,13 +79,13 @@ def test_every_row_is_in_the_table_with_its_figures(report, tmp_path):
     rows = body_rows(page, text)
     assert len(rows) == len(report.rows)
     names = [attrs["data-name"] for attrs, _ in page.all("th", scope="col") if "data-name" in attrs]
-    for cells, row in zip(rows, report.rows, strict=True):
+    for cells, result in zip(rows, report.rows, strict=True):
         shown = dict(zip(names, cells, strict=True))
-        assert shown["value"] == f"{row.value:.3f}"
-        assert shown["layer"] == (row.layer or "")
-        assert shown["head"] == row.head
-        assert shown["ci_low"] == f"{row.ci_low:.3f}"
-        assert bool(shown["chosen"]) is row.chosen
+        assert shown["value"] == f"{result.value:.3f}"
+        assert shown["layer"] == (result.layer or "")
+        assert shown["head"] == result.head
+        assert shown["ci_low"] == f"{result.ci_low:.3f}"
+        assert bool(shown["chosen"]) is result.chosen
     # What is the same in all rows is said once.
     assert "task" not in names
     assert "task face_id" in text
@@ -116,7 +119,7 @@ def test_it_loads_nothing_and_names_no_address(report, tmp_path):
 def test_the_answer_is_that_of_the_text(report, tmp_path):
     _, text = page_of(report, tmp_path)
     asked = list(summary.asked_of(report.rows, report.comparisons))
-    said = re.sub(r"\s+", " ", text)
+    said = html.unescape(re.sub(r"\s+", " ", text))
     assert summary.lead(asked).sentence in said
     assert summary.lead(asked).sentence.startswith(
         "The first 4 layers together (0:4) of tiny reach a rank-1 identification rate of .494"
@@ -245,7 +248,9 @@ def test_a_folder_of_something_else_is_refused_in_one_line(tmp_path, name, conte
 
 
 def test_no_folder_is_refused(tmp_path):
-    with pytest.raises(TaskError, match="expected a folder of results, found nothing"):
+    with pytest.raises(
+        TaskError, match="expected a folder of results, which a probe saves, found nothing"
+    ):
         vr.Report.load(tmp_path / "none")
 
 
@@ -257,6 +262,122 @@ def test_what_was_damaged_is_named(saved, name):
     path.write_text(path.read_text()[: len(path.read_text()) // 2].rpartition(",")[0] + ',"')
     with pytest.raises(TaskError, match=f"{name}: is not as this version wrote it"):
         vr.Report.load(saved)
+
+
+# What other tasks have
+
+
+def headings(text):
+    return re.findall(r"<h2>(.*?)</h2>", text)
+
+
+def few_shot_row(shots, layer, value, **columns):
+    known = {"task": "few_shot", "protocol": "few-shot", "metric": "accuracy", "chance": 0.2}
+    return row("ridge", layer, value, n_train=5 * shots, at=float(shots), **(known | columns))
+
+
+def test_few_shot_has_curves_over_shots_also_where_nothing_was_chosen(tmp_path):
+    control = {"role": "control", "model": "random-init", "chosen": True}
+    rows = [
+        made
+        for shots, gain in ((1, 0.0), (5, 0.2))
+        for made in (
+            few_shot_row(shots, "4x4.0", 0.3 + gain),
+            few_shot_row(shots, "8x8.0", 0.4 + gain, dims=64, versus="random-init"),
+            few_shot_row(shots, "4x4.0", 0.35 + gain, **control),
+        )
+    ]
+    pictures.write(rows, [], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["layers.png"]
+    page, text = page_of(vr.Report(rows=rows), tmp_path)
+    assert "Few-shot curves" in headings(text)
+    [(attrs, _)] = [
+        found for found in page.all("svg") if "accuracy by shots" in found[0].get("aria-label", "")
+    ]
+    assert "8x8.0: .400" in attrs["aria-label"]  # what is compared, of all that was not chosen
+    assert "8x8.0: .600" in attrs["aria-label"]
+    assert "No row is picked" in text
+
+
+def test_factors_are_a_map_of_numbers(tmp_path):
+    rows = [
+        row(f"ridge:{factor}", layer, value, task="factors", metric="r2", chance=None)
+        for factor, values in {"pose_yaw": (0.1, 0.85), "light": (0.3, 0.25)}.items()
+        for layer, value in zip(("4x4.0", "8x8.0"), values, strict=True)
+    ]
+    _, text = page_of(vr.Report(rows=rows), tmp_path)
+    assert "Layers and factors" in headings(text)
+    assert "By layer" not in headings(text)
+    numbers = re.findall(r'ink-\w+"[^>]*>(-?[\d.]+)<', text)
+    assert numbers == ["0.30", "0.25", "0.10", "0.85"] or numbers == [
+        "0.10",
+        "0.85",
+        "0.30",
+        "0.25",
+    ]
+    assert "pose yaw" in text
+
+
+def test_verification_has_roc_curves_and_open_sets_rates_of_detection(report, tmp_path):
+    far = np.linspace(0, 1, 401)
+    chosen = {"chosen": True, "training_score": 0.5}
+    report.rows = [
+        made
+        for rate, value in ((0.01, 0.2), (0.1, 0.6))
+        for made in (
+            row(
+                "ridge",
+                "8x8.0",
+                value,
+                metric="dir",
+                at=rate,
+                chosen=rate == 0.01,
+                training_score=0.5,
+            ),
+            row("ridge", "4x4.0", value / 2, metric="dir", at=rate, training_score=0.1),
+        )
+    ]
+    report.rows += [row("ridge", "8x8.0", 0.876, metric="auc", **chosen)]
+    report.comparisons = []
+    report.curves = [Curve("roc", "ridge", "tiny", "8x8.0", far, np.sqrt(far))]
+    page, text = page_of(report, tmp_path)
+    assert {"Receiver operating characteristic", "Detection and identification"} <= set(
+        headings(text)
+    )
+    assert "tiny 8x8.0 (AUC .876)" in text
+    tips = [attrs["data-tip"] for attrs, _ in page.all("g") if "data-tip" in attrs]
+    assert "8x8.0: .600 [.550, .650] at 0.1" in tips
+    assert "tiny 8x8.0: .316 at false accept rate 0.1" in tips
+    assert not any(
+        "tiny 8x8.0" in tip and "rate 0.01" in tip for tip in tips
+    )  # of 4 impostors of 400
+
+
+def test_models_beside_are_drawn_and_draws_have_their_cost(report, tmp_path):
+    alike = [row("ridge", layer, 0.2, model="other") for layer in ("1x1.0", "4x4.0")]
+    unlike = row("ridge", "layer4", 0.777, model="timm:resnet50", chosen=True)
+    report.rows += [*alike, unlike]
+    report.sampling_costs = [
+        SamplingCost(
+            head="ridge", n_train=60, layer=layer, pool=None, dims=16, draws=8, metric="rank1", mean=0.4,
+            one_z=0.3, mean_of_z=0.387, p_one_z=0.01, p_mean_of_z=None,
+        )
+        for layer in ("1x1.0", "4x4.0")
+    ]  # fmt: skip
+    _, text = page_of(report, tmp_path)
+    assert "other, one layer" in text
+    assert "timm:resnet50 .777" in text
+    assert "ridge beside: timm:resnet50 layer4 .777" in text
+    assert "What drawing costs" in headings(text)
+    assert "4x4.0, mean of 8 draws: .387" in text
+
+
+def test_what_compare_wrote_is_a_page_of_its_own(report, tmp_path):
+    pictures.save_similarity(report.similarity["mean"], tmp_path / "c", ("a", "b"))
+    _, text = page_of(vr.Report.load(tmp_path / "c"), tmp_path)
+    assert headings(text) == ["How alike layers are", "Where it comes from"]
+    assert "<h1>How alike layers are</h1>" in text
+    assert "with a debiased linear CKA of .100" in text
 
 
 # What is replaced
@@ -297,8 +418,8 @@ def test_with_store_and_model_there_are_pictures(store, probed, tiny, tmp_path):
     assert all(attrs["src"].startswith("data:image/") and attrs["alt"] for attrs, _ in pictures)
     assert all(int(attrs["width"]) >= 96 for attrs, _ in pictures)
     alts = [attrs["alt"] for attrs, _ in pictures]
-    assert sum("rebuilt from the first layer" in alt for alt in alts) == 6
-    assert sum("rebuilt from all 5 layers" in alt for alt in alts) == 6
+    assert sum("rebuilt from the first layer" in alt for alt in alts) == 8
+    assert sum("rebuilt from all 5 layers" in alt for alt in alts) == 8
     queries = [alt for alt in alts if "which is looked for" in alt]
     assert len(queries) == 3
     marked = re.findall(r'class="tile alike"><img [^>]*alt="([^"]*)"', text)

@@ -31,7 +31,10 @@ CIVIDIS = ("#00204d", "#414d6b", "#7c7b78", "#bcaf6f", "#ffea46")  # evenly spac
 
 @dataclass(frozen=True)
 class Point:
-    """A value at x, with its 95 % interval; `tip` is all that is to be said of it."""
+    """A value at x, with its 95 % interval; `tip` is all that is to be said of it.
+
+    A line may begin at a point of which nothing is said, as it is another line's.
+    """
 
     x: float
     y: float
@@ -475,7 +478,7 @@ def _draw_series(drawing: Drawing, frame: Frame, series: Sequence[Series]) -> No
             shape = f'<circle class="hit" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
             if (number + turn) % each == 0:  # of curves that run together, at places of their own
                 shape = marker(line.look, x, y, 3.8)
-            if not point.chosen:
+            if point.tip and not point.chosen:
                 drawing.told(x, y, point.tip, shape, line.look)
     for line in series:
         for point in line.points:
@@ -544,7 +547,8 @@ def _said(series: Sequence[Series], across: Sequence[Across]) -> str:
     """Return in words what stands on a chart of lines: of each line its ends and what was chosen."""
     said = []
     for line in series:
-        shown = [p for p in line.points if p.chosen] or [line.points[0], line.points[-1]]
+        told = [p for p in line.points if p.tip]
+        shown = [p for p in told if p.chosen] or [told[0], told[-1]]
         how = "chosen" if shown[0].chosen else "first and last"
         said.append(f"{line.label}, {how}: {'; '.join(p.tip for p in dict.fromkeys(shown))}")
     return ". ".join([*said, *(level.label for level in across)])

@@ -96,9 +96,9 @@ def read(folder: str | Path) -> Findings:
     """
     folder = Path(folder)
     if not folder.is_dir():
+        thing = "a file" if folder.exists() else "nothing"
         raise TaskError(
-            f"{folder}: expected a folder of results, found {'a file' if folder.exists() else 'nothing'}; "
-            "vdvae-repr probe --out makes one"
+            f"{folder}: expected a folder of results, which a probe saves, found {thing}"
         )
     found = Findings()
     if (path := folder / "results.jsonl").is_file():
@@ -106,8 +106,7 @@ def read(folder: str | Path) -> Findings:
     found.similarity = _similarity(folder)
     if not found.rows and not found.similarity:
         raise TaskError(
-            f"{folder}: holds no results (results.jsonl, or similarity.csv); vdvae-repr probe --out "
-            "makes such a folder"
+            f"{folder}: holds no results (results.jsonl, or similarity.csv); give a folder that a probe saved"
         )
     found.comparisons = list(_records(folder / "comparisons.csv", Comparison))
     found.sampling_costs = list(_records(folder / "noise.csv", SamplingCost))
@@ -225,6 +224,4 @@ def _number(row: Mapping[str, str], column: str, path: Path) -> float:
 
 
 def _damaged(path: Path, error: BaseException) -> TaskError:
-    return TaskError(
-        f"{path}: is not as this version wrote it ({first_line(error)}); run vdvae-repr probe again"
-    )
+    return TaskError(f"{path}: is not as this version wrote it ({first_line(error)}); probe again")

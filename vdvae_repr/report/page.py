@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -286,8 +285,8 @@ def _told(row: Result) -> str:
     return text + (", picked by training data" if row.chosen and row.role == "model" else "")
 
 
-def _point(x: float, row: Result, stars: bool = True) -> Point:
-    chosen = stars and row.chosen and row.role == "model"
+def _point(x: float, row: Result) -> Point:
+    chosen = row.chosen and row.role == "model"
     return Point(x, row.value, _told(row), row.ci_low, row.ci_high, chosen)
 
 
@@ -369,7 +368,7 @@ def _layer_figure(one: Asked, own: Sequence[Result], title: str) -> Figure | Non
         # The first set is the first layer, which is a single one where both were asked for.
         later = [_point(len(names) - len(sets) + number, row) for number, row in enumerate(sets)]
         if len(sets) < len(names):
-            later.insert(0, _point(0, singles[0], stars=False))
+            later.insert(0, replace(_point(0, singles[0]), tip="", chosen=False))
         series.append(Series("all layers up to it", "s1", later))
     kind = own[0].feature, own[0].pool
     levels = _levels(one, [name for name in CONTROLS if name != "random-init"])
@@ -866,22 +865,17 @@ def _table(rows: Sequence[Result]) -> Table:
 
 
 def _cell(name: str, value: Any) -> tuple[str, str]:
+    """Return what a cell shows, and what it is sorted by."""
     if name == "chosen":
         return ("\N{BLACK STAR}" if value else "", str(int(value)))
     if value is None:
         return "", ""
+    if isinstance(value, int):
+        return f"{value:,}", str(value)
     if isinstance(value, float):
-        shown = (
-            f"{value:g}"
-            if name == "at"
-            else f"{value:+.3f}"
-            if name == "difference"
-            else f"{value:.3f}"
-        )
-        if name == "p_value":
-            shown = f"{value:.4f}"
-        return shown, repr(value) if math.isfinite(value) else ""
-    return (f"{value:,}" if isinstance(value, int) else printable(str(value))), str(value)
+        form = {"at": "g", "difference": "+.3f", "p_value": ".4f"}.get(name, ".3f")
+        return f"{value:{form}}", repr(value)
+    return (printable(value),) * 2
 
 
 def _provenance(findings: Findings, store: Latents | None) -> Iterator[tuple[str, str]]:
