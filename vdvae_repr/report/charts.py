@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from itertools import groupby, pairwise
@@ -332,9 +332,10 @@ def grid(
             )
         tip = f"{rows[row]}, {columns[column]}: {value:.3f}"
         drawing.told(x + cell[0] / 2, y + cell[1] / 2, tip, shape)
-    for at, name in enumerate(rows):
+    every = 1 if cell[1] > 15 else 4  # of the names that are written
+    for at, name in _some_names(rows, every):
         drawing.text(room - 8, top + cell[1] * (at + 0.5) + 4, name, "end name")
-    for at, name in enumerate(columns):
+    for at, name in _some_names(columns, every):
         place = room + cell[0] * (at + 0.5) + 4
         drawing.text(place, top + height + 14, name, "end name", turned=True)
     for edge in _edges(rows)[1:]:
@@ -389,9 +390,9 @@ def _over_layers(
 ) -> tuple[Drawing, Frame]:
     """Return a drawing whose axis across is layers, named within bands of their resolution."""
     count = len(layers)
-    step = min(46.0, max(16.0, 900 / count))
-    places = [LAYER.fullmatch(name) for name in layers]
-    in_bands = all(places)
+    step = min(46.0, max(11.0, 900 / count))
+    every = 1 if step > 20 else 5  # of the numbers that are written
+    in_bands = all(LAYER.fullmatch(name) for name in layers)
     below = 22.0
     if not in_bands:
         below = 18 + 0.87 * LABEL * min(max(map(len, layers)), LONGEST)
@@ -400,23 +401,22 @@ def _over_layers(
     frame = Frame(left, left + max(step * count, 240), TOP, TOP + HEIGHT, x, y)
     drawing = Drawing(frame.right + right, frame.bottom + below + 24, title, description)
     edges = [*_edges(layers), count]
-    for number, (start, stop) in enumerate(pairwise(edges)):
+    for turn, (start, stop) in enumerate(pairwise(edges)):
         if in_bands:
             first, last = frame.x(start - 0.5), frame.x(stop - 0.5)
-            shade = "band-even" if number % 2 else "band-odd"
+            shade = "band-even" if turn % 2 else "band-odd"
             drawing.box(first, frame.top - 20, last - first, HEIGHT + 20, shade)
             resolution = layers[start].partition(".")[0]
             if last - first < LABEL * len(resolution):
                 resolution = resolution.partition("x")[0]
             drawing.text((first + last) / 2, frame.top - 6, resolution, "middle small")
+            end = stop if every == 1 else max(start + 1, stop - 1)  # none beside the next band's
+            for number in range(start, end, every):
+                own = layers[number].partition(".")[2]
+                drawing.text(frame.x(number), frame.bottom + 17, own, "middle small")
     _draw_upright(drawing, frame)
-    for number, (name, place) in enumerate(zip(layers, places, strict=True)):
-        if place is not None and in_bands:
-            drawing.text(frame.x(number), frame.bottom + 17, place[2], "middle small")
-        else:
-            drawing.text(
-                frame.x(number) + 4, frame.bottom + 15, name, "end small name", turned=True
-            )
+    for number, name in enumerate(() if in_bands else layers):
+        drawing.text(frame.x(number) + 4, frame.bottom + 15, name, "end small name", turned=True)
     label = "layer of each resolution, coarsest first" if in_bands else x.label
     drawing.text((frame.left + frame.right) / 2, frame.bottom + below + 16, label, "middle label")
     return drawing, frame
@@ -552,6 +552,13 @@ def _said(series: Sequence[Series], across: Sequence[Across]) -> str:
         how = "chosen" if shown[0].chosen else "first and last"
         said.append(f"{line.label}, {how}: {'; '.join(p.tip for p in dict.fromkeys(shown))}")
     return ". ".join([*said, *(level.label for level in across)])
+
+
+def _some_names(names: Sequence[str], every: int) -> Iterator[tuple[int, str]]:
+    """Yield names with their places, of each resolution's the first and so many of the others."""
+    edges = [*_edges(names), len(names)]
+    for start, stop in pairwise(edges):
+        yield from ((at, names[at]) for at in range(start, stop, every))
 
 
 def _edges(names: Sequence[str]) -> list[int]:

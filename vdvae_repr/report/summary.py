@@ -350,15 +350,10 @@ def _lead_of_factors(asked: Sequence[Asked]) -> Lead:
     words = f"factors of {len(asked)} told better than by every control"
     if not said:
         return Lead(str(len(asked)), "factors", "Nothing was compared with controls.", None)
-    others = [
-        f"{said[word]} {words}"
-        for word, words in (("worse", "worse than by a control"), (UNDECIDED, "with no difference"))
-        if said[word]
-    ]
-    tail = f"; {', '.join(others)}" if others else ""
     model = asked[0].own[0].model
     sentence = (
-        f"{model} tells {said['better']} of {len(asked)} factors better than every control{tail}."
+        f"{model} tells {said['better']} of {len(asked)} factors better than every control, "
+        f"{said['worse']} worse than some control; of {said[UNDECIDED]} no difference is told."
     )
     return Lead(str(said["better"]), words, sentence, None)
 

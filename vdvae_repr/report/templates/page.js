@@ -34,7 +34,11 @@
     point.classList.add("on");
     tip.textContent = point.dataset.tip;
     tip.hidden = false;
-    const box = point.getBoundingClientRect();
+    place();
+  };
+  const place = () => {
+    if (!shown) return;
+    const box = shown.getBoundingClientRect();
     const left = box.left + box.width / 2 - tip.offsetWidth / 2;
     const above = box.top - tip.offsetHeight - 8;
     tip.style.left = `${Math.max(4, Math.min(left, innerWidth - tip.offsetWidth - 4))}px`;
@@ -67,7 +71,7 @@
       show(inOrder[(next + inOrder.length) % inOrder.length].element);
     });
   }
-  addEventListener("scroll", hide, { passive: true, capture: true });
+  addEventListener("scroll", place, { passive: true, capture: true });
   addEventListener("beforeprint", () => {
     hide();
     for (const details of document.querySelectorAll("details")) details.open = true;
