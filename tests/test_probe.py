@@ -64,7 +64,8 @@ def test_an_atlas_is_rows_pictures_and_tables(folder, tmp_path):
     command("probe", "--latents", folder / "a.h5", "--layer", "4x4.0", "--out", out, *QUICK)
     now = {path.name for path in out.iterdir()}  # of the last run alone, and what is the user's
     assert now == {
-        "results.jsonl", "results.csv", "comparisons.csv", "layers.png", "cmc.png", "notes.txt",
+        "results.jsonl", "results.csv", "comparisons.csv", "curves.csv", "report.json", "index.html",
+        "layers.png", "cmc.png", "notes.txt",
     }  # fmt: skip
 
 

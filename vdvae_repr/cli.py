@@ -13,6 +13,7 @@ import logging
 import os
 import platform
 import re
+import shlex
 import sys
 import textwrap
 import time
@@ -36,7 +37,7 @@ from vdvae_repr.errors import (
 )
 
 if TYPE_CHECKING:
-    from vdvae_repr import VDVAE
+    from vdvae_repr import VDVAE, LatentStore
     from vdvae_repr.data.source import Source
 
 QUOTE = '"'
@@ -358,7 +359,9 @@ def probe(
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no scores.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for results.csv, comparisons.csv, results.jsonl and pictures."),
+        typer.Option(
+            help="Folder for the page index.html, tables (results.csv, ...) and pictures."
+        ),
     ] = None,
     every_row: Annotated[
         bool, typer.Option("--rows", help="Print every row, not the answer alone.")
@@ -425,13 +428,11 @@ def probe(
             )
         _log(f"z: of {costs[0].draws} draws; p: paired test against the mean")
     if out is not None:
-        names = list(dict.fromkeys(feature or [store.default_feature])) if atlas else []
-        report.save(
-            out,
-            similarity={
-                name: vr.compare(store, feature=name, seed=seed, notice=_log) for name in names
-            },
-        )
+        for name in dict.fromkeys(feature or [store.default_feature]) if atlas else ():
+            report.similarity[name] = vr.compare(store, feature=name, seed=seed, notice=_log)
+        report.record["command"] = _command_line()
+        report.save(out)
+        _log(f"to look at: {out / pictures.PAGE}")
 
 
 @contextmanager
@@ -449,6 +450,58 @@ def _notes_printed() -> Iterator[None]:
         logger.propagate = True
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+@app.command("report")
+def report_(
+    results: Annotated[Path, typer.Argument(help="A folder that probe --out wrote.")],
+    latents: Annotated[
+        Path | None, typer.Option(help="The store that was probed; adds pictures to the page.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="What the store was extracted with, for reconstructions; its packaged model if not given."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for index.html, or a name.html; RESULTS if not given."),
+    ] = None,
+) -> None:
+    """Make one HTML page of results, to look at and to share; it needs no network.
+
+    Example: vdvae-repr report results/ --latents latents.h5 --out report/
+    """
+    import vdvae_repr as vr
+    from vdvae_repr.report import page, pictures
+
+    if model is not None and latents is None:
+        raise TaskError("--model: expected --latents with it, found none; give the store")
+    report = vr.Report.load(results)
+    path = out or results
+    if path.suffix != ".html":
+        path = path / pictures.PAGE
+    page.check(path)
+    store = None if latents is None else vr.open(latents)
+    if store is not None:
+        page.expect_of_results(store, report)  # before a model is loaded for nothing
+    report.page(path, store, None if store is None else _model_of(store, model))
+    _print(str(path))
+
+
+def _model_of(store: LatentStore, model: str | None) -> VDVAE | None:
+    """Load the model that a store was extracted with: the one named, else the packaged one, if it is that."""
+    from vdvae_repr.model.weights import packaged_names, weights_sha256
+
+    if model is not None:
+        return _load_vdvae(model, None, "cpu", False)
+    if store.info.model in packaged_names():
+        net = _load_vdvae(store.info.model, None, "cpu", False)
+        if weights_sha256(net) == store.info.weights_sha256:
+            return net
+    _log(f"no reconstructions: {store.info.model} is no packaged model; give it with --model")
+    return None
 
 
 @app.command()
@@ -845,7 +898,9 @@ def demo(
     print(f"digits: {len(digits)} images, {digits.kl.mean(axis=0).sum():.0f} nats an image")
     with _notes_printed():
         report = vr.probe(faces, "face_id", layers="<=16x16", cache=None)
+    report.record["command"] = _command_line()
     report.save(out)
+    report.page(out / pictures.PAGE, faces, net)
     print(report.answer(f"every row: {out / 'results.csv'}"))
     images = faces.images()[::25][:8]
     read = net.posterior(images)
@@ -857,6 +912,7 @@ def demo(
     _print(
         f"{out}/reconstructions.png: images, then rebuilt from the first 1, 5, 11, 16 and all layers"
     )
+    _print(f"{out / pictures.PAGE}: all of it, to look at")
 
 
 def _open(
@@ -906,6 +962,11 @@ def _load_vdvae(model: str, preset: str | None, device: str, download: bool) -> 
             "and compared"
         )
     return net
+
+
+def _command_line() -> str:
+    """Return the command as it was given."""
+    return shlex.join(["vdvae-repr", *sys.argv[1:]])
 
 
 def _is_main_process() -> bool:

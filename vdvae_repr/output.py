@@ -1,8 +1,8 @@
 """Result files: each is written whole or not at all, and takes the place of our own earlier one alone.
 
-What this package wrote is known by its content: pictures carry the text `Software: vdvae-repr`, tables and
-JSON lines have exactly the columns that no other program writes: one to which somebody added a column is
-theirs. So nothing else need lie beside them.
+What this package wrote is known by its content: pictures carry the text `Software: vdvae-repr`, pages name
+it as their generator, tables and JSON lines have exactly the columns that no other program writes: one to
+which somebody added a column is theirs. So nothing else need lie beside them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import csv
 import errno
 import fcntl
 import hashlib
+import importlib.metadata
 import json
 import os
 import re
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MARK = "vdvae-repr"  # the text Software of every PNG that is written
+GENERATOR = f'<meta name="generator" content="{MARK}'  # in the head of every page
+PAGE_BYTES = 4096  # of a page, in which that stands
 # The first column of similarity.csv and of similarity-shuffled.csv, and of factors-METRIC.csv.
 SIMILARITY = ("debiased linear CKA", "debiased linear CKA, images shuffled")
 FACTORS = ("r2", "pearson", "balanced_accuracy")
-# Columns of results.csv and results.jsonl, of comparisons.csv, of noise.csv and of rate_accuracy.csv.
+# Columns of results.csv and results.jsonl, of comparisons.csv, curves.csv, noise.csv and rate_accuracy.csv.
 RESULTS = (
     "task,protocol,head,model,role,weights_sha256,source,layer,selection,feature,pool,scaling,dims,n_train,"
     "n_test,units,metric,at,value,ci_low,ci_high,interval,se,std,chance,training_score,chosen,versus,difference,"
@@ -45,6 +48,8 @@ RESULTS_BEFORE = (
     "task,protocol,head,model,weights_sha256,source,layer,feature,pool,standardised,dims,n_train,n_test,"
     "metric,value,ci_low,ci_high,se,std,chance,chosen,p_value,seed,transductive,seconds"
 )
+CURVES = "kind,head,model,layer,x,y"
+RECORD = ["software", "record", "headlines", "notes", "more_heads"]  # keys of report.json
 NOISE = "head,n_train,layer,pool,dims,draws,metric,mean,one_z,mean_of_z,p_one_z,p_mean_of_z"
 RATE_ACCURACY = "nats,head,feature,pool,layer,dims,metric,at,value,ci_low,ci_high"
 EARLIER = (  # of versions before this one
@@ -66,13 +71,25 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-](inf|nan)", re.A
 HEADER_BYTES = 2**20  # of a table, at most
 
 
+def version() -> str:
+    """Return this package's version, also where a checkout on Python's path was never installed."""
+    try:
+        return importlib.metadata.version(MARK)
+    except importlib.metadata.PackageNotFoundError:
+        return "a checkout that is not installed"
+
+
 def is_own(path: Path) -> bool:
-    """Return whether a .png, .csv or .jsonl file was written by this package."""
+    """Return whether a .png, .csv, .jsonl, .json or .html file was written by this package."""
     try:
         if path.suffix.lower() == ".png":
             with Image.open(path, formats=["PNG"]) as picture:
                 return picture.info.get("Software") == MARK
         with path.open(encoding="utf-8", newline="") as file:
+            if path.suffix == ".html":
+                return GENERATOR in file.read(PAGE_BYTES)
+            if path.suffix == ".json":
+                return list(content := json.load(file)) == RECORD and content["software"] == MARK
             line = file.readline(HEADER_BYTES)
             if path.suffix == ".jsonl":
                 return ",".join(json.loads(line)) in (RESULTS, *EARLIER)
@@ -81,8 +98,8 @@ def is_own(path: Path) -> bool:
             if columns and columns[0] in (*SIMILARITY, *FACTORS):
                 rows = csv.reader(file)
                 return all(len(row) == len(columns) and _are_numbers(row[1:]) for row in rows)
-        return ",".join(columns) in (RESULTS, COMPARISONS, NOISE, RATE_ACCURACY, *EARLIER)
-    except (OSError, SyntaxError, ValueError, TypeError, csv.Error, StopIteration):
+        return ",".join(columns) in (RESULTS, COMPARISONS, CURVES, NOISE, RATE_ACCURACY, *EARLIER)
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, csv.Error, StopIteration):
         return False
 
 
@@ -258,8 +275,8 @@ def replacing_folder(folder: str | Path, names: re.Pattern[str]) -> Iterator[Pat
     """Yield an empty folder; once everything is written there, it replaces an earlier run's files.
 
     All of the earlier files of these `names` go, so that no picture lies beside rows of another run. While
-    the files are exchanged the first one (JSON lines, then CSV; of several that of the shortest name) is
-    never missing, and stands beside files of its own run alone. Of two processes the second waits.
+    the files are exchanged the first one (JSON lines, then CSV, then others; of several that of the shortest
+    name) is never missing, and stands beside files of its own run alone. Of two processes the second waits.
 
     Raises:
         TaskError: as `prepare_folder`, or there is no room.
@@ -274,7 +291,7 @@ def replacing_folder(folder: str | Path, names: re.Pattern[str]) -> Iterator[Pat
                 shutil.rmtree(aside, ignore_errors=True)
                 aside.mkdir()
                 yield aside
-                kinds = (".jsonl", ".csv", ".png")
+                kinds = (".jsonl", ".csv", ".json", ".png", ".html")
                 written = sorted(
                     aside.iterdir(),
                     key=lambda path: (kinds.index(path.suffix), len(path.name), path.name),

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -23,6 +24,7 @@ from tqdm.auto import tqdm
 from vdvae_repr.errors import TaskError, printable
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.model.layers import LayerSpec
+from vdvae_repr.output import version
 from vdvae_repr.probing import controls as baselines
 from vdvae_repr.probing.cache import ScoreCache
 from vdvae_repr.probing.candidates import (
@@ -139,12 +141,24 @@ def probe(
         if name != other.info.model:  # of one name, as with weights of one's own, are several
             run.note(f"{name} is {other.path}")
     candidates = run.candidates()
-    report = Report(notes=run.notes, nats=nats_by_label(store, choice))
+    report = Report(notes=run.notes, nats=nats_by_label(store, choice), record=_record(store))
     with tqdm(unit="score", disable=None if progress else True) as bar:
         run.bar = bar
         for part in task.parts():
             Measurement(run, part).measure(candidates, report)
     return report
+
+
+def _record(store: Latents) -> dict[str, str]:
+    """Return where a report of a store comes from, in words."""
+    record = {
+        "version": version(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "store": str(store.path),
+    }
+    if store.info.source_sha256 is not None and " -> " not in store.info.source:
+        record["images_sha256"] = store.info.source_sha256
+    return record
 
 
 @dataclass

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from vdvae_repr import results
-from vdvae_repr.probing.answer import answer
-from vdvae_repr.results import Comparison, Curve, Result, SamplingCost, Similarity
+from vdvae_repr.report.folder import Findings, read
+from vdvae_repr.report.summary import answer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from vdvae_repr.latents.base import Latents
+    from vdvae_repr.model.vdvae import VDVAE
 
-@dataclass
-class Report:
-    """What `vr.probe` returns.
+
+@dataclass(kw_only=True)
+class Report(Findings):
+    """What `vr.probe` returns, or `Report.load` reads; its attributes are those of `Findings`.
 
     Attributes:
         rows: a figure each, with everything needed to read it. Of a head and a model one is `chosen`, by
@@ -32,16 +34,18 @@ class Report:
         more_heads: names of the task's heads that were not asked for.
         sampling_costs: what drawing costs each layer, where a store of draws was given.
         nats: that the layers of each cumulative row spend together, the images' mean, by its selector.
+        similarity: what `vr.compare` says of the store's layers, by feature; `probe --atlas` adds it.
+        record: where all of it comes from: version, date, store, images.
     """
 
-    rows: list[Result] = field(default_factory=list)
-    comparisons: list[Comparison] = field(default_factory=list)
-    curves: list[Curve] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    headlines: list[str] = field(default_factory=list)
-    more_heads: list[str] = field(default_factory=list)
-    sampling_costs: list[SamplingCost] = field(default_factory=list)
-    nats: dict[str, float] = field(default_factory=dict)
+    @classmethod
+    def load(cls, folder: str | Path) -> Report:
+        """Read a report from the folder that `save`, or `vdvae-repr probe --out`, wrote.
+
+        Raises:
+            TaskError: no such folder, one that holds no results, or a file that is not as it was written.
+        """
+        return cls(**vars(read(folder)))
 
     def __str__(self) -> str:
         """Return the answer: what is best, and whether it beats the controls; 30 lines at most."""
@@ -94,32 +98,37 @@ class Report:
         ]
         return pd.DataFrame(table, columns=["nats", *kept])
 
-    def save(
-        self,
-        folder: str | Path,
-        similarity: Mapping[str, Similarity] | None = None,
-    ) -> None:
-        """Write rows, tables and pictures into a folder, in place of what an earlier run left there.
+    def save(self, folder: str | Path) -> None:
+        """Write rows, tables, pictures and the page, in place of what an earlier run left in the folder.
 
         Args:
             folder: made if need be.
-            similarity: what `vr.compare` says of the store's layers, by feature.
 
         Raises:
             TaskError: the folder cannot be written, or holds a file of these names that is not ours.
         """
         from vdvae_repr.report import pictures
 
-        pictures.save(
-            self.rows,
-            folder,
-            comparisons=self.comparisons,
-            curves=self.curves,
-            costs=self.sampling_costs,
-            nats=self.nats,
-            rate_accuracy=self.rate_accuracy(),
-            similarity=similarity or {},
-        )
+        pictures.save(self, folder, rate_accuracy=self.rate_accuracy())
+
+    def page(
+        self, path: str | Path, latents: Latents | None = None, model: VDVAE | None = None
+    ) -> None:
+        """Write the report as one HTML file, which needs no network and no other file.
+
+        Args:
+            path: of the page, as `out/index.html`; an earlier page is replaced, never another file.
+            latents: the store that was probed, for pictures: the nearest images of the same image by layer,
+                and with `model` what the first layers rebuild; also the KL of each layer.
+            model: that the store was extracted with.
+
+        Raises:
+            TaskError: nothing to show, or another file in the way. StoreError: a store of other images or
+                weights than the report is of.
+        """
+        from vdvae_repr.report import page
+
+        page.write(self, path, latents, model)
 
     @property
     def plot(self) -> Plots:

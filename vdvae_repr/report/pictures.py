@@ -20,11 +20,11 @@ from vdvae_repr.output import (
     replacing_folder,
     write_table,
 )
-from vdvae_repr.report import plots
+from vdvae_repr.report import page, plots
+from vdvae_repr.report.folder import Findings, write_curves, write_record
 from vdvae_repr.results import (
     CONTROLS,
     LABELS_OF_FACTORS,
-    Comparison,
     Curve,
     Result,
     SamplingCost,
@@ -35,37 +35,38 @@ from vdvae_repr.results import (
 # Files that `probe --out` makes; `compare` makes `similarity` alone.
 MADE = re.compile(
     r"(layers|shots|cmc|roc|noise|factors|rate_accuracy)(-.*)?\.png|similarity-.*\.(png|csv)"
-    r"|(comparisons|noise|rate_accuracy)\.csv|factors-.*\.csv|results\.(jsonl|csv)"
+    r"|(comparisons|curves|noise|rate_accuracy)\.csv|factors-.*\.csv|results\.(jsonl|csv)"
+    r"|report\.json|index\.html"
 )
+PAGE = "index.html"
 LONGEST = 180  # of a file's name, of 255 bytes at most
 SIMILARITY_MADE = re.compile(r"similarity\.(csv|png)|similarity-shuffled\.csv")
 
 
-def save(
-    rows: Sequence[Result],
-    folder: str | Path,
-    *,
-    comparisons: Sequence[Comparison] = (),
-    curves: Sequence[Curve] = (),
-    costs: Sequence[SamplingCost] = (),
-    nats: Mapping[str, float] | None = None,
-    rate_accuracy: pd.DataFrame | None = None,
-    similarity: Mapping[str, Similarity] | None = None,
-) -> None:
+def save(findings: Findings, folder: str | Path, rate_accuracy: pd.DataFrame) -> None:
     """Write all that `probe --out` leaves in a folder, in place of what an earlier run left.
+
+    Args:
+        findings: of a report.
+        folder: made if need be.
+        rate_accuracy: the nats that sets of layers spend beside what these are worth.
 
     Raises:
         TaskError: the folder cannot be written, or holds a file of these names that is not ours.
     """
+    rows, costs = findings.rows, findings.sampling_costs
     with replacing_folder(folder, MADE) as aside:
-        results.write(rows, aside, costs, comparisons)
-        write(rows, curves, aside)
+        results.write(rows, aside, costs, findings.comparisons)
+        write(rows, findings.curves, aside)
         write_noise(costs, aside)
-        for name, found in (similarity or {}).items():
+        for name, found in findings.similarity.items():
             write_similarity(found, aside, name)
-        if nats and rate_accuracy is not None:
+        if findings.nats:
             write_table(rate_accuracy, aside / "rate_accuracy.csv")
-            write_rate_accuracy(rows, nats, aside)
+            write_rate_accuracy(rows, findings.nats, aside)
+        write_curves(findings.curves, aside)
+        write_record(findings, aside)
+        page.write(findings, aside / PAGE)
 
 
 def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None:
@@ -113,7 +114,7 @@ def write(rows: Sequence[Result], curves: Sequence[Curve], folder: Path) -> None
         _save_figure(panels, folder / f"{_file_name('layers', *which)}.png")
         layers = {row.layer for row in of_kind if row.feature}
         only = layers.pop() if len(layers) == 1 else None
-        if len(shots) > 1 and (only or any(row.chosen for row in of_kind if row.feature)):
+        if len(shots) > 1 and (only or any(r.chosen for r in of_kind if r.role == "model")):
             _save(plots.shots(of_kind, only), folder / f"{_file_name('shots', *which)}.png")
     for kind in ("cmc", "roc"):
         heads = list(dict.fromkeys(curve.head for curve in curves if curve.kind == kind))

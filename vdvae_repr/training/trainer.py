@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import math
 import os
 import signal
@@ -42,6 +41,7 @@ from vdvae_repr.model.layers import select_layers
 from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.model.weights import config_of, packaged_names, save
+from vdvae_repr.output import version
 from vdvae_repr.training.checkpoints import (
     announce_checkpoint,
     checkpoint_steps,
@@ -490,7 +490,7 @@ class _Run:
                 "crop": self.preprocessing.crop,
                 "precision": self.options.precision,
                 "init_from": None if start is None else Path(start).name,
-                "version": _version(),
+                "version": version(),
                 "images": len(self.trained),
                 "images_held_back": len(self.watch.held),
                 **row,
@@ -521,14 +521,6 @@ class _Run:
         return (
             f"resume=True goes on from step {steps[-1]}" if steps else "there is no checkpoint yet"
         )
-
-
-def _version() -> str:
-    """Return this package's version, also where a checkout on Python's path was never installed."""
-    try:
-        return importlib.metadata.version("vdvae-repr")
-    except importlib.metadata.PackageNotFoundError:
-        return "a checkout that is not installed"
 
 
 def _accelerator(device: str, log_with: str | None, out: Path) -> Accelerator:

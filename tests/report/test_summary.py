@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from vdvae_repr.probing.answer import answer
+from vdvae_repr.report.summary import answer
 from vdvae_repr.results import Comparison, Result
 
 VERDICTS = ("better", "worse", "no difference told")

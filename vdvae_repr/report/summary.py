@@ -5,7 +5,9 @@ It is worked out of the rows and comparisons of a report alone, in at most `LINE
 
 from __future__ import annotations
 
+import re
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +26,17 @@ from vdvae_repr.results import (
 LINES, WIDTH = 30, 80
 MOST_HEADLINES, MOST_BESIDE = 6, 4
 LONGEST = 20  # of what a row is of; --rows has the whole of it
+UNDECIDED = "no difference told"
+METRICS = {
+    "rank1": "rank-1 identification rate",
+    "rank5": "rank-5 identification rate",
+    "eer": "equal error rate",
+    "auc": "area under the ROC curve",
+    "tar": "true accept rate",
+    "dir": "detection and identification rate",
+    "r2": "R\N{SUPERSCRIPT TWO}",
+    "pearson": "Pearson's r",
+}
 
 
 @dataclass(frozen=True)
@@ -96,19 +109,20 @@ def answer(
         headlines: what was asked of how many, a line each; what else must be known stands behind them.
         footer: what may be asked next.
     """
-    asked = list(_asked(rows, comparisons))
+    asked = list(asked_of(rows, comparisons))
     if not asked:
         return "\n".join(["nothing was scored", *headlines][:LINES])
     above = [line for text in headlines[:MOST_HEADLINES] for line in _wrapped(text)]
     if (left := len(headlines) - MOST_HEADLINES) > 0:
         above.append(f"and {left} more")
-    above += [line for text in _warnings(asked) for line in _wrapped(text)]
-    below = [line for text in _beside(asked) for line in _wrapped(text)]
-    below += [line for text in (_legend(asked), *footer) for line in _wrapped(text)]
+    above += [line for text in warnings(asked) for line in _wrapped(text)]
+    below = [line for text in beside(asked) for line in _wrapped(text)]
+    below += [line for text in (legend(asked), *footer) for line in _wrapped(text)]
     return "\n".join([*above, *_table(asked, LINES - len(above) - len(below)), *below])
 
 
-def _asked(rows: Sequence[Result], comparisons: Sequence[Comparison]) -> Iterator[Asked]:
+def asked_of(rows: Sequence[Result], comparisons: Sequence[Comparison]) -> Iterator[Asked]:
+    """Yield what each head was asked, in the order of the rows; nothing where no model was scored."""
     first: dict[tuple[str, str, int], tuple[str, float | None]] = {}
     for row in rows:
         first.setdefault((row.task, row.head, row.n_train), (row.metric, row.at))
@@ -116,7 +130,7 @@ def _asked(rows: Sequence[Result], comparisons: Sequence[Comparison]) -> Iterato
     for (task, head, n_train), (metric, at) in first.items():
         label = head
         if len([part for part in parts if part[0] == task]) > 1:
-            label += f", {n_train} images" if at is None else f", {_shots(at)}"
+            label += f", {n_train} images" if at is None else f", {shots(at)}"
         own = [
             row
             for row in rows
@@ -128,7 +142,7 @@ def _asked(rows: Sequence[Result], comparisons: Sequence[Comparison]) -> Iterato
             yield Asked(label, own, beaten)
 
 
-def _warnings(asked: Sequence[Asked]) -> Iterator[str]:
+def warnings(asked: Sequence[Asked]) -> Iterator[str]:
     """Yield what is too little to choose by, or to tell a difference by."""
     unchosen = [one for one in asked if one.picked is None]
     if unchosen:
@@ -146,11 +160,11 @@ def _warnings(asked: Sequence[Asked]) -> Iterator[str]:
         yield f"Not run, so not beaten: {', '.join(rivals)}."
 
 
-def _beside(asked: Sequence[Asked]) -> Iterator[str]:
+def beside(asked: Sequence[Asked]) -> Iterator[str]:
     """Yield what other models have: their chosen rows, a line a head, as far as there is room."""
     found = [
         f"{one.label} beside: "
-        + ", ".join(f"{row.model} {layer_of(row)} {_short(row.value)}" for row in one.beside)
+        + ", ".join(f"{row.model} {layer_of(row)} {short(row.value)}" for row in one.beside)
         for one in asked
         if one.beside
     ]
@@ -166,8 +180,8 @@ def _table(asked: Sequence[Asked], room: int) -> list[str]:
     """
     if 1 + 2 * len(asked) <= room:
         header = ["", "best single", "best set", "best control"]
-        cells = _fitting(header, asked, _cells)
-        pairs = zip(cells[1:], (f"    {_verdict(one)}" for one in asked), strict=True)
+        cells = _fitting(header, asked, cells_of)
+        pairs = zip(cells[1:], (f"    {verdict(one)}" for one in asked), strict=True)
         return [cells[0], *chain.from_iterable(pairs)]
     kinds = {one.label.partition(":")[0] for one in asked if ":" in one.label}
     shared = f"{kinds.pop()}:" if len(kinds) == 1 and all(":" in o.label for o in asked) else ""
@@ -207,7 +221,7 @@ def _line(one: Asked, *, shared: str) -> list[str]:
     return [label, _scored(compared, one.picked), _of_control(rival), rival.verdict]
 
 
-def _cells(one: Asked) -> list[str]:
+def cells_of(one: Asked) -> list[str]:
     """Return head, best single layer, best set of layers, and the control that looks best beside it."""
     best, compared, rival = (one.best(True), one.best(False)), one.compared, one.worst
     if best == (None, None):  # nothing to choose by
@@ -217,37 +231,39 @@ def _cells(one: Asked) -> list[str]:
 
 
 def _of_control(rival: Comparison) -> str:
-    return f"{_control(rival.versus)} {_short(rival.versus_value)}"
+    return f"{control_name(rival.versus)} {short(rival.versus_value)}"
 
 
-def _verdict(one: Asked) -> str:
+def verdict(one: Asked) -> str:
     """Return how the picked row stands beside its rivals, in words."""
     rival = one.worst
     if rival is None:
         values = {row.model: row.value for row in one.rows if row.role == "control" and row.chosen}
-        listed = [f"{_control(name)} {_short(value)}" for name, value in values.items()]
+        listed = [f"{control_name(name)} {short(value)}" for name, value in values.items()]
         return f"not compared; {', '.join(listed)}" if listed else "not compared"
     words = "better than every control" if rival.verdict == "better" else rival.verdict
-    text = f"{words}: {_short(rival.difference, sign=True)}"
+    text = f"{words}: {short(rival.difference, sign=True)}"
     if rival.diff_low is not None and rival.diff_high is not None:
-        text += f" [{_short(rival.diff_low)}, {_short(rival.diff_high)}]"
-    return f"{text} beside {_control(rival.versus)}"
+        text += f" [{short(rival.diff_low)}, {short(rival.diff_high)}]"
+    return f"{text} beside {control_name(rival.versus)}"
 
 
-def _shots(at: float) -> str:
+def shots(at: float) -> str:
+    """Return a number of shots in words."""
     return f"{at:g} shot" if at == 1 else f"{at:g} shots"
 
 
 def _scored(row: Result, picked: Result | None = None) -> str:
     """Return what a row is of and its value, `*` where it is the one that was picked."""
-    return f"{_cut(layer_of(row), LONGEST)} {_short(row.value)}{'*' if row is picked else ''}"
+    return f"{_cut(layer_of(row), LONGEST)} {short(row.value)}{'*' if row is picked else ''}"
 
 
-def _control(name: str) -> str:
+def control_name(name: str) -> str:
+    """Return what a control is called in a line: `random` of `random-init`."""
     return name.removesuffix("-init")
 
 
-def _legend(asked: Sequence[Asked]) -> str:
+def legend(asked: Sequence[Asked]) -> str:
     """Return what the figures are, what chance is, and what `*` means."""
     firsts = [one.rows[0] for one in asked]
     metrics = dict.fromkeys(
@@ -259,7 +275,7 @@ def _legend(asked: Sequence[Asked]) -> str:
     chances = {round(row.chance, 3) for row in firsts if row.chance is not None}
     text = " or ".join(metrics)
     if len(chances) == 1:
-        text += f", chance {_short(chances.pop())}"
+        text += f", chance {short(chances.pop())}"
     if all(one.picked is None for one in asked):
         return text
     how = "the only row" if any(one.alone for one in asked) else "picked by training data"
@@ -267,10 +283,79 @@ def _legend(asked: Sequence[Asked]) -> str:
     return f"{text} · * {how}{compared}"
 
 
-def _short(value: float, sign: bool = False) -> str:
+def short(value: float, sign: bool = False) -> str:
     """Return three decimals, of a fraction without its leading zero, as `.355` or `-.120`."""
-    text = f"{value:{'+' if sign else ''}.3f}"
+    text = f"{round(value, 3) + 0.0:{'+' if sign else ''}.3f}"  # not -.000
     return text.replace("0.", ".", 1) if text.lstrip("+-").startswith("0.") else text
+
+
+def metric_words(metric: str, at: float | None = None) -> str:
+    """Return a metric in words, with what it is at: a false accept rate, or of accuracy a number of shots."""
+    words = METRICS.get(metric, metric.replace("_", " "))
+    if at is not None:
+        words += f", {shots(at)}" if metric == "accuracy" else f" at a false accept rate of {at:g}"
+    return words
+
+
+@dataclass(frozen=True)
+class Lead:
+    """The answer in one sentence, with its figure; `verdict` is that of the comparison behind it, if any."""
+
+    figure: str
+    unit: str
+    sentence: str
+    verdict: str | None
+
+
+def lead(asked: Sequence[Asked]) -> Lead | None:
+    """Return the answer in one sentence: of the head that training data put first.
+
+    Of factors, which are a head each, how many the model tells better than every control.
+    """
+    if not asked:
+        return None
+    if asked[0].rows[0].task == "factors" and len(asked) > 1:
+        return _lead_of_factors(asked)
+    one = max(asked, key=lambda each: getattr(each.picked, "training_score", None) or -float("inf"))
+    row = one.compared
+    interval = ""
+    if row.ci_low is not None and row.ci_high is not None:
+        interval = f" (95 % interval {short(row.ci_low)} to {short(row.ci_high)})"
+    many, what = _in_words(row)
+    words = metric_words(row.metric, row.at)
+    lower = ", where lower is better" if row.metric in LOWER_IS_BETTER else ""
+    chance = f" Chance is {short(row.chance)}." if row.chance is not None else ""
+    article = "an" if words[0] in "aeiou" else "a"
+    sentence = (
+        f"{what} of {row.model} reach{'' if many else 'es'} {article} {words} of {short(row.value)}"
+        f"{interval} by {one.label}{lower}: {verdict(one)}.{chance}"
+    )
+    return Lead(short(row.value), words, sentence, one.worst.verdict if one.worst else None)
+
+
+def _in_words(row: Result) -> tuple[bool, str]:
+    """Return whether a row is of several layers, and which, as the beginning of a sentence."""
+    name = layer_of(row)
+    if row.selection == "single":
+        return False, f"Layer {name}"
+    if row.selection == "cumulative" and (match := re.fullmatch(r"0:(\d+)", row.layer or "")):
+        return True, f"The first {match[1]} layers together ({name})"
+    if row.selection == "pruned":
+        return False, f"The selection {name}"
+    return True, f"Layers {name} together"
+
+
+def _lead_of_factors(asked: Sequence[Asked]) -> Lead:
+    said = Counter(one.worst.verdict for one in asked if one.worst)
+    words = f"factors of {len(asked)} told better than by every control"
+    if not said:
+        return Lead(str(len(asked)), "factors", "Nothing was compared with controls.", None)
+    model = asked[0].own[0].model
+    sentence = (
+        f"{model} tells {said['better']} of {len(asked)} factors better than every control, "
+        f"{said['worse']} worse than some control; of {said[UNDECIDED]} no difference is told."
+    )
+    return Lead(str(said["better"]), words, sentence, None)
 
 
 def _wrapped(text: str) -> list[str]:

@@ -1,0 +1,227 @@
+"""What a report holds, and how a results folder keeps it: `read` finds what `save` wrote there."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from vdvae_repr.errors import TaskError, first_line
+from vdvae_repr.output import FORMULA, MARK, write_table, write_text
+from vdvae_repr.results import Comparison, Curve, Result, SamplingCost, Similarity
+
+CURVES = "curves.csv"
+RECORD = "report.json"
+SIMILARITY_FILE = re.compile(r"similarity(?:-(?P<feature>(?!shuffled).+))?\.csv")
+SHUFFLED = "-shuffled.csv"
+T = TypeVar("T")
+
+
+@dataclass(kw_only=True)
+class Findings:
+    """What was found, and where it comes from; empty where there is nothing.
+
+    Attributes:
+        rows: a figure each, with everything needed to read it.
+        comparisons: of each head's chosen row with that of each rival.
+        curves: CMC or ROC of chosen rows.
+        notes: what the reader must know: the split, what was left out.
+        headlines: what was asked of how much, a line each task and size of it.
+        more_heads: names of the task's heads that were not asked for.
+        sampling_costs: what drawing costs each layer, where a store of draws was given.
+        nats: that the layers of each cumulative row spend together, the images' mean, by its selector.
+        similarity: how alike layers are, by feature; by the empty text of `vdvae-repr compare`.
+        record: where all of it comes from, in words: version, date, command, store.
+    """
+
+    rows: list[Result] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    headlines: list[str] = field(default_factory=list)
+    more_heads: list[str] = field(default_factory=list)
+    sampling_costs: list[SamplingCost] = field(default_factory=list)
+    nats: dict[str, float] = field(default_factory=dict)
+    similarity: dict[str, Similarity] = field(default_factory=dict)
+    record: dict[str, str] = field(default_factory=dict)
+
+
+def write_curves(curves: Sequence[Curve], folder: Path) -> None:
+    """Write the points of all curves as `curves.csv`, where there are curves.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if not curves:
+        return
+    points = [
+        pd.DataFrame(
+            {"kind": c.kind, "head": c.head, "model": c.model, "layer": c.layer, "x": c.x, "y": c.y}
+        )
+        for c in curves
+    ]
+    write_table(pd.concat(points), folder / CURVES)
+
+
+def write_record(findings: Findings, folder: Path) -> None:
+    """Write as `report.json` what stands in no table.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content = {
+        "software": MARK,
+        "record": findings.record,
+        "headlines": findings.headlines,
+        "notes": findings.notes,
+        "more_heads": findings.more_heads,
+    }
+    write_text(folder / RECORD, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def read(folder: str | Path) -> Findings:
+    """Read what `probe --out`, `Report.save` or `compare --out` left in a folder.
+
+    Raises:
+        TaskError: no such folder, one that holds no results, or a file in it that is not as it was written.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        thing = "a file" if folder.exists() else "nothing"
+        raise TaskError(
+            f"{folder}: expected a folder of results, which a probe saves, found {thing}"
+        )
+    found = Findings()
+    if (path := folder / "results.jsonl").is_file():
+        found.rows = [_made(Result, line, path) for line in _json_lines(path)]
+    found.similarity = _similarity(folder)
+    if not found.rows and not found.similarity:
+        raise TaskError(
+            f"{folder}: holds no results (results.jsonl, or similarity.csv); give a folder that a probe saved"
+        )
+    found.comparisons = list(_records(folder / "comparisons.csv", Comparison))
+    found.sampling_costs = list(_records(folder / "noise.csv", SamplingCost))
+    found.nats = {
+        row["layer"]: _number(row, "nats", folder / "rate_accuracy.csv")
+        for row in _table(folder / "rate_accuracy.csv")
+        if "layer" in row
+    }
+    found.curves = list(_curves(folder / CURVES))
+    if (path := folder / RECORD).is_file():
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            found.record = {str(k): str(v) for k, v in content["record"].items()}
+            for name in ("headlines", "notes", "more_heads"):
+                setattr(found, name, [str(line) for line in content[name]])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(path, error) from error
+    return found
+
+
+def _json_lines(path: Path) -> Iterator[Any]:
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            yield json.loads(line)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a table by column, as text; none where there is no such file."""
+    if not path.is_file():
+        return []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file, strict=True))
+    except (OSError, ValueError, csv.Error) as error:
+        raise _damaged(path, error) from error
+
+
+def _records(path: Path, kind: type[T]) -> Iterator[T]:
+    """Yield the rows of a table as what was written into it."""
+    hints = get_type_hints(kind)
+    for row in _table(path):
+        if set(row) == set(hints):
+            try:
+                row_values = {name: _value(row[name], hint) for name, hint in hints.items()}
+            except (ValueError, TypeError) as error:
+                raise _damaged(path, error) from error
+            yield _made(kind, row_values, path)
+        else:
+            raise _damaged(path, ValueError("columns are missing, or more than were written"))
+
+
+def _value(cell: str, hint: Any) -> Any:
+    """Return a cell as a value of a field's type; an empty one is None where that may be."""
+    kinds = get_args(hint) or (hint,)
+    if not cell and NoneType in kinds:
+        return None
+    if bool in kinds:
+        return cell == "True"
+    for kind in (float, int):
+        if kind in kinds:
+            return kind(cell)
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA) else cell
+
+
+def _made(kind: type[T], values: Any, path: Path) -> T:
+    names = {each.name for each in fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(values, dict) or set(values) != names:
+        raise _damaged(path, ValueError("fields are missing, or more than were written"))
+    return kind(**values)
+
+
+def _curves(path: Path) -> Iterator[Curve]:
+    points: dict[tuple[str, str, str, str], list[tuple[float, float]]] = {}
+    try:
+        for row in _table(path):
+            key = row["kind"], row["head"], row["model"], row["layer"]
+            points.setdefault(key, []).append((float(row["x"]), float(row["y"])))
+    except (KeyError, ValueError, TypeError) as error:
+        raise _damaged(path, error) from error
+    for (kind, head, model, layer), values in points.items():
+        x, y = np.array(values).T
+        yield Curve(kind, head, model, layer or None, x, y)
+
+
+def _similarity(folder: Path) -> dict[str, Similarity]:
+    found = {}
+    for path in sorted(folder.iterdir()):
+        match = SIMILARITY_FILE.fullmatch(path.name)
+        if match is None or path.name.endswith(SHUFFLED):
+            continue
+        cka, layers, others = _matrix(path)
+        shuffled, *names = _matrix(path.with_name(path.stem + SHUFFLED))
+        if names != [layers, others]:
+            raise _damaged(path, ValueError("the table of shuffled images is of other layers"))
+        found[match["feature"] or ""] = Similarity(cka, shuffled, layers, others)
+    return found
+
+
+def _matrix(path: Path) -> tuple[NDArray[np.float64], tuple[str, ...], tuple[str, ...]]:
+    try:
+        table = pd.read_csv(path, index_col=0)
+        values = table.to_numpy(dtype=np.float64)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    return values, tuple(map(str, table.index)), tuple(map(str, table.columns))
+
+
+def _number(row: Mapping[str, str], column: str, path: Path) -> float:
+    try:
+        return float(row[column])
+    except (KeyError, ValueError, TypeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: BaseException) -> TaskError:
+    return TaskError(f"{path}: is not as this version wrote it ({first_line(error)}); probe again")
