@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -27,7 +27,10 @@ from vdvae_repr.errors import TaskError, printable
 if TYPE_CHECKING:
     import pandas as pd
 
-MARK = "vdvae-repr"  # the text Software of every PNG that is written
+MARK = (
+    "vdvae-repr"  # the text Software of every PNG that is written, the Creator of every PDF and SVG
+)
+FIGURES = ("png", "pdf", "svg")  # formats of figures
 # The first column of similarity.csv and of similarity-shuffled.csv, and of factors-METRIC.csv.
 SIMILARITY = ("debiased linear CKA", "debiased linear CKA, images shuffled")
 FACTORS = ("r2", "pearson", "balanced_accuracy")
@@ -63,15 +66,21 @@ FORMULA = (
     "\uff20",
 )  # the last four are wide ones
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-](inf|nan)", re.ASCII)
+CREATOR = {  # how a figure says who made it
+    ".pdf": f"/Creator ({MARK})".encode(),
+    ".svg": f"<dc:title>{MARK}</dc:title>".encode(),
+}
 HEADER_BYTES = 2**20  # of a table, at most
 
 
 def is_own(path: Path) -> bool:
-    """Return whether a .png, .csv or .jsonl file was written by this package."""
+    """Return whether a .png, .pdf, .svg, .csv or .jsonl file was written by this package."""
     try:
         if path.suffix.lower() == ".png":
             with Image.open(path, formats=["PNG"]) as picture:
                 return picture.info.get("Software") == MARK
+        if path.suffix.lower() in CREATOR:
+            return CREATOR[path.suffix.lower()] in path.read_bytes()
         with path.open(encoding="utf-8", newline="") as file:
             line = file.readline(HEADER_BYTES)
             if path.suffix == ".jsonl":
@@ -88,6 +97,18 @@ def is_own(path: Path) -> bool:
 
 def _are_numbers(cells: Iterable[str]) -> bool:
     return all(not cell or NUMBER.fullmatch(cell) or cell in ("nan", "inf") for cell in cells)
+
+
+def refuse_formats(formats: Sequence[str]) -> None:
+    """Refuse what is no format of figures.
+
+    Raises:
+        TaskError: names it.
+    """
+    if isinstance(formats, str) or not formats:
+        raise TaskError(f"formats: expected a list of {', '.join(FIGURES)}, found {formats!r}")
+    if unknown := [kind for kind in formats if kind not in FIGURES]:
+        raise TaskError(f"formats: expected {', '.join(FIGURES)}, found {unknown[0]!r}")
 
 
 def refuse_others(paths: Iterable[Path]) -> None:
@@ -274,7 +295,7 @@ def replacing_folder(folder: str | Path, names: re.Pattern[str]) -> Iterator[Pat
                 shutil.rmtree(aside, ignore_errors=True)
                 aside.mkdir()
                 yield aside
-                kinds = (".jsonl", ".csv", ".png")
+                kinds = (".jsonl", ".csv", *(f".{kind}" for kind in FIGURES))
                 written = sorted(
                     aside.iterdir(),
                     key=lambda path: (kinds.index(path.suffix), len(path.name), path.name),

@@ -330,6 +330,35 @@ def figure(
     return found(*_jackknife(value, values, left_out), "student")
 
 
+def spread(values: NDArray[Any], most: int = 60) -> NDArray[Any]:
+    """Return some of ascending values (G,) from the first to the last, closer together at the beginning.
+
+    A curve changes most there; between them its interval is drawn straight.
+    """
+    places = np.geomspace(1, len(values), min(most, len(values))).round().astype(int) - 1
+    return np.asarray(values[np.unique(places)])
+
+
+def band(
+    values: Values, resampled: Values, units: Units, binary: bool = False
+) -> tuple[Values, Values]:
+    """Return the intervals (G,) of a curve's points, each by itself, as `figure` finds that of a share.
+
+    Args:
+        values: of I draws of what is measured at each point, (G, I).
+        resampled: the same under the draws of `units`, (R, G, I).
+        units: what is independent.
+        binary: as in `figure`.
+    """
+    ends = [
+        figure(at, resampled[:, point], np.zeros((0, len(at))), units, PROPORTION, binary)
+        for point, at in enumerate(values)
+    ]
+    low = [end.value if end.low is None else end.low for end in ends]
+    high = [end.value if end.high is None else end.high for end in ends]
+    return np.array(low), np.array(high)
+
+
 def _over_draws(resampled: Values, seed: int) -> Values:
     """Return means over draws (R,) of what is finite of (R, I): of I - 1 of them, drawn too.
 

@@ -28,7 +28,9 @@ from vdvae_repr.probing.statistics import (
     PairUnits,
     Units,
     Values,
+    band,
     over_folds,
+    spread,
 )
 from vdvae_repr.probing.task import Problem, Scored, Split, Task, expect, name_of, several
 from vdvae_repr.results import Curve
@@ -372,11 +374,30 @@ class Verification(Problem):
                 parts[metric].append(values)
         return {metric: np.concatenate(values) for metric, values in parts.items()}
 
-    def curve(self, head: Head, scored: Scored) -> Curve | None:
-        """Return the ROC."""
-        outcome, of = _Outcome.of(scored), scored.features
-        rates = heads.roc(outcome.similarity, outcome.same)
-        return Curve("roc", head.name, of.model, of.layer, rates[0][0], rates[1][0])
+    def curve(self, head: Head, scored: Sequence[Scored], seed: int) -> Curve | None:
+        """Return the ROC, with its AUC and EER."""
+        impostors = int((~self.test.same).sum())
+        rates = np.arange(impostors + 1) / impostors
+        units = self.independent("auc", seed)
+        some = spread(rates[1:])
+        ones, resampled = [], []
+        for item in scored:
+            similarity, _, same = _Outcome.of(item)
+            ones.append(_highest(*heads.roc(similarity, same), rates)[0])
+            (times,) = islice(units.draws(), 1)
+            both = (times @ same > 0) & (times @ ~same > 0)
+            resampled.append(_highest(*heads.roc(similarity, same, times[both]), some))
+        often = np.stack(resampled, axis=2)
+        at = np.searchsorted(rates, some)
+        low, high = band(np.stack(ones, axis=1)[at], often, units)
+        of = scored[0].features
+        low, high = (np.interp(rates, some, bound) for bound in (low, high))
+        figures = {
+            name.upper(): float(self.evaluate(name, scored, units, None).mean())
+            for name in ("auc", "eer")
+        }
+        values = np.mean(ones, axis=0)
+        return Curve("roc", head.name, of.model, of.layer, rates, values, low, high, figures)
 
 
 @dataclass(frozen=True, eq=False)
@@ -384,6 +405,12 @@ class FoldComponents(Features):
     """Principal components of pixels, fitted for each fold by itself, known by what heads say of pairs."""
 
     cosines: Callable[[str], list[Scores]] = field(default=lambda name: [])
+
+
+def _highest(far: Values, tar: Values, rates: Values) -> Values:
+    """Return the highest true accept rate of each curve (R, G) at most at each false accept rate, (R, F)."""
+    places = [np.searchsorted(row, rates + 1e-12, side="right") - 1 for row in far]
+    return np.stack([row[place] for row, place in zip(tar, places, strict=True)])
 
 
 def _people(store: Latents, by_label: bool) -> NDArray[Any]:

@@ -14,7 +14,7 @@ from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing.features import Features
 from vdvae_repr.probing.head import Head
 from vdvae_repr.probing.predict import score_classes
-from vdvae_repr.probing.statistics import Items
+from vdvae_repr.probing.statistics import Items, band, spread, weighted
 from vdvae_repr.probing.task import Problem, Scored, Split, first_halves, has_splits
 from vdvae_repr.results import Curve
 
@@ -117,13 +117,29 @@ class Identification(Problem):
             return super().chance_of(metric, scored)
         return (5 if metric in DEEP else 1) / self.classes
 
-    def curve(self, head: Head, scored: Scored) -> Curve | None:
+    def curve(self, head: Head, scored: Sequence[Scored], seed: int) -> Curve | None:
         """Return the CMC of faces: the share of probes whose own person is among the first x."""
         if not self.of_people or not head.gives_scores:
             return None
-        share = np.cumsum(np.bincount(scored.outcome, minlength=self.classes)) / len(scored.outcome)
-        of = scored.features
-        return Curve("cmc", head.name, of.model, of.layer, np.arange(1.0, self.classes + 1), share)
+        ranks = np.arange(1, self.classes + 1)
+        units = self.independent("rank1", seed)
+        items = [[Items.mean_of(of.outcome < rank) for of in scored] for rank in spread(ranks)]
+        every = [item for draws in items for item in draws]
+        resampled = weighted(every, units, units.draws()).reshape(-1, len(items), len(scored))
+        values = np.array([[item.value for item in draws] for draws in items])
+        low, high = band(values, resampled, units, binary=units.alone)
+        share = [np.bincount(of.outcome, minlength=self.classes) / self.n_test for of in scored]
+        of = scored[0].features
+        return Curve(
+            kind="cmc",
+            head=head.name,
+            model=of.model,
+            layer=of.layer,
+            x=ranks.astype(np.float64),
+            y=np.cumsum(np.mean(share, axis=0)),
+            low=np.interp(ranks, spread(ranks), low),
+            high=np.interp(ranks, spread(ranks), high),
+        )
 
 
 def nothing_to_choose_on(words: TaskLabels, y: NDArray[np.int64]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing.features import Features
 from vdvae_repr.probing.head import Head
 from vdvae_repr.probing.predict import score_classes
-from vdvae_repr.probing.statistics import Items, Units, Values
+from vdvae_repr.probing.statistics import Items, Units, Values, band, spread
 from vdvae_repr.probing.task import Problem, Scored, Split, first_halves, has_splits, name_of
+from vdvae_repr.results import Curve
 from vdvae_repr.tasks.identification import TaskLabels, nothing_to_choose_on
 
 
@@ -157,6 +159,32 @@ class OpenSet(Problem):
                 for some in times
             ]
         )
+
+    def curve(self, head: Head, scored: Sequence[Scored], seed: int) -> Curve | None:
+        """Return the rate at which the known are identified, over the rate at which strangers pass."""
+        strangers = int(self.stranger.sum())
+        rates = np.arange(strangers + 1) / strangers
+        values = np.mean([self._by_accepted(item) for item in scored], axis=0)
+        some = spread(rates[1:], 25)
+        units = self.independent(self.metrics[0], seed)
+        once, often = (
+            np.stack(
+                [self.evaluate(f"dir@{rate!r}", scored, units, draws) for rate in some.tolist()]
+            )
+            for draws in (None, list(islice(units.draws(), 1)))
+        )
+        low, high = band(once[:, 0], often.swapaxes(0, 1), units)
+        of = scored[0].features
+        low, high = (np.interp(rates, some, bound) for bound in (low, high))
+        return Curve("dir", head.name, of.model, of.layer, rates, values, low, high)
+
+    def _by_accepted(self, item: Scored) -> Values:
+        """Return detection and identification rates where 0, 1, ... strangers may pass, (S + 1,)."""
+        score, own = item.outcome
+        known = ~self.stranger
+        thresholds = np.append(-np.sort(-score[self.stranger]), -np.inf)
+        told = np.sort(score[known & own.astype(bool)])
+        return (len(told) - np.searchsorted(told, thresholds, side="right")) / known.sum()
 
     def _drawn(self, item: Scored, times: Values, rate: float) -> Values:
         """Return detection and identification rates (B,) where each probe counts `times` (B, P).
