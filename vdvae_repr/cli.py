@@ -107,6 +107,10 @@ Layer = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; never chosen for you.")]
+Formats = Annotated[
+    str,
+    typer.Option("--format", help="Formats of figures: png, pdf, svg; commas join several."),
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of all draws.")]
 OnError = Annotated[
     str | None, typer.Option(help="Of an image that cannot be read: raise, or skip and list it.")
@@ -358,8 +362,9 @@ def probe(
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no scores.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for results.csv, comparisons.csv, results.jsonl and pictures."),
+        typer.Option(help="Folder for results.csv, comparisons.csv, results.jsonl and figures."),
     ] = None,
+    formats: Formats = "png",
     every_row: Annotated[
         bool, typer.Option("--rows", help="Print every row, not the answer alone.")
     ] = False,
@@ -431,6 +436,7 @@ def probe(
             similarity={
                 name: vr.compare(store, feature=name, seed=seed, notice=_log) for name in names
             },
+            formats=kinds,
         )
 
 
@@ -457,6 +463,7 @@ def compare(
     b: Annotated[Path, typer.Argument(help="Another, of the same images.")],
     feature: Annotated[str | None, typer.Option(help="A feature of both; mean.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for similarity.csv and .png.")] = Path(),
+    formats: Formats = "png",
     seed: Seed = 0,
 ) -> None:
     """Compare the layers of two models by debiased linear CKA, beside what shuffled images give."""
@@ -467,13 +474,16 @@ def compare(
     prepare_folder(out, pictures.SIMILARITY_MADE)
     stores = vr.open(a), vr.open(b)
     found = vr.compare(*stores, feature=feature, seed=seed, notice=_log)
-    pictures.save_similarity(found, out, models=(stores[0].info.model, stores[1].info.model))
+    models = (stores[0].info.model, stores[1].info.model)
+    pictures.save_similarity(found, out, models, kinds)
     _print("layer     most like         CKA  images shuffled")
     for name, values, shuffled in zip(found.layers, found.cka, found.shuffled, strict=True):
         best = int(values.argmax())
         like = found.other_layers[best]
         _print(f"{name:8s}  {like:12s}  {values[best]:7.3f}  {shuffled[best]:15.3f}")
-    _print(f"{out / 'similarity.csv'}, {out / 'similarity-shuffled.csv'}, {out / 'similarity.png'}")
+    figures = [f"similarity.{kind}" for kind in kinds]
+    made = ["similarity.csv", "similarity-shuffled.csv", *figures]
+    _print(", ".join(str(out / name) for name in made))
 
 
 @app.command()
@@ -680,7 +690,7 @@ def sample(
     if not math.isfinite(temperature):
         raise TaskError(f"--temperature: expected a finite number, found {temperature}")
     net = _load_vdvae(model, preset, device, download)
-    save_sheet(net.sample(count, temperature, seed), out)
+    save_sheet(net.sample(count, temperature, seed), out, labels=[f"temperature {temperature:g}"])
     _print(str(out))
 
 
@@ -737,6 +747,7 @@ def decode(
             raise TaskError(f"--sheet: {sheet} is the picture of an image; choose another name")
     net = _load_vdvae(model or store.info.model, preset, device, download)
     shown: list[np.ndarray] = []
+    labels: list[str] = []  # of a sheet's rows: each row's first image
     done = 0
     for ids, images in store.decode(
         net,
@@ -751,10 +762,11 @@ def decode(
     ):
         for image_id, values in zip(ids, images, strict=True):
             save_picture(values, paths[image_id])
+        labels += [image_id for n, image_id in enumerate(ids, done) if n < 64 and n % 8 == 0]
         shown += list(images[: 64 - len(shown)])
         done += len(ids)
     if sheet is not None:
-        save_sheet(np.stack(shown), sheet)
+        save_sheet(np.stack(shown), sheet, labels=labels)
     _print(f"{out}: {done} images")
 
 
@@ -849,11 +861,13 @@ def demo(
     print(report.answer(f"every row: {out / 'results.csv'}"))
     images = faces.images()[::25][:8]
     read = net.posterior(images)
+    counts = (1, 5, 11, 16, len(net.layers))
     rebuilt = [
         net.decode({spec.name: read[spec.name].z for spec in net.layers[:first]})
-        for first in (1, 5, 11, 16, len(net.layers))
+        for first in counts
     ]
-    save_sheet(np.concatenate([images, *rebuilt]), out / "reconstructions.png")
+    labels = ["images", *(f"{count} of {len(net.layers)} layers" for count in counts)]
+    save_sheet(np.concatenate([images, *rebuilt]), out / "reconstructions.png", labels=labels)
     _print(
         f"{out}/reconstructions.png: images, then rebuilt from the first 1, 5, 11, 16 and all layers"
     )

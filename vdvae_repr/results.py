@@ -31,7 +31,7 @@ METRIC_NAMES = {  # what axes of pictures call a metric, where it is not its own
     "error": "error rate",
 }
 LABELS_OF_FACTORS = {
-    "r2": "R2",
+    "r2": "R\N{SUPERSCRIPT TWO}",
     "pearson": "Pearson r",
     "balanced_accuracy": "balanced accuracy, from chance on",
 }
@@ -140,7 +140,7 @@ class Curve:
         layer: as in rows.
         x: ascending.
         y: at each x.
-        low: of the 95 % interval at each x, by itself.
+        low: of the 95 % interval at each x, by itself; None of controls.
         high: of the same.
         figures: of the whole curve: of a ROC `AUC` and `EER`.
     """

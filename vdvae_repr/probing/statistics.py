@@ -333,7 +333,7 @@ def figure(
 def spread(values: NDArray[Any], most: int = 60) -> NDArray[Any]:
     """Return some of ascending values (G,) from the first to the last, closer together at the beginning.
 
-    A curve changes most there; between them its interval is drawn straight.
+    A curve changes most there; `between` says what holds between them.
     """
     places = np.geomspace(1, len(values), min(most, len(values))).round().astype(int) - 1
     return np.asarray(values[np.unique(places)])
@@ -344,19 +344,31 @@ def band(
 ) -> tuple[Values, Values]:
     """Return the intervals (G,) of a curve's points, each by itself, as `figure` finds that of a share.
 
+    A curve never falls, so a bound of a point holds for those after it, or before it, too.
+
     Args:
-        values: of I draws of what is measured at each point, (G, I).
-        resampled: the same under the draws of `units`, (R, G, I).
+        values: what is measured at each point, (G,).
+        resampled: the same under the draws of `units`, (R, G).
         units: what is independent.
         binary: as in `figure`.
     """
     ends = [
-        figure(at, resampled[:, point], np.zeros((0, len(at))), units, PROPORTION, binary)
-        for point, at in enumerate(values)
+        figure(value, drawn, np.zeros((0, 1)), units, PROPORTION, binary)
+        for value, drawn in zip(values[:, None], resampled.T[:, :, None], strict=True)
     ]
     low = [end.value if end.low is None else end.low for end in ends]
     high = [end.value if end.high is None else end.high for end in ends]
-    return np.array(low), np.array(high)
+    return np.maximum.accumulate(low), np.minimum.accumulate(high[::-1])[::-1]
+
+
+def between(
+    x: NDArray[Any], some: NDArray[Any], ends: tuple[Values, Values]
+) -> tuple[Values, Values]:
+    """Return bounds at ascending x (G,), which hold as those at `some` of them do and no curve falls."""
+    low, high = ends
+    before = np.searchsorted(some, x, side="right") - 1
+    after = np.minimum(np.searchsorted(some, x), len(some) - 1)
+    return np.where(before >= 0, low[before], 0.0), high[after]
 
 
 def _over_draws(resampled: Values, seed: int) -> Values:

@@ -139,7 +139,7 @@ def write(rows: Sequence[Result], curves: Sequence[Curve], figures: Figures) -> 
         if len({row.n_train for row in of_kind}) > 1 and rows[0].task == "few_shot":
             layers = {row.layer for row in of_kind if row.feature and row.model == own}
             only = layers.pop() if len(layers) == 1 else None
-            if only or any(row.chosen for row in of_kind if row.feature):
+            if only or any(row.chosen or row.versus for row in of_kind if row.model == own):
                 shots = plots.shot_panels(of_kind, only, called=figures.called)
                 figures.save(shots, "shots", *which)
     for kind, draw in CURVES.items():
@@ -276,7 +276,7 @@ def save_similarity(
 
 def _file_name(*parts: str | None) -> str:
     """Return a name that a file may have, of parts that may hold anything, as names of factors do."""
-    name = quote("-".join(part for part in parts if part).replace(":", ""), safe=" ,+=@")
+    name = quote("-".join(part for part in parts if part).replace(":", "-"), safe=" ,+=@")
     return (
         name
         if len(name) <= LONGEST

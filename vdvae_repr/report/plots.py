@@ -53,6 +53,7 @@ NAME, TITLE = (
     36,
     150,
 )  # characters of a name from a file, and of a title with several, that are drawn
+SHOTS = "shots (images a class to learn from)"
 GROUPS = ("identity", "nuisance")  # first words of factors' names that say what they are of
 
 
@@ -105,7 +106,7 @@ def layer_panels(
     lower = max(len(drawable(name)) for name in axis.names)
     width = max(WIDTH, 1.2 + 3.2 * len(sizes))
     names = 0.06 * max(0, lower - 8)  # longer names take room below
-    figure = _figure(width, 1.3 + 1.75 * len(every.heads) + names)
+    figure = _figure(width, 1.3 + 1.9 * len(every.heads) + names)
     panels = figure.subplots(len(every.heads), len(sizes), squeeze=False, sharex=True, sharey=True)
     entries: dict[str, Any] = {}
     for line, head in enumerate(every.heads):
@@ -231,9 +232,10 @@ def shots(
 ) -> Axes:
     """Draw few-shot accuracy over shots, one line for each head, with 95 % intervals, controls and chance.
 
-    Of each head and number of shots the row is drawn that validation chose, or that of `layer`; never the
-    best one, which the test classes alone can tell. Controls are drawn at their chosen row, or at their best
-    one where none is chosen; with `layer`, random-init at that layer.
+    Of each head and number of shots the row is drawn that validation chose, or else the one that is compared,
+    all layers together, or that of `layer`; never the best one, which the test classes alone can tell.
+    Controls are drawn at their chosen row, or at their best one where none is chosen; with `layer`,
+    random-init at that layer.
 
     Args:
         rows: of protocol `few-shot`, of one source and number of ways, with any shots.
@@ -267,7 +269,7 @@ def shot_panels(
         TaskError: as `shots`.
     """
     every, ways = _few_shot(rows, metric, None, called)
-    columns = min(3, len(every.heads))
+    columns = 2 if len(every.heads) == 4 else min(3, len(every.heads))
     lines = -(-len(every.heads) // columns)
     figure = _figure(max(4.2, 2.5 * columns), 1.2 + 1.9 * lines)
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
@@ -277,7 +279,9 @@ def shot_panels(
         _draw_shots(panel, run, ways, layer)
         _title(panel, head)
         panel.label_outer()
-        panel.xaxis.set_tick_params(labelbottom=number + columns >= len(every.heads))
+        last = number + columns >= len(every.heads)  # of its column
+        panel.xaxis.set_tick_params(labelbottom=last)
+        panel.set_xlabel(SHOTS if last else "")
         entries |= {artist.get_label(): artist for artist in _entries(panel, run, stars=False)}
     for panel in panels[len(every.heads) :]:
         panel.remove()
@@ -299,9 +303,14 @@ def _few_shot(
     return run, _one((round(1 / row.chance) for row in run.own if row.chance), "number of ways")
 
 
+def _stands(row: Result) -> bool:
+    """Whether a row stands for its model: it is chosen, or compared, as all layers are where none is."""
+    return row.chosen or row.versus is not None
+
+
 def _draw_shots(ax: Axes, run: RowSelection, ways: int, layer: str | None) -> None:
     drawn = replace(
-        run, rows=[row for row in run.rows if (row.layer == layer if layer else row.chosen)]
+        run, rows=[row for row in run.rows if (row.layer == layer if layer else _stands(row))]
     )
     if not drawn.own:
         what = f"layer {layer!r}" if layer else "chosen layer"
@@ -320,7 +329,7 @@ def _draw_shots(ax: Axes, run: RowSelection, ways: int, layer: str | None) -> No
     ax.set_xscale("log")
     ax.set_xticks([size / ways for size in sizes], [f"{size / ways:g}" for size in sizes])
     ax.minorticks_off()
-    ax.set_xlabel("shots (images a class to learn from)")
+    ax.set_xlabel(SHOTS)
     ax.set_ylabel(f"{metric_name(run.metric)}, {ways} ways")
 
 
@@ -333,7 +342,7 @@ def cmc(
     """Draw cumulative match curves, and what guesses reach: how often the right person is among the first r.
 
     Args:
-        curves: of kind `cmc`, of one head, as `report.curves` holds them; bands are their intervals.
+        curves: of kind `cmc`, of one head, as `report.curves` holds them; bands are the intervals of models.
         ax: to draw on.
         called: what a legend calls models, where that is not their name.
 
@@ -368,7 +377,7 @@ def roc(
     It begins at the rate at which ten impostors pass, as a finer one is no estimate; at 0.1 at most.
 
     Args:
-        curves: of kind `roc`, of one head, as `report.curves` holds them; bands are their intervals.
+        curves: of kind `roc`, of one head, as `report.curves` holds them; bands are the intervals of models.
         ax: to draw on.
         called: what a legend calls models, where that is not their name.
 
@@ -396,7 +405,7 @@ def detection(
     As `roc`, it begins where ten strangers pass.
 
     Args:
-        curves: of kind `dir`, of one head, as `report.curves` holds them; bands are their intervals.
+        curves: of kind `dir`, of one head, as `report.curves` holds them; bands are the intervals of models.
         ax: to draw on.
         called: what a legend calls models, where that is not their name.
 
@@ -413,12 +422,17 @@ def detection(
 
 def _over_false_accepts(ax: Axes, known: Sequence[Curve], called: Mapping[str, str]) -> float:
     """Draw curves over false accept rates from the lowest that is an estimate, and return that."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     steps = [np.diff(np.unique([0.0, *curve.x])).min() for curve in known if (curve.x > 0).any()]
     if not steps:
         raise TaskError("expected false accept rates above zero, found none")
     lowest = float(min(0.1, 10 * min(steps)))  # a step is one impostor
     _draw_curves(ax, known, called, "steps-post")  # between two points the stricter threshold holds
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if lowest > 0.005 else (1,)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlim(lowest, 1)
     ax.set_ylim(0, 1.02)
     ax.set_xlabel("false accept rate")
@@ -634,7 +648,7 @@ class RowSelection:
         """
         found = []
         for model_number, model in enumerate(self.models if models is None else models):
-            name = self.called.get(model, model)
+            name = shortened(self.called.get(model, model))
             for head in self.heads:
                 rows = [row for row in self.rows if (row.model, row.head) == (model, head)]
                 if not rows:
@@ -643,7 +657,7 @@ class RowSelection:
                 look = _look(self.numbers[head] if several else model_number)
                 if several and model_number:
                     look |= {"linestyle": ("-.", ":")[model_number % 2], "markerfacecolor": "white"}
-                label = head_name(head) if several else name
+                label = shortened(head_name(head)) if several else name
                 if several and len(self.models) > 1:
                     label = f"{name}, {label}"
                 found.append(Line(label, rows, look))
@@ -746,6 +760,15 @@ class LayerAxis:
     spans: list[tuple[str, int, int]]
     together: set[tuple[str, str]]
 
+    @property
+    def crowded(self) -> bool:
+        """Whether names of spans would cover each other side by side."""
+        named = [((start + stop) / 2, name) for name, start, stop in self.spans if name]
+        return any(
+            (right - left) / len(self.names) < 0.013 * (len(a) + len(b)) / 2
+            for (left, a), (right, b) in pairwise(named)
+        )
+
     @classmethod
     def of(cls, run: RowSelection) -> LayerAxis:
         """Find a place for every row."""
@@ -833,8 +856,8 @@ def _draw_layers(ax: Axes, run: RowSelection, axis: LayerAxis) -> None:
         elif start:
             ax.axvline(start - 0.5, color="0.5", linewidth=0.8)
         if name:
-            narrow = (stop - start) / len(axis.names) < 0.013 * len(drawable(name, NAME // 2))
-            _above(ax, (start + stop - 1) / 2, name, upright=narrow)
+            room = max(8, int(70 * (stop - start) / len(axis.names)))
+            _above(ax, (start + stop - 1) / 2, shortened(name, room), upright=axis.crowded)
     _name_x(ax, [drawable(name) for name in axis.names], _font(len(axis.names)))
     ax.set_xlim(-0.5, len(axis.names) - 0.5)
     coarse_to_fine = bool(axis.names and _place(axis.names[0]))
@@ -851,9 +874,7 @@ def _name_layers(ax: Axes, names: Sequence[str]) -> None:
             continue
         shade = ("0.94", "white")[number % 2]
         ax.axvspan(start - 0.5, stop - 0.5, facecolor=shade, edgecolor="none", zorder=0)
-        resolution = f"{place[0]}x{place[0]}"
-        narrow = (stop - start) / len(names) < 0.013 * len(resolution)
-        _above(ax, (start + stop - 1) / 2, resolution, upright=narrow)
+        _above(ax, (start + stop - 1) / 2, f"{place[0]:g}x{place[0]:g}")
     _name_x(ax, [drawable(name) for name in names], _font(len(names)))
     ax.set_xlim(-0.5, len(names) - 0.5)
     ax.set_xlabel("layer, coarsest first")
@@ -877,7 +898,7 @@ def _line(
     shown = {"linewidth": 1.4, "markersize": 3.2, "zorder": 4} | line.look
     color = line.look["color"]
     for number, part in enumerate(parts):
-        label = f"_{number}" if number else drawable(line.label)
+        label = f"_{number}" if number else drawable(line.label, TITLE)
         ax.plot(places[part], values[part], label=label, **shown)
         if len(part) > 1:
             ax.fill_between(
@@ -938,7 +959,7 @@ def _above(ax: Axes, x: float, name: str, upright: bool = False) -> None:
     ax.text(
         x,
         1.01,
-        drawable(name, NAME // 2),
+        drawable(name),
         rotation=90 if upright else 0,
         fontsize=SMALL,
         ha="center",
@@ -1073,7 +1094,6 @@ def _draw_curves(
     ax: Axes, curves: Sequence[Curve], called: Mapping[str, str], drawstyle: str
 ) -> None:
     models = list(dict.fromkeys(c.model for c in curves if c.model not in CONTROLS))
-    step: Any = "post" if drawstyle == "steps-post" else None
     for curve in curves:
         if curve.model in CONTROLS:
             look = CONTROL | CONTROLS[curve.model] | {"zorder": 2}
@@ -1083,7 +1103,11 @@ def _draw_curves(
                 "markersize": 3.2,
                 "zorder": 4,
             }
-        label = " ".join(filter(None, (called.get(curve.model, curve.model), curve.layer)))
+            if curve.low is not None and curve.high is not None:
+                band = {"color": look["color"], "alpha": 0.18, "linewidth": 0, "zorder": 3}
+                ax.fill_between(curve.x, curve.low, curve.high, **band)
+        name = called.get(curve.model, curve.model)
+        label = " ".join(shortened(part) for part in (name, curve.layer) if part)
         if curve.figures:
             label += f" ({', '.join(f'{k} {v:.3f}' for k, v in curve.figures.items())})"
         ax.plot(
@@ -1094,15 +1118,11 @@ def _draw_curves(
             markevery=0.12,  # of the diagonal of the axes
             **look,
         )
-        if curve.low is not None and curve.high is not None:
-            color, alpha = look["color"], 0.08 if curve.model in CONTROLS else 0.18
-            ax.fill_between(
-                curve.x, curve.low, curve.high, step=step, color=color, alpha=alpha, linewidth=0
-            )
 
 
 def _interval(curves: Sequence[Curve]) -> list[Any]:
-    return [_band()] if any(curve.low is not None for curve in curves) else []
+    drawn = [curve for curve in curves if curve.model not in CONTROLS]
+    return [_band()] if any(curve.low is not None for curve in drawn) else []
 
 
 def _matrix(matrix: ArrayLike, rows: Sequence[str], columns: Sequence[str]) -> NDArray[np.float64]:
@@ -1136,6 +1156,13 @@ def _font(count: int) -> float:
     return float(min(SMALL, 330 / count))
 
 
+def shortened(text: str, longest: int = NAME) -> str:
+    """Return a text without its middle, where it is long."""
+    if len(text) <= longest:
+        return text
+    return f"{text[: longest * 2 // 3]}\N{HORIZONTAL ELLIPSIS}{text[-(longest // 3) :]}"
+
+
 def drawable(name: str, longest: int = NAME) -> str:
     """Return a name from a file as text that is drawn as it stands.
 
@@ -1144,9 +1171,7 @@ def drawable(name: str, longest: int = NAME) -> str:
     """
     from matplotlib import rcParams
 
-    text = printable(str(name))
-    if len(text) > longest:
-        text = f"{text[: longest * 2 // 3]}\N{HORIZONTAL ELLIPSIS}{text[-(longest // 3) :]}"
+    text = shortened(printable(str(name)), longest)
     fonts = tuple(rcParams["font.family"])
     if not text.isascii():
         text = "".join(c if _has_glyph(fonts, c) else ascii(c)[1:-1] for c in text)

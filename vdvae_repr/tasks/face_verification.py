@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import islice
 from numbers import Real
@@ -29,11 +29,12 @@ from vdvae_repr.probing.statistics import (
     Units,
     Values,
     band,
+    between,
     over_folds,
     spread,
 )
 from vdvae_repr.probing.task import Problem, Scored, Split, Task, expect, name_of, several
-from vdvae_repr.results import Curve
+from vdvae_repr.results import CONTROLS, Curve
 
 CURVES = 500  # draws of people of what is read off the ROC
 HEADS = {"cosine": heads.Centred(), "cosine-whitened": heads.Whitened()}
@@ -377,27 +378,24 @@ class Verification(Problem):
     def curve(self, head: Head, scored: Sequence[Scored], seed: int) -> Curve | None:
         """Return the ROC, with its AUC and EER."""
         impostors = int((~self.test.same).sum())
-        rates = np.arange(impostors + 1) / impostors
-        units = self.independent("auc", seed)
-        some = spread(rates[1:])
-        ones, resampled = [], []
-        for item in scored:
-            similarity, _, same = _Outcome.of(item)
-            ones.append(_highest(*heads.roc(similarity, same), rates)[0])
-            (times,) = islice(units.draws(), 1)
-            both = (times @ same > 0) & (times @ ~same > 0)
-            resampled.append(_highest(*heads.roc(similarity, same, times[both]), some))
-        often = np.stack(resampled, axis=2)
-        at = np.searchsorted(rates, some)
-        low, high = band(np.stack(ones, axis=1)[at], often, units)
-        of = scored[0].features
-        low, high = (np.interp(rates, some, bound) for bound in (low, high))
+        rates, of = np.arange(impostors + 1) / impostors, scored[0].features
+        each = [heads.roc(*_Outcome.of(item)[::2]) for item in scored]
+        values = np.mean([_highest(*one, rates)[0] for one in each], axis=0)
         figures = {
-            name.upper(): float(self.evaluate(name, scored, units, None).mean())
-            for name in ("auc", "eer")
+            "AUC": float(np.mean([heads.auc(*one) for one in each])),
+            "EER": float(np.mean([heads.equal_error_rate(*one) for one in each])),
         }
-        values = np.mean(ones, axis=0)
-        return Curve("roc", head.name, of.model, of.layer, rates, values, low, high, figures)
+        curve = Curve("roc", head.name, of.model, of.layer, rates, values, figures=figures)
+        if of.model in CONTROLS:
+            return curve
+        some, units = spread(rates[1:]), self.independent("auc", seed)
+        similarity, _, same = _Outcome.of(scored[0])
+        (times,) = islice(units.draws(), 1)
+        both = (times @ same > 0) & (times @ ~same > 0)
+        resampled = _highest(*heads.roc(similarity, same, times[both]), some)
+        ends = band(values[np.searchsorted(rates, some)], resampled, units)
+        low, high = between(rates, some, ends)
+        return replace(curve, low=low, high=high)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,9 @@ from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing.features import Features
 from vdvae_repr.probing.head import Head
 from vdvae_repr.probing.predict import score_classes
-from vdvae_repr.probing.statistics import Items, band, spread, weighted
+from vdvae_repr.probing.statistics import Items, band, between, spread, weighted
 from vdvae_repr.probing.task import Problem, Scored, Split, first_halves, has_splits
-from vdvae_repr.results import Curve
+from vdvae_repr.results import CONTROLS, Curve
 
 DEEP = ("rank5", "top5")  # of five guesses
 
@@ -121,25 +121,18 @@ class Identification(Problem):
         """Return the CMC of faces: the share of probes whose own person is among the first x."""
         if not self.of_people or not head.gives_scores:
             return None
-        ranks = np.arange(1, self.classes + 1)
-        units = self.independent("rank1", seed)
-        items = [[Items.mean_of(of.outcome < rank) for of in scored] for rank in spread(ranks)]
-        every = [item for draws in items for item in draws]
-        resampled = weighted(every, units, units.draws()).reshape(-1, len(items), len(scored))
-        values = np.array([[item.value for item in draws] for draws in items])
-        low, high = band(values, resampled, units, binary=units.alone)
-        share = [np.bincount(of.outcome, minlength=self.classes) / self.n_test for of in scored]
-        of = scored[0].features
-        return Curve(
-            kind="cmc",
-            head=head.name,
-            model=of.model,
-            layer=of.layer,
-            x=ranks.astype(np.float64),
-            y=np.cumsum(np.mean(share, axis=0)),
-            low=np.interp(ranks, spread(ranks), low),
-            high=np.interp(ranks, spread(ranks), high),
-        )
+        ranks, of = np.arange(1.0, self.classes + 1), scored[0].features
+        share = [np.bincount(one.outcome, minlength=self.classes) / self.n_test for one in scored]
+        values = np.cumsum(np.mean(share, axis=0))
+        curve = Curve("cmc", head.name, of.model, of.layer, ranks, values)
+        if of.model in CONTROLS:
+            return curve
+        units, some = self.independent("rank1", seed), spread(ranks)
+        items = [Items.mean_of(scored[0].outcome < rank) for rank in some]
+        resampled = weighted(items, units, units.draws())
+        ends = band(np.array([item.value for item in items]), resampled, units, units.alone)
+        low, high = between(ranks, some, ends)
+        return replace(curve, low=low, high=high)
 
 
 def nothing_to_choose_on(words: TaskLabels, y: NDArray[np.int64]) -> str:

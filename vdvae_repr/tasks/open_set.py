@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -15,9 +16,9 @@ from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing.features import Features
 from vdvae_repr.probing.head import Head
 from vdvae_repr.probing.predict import score_classes
-from vdvae_repr.probing.statistics import Items, Units, Values, band, spread
+from vdvae_repr.probing.statistics import Items, Units, Values, band, between, spread
 from vdvae_repr.probing.task import Problem, Scored, Split, first_halves, has_splits, name_of
-from vdvae_repr.results import Curve
+from vdvae_repr.results import CONTROLS, Curve
 from vdvae_repr.tasks.identification import TaskLabels, nothing_to_choose_on
 
 
@@ -163,20 +164,18 @@ class OpenSet(Problem):
     def curve(self, head: Head, scored: Sequence[Scored], seed: int) -> Curve | None:
         """Return the rate at which the known are identified, over the rate at which strangers pass."""
         strangers = int(self.stranger.sum())
-        rates = np.arange(strangers + 1) / strangers
+        rates, of = np.arange(strangers + 1) / strangers, scored[0].features
         values = np.mean([self._by_accepted(item) for item in scored], axis=0)
-        some = spread(rates[1:], 25)
-        units = self.independent(self.metrics[0], seed)
-        once, often = (
-            np.stack(
-                [self.evaluate(f"dir@{rate!r}", scored, units, draws) for rate in some.tolist()]
-            )
-            for draws in (None, list(islice(units.draws(), 1)))
-        )
-        low, high = band(once[:, 0], often.swapaxes(0, 1), units)
-        of = scored[0].features
-        low, high = (np.interp(rates, some, bound) for bound in (low, high))
-        return Curve("dir", head.name, of.model, of.layer, rates, values, low, high)
+        curve = Curve("dir", head.name, of.model, of.layer, rates, values)
+        if of.model in CONTROLS:
+            return curve
+        some, units = spread(rates[1:], 25), self.independent(self.metrics[0], seed)
+        (times,) = islice(units.draws(), 1)
+        times = units.of_items(times)
+        resampled = [self._drawn(scored[0], times, rate) for rate in some.tolist()]
+        at = np.searchsorted(rates, some)
+        low, high = between(rates, some, band(values[at], np.stack(resampled, axis=1), units))
+        return replace(curve, low=low, high=high)
 
     def _by_accepted(self, item: Scored) -> Values:
         """Return detection and identification rates where 0, 1, ... strangers may pass, (S + 1,)."""
