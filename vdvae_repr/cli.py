@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from typer.core import TyperCommand
 
+from vdvae_repr.config import suggestion
 from vdvae_repr.errors import (
     ConfigError,
     TaskError,
@@ -34,6 +35,7 @@ from vdvae_repr.errors import (
     first_line,
     printable,
 )
+from vdvae_repr.output import refuse_formats
 
 if TYPE_CHECKING:
     from vdvae_repr import VDVAE
@@ -54,6 +56,16 @@ app = typer.Typer(
 store_app = typer.Typer(help="Look into a latent store.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 
+TASKS = (  # those of the package, so that a wrong name is refused before any of them is imported
+    "classification",
+    "face_id",
+    "face_verification",
+    "factors",
+    "few_shot",
+    "omniglot_oneshot",
+)
+CONTROLS = ("pixels", "pca", "random-init", "shuffled-labels", "none")
+SELECTIONS = ("single", "joint", "cumulative", "without", "pruned")
 DEFAULT = ("single", "cumulative")  # selections of probe
 ATLAS = ("single", "cumulative", "without", "pruned")  # selections of probe --atlas
 Model = Annotated[
@@ -260,6 +272,10 @@ def _task_of(name: str, arguments: list[str]) -> Any:
     Raises:
         TaskError: no such task, an option of another one or of none, or a value of another type.
     """
+    if name not in TASKS:
+        raise TaskError(
+            f"unknown task {printable(name)!r}{suggestion(name, TASKS)}; the tasks are {', '.join(TASKS)}"
+        )
     from dataclasses import fields
     from typing import get_args, get_type_hints
 
@@ -373,12 +389,19 @@ def probe(
 ) -> None:
     """Measure what each layer is worth, with controls; rerun to go on after a stop."""
     import vdvae_repr as vr
-    from vdvae_repr import results
     from vdvae_repr.latents.base import Latents
     from vdvae_repr.latents.store import JoinedStore
     from vdvae_repr.output import prepare_folder
-    from vdvae_repr.report import pictures
 
+    kinds = _formats(formats)
+    if task not in TASKS:
+        _task_of(task, [])
+    for name, values, known in (
+        ("--control", control, CONTROLS),
+        ("--selection", selection, SELECTIONS),
+    ):
+        if unknown := [value for value in values or () if value not in known]:
+            raise TaskError(f"{name}: expected {', '.join(known)}, found {unknown[0]!r}")
     if (train is None) != (test is None):
         raise TaskError("--train and --test: expected both, found one")
     if train is not None and latents is not None:
@@ -389,7 +412,6 @@ def probe(
         raise TaskError("--control none: leaves all controls out; name no other beside it")
     if no_cache and cache is not None:
         raise TaskError("--cache and --no-cache: expected one of them, found both")
-    chosen_task = _task_of(task, context.args)
     if train is not None and test is not None:
         joined = JoinedStore(vr.open(train), vr.open(test))
         store: Latents = joined
@@ -397,6 +419,11 @@ def probe(
             _log(line)
     else:
         store = vr.open(latents or Path("latents.h5"))
+    others = [vr.open(path) for path in beside or ()]
+    chosen_task = _task_of(task, context.args)  # what follows takes seconds to import
+    from vdvae_repr import results
+    from vdvae_repr.report import pictures
+
     if out is not None:
         prepare_folder(out, pictures.MADE)
     with _notes_printed():
@@ -409,7 +436,7 @@ def probe(
             selections=ATLAS if atlas else selection or DEFAULT,
             heads=head,
             controls=results.CONTROLS if control is None else [c for c in control if c != "none"],
-            beside=[vr.open(path) for path in beside or ()],
+            beside=others,
             drawn=None if drawn is None else vr.open(drawn),
             cache=None if no_cache else cache or "auto",
             seed=seed,
@@ -469,10 +496,12 @@ def compare(
     """Compare the layers of two models by debiased linear CKA, beside what shuffled images give."""
     import vdvae_repr as vr
     from vdvae_repr.output import prepare_folder
+
+    kinds = _formats(formats)
+    stores = vr.open(a), vr.open(b)
     from vdvae_repr.report import pictures
 
     prepare_folder(out, pictures.SIMILARITY_MADE)
-    stores = vr.open(a), vr.open(b)
     found = vr.compare(*stores, feature=feature, seed=seed, notice=_log)
     models = (stores[0].info.model, stores[1].info.model)
     pictures.save_similarity(found, out, models, kinds)
@@ -660,9 +689,9 @@ def evaluate(
 @app.command()
 def layers(model: AnyModel = "faces64", preset: Preset = None, download: Download = False) -> None:
     """List a model's layers: of a VDVAE the stochastic ones, of another network its stages or blocks."""
-    import vdvae_repr as vr
+    from vdvae_repr.encoders.layers import layers_of
 
-    found = vr.load(model, preset=preset, download=download).layers
+    found = layers_of(model, preset=preset, download=download)
     width = max(8, *(len(spec.name) for spec in found))
     _print(f"index  {'name':{width}s}  shape         dims")
     for spec in found:
@@ -881,6 +910,13 @@ def _open(
 
     notice = _log if _is_main_process() else None
     return vr.open_source(data, root=root, download=download, rows=rows, notice=notice)
+
+
+def _formats(text: str) -> list[str]:
+    """Return formats of figures that commas join."""
+    kinds = [kind.strip() for kind in text.split(",")]
+    refuse_formats(kinds)
+    return kinds
 
 
 def _refuse_without_data(data: str | None, **options: str | None) -> None:

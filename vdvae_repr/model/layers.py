@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vdvae_repr.errors import LayerError
-from vdvae_repr.model.blocks import BlockSpec
+from vdvae_repr.model.structure import BlockSpec
 
 _RESOLUTION_NAME = re.compile(r"(\d+)x\1\.(\d+)")
 

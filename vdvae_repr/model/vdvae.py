@@ -25,11 +25,8 @@ from vdvae_repr.model.blocks import (
     BottomUpBlock,
     TopDownBlock,
     Widths,
-    check_structure,
     conv,
     depth_scale,
-    parse_blocks,
-    parse_widths,
 )
 from vdvae_repr.model.distributions import (
     LayerPosterior,
@@ -45,6 +42,7 @@ from vdvae_repr.model.noise import NoiseFn, image_names, seed_of, seeded_noise
 from vdvae_repr.model.precision import Precision, arithmetic
 from vdvae_repr.model.preprocessing import as_image_tensor, to_input, to_target, to_uint8
 from vdvae_repr.model.published import from_published_names
+from vdvae_repr.model.structure import check_structure, parse_blocks, parse_widths
 
 MOST_PARAMETERS = 10**10
 
