@@ -21,10 +21,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TextIO
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from vdvae_repr.config import suggestion
 from vdvae_repr.errors import (
@@ -46,14 +46,38 @@ PARAMETER = re.compile(
     r'(?<![\w.])([a-z_]+)=(True|False|"[^"]*"|\d+|[A-Z]{2,})(?![\w.])'
 )  # name=value, in a message
 
+
+class Grouped(TyperGroup):
+    """Lists commands by what they are for."""
+
+    groups: ClassVar[dict[str, tuple[str, ...]]] = {
+        "Latents": ("extract", "probe", "compare", "report", "store"),
+        "Images": ("decode", "sample"),
+        "Models": ("train", "evaluate", "layers"),
+        "A first look": ("demo",),
+    }
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for each purpose; what is in none stands at the end."""
+        named = [name for names in self.groups.values() for name in names]
+        others = tuple(name for name in self.list_commands(ctx) if name not in named)
+        for title, names in (self.groups | {"More": others}).items():
+            found = [(name, self.get_command(ctx, name)) for name in names]
+            if rows := [(name, c.get_short_help_str(100)) for name, c in found if c is not None]:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
 app = typer.Typer(
+    cls=Grouped,
     help="What does each layer of a very deep VAE know?",
+    epilog="A first try: vdvae-repr extract --layer 32x32, then vdvae-repr probe --task face_id",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-store_app = typer.Typer(help="Look into a latent store.", no_args_is_help=True)
+store_app = typer.Typer(help="Look into a latent store, or exchange one.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 
 TASKS = (  # those of the package, so that a wrong name is refused before any of them is imported
@@ -123,7 +147,7 @@ Formats = Annotated[
     str,
     typer.Option("--format", help="Formats of figures: png, pdf, svg; commas join several."),
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of all draws.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Random seed of all draws.")]
 OnError = Annotated[
     str | None, typer.Option(help="Of an image that cannot be read: raise, or skip and list it.")
 ]
@@ -133,9 +157,23 @@ NumWorkers = Annotated[
 ]
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from vdvae_repr import __version__
+
+        print(f"vdvae-repr {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _common(
     debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", callback=_version, is_eager=True
+        ),
+    ] = False,
 ) -> None:
     if debug:
         os.environ["VDVAE_REPR_DEBUG"] = "1"
@@ -193,7 +231,10 @@ def extract(
     device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
-    """Read per-layer posterior latents into an HDF5 store; rerun to resume; torchrun divides it."""
+    """Read per-layer posterior latents into an HDF5 store; rerun to resume; torchrun divides it.
+
+    Example: vdvae-repr extract --data photos/ --layer "<=16x16" --out latents.h5
+    """
     from tqdm import tqdm
 
     import vdvae_repr as vr
@@ -387,7 +428,10 @@ def probe(
     json_lines: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
     seed: Seed = 0,
 ) -> None:
-    """Measure what each layer is worth, with controls; rerun to go on after a stop."""
+    """Measure what each layer is worth, with controls; rerun to go on after a stop.
+
+    Example: vdvae-repr probe --task few_shot --ways 5 --shots 1 --latents latents.h5 --out results/
+    """
     import vdvae_repr as vr
     from vdvae_repr.latents.base import Latents
     from vdvae_repr.latents.store import JoinedStore
@@ -493,7 +537,10 @@ def compare(
     formats: Formats = "png",
     seed: Seed = 0,
 ) -> None:
-    """Compare the layers of two models by debiased linear CKA, beside what shuffled images give."""
+    """Compare the layers of two models by debiased linear CKA, beside what shuffled images give.
+
+    Example: vdvae-repr compare latents.h5 resnet.h5 --out similarity/
+    """
     import vdvae_repr as vr
     from vdvae_repr.output import prepare_folder
 
@@ -688,7 +735,10 @@ def evaluate(
 
 @app.command()
 def layers(model: AnyModel = "faces64", preset: Preset = None, download: Download = False) -> None:
-    """List a model's layers: of a VDVAE the stochastic ones, of another network its stages or blocks."""
+    """List a model's layers: of a VDVAE the stochastic ones, of another network its stages or blocks.
+
+    Example: vdvae-repr layers --model faces64
+    """
     from vdvae_repr.encoders.layers import layers_of
 
     found = layers_of(model, preset=preset, download=download)
@@ -710,7 +760,10 @@ def sample(
     device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
-    """Draw images from the prior onto a contact sheet."""
+    """Draw images from the prior onto a contact sheet.
+
+    Example: vdvae-repr sample --count 32 --temperature 0.9 --out samples.png
+    """
     import math
 
     from vdvae_repr.data.sheet import check_picture, save_sheet
@@ -751,7 +804,10 @@ def decode(
     device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
-    """Turn stored latents back into images."""
+    """Turn stored latents back into images.
+
+    Example: vdvae-repr decode predicted.h5 --out images/ --sheet sheet.png
+    """
     import numpy as np
 
     import vdvae_repr as vr
@@ -810,7 +866,10 @@ def export(
     pool: Annotated[str | None, typer.Option(help="avg, avg:GRID, or cls of tokens.")] = None,
     split: Annotated[str | None, typer.Option(help="This split's images alone.")] = None,
 ) -> None:
-    """Write one flat matrix, layers side by side in order, with ids and shapes."""
+    """Write one flat matrix, layers side by side in order, with ids and shapes.
+
+    Example: vdvae-repr store export latents.h5 --layer 0:31 --out latents.npz
+    """
     import vdvae_repr as vr
 
     with vr.open(path) as store:
@@ -827,7 +886,10 @@ def import_(
     split: Annotated[str | None, typer.Option(help="The split that the rows are of.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a finished store.")] = False,
 ) -> None:
-    """Make a store of predicted latents, so that they can be decoded."""
+    """Make a store of predicted latents, so that they can be decoded.
+
+    Example: vdvae-repr store import predicted.npy --like latents.h5 --split test --out predicted.h5
+    """
     import vdvae_repr as vr
 
     store = vr.import_latents(matrix, vr.open(like), out, layer, split=split, overwrite=overwrite)
@@ -836,7 +898,10 @@ def import_(
 
 @store_app.command()
 def info(path: Path) -> None:
-    """Print what a store holds."""
+    """Print what a store holds.
+
+    Example: vdvae-repr store info latents.h5
+    """
     import vdvae_repr as vr
 
     store = vr.open(path)
@@ -857,7 +922,10 @@ def info(path: Path) -> None:
 
 @store_app.command()
 def verify(path: Path) -> None:
-    """Read a whole store against its checksums."""
+    """Read a whole store against its checksums.
+
+    Example: vdvae-repr store verify latents.h5
+    """
     import vdvae_repr as vr
 
     with vr.open(path) as store:
@@ -870,7 +938,10 @@ def verify(path: Path) -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for what it makes.")] = Path("demo"),
 ) -> None:
-    """Toy faces and digits through the packaged model: stores, an answer, pictures."""
+    """Toy faces and digits through the packaged model: stores, an answer, pictures.
+
+    Example: vdvae-repr demo --out demo/
+    """
     import numpy as np
 
     import vdvae_repr as vr

@@ -15,8 +15,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -333,3 +334,13 @@ def _open_locked(path: Path) -> BinaryIO:
         except FileNotFoundError:
             pass
         file.close()  # the other process renamed it
+
+
+def html_table(title: str, rows: Mapping[str, str]) -> str:
+    """Return names and values as a table for a notebook; text from files is text there too."""
+    cells = "".join(
+        f"<tr><th style='text-align:left'>{escape(printable(name))}</th>"
+        f"<td style='text-align:left'>{escape(printable(value))}</td></tr>"
+        for name, value in rows.items()
+    )
+    return f"<table><caption>{escape(printable(title))}</caption>{cells}</table>"

@@ -18,6 +18,19 @@ from vdvae_repr.model.structure import BlockSpec
 
 _RESOLUTION_NAME = re.compile(r"(\d+)x\1\.(\d+)")
 
+FEATURES = (
+    "mean",
+    "log_std",
+    "z",
+    "delta",
+    "prior_mean",
+    "prior_log_std",
+    "kl",
+    "top_down",
+    "bottom_up",
+)
+"""What can be read of a VDVAE's layers."""
+
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:

@@ -43,8 +43,13 @@ from vdvae_repr.model.precision import Precision, arithmetic
 from vdvae_repr.model.preprocessing import as_image_tensor, to_input, to_target, to_uint8
 from vdvae_repr.model.published import from_published_names
 from vdvae_repr.model.structure import check_structure, parse_blocks, parse_widths
+from vdvae_repr.output import html_table
 
 MOST_PARAMETERS = 10**10
+
+
+def _nats(layer: LayerPosterior) -> float:
+    return float(layer.kl.sum() / max(1, len(layer.mean)))
 
 
 class Posterior(Mapping[str, LayerPosterior]):
@@ -74,6 +79,20 @@ class Posterior(Mapping[str, LayerPosterior]):
     def __len__(self) -> int:
         """Return the number of layers read."""
         return len(self._layers)
+
+    def __repr__(self) -> str:
+        """Say what was read of how many images."""
+        names = list(self._layers)
+        which = f" ({names[0]} .. {names[-1]})" if names else ""
+        return f"<Posterior: {len(self.kl)} images, {len(self)} layers{which}>"
+
+    def _repr_html_(self) -> str:
+        """Show the layers with their shapes and mean KL, in a notebook."""
+        rows = {
+            name: f"{'x'.join(map(str, layer.mean.shape[1:]))}, {_nats(layer):.1f} nats an image"
+            for name, layer in self._layers.items()
+        }
+        return html_table(repr(self).strip("<>"), rows)
 
 
 @dataclass(frozen=True, slots=True)

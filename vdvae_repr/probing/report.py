@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,10 @@ class Report:
         """Say what was measured."""
         tasks = ", ".join(dict.fromkeys(f"{row.task} on {row.source}" for row in self.rows))
         return f"<Report {tasks}: {len(self.rows)} rows, {len(self.comparisons)} comparisons>"
+
+    def _repr_html_(self) -> str:
+        """Show the answer in a notebook."""
+        return f"<pre>{escape(self.answer())}</pre>" if self.rows else escape(repr(self))
 
     def to_frame(self) -> pd.DataFrame:
         """Return the rows as a table."""
