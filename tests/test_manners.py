@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
 import vdvae_repr as vr
 from vdvae_repr import cli, results
@@ -77,6 +80,8 @@ def test_a_feature_that_is_not_stored_says_how_to_store_it(path):
         (["probe", "--format", "jpg"], 2, "expected png, pdf, svg, found 'jpg'"),
         (["probe", "--latents", "none.h5"], 2, "none.h5: no such store"),
         (["compare", "none.h5", "none.h5"], 2, "none.h5: no such store"),
+        (["extract", "--data", "none/such"], 2, "none/such: no such folder or file"),
+        (["extract", "--data", "none.h5:images"], 2, "none.h5:images: no such folder or file"),
         (["layers"], 0, "64x64.0"),
     ],
 )
@@ -126,3 +131,24 @@ def test_every_command_has_an_example_and_stands_in_a_group():
         assert f"Example: vdvae-repr {' '.join(names)}" in command.help, names
     grouped = {name for names in cli.Grouped.groups.values() for name in names}
     assert set(group.commands) <= grouped
+
+
+def test_a_sheet_shows_what_the_model_sees(tiny, images, tmp_path, monkeypatch):
+    """Of images 20 wide, of which the central 16 are read, enlarged 8 times."""
+    monkeypatch.setattr(vr, "load", lambda *arguments, **options: tiny)
+    monkeypatch.chdir(tmp_path)
+    wide = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    np.save("wide.npy", wide)
+    options = ["--layer", "1x1", "--data", "wide.npy", "--crop", "16", "--sheet", "seen.png"]
+    done = CliRunner().invoke(cli.app, ["extract", *options])
+    assert done.exit_code == 0, done.output
+    assert "seen.png: the first 12 images" in done.output
+    sheet = np.asarray(Image.open("seen.png"))
+    left = sheet.shape[1] - 8 * 134
+    tile = sheet[6:134, left : left + 128]
+    assert np.array_equal(tile, images[0].repeat(8, axis=0).repeat(8, axis=1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "latents.h5",
+        "seen.png",
+        "wide.npy",
+    ]

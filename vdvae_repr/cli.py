@@ -29,6 +29,7 @@ from typer.core import TyperCommand, TyperGroup
 from vdvae_repr.config import suggestion
 from vdvae_repr.errors import (
     ConfigError,
+    DataError,
     TaskError,
     Terminated,
     VDVAEReprError,
@@ -215,6 +216,12 @@ def extract(
         str, typer.Option(help="Of an image that cannot be read: raise, or skip and list it.")
     ] = "raise",
     out: Annotated[Path, typer.Option(help="The store to write.")] = Path("latents.h5"),
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the first 64 images as the model sees them, to check --crop and --align."
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option(help="Replace a finished store, never another file.")
     ] = False,
@@ -241,6 +248,13 @@ def extract(
 
     if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size)):
         raise TaskError(f"--batch-size: expected a number from 1, or auto, found {batch_size!r}")
+    _refuse_missing(data)
+    if sheet is not None:
+        if no_images:
+            raise TaskError("--sheet shows stored images; leave --no-images out")
+        from vdvae_repr.data.sheet import check_picture
+
+        check_picture(sheet)
     _keep_freed_memory()
     source = _open(data, data_root, download, rows)
     if device == "cuda":  # one card a process of torchrun
@@ -280,6 +294,11 @@ def extract(
     for item in store.info.skipped:
         _log(f"skipped: {item['reason']}")
     _print(f"{out}: {len(store)} images, {len(store.layers)} layers{rate}")
+    if sheet is not None:
+        from vdvae_repr.data.sheet import save_sheet
+
+        save_sheet(store.read("images", "images", slice(0, 64)), sheet, labels=store.ids[:64:8])
+        _print(f"{sheet}: the first {min(64, len(store))} images as the model sees them")
 
 
 class TaskOptions(TyperCommand):
@@ -981,6 +1000,19 @@ def _open(
 
     notice = _log if _is_main_process() else None
     return vr.open_source(data, root=root, download=download, rows=rows, notice=notice)
+
+
+def _refuse_missing(data: str) -> None:
+    """Refuse a file that is not there, by its name alone, before what reads files is imported.
+
+    Raises:
+        DataError: no such file.
+    """
+    path = Path(data.rpartition(":")[0] if ":" in data else data)
+    a_file = path.suffix.lower() in (".tar", ".csv", ".tsv", ".npy", ".npz", ".h5", ".hdf5")
+    pattern = any(letter in data for letter in "*?[{")
+    if (a_file or "/" in data) and not pattern and not path.exists() and not Path(data).exists():
+        raise DataError(f"{data}: no such folder or file")
 
 
 def _formats(text: str) -> list[str]:

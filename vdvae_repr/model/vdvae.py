@@ -378,7 +378,8 @@ class VDVAE(nn.Module):
         """Read the posterior of chosen layers; only the work that they need is done.
 
         Args:
-            images: uint8 (N, S, S, 3) array or tensor, or a list of PIL images.
+            images: array or tensor (N, S, S, 3), grey (N, S, S), uint8 or floats from 0 to 1, or a list of
+                such images or PIL images.
             layers: selector; the pass stops after the last layer selected.
             z: what each layer sends down: its mean, or a draw seeded by (seed, image id, layer).
             seed: of the draws.
