@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -73,6 +74,9 @@ def test_a_feature_that_is_not_stored_says_how_to_store_it(path):
     ("arguments", "code", "says"),
     [
         (["-h"], 0, "Latents"),
+        (["probe", "-h"], 0, "--ways"),
+        (["store", "import", "-h"], 0, "Predicted latents"),
+        (["probe", "--way", "5"], 2, "--way is no option of probe or of face_id"),
         (["--version"], 0, vr.__version__),
         (["probe", "--task", "face_ids"], 2, "did you mean 'face_id'"),
         (["probe", "--control", "pixel"], 2, "--control: expected pixels"),
@@ -105,10 +109,16 @@ def test_layers_of_a_file_are_those_of_the_model(tiny):
 
 
 def test_lists_that_stand_on_the_command_line_are_those_of_the_library():
-    package = [
-        name for name, kind in Task.known.items() if kind.__module__.startswith("vdvae_repr.")
-    ]
-    assert sorted(cli.TASKS) == sorted(package)
+    package = {
+        n: kind for n, kind in Task.known.items() if kind.__module__.startswith("vdvae_repr.")
+    }
+    assert cli._tasks() == {
+        name: (
+            kind.__doc__.splitlines()[0],
+            {field.name: field.metadata.get("help", "") for field in fields(kind)},
+        )
+        for name, kind in package.items()
+    }
     assert (*results.CONTROLS, "none") == cli.CONTROLS
     assert cli.SELECTIONS == SELECTIONS
 

@@ -6,6 +6,7 @@ Results go to standard output, progress to standard error. Exit 0; 2 for bad inp
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import errno
 import io
@@ -81,14 +82,6 @@ app = typer.Typer(
 store_app = typer.Typer(help="Look into a latent store, or exchange one.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 
-TASKS = (  # those of the package, so that a wrong name is refused before any of them is imported
-    "classification",
-    "face_id",
-    "face_verification",
-    "factors",
-    "few_shot",
-    "omniglot_oneshot",
-)
 CONTROLS = ("pixels", "pca", "random-init", "shuffled-labels", "none")
 SELECTIONS = ("single", "joint", "cumulative", "without", "pruned")
 DEFAULT = ("single", "cumulative")  # selections of probe
@@ -310,38 +303,59 @@ class TaskOptions(TyperCommand):
             formatter.write_dl(_task_help())
 
 
+@cache
+def _tasks() -> dict[str, tuple[str, dict[str, str]]]:
+    """Return each task's first line, and its options with their help, by its name.
+
+    They are read from the source of the dataclasses, as importing these takes seconds.
+    """
+    found: dict[str, tuple[str, dict[str, str]]] = {}
+    for path in sorted(Path(__file__).with_name("tasks").glob("*.py")):
+        for kind in ast.parse(path.read_text(encoding="utf-8")).body:
+            if not isinstance(kind, ast.ClassDef):
+                continue
+            fields = {
+                item.target.id: item.value
+                for item in kind.body
+                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+            }
+            name = fields.pop("name", None)
+            if isinstance(name, ast.Constant):
+                options = {
+                    option: _help_in(value)
+                    for option, value in fields.items()
+                    if isinstance(value, ast.Call)
+                }
+                found[str(name.value)] = (ast.get_docstring(kind) or "").splitlines()[0], options
+    return found
+
+
+def _help_in(call: ast.Call) -> str:
+    """Return the help in a field's metadata."""
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    return str(ast.literal_eval(given["metadata"])["help"]) if "metadata" in given else ""
+
+
 def _task_help() -> list[tuple[str, str]]:
     """Return each task with the first line of its description, and each of its options with its help."""
-    from dataclasses import fields
-
-    from vdvae_repr.tasks import Task
-
     lines = []
-    for name, kind in Task.known.items():
-        lines.append((name, (kind.__doc__ or "").strip().splitlines()[0]))
-        lines += [
-            (f"  --{field.name.replace('_', '-')}", field.metadata.get("help", ""))
-            for field in fields(kind)
-        ]
+    for name, (text, options) in _tasks().items():
+        lines.append((name, text))
+        lines += [(f"  --{key.replace('_', '-')}", value) for key, value in options.items()]
     return lines
 
 
-def _task_of(name: str, arguments: list[str]) -> Any:
-    """Make a task of its name and of the options that the command does not know itself.
+def _task_options(name: str, arguments: list[str]) -> dict[str, list[str]]:
+    """Return the values of options that the command does not know itself, by the task's option.
 
     Raises:
-        TaskError: no such task, an option of another one or of none, or a value of another type.
+        TaskError: no such task, or an option of another one or of none.
     """
-    if name not in TASKS:
+    tasks = _tasks()
+    if name not in tasks:
         raise TaskError(
-            f"unknown task {printable(name)!r}{suggestion(name, TASKS)}; the tasks are {', '.join(TASKS)}"
+            f"unknown task {name!r}{suggestion(name, list(tasks))}; the tasks are {', '.join(tasks)}"
         )
-    from dataclasses import fields
-    from typing import get_args, get_type_hints
-
-    from vdvae_repr.tasks import Task
-
-    kind = type(Task.named(name))
     values: dict[str, list[str]] = {}
     rest = list(arguments)
     while rest:
@@ -352,12 +366,27 @@ def _task_of(name: str, arguments: list[str]) -> Any:
             raise TaskError(f"{flag}: expected a value, found none")
         option = flag.removeprefix("--").replace("-", "_")
         values.setdefault(option, []).append(value if equals else rest.pop(0))
-    options: dict[str, Any] = {}
-    for option, texts in values.items():
-        if option not in {field.name for field in fields(kind)}:
-            owners = [n for n, k in Task.known.items() if option in {f.name for f in fields(k)}]
+    for option in values:
+        if option not in tasks[name][1]:
+            owners = [task for task, (_, options) in tasks.items() if option in options]
             whose = f"an option of {owners[0]}, not" if owners else "no option of probe or"
             raise TaskError(f"--{option.replace('_', '-')} is {whose} of {name}")
+    return values
+
+
+def _task_of(name: str, values: dict[str, list[str]]) -> Any:
+    """Make a task of its name and of its options.
+
+    Raises:
+        TaskError: a value of another type.
+    """
+    from typing import get_args, get_type_hints
+
+    from vdvae_repr.tasks import Task
+
+    kind = type(Task.named(name))
+    options: dict[str, Any] = {}
+    for option, texts in values.items():
         hint = get_type_hints(kind)[option]
         parts = [hint, *get_args(hint)]
         leaves = [leaf for part in parts for leaf in (part, *get_args(part))]
@@ -457,8 +486,7 @@ def probe(
     from vdvae_repr.output import prepare_folder
 
     kinds = _formats(formats)
-    if task not in TASKS:
-        _task_of(task, [])
+    task_options = _task_options(task, context.args)
     for name, values, known in (
         ("--control", control, CONTROLS),
         ("--selection", selection, SELECTIONS),
@@ -483,7 +511,7 @@ def probe(
     else:
         store = vr.open(latents or Path("latents.h5"))
     others = [vr.open(path) for path in beside or ()]
-    chosen_task = _task_of(task, context.args)  # what follows takes seconds to import
+    chosen_task = _task_of(task, task_options)  # what follows takes seconds to import
     from vdvae_repr import results
     from vdvae_repr.report import pictures
 

@@ -856,7 +856,8 @@ def _draw_layers(ax: Axes, run: RowSelection, axis: LayerAxis) -> None:
         elif start:
             ax.axvline(start - 0.5, color="0.5", linewidth=0.8)
         if name:
-            room = max(8, int(70 * (stop - start) / len(axis.names)))
+            inches = ax.get_position().width * ax.figure.bbox.width / ax.figure.dpi
+            room = max(8, int(inches / 0.06 * (stop - start) / len(axis.names)))
             _above(ax, (start + stop - 1) / 2, shortened(name, room), upright=axis.crowded)
     _name_x(ax, [drawable(name) for name in axis.names], _font(len(axis.names)))
     ax.set_xlim(-0.5, len(axis.names) - 0.5)
