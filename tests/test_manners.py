@@ -31,9 +31,9 @@ def run(*arguments, cwd):
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=True)
 
 
-@pytest.fixture(scope="module")
-def path(tiny, images, tmp_path_factory):
-    path = tmp_path_factory.mktemp("manners") / "s.h5"
+@pytest.fixture
+def path(tiny, images, tmp_path):
+    path = tmp_path / "s.h5"
     vr.extract(tiny, images, path, layers="<=4x4").close()
     return path
 

@@ -95,7 +95,7 @@ Model = Annotated[
 AnyModel = Annotated[
     str,
     typer.Option(
-        help="As elsewhere; or timm:NAME, facenet:vggface2, with @FILE (own weights) or @random."
+        help="A VDVAE, as for sample; or timm:NAME, facenet:vggface2, with @FILE (own weights) or @random."
     ),
 ]
 Preset = Annotated[
@@ -143,7 +143,10 @@ Formats = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Random seed of all draws.")]
 OnError = Annotated[
-    str | None, typer.Option(help="Of an image that cannot be read: raise, or skip and list it.")
+    str | None,
+    typer.Option(
+        help="What to do with an image that cannot be read: raise an error, or skip and list it."
+    ),
 ]
 NumWorkers = Annotated[
     int | None,
@@ -185,13 +188,24 @@ def extract(
     feature: Annotated[
         list[str] | None, typer.Option(help="mean (if not given), delta, log_std, kl, ...")
     ] = None,
-    z: Annotated[str, typer.Option(help="What is sent down: mean or sample.")] = "mean",
+    z: Annotated[
+        str, typer.Option(help="What each layer sends down: its mean, or a sample.")
+    ] = "mean",
     draws: Annotated[
-        int | None, typer.Option(min=1, help="Draws of z an image, with --z sample --feature z.")
+        int | None,
+        typer.Option(
+            min=1, help="How many samples of z to store an image; needs --z sample --feature z."
+        ),
     ] = None,
-    crop: Annotated[int | None, typer.Option(help="Central square to take first, pixels.")] = None,
+    crop: Annotated[
+        int | None, typer.Option(help="Cut out the central square of so many pixels first.")
+    ] = None,
     align: Annotated[
-        bool, typer.Option("--align", help="Put eyes, nose and mouth at fixed places (MTCNN).")
+        bool,
+        typer.Option(
+            "--align",
+            help="Turn and scale each face so that eyes, nose and mouth stand at fixed places (MTCNN).",
+        ),
     ] = False,
     resize: Resize = None,
     mirror: Annotated[bool, typer.Option("--mirror", help="Read the mirrored images too.")] = False,
@@ -206,7 +220,10 @@ def extract(
         str, typer.Option(help="fp32; tf32 (GPUs) or bf16 trade exactness for speed.")
     ] = "fp32",
     on_error: Annotated[
-        str, typer.Option(help="Of an image that cannot be read: raise, or skip and list it.")
+        str,
+        typer.Option(
+            help="What to do with an image that cannot be read: raise an error, or skip and list it."
+        ),
     ] = "raise",
     out: Annotated[Path, typer.Option(help="The store to write.")] = Path("latents.h5"),
     sheet: Annotated[
@@ -218,11 +235,15 @@ def extract(
     overwrite: Annotated[
         bool, typer.Option(help="Replace a finished store, never another file.")
     ] = False,
-    no_images: Annotated[bool, typer.Option("--no-images", help="Leave the images out.")] = False,
+    no_images: Annotated[
+        bool, typer.Option("--no-images", help="Store no images; then no control can run.")
+    ] = False,
     layout: Annotated[
         str, typer.Option(help="single file, or virtual: it refers to its parts, half the disk.")
     ] = "single",
-    batch_size: Annotated[str, typer.Option(help="Images a forward pass, or auto.")] = "32",
+    batch_size: Annotated[
+        str, typer.Option(help="Images in a forward pass, or auto to measure what is fastest.")
+    ] = "32",
     num_workers: NumWorkers = None,
     compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
     cuda_graphs: Annotated[
@@ -579,7 +600,9 @@ def _notes_printed() -> Iterator[None]:
 def compare(
     a: Annotated[Path, typer.Argument(help="A store.")],
     b: Annotated[Path, typer.Argument(help="Another, of the same images.")],
-    feature: Annotated[str | None, typer.Option(help="A feature of both; mean.")] = None,
+    feature: Annotated[
+        str | None, typer.Option(help="A feature that both hold; mean, if not given.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for similarity.csv and .png.")] = Path(),
     formats: Formats = "png",
     seed: Seed = 0,
@@ -637,14 +660,16 @@ def train(
     override: Annotated[
         list[str], typer.Option("--set", help="train.lr=1e-4, model.width=64")
     ] = [],  # noqa: B006
-    crop: Annotated[int | None, typer.Option(help="Central square to take first, pixels.")] = None,
+    crop: Annotated[
+        int | None, typer.Option(help="Cut out the central square of so many pixels first.")
+    ] = None,
     on_error: OnError = None,
     device: Device = "cpu",
     precision: Annotated[
         str | None, typer.Option(help="fp32, if not given, or bf16 by autocast.")
     ] = None,
     accumulate: Annotated[
-        int | None, typer.Option(min=1, help="Micro-batches a process; 1.")
+        int | None, typer.Option(min=1, help="Micro-batches a step and process; 1, if not given.")
     ] = None,
     compile: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")
@@ -664,7 +689,7 @@ def train(
         str | None, typer.Option(help="A tracker that accelerate knows, as tensorboard.")
     ] = None,
     probe_every: Annotated[
-        int | None, typer.Option(min=0, help="Steps between probes; 0: none.")
+        int | None, typer.Option(min=0, help="Steps between probes of the layers; 0 for none.")
     ] = None,
     probe_data: Annotated[
         str | None,
@@ -719,11 +744,15 @@ def evaluate(
         str | None,
         typer.Option(help="train, val, test, or a run's held-back; every image if not given."),
     ] = None,
-    crop: Annotated[int | None, typer.Option(help="Central square to take first, pixels.")] = None,
+    crop: Annotated[
+        int | None, typer.Option(help="Cut out the central square of so many pixels first.")
+    ] = None,
     resize: Resize = None,
     on_error: OnError = None,
-    iw: Annotated[int, typer.Option(min=0, help="Draws of the importance-weighted bound.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 16,
+    iw: Annotated[
+        int, typer.Option(min=0, help="Samples of the importance-weighted bound; 0 leaves it out.")
+    ] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a forward pass.")] = 16,
     device: Device = "cpu",
     seed: Seed = 0,
     json_lines: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
@@ -802,7 +831,12 @@ def sample(
     preset: Preset = None,
     download: Download = False,
     count: Annotated[int, typer.Option(min=1, help="Images to draw.")] = 16,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of the prior's draws.")] = 0.8,
+    temperature: Annotated[
+        float,
+        typer.Option(
+            min=0.0, help="Spread of the prior's samples: 1 as trained, less is smoother."
+        ),
+    ] = 0.8,
     out: Annotated[Path, typer.Option(help="A PNG contact sheet.")] = Path("samples.png"),
     device: Device = "cpu",
     seed: Seed = 0,
@@ -833,7 +867,9 @@ def decode(
     preset: Preset = None,
     download: Download = False,
     layer: Layer = ["all"],  # noqa: B006
-    first: Annotated[int | None, typer.Option(min=1, help="The first K layers alone.")] = None,
+    first: Annotated[
+        int | None, typer.Option(min=1, help="Decode the first K layers alone.")
+    ] = None,
     image: Annotated[
         list[str] | None, typer.Option("--id", help="An image to decode; all if not given.")
     ] = None,
@@ -846,8 +882,15 @@ def decode(
     pixels: Annotated[
         str, typer.Option(help="Pixels: the likelihood's mean, or sample, a draw of it.")
     ] = "mean",
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of the prior's draws.")] = 1.0,
-    sheet: Annotated[Path | None, typer.Option(help="A contact sheet of the first 64.")] = None,
+    temperature: Annotated[
+        float,
+        typer.Option(
+            min=0.0, help="Spread of the prior's samples: 1 as trained, less is smoother."
+        ),
+    ] = 1.0,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Write a contact sheet of the first 64 images too.")
+    ] = None,
     device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
@@ -911,7 +954,7 @@ def export(
         str | None, typer.Option(help="A stored feature: mean, if not given; z:2, a draw.")
     ] = None,
     pool: Annotated[str | None, typer.Option(help="avg, avg:GRID, or cls of tokens.")] = None,
-    split: Annotated[str | None, typer.Option(help="This split's images alone.")] = None,
+    split: Annotated[str | None, typer.Option(help="Write the images of this split alone.")] = None,
 ) -> None:
     """Write one flat matrix, layers side by side in order, with ids and shapes.
 
@@ -927,10 +970,12 @@ def export(
 @store_app.command("import")
 def import_(
     matrix: Annotated[Path, typer.Argument(help="Predicted latents, .npy or .npz.")],
-    like: Annotated[Path, typer.Option(help="The store whose ids and layers they are of.")],
+    like: Annotated[Path, typer.Option(help="The store whose images and layers they predict.")],
     out: Annotated[Path, typer.Option(help="The store to write.")],
     layer: Layer = ["all"],  # noqa: B006
-    split: Annotated[str | None, typer.Option(help="The split that the rows are of.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="The split whose images the rows are, in their order.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a finished store.")] = False,
 ) -> None:
     """Make a store of predicted latents, so that they can be decoded.

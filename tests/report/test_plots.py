@@ -366,6 +366,24 @@ def test_few_shot_has_a_panel_a_head_and_a_column_of_shots():
     assert "shots" in table(rows).splitlines()[0].split()
 
 
+def test_a_report_draws_what_it_holds():
+    rows = with_sets(task="face_id")
+    nats = {"1x1.0": 1.0} | {f"0:{k}": float(k) for k in range(2, 7)}
+    curves = [curve(kind, [0.5, 1], [0.5, 1]) for kind in ("cmc", "roc", "dir")]
+    plot = vr.Report(rows, curves=curves, nats=nats).plot
+    spent = plot.cumulative(head="ridge")
+    assert list(line(spent, "faces64").get_xdata()) == [1, 2, 3, 4, 5, 6]
+    assert stars(spent) == [[3, pytest.approx(0.42)]]
+    assert plot.layers(head="knn").get_ylabel() == spent.get_ylabel()
+    for ax in (plot.cmc(), plot.roc("ridge"), plot.detection()):
+        assert line(ax, "faces64")
+    factors = [
+        row("m", f"ridge:{name}", 0.5, "1x1.0", task="factors", metric="r2") for name in "ab"
+    ]
+    shown = vr.Report(factors).plot.factors()
+    assert [label.get_text() for label in shown.get_xticklabels()] == ["a", "b"]
+
+
 @pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
 def test_figures_are_written_in_each_format_known_as_ours_and_always_the_same(kind, tmp_path):
     for name in ("a", "b"):
