@@ -6,6 +6,7 @@ Results go to standard output, progress to standard error. Exit 0; 2 for bad inp
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import errno
 import io
@@ -22,19 +23,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TextIO
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
+from vdvae_repr.config import suggestion
 from vdvae_repr.errors import (
     ConfigError,
+    DataError,
     TaskError,
     Terminated,
     VDVAEReprError,
     first_line,
     printable,
 )
+from vdvae_repr.output import refuse_formats
 
 if TYPE_CHECKING:
     from vdvae_repr import VDVAE, LatentStore
@@ -45,16 +49,42 @@ PARAMETER = re.compile(
     r'(?<![\w.])([a-z_]+)=(True|False|"[^"]*"|\d+|[A-Z]{2,})(?![\w.])'
 )  # name=value, in a message
 
+
+class Grouped(TyperGroup):
+    """Lists commands by what they are for."""
+
+    groups: ClassVar[dict[str, tuple[str, ...]]] = {
+        "Latents": ("extract", "probe", "compare", "report", "store"),
+        "Images": ("decode", "sample"),
+        "Models": ("train", "evaluate", "layers"),
+        "A first look": ("demo",),
+    }
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for each purpose; what is in none stands at the end."""
+        named = [name for names in self.groups.values() for name in names]
+        others = tuple(name for name in self.list_commands(ctx) if name not in named)
+        for title, names in (self.groups | {"More": others}).items():
+            found = [(name, self.get_command(ctx, name)) for name in names]
+            if rows := [(name, c.get_short_help_str(100)) for name, c in found if c is not None]:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
 app = typer.Typer(
+    cls=Grouped,
     help="What does each layer of a very deep VAE know?",
+    epilog="A first try: vdvae-repr extract --layer 32x32, then vdvae-repr probe --task face_id",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-store_app = typer.Typer(help="Look into a latent store.", no_args_is_help=True)
+store_app = typer.Typer(help="Look into a latent store, or exchange one.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 
+CONTROLS = ("pixels", "pca", "random-init", "shuffled-labels", "none")
+SELECTIONS = ("single", "joint", "cumulative", "without", "pruned")
 DEFAULT = ("single", "cumulative")  # selections of probe
 ATLAS = ("single", "cumulative", "without", "pruned")  # selections of probe --atlas
 Model = Annotated[
@@ -66,7 +96,7 @@ Model = Annotated[
 AnyModel = Annotated[
     str,
     typer.Option(
-        help="As elsewhere; or timm:NAME, facenet:vggface2, with @FILE (own weights) or @random."
+        help="A VDVAE, as for sample; or timm:NAME, facenet:vggface2, with @FILE (own weights) or @random."
     ),
 ]
 Preset = Annotated[
@@ -108,9 +138,16 @@ Layer = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; never chosen for you.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of all draws.")]
+Formats = Annotated[
+    str,
+    typer.Option("--format", help="Formats of figures: png, pdf, svg; commas join several."),
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Random seed of all draws.")]
 OnError = Annotated[
-    str | None, typer.Option(help="Of an image that cannot be read: raise, or skip and list it.")
+    str | None,
+    typer.Option(
+        help="What to do with an image that cannot be read: raise an error, or skip and list it."
+    ),
 ]
 NumWorkers = Annotated[
     int | None,
@@ -118,9 +155,23 @@ NumWorkers = Annotated[
 ]
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from vdvae_repr import __version__
+
+        print(f"vdvae-repr {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _common(
     debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", callback=_version, is_eager=True
+        ),
+    ] = False,
 ) -> None:
     if debug:
         os.environ["VDVAE_REPR_DEBUG"] = "1"
@@ -138,13 +189,24 @@ def extract(
     feature: Annotated[
         list[str] | None, typer.Option(help="mean (if not given), delta, log_std, kl, ...")
     ] = None,
-    z: Annotated[str, typer.Option(help="What is sent down: mean or sample.")] = "mean",
+    z: Annotated[
+        str, typer.Option(help="What each layer sends down: its mean, or a sample.")
+    ] = "mean",
     draws: Annotated[
-        int | None, typer.Option(min=1, help="Draws of z an image, with --z sample --feature z.")
+        int | None,
+        typer.Option(
+            min=1, help="How many samples of z to store an image; needs --z sample --feature z."
+        ),
     ] = None,
-    crop: Annotated[int | None, typer.Option(help="Central square to take first, pixels.")] = None,
+    crop: Annotated[
+        int | None, typer.Option(help="Cut out the central square of so many pixels first.")
+    ] = None,
     align: Annotated[
-        bool, typer.Option("--align", help="Put eyes, nose and mouth at fixed places (MTCNN).")
+        bool,
+        typer.Option(
+            "--align",
+            help="Turn and scale each face so that eyes, nose and mouth stand at fixed places (MTCNN).",
+        ),
     ] = False,
     resize: Resize = None,
     mirror: Annotated[bool, typer.Option("--mirror", help="Read the mirrored images too.")] = False,
@@ -159,17 +221,30 @@ def extract(
         str, typer.Option(help="fp32; tf32 (GPUs) or bf16 trade exactness for speed.")
     ] = "fp32",
     on_error: Annotated[
-        str, typer.Option(help="Of an image that cannot be read: raise, or skip and list it.")
+        str,
+        typer.Option(
+            help="What to do with an image that cannot be read: raise an error, or skip and list it."
+        ),
     ] = "raise",
     out: Annotated[Path, typer.Option(help="The store to write.")] = Path("latents.h5"),
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the first 64 images as the model sees them, to check --crop and --align."
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option(help="Replace a finished store, never another file.")
     ] = False,
-    no_images: Annotated[bool, typer.Option("--no-images", help="Leave the images out.")] = False,
+    no_images: Annotated[
+        bool, typer.Option("--no-images", help="Store no images; then no control can run.")
+    ] = False,
     layout: Annotated[
         str, typer.Option(help="single file, or virtual: it refers to its parts, half the disk.")
     ] = "single",
-    batch_size: Annotated[str, typer.Option(help="Images a forward pass, or auto.")] = "32",
+    batch_size: Annotated[
+        str, typer.Option(help="Images in a forward pass, or auto to measure what is fastest.")
+    ] = "32",
     num_workers: NumWorkers = None,
     compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
     cuda_graphs: Annotated[
@@ -178,13 +253,23 @@ def extract(
     device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
-    """Read per-layer posterior latents into an HDF5 store; rerun to resume; torchrun divides it."""
+    """Read per-layer posterior latents into an HDF5 store; rerun to resume; torchrun divides it.
+
+    Example: vdvae-repr extract --data photos/ --layer "<=16x16" --out latents.h5
+    """
     from tqdm import tqdm
 
     import vdvae_repr as vr
 
     if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size)):
         raise TaskError(f"--batch-size: expected a number from 1, or auto, found {batch_size!r}")
+    _refuse_missing(data)
+    if sheet is not None:
+        if no_images:
+            raise TaskError("--sheet shows stored images; leave --no-images out")
+        from vdvae_repr.data.sheet import check_picture
+
+        check_picture(sheet)
     _keep_freed_memory()
     source = _open(data, data_root, download, rows)
     if device == "cuda":  # one card a process of torchrun
@@ -224,6 +309,11 @@ def extract(
     for item in store.info.skipped:
         _log(f"skipped: {item['reason']}")
     _print(f"{out}: {len(store)} images, {len(store.layers)} layers{rate}")
+    if sheet is not None:
+        from vdvae_repr.data.sheet import save_sheet
+
+        save_sheet(store.read("images", "images", slice(0, 64)), sheet, labels=store.ids[:64:8])
+        _print(f"{sheet}: the first {min(64, len(store))} images as the model sees them")
 
 
 class TaskOptions(TyperCommand):
@@ -235,34 +325,59 @@ class TaskOptions(TyperCommand):
             formatter.write_dl(_task_help())
 
 
+@cache
+def _tasks() -> dict[str, tuple[str, dict[str, str]]]:
+    """Return each task's first line, and its options with their help, by its name.
+
+    They are read from the source of the dataclasses, as importing these takes seconds.
+    """
+    found: dict[str, tuple[str, dict[str, str]]] = {}
+    for path in sorted(Path(__file__).with_name("tasks").glob("*.py")):
+        for kind in ast.parse(path.read_text(encoding="utf-8")).body:
+            if not isinstance(kind, ast.ClassDef):
+                continue
+            fields = {
+                item.target.id: item.value
+                for item in kind.body
+                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+            }
+            name = fields.pop("name", None)
+            if isinstance(name, ast.Constant):
+                options = {
+                    option: _help_in(value)
+                    for option, value in fields.items()
+                    if isinstance(value, ast.Call)
+                }
+                found[str(name.value)] = (ast.get_docstring(kind) or "").splitlines()[0], options
+    return found
+
+
+def _help_in(call: ast.Call) -> str:
+    """Return the help in a field's metadata."""
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    return str(ast.literal_eval(given["metadata"])["help"]) if "metadata" in given else ""
+
+
 def _task_help() -> list[tuple[str, str]]:
     """Return each task with the first line of its description, and each of its options with its help."""
-    from dataclasses import fields
-
-    from vdvae_repr.tasks import Task
-
     lines = []
-    for name, kind in Task.known.items():
-        lines.append((name, (kind.__doc__ or "").strip().splitlines()[0]))
-        lines += [
-            (f"  --{field.name.replace('_', '-')}", field.metadata.get("help", ""))
-            for field in fields(kind)
-        ]
+    for name, (text, options) in _tasks().items():
+        lines.append((name, text))
+        lines += [(f"  --{key.replace('_', '-')}", value) for key, value in options.items()]
     return lines
 
 
-def _task_of(name: str, arguments: list[str]) -> Any:
-    """Make a task of its name and of the options that the command does not know itself.
+def _task_options(name: str, arguments: list[str]) -> dict[str, list[str]]:
+    """Return the values of options that the command does not know itself, by the task's option.
 
     Raises:
-        TaskError: no such task, an option of another one or of none, or a value of another type.
+        TaskError: no such task, or an option of another one or of none.
     """
-    from dataclasses import fields
-    from typing import get_args, get_type_hints
-
-    from vdvae_repr.tasks import Task
-
-    kind = type(Task.named(name))
+    tasks = _tasks()
+    if name not in tasks:
+        raise TaskError(
+            f"unknown task {name!r}{suggestion(name, list(tasks))}; the tasks are {', '.join(tasks)}"
+        )
     values: dict[str, list[str]] = {}
     rest = list(arguments)
     while rest:
@@ -273,12 +388,27 @@ def _task_of(name: str, arguments: list[str]) -> Any:
             raise TaskError(f"{flag}: expected a value, found none")
         option = flag.removeprefix("--").replace("-", "_")
         values.setdefault(option, []).append(value if equals else rest.pop(0))
-    options: dict[str, Any] = {}
-    for option, texts in values.items():
-        if option not in {field.name for field in fields(kind)}:
-            owners = [n for n, k in Task.known.items() if option in {f.name for f in fields(k)}]
+    for option in values:
+        if option not in tasks[name][1]:
+            owners = [task for task, (_, options) in tasks.items() if option in options]
             whose = f"an option of {owners[0]}, not" if owners else "no option of probe or"
             raise TaskError(f"--{option.replace('_', '-')} is {whose} of {name}")
+    return values
+
+
+def _task_of(name: str, values: dict[str, list[str]]) -> Any:
+    """Make a task of its name and of its options.
+
+    Raises:
+        TaskError: a value of another type.
+    """
+    from typing import get_args, get_type_hints
+
+    from vdvae_repr.tasks import Task
+
+    kind = type(Task.named(name))
+    options: dict[str, Any] = {}
+    for option, texts in values.items():
         hint = get_type_hints(kind)[option]
         parts = [hint, *get_args(hint)]
         leaves = [leaf for part in parts for leaf in (part, *get_args(part))]
@@ -359,24 +489,32 @@ def probe(
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no scores.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for the page index.html, tables (results.csv, ...) and pictures."
-        ),
+        typer.Option(help="Folder for the page index.html, tables (results.csv, ...) and figures."),
     ] = None,
+    formats: Formats = "png",
     every_row: Annotated[
         bool, typer.Option("--rows", help="Print every row, not the answer alone.")
     ] = False,
     json_lines: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
     seed: Seed = 0,
 ) -> None:
-    """Measure what each layer is worth, with controls; rerun to go on after a stop."""
+    """Measure what each layer is worth, with controls; rerun to go on after a stop.
+
+    Example: vdvae-repr probe --task few_shot --ways 5 --shots 1 --latents latents.h5 --out results/
+    """
     import vdvae_repr as vr
-    from vdvae_repr import results
     from vdvae_repr.latents.base import Latents
     from vdvae_repr.latents.store import JoinedStore
     from vdvae_repr.output import prepare_folder
-    from vdvae_repr.report import pictures
 
+    kinds = _formats(formats)
+    task_options = _task_options(task, context.args)
+    for name, values, known in (
+        ("--control", control, CONTROLS),
+        ("--selection", selection, SELECTIONS),
+    ):
+        if unknown := [value for value in values or () if value not in known]:
+            raise TaskError(f"{name}: expected {', '.join(known)}, found {unknown[0]!r}")
     if (train is None) != (test is None):
         raise TaskError("--train and --test: expected both, found one")
     if train is not None and latents is not None:
@@ -387,7 +525,6 @@ def probe(
         raise TaskError("--control none: leaves all controls out; name no other beside it")
     if no_cache and cache is not None:
         raise TaskError("--cache and --no-cache: expected one of them, found both")
-    chosen_task = _task_of(task, context.args)
     if train is not None and test is not None:
         joined = JoinedStore(vr.open(train), vr.open(test))
         store: Latents = joined
@@ -395,6 +532,11 @@ def probe(
             _log(line)
     else:
         store = vr.open(latents or Path("latents.h5"))
+    others = [vr.open(path) for path in beside or ()]
+    chosen_task = _task_of(task, task_options)  # what follows takes seconds to import
+    from vdvae_repr import results
+    from vdvae_repr.report import pictures
+
     if out is not None:
         prepare_folder(out, pictures.MADE)
     with _notes_printed():
@@ -407,7 +549,7 @@ def probe(
             selections=ATLAS if atlas else selection or DEFAULT,
             heads=head,
             controls=results.CONTROLS if control is None else [c for c in control if c != "none"],
-            beside=[vr.open(path) for path in beside or ()],
+            beside=others,
             drawn=None if drawn is None else vr.open(drawn),
             cache=None if no_cache else cache or "auto",
             seed=seed,
@@ -431,7 +573,7 @@ def probe(
         for name in dict.fromkeys(feature or [store.default_feature]) if atlas else ():
             report.similarity[name] = vr.compare(store, feature=name, seed=seed, notice=_log)
         report.record["command"] = _command_line()
-        report.save(out)
+        report.save(out, formats=kinds)
         _log(f"to look at: {out / pictures.PAGE}")
 
 
@@ -508,25 +650,36 @@ def _model_of(store: LatentStore, model: str | None) -> VDVAE | None:
 def compare(
     a: Annotated[Path, typer.Argument(help="A store.")],
     b: Annotated[Path, typer.Argument(help="Another, of the same images.")],
-    feature: Annotated[str | None, typer.Option(help="A feature of both; mean.")] = None,
+    feature: Annotated[
+        str | None, typer.Option(help="A feature that both hold; mean, if not given.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for similarity.csv and .png.")] = Path(),
+    formats: Formats = "png",
     seed: Seed = 0,
 ) -> None:
-    """Compare the layers of two models by debiased linear CKA, beside what shuffled images give."""
+    """Compare the layers of two models by debiased linear CKA, beside what shuffled images give.
+
+    Example: vdvae-repr compare latents.h5 resnet.h5 --out similarity/
+    """
     import vdvae_repr as vr
     from vdvae_repr.output import prepare_folder
+
+    kinds = _formats(formats)
+    stores = vr.open(a), vr.open(b)
     from vdvae_repr.report import pictures
 
     prepare_folder(out, pictures.SIMILARITY_MADE)
-    stores = vr.open(a), vr.open(b)
     found = vr.compare(*stores, feature=feature, seed=seed, notice=_log)
-    pictures.save_similarity(found, out, models=(stores[0].info.model, stores[1].info.model))
+    models = (stores[0].info.model, stores[1].info.model)
+    pictures.save_similarity(found, out, models, kinds)
     _print("layer     most like         CKA  images shuffled")
     for name, values, shuffled in zip(found.layers, found.cka, found.shuffled, strict=True):
         best = int(values.argmax())
         like = found.other_layers[best]
         _print(f"{name:8s}  {like:12s}  {values[best]:7.3f}  {shuffled[best]:15.3f}")
-    _print(f"{out / 'similarity.csv'}, {out / 'similarity-shuffled.csv'}, {out / 'similarity.png'}")
+    figures = [f"similarity.{kind}" for kind in kinds]
+    made = ["similarity.csv", "similarity-shuffled.csv", *figures]
+    _print(", ".join(str(out / name) for name in made))
 
 
 @app.command()
@@ -557,14 +710,16 @@ def train(
     override: Annotated[
         list[str], typer.Option("--set", help="train.lr=1e-4, model.width=64")
     ] = [],  # noqa: B006
-    crop: Annotated[int | None, typer.Option(help="Central square to take first, pixels.")] = None,
+    crop: Annotated[
+        int | None, typer.Option(help="Cut out the central square of so many pixels first.")
+    ] = None,
     on_error: OnError = None,
     device: Device = "cpu",
     precision: Annotated[
         str | None, typer.Option(help="fp32, if not given, or bf16 by autocast.")
     ] = None,
     accumulate: Annotated[
-        int | None, typer.Option(min=1, help="Micro-batches a process; 1.")
+        int | None, typer.Option(min=1, help="Micro-batches a step and process; 1, if not given.")
     ] = None,
     compile: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")
@@ -584,7 +739,7 @@ def train(
         str | None, typer.Option(help="A tracker that accelerate knows, as tensorboard.")
     ] = None,
     probe_every: Annotated[
-        int | None, typer.Option(min=0, help="Steps between probes; 0: none.")
+        int | None, typer.Option(min=0, help="Steps between probes of the layers; 0 for none.")
     ] = None,
     probe_data: Annotated[
         str | None,
@@ -639,11 +794,15 @@ def evaluate(
         str | None,
         typer.Option(help="train, val, test, or a run's held-back; every image if not given."),
     ] = None,
-    crop: Annotated[int | None, typer.Option(help="Central square to take first, pixels.")] = None,
+    crop: Annotated[
+        int | None, typer.Option(help="Cut out the central square of so many pixels first.")
+    ] = None,
     resize: Resize = None,
     on_error: OnError = None,
-    iw: Annotated[int, typer.Option(min=0, help="Draws of the importance-weighted bound.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 16,
+    iw: Annotated[
+        int, typer.Option(min=0, help="Samples of the importance-weighted bound; 0 leaves it out.")
+    ] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a forward pass.")] = 16,
     device: Device = "cpu",
     seed: Seed = 0,
     json_lines: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
@@ -702,10 +861,13 @@ def evaluate(
 
 @app.command()
 def layers(model: AnyModel = "faces64", preset: Preset = None, download: Download = False) -> None:
-    """List a model's layers: of a VDVAE the stochastic ones, of another network its stages or blocks."""
-    import vdvae_repr as vr
+    """List a model's layers: of a VDVAE the stochastic ones, of another network its stages or blocks.
 
-    found = vr.load(model, preset=preset, download=download).layers
+    Example: vdvae-repr layers --model faces64
+    """
+    from vdvae_repr.encoders.layers import layers_of
+
+    found = layers_of(model, preset=preset, download=download)
     width = max(8, *(len(spec.name) for spec in found))
     _print(f"index  {'name':{width}s}  shape         dims")
     for spec in found:
@@ -719,12 +881,20 @@ def sample(
     preset: Preset = None,
     download: Download = False,
     count: Annotated[int, typer.Option(min=1, help="Images to draw.")] = 16,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of the prior's draws.")] = 0.8,
+    temperature: Annotated[
+        float,
+        typer.Option(
+            min=0.0, help="Spread of the prior's samples: 1 as trained, less is smoother."
+        ),
+    ] = 0.8,
     out: Annotated[Path, typer.Option(help="A PNG contact sheet.")] = Path("samples.png"),
     device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
-    """Draw images from the prior onto a contact sheet."""
+    """Draw images from the prior onto a contact sheet.
+
+    Example: vdvae-repr sample --count 32 --temperature 0.9 --out samples.png
+    """
     import math
 
     from vdvae_repr.data.sheet import check_picture, save_sheet
@@ -733,7 +903,7 @@ def sample(
     if not math.isfinite(temperature):
         raise TaskError(f"--temperature: expected a finite number, found {temperature}")
     net = _load_vdvae(model, preset, device, download)
-    save_sheet(net.sample(count, temperature, seed), out)
+    save_sheet(net.sample(count, temperature, seed), out, labels=[f"temperature {temperature:g}"])
     _print(str(out))
 
 
@@ -747,7 +917,9 @@ def decode(
     preset: Preset = None,
     download: Download = False,
     layer: Layer = ["all"],  # noqa: B006
-    first: Annotated[int | None, typer.Option(min=1, help="The first K layers alone.")] = None,
+    first: Annotated[
+        int | None, typer.Option(min=1, help="Decode the first K layers alone.")
+    ] = None,
     image: Annotated[
         list[str] | None, typer.Option("--id", help="An image to decode; all if not given.")
     ] = None,
@@ -760,12 +932,22 @@ def decode(
     pixels: Annotated[
         str, typer.Option(help="Pixels: the likelihood's mean, or sample, a draw of it.")
     ] = "mean",
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of the prior's draws.")] = 1.0,
-    sheet: Annotated[Path | None, typer.Option(help="A contact sheet of the first 64.")] = None,
+    temperature: Annotated[
+        float,
+        typer.Option(
+            min=0.0, help="Spread of the prior's samples: 1 as trained, less is smoother."
+        ),
+    ] = 1.0,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Write a contact sheet of the first 64 images too.")
+    ] = None,
     device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
-    """Turn stored latents back into images."""
+    """Turn stored latents back into images.
+
+    Example: vdvae-repr decode predicted.h5 --out images/ --sheet sheet.png
+    """
     import numpy as np
 
     import vdvae_repr as vr
@@ -790,6 +972,7 @@ def decode(
             raise TaskError(f"--sheet: {sheet} is the picture of an image; choose another name")
     net = _load_vdvae(model or store.info.model, preset, device, download)
     shown: list[np.ndarray] = []
+    labels: list[str] = []  # of a sheet's rows: each row's first image
     done = 0
     for ids, images in store.decode(
         net,
@@ -804,10 +987,11 @@ def decode(
     ):
         for image_id, values in zip(ids, images, strict=True):
             save_picture(values, paths[image_id])
+        labels += [image_id for n, image_id in enumerate(ids, done) if n < 64 and n % 8 == 0]
         shown += list(images[: 64 - len(shown)])
         done += len(ids)
     if sheet is not None:
-        save_sheet(np.stack(shown), sheet)
+        save_sheet(np.stack(shown), sheet, labels=labels)
     _print(f"{out}: {done} images")
 
 
@@ -820,9 +1004,12 @@ def export(
         str | None, typer.Option(help="A stored feature: mean, if not given; z:2, a draw.")
     ] = None,
     pool: Annotated[str | None, typer.Option(help="avg, avg:GRID, or cls of tokens.")] = None,
-    split: Annotated[str | None, typer.Option(help="This split's images alone.")] = None,
+    split: Annotated[str | None, typer.Option(help="Write the images of this split alone.")] = None,
 ) -> None:
-    """Write one flat matrix, layers side by side in order, with ids and shapes."""
+    """Write one flat matrix, layers side by side in order, with ids and shapes.
+
+    Example: vdvae-repr store export latents.h5 --layer 0:31 --out latents.npz
+    """
     import vdvae_repr as vr
 
     with vr.open(path) as store:
@@ -833,13 +1020,18 @@ def export(
 @store_app.command("import")
 def import_(
     matrix: Annotated[Path, typer.Argument(help="Predicted latents, .npy or .npz.")],
-    like: Annotated[Path, typer.Option(help="The store whose ids and layers they are of.")],
+    like: Annotated[Path, typer.Option(help="The store whose images and layers they predict.")],
     out: Annotated[Path, typer.Option(help="The store to write.")],
     layer: Layer = ["all"],  # noqa: B006
-    split: Annotated[str | None, typer.Option(help="The split that the rows are of.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="The split whose images the rows are, in their order.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a finished store.")] = False,
 ) -> None:
-    """Make a store of predicted latents, so that they can be decoded."""
+    """Make a store of predicted latents, so that they can be decoded.
+
+    Example: vdvae-repr store import predicted.npy --like latents.h5 --split test --out predicted.h5
+    """
     import vdvae_repr as vr
 
     store = vr.import_latents(matrix, vr.open(like), out, layer, split=split, overwrite=overwrite)
@@ -848,7 +1040,10 @@ def import_(
 
 @store_app.command()
 def info(path: Path) -> None:
-    """Print what a store holds."""
+    """Print what a store holds.
+
+    Example: vdvae-repr store info latents.h5
+    """
     import vdvae_repr as vr
 
     store = vr.open(path)
@@ -869,7 +1064,10 @@ def info(path: Path) -> None:
 
 @store_app.command()
 def verify(path: Path) -> None:
-    """Read a whole store against its checksums."""
+    """Read a whole store against its checksums.
+
+    Example: vdvae-repr store verify latents.h5
+    """
     import vdvae_repr as vr
 
     with vr.open(path) as store:
@@ -882,7 +1080,10 @@ def verify(path: Path) -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for what it makes.")] = Path("demo"),
 ) -> None:
-    """Toy faces and digits through the packaged model: stores, an answer, pictures."""
+    """Toy faces and digits through the packaged model: stores, an answer, pictures.
+
+    Example: vdvae-repr demo --out demo/
+    """
     import numpy as np
 
     import vdvae_repr as vr
@@ -904,11 +1105,13 @@ def demo(
     print(report.answer(f"every row: {out / 'results.csv'}"))
     images = faces.images()[::25][:8]
     read = net.posterior(images)
+    counts = (1, 5, 11, 16, len(net.layers))
     rebuilt = [
         net.decode({spec.name: read[spec.name].z for spec in net.layers[:first]})
-        for first in (1, 5, 11, 16, len(net.layers))
+        for first in counts
     ]
-    save_sheet(np.concatenate([images, *rebuilt]), out / "reconstructions.png")
+    labels = ["images", *(f"{count} of {len(net.layers)} layers" for count in counts)]
+    save_sheet(np.concatenate([images, *rebuilt]), out / "reconstructions.png", labels=labels)
     _print(
         f"{out}/reconstructions.png: images, then rebuilt from the first 1, 5, 11, 16 and all layers"
     )
@@ -923,6 +1126,26 @@ def _open(
 
     notice = _log if _is_main_process() else None
     return vr.open_source(data, root=root, download=download, rows=rows, notice=notice)
+
+
+def _refuse_missing(data: str) -> None:
+    """Refuse a file that is not there, by its name alone, before what reads files is imported.
+
+    Raises:
+        DataError: no such file.
+    """
+    path = Path(data.rpartition(":")[0] if ":" in data else data)
+    a_file = path.suffix.lower() in (".tar", ".csv", ".tsv", ".npy", ".npz", ".h5", ".hdf5")
+    pattern = any(letter in data for letter in "*?[{")
+    if (a_file or "/" in data) and not pattern and not path.exists() and not Path(data).exists():
+        raise DataError(f"{data}: no such folder or file")
+
+
+def _formats(text: str) -> list[str]:
+    """Return formats of figures that commas join."""
+    kinds = [kind.strip() for kind in text.split(",")]
+    refuse_formats(kinds)
+    return kinds
 
 
 def _refuse_without_data(data: str | None, **options: str | None) -> None:

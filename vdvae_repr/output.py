@@ -16,8 +16,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -28,9 +29,10 @@ from vdvae_repr.errors import TaskError, printable
 if TYPE_CHECKING:
     import pandas as pd
 
-MARK = "vdvae-repr"  # the text Software of every PNG that is written
+MARK = "vdvae-repr"  # who wrote a figure or a page: Software of a PNG, Creator of a PDF or SVG
 GENERATOR = f'<meta name="generator" content="{MARK}'  # in the head of every page
 PAGE_BYTES = 4096  # of a page, in which that stands
+FIGURES = ("png", "pdf", "svg")  # formats of figures
 # The first column of similarity.csv and of similarity-shuffled.csv, and of factors-METRIC.csv.
 SIMILARITY = ("debiased linear CKA", "debiased linear CKA, images shuffled")
 FACTORS = ("r2", "pearson", "balanced_accuracy")
@@ -48,8 +50,8 @@ RESULTS_BEFORE = (
     "task,protocol,head,model,weights_sha256,source,layer,feature,pool,standardised,dims,n_train,n_test,"
     "metric,value,ci_low,ci_high,se,std,chance,chosen,p_value,seed,transductive,seconds"
 )
-CURVES = "kind,head,model,layer,x,y"
-RECORD = ["software", "record", "headlines", "notes", "more_heads"]  # keys of report.json
+CURVES = "kind,head,model,layer,x,y,low,high,AUC,EER"
+RECORD = ["software", "record", "called", "headlines", "notes", "more_heads"]  # keys of report.json
 NOISE = "head,n_train,layer,pool,dims,draws,metric,mean,one_z,mean_of_z,p_one_z,p_mean_of_z"
 RATE_ACCURACY = "nats,head,feature,pool,layer,dims,metric,at,value,ci_low,ci_high"
 EARLIER = (  # of versions before this one
@@ -68,6 +70,10 @@ FORMULA = (
     "\uff20",
 )  # the last four are wide ones
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-](inf|nan)", re.ASCII)
+CREATOR = {  # how a figure says who made it
+    ".pdf": f"/Creator ({MARK})".encode(),
+    ".svg": f"<dc:title>{MARK}</dc:title>".encode(),
+}
 HEADER_BYTES = 2**20  # of a table, at most
 
 
@@ -80,11 +86,13 @@ def version() -> str:
 
 
 def is_own(path: Path) -> bool:
-    """Return whether a .png, .csv, .jsonl, .json or .html file was written by this package."""
+    """Return whether a figure, table, record or page (`.html`) was written by this package."""
     try:
         if path.suffix.lower() == ".png":
             with Image.open(path, formats=["PNG"]) as picture:
                 return picture.info.get("Software") == MARK
+        if path.suffix.lower() in CREATOR:
+            return CREATOR[path.suffix.lower()] in path.read_bytes()
         with path.open(encoding="utf-8", newline="") as file:
             if path.suffix == ".html":
                 return GENERATOR in file.read(PAGE_BYTES)
@@ -105,6 +113,18 @@ def is_own(path: Path) -> bool:
 
 def _are_numbers(cells: Iterable[str]) -> bool:
     return all(not cell or NUMBER.fullmatch(cell) or cell in ("nan", "inf") for cell in cells)
+
+
+def refuse_formats(formats: Sequence[str]) -> None:
+    """Refuse what is no format of figures.
+
+    Raises:
+        TaskError: names it.
+    """
+    if isinstance(formats, str) or not formats:
+        raise TaskError(f"formats: expected a list of {', '.join(FIGURES)}, found {formats!r}")
+    if unknown := [kind for kind in formats if kind not in FIGURES]:
+        raise TaskError(f"formats: expected {', '.join(FIGURES)}, found {unknown[0]!r}")
 
 
 def refuse_others(paths: Iterable[Path]) -> None:
@@ -291,7 +311,7 @@ def replacing_folder(folder: str | Path, names: re.Pattern[str]) -> Iterator[Pat
                 shutil.rmtree(aside, ignore_errors=True)
                 aside.mkdir()
                 yield aside
-                kinds = (".jsonl", ".csv", ".json", ".png", ".html")
+                kinds = [".jsonl", ".csv", ".json", *(f".{kind}" for kind in FIGURES), ".html"]
                 written = sorted(
                     aside.iterdir(),
                     key=lambda path: (kinds.index(path.suffix), len(path.name), path.name),
@@ -329,3 +349,13 @@ def _open_locked(path: Path) -> BinaryIO:
         except FileNotFoundError:
             pass
         file.close()  # the other process renamed it
+
+
+def html_table(title: str, rows: Mapping[str, str]) -> str:
+    """Return names and values as a table for a notebook; text from files is text there too."""
+    cells = "".join(
+        f"<tr><th style='text-align:left'>{escape(printable(name))}</th>"
+        f"<td style='text-align:left'>{escape(printable(value))}</td></tr>"
+        for name, value in rows.items()
+    )
+    return f"<table><caption>{escape(printable(title))}</caption>{cells}</table>"

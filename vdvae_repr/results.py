@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,20 @@ from vdvae_repr.output import prepare_folder, write_table, write_text
 CONTROLS = ("pixels", "pca", "random-init", "shuffled-labels")  # values of `model`
 RIVALS = CONTROLS[:3]  # that a layer must beat; shuffled labels are a check of the protocol
 LOWER_IS_BETTER = ("eer", "error")  # values of `metric`
+METRIC_NAMES = {  # what axes of pictures call a metric, where it is not its own name
+    "rank1": "rank-1 identification rate",
+    "rank5": "rank-5 identification rate",
+    "top5": "top-5 accuracy",
+    "auc": "area under the ROC curve",
+    "eer": "equal error rate",
+    "tar": "true accept rate",
+    "dir": "detection and identification rate",
+    "r2": "R\N{SUPERSCRIPT TWO}",
+    "pearson": "Pearson r",
+    "error": "error rate",
+}
 LABELS_OF_FACTORS = {
-    "r2": "R2",
+    "r2": "R\N{SUPERSCRIPT TWO}",
     "pearson": "Pearson r",
     "balanced_accuracy": "balanced accuracy, from chance on",
 }
@@ -118,7 +130,20 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Curve:
-    """What rows hold points of: `cmc` (x ranks, y identified) or `roc` (false, true accept rates)."""
+    """What rows hold points of, (G,): of what is drawn several times, as initialisations, the mean.
+
+    Args:
+        kind: `cmc` (x ranks, y identification rates), `roc` (false and true accept rates) or `dir` (rates at
+            which strangers pass, and people who are known are detected and identified).
+        head: its name.
+        model: or control.
+        layer: as in rows.
+        x: ascending.
+        y: at each x.
+        low: of the 95 % interval at each x, by itself; None of controls.
+        high: of the same.
+        figures: of the whole curve: of a ROC `AUC` and `EER`.
+    """
 
     kind: str
     head: str
@@ -126,6 +151,9 @@ class Curve:
     layer: str | None
     x: NDArray[np.float64]
     y: NDArray[np.float64]
+    low: NDArray[np.float64] | None = None
+    high: NDArray[np.float64] | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +196,7 @@ class Similarity:
 
 
 MADE = re.compile(r"(results|comparisons|noise)\.csv|results\.jsonl")
-COLUMNS = tuple(field.name for field in fields(Result))
+COLUMNS = tuple(column.name for column in fields(Result))
 
 
 def to_json_lines(rows: Sequence[Result]) -> str:
@@ -208,9 +236,10 @@ def write(
 def table(rows: Sequence[Result]) -> str:
     """Return an aligned text table of each head's first metric; `*` marks rows chosen."""
     first = {(row.head, row.n_train): (row.metric, row.at) for row in reversed(rows)}
+    at = "shots" if rows and rows[0].task == "few_shot" else "at"
     names = {name for name, _ in first.values()}
     name = names.pop() if len(names) == 1 else "value"
-    header = ["", "head", "model", "layer", "dims", "at", name, "95 % interval", "chance"]
+    header = ["", "head", "model", "layer", "dims", at, name, "95 % interval", "chance"]
     header += ["versus", "difference", "p"]
     lines = [header]
     for row in rows:

@@ -68,17 +68,19 @@ def main() -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
     draw_curve(rows, PICTURES / f"{options.name}_curve.png")
     samples = [model.sample(8, temperature, seed=1) for temperature in TEMPERATURES]
-    save_sheet(np.concatenate(samples), PICTURES / f"{options.name}_samples.png")
+    labels = [f"temperature {temperature:g}" for temperature in TEMPERATURES]
+    save_sheet(np.concatenate(samples), PICTURES / f"{options.name}_samples.png", labels=labels)
     toys = open_source("toy-faces")
     images = np.concatenate(
         [model.sample(4, 0.8, seed=2), np.stack([toys.reader(i) for i in (0, 50, 100, 150)])]
     )
     read = model.posterior(images)
-    rebuilt = [images]
+    rebuilt, labels = [images], ["images"]
     for resolution in sorted({spec.resolution for spec in model.layers}):
         first = [spec.name for spec in model.layers if spec.resolution <= resolution]
         rebuilt.append(model.decode({name: read[name].mean for name in first}))
-    save_sheet(np.concatenate(rebuilt), PICTURES / f"{options.name}_layers.png")
+        labels.append(f"layers up to {resolution}x{resolution}")
+    save_sheet(np.concatenate(rebuilt), PICTURES / f"{options.name}_layers.png", labels=labels)
 
 
 def draw_curve(rows: list[dict], path: Path) -> None:

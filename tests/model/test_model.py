@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.distributions import Normal, kl_divergence
 
 import vdvae_repr as vr
@@ -145,6 +146,8 @@ def test_samples_are_seeded_and_temperature_zero_is_the_prior_mean(tiny):
 
 def test_wrong_images_are_refused(tiny, images):
     with pytest.raises(DataError, match="expected images of shape"):
+        tiny.posterior(images[:, :8])
+    with pytest.raises(DataError, match="expected floats from 0 to 1"):
         tiny.posterior(images.astype(np.float32))
 
 
@@ -288,3 +291,25 @@ def test_an_image_that_is_not_finite_is_no_black_image(tiny, images):
     given["16x16.0"][1, 0, 3, 3] = torch.nan
     with pytest.raises(vr.DataError, match="image 'b': expected a finite likelihood"):
         tiny.decode(given, ids=["a", "b", "c"])
+
+
+def test_grey_and_float_images_are_read_as_their_uint8_in_color(tiny):
+    """As scikit-learn's faces come: (N, S, S) float32 from 0 to 1."""
+    grey = np.random.default_rng(0).integers(0, 256, (3, 16, 16), dtype=np.uint8)
+    color = np.repeat(grey[..., None], 3, axis=3)
+    expected = tiny.posterior(color, layers="4x4")["4x4.0"].mean
+    floats = (grey / 255).astype(np.float32)
+    forms = [
+        grey, grey[..., None], floats, floats[..., None], floats.astype(np.float64), color / 255,
+        torch.as_tensor(floats), [Image.fromarray(image) for image in grey], list(color), list(floats),
+    ]  # fmt: skip
+    for images in forms:
+        assert torch.equal(tiny.posterior(images, layers="4x4")["4x4.0"].mean, expected)
+    for wrong, message in (
+        (floats * 2, "floats from 0 to 1, found 0"),
+        (floats * np.nan, "floats from 0 to 1, found nan"),
+        (floats.reshape(3, -1), r"X.reshape\(-1, 16, 16\)"),
+        (grey.astype(np.int64), "int64; resize"),
+    ):
+        with pytest.raises(DataError, match=message):
+            tiny.posterior(wrong, layers="4x4")

@@ -4,11 +4,15 @@ import sys
 import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image
 
 import vdvae_repr as vr
-from vdvae_repr.results import Result
+from vdvae_repr.output import is_own
+from vdvae_repr.report import pictures
+from vdvae_repr.results import CONTROLS, Curve, Result, table
 
 LAYERS = ["1x1.0", "4x4.0", "4x4.1", "8x8.0", "8x8.1", "8x8.2"]
 TOGETHER = ["<=1x1", "<=4x4", "<=8x8"]
@@ -47,6 +51,10 @@ def few_shot(shots, ways=5, **options):
     )  # fmt: skip
 
 
+def curve(kind, x, y, model="faces64", **columns):
+    return Curve(kind=kind, head="ridge", model=model, layer=None, x=x, y=y, **columns)
+
+
 def line(ax, label):
     (found,) = (artist for artist in ax.lines if artist.get_label() == label)
     return found
@@ -72,8 +80,9 @@ DRAWN = {
     "one layer": lambda ax: vr.plot.layers(run(names=["8x8.0"], chosen=0), ax=ax),
     "cumulative": lambda ax: vr.plot.cumulative(run(names=TOGETHER, chosen=1), [2, 40, 900], ax=ax),
     "shots": lambda ax: vr.plot.shots([*few_shot(1), *few_shot(5)], ax=ax),
-    "cmc": lambda ax: vr.plot.cmc({"faces64": ([1, 2, 3], [0.4, 0.6, 0.7])}, ax, people=10),
-    "roc": lambda ax: vr.plot.roc({"a": ([0, 0.01, 1], [0.2, 0.4, 1])}, ax),
+    "cmc": lambda ax: vr.plot.cmc([curve("cmc", [1, 2, 3], [0.4, 0.6, 0.7])], ax),
+    "roc": lambda ax: vr.plot.roc([curve("roc", [0, 0.01, 1], [0.2, 0.4, 1])], ax),
+    "detection": lambda ax: vr.plot.detection([curve("dir", [0, 0.01, 1], [0.2, 0.4, 1])], ax),
     "similarity": lambda ax: vr.plot.similarity(np.eye(6), LAYERS, ax=ax),
     "factors": lambda ax: vr.plot.factors(np.full((6, 2), 0.5), LAYERS, ["pose", "hair"], ax),
 }
@@ -165,7 +174,7 @@ def test_layers_taken_together_are_drawn_in_the_order_of_the_rows():
     rows = run(["knn"], names=["0:4", "<=4x4", "0:12"])
     ax = vr.plot.layers(rows)
     assert [text.get_text() for text in ax.get_xticklabels()] == ["0:4", "<=4x4", "0:12"]
-    assert list(line(ax, "knn").get_ydata()) == values(rows, model="faces64")
+    assert list(line(ax, "faces64").get_ydata()) == values(rows, model="faces64")
     both = vr.plot.layers(run(names=["<=8x8", "8x8.1", "<=4x4", "8x8.0"]))
     names = [text.get_text() for text in both.get_xticklabels()]
     assert names == ["8x8.0", "8x8.1", "<=8x8", "<=4x4"]
@@ -173,9 +182,9 @@ def test_layers_taken_together_are_drawn_in_the_order_of_the_rows():
 
 def test_the_first_metric_is_drawn_unless_another_is_asked_for():
     rows = [*run(), *run(["knn"], metric="rank5", chance=0.5)]
-    assert vr.plot.layers(rows).get_ylabel() == "rank1"
+    assert vr.plot.layers(rows).get_ylabel() == "rank-1 identification rate"
     ax = vr.plot.layers(rows, metric="rank5")
-    assert ax.get_ylabel() == "rank5"
+    assert ax.get_ylabel() == "rank-5 identification rate"
     assert set(line(ax, "chance").get_ydata()) == {0.5}
 
 
@@ -189,8 +198,9 @@ def test_panels_hold_what_layers_draws_of_each_head():
         for drawn, expected in zip(panel.lines, alone.lines, strict=True):
             assert drawn.get_color() == expected.get_color()
             assert list(drawn.get_ydata()) == list(expected.get_ydata())
-    assert legend(panels[0]) == [
-        "pixels", "pca", "random-init", "shuffled-labels", "chance", "95 % interval",
+    (shown,) = panels[0].figure.legends
+    assert [text.get_text() for text in shown.get_texts()] == [
+        "faces64", "pixels", "pca", "random-init", "shuffled-labels", "chance", "95 % interval",
         "chosen without test data",
     ]  # fmt: skip
 
@@ -241,17 +251,160 @@ def test_shots_never_pick_the_best_layer_on_the_test_classes():
     assert list(line(ax, "random-init, best head").get_ydata()) == [random]
 
 
-def test_curves_are_drawn_as_given_and_controls_grey():
+def areas(ax):
+    """Corners of the areas that are filled, by color."""
+    return {
+        to_hex(c.get_facecolor()[0][:3]): {tuple(v) for v in c.get_paths()[0].vertices.tolist()}
+        for c in ax.collections
+    }
+
+
+def test_curves_are_drawn_with_bands_and_figures():
     x, y = np.array([0, 1e-3, 1e-1, 1]), np.array([0.1, 0.4, 0.8, 1])
-    ax = vr.plot.roc({"faces64": (x, y), "random-init 8x8.2": (x, y / 2)})
-    assert np.array_equal(line(ax, "faces64").get_xydata(), np.stack([x, y], axis=1))
+    known = curve("roc", x, y, low=y - 0.1, high=y + 0.1, figures={"AUC": 0.8234, "EER": 0.2})
+    control = curve("roc", x, y / 2, "random-init", low=y / 3, high=y)
+    ax = vr.plot.roc([known, control, curve("cmc", [1, 2], [0.5, 1])])
+    drawn = line(ax, "faces64 (AUC 0.823, EER 0.200)")
+    assert np.array_equal(drawn.get_xydata(), np.stack([x, y], axis=1))
     assert ax.get_xscale() == "log"
     assert ax.get_xlim() == pytest.approx((1e-2, 1))  # of 1,000 impostors ten
     assert np.array_equal(*line(ax, "chance").get_data())
-    assert float(line(ax, "random-init 8x8.2").get_color()) < 1  # a shade of grey
-    ax = vr.plot.cmc({"faces64": ([1, 2, 3], [0.2, 0.4, 0.5])}, people=10)
-    assert line(ax, "chance").get_xydata().tolist() == [[1, 0.1], [3, 0.3]]
-    assert legend(vr.plot.cmc({"faces64": ([1, 2], [0.2, 0.4])})) == ["faces64"]
+    ((color, corners),) = areas(ax).items()  # of the model alone
+    assert color == to_hex(drawn.get_color())
+    assert {(0.1, y[2] - 0.1), (0.1, y[2] + 0.1)} <= corners
+    assert "95 % interval" in legend(ax)
+    open_set = vr.plot.detection([curve("dir", x, y), control_of("dir")])
+    assert "identification" in open_set.get_ylabel()
+    assert open_set.get_xlim() == pytest.approx((1e-2, 1))
+
+
+def control_of(kind):
+    return curve(kind, [0, 0.5, 1], [0.1, 0.2, 0.3], "pixels")
+
+
+def test_cmc_ends_at_its_last_rank_where_guesses_are_right_too():
+    ax = vr.plot.cmc([curve("cmc", [1, 2, 3, 4], [0.2, 0.4, 0.5, 1])])
+    assert ax.get_xlim() == (1, 4)
+    assert line(ax, "chance").get_xydata().tolist() == [[1, 0.25], [4, 1]]
+    assert legend(ax) == ["faces64", "chance"]
+
+
+def test_controls_are_told_apart_by_line_and_marker_and_never_by_greys():
+    axes = [
+        vr.plot.layers(run(["knn"])),
+        vr.plot.cmc([curve("cmc", [1, 2], [0.5, 1], name) for name in CONTROLS]),
+    ]
+    for ax in axes:
+        looks = {
+            name: (line(ax, name).get_linestyle(), line(ax, name).get_marker()) for name in CONTROLS
+        }
+        styles = {(*map(str, (line(ax, n)._unscaled_dash_pattern, looks[n][1])),) for n in CONTROLS}
+        assert len(styles) == len(CONTROLS) == len({marker for _, marker in looks.values()})
+        assert {to_hex(line(ax, name).get_color()) for name in CONTROLS} == {"#000000"}
+
+
+def with_sets(chosen="0:3", **columns):
+    """Rows as probe makes them: each single layer is followed by all layers up to it."""
+    rows = []
+    for head in ("knn", "ridge"):
+        for index, name in enumerate(LAYERS):
+            rows.append(
+                row("faces64", head, 0.3 + index / 100, name, chosen=name == chosen, **columns)
+            )
+            if index:
+                label = f"0:{index + 1}"
+                kind = {"selection": "cumulative", "chosen": label == chosen} | columns
+                rows.append(row("faces64", head, 0.4 + index / 100, label, **kind))
+        sets = {"selection": "without", "chosen": chosen == "1x1,8x8"} | columns
+        rows.append(row("faces64", head, 0.2, "1x1,8x8", **sets))
+    return rows
+
+
+def test_layers_up_to_one_are_drawn_at_it_and_starred_where_they_are_chosen():
+    ax = vr.plot.layers(with_sets(), head="ridge")
+    x, y = line(ax, "faces64, all layers up to it").get_data()
+    assert list(x) == [1, 2, 3, 4, 5]
+    assert list(y) == [0.4 + index / 100 for index in range(1, 6)]
+    assert stars(ax) == [[2, pytest.approx(0.42)]]
+    assert [text.get_text() for text in ax.get_xticklabels()] == [*LAYERS, "1x1,8x8"]
+    left_out = vr.plot.layers(with_sets("1x1,8x8"), head="ridge")
+    assert stars(left_out) == [[6, 0.2]]
+
+
+def test_what_is_saved_holds_the_star_of_a_set(tmp_path):
+    for chosen, names in (("0:3", LAYERS), ("1x1,8x8", [*LAYERS, "1x1,8x8"])):
+        kept = pictures._by_layer(with_sets(chosen))
+        ax = vr.plot.layers(kept, head="knn")
+        assert len(stars(ax)) == 1
+        assert [text.get_text() for text in ax.get_xticklabels()] == names
+
+
+def test_models_beside_are_in_the_plot_under_their_files_name():
+    same = [row("other", "ridge", 0.6, name) for name in LAYERS]
+    network = [row("timm:net", "ridge", 0.7, name, feature="activation") for name in ("a", "b")]
+    called = {"other": "other (b.h5)", "timm:net": "timm:net (c.h5)"}
+    rows = [*run(["ridge"]), *same, *network]
+    ax = vr.plot.layers(rows, called=called)
+    assert list(line(ax, "other (b.h5)").get_xdata()) == list(range(6))  # layers of equal names
+    assert list(line(ax, "timm:net (c.h5)").get_xdata()) == [6, 7]
+    assert [text.get_text() for text in ax.get_xticklabels()] == [*LAYERS, "a", "b"]
+    colors = {line(ax, name).get_color() for name in ("faces64", *called.values())}
+    assert len(colors) == 3
+    (panels,) = (p for p in vr.plot.layer_panels(rows, called=called).axes if p.has_data())
+    assert line(panels, "timm:net (c.h5)")
+
+
+def test_few_shot_has_a_panel_a_head_and_a_column_of_shots():
+    rows = [*few_shot(5), *few_shot(1)]
+    titles = [ax.get_title(loc="left") for ax in vr.plot.layer_panels(rows).axes if ax.has_data()]
+    assert titles == ["knn, 1 shot", "knn, 5 shots", "ridge, 1 shot", "ridge, 5 shots"]
+    panels = [ax for ax in vr.plot.shot_panels(rows).axes if ax.has_data()]
+    assert [ax.get_title(loc="left") for ax in panels] == ["knn", "ridge"]
+    for ax in panels:
+        assert list(line(ax, "faces64 (8x8.0)").get_xdata()) == [1, 5]
+        assert line(ax, "pixels")
+    assert "shots" in table(rows).splitlines()[0].split()
+
+
+def test_a_report_draws_what_it_holds():
+    rows = with_sets(task="face_id")
+    nats = {"1x1.0": 1.0} | {f"0:{k}": float(k) for k in range(2, 7)}
+    curves = [curve(kind, [0.5, 1], [0.5, 1]) for kind in ("cmc", "roc", "dir")]
+    plot = vr.Report(rows, curves=curves, nats=nats).plot
+    spent = plot.cumulative(head="ridge")
+    assert list(line(spent, "faces64").get_xdata()) == [1, 2, 3, 4, 5, 6]
+    assert stars(spent) == [[3, pytest.approx(0.42)]]
+    assert plot.layers(head="knn").get_ylabel() == spent.get_ylabel()
+    for ax in (plot.cmc(), plot.roc("ridge"), plot.detection()):
+        assert line(ax, "faces64")
+    factors = [
+        row("m", f"ridge:{name}", 0.5, "1x1.0", task="factors", metric="r2") for name in "ab"
+    ]
+    shown = vr.Report(factors).plot.factors()
+    assert [label.get_text() for label in shown.get_xticklabels()] == ["a", "b"]
+
+
+@pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
+def test_figures_are_written_in_each_format_known_as_ours_and_always_the_same(kind, tmp_path):
+    for name in ("a", "b"):
+        pictures.save(run(), tmp_path / name, formats=[kind])
+    path = tmp_path / "a" / f"layers.{kind}"
+    assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+    assert is_own(path)
+    if kind == "png":
+        with Image.open(path) as picture:
+            assert picture.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+    pictures.save(run(), tmp_path / "a", formats=["png"])  # takes the place of what was there
+    assert sorted(p.suffix for p in (tmp_path / "a").iterdir()) == [".csv", ".jsonl", ".png"]
+    path.write_bytes(b"a figure of someone's own")
+    if kind != "png":
+        with pytest.raises(vr.TaskError, match=f"layers.{kind}: exists"):
+            pictures.save(run(), tmp_path / "a")
+
+
+def test_an_unknown_format_is_refused():
+    with pytest.raises(vr.TaskError, match="formats: expected png, pdf, svg, found 'jpg'"):
+        pictures.save(run(), "nowhere", formats=["jpg"])
 
 
 def test_similarity_shows_the_matrix_from_0_to_1_with_lines_between_resolutions():
@@ -266,6 +419,8 @@ def test_similarity_shows_the_matrix_from_0_to_1_with_lines_between_resolutions(
     assert (across, down) == ([0.5, 2.5], [0.5])
     assert [text.get_text() for text in ax.get_yticklabels()] == LAYERS
     assert [text.get_text() for text in ax.get_xticklabels()] == LAYERS[:3]
+    shuffled = vr.plot.similarity(matrix, LAYERS, LAYERS[:3], shuffled=[[-0.02, 0.031]])
+    assert shuffled.get_title(loc="left") == "Similarity of layers (images shuffled: -0.02 to 0.03)"
 
 
 def test_factors_writes_the_numbers_into_the_cells():
@@ -274,11 +429,23 @@ def test_factors_writes_the_numbers_into_the_cells():
     ax = vr.plot.factors(matrix, LAYERS, ["pose", "hair"], metric="r2")
     written = {text.get_position(): text.get_text() for text in ax.texts}
     assert written == {
-        (j, i): f"{matrix[i, j]:.2f}" for i in range(6) for j in range(2) if (i, j) != (0, 0)
+        (j, i): f"{matrix[i, j]:.2f}"[1:] for i in range(6) for j in range(2) if (i, j) != (0, 0)
     }
     ax = vr.plot.factors(matrix, LAYERS, ["pose", "hair"], chance={"hair": 0.25})
     np.testing.assert_allclose(ax.images[0].get_array()[:, 1], (matrix[:, 1] - 0.25) / 0.75)
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["pose", "hair, chance 0.25"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["pose", "hair (chance 0.25)"]
+
+
+def test_factors_have_plain_names_and_their_groups_stand_above():
+    names = ["identity_eye_size", "identity_jaw", "nuisance_light", "age_group"]
+    ax = vr.plot.factors(np.full((6, 4), 0.5), LAYERS, names)
+    shown = [label.get_text() for label in ax.get_xticklabels()]
+    assert shown == ["eye size", "jaw", "light", "age group"]
+    above = {t.get_text(): t.get_position()[0] for t in ax.texts if t.get_position()[1] > 1}
+    assert {name: above[name] for name in ("identity", "nuisance")} == {
+        "identity": 0.5,
+        "nuisance": 2,
+    }
 
 
 @pytest.mark.parametrize(
@@ -296,9 +463,10 @@ def test_factors_writes_the_numbers_into_the_cells():
         (lambda: vr.plot.shots(run()), "protocol few-shot, found none"),
         (lambda: vr.plot.shots(few_shot(1), layer="7x7.0"), "no layer '7x7.0'; pass layer="),
         (lambda: vr.plot.shots([*few_shot(1), *few_shot(1, 20)]), "one number of ways, found 5, 20"),
-        (lambda: vr.plot.cmc({}), "expected curves by label"),
-        (lambda: vr.plot.cmc({"a": ([1, 2], [0.5])}), "a: expected two arrays of one length"),
-        (lambda: vr.plot.roc({"a": ([0.0], [0.5])}), "false accept rates above zero"),
+        (lambda: vr.plot.cmc([]), "curves of kind 'cmc', found none"),
+        (lambda: vr.plot.cmc({"a": ([1, 2], [0.5, 1])}), "expected a list of curves, found dict"),
+        (lambda: vr.plot.cmc([curve("cmc", [1, 2], [0.5])]), "faces64: expected arrays of one length"),
+        (lambda: vr.plot.roc([curve("roc", [0.0], [0.5])]), "false accept rates above zero"),
         (lambda: vr.plot.similarity(np.eye(5), LAYERS), "6 rows and 6 columns"),
         (lambda: vr.plot.factors(np.ones((6, 3)), LAYERS, ["pose"]), "6 rows and 1 columns"),
     ],
@@ -318,8 +486,9 @@ def test_factors_of_one_layer_have_room_for_their_names(tmp_path):
 
 def test_plots_need_neither_torch_nor_pyplot():
     code = (
-        "import sys, vdvae_repr as vr; assert 'matplotlib' not in sys.modules; vr.plot.layers; "
-        "assert 'matplotlib' not in sys.modules; vr.plot.cmc({'a': ([1, 2], [0.5, 0.6])}); "
+        "import sys, vdvae_repr as vr; from vdvae_repr.results import Curve; vr.plot.layers; "
+        "assert 'matplotlib' not in sys.modules; "
+        "vr.plot.cmc([Curve('cmc', 'h', 'm', None, [1, 2], [0.5, 0.6])]); "
         "print([m for m in ('torch', 'sklearn', 'matplotlib.pyplot') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -354,7 +523,7 @@ def test_any_name_is_drawn_as_text(name):
         vr.plot.cumulative(rows, range(10)),
         vr.plot.similarity(np.eye(10), [f"{name}{i}" for i in range(10)], models=(name, name)),
         vr.plot.factors(np.eye(10), [name] * 10, [f"{name}{i}" for i in range(10)], metric=name),
-        vr.plot.cmc({f"{name}a": ([1, 2], [0.5, 1])}),
+        vr.plot.cmc([curve("cmc", [1, 2], [0.5, 1], f"{name}a")]),
     ]
     for figure in [ax.figure for ax in axes] + [vr.plot.layer_panels(rows[:10])]:
         figure.canvas.draw()

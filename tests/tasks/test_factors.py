@@ -381,7 +381,7 @@ def test_toy_faces_from_end_to_end(tiny, tmp_path):
     ]
     assert len(bright) == 2
     assert all(row.value > 0.5 for row in bright)  # even random weights see how bright it is
-    pictures.write(rows, [], tmp_path)
+    pictures.write(rows, [], pictures.Figures(tmp_path))
     for metric in columns:
         assert (tmp_path / f"factors-{metric}.png").stat().st_size > 1000
         assert len((tmp_path / f"factors-{metric}.csv").read_text().splitlines()) == 5

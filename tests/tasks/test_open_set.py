@@ -54,6 +54,34 @@ def test_rates_are_those_of_a_loop_over_thresholds(store):
         assert same.low < 0 < same.high
 
 
+def test_the_curve_passes_through_the_rows(store):
+    """And each of its points is that of a loop over thresholds."""
+    task = vr.FaceId(protocol="open-set", far=[0.5])
+    report = vr.probe(store, task, layers="4x4", heads=["nearest-neighbor"], cache=None)
+    models = {"tiny", "pixels", "pca", "random-init", "shuffled-labels"}
+    assert {curve.model for curve in report.curves} == models
+    for curve in report.curves:
+        (row,) = (
+            r
+            for r in report.rows
+            if (r.model, r.layer) == (curve.model, curve.layer)
+            and (r.chosen or r.model == "shuffled-labels")
+        )
+        assert curve.kind == "dir"
+        assert curve.y[np.isclose(curve.x, 0.5)] == pytest.approx(row.value)
+        if curve.model == "tiny":
+            assert (curve.low <= curve.y + 1e-9).all()
+            assert (curve.y <= curve.high + 1e-9).all()
+    problem = task.bind(store)
+    rng = np.random.default_rng(1)
+    score = rng.normal(size=problem.n_test).round(1)
+    own = (rng.random(problem.n_test) < 0.8) & ~problem.stranger
+    item = Scored(Features("x", None, ()), np.stack([score, own]))
+    curve = problem.curve(problem.heads["ridge"], [item], 0)
+    expected = [direct(score, own, problem.stranger, far) for far in curve.x]
+    np.testing.assert_allclose(curve.y, expected)
+
+
 def test_a_row_is_what_the_head_says_by_hand(store):
     rows = vr.probe(
         store, vr.FaceId(protocol="open-set", far=[0.3]), layers="4x4", heads=["nearest-neighbor"]

@@ -149,6 +149,23 @@ def test_view_1_takes_its_threshold_from_the_training_pairs(faces):
     assert "120 impostors are too few for FAR 0.01, 0.001" in lines[0]
     shuffled = [r for r in rows if r.model == "shuffled-labels" and r.metric == "accuracy"]
     assert all(abs(row.value - 0.5) < 0.2 for row in shuffled)
+    # The curve of a row passes through its points, with their intervals, and has its AUC and EER.
+    for curve in report.curves:
+        for row in rows:
+            if (row.head, row.model, row.layer) == (curve.head, curve.model, curve.layer) and (
+                row.chosen or row.model == "shuffled-labels"
+            ):
+                if row.metric == "tar":
+                    (at,) = np.flatnonzero(np.isclose(curve.x, 0.1))
+                    assert curve.y[at] == pytest.approx(row.value)
+                    if curve.model == "tiny":
+                        assert curve.low[at] <= row.value <= curve.high[at]
+                elif row.metric in ("auc", "eer"):
+                    assert curve.figures[row.metric.upper()] == pytest.approx(row.value)
+    own = next(curve for curve in report.curves if curve.model == "tiny")
+    for side in (own.x, own.y, own.low, own.high):
+        assert side[-1] == 1 or side is own.low
+        assert (np.diff(side) >= 0).all()
 
 
 def test_resamples_of_people_keep_the_balance_of_the_pair_list(faces):
@@ -348,7 +365,7 @@ def test_a_curve_over_shots_is_drawn_of_each_feature(tiny, tmp_path, features):
         heads=["nearest-prototype-cosine"],
     ).rows
     (tmp_path / "out").mkdir()
-    pictures.write(rows, [], tmp_path / "out")
+    pictures.write(rows, [], pictures.Figures(tmp_path / "out"))
     ends = [""] if len(features) == 1 else ["-mean", "-delta"]
     expected = {f"{stem}{end}.png" for stem in ("layers", "shots") for end in ends}
     assert {path.name for path in (tmp_path / "out").iterdir()} == expected

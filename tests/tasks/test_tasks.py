@@ -46,6 +46,24 @@ def test_every_layer_and_control_is_a_row(rows):
     assert (table["units"] == 4).all()
 
 
+def test_match_curves_begin_at_the_chosen_rows_and_end_at_one(tiny, tmp_path, people):
+    """Of what is drawn several times, as random weights, at the mean."""
+    store = vr.extract(tiny, people(24), tmp_path / "s.h5", layers="1x1")
+    report = vr.probe(store, "face_id", heads=["ridge"], cache=None)
+    rank1 = [row for row in report.rows if row.metric == "rank1"]
+    chosen = {r.model: r for r in rank1 if r.chosen or r.model == "shuffled-labels"}
+    assert {curve.model for curve in report.curves} == set(chosen)
+    for curve in report.curves:
+        row = chosen[curve.model]
+        assert curve.y[0] == pytest.approx(row.value)
+        assert curve.y[-1] == pytest.approx(1)
+        assert len(curve.x) == len(store.label_names)
+        if curve.model == "tiny":
+            assert curve.low[0] == pytest.approx(row.ci_low)
+            assert curve.high[0] <= row.ci_high + 1e-9
+            assert (curve.low <= curve.y + 1e-9).all()
+
+
 def test_rows_are_strict_json_and_csv(rows, tmp_path):
     results.write(rows, tmp_path)
     lines = (tmp_path / "results.jsonl").read_text().splitlines()

@@ -512,13 +512,12 @@ def test_early_evaluations_and_their_sheets(toml, photos, tmp_path):
     sheet = np.asarray(Image.open(sheets[-1]))
     source = open_source(photos)
     _, held = split_indices(source, load_config(toml).train)
-    originals = np.concatenate([source.reader(i) for i in held[:8]], axis=1)
-    assert sheet.shape == (
-        11 * 16,
-        4 * 16,
-        3,
-    )  # 4 held back; 6 times first k layers, 4 temperatures
-    assert np.array_equal(sheet[:16], originals)
+    # Rows: 4 held back, 6 times first k layers, 4 temperatures; tiles of 128, gaps of 6, names on the left.
+    assert sheet.shape[0] == 11 * 134 + 6
+    for column, i in enumerate(held[:4]):
+        left = sheet.shape[1] - (4 - column) * 134
+        tile = sheet[6:134, left : left + 128]
+        assert np.array_equal(tile, source.reader(i).repeat(8, axis=0).repeat(8, axis=1))
 
 
 def test_channels_last_resumes_bit_identical(toml, photos, tmp_path):

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from vdvae_repr.errors import DataError
+from vdvae_repr.errors import DataError, printable
 from vdvae_repr.output import MARK, is_own, replacing
+
+TILE, GAP, FONT = (
+    128,
+    6,
+    15,
+)  # pixels: the smallest side of an image on a sheet, between two, of letters
 
 
 def save_picture(pixels: NDArray[np.uint8], path: str | Path) -> None:
@@ -49,15 +56,40 @@ def check_picture(path: Path) -> None:
         )
 
 
-def save_sheet(images: NDArray[np.uint8], path: str | Path, columns: int = 8) -> None:
-    """Write uint8 (N, S, S, 3) images as a PNG, `columns` a row, black where the last row ends early.
+def save_sheet(
+    images: NDArray[np.uint8],
+    path: str | Path,
+    columns: int = 8,
+    labels: Sequence[str] = (),
+) -> None:
+    """Write images as a PNG on white, `columns` a row, with gaps, and beside each row what it shows.
+
+    Small images are enlarged by a whole number, pixel by pixel, until a side has at least 128 pixels.
+
+    Args:
+        images: uint8 (N, S, S, 3).
+        path: ends in .png.
+        columns: at most, in each row.
+        labels: of the rows, from the first on; a row without one has none.
 
     Raises:
         DataError: another file is there, or it cannot be written.
     """
     columns = min(columns, len(images))
-    blank = np.zeros((-len(images) % columns, *images.shape[1:]), np.uint8)
-    grid = np.concatenate([images, blank])
-    rows, side = len(grid) // columns, images.shape[1]
-    tiles = grid.reshape(rows, columns, side, side, 3).transpose(0, 2, 1, 3, 4)
-    save_picture(tiles.reshape(rows * side, columns * side, 3), path)
+    scale = -(-TILE // images.shape[1])
+    side = images.shape[1] * scale
+    font = ImageFont.load_default(FONT)
+    named = [printable(label) for label in labels]
+    left = max((round(font.getlength(name)) + 2 * GAP for name in named), default=0)
+    rows = -(-len(images) // columns)
+    size = (left + GAP + columns * (side + GAP), GAP + rows * (side + GAP))
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, pixels in enumerate(images):
+        row, column = divmod(number, columns)
+        tile = Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
+        sheet.paste(tile, (left + GAP + column * (side + GAP), GAP + row * (side + GAP)))
+    for row, name in enumerate(named):
+        middle = GAP + row * (side + GAP) + side // 2
+        draw.text((left, middle), name, fill="black", font=font, anchor="rm")
+    save_picture(np.asarray(sheet), path)

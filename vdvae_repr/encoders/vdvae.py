@@ -13,23 +13,11 @@ from torch import Tensor
 from vdvae_repr.config import ModelConfig
 from vdvae_repr.data.source import Preprocessing
 from vdvae_repr.encoders.base import ImageTransform, Reading
-from vdvae_repr.model.layers import LayerSpec
+from vdvae_repr.model.layers import FEATURES, LayerSpec
 from vdvae_repr.model.noise import NoiseFn
 from vdvae_repr.model.precision import Precision
 from vdvae_repr.model.vdvae import VDVAE, Posterior
 from vdvae_repr.model.weights import random_weights, weights_sha256
-
-FEATURES = (
-    "mean",
-    "log_std",
-    "z",
-    "delta",
-    "prior_mean",
-    "prior_log_std",
-    "kl",
-    "top_down",
-    "bottom_up",
-)
 
 
 class VDVAEEncoder:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from vdvae_repr.errors import LayerError, StoreError, first_line
 from vdvae_repr.latents.format import MIRROR, StoreInfo, array_key
 from vdvae_repr.latents.pooling import pool_layer
-from vdvae_repr.model.layers import LayerSpec, select_layers
+from vdvae_repr.model.layers import FEATURES, LayerSpec, select_layers
+from vdvae_repr.output import html_table
 
 SLICE_BYTES = 2**26  # read at once where a matrix is not wanted whole
 COLUMN_BYTES = 2**28  # of a layer's columns, all images'
@@ -152,6 +153,17 @@ class Latents(ABC):
             f"{', '.join(self.features)}>"
         )
 
+    def _repr_html_(self) -> str:
+        """Say what is stored as a table, in a notebook."""
+        rows = {
+            "model": self.info.model,
+            "source": self.info.source,
+            "images": f"{len(self)}, {len(self.label_names)} classes",
+            "layers": f"{len(self.layers)}, {self.layers[0].name} to {self.layers[-1].name}",
+            "features": ", ".join(self.features),
+        }
+        return html_table(f"{type(self).__name__} {self.path}", rows)
+
     @property
     def tested_path(self) -> Path:
         """The file that scores lie beside: of two stores the one that is tested on."""
@@ -272,11 +284,18 @@ class Latents(ABC):
         if stored not in self.features:
             raise LayerError(
                 f"feature {feature!r} is not stored; stored are {', '.join(self.features)}"
+                f"{self._how_to_store(stored)}"
             )
         if draw and not (stored == "z" and self.draws and draw in map(str, range(self.draws))):
             held = f"draws z:0 to z:{self.draws - 1}" if self.draws else "no draws to choose among"
             raise LayerError(f"feature {feature!r} is not stored; there are {held}")
         return (MIRROR if self.reads_mirrored else "") + array_key(spec, stored)
+
+    def _how_to_store(self, feature: str) -> str:
+        """Return how to extract a feature that is known and not stored."""
+        if "activation" in self.features or feature not in FEATURES:
+            return ""
+        return f'; extract into another store with features="{feature}"'
 
     def distinct(self, layers: str | int | Sequence[str | int], feature: str) -> list[LayerSpec]:
         """Return the layers selected; of those that share an array (`bottom_up`) the first alone."""

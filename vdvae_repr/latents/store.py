@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import h5py
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
 from vdvae_repr.errors import StoreError, first_line
 from vdvae_repr.latents import base
 from vdvae_repr.latents.base import Array, Latents
-from vdvae_repr.latents.decode import decode
-from vdvae_repr.latents.export import export
 from vdvae_repr.latents.format import (
     MIRROR,
     SCHEMA,
@@ -38,8 +33,11 @@ from vdvae_repr.latents.format import (
     refuse_links,
     refuse_other_arrays,
 )
-from vdvae_repr.model.layers import LayerSpec, select_layers
-from vdvae_repr.model.vdvae import VDVAE
+from vdvae_repr.model.layers import LayerSpec
+
+if TYPE_CHECKING:
+    from vdvae_repr.latents.dataset import StoreDataset
+    from vdvae_repr.model.vdvae import VDVAE
 
 
 def open_store(path: str | Path) -> LatentStore:
@@ -197,9 +195,12 @@ class LatentStore(Latents):
         split: str | None = None,
     ) -> StoreDataset:
         """Return a torch data set of (features (D,) float32, label), read from the file item by item."""
+        from vdvae_repr.latents.dataset import StoreDataset
+
         specs = self.distinct(layers, feature)
         names = tuple(spec.name for spec in specs)
-        return StoreDataset(self.path, names, feature, pool, self.rows(split), self.reads_mirrored)
+        rows, mirrored = self.rows(split), self.reads_mirrored
+        return StoreDataset(LatentStore.open, self.path, names, feature, pool, rows, mirrored)
 
     def decode(
         self,
@@ -215,6 +216,8 @@ class LatentStore(Latents):
         seed: int = 0,
     ) -> Iterator[tuple[tuple[str, ...], NDArray[np.uint8]]]:
         """Yield (ids, images uint8 (n, S, S, 3)), batch by batch: see `latents.decode.decode`."""
+        from vdvae_repr.latents.decode import decode
+
         return decode(
             self, model, layers, first=first, ids=ids, fine_from=fine_from,
             rest=rest, pixels=pixels, temperature=temperature, seed=seed,
@@ -230,6 +233,8 @@ class LatentStore(Latents):
         split: str | None = None,
     ) -> tuple[int, int]:
         """Write one flat matrix to a .npy or .npz file; return its shape: see `latents.export.export`."""
+        from vdvae_repr.latents.export import export
+
         return export(self, out, layers, feature=feature, pool=pool, split=split)
 
     def verify(self) -> tuple[str, ...]:
@@ -561,44 +566,3 @@ def _side(store: Latents, *wanted: tuple[str, ...]) -> NDArray[np.intp]:
         f"or of one split alone, found {', '.join(split or 'no split' for split in found)}; "
         "extract these images alone"
     )
-
-
-class StoreDataset(Dataset[tuple[torch.Tensor, int]]):
-    """Rows of a store as (features, label); each process opens the file for itself."""
-
-    def __init__(
-        self,
-        path: Path,
-        layers: tuple[str, ...],
-        feature: str,
-        pool: str | None,
-        rows: NDArray[np.intp],
-        mirrored: bool,
-    ) -> None:
-        self.path, self.layers, self.feature, self.pool = path, layers, feature, pool
-        self.rows, self.mirrored = rows, mirrored
-        self._store: LatentStore | None = None
-        self._opened_by = 0
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        """Return features (D,) float32 and the label, -1 where there is none."""
-        if self._store is None or self._opened_by != os.getpid():
-            opened = LatentStore.open(self.path)
-            self._store = opened.mirrored() if self.mirrored else opened
-            self._opened_by = os.getpid()
-        store, row = self._store, self.rows[index : index + 1]
-        if not len(row):
-            raise IndexError(index)
-        parts = [
-            store.pooled(spec, self.feature, self.pool, row)
-            for spec in select_layers(store.layers, self.layers)
-        ]
-        return torch.from_numpy(np.concatenate(parts, axis=1)[0]), int(store.labels[row[0]])
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the open file behind when a worker process is started."""
-        return self.__dict__ | {"_store": None}

@@ -14,11 +14,11 @@ from sklearn.utils.validation import check_is_fitted
 from vdvae_repr.config import whole_number
 from vdvae_repr.data.source import Preprocessing, RawImage, open_image
 from vdvae_repr.encoders.load import load
-from vdvae_repr.encoders.vdvae import FEATURES, VDVAEEncoder
+from vdvae_repr.encoders.vdvae import VDVAEEncoder
 from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError
 from vdvae_repr.latents.format import array_key
 from vdvae_repr.latents.pooling import pool_layer
-from vdvae_repr.model.layers import select_layers
+from vdvae_repr.model.layers import FEATURES, select_layers
 from vdvae_repr.model.noise import seeded_noise
 from vdvae_repr.model.vdvae import VDVAE
 

@@ -1,4 +1,4 @@
-"""The blocks that a VDVAE is made of, and the grammar of the strings that list them (Child 2020, figure 3).
+"""The blocks that a VDVAE is made of (Child 2020, figure 3).
 
 N images, C latent channels, R the side of a block's grid, width the channels of the state.
 """
@@ -7,138 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdvae_repr.config import MOST_CHANNELS, ModelConfig, shown
-from vdvae_repr.errors import ConfigError
+from vdvae_repr.config import ModelConfig
 from vdvae_repr.model.distributions import LayerPosterior, gaussian_kl, gaussian_sample
-
-
-class BlockSpec(NamedTuple):
-    """One block of a block string."""
-
-    resolution: int
-    down_rate: int | None = None  # `32d2`: average pooling by 2 after the block
-    mixin: int | None = None  # `8m4`: adds the 4x4 state, unpooled, before the block
-
-
-MOST_BLOCKS = 1000  # of an encoder or a decoder; the deepest published one has 78
-
-
-def parse_blocks(string: str, *, key: str) -> list[BlockSpec]:
-    """Read `32x11,32d2,16x6` (encoder) or `1x1,4m1,4x2` (decoder) into blocks, in order.
-
-    Raises:
-        ConfigError: an item that is none of RxCOUNT, RdRATE, RmRESOLUTION, R; more than `MOST_BLOCKS`.
-    """
-    blocks: list[BlockSpec] = []
-    for item in string.split(","):
-        try:
-            for letter in "xmd":
-                if letter in item:
-                    resolution, number = (int(part) for part in item.split(letter))
-                    if min(resolution, number) < 1:
-                        raise ValueError
-                    match letter:
-                        case "x":
-                            blocks += [BlockSpec(resolution)] * min(number, MOST_BLOCKS + 1)
-                        case "m":
-                            blocks.append(BlockSpec(resolution, mixin=number))
-                        case _:
-                            blocks.append(BlockSpec(resolution, down_rate=number))
-                    break
-            else:
-                blocks.append(BlockSpec(int(item)))
-        except ValueError as error:
-            raise ConfigError(
-                f"{key}: expected items as 32x11, 32d2 or 8m4, found {shown(item)} in {shown(string)}"
-            ) from error
-        if len(blocks) > MOST_BLOCKS:
-            raise ConfigError(
-                f"{key}: expected {MOST_BLOCKS} blocks at most, found more in {shown(string)}"
-            )
-    return blocks
-
-
-def parse_widths(string: str) -> dict[int, int]:
-    """Read `16:128,8:192` into {resolution: channels}; an empty string gives {}.
-
-    Raises:
-        ConfigError: another form, or channels that are none or too many.
-    """
-    try:
-        items = [item.split(":") for item in string.split(",") if item]
-        widths = {int(resolution): int(channels) for resolution, channels in items}
-    except ValueError as error:
-        raise ConfigError(f"model.widths: expected 16:128,8:192, found {shown(string)}") from error
-    if not all(1 <= channels <= MOST_CHANNELS for channels in widths.values()):
-        raise ConfigError(
-            f"model.widths: expected channels from 1 to {MOST_CHANNELS}, found {shown(string)}"
-        )
-    return widths
-
-
-def check_structure(config: ModelConfig) -> None:
-    """Refuse block strings and widths that do not fit together, before any tensor is made.
-
-    Raises:
-        ConfigError: names the first block that does not fit, and what would.
-    """
-    bottom_up = parse_blocks(config.bottom_up, key="model.bottom_up")
-    top_down = parse_blocks(config.top_down, key="model.top_down")
-    resolution = config.image_size
-    reached = {resolution}
-    for spec in bottom_up:
-        if spec.resolution != resolution or spec.mixin is not None:
-            raise ConfigError(
-                f"model.bottom_up: expected a block at {resolution}, found {_item(spec)}"
-            )
-        if resolution % (spec.down_rate or 1):
-            raise ConfigError(
-                f"model.bottom_up: expected a rate that divides {resolution}, found {_item(spec)}"
-            )
-        resolution //= spec.down_rate or 1
-        reached.add(resolution)
-    before: set[int] = set()
-    for spec in top_down:
-        if spec.resolution not in reached or spec.down_rate is not None:
-            raise ConfigError(
-                f"model.top_down: the encoder never reaches {_item(spec)}; "
-                f"it reaches {sorted(reached)}"
-            )
-        if spec.mixin is not None and (spec.mixin not in before or spec.resolution % spec.mixin):
-            raise ConfigError(
-                f"model.top_down: expected {_item(spec)} to mix in a resolution before it that divides "
-                f"{spec.resolution}, one of {sorted(before)}"
-            )
-        before.add(spec.resolution)
-    if top_down[-1].resolution != config.image_size:
-        raise ConfigError(
-            f"model.top_down must end at image_size {config.image_size}, found {top_down[-1].resolution}"
-        )
-    named = parse_widths(config.widths)
-    if named.get(config.image_size, config.width) != config.width:
-        raise ConfigError(
-            f"model.widths: expected {config.width} channels at {config.image_size}, as model.width, found "
-            f"{named[config.image_size]}"
-        )
-    narrowest = min([config.width, *named.values()])
-    if int(narrowest * config.bottleneck_multiple) < 1:
-        raise ConfigError(
-            f"model.bottleneck_multiple: expected 1 channel at least inside each block, found "
-            f"{narrowest} x {config.bottleneck_multiple}"
-        )
-
-
-def _item(spec: BlockSpec) -> str:
-    """Write a block as block strings do."""
-    if spec.mixin is not None:
-        return f"{spec.resolution}m{spec.mixin}"
-    return str(spec.resolution) if spec.down_rate is None else f"{spec.resolution}d{spec.down_rate}"
+from vdvae_repr.model.structure import BlockSpec
 
 
 class Widths(dict[int, int]):

@@ -38,6 +38,11 @@ class LayerPosterior:
     top_down: Tensor | None
     """The state after the layer, (N, width, R, R), where it was asked for."""
 
+    def __repr__(self) -> str:
+        """Say of what shape it is, and what it costs."""
+        shape, nats = tuple(self.mean.shape), self.kl.sum() / max(1, len(self.mean))
+        return f"<LayerPosterior {shape}: {nats:.1f} nats an image>"
+
     @property
     def kl(self) -> Tensor:
         """KL(q || p), elementwise, nats: `gaussian_kl`, without gradients."""

@@ -14,9 +14,22 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vdvae_repr.errors import LayerError
-from vdvae_repr.model.blocks import BlockSpec
+from vdvae_repr.model.structure import BlockSpec
 
 _RESOLUTION_NAME = re.compile(r"(\d+)x\1\.(\d+)")
+
+FEATURES = (
+    "mean",
+    "log_std",
+    "z",
+    "delta",
+    "prior_mean",
+    "prior_log_std",
+    "kl",
+    "top_down",
+    "bottom_up",
+)
+"""What can be read of a VDVAE's layers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,25 +15,52 @@ from vdvae_repr.errors import DataError, first_line
 
 
 def as_image_tensor(images: Any, image_size: int) -> Tensor:
-    """Return uint8 (N, 3, S, S) from a uint8 (N, S, S, 3) array or tensor, or PIL images.
+    """Return uint8 (N, 3, S, S) from images of that size in any of the usual forms.
+
+    Args:
+        images: an array or tensor (N, S, S, 3), or grey (N, S, S) or (N, S, S, 1), uint8 or floating point
+            from 0 to 1, where 1 is white; or such images, or PIL images, in a list.
+        image_size: S.
 
     Raises:
-        DataError: another dtype or shape.
+        DataError: another dtype or shape, or floats outside 0 to 1.
     """
-    expected = f"images of shape (N, {image_size}, {image_size}, 3) and dtype uint8"
+    side = f"{image_size}, {image_size}"
+    expected = f"images of shape (N, {side}, 3) and dtype uint8, grey ones (N, {side}) or floats from 0 to 1"
     try:
         if isinstance(images, Sequence):
-            images = np.stack([np.asarray(image.convert("RGB")) for image in images])
+            images = np.stack([_in_color(image) for image in images])
         tensor = torch.as_tensor(images)
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise DataError(
             f"expected {expected}, or PIL images of that size in a list, found {type(images).__name__} "
             f"({first_line(error)})"
         ) from error
-    if tensor.dtype != torch.uint8 or tuple(tensor.shape[1:]) != (image_size, image_size, 3):
+    if tuple(tensor.shape[1:]) == (image_size, image_size):
+        tensor = tensor[..., None]
+    shapes = ((image_size, image_size, 1), (image_size, image_size, 3))
+    if tuple(tensor.shape[1:]) not in shapes or not (
+        tensor.dtype == torch.uint8 or tensor.is_floating_point()
+    ):
         found = f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-        raise DataError(f"expected {expected}, found {found}; resize and convert them first")
-    return tensor.permute(0, 3, 1, 2)
+        advice = "resize and convert them first"
+        if tensor.ndim == 2 and tensor.shape[1] == image_size**2:
+            advice = f"reshape rows of pixels: X.reshape(-1, {side})"
+        raise DataError(f"expected {expected}, found {found}; {advice}")
+    if tensor.is_floating_point():
+        if not bool(((tensor >= 0) & (tensor <= 1)).all()):  # nor NaN
+            low, high = float(tensor.min()), float(tensor.max())
+            raise DataError(
+                f"expected floats from 0 to 1, found {low:g} to {high:g}; divide by what is white"
+            )
+        tensor = (tensor.double() * 255).round().to(torch.uint8)
+    return tensor.expand(-1, -1, -1, 3).permute(0, 3, 1, 2)
+
+
+def _in_color(image: Any) -> NDArray[Any]:
+    """Return a PIL image in color; an array as it is."""
+    convert = getattr(image, "convert", None)
+    return np.asarray(image if convert is None else convert("RGB"))
 
 
 def to_input(images: Tensor, config: ModelConfig) -> Tensor:

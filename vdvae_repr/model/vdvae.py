@@ -25,11 +25,8 @@ from vdvae_repr.model.blocks import (
     BottomUpBlock,
     TopDownBlock,
     Widths,
-    check_structure,
     conv,
     depth_scale,
-    parse_blocks,
-    parse_widths,
 )
 from vdvae_repr.model.distributions import (
     LayerPosterior,
@@ -45,8 +42,14 @@ from vdvae_repr.model.noise import NoiseFn, image_names, seed_of, seeded_noise
 from vdvae_repr.model.precision import Precision, arithmetic
 from vdvae_repr.model.preprocessing import as_image_tensor, to_input, to_target, to_uint8
 from vdvae_repr.model.published import from_published_names
+from vdvae_repr.model.structure import check_structure, parse_blocks, parse_widths
+from vdvae_repr.output import html_table
 
 MOST_PARAMETERS = 10**10
+
+
+def _nats(layer: LayerPosterior) -> float:
+    return float(layer.kl.sum() / max(1, len(layer.mean)))
 
 
 class Posterior(Mapping[str, LayerPosterior]):
@@ -76,6 +79,20 @@ class Posterior(Mapping[str, LayerPosterior]):
     def __len__(self) -> int:
         """Return the number of layers read."""
         return len(self._layers)
+
+    def __repr__(self) -> str:
+        """Say what was read of how many images."""
+        names = list(self._layers)
+        which = f" ({names[0]} .. {names[-1]})" if names else ""
+        return f"<Posterior: {len(self.kl)} images, {len(self)} layers{which}>"
+
+    def _repr_html_(self) -> str:
+        """Show the layers with their shapes and mean KL, in a notebook."""
+        rows = {
+            name: f"{'x'.join(map(str, layer.mean.shape[1:]))}, {_nats(layer):.1f} nats an image"
+            for name, layer in self._layers.items()
+        }
+        return html_table(repr(self).strip("<>"), rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,7 +378,8 @@ class VDVAE(nn.Module):
         """Read the posterior of chosen layers; only the work that they need is done.
 
         Args:
-            images: uint8 (N, S, S, 3) array or tensor, or a list of PIL images.
+            images: array or tensor (N, S, S, 3), grey (N, S, S), uint8 or floats from 0 to 1, or a list of
+                such images or PIL images.
             layers: selector; the pass stops after the last layer selected.
             z: what each layer sends down: its mean, or a draw seeded by (seed, image id, layer).
             seed: of the draws.

@@ -141,7 +141,15 @@ def probe(
         if name != other.info.model:  # of one name, as with weights of one's own, are several
             run.note(f"{name} is {other.path}")
     candidates = run.candidates()
-    report = Report(notes=run.notes, nats=nats_by_label(store, choice), record=_record(store))
+    called = {
+        name: f"{other.info.model} ({Path(other.path).name})" for name, other in run.beside.items()
+    }
+    report = Report(
+        notes=run.notes,
+        nats=nats_by_label(store, choice),
+        called=called,
+        record=_record(store),
+    )
     with tqdm(unit="score", disable=None if progress else True) as bar:
         run.bar = bar
         for part in task.parts():
@@ -485,10 +493,10 @@ class Measurement:
         ]
 
     def _curves(self, head: Head, entries: Sequence[Entry]) -> Iterator[Curve]:
-        """Yield the curves of chosen rows; of what is drawn several times, the first draw's."""
+        """Yield the curves of chosen rows."""
         for item in entries:
             if item.chosen or item.features.model == "shuffled-labels":
-                curve = self.problem.curve(head, item.draws[0])
+                curve = self.problem.curve(head, item.draws, self.seed)
                 if curve is not None:
                     yield curve
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from vdvae_repr import results
 from vdvae_repr.report.folder import Findings, read
 from vdvae_repr.report.summary import answer
+from vdvae_repr.results import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,6 +38,7 @@ class Report(Findings):
         sampling_costs: what drawing costs each layer, where a store of draws was given.
         nats: that the layers of each cumulative row spend together, the images' mean, by its selector.
         similarity: what `vr.compare` says of the store's layers, by feature; `probe --atlas` adds it.
+        called: what pictures call models beside, by the name in their rows: with the file of their store.
         record: where all of it comes from: version, date, store, images.
     """
 
@@ -72,6 +76,10 @@ class Report(Findings):
         tasks = ", ".join(dict.fromkeys(f"{row.task} on {row.source}" for row in self.rows))
         return f"<Report {tasks}: {len(self.rows)} rows, {len(self.comparisons)} comparisons>"
 
+    def _repr_html_(self) -> str:
+        """Show the answer in a notebook."""
+        return f"<pre>{escape(self.answer())}</pre>" if self.rows else escape(repr(self))
+
     def to_frame(self) -> pd.DataFrame:
         """Return the rows as a table."""
         return results.to_frame(self.rows)
@@ -98,18 +106,20 @@ class Report(Findings):
         ]
         return pd.DataFrame(table, columns=["nats", *kept])
 
-    def save(self, folder: str | Path) -> None:
-        """Write rows, tables, pictures and the page, in place of what an earlier run left in the folder.
+    def save(self, folder: str | Path, formats: Sequence[str] = ("png",)) -> None:
+        """Write rows, tables, figures and the page, in place of what an earlier run left in the folder.
 
         Args:
             folder: made if need be.
+            formats: of figures, one or several of `png`, `pdf` and `svg`.
 
         Raises:
-            TaskError: the folder cannot be written, or holds a file of these names that is not ours.
+            TaskError: the folder cannot be written, or holds a file of these names that is not ours; an
+                unknown format.
         """
         from vdvae_repr.report import pictures
 
-        pictures.save(self, folder, rate_accuracy=self.rate_accuracy())
+        pictures.save(self, folder, rate_accuracy=self.rate_accuracy(), formats=formats)
 
     def page(
         self, path: str | Path, latents: Latents | None = None, model: VDVAE | None = None
@@ -148,33 +158,65 @@ class Plots:
         """Draw a metric by layer, with intervals, controls and chance; see `vr.plot.layers`."""
         from vdvae_repr.report import plots
 
-        return plots.layers(self.report.rows, metric, head, ax)
+        return plots.layers(self.report.rows, metric, head, ax, called=self.report.called)
 
     def shots(
-        self, layer: str | None = None, metric: str | None = None, ax: Axes | None = None
+        self,
+        layer: str | None = None,
+        metric: str | None = None,
+        head: str | None = None,
+        ax: Axes | None = None,
     ) -> Axes:
         """Draw few-shot accuracy over shots; see `vr.plot.shots`."""
         from vdvae_repr.report import plots
 
-        return plots.shots(self.report.rows, layer, metric, ax)
+        return plots.shots(self.report.rows, layer, metric, head, ax, called=self.report.called)
+
+    def cumulative(
+        self, metric: str | None = None, head: str | None = None, ax: Axes | None = None
+    ) -> Axes:
+        """Draw the first layers together over the nats they spend; see `vr.plot.cumulative`."""
+        from vdvae_repr.report import plots
+
+        nats, model = self.report.nats, self.report.rows[0].model if self.report.rows else None
+        rows = [
+            row
+            for row in self.report.rows
+            if not row.feature or row.model != model or row.layer in nats
+        ]
+        used = dict.fromkeys(row.layer for row in rows if row.model == model and row.layer in nats)
+        return plots.cumulative(rows, [nats[str(layer)] for layer in used], metric, head, ax)
 
     def cmc(self, head: str | None = None, ax: Axes | None = None) -> Axes:
-        """Draw the cumulative match curves of a head, the first if not given."""
+        """Draw the cumulative match curves of a head, the first if not given; see `vr.plot.cmc`."""
         from vdvae_repr.report import plots
 
-        return plots.cmc(self._lines("cmc", head), ax)
+        return plots.cmc(self._curves("cmc", head), ax, called=self.report.called)
 
     def roc(self, head: str | None = None, ax: Axes | None = None) -> Axes:
-        """Draw the ROC curves of a head, the first if not given."""
+        """Draw the ROC curves of a head, the first if not given; see `vr.plot.roc`."""
         from vdvae_repr.report import plots
 
-        return plots.roc(self._lines("roc", head), ax)
+        return plots.roc(self._curves("roc", head), ax, called=self.report.called)
 
-    def _lines(self, kind: str, head: str | None) -> dict[str, Any]:
+    def detection(self, head: str | None = None, ax: Axes | None = None) -> Axes:
+        """Draw open-set identification of a head, the first if not given; see `vr.plot.detection`."""
+        from vdvae_repr.report import plots
+
+        return plots.detection(self._curves("dir", head), ax, called=self.report.called)
+
+    def factors(self, metric: str | None = None, ax: Axes | None = None) -> Axes:
+        """Draw what each layer tells of each factor, by a metric, the first row's if not given."""
+        from vdvae_repr.report import plots
+
+        metric = metric or (self.report.rows[0].metric if self.report.rows else "r2")
+        table = results.layer_by_factor(self.report.rows, metric)
+        label = results.LABELS_OF_FACTORS[metric]
+        return plots.factors(
+            table.to_numpy(), list(table.index), list(table.columns), ax, metric=label
+        )
+
+    def _curves(self, kind: str, head: str | None) -> list[Curve]:
         curves = [curve for curve in self.report.curves if curve.kind == kind]
         head = head or (curves[0].head if curves else None)
-        return {
-            " ".join(filter(None, (curve.model, curve.layer))): (curve.x, curve.y)
-            for curve in curves
-            if curve.head == head
-        }
+        return [curve for curve in curves if curve.head == head]

@@ -406,8 +406,8 @@ class Problem:
         sign = -1 if name_of(metric)[0] in LOWER_IS_BETTER else 1
         return compare(a, b, self.independent(metric, seed), span_of(metric), sign)
 
-    def curve(self, head: Head, scored: Scored) -> Curve | None:
-        """Return the curve that goes with the metrics, if there is one."""
+    def curve(self, head: Head, scored: Sequence[Scored], seed: int) -> Curve | None:
+        """Return the curve that goes with the metrics, if there is one: of several draws the mean."""
         return None
 
 

@@ -23,6 +23,7 @@ CURVES = "curves.csv"
 RECORD = "report.json"
 SIMILARITY_FILE = re.compile(r"similarity(?:-(?P<feature>(?!shuffled).+))?\.csv")
 SHUFFLED = "-shuffled.csv"
+WHOLE = ("AUC", "EER")  # figures of a whole curve
 T = TypeVar("T")
 
 
@@ -40,6 +41,7 @@ class Findings:
         sampling_costs: what drawing costs each layer, where a store of draws was given.
         nats: that the layers of each cumulative row spend together, the images' mean, by its selector.
         similarity: how alike layers are, by feature; by the empty text of `vdvae-repr compare`.
+        called: what pictures call models beside, by the name in their rows.
         record: where all of it comes from, in words: version, date, command, store.
     """
 
@@ -52,6 +54,7 @@ class Findings:
     sampling_costs: list[SamplingCost] = field(default_factory=list)
     nats: dict[str, float] = field(default_factory=dict)
     similarity: dict[str, Similarity] = field(default_factory=dict)
+    called: dict[str, str] = field(default_factory=dict)
     record: dict[str, str] = field(default_factory=dict)
 
 
@@ -66,6 +69,8 @@ def write_curves(curves: Sequence[Curve], folder: Path) -> None:
     points = [
         pd.DataFrame(
             {"kind": c.kind, "head": c.head, "model": c.model, "layer": c.layer, "x": c.x, "y": c.y}
+            | {"low": c.low, "high": c.high}
+            | {name: c.figures.get(name) for name in WHOLE}
         )
         for c in curves
     ]
@@ -81,6 +86,7 @@ def write_record(findings: Findings, folder: Path) -> None:
     content = {
         "software": MARK,
         "record": findings.record,
+        "called": findings.called,
         "headlines": findings.headlines,
         "notes": findings.notes,
         "more_heads": findings.more_heads,
@@ -119,7 +125,8 @@ def read(folder: str | Path) -> Findings:
     if (path := folder / RECORD).is_file():
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            found.record = {str(k): str(v) for k, v in content["record"].items()}
+            for name in ("record", "called"):
+                setattr(found, name, {str(k): str(v) for k, v in content[name].items()})
             for name in ("headlines", "notes", "more_heads"):
                 setattr(found, name, [str(line) for line in content[name]])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -181,16 +188,29 @@ def _made(kind: type[T], values: Any, path: Path) -> T:
 
 
 def _curves(path: Path) -> Iterator[Curve]:
-    points: dict[tuple[str, str, str, str], list[tuple[float, float]]] = {}
+    points: dict[tuple[str, str, str, str], list[list[float]]] = {}
+    columns = ("x", "y", "low", "high", *WHOLE)
     try:
         for row in _table(path):
             key = row["kind"], row["head"], row["model"], row["layer"]
-            points.setdefault(key, []).append((float(row["x"]), float(row["y"])))
+            values = [float(row[name]) if row[name] else np.nan for name in columns]
+            points.setdefault(key, []).append(values)
     except (KeyError, ValueError, TypeError) as error:
         raise _damaged(path, error) from error
-    for (kind, head, model, layer), values in points.items():
-        x, y = np.array(values).T
-        yield Curve(kind, head, model, layer or None, x, y)
+    for (kind, head, model, layer), of_curve in points.items():
+        x, y, low, high, *whole = np.array(of_curve).T
+        of_all = {name: float(column[0]) for name, column in zip(WHOLE, whole, strict=True)}
+        yield Curve(
+            kind,
+            head,
+            model,
+            layer or None,
+            x,
+            y,
+            None if np.isnan(low).any() else low,
+            None if np.isnan(high).any() else high,
+            {name: value for name, value in of_all.items() if not np.isnan(value)},
+        )
 
 
 def _similarity(folder: Path) -> dict[str, Similarity]:

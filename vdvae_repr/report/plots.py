@@ -1,7 +1,8 @@
-"""Pictures of rows and curves: a function draws on `ax`, or on a figure of its own, and returns the axes.
+"""Pictures of rows and curves, as a paper prints them: a function draws on `ax`, and returns the axes.
 
-`ax.figure.savefig("layers.png")` saves one. A head looks the same in every picture of the same rows; controls
-are grey. Where several heads share a picture, a control is drawn once, by the head that serves it best.
+Without `ax` it draws on a figure of its own, 7 inches wide, as the text of a page is;
+`ax.figure.savefig("layers.pdf")` saves it. A model keeps its color in every picture; controls are black, and
+told apart by line and marker.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vdvae_repr.errors import TaskError, printable
-from vdvae_repr.results import LOWER_IS_BETTER, Result
+from vdvae_repr.results import LOWER_IS_BETTER, METRIC_NAMES, Curve, Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,19 +31,30 @@ if TYPE_CHECKING:
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 CONTROLS: dict[str, dict[str, Any]] = {
-    "pixels": {"color": "0.1", "linestyle": "--"},
-    "pca": {"color": "0.45", "linestyle": "-."},
-    "random-init": {"color": "0.55", "linestyle": "-"},
-    "shuffled-labels": {"color": "0.6", "linestyle": (0, (8, 4))},
+    "pixels": {"linestyle": "--", "marker": "s"},
+    "pca": {"linestyle": "-.", "marker": "^"},
+    "random-init": {"linestyle": "-", "marker": "x"},
+    "shuffled-labels": {"linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "+"},
 }
-CHANCE: dict[str, Any] = {"color": "0.3", "linestyle": ":", "linewidth": 1.2}
-WIDTH, HEIGHT = 10, 5  # inches, of 100 dots
+CONTROL: dict[str, Any] = {  # what all controls have in common
+    "color": "black",
+    "linewidth": 0.8,
+    "markersize": 4,
+    "markerfacecolor": "white",
+    "markeredgewidth": 0.8,
+}
+CHANCE: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 0.8}
+WIDTH, HEIGHT = (
+    7.0,
+    3.4,
+)  # inches: the text of a page, so that letters are as large as they are printed
+SMALL, TEXT = 7, 8  # points
 NAME, TITLE = (
     36,
     150,
 )  # characters of a name from a file, and of a title with several, that are drawn
-
-Curves = Mapping[str, tuple[ArrayLike, ArrayLike]]
+SHOTS = "shots (images a class to learn from)"
+GROUPS = ("identity", "nuisance")  # first words of factors' names that say what they are of
 
 
 def layers(
@@ -50,53 +62,68 @@ def layers(
     metric: str | None = None,
     head: str | None = None,
     ax: Axes | None = None,
+    *,
+    called: Mapping[str, str] | None = None,
 ) -> Axes:
     """Draw a metric by layer, coarsest first, with 95 % intervals, controls and chance; stars are chosen.
 
-    Random-init is drawn by layer, the other controls at their chosen row, or at their best one where none is
-    chosen. Layers taken together (`<=16x16`) follow the single ones, in the order of the rows.
+    All layers up to one are a dashed line at the last of them; other layers together follow the single ones,
+    and then the layers of models beside, where these have other names. Random-init is drawn by layer, other
+    controls at their chosen row, or at their best one where none is chosen.
 
     Args:
-        rows: of one task, source, model and feature.
+        rows: of one task and source, and of one feature and pooling of each model.
         metric: that of the first row if not given.
         head: one of the rows' heads; if not given all of them, one line each.
         ax: to draw on.
+        called: what a legend calls models, where that is not their name.
 
     Raises:
         TaskError: nothing can be drawn of these rows, or they are of several runs.
     """
-    run = RowSelection.read(rows, metric, head)
+    run = RowSelection.read(rows, metric, head, called=called)
     ax = ax or _axes()
-    _draw_layers(ax, run)
+    _draw_layers(ax, run, LayerAxis.of(run))
     _title(ax, run.title)
     _legend(ax, _entries(ax, run))
     return ax
 
 
-def layer_panels(rows: Sequence[Result], metric: str | None = None) -> Figure:
-    """Draw what `layers` draws, each head in a panel of its own, with the controls of that head.
+def layer_panels(
+    rows: Sequence[Result],
+    metric: str | None = None,
+    *,
+    called: Mapping[str, str] | None = None,
+) -> Figure:
+    """Draw what `layers` draws, each head in a panel of its own, and each number of shots in a column.
 
     Raises:
         TaskError: as `layers`.
     """
-    from matplotlib.figure import Figure
-
-    every = RowSelection.read(rows, metric)
-    count = len(every.heads)
-    longest = max(len(drawable(name)) for name in every.names)
-    height = 1.2 + 2.5 * count + 0.06 * max(0, longest - 10)  # longer names take room below
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    panels = figure.subplots(count, squeeze=False, sharex=True, sharey=True)[:, 0]
+    every = RowSelection.read(rows, metric, key=("head", "layer", "n_train"), called=called)
+    sizes = sorted({row.n_train for row in every.rows}) if every.is_few_shot else [None]
+    axis = LayerAxis.of(every)
+    lower = max(len(drawable(name)) for name in axis.names)
+    width = max(WIDTH, 1.2 + 3.2 * len(sizes))
+    names = 0.06 * max(0, lower - 8)  # longer names take room below
+    figure = _figure(width, 1.3 + 1.9 * len(every.heads) + names)
+    panels = figure.subplots(len(every.heads), len(sizes), squeeze=False, sharex=True, sharey=True)
     entries: dict[str, Any] = {}
-    for panel, head in zip(panels, every.heads, strict=True):
-        run = RowSelection.read(rows, metric, head)
-        _draw_layers(panel, run, every.names)
-        _title(panel, head, fontsize=10)
-        panel.label_outer()
-        entries |= {artist.get_label(): artist for artist in _entries(panel, run)}
-    shown = [drawable(head) for head in every.heads]
-    _legend(panels[0], [entries[label] for label in entries if label not in shown])
-    figure.suptitle(drawable(every.title, TITLE), x=0.01, ha="left")
+    for line, head in enumerate(every.heads):
+        for column, size in enumerate(sizes):
+            panel = panels[line, column]
+            own = [row for row in rows if size in (None, row.n_train)]
+            run = RowSelection.read(own, metric or every.metric, head, called=called)
+            _draw_layers(panel, run, axis)
+            shown = head_name(head)
+            if size is not None:
+                shown += f", {_shots(run.own[0])}"
+            _title(panel, shown)
+            panel.label_outer()
+            entries |= {artist.get_label(): artist for artist in _entries(panel, run)}
+    for panel in panels[:, 1:].ravel():
+        panel.set_ylabel("")
+    _finish(figure, every.titled(sizes[0] if len(sizes) == 1 else None), entries)
     return figure
 
 
@@ -132,8 +159,8 @@ def cumulative(
         )
     ax = ax or _axes()
     at = dict(zip(names, spent.tolist(), strict=True))
-    for name in run.heads:
-        _line(ax, run, name, [(at[str(row.layer)], row) for row in run.of(name)])
+    for line in run.lines(run.models[:1]):
+        _line(ax, line, [at[str(row.layer)] for row in line.rows])
     for control in CONTROLS:
         _across(ax, run, control)
     _chance(ax, run)
@@ -143,11 +170,11 @@ def cumulative(
     start, stop, *places = scale.transform([(x, 0) for x in (left, right, *at.values())])[:, 0]
     last = -np.inf
     for name, place in zip(names, places, strict=True):
-        if place - last > 0.02 * (stop - start):  # else it would cover the name before
+        if place - last > 0.03 * (stop - start):  # else it would cover the name before
             _above(ax, at[name], name, upright=True)
             last = place
-    ax.set_xlabel("nats an image, up to and including the layer")
-    ax.set_ylabel(_direction(run.metric))
+    ax.set_xlabel("rate of the layers together (nats an image)")
+    ax.set_ylabel(_metric_of(run.own[0]))
     _title(ax, run.title)
     _legend(ax, _entries(ax, run))
     return ax
@@ -179,19 +206,16 @@ def noise(rows: Sequence[SamplingCost], ax: Axes | None = None) -> Axes:
     for index, (column, label) in enumerate(series.items()):
         values = [getattr(row, column) for row in rows]
         look = _look(index)
-        ax.plot(at, values, label=label, linewidth=1.8, markersize=4, zorder=4, **look)
+        ax.plot(at, values, label=label, linewidth=1.4, markersize=3.2, zorder=4, **look)
         if column == "mean":
             continue
         apart = [i for i in at if getattr(rows[i], f"p_{column}") < 0.05]
-        ax.scatter(
-            apart, [values[i] for i in apart], s=110, facecolors="none", edgecolors=look["color"], zorder=5,
-        )  # fmt: skip
+        rings = {"facecolors": "none", "edgecolors": look["color"]}
+        ax.scatter(apart, [values[i] for i in apart], s=60, zorder=5, **rings)
     _name_layers(ax, [str(row.layer) for row in rows])
-    ax.set_ylabel(_direction(metric))
-    _title(ax, f"What drawing costs: {head}")
-    ring = Line2D(
-        [], [], color="0.4", marker="o", markersize=10, fillstyle="none", linestyle="none"
-    )
+    ax.set_ylabel(metric_name(metric))
+    _title(ax, f"What drawing costs: {head_name(head)}")
+    ring = Line2D([], [], color="0.4", marker="o", markersize=7, fillstyle="none", linestyle="none")
     ring.set_label("differs from the mean, p < 0.05")
     _legend(ax, [*_entries(ax), ring])
     return ax
@@ -201,40 +225,103 @@ def shots(
     rows: Sequence[Result],
     layer: str | None = None,
     metric: str | None = None,
+    head: str | None = None,
     ax: Axes | None = None,
+    *,
+    called: Mapping[str, str] | None = None,
 ) -> Axes:
     """Draw few-shot accuracy over shots, one line for each head, with 95 % intervals, controls and chance.
 
-    Of each head and number of shots the row is drawn that validation chose, or that of `layer`; never the
-    best one, which the test classes alone can tell. Controls are drawn at their chosen row, or at their best
-    one where none is chosen; with `layer`, random-init at that layer.
+    Of each head and number of shots the row is drawn that validation chose, or else the one that is compared,
+    all layers together, or that of `layer`; never the best one, which the test classes alone can tell.
+    Controls are drawn at their chosen row, or at their best one where none is chosen; with `layer`,
+    random-init at that layer.
 
     Args:
-        rows: of protocol `few-shot`, of one source, model, feature and number of ways, with any shots.
+        rows: of protocol `few-shot`, of one source and number of ways, with any shots.
         layer: to draw, where none was chosen, or instead.
         metric: that of the first few-shot row if not given.
+        head: one of the rows' heads; if not given all of them, one line each.
         ax: to draw on.
+        called: what a legend calls models, where that is not their name.
 
     Raises:
         TaskError: nothing can be drawn of these rows, or no layer is chosen and none is given.
     """
+    run, ways = _few_shot(rows, metric, head, called)
+    ax = ax or _axes()
+    _draw_shots(ax, run, ways, layer)
+    _title(ax, run.title)
+    _legend(ax, _entries(ax, run, stars=False))
+    return ax
+
+
+def shot_panels(
+    rows: Sequence[Result],
+    layer: str | None = None,
+    metric: str | None = None,
+    *,
+    called: Mapping[str, str] | None = None,
+) -> Figure:
+    """Draw what `shots` draws, each head in a panel of its own, with the controls of that head.
+
+    Raises:
+        TaskError: as `shots`.
+    """
+    every, ways = _few_shot(rows, metric, None, called)
+    columns = 2 if len(every.heads) == 4 else min(3, len(every.heads))
+    lines = -(-len(every.heads) // columns)
+    figure = _figure(max(4.2, 2.5 * columns), 1.2 + 1.9 * lines)
+    panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    entries: dict[str, Any] = {}
+    for number, (panel, head) in enumerate(zip(panels, every.heads, strict=False)):
+        run, _ = _few_shot(rows, metric, head, called)
+        _draw_shots(panel, run, ways, layer)
+        _title(panel, head)
+        panel.label_outer()
+        last = number + columns >= len(every.heads)  # of its column
+        panel.xaxis.set_tick_params(labelbottom=last)
+        panel.set_xlabel(SHOTS if last else "")
+        entries |= {artist.get_label(): artist for artist in _entries(panel, run, stars=False)}
+    for panel in panels[len(every.heads) :]:
+        panel.remove()
+    _finish(figure, every.title, entries)
+    return figure
+
+
+def _few_shot(
+    rows: Sequence[Result],
+    metric: str | None,
+    head: str | None,
+    called: Mapping[str, str] | None,
+) -> tuple[RowSelection, int]:
+    """Return the few-shot rows, and their number of ways."""
     few = [row for row in rows if row.protocol == "few-shot" and row.chance]
     if not few:
         raise TaskError("expected rows of protocol few-shot, found none; run the task few_shot")
-    run = RowSelection.read(few, metric, key=("head", "layer", "n_train"))
-    ways = _one((round(1 / row.chance) for row in run.own if row.chance), "number of ways")
-    drawn = [row for row in run.own if (row.layer == layer if layer else row.chosen)]
-    if not drawn:
+    run = RowSelection.read(few, metric, head, key=("head", "layer", "n_train"), called=called)
+    return run, _one((round(1 / row.chance) for row in run.own if row.chance), "number of ways")
+
+
+def _stands(row: Result) -> bool:
+    """Whether a row stands for its model: it is chosen, or compared, as all layers are where none is."""
+    return row.chosen or row.versus is not None
+
+
+def _draw_shots(ax: Axes, run: RowSelection, ways: int, layer: str | None) -> None:
+    drawn = replace(
+        run, rows=[row for row in run.rows if (row.layer == layer if layer else _stands(row))]
+    )
+    if not drawn.own:
         what = f"layer {layer!r}" if layer else "chosen layer"
-        raise TaskError(f"the rows hold no {what}; pass layer=, one of {_listed(run.names)}")
-    ax = ax or _axes()
-    for name in run.heads:
-        own = sorted((row for row in drawn if row.head == name), key=lambda row: row.n_train)
-        if own:
-            used = ", ".join(dict.fromkeys(str(row.layer) for row in own))
-            points = [(row.n_train / ways, row) for row in own]
-            _line(ax, run, name, points, label=f"{name} ({used})", stars=False)
-    sizes = sorted({row.n_train for row in drawn})
+        names = _listed(row.layer for row in run.own)
+        raise TaskError(f"the rows hold no {what}; pass layer=, one of {names}")
+    for line in drawn.lines():
+        rows = sorted(line.rows, key=lambda row: row.n_train)
+        used = ", ".join(dict.fromkeys(str(row.layer) for row in rows))
+        shown = replace(line, rows=rows, label=f"{line.label} ({used})")
+        _line(ax, shown, [row.n_train / ways for row in rows], stars=False)
+    sizes = sorted({row.n_train for row in drawn.rows})
     for control in CONTROLS:
         at = layer if control == "random-init" else None
         _thin(ax, run, control, [(size / ways, run.control(control, at, size)) for size in sizes])
@@ -242,70 +329,114 @@ def shots(
     ax.set_xscale("log")
     ax.set_xticks([size / ways for size in sizes], [f"{size / ways:g}" for size in sizes])
     ax.minorticks_off()
-    ax.set_xlabel("shots (images a class to learn from)")
-    ax.set_ylabel(f"{_direction(run.metric)}, {ways} ways")
-    _title(ax, run.title)
-    _legend(ax, _entries(ax, run, stars=False))
-    return ax
+    ax.set_xlabel(SHOTS)
+    ax.set_ylabel(f"{metric_name(run.metric)}, {ways} ways")
 
 
-def cmc(curves: Curves, ax: Axes | None = None, *, people: int | None = None) -> Axes:
-    """Draw cumulative match curves: how often the right person is among the first r.
+def cmc(
+    curves: Sequence[Curve],
+    ax: Axes | None = None,
+    *,
+    called: Mapping[str, str] | None = None,
+) -> Axes:
+    """Draw cumulative match curves, and what guesses reach: how often the right person is among the first r.
 
     Args:
-        curves: by label, ranks from 1 on and identification rates, (R,) each; grey where the label
-            begins with a control's name.
+        curves: of kind `cmc`, of one head, as `report.curves` holds them; bands are the intervals of models.
         ax: to draw on.
-        people: in the gallery; with them chance is drawn.
+        called: what a legend calls models, where that is not their name.
 
     Raises:
-        TaskError: no curve, or one whose sides are not of one length.
+        TaskError: no such curve, or one whose sides are not of one length.
     """
     from matplotlib.ticker import MaxNLocator
 
-    known = _curves(curves)
+    known = _curves(curves, "cmc")
     ax = ax or _axes()
-    _draw_curves(ax, known, "default")
-    if people:
-        last = max(x.max() for x, _ in known.values())
-        ax.plot([1, last], [1 / people, last / people], label="chance", zorder=1, **CHANCE)
+    _draw_curves(ax, known, called or {}, "default")
+    last = max(float(curve.x.max()) for curve in known)
+    ranks = np.array([1.0, max(last, 1.0)])
+    ax.plot(ranks, ranks / ranks[1], label="chance", zorder=1, **CHANCE)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlim(left=1)
+    ax.set_xlim(1, max(last, 1 + 1e-9))
     ax.set_ylim(0, 1.02)
     ax.set_xlabel("rank")
     ax.set_ylabel("identification rate")
-    _legend(ax, _entries(ax))
+    _legend(ax, [*_entries(ax), *_interval(known)])
     return ax
 
 
-def roc(curves: Curves, ax: Axes | None = None) -> Axes:
-    """Draw true accept rates over false accept rates, on a logarithmic axis.
+def roc(
+    curves: Sequence[Curve],
+    ax: Axes | None = None,
+    *,
+    called: Mapping[str, str] | None = None,
+) -> Axes:
+    """Draw true accept rates over false accept rates, on a logarithmic axis; AUC and EER are in the legend.
 
     It begins at the rate at which ten impostors pass, as a finer one is no estimate; at 0.1 at most.
 
     Args:
-        curves: by label, false and true accept rates, (G,) each, ascending; grey as in `cmc`.
+        curves: of kind `roc`, of one head, as `report.curves` holds them; bands are the intervals of models.
         ax: to draw on.
+        called: what a legend calls models, where that is not their name.
 
     Raises:
-        TaskError: no curve, one whose sides are not of one length, or no false accept rate above zero.
+        TaskError: no such curve, one whose sides are not of one length, or no false accept rate above zero.
     """
-    known = _curves(curves)
-    steps = [np.diff(np.unique([0.0, *x])).min() for x, _ in known.values() if (x > 0).any()]
-    if not steps:
-        raise TaskError("expected false accept rates above zero, found none")
-    lowest = min(0.1, 10 * min(steps))  # a step is one impostor
+    known = _curves(curves, "roc")
     ax = ax or _axes()
-    _draw_curves(ax, known, "steps-post")  # between two points the stricter threshold holds
+    lowest = _over_false_accepts(ax, known, called or {})
     rates = np.geomspace(lowest, 1, 100)
     ax.plot(rates, rates, label="chance", zorder=1, **CHANCE)
+    ax.set_ylabel("true accept rate")
+    _legend(ax, [*_entries(ax), *_interval(known)])
+    return ax
+
+
+def detection(
+    curves: Sequence[Curve],
+    ax: Axes | None = None,
+    *,
+    called: Mapping[str, str] | None = None,
+) -> Axes:
+    """Draw how often people who are known are detected and identified, over the rate at which strangers pass.
+
+    As `roc`, it begins where ten strangers pass.
+
+    Args:
+        curves: of kind `dir`, of one head, as `report.curves` holds them; bands are the intervals of models.
+        ax: to draw on.
+        called: what a legend calls models, where that is not their name.
+
+    Raises:
+        TaskError: no such curve, one whose sides are not of one length, or no false accept rate above zero.
+    """
+    known = _curves(curves, "dir")
+    ax = ax or _axes()
+    _over_false_accepts(ax, known, called or {})
+    ax.set_ylabel("detection and identification rate")
+    _legend(ax, [*_entries(ax), *_interval(known)])
+    return ax
+
+
+def _over_false_accepts(ax: Axes, known: Sequence[Curve], called: Mapping[str, str]) -> float:
+    """Draw curves over false accept rates from the lowest that is an estimate, and return that."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    steps = [np.diff(np.unique([0.0, *curve.x])).min() for curve in known if (curve.x > 0).any()]
+    if not steps:
+        raise TaskError("expected false accept rates above zero, found none")
+    lowest = float(min(0.1, 10 * min(steps)))  # a step is one impostor
+    _draw_curves(ax, known, called, "steps-post")  # between two points the stricter threshold holds
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if lowest > 0.005 else (1,)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlim(lowest, 1)
     ax.set_ylim(0, 1.02)
     ax.set_xlabel("false accept rate")
-    ax.set_ylabel("true accept rate")
-    _legend(ax, _entries(ax))
-    return ax
+    return lowest
 
 
 def similarity(
@@ -315,6 +446,7 @@ def similarity(
     ax: Axes | None = None,
     *,
     models: tuple[str, str] | None = None,
+    shuffled: ArrayLike | None = None,
 ) -> Axes:
     """Draw the similarity (CKA) of layers as a map from 0 to 1, with lines where the resolution changes.
 
@@ -324,20 +456,26 @@ def similarity(
         other_names: of another model's layers, L; the same layers if not given.
         ax: to draw on.
         models: whose layers they are, for the axes.
+        shuffled: what is found where images are shuffled (K, L), for the title: what of the map is chance.
 
     Raises:
         TaskError: a matrix of another shape.
     """
     columns = names if other_names is None else other_names
     values = _matrix(matrix, names, columns)
-    ax = ax or _axes(height=8.4)
+    ax = ax or _axes(5.2, 4.6)
     image = ax.imshow(values, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
-    ax.figure.colorbar(image, ax=ax, label="CKA", fraction=0.05, pad=0.02)
+    _color_bar(ax, image, "debiased linear CKA")
     _name_cells(ax, *([drawable(name) for name in side] for side in (names, columns)))
     ax.set_xlabel("layer" if other_names is None else "layer of the other model")
     if models is not None:
         ax.set_ylabel(drawable(f"layer of {models[0]}"))
         ax.set_xlabel(drawable(f"layer of {models[1]}"))
+    title = "Similarity of layers"
+    if shuffled is not None:
+        low, high = np.min(shuffled), np.max(shuffled)
+        title += f" (images shuffled: {low:.2f} to {high:.2f})".replace("-0.00", "0.00")
+    _title(ax, title)
     return ax
 
 
@@ -352,7 +490,8 @@ def factors(
 ) -> Axes:
     """Draw what each layer tells of each factor as a map, the numbers written in its cells.
 
-    The color runs from 0, or from a factor's chance level, to 1.
+    The color runs from 0, or from a factor's chance level, to 1. Factors are called by plain names, without
+    underscores; a first word that several share, `identity_` or `nuisance_`, stands once above them.
 
     Args:
         matrix: (K, F), a row for each layer, a column for each factor; NaN where there is no number.
@@ -367,39 +506,73 @@ def factors(
     """
     values = _matrix(matrix, layers, factors)
     floor = np.array([(chance or {}).get(factor, 0.0) for factor in factors])
+    groups = [_group(factor) for factor in factors]
     named = [
-        drawable(factor) + (f", chance {level:.2f}" if level else "")
+        drawable(factor_name(factor)) + (f" (chance {level:.2f})" if level else "")
         for factor, level in zip(factors, floor, strict=True)
     ]
     upright = max(map(len, named)) if len(named) > 8 else 0
-    ax = ax or _axes(height=2.5 + 0.32 * len(layers) + 0.06 * upright)
+    ax = ax or _axes(WIDTH, 1.6 + 0.19 * len(layers) + 0.055 * upright)
     known = (values - floor) / np.where(floor < 1, 1 - floor, 1)
     image = ax.imshow(known, cmap="cividis", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
-    size = min(9, 150 / len(factors))
+    size = min(SMALL, 130 / len(factors))
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
             color = "black" if known[row, column] > 0.5 else "white"
             number = f"{round(value, 2) + 0.0:.2f}"  # not -0.00
+            number = number.replace("0.", ".", 1) if number.lstrip("-").startswith("0.") else number
             ax.text(column, row, number, color=color, ha="center", va="center", fontsize=size)
     if metric:
-        ax.figure.colorbar(image, ax=ax, label=drawable(metric, TITLE), fraction=0.05, pad=0.02)
+        _color_bar(ax, image, drawable(metric, TITLE))
     _name_cells(ax, [drawable(layer) for layer in layers], named)
+    start = 0
+    for group, columns in groupby(groups):
+        stop = start + len(list(columns))
+        if group:
+            _above(ax, (start + stop - 1) / 2, group)
+        if start:
+            ax.axvline(start - 0.5, color="white", linewidth=1.2)
+        start = stop
     ax.set_xlabel("factor")
     return ax
 
 
 @dataclass(frozen=True)
+class Line:
+    """Rows of one model by one head, which are drawn as a line.
+
+    Args:
+        label: what the legend calls it.
+        rows: in the order in which they are drawn.
+        look: color, marker and line style.
+    """
+
+    label: str
+    rows: list[Result]
+    look: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class RowSelection:
-    """Rows of one metric, of a model and of its controls, by the heads to be drawn."""
+    """Rows of one metric, of models and of their controls, by the heads to be drawn.
+
+    Args:
+        metric: its name.
+        heads: to be drawn.
+        numbers: of each head among all of the rows' heads.
+        models: the rows' own first, then those beside.
+        rows: of models.
+        controls: rows of controls.
+        called: what a legend calls models.
+    """
 
     metric: str
     heads: list[str]
-    looks: dict[str, dict[str, Any]]
-    """Of each head, the same whether others are drawn or not."""
-    names: list[str]
-    """Of layers: single ones from the coarsest on, then layers taken together as they come."""
-    own: list[Result]
+    numbers: dict[str, int]
+    models: list[str]
+    rows: list[Result]
     controls: list[Result]
+    called: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(
@@ -408,6 +581,7 @@ class RowSelection:
         metric: str | None = None,
         head: str | None = None,
         key: Sequence[str] = ("head", "layer"),
+        called: Mapping[str, str] | None = None,
     ) -> RowSelection:
         """Refuse rows that make no picture, and those of a model of which several have one key."""
         if not isinstance(rows, Sequence) or not all(isinstance(row, Result) for row in rows):
@@ -424,40 +598,70 @@ class RowSelection:
             raise TaskError(f"the rows hold no metric {metric!r}; pass metric=, one of {metrics}")
         if here[0].task != "few_shot":  # there it is at a number of shots, and may be drawn over it
             here = [row for row in here if row.at == here[0].at]
-        own = [row for row in here if row.model not in CONTROLS and row.layer]
-        if not own:
+        of_models = [row for row in here if row.model not in CONTROLS and row.layer]
+        if not of_models:
             models = _listed(row.model for row in here)
             raise TaskError(f"expected rows of a model's layers, found rows of {models} alone")
         for column in ("task", "source"):
             _one((getattr(row, column) for row in here), column)
-        for column in ("model", "feature", "pool"):
-            _one((getattr(row, column) for row in own), column)
-        counts = Counter(tuple(getattr(row, column) for column in key) for row in own)
-        (by, layer, *_), count = counts.most_common(1)[0]
+        names = list(dict.fromkeys(row.model for row in of_models))
+        for column in ("feature", "pool"):
+            for model in names:
+                _one((getattr(row, column) for row in of_models if row.model == model), column)
+        counts = Counter(
+            (row.model, *(getattr(row, column) for column in key)) for row in of_models
+        )
+        (_, by, layer, *_), count = counts.most_common(1)[0]
         if count > 1:
             raise TaskError(
                 f"expected one row of layer {layer} by {by}, found {count}; draw one run at a time, and of "
                 "few_shot one number of shots"
             )
-        heads = list(dict.fromkeys(row.head for row in own))
+        heads = list(dict.fromkeys(row.head for row in of_models))
         if head and head not in heads:
             raise TaskError(f"the rows hold no head {head!r}; pass head=, one of {_listed(heads)}")
         drawn = [head] if head else heads
-        own = [row for row in own if row.head in drawn]
-        names = dict.fromkeys(str(row.layer) for row in own)
         return cls(
             metric=metric,
             heads=drawn,
-            looks={name: _look(index) for index, name in enumerate(heads)},
-            names=sorted(names, key=lambda name: _place(name) or (np.inf, 0)),
-            own=own,
+            numbers={name: index for index, name in enumerate(heads)},
+            models=names,
+            rows=[row for row in of_models if row.head in drawn],
             controls=[row for row in here if row.model in CONTROLS],
+            called=called or {},
         )
 
-    def of(self, head: str) -> list[Result]:
-        """Return the model's rows by a head, in the order of `names`."""
-        own = [row for row in self.own if row.head == head]
-        return sorted(own, key=lambda row: self.names.index(str(row.layer)))
+    @property
+    def own(self) -> list[Result]:
+        """The rows of the first model, whose controls are drawn."""
+        return [row for row in self.rows if row.model == self.models[0]]
+
+    @property
+    def is_few_shot(self) -> bool:
+        """Whether rows are at a number of shots."""
+        return self.rows[0].task == "few_shot" and bool(self.rows[0].chance)
+
+    def lines(self, models: Sequence[str] | None = None) -> list[Line]:
+        """Return a line for each model and head; a model's color by itself, a head's where there are several.
+
+        A color means a head where several are drawn, and then a model's lines have a style of their own.
+        """
+        found = []
+        for model_number, model in enumerate(self.models if models is None else models):
+            name = shortened(self.called.get(model, model))
+            for head in self.heads:
+                rows = [row for row in self.rows if (row.model, row.head) == (model, head)]
+                if not rows:
+                    continue
+                several = len(self.heads) > 1
+                look = _look(self.numbers[head] if several else model_number)
+                if several and model_number:
+                    look |= {"linestyle": ("-.", ":")[model_number % 2], "markerfacecolor": "white"}
+                label = shortened(head_name(head)) if several else name
+                if several and len(self.models) > 1:
+                    label = f"{name}, {label}"
+                found.append(Line(label, rows, look))
+        return found
 
     def control(
         self, model: str, layer: str | None = None, n_train: int | None = None
@@ -476,87 +680,247 @@ class RowSelection:
         best = min if self.metric in LOWER_IS_BETTER else max
         return best(candidates, key=lambda row: row.value, default=None)
 
-    def called(self, control: str) -> str:
+    def control_name(self, control: str) -> str:
         """Return what a legend calls a control."""
         return control if len(self.heads) == 1 else f"{control}, best head"
 
     @property
     def title(self) -> str:
         """What was run; with the head, where one is drawn."""
+        return self.titled(next(iter({row.n_train for row in self.own})))
+
+    def titled(self, n_train: int | None) -> str:
+        """Return the title of rows of so many training images, None of several numbers."""
         first = self.own[0]
         parts = [first.model, first.feature, first.pool and f"pooled {first.pool}"]
-        if first.task == "few_shot" and first.chance and len({r.n_train for r in self.own}) == 1:
-            ways = round(1 / first.chance)
-            shots = first.n_train // ways
-            parts.append(f"{ways} ways, {shots} {'shots' if shots > 1 else 'shot'}")
+        if self.is_few_shot:
+            parts.append(f"{round(1 / (first.chance or 1))} ways")
+            if n_train is not None and len({row.n_train for row in self.own}) == 1:
+                parts.append(_shots(first))
         if len(self.heads) == 1:
-            parts.append(self.heads[0])
+            parts.append(head_name(self.heads[0]))
         return f"{first.task} on {first.source}: {', '.join(part for part in parts if part)}"
 
 
-def _direction(metric: str) -> str:
-    """Return a metric's name, and its direction where that is down."""
-    name = metric.replace("_", " ")
-    return f"{name} (lower is better)" if metric in LOWER_IS_BETTER else name
+def _shots(row: Result) -> str:
+    shots = round(row.n_train * (row.chance or 1))
+    return f"{shots} {'shot' if shots == 1 else 'shots'}"
 
 
-def _draw_layers(ax: Axes, run: RowSelection, names: Sequence[str] | None = None) -> None:
-    """Draw a run without title and legend, over its own layers or those named."""
-    names = names or run.names
-    at = {name: index for index, name in enumerate(names)}
-    for head in run.heads:
-        _line(ax, run, head, [(at[str(row.layer)], row) for row in run.of(head)])
+def metric_name(metric: str) -> str:
+    """Return what an axis calls a metric, with its direction where that is down."""
+    name = METRIC_NAMES.get(metric, metric.replace("_", " "))
+    return drawable(f"{name} (lower is better)" if metric in LOWER_IS_BETTER else name, TITLE)
+
+
+def _metric_of(row: Result) -> str:
+    """Return what an axis calls a row's metric, and the false accept rate that it is at."""
+    name = metric_name(row.metric)
+    if row.at is None or row.task == "few_shot":  # there it is at a number of shots
+        return name
+    return f"{name}\nat false accept rate {row.at:g}"
+
+
+def head_name(head: str) -> str:
+    """Return what a picture calls a head; of a factor's its plain name too."""
+    name, colon, factor = head.partition(":")
+    return f"{name}, {factor_name(factor)}" if colon else head
+
+
+def factor_name(factor: str) -> str:
+    """Return a factor's plain name.
+
+    Examples:
+        >>> factor_name("nuisance_background_hue")
+        'background hue'
+    """
+    group = _group(factor)
+    return (factor.removeprefix(f"{group}_") if group else factor).replace("_", " ").strip()
+
+
+def _group(factor: str) -> str:
+    first, underscore, rest = factor.partition("_")
+    return first if underscore and rest and first in GROUPS else ""
+
+
+@dataclass(frozen=True)
+class LayerAxis:
+    """Where rows stand along x, which the panels of a figure share.
+
+    Args:
+        names: at 0, 1, ...: single layers from the coarsest on, then layers together as they come, then the
+            layers of models beside that have other names.
+        at: a row's place, by model and layer.
+        spans: names and ends of what stands side by side: resolutions, and models beside.
+        together: selections that take the place of the last of their layers, by model.
+    """
+
+    names: list[str]
+    at: dict[tuple[str, str], int]
+    spans: list[tuple[str, int, int]]
+    together: set[tuple[str, str]]
+
+    @property
+    def crowded(self) -> bool:
+        """Whether names of spans would cover each other side by side."""
+        named = [((start + stop) / 2, name) for name, start, stop in self.spans if name]
+        return any(
+            (right - left) / len(self.names) < 0.013 * (len(a) + len(b)) / 2
+            for (left, a), (right, b) in pairwise(named)
+        )
+
+    @classmethod
+    def of(cls, run: RowSelection) -> LayerAxis:
+        """Find a place for every row."""
+        names: list[str] = []
+        at: dict[tuple[str, str], int] = {}
+        spans: list[tuple[str, int, int]] = []
+        together: set[tuple[str, str]] = set()
+        for model in run.models:
+            rows = [row for row in run.rows if row.model == model]
+            single, follows = _by_place(rows)
+            sets = [
+                name
+                for name in dict.fromkeys(str(row.layer) for row in rows)
+                if name not in single and name not in follows
+            ]
+            if model != run.models[0] and set(single) <= set(names) and not sets:
+                places = {name: names.index(name) for name in single}
+            else:
+                start = len(names)
+                places = {name: start + index for index, name in enumerate([*single, *sets])}
+                names += places
+                if model != run.models[0]:
+                    spans.append((run.called.get(model, model), start, len(names)))
+                else:
+                    edges = _edges(single)
+                    spans += [
+                        (f"{place[0]:g}x{place[0]:g}" if (place := _place(single[a])) else "", a, b)
+                        for a, b in pairwise(edges)
+                    ]
+                    if sets:
+                        spans.append(("layers together" if single else "", len(single), len(names)))
+            at |= {(model, name): place for name, place in places.items()}
+            for name, last in follows.items():
+                at[model, name] = places[last]
+                together.add((model, name))
+        return cls(names, at, spans, together)
+
+
+def _by_place(rows: Sequence[Result]) -> tuple[list[str], dict[str, str]]:
+    """Return single layers from the coarsest on, and the last layer of what is of all layers up to one."""
+    single: dict[str, None] = {}
+    follows: dict[str, str] = {}
+    last: dict[str, str] = {}  # of each head
+    for row in rows:
+        if row.selection == "single":
+            single[str(row.layer)] = None
+            last[row.head] = str(row.layer)
+        elif row.selection == "cumulative" and row.head in last:  # it comes after its last layer
+            follows[str(row.layer)] = last[row.head]
+    return sorted(single, key=lambda name: _place(name) or (np.inf, 0)), follows
+
+
+def _draw_layers(ax: Axes, run: RowSelection, axis: LayerAxis) -> None:
+    """Draw a run without title and legend."""
+    for line in run.lines():
+        model = line.rows[0].model
+        rows = sorted(line.rows, key=lambda row: axis.at[model, str(row.layer)])
+        first = [row for row in rows if (model, str(row.layer)) not in axis.together]
+        up_to = [row for row in rows if (model, str(row.layer)) in axis.together]
+        if first:
+            places = [axis.at[model, str(row.layer)] for row in first]
+            _line(ax, replace(line, rows=first), places, split=True)
+        if up_to:
+            look = line.look | {"linestyle": "--", "markerfacecolor": "white"}
+            label = f"{line.label}, all layers up to it"
+            dashed = Line(label if first else line.label, up_to, look)
+            _line(ax, dashed, [axis.at[model, str(row.layer)] for row in up_to])
+    own = run.models[0]
     for control in CONTROLS:
         if control == "random-init":
-            _thin(ax, run, control, [(at[name], run.control(control, name)) for name in names])
+            points = [
+                (place, run.control(control, layer))
+                for (model, layer), place in axis.at.items()
+                if model == own and (model, layer) not in axis.together
+            ]
+            _thin(ax, run, control, sorted(points, key=lambda point: point[0]))
         else:
             _across(ax, run, control)
     _chance(ax, run)
-    _name_layers(ax, names)
-    ax.set_ylabel(_direction(run.metric))
+    for number, (name, start, stop) in enumerate(axis.spans):
+        resolution = re.fullmatch(r"(\d+)x\1", name)
+        if resolution:
+            shade = ("0.94", "white")[number % 2]
+            ax.axvspan(start - 0.5, stop - 0.5, facecolor=shade, edgecolor="none", zorder=0)
+        elif start:
+            ax.axvline(start - 0.5, color="0.5", linewidth=0.8)
+        if name:
+            inches = ax.get_position().width * ax.figure.bbox.width / ax.figure.dpi
+            room = max(8, int(inches / 0.06 * (stop - start) / len(axis.names)))
+            _above(ax, (start + stop - 1) / 2, shortened(name, room), upright=axis.crowded)
+    _name_x(ax, [drawable(name) for name in axis.names], _font(len(axis.names)))
+    ax.set_xlim(-0.5, len(axis.names) - 0.5)
+    coarse_to_fine = bool(axis.names and _place(axis.names[0]))
+    single = any(row.selection == "single" for row in run.rows)
+    label = "layer, coarsest first" if coarse_to_fine else "layer" if single else "layers together"
+    ax.set_xlabel(label)
+    ax.set_ylabel(_metric_of(run.own[0]))
 
 
 def _name_layers(ax: Axes, names: Sequence[str]) -> None:
     """Name layers along x, in bands of resolution."""
     for number, (start, stop) in enumerate(pairwise(_edges(names))):
-        place = _place(names[start])
-        if place is None:  # layers taken together
-            ax.axvline(start - 0.5, color="0.5", linewidth=0.8)
+        if (place := _place(names[start])) is None:  # layers taken together
             continue
-        shade = ("0.93", "white")[number % 2]
+        shade = ("0.94", "white")[number % 2]
         ax.axvspan(start - 0.5, stop - 0.5, facecolor=shade, edgecolor="none", zorder=0)
-        resolution = f"{place[0]}x{place[0]}"
-        narrow = (stop - start) / len(names) < 0.01 * len(resolution)
-        _above(ax, (start + stop - 1) / 2, resolution, upright=narrow)
+        _above(ax, (start + stop - 1) / 2, f"{place[0]:g}x{place[0]:g}")
     _name_x(ax, [drawable(name) for name in names], _font(len(names)))
     ax.set_xlim(-0.5, len(names) - 0.5)
-    ax.set_xlabel("layer, coarsest first" if _place(names[0]) else "layers taken together")
+    ax.set_xlabel("layer, coarsest first")
 
 
 def _line(
-    ax: Axes,
-    run: RowSelection,
-    head: str,
-    points: Sequence[tuple[float, Result]],
-    label: str | None = None,
-    stars: bool = True,
+    ax: Axes, line: Line, x: Sequence[float], stars: bool = True, split: bool = False
 ) -> None:
-    """Draw a head's rows at x, with their intervals, and stars where they are chosen."""
-    look = run.looks[head]
-    x, values = [x for x, _ in points], [row.value for _, row in points]
-    ax.plot(x, values, label=drawable(label or head), linewidth=1.8, markersize=4, zorder=4, **look)
-    low = np.array([row.ci_low for _, row in points], dtype=np.float64)  # None is NaN
-    high = np.array([row.ci_high for _, row in points], dtype=np.float64)
-    if len(x) > 1:
-        ax.fill_between(x, low, high, color=look["color"], alpha=0.18, linewidth=0, zorder=3)
-    else:
-        ax.vlines(x, low, high, color=look["color"], alpha=0.4, linewidth=4, zorder=3)
-    if chosen := [(x, row.value) for x, row in points if stars and row.chosen]:
+    """Draw a line's rows at x, with their intervals, and stars where they are chosen.
+
+    `split` leaves a gap between single layers and layers together.
+    """
+    values = np.array([row.value for row in line.rows], dtype=np.float64)
+    low = np.array([row.ci_low for row in line.rows], dtype=np.float64)  # None is NaN
+    high = np.array([row.ci_high for row in line.rows], dtype=np.float64)
+    parts = [list(range(len(x)))]
+    if split:
+        kinds = [row.selection == "single" for row in line.rows]
+        parts = [list(part) for _, part in groupby(parts[0], key=lambda i: kinds[i])]
+    places = np.asarray(x, dtype=np.float64)
+    shown = {"linewidth": 1.4, "markersize": 3.2, "zorder": 4} | line.look
+    color = line.look["color"]
+    for number, part in enumerate(parts):
+        label = f"_{number}" if number else drawable(line.label, TITLE)
+        ax.plot(places[part], values[part], label=label, **shown)
+        if len(part) > 1:
+            ax.fill_between(
+                places[part], low[part], high[part], color=color, alpha=0.15, linewidth=0, zorder=3
+            )
+        else:
+            ax.vlines(places[part], low[part], high[part], color=color, linewidth=1, zorder=3)
+    if chosen := [
+        (x, row.value) for x, row in zip(x, line.rows, strict=True) if row.chosen and stars
+    ]:
         x_chosen, y_chosen = zip(*chosen, strict=True)
         ax.scatter(
-            x_chosen, y_chosen, marker="*", s=240, color=look["color"], edgecolors="black", linewidths=0.8,
-            zorder=5,
-        )  # fmt: skip
+            x_chosen,
+            y_chosen,
+            marker="*",
+            s=110,
+            color=color,
+            edgecolors="black",
+            linewidths=0.6,
+            zorder=6,
+        )
 
 
 def _thin(
@@ -565,15 +929,23 @@ def _thin(
     """Draw a control's rows at x, where there are any."""
     if known := [(x, row.value) for x, row in points if row]:
         x, values = zip(*known, strict=True)
-        label, look = run.called(control), CONTROLS[control]
-        ax.plot(x, values, label=label, linewidth=1, marker=".", zorder=2, **look)
+        look = CONTROL | CONTROLS[control]
+        ax.plot(x, values, label=run.control_name(control), zorder=2, **look)
 
 
 def _across(ax: Axes, run: RowSelection, control: str) -> None:
-    """Draw a control as a line across, if it was run."""
+    """Draw a control as a line across, if it was run; markers of several do not lie on each other."""
     if row := run.control(control):
-        ax.axhline(
-            row.value, label=run.called(control), linewidth=1.2, zorder=2, **CONTROLS[control]
+        x = np.linspace(0, 1, 41)
+        first = 2 + 3 * list(CONTROLS).index(control)
+        ax.plot(
+            x,
+            np.full(len(x), row.value),
+            label=run.control_name(control),
+            zorder=2,
+            transform=ax.get_yaxis_transform(),
+            markevery=(first, 12),
+            **CONTROL | CONTROLS[control],
         )
 
 
@@ -586,45 +958,93 @@ def _chance(ax: Axes, run: RowSelection) -> None:
 def _above(ax: Axes, x: float, name: str, upright: bool = False) -> None:
     """Write a name above the axes at x."""
     ax.text(
-        x, 1.01, drawable(name, NAME // 2), rotation=90 if upright else 0, fontsize=8, ha="center",
-        va="bottom", transform=ax.get_xaxis_transform(),
-    )  # fmt: skip
+        x,
+        1.01,
+        drawable(name),
+        rotation=90 if upright else 0,
+        fontsize=SMALL,
+        ha="center",
+        va="bottom",
+        transform=ax.get_xaxis_transform(),
+    )
 
 
-def _title(ax: Axes, title: str, **style: Any) -> None:
-    """Write a title above the names that stand above the axes."""
-    heights = [6 * len(text.get_text()) if text.get_rotation() else 11 for text in ax.texts]
-    ax.set_title(drawable(title, TITLE), loc="left", pad=6 + max(heights, default=0), **style)
+def _title(ax: Axes, title: str) -> None:
+    """Write a title above the names that stand above the axes, and finish what all axes have in common."""
+    above = [text for text in ax.texts if text.get_position()[1] > 1]
+    heights = [0.62 * SMALL * len(t.get_text()) if t.get_rotation() else SMALL + 2 for t in above]
+    title = drawable(title, TITLE)
+    ax.set_title(title, loc="left", pad=4 + max(heights, default=0), fontsize=TEXT)
+    ax.tick_params(labelsize=SMALL, width=0.8, length=3)
+    for name in ("top", "right"):
+        ax.spines[name].set_visible(False)
+    for label in (ax.xaxis.label, ax.yaxis.label):
+        label.set_fontsize(TEXT)
+
+
+def entitle(ax: Axes, title: str) -> None:
+    """Write a title above what stands above the axes."""
+    _title(ax, title)
+
+
+def _finish(figure: Figure, title: str, entries: Mapping[str, Any]) -> None:
+    """Write a figure's title, and one legend for all panels below them."""
+    figure.suptitle(drawable(title, TITLE), x=0.01, ha="left", fontsize=TEXT + 1)
+    lengths = [len(label) for label in entries]
+    columns = max(1, min(len(entries), int(figure.get_figwidth() * 17 / (max(lengths) + 8))))
+    figure.legend(
+        handles=list(entries.values()),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=SMALL,
+    )
 
 
 def _entries(ax: Axes, run: RowSelection | None = None, stars: bool = True) -> list[Any]:
     """Return what a legend shows: what was drawn with a label, and what areas and stars mean."""
     from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
 
     entries: list[Any] = list(ax.get_legend_handles_labels()[0])
-    if run and any(row.ci_low is not None for row in run.own):
-        entries.append(Patch(facecolor="0.75", label="95 % interval"))
-    if run and stars and any(row.chosen for row in run.own):
-        star: dict[str, Any] = {"marker": "*", "markersize": 14, "linestyle": "none"}
-        star |= {"color": "0.75", "markeredgecolor": "black"}
+    if run and any(row.ci_low is not None for row in run.rows):
+        entries.append(_band())
+    if run and stars and any(row.chosen for row in run.rows):
+        star: dict[str, Any] = {"marker": "*", "markersize": 9, "linestyle": "none"}
+        star |= {"color": "0.75", "markeredgecolor": "black", "markeredgewidth": 0.6}
         entries.append(Line2D([], [], label="chosen without test data", **star))
     return entries
+
+
+def _band() -> Any:
+    from matplotlib.patches import Patch
+
+    return Patch(facecolor="0.8", label="95 % interval")
 
 
 def _legend(ax: Axes, entries: Sequence[Any]) -> None:
     """Put a legend beside the axes, where it covers nothing."""
     ax.legend(
-        handles=entries, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False,
-        fontsize=9,
-    )  # fmt: skip
+        handles=entries,
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1),
+        borderaxespad=0,
+        frameon=False,
+        fontsize=SMALL,
+    )
+    if not ax.get_title(loc="left"):
+        _title(ax, "")
 
 
-def _axes(height: float = HEIGHT) -> Axes:
-    """Return the axes of a new figure, which no window or global state knows of."""
+def _figure(width: float, height: float) -> Figure:
+    """Return a new figure, which no window or global state knows of."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(WIDTH, height), layout="constrained").subplots()
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _axes(width: float = WIDTH, height: float = HEIGHT) -> Axes:
+    """Return the axes of a new figure."""
+    return _figure(width, height).subplots()
 
 
 def _look(index: int) -> dict[str, Any]:
@@ -637,33 +1057,73 @@ def _look(index: int) -> dict[str, Any]:
     }
 
 
-def _curves(curves: Curves) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Return curves as arrays; refuse none, and such as are not."""
-    if not curves:
-        raise TaskError("expected curves by label, found none")
-    known = {}
-    for label, sides in curves.items():
-        x, y = (np.asarray(side, dtype=np.float64) for side in sides)
-        if x.ndim != 1 or x.shape != y.shape or not len(x):
-            raise TaskError(
-                f"{label}: expected two arrays of one length, found shapes {x.shape} and {y.shape}"
-            )
-        known[label] = x, y
+def _color_bar(ax: Axes, image: Any, label: str) -> None:
+    bar = ax.figure.colorbar(image, ax=ax, fraction=0.05, pad=0.02)
+    bar.set_label(label, fontsize=TEXT)
+    bar.ax.tick_params(labelsize=SMALL)
+    bar.outline.set_visible(False)
+
+
+def _curves(curves: Sequence[Curve], kind: str) -> list[Curve]:
+    """Return curves of a kind with sides as arrays; refuse none, several heads, and such as are not."""
+    if not isinstance(curves, Sequence) or not all(isinstance(curve, Curve) for curve in curves):
+        raise TaskError(
+            f"curves: expected a list of curves, found {type(curves).__name__}; a report has one, "
+            "report.curves"
+        )
+    known = []
+    for curve in curves:
+        if curve.kind != kind:
+            continue
+        sides: dict[str, Any] = {
+            name: np.asarray(side, dtype=np.float64)
+            for name in ("x", "y", "low", "high")
+            if (side := getattr(curve, name)) is not None
+        }
+        x, *others = sides.values()
+        if x.ndim != 1 or not len(x) or any(side.shape != x.shape for side in others):
+            shapes = ", ".join(str(side.shape) for side in sides.values())
+            raise TaskError(f"{curve.model}: expected arrays of one length, found shapes {shapes}")
+        known.append(replace(curve, **sides))
+    if not known:
+        raise TaskError(f"expected curves of kind {kind!r}, found none")
+    _one((curve.head for curve in known), "head")
     return known
 
 
 def _draw_curves(
-    ax: Axes,
-    curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
-    drawstyle: str,
+    ax: Axes, curves: Sequence[Curve], called: Mapping[str, str], drawstyle: str
 ) -> None:
-    colored = [label for label in curves if label.split(" ")[0] not in CONTROLS]
-    for label, (x, y) in curves.items():
-        if label not in colored:
-            look = {**CONTROLS[label.split(" ")[0]], "linewidth": 1.2, "zorder": 2}
+    models = list(dict.fromkeys(c.model for c in curves if c.model not in CONTROLS))
+    for curve in curves:
+        if curve.model in CONTROLS:
+            look = CONTROL | CONTROLS[curve.model] | {"zorder": 2}
         else:
-            look = {**_look(colored.index(label)), "marker": "", "linewidth": 1.8, "zorder": 3}
-        ax.plot(x, y, label=drawable(label), drawstyle=drawstyle, **look)
+            look = _look(models.index(curve.model)) | {
+                "linewidth": 1.6,
+                "markersize": 3.2,
+                "zorder": 4,
+            }
+            if curve.low is not None and curve.high is not None:
+                band = {"color": look["color"], "alpha": 0.18, "linewidth": 0, "zorder": 3}
+                ax.fill_between(curve.x, curve.low, curve.high, **band)
+        name = called.get(curve.model, curve.model)
+        label = " ".join(shortened(part) for part in (name, curve.layer) if part)
+        if curve.figures:
+            label += f" ({', '.join(f'{k} {v:.3f}' for k, v in curve.figures.items())})"
+        ax.plot(
+            curve.x,
+            curve.y,
+            label=drawable(label, TITLE),
+            drawstyle=drawstyle,
+            markevery=0.12,  # of the diagonal of the axes
+            **look,
+        )
+
+
+def _interval(curves: Sequence[Curve]) -> list[Any]:
+    drawn = [curve for curve in curves if curve.model not in CONTROLS]
+    return [_band()] if any(curve.low is not None for curve in drawn) else []
 
 
 def _matrix(matrix: ArrayLike, rows: Sequence[str], columns: Sequence[str]) -> NDArray[np.float64]:
@@ -694,7 +1154,14 @@ def _name_x(ax: Axes, names: Sequence[str], size: float) -> None:
 
 def _font(count: int) -> float:
     """Return the size at which that many names fit side by side into a figure, in points."""
-    return min(9.0, 460 / count)
+    return float(min(SMALL, 330 / count))
+
+
+def shortened(text: str, longest: int = NAME) -> str:
+    """Return a text without its middle, where it is long."""
+    if len(text) <= longest:
+        return text
+    return f"{text[: longest * 2 // 3]}\N{HORIZONTAL ELLIPSIS}{text[-(longest // 3) :]}"
 
 
 def drawable(name: str, longest: int = NAME) -> str:
@@ -705,9 +1172,7 @@ def drawable(name: str, longest: int = NAME) -> str:
     """
     from matplotlib import rcParams
 
-    text = printable(str(name))
-    if len(text) > longest:
-        text = f"{text[: longest * 2 // 3]}\N{HORIZONTAL ELLIPSIS}{text[-(longest // 3) :]}"
+    text = shortened(printable(str(name)), longest)
     fonts = tuple(rcParams["font.family"])
     if not text.isascii():
         text = "".join(c if _has_glyph(fonts, c) else ascii(c)[1:-1] for c in text)

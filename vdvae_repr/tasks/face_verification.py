@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import islice
 from numbers import Real
@@ -28,10 +28,13 @@ from vdvae_repr.probing.statistics import (
     PairUnits,
     Units,
     Values,
+    band,
+    between,
     over_folds,
+    spread,
 )
 from vdvae_repr.probing.task import Problem, Scored, Split, Task, expect, name_of, several
-from vdvae_repr.results import Curve
+from vdvae_repr.results import CONTROLS, Curve
 
 CURVES = 500  # draws of people of what is read off the ROC
 HEADS = {"cosine": heads.Centred(), "cosine-whitened": heads.Whitened()}
@@ -372,11 +375,27 @@ class Verification(Problem):
                 parts[metric].append(values)
         return {metric: np.concatenate(values) for metric, values in parts.items()}
 
-    def curve(self, head: Head, scored: Scored) -> Curve | None:
-        """Return the ROC."""
-        outcome, of = _Outcome.of(scored), scored.features
-        rates = heads.roc(outcome.similarity, outcome.same)
-        return Curve("roc", head.name, of.model, of.layer, rates[0][0], rates[1][0])
+    def curve(self, head: Head, scored: Sequence[Scored], seed: int) -> Curve | None:
+        """Return the ROC, with its AUC and EER."""
+        impostors = int((~self.test.same).sum())
+        rates, of = np.arange(impostors + 1) / impostors, scored[0].features
+        each = [heads.roc(*_Outcome.of(item)[::2]) for item in scored]
+        values = np.mean([_highest(*one, rates)[0] for one in each], axis=0)
+        figures = {
+            "AUC": float(np.mean([heads.auc(*one) for one in each])),
+            "EER": float(np.mean([heads.equal_error_rate(*one) for one in each])),
+        }
+        curve = Curve("roc", head.name, of.model, of.layer, rates, values, figures=figures)
+        if of.model in CONTROLS:
+            return curve
+        some, units = spread(rates[1:]), self.independent("auc", seed)
+        similarity, _, same = _Outcome.of(scored[0])
+        (times,) = islice(units.draws(), 1)
+        both = (times @ same > 0) & (times @ ~same > 0)
+        resampled = _highest(*heads.roc(similarity, same, times[both]), some)
+        ends = band(values[np.searchsorted(rates, some)], resampled, units)
+        low, high = between(rates, some, ends)
+        return replace(curve, low=low, high=high)
 
 
 @dataclass(frozen=True, eq=False)
@@ -384,6 +403,12 @@ class FoldComponents(Features):
     """Principal components of pixels, fitted for each fold by itself, known by what heads say of pairs."""
 
     cosines: Callable[[str], list[Scores]] = field(default=lambda name: [])
+
+
+def _highest(far: Values, tar: Values, rates: Values) -> Values:
+    """Return the highest true accept rate of each curve (R, G) at most at each false accept rate, (R, F)."""
+    places = [np.searchsorted(row, rates + 1e-12, side="right") - 1 for row in far]
+    return np.stack([row[place] for row, place in zip(tar, places, strict=True)])
 
 
 def _people(store: Latents, by_label: bool) -> NDArray[Any]:

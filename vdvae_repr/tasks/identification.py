@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,9 @@ from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing.features import Features
 from vdvae_repr.probing.head import Head
 from vdvae_repr.probing.predict import score_classes
-from vdvae_repr.probing.statistics import Items
+from vdvae_repr.probing.statistics import Items, band, between, spread, weighted
 from vdvae_repr.probing.task import Problem, Scored, Split, first_halves, has_splits
-from vdvae_repr.results import Curve
+from vdvae_repr.results import CONTROLS, Curve
 
 DEEP = ("rank5", "top5")  # of five guesses
 
@@ -117,13 +117,22 @@ class Identification(Problem):
             return super().chance_of(metric, scored)
         return (5 if metric in DEEP else 1) / self.classes
 
-    def curve(self, head: Head, scored: Scored) -> Curve | None:
+    def curve(self, head: Head, scored: Sequence[Scored], seed: int) -> Curve | None:
         """Return the CMC of faces: the share of probes whose own person is among the first x."""
         if not self.of_people or not head.gives_scores:
             return None
-        share = np.cumsum(np.bincount(scored.outcome, minlength=self.classes)) / len(scored.outcome)
-        of = scored.features
-        return Curve("cmc", head.name, of.model, of.layer, np.arange(1.0, self.classes + 1), share)
+        ranks, of = np.arange(1.0, self.classes + 1), scored[0].features
+        share = [np.bincount(one.outcome, minlength=self.classes) / self.n_test for one in scored]
+        values = np.cumsum(np.mean(share, axis=0))
+        curve = Curve("cmc", head.name, of.model, of.layer, ranks, values)
+        if of.model in CONTROLS:
+            return curve
+        units, some = self.independent("rank1", seed), spread(ranks)
+        items = [Items.mean_of(scored[0].outcome < rank) for rank in some]
+        resampled = weighted(items, units, units.draws())
+        ends = band(np.array([item.value for item in items]), resampled, units, units.alone)
+        low, high = between(ranks, some, ends)
+        return replace(curve, low=low, high=high)
 
 
 def nothing_to_choose_on(words: TaskLabels, y: NDArray[np.int64]) -> str:

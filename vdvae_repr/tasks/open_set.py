@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,9 @@ from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing.features import Features
 from vdvae_repr.probing.head import Head
 from vdvae_repr.probing.predict import score_classes
-from vdvae_repr.probing.statistics import Items, Units, Values
+from vdvae_repr.probing.statistics import Items, Units, Values, band, between, spread
 from vdvae_repr.probing.task import Problem, Scored, Split, first_halves, has_splits, name_of
+from vdvae_repr.results import CONTROLS, Curve
 from vdvae_repr.tasks.identification import TaskLabels, nothing_to_choose_on
 
 
@@ -157,6 +160,30 @@ class OpenSet(Problem):
                 for some in times
             ]
         )
+
+    def curve(self, head: Head, scored: Sequence[Scored], seed: int) -> Curve | None:
+        """Return the rate at which the known are identified, over the rate at which strangers pass."""
+        strangers = int(self.stranger.sum())
+        rates, of = np.arange(strangers + 1) / strangers, scored[0].features
+        values = np.mean([self._by_accepted(item) for item in scored], axis=0)
+        curve = Curve("dir", head.name, of.model, of.layer, rates, values)
+        if of.model in CONTROLS:
+            return curve
+        some, units = spread(rates[1:], 25), self.independent(self.metrics[0], seed)
+        (times,) = islice(units.draws(), 1)
+        times = units.of_items(times)
+        resampled = [self._drawn(scored[0], times, rate) for rate in some.tolist()]
+        at = np.searchsorted(rates, some)
+        low, high = between(rates, some, band(values[at], np.stack(resampled, axis=1), units))
+        return replace(curve, low=low, high=high)
+
+    def _by_accepted(self, item: Scored) -> Values:
+        """Return detection and identification rates where 0, 1, ... strangers may pass, (S + 1,)."""
+        score, own = item.outcome
+        known = ~self.stranger
+        thresholds = np.append(-np.sort(-score[self.stranger]), -np.inf)
+        told = np.sort(score[known & own.astype(bool)])
+        return (len(told) - np.searchsorted(told, thresholds, side="right")) / known.sum()
 
     def _drawn(self, item: Scored, times: Values, rate: float) -> Values:
         """Return detection and identification rates (B,) where each probe counts `times` (B, P).

@@ -32,7 +32,7 @@ from vdvae_repr.config import (
     whole_number,
 )
 from vdvae_repr.errors import ConfigError, TrainingError, first_line
-from vdvae_repr.model.blocks import parse_blocks, parse_widths
+from vdvae_repr.model.structure import parse_blocks, parse_widths
 from vdvae_repr.model.vdvae import on_meta
 from vdvae_repr.training.checkpoints import checkpoint_steps
 from vdvae_repr.training.sealed import read_sealed_json, seal_of_toml, sealed_json

@@ -212,15 +212,19 @@ class Watch:
         average, count = self.average, min(8, len(self.held))
         images = read_images(self.source, self.preprocessing, self.held[:count])
         read = average.posterior(images)
-        rows = [images]
+        rows, labels = [images], ["held back"]
         fractions = np.linspace(0, 1, 8)[1:-1]
         for k in np.floor(fractions * len(average.layers)).astype(int):
             given = {spec.name: read[spec.name].mean for spec in average.layers[: max(k, 1)]}
             rows.append(average.decode(given, rest="sample", temperature=0.1))
-        rows += [average.sample(count, temperature) for temperature in (1.0, 0.9, 0.8, 0.7)]
+            labels.append(f"from {len(given)} of {len(average.layers)} layers")
+        for temperature in (1.0, 0.9, 0.8, 0.7):
+            rows.append(average.sample(count, temperature))
+            labels.append(f"samples, temperature {temperature:g}")
         folder = self.out / "samples"
         folder.mkdir(exist_ok=True)
-        save_sheet(np.concatenate(rows), folder / f"step-{step:08d}.png", columns=count)
+        path = folder / f"step-{step:08d}.png"
+        save_sheet(np.concatenate(rows), path, columns=count, labels=labels)
 
 
 def named_terms(terms: Tensor, layers: Sequence[LayerSpec], dims: int) -> dict[str, Any]:

@@ -666,6 +666,8 @@ def _check_shape(name: str, images: Any) -> str:
     advice = ""
     if len(shape) == 4 and shape[1] in (1, 3, 4):
         advice = "; move the channels to the end: images.transpose(0, 2, 3, 1)"
+    elif len(shape) == 2 and (side := math.isqrt(shape[1])) ** 2 == shape[1] and side > 1:
+        advice = f"; rows of pixels become grey images by reshape(-1, {side}, {side})"
     elif len(shape) == 4 and shape[2] in (1, 3):
         advice = "; move the images to the front: images.transpose(3, 0, 1, 2)"
     elif len(shape) == 4 and shape[3] == 4:

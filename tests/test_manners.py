@@ -1,0 +1,164 @@
+"""What a person meets first: names, reprs, help, and answers that come at once."""
+
+import subprocess
+import sys
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import vdvae_repr as vr
+from vdvae_repr import cli, results
+from vdvae_repr.probing.candidates import SELECTIONS
+from vdvae_repr.tasks import Task
+
+HEAVY = ("torch", "sklearn", "scipy", "pandas", "matplotlib")
+MAIN = """
+import sys
+from vdvae_repr.cli import main
+sys.argv = ["vdvae-repr", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as stopped:
+    print(stopped.code, [name for name in {heavy} if name in sys.modules], file=sys.stderr)
+"""
+
+
+def run(*arguments, cwd):
+    command = [sys.executable, "-c", MAIN.format(heavy=HEAVY), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=True)
+
+
+@pytest.fixture
+def path(tiny, images, tmp_path):
+    path = tmp_path / "s.h5"
+    vr.extract(tiny, images, path, layers="<=4x4").close()
+    return path
+
+
+def test_dir_lists_the_public_names():
+    assert set(vr.__all__) <= set(dir(vr))
+    assert not [name for name in dir(vr) if name.startswith("_") and name != "__version__"]
+
+
+def test_stores_posteriors_and_reports_say_what_they_are(tiny, images, path):
+    with vr.open(path) as store:
+        assert "12 images, 2 layers (1x1.0 .. 4x4.0), mean" in repr(store)
+        shown = store._repr_html_()
+    assert "<table>" in shown
+    assert "1x1.0 to 4x4.0" in shown
+    read = tiny.posterior(images[:3], layers="<=4x4")
+    assert repr(read) == "<Posterior: 3 images, 2 layers (1x1.0 .. 4x4.0)>"
+    nats = float(read["4x4.0"].kl.sum() / 3)
+    assert f"{nats:.1f} nats an image" in read._repr_html_()
+    assert "tensor" not in repr(read["4x4.0"])
+    row = results.Result(
+        task="t", protocol="p", head="h", model="m", source="<s>", layer="1x1.0", dims=1, n_train=1,
+        n_test=1, metric="accuracy", value=0.5,
+    )  # fmt: skip
+    assert "<Report t on <s>: 1 rows" in repr(vr.Report([row]))
+    assert "<s>" not in vr.Report([row])._repr_html_()  # text from files is text there too
+
+
+def test_a_feature_that_is_not_stored_says_how_to_store_it(path):
+    with vr.open(path) as store, pytest.raises(vr.LayerError, match='with features="delta"'):
+        store.matrix("4x4.0", "delta")
+    with vr.open(path) as store, pytest.raises(vr.LayerError) as caught:
+        store.matrix("4x4.0", "deltas")
+    assert "extract" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["-h"], 0, "Latents"),
+        (["probe", "-h"], 0, "--ways"),
+        (["store", "import", "-h"], 0, "Predicted latents"),
+        (["probe", "--way", "5"], 2, "--way is no option of probe or of face_id"),
+        (["--version"], 0, vr.__version__),
+        (["probe", "--task", "face_ids"], 2, "did you mean 'face_id'"),
+        (["probe", "--control", "pixel"], 2, "--control: expected pixels"),
+        (["probe", "--selection", "some"], 2, "--selection: expected single"),
+        (["probe", "--format", "jpg"], 2, "expected png, pdf, svg, found 'jpg'"),
+        (["probe", "--latents", "none.h5"], 2, "none.h5: no such store"),
+        (["compare", "none.h5", "none.h5"], 2, "none.h5: no such store"),
+        (["extract", "--data", "none/such"], 2, "none/such: no such folder or file"),
+        (["extract", "--data", "none.h5:images"], 2, "none.h5:images: no such folder or file"),
+        (["layers"], 0, "64x64.0"),
+    ],
+)
+def test_what_needs_nothing_heavy_is_answered_without_it(arguments, code, says, tmp_path):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.stderr.splitlines()[-1] == f"{code} []"
+    assert says in (done.stdout if code == 0 else done.stderr)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_is_described_without_torch(path, tmp_path):
+    done = run("store", "info", path, cwd=tmp_path)
+    assert done.stderr.splitlines()[-1] == "0 []"
+    assert "1x1.0, 4x4.0" in done.stdout
+
+
+def test_layers_of_a_file_are_those_of_the_model(tiny):
+    from vdvae_repr.encoders.layers import layers_of
+
+    assert layers_of("faces64") == vr.load("faces64").layers
+
+
+def test_lists_that_stand_on_the_command_line_are_those_of_the_library():
+    package = {
+        n: kind for n, kind in Task.known.items() if kind.__module__.startswith("vdvae_repr.")
+    }
+    assert cli._tasks() == {
+        name: (
+            kind.__doc__.splitlines()[0],
+            {field.name: field.metadata.get("help", "") for field in fields(kind)},
+        )
+        for name, kind in package.items()
+    }
+    assert (*results.CONTROLS, "none") == cli.CONTROLS
+    assert cli.SELECTIONS == SELECTIONS
+
+
+def commands(group, *before):
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, *before, name)
+        else:
+            yield (*before, name), command
+
+
+def test_every_command_has_an_example_and_stands_in_a_group():
+    import typer
+
+    group = typer.main.get_command(cli.app)
+    known = list(commands(group))
+    assert len(known) >= 13
+    for names, command in known:
+        assert f"Example: vdvae-repr {' '.join(names)}" in command.help, names
+    grouped = {name for names in cli.Grouped.groups.values() for name in names}
+    assert set(group.commands) <= grouped
+
+
+def test_a_sheet_shows_what_the_model_sees(tiny, images, tmp_path, monkeypatch):
+    """Of images 20 wide, of which the central 16 are read, enlarged 8 times."""
+    monkeypatch.setattr(vr, "load", lambda *arguments, **options: tiny)
+    monkeypatch.chdir(tmp_path)
+    wide = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    np.save("wide.npy", wide)
+    options = ["--layer", "1x1", "--data", "wide.npy", "--crop", "16", "--sheet", "seen.png"]
+    done = CliRunner().invoke(cli.app, ["extract", *options])
+    assert done.exit_code == 0, done.output
+    assert "seen.png: the first 12 images" in done.output
+    sheet = np.asarray(Image.open("seen.png"))
+    left = sheet.shape[1] - 8 * 134
+    tile = sheet[6:134, left : left + 128]
+    assert np.array_equal(tile, images[0].repeat(8, axis=0).repeat(8, axis=1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "latents.h5",
+        "seen.png",
+        "wide.npy",
+    ]

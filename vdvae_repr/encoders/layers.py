@@ -1,0 +1,49 @@
+"""A model's layers, without its weights where its configuration tells them: at once, and without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from vdvae_repr.config import ModelConfig
+from vdvae_repr.errors import ConfigError
+from vdvae_repr.model.layers import LayerSpec, make_layer_specs
+from vdvae_repr.model.structure import parse_blocks
+
+WEIGHTS = Path(__file__).parents[1] / "weights"  # of the packaged models
+MOST_HEADER = 10**8  # bytes of a safetensors file
+
+
+def layers_of(
+    model: str, *, preset: str | None = None, download: bool = False
+) -> tuple[LayerSpec, ...]:
+    """Return the layers of what `vr.load` takes, coarsest first.
+
+    Those of a file of this package are read from its header; of anything else after loading it.
+
+    Raises:
+        CheckpointError: as `vr.load`.
+    """
+    config = None if preset else _config_of(model)
+    if config is not None:
+        blocks = parse_blocks(config.top_down, key="model.top_down")
+        return make_layer_specs(blocks, config.zdim)
+    from vdvae_repr.encoders.load import load
+
+    return load(model, preset=preset, download=download).layers
+
+
+def _config_of(model: str) -> ModelConfig | None:
+    """Return the configuration in the header of a file of this package; None where there is none."""
+    path = WEIGHTS / f"{model}.safetensors"
+    if "/" in model or not path.is_file():
+        path = Path(model, "model.safetensors") if Path(model).is_dir() else Path(model)
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length < MOST_HEADER:
+                return None
+            header = json.loads(file.read(length))
+        return ModelConfig.from_json(header["__metadata__"]["config"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ConfigError):
+        return None  # what is wrong with it is said where it is loaded
