@@ -21,6 +21,6 @@ check: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) test
-	$(BIN)/python benchmarks/notebooks/execute.py
+	$(BIN)/python docs/notebooks/execute.py
 	benchmarks/gpu/run.sh --smoke
 	$(BIN)/python benchmarks/reliability/run.py --quick
