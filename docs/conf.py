@@ -30,7 +30,6 @@ myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # docs/notebooks/execute.py executes them, and keeps what they print
 
-
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
@@ -45,6 +44,7 @@ autosummary_generate = True
 
 default_role = "code"  # what docstrings put between single backticks
 
+highlight_language = "none"  # of blocks that name no language
 html_theme = "furo"
 smartquotes = False  # -- begins an option
 html_title = f"vdvae-repr {release}"
@@ -63,7 +63,6 @@ def copy_results(app: Sphinx) -> None:
         text = text.replace("](../../docs/", "](../").replace(
             "](../gpu/README.md)", "](gpu_readme.md)"
         )
-        text = re.sub(r"^```$\n(?=[^\n])", "```text\n", text, flags=re.MULTILINE)
         copy = target / name
         if not copy.exists() or copy.read_text(encoding="utf-8") != text:
             copy.write_text(text, encoding="utf-8")
