@@ -68,6 +68,8 @@ def photos(tmp_path_factory):
 @pytest.mark.parametrize("page", [p for p in PAGES if any(map(runs, blocks(p)))], ids=lambda p: p.stem)
 def test_blocks_run(page, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vdvae_repr.probing.controls.INITIALISATIONS", 2)  # that it runs is asked,
+    monkeypatch.setattr("vdvae_repr.probing.task.PERMUTATIONS", 2)  # and not what it says
     (tmp_path / "photos").symlink_to(photos)
     known = dict(vr.Task.known)
     names = {"__name__": "__main__"}
