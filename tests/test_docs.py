@@ -1,13 +1,15 @@
 """What README and the documentation tell readers to type runs as it stands.
 
-The blocks of a page run one after the other, in a folder of its own that holds `photos/`, drawn faces of six people. A block after
-`<!-- not run: REASON -->` is left out. A block of `bash` holds commands of vdvae-repr alone; they run in this process.
+The blocks of a page run one after the other, in a folder of its own that holds `photos/`, drawn faces of six
+people. A block after `<!-- not run: REASON -->` is left out. A block of `bash` holds commands of vdvae-repr
+alone, which run in this process.
 """
 
 import io
 import re
 import shlex
 from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,14 +33,17 @@ REASONS = {
     "is installing",
 }
 BLOCK = re.compile(
-    r"(?:<!-- not run: (?P<reason>[^>]*) -->\n+)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S
+    r"(?:<!-- not run: (?P<reason>[^>]*) -->\n+)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
+    re.M | re.S,
 )
 
 
 def pages():
     """README, CONTRIBUTING and every page of the site that is written by hand."""
     hidden = ("_build", "benchmarks", "generated", "notebooks")
-    of_site = [p for p in DOCS.rglob("*.md") if not set(hidden) & set(p.relative_to(DOCS).parts[:-1])]
+    of_site = [
+        p for p in DOCS.rglob("*.md") if not set(hidden) & set(p.relative_to(DOCS).parts[:-1])
+    ]
     return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(of_site)]
 
 
@@ -53,6 +58,14 @@ def runs(block):
 PAGES = [page for page in pages() if page.name not in ELSEWHERE]
 
 
+load_once = cache(vr.load)
+
+
+def save_nothing(figure, file, **options):
+    if isinstance(file, str | Path):
+        Path(file).touch()
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """Drawn faces of six people, six each, a folder a person."""
@@ -65,11 +78,16 @@ def photos(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if any(map(runs, blocks(p)))], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if any(map(runs, blocks(p)))], ids=lambda p: p.stem
+)
 def test_blocks_run(page, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vdvae_repr.probing.controls.INITIALISATIONS", 2)  # that it runs is asked,
-    monkeypatch.setattr("vdvae_repr.probing.task.PERMUTATIONS", 2)  # and not what it says
+    # That it runs is asked, and not what it says: one control of a kind, a model read once, no picture drawn.
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", save_nothing)
+    monkeypatch.setattr("vdvae_repr.probing.controls.INITIALISATIONS", 1)
+    monkeypatch.setattr("vdvae_repr.probing.task.PERMUTATIONS", 1)
+    monkeypatch.setattr(vr, "load", load_once, raising=False)
     (tmp_path / "photos").symlink_to(photos)
     known = dict(vr.Task.known)
     names = {"__name__": "__main__"}
@@ -93,7 +111,11 @@ def run_command(words, monkeypatch):
     assert words[0] == "vdvae-repr", words
     monkeypatch.setattr("sys.argv", words)
     said = io.StringIO()
-    with redirect_stdout(io.StringIO()), redirect_stderr(said), pytest.raises(SystemExit) as stopped:
+    with (
+        redirect_stdout(io.StringIO()),
+        redirect_stderr(said),
+        pytest.raises(SystemExit) as stopped,
+    ):
         main()
     assert stopped.value.code in (0, None), (words, said.getvalue())
 
@@ -104,11 +126,15 @@ def test_what_is_not_run_says_why(page):
         if block["language"] in ("bash", "python") and block["reason"]:
             assert block["reason"] in REASONS, block[0]
         elif not block["language"]:
-            assert "vdvae-repr " not in block["text"], f"{page.name}: a block of commands is bash\n{block[0]}"
+            assert "vdvae-repr " not in block["text"], (
+                f"{page.name}: a block of commands is bash\n{block[0]}"
+            )
 
 
 def test_every_public_name_is_in_the_reference():
-    listed = re.findall(r"^   (\w+)$", (DOCS / "reference" / "api.md").read_text(encoding="utf-8"), re.M)
+    listed = re.findall(
+        r"^   (\w+)$", (DOCS / "reference" / "api.md").read_text(encoding="utf-8"), re.M
+    )
     assert sorted(listed) == sorted(vr.__all__)
 
 
