@@ -47,6 +47,7 @@ default_role = "code"  # what docstrings put between single backticks
 highlight_language = "none"  # of blocks that name no language
 html_theme = "furo"
 smartquotes = False  # -- begins an option
+html_show_copyright = False
 html_title = f"vdvae-repr {release}"
 copybutton_prompt_text = ">>> "
 

@@ -133,6 +133,7 @@ def gaussians() -> Figure:
     figure = Figure(figsize=(5.6, 2.4), layout="constrained")
     axes = figure.subplots()
     x = np.linspace(-4, 4, 400)
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
     for mean, std, color, text in ((-0.8, 1.2, GREY, "prior p"), (1.2, 0.45, BLUE, "posterior q")):
         y = np.exp(-0.5 * ((x - mean) / std) ** 2) / (std * np.sqrt(2 * np.pi))
         axes.fill_between(x, y, color=color, alpha=0.2, linewidth=0)
@@ -140,7 +141,7 @@ def gaussians() -> Figure:
         axes.text(mean + (0.55 if std < 1 else -2.2), y.max() * 0.72, text, color=color)
         axes.plot([mean, mean], [0, y.max()], color=color, linestyle=":", linewidth=1)
     axes.annotate("", (1.2, 0.06), (-0.8, 0.06), arrowprops={"arrowstyle": "->", "color": ORANGE})
-    axes.text(-0.75, 0.13, "delta: 1.7 widths of p", color=ORANGE)
+    axes.text(-0.75, 0.13, "delta: 1.7 widths of p", color=ORANGE, bbox=box)
     axes.set(xlabel="one latent number of one layer", yticks=[], ylim=(0, None))
     axes.spines["left"].set_visible(False)
     return figure
