@@ -1,12 +1,12 @@
-# make demo, make test and make check do everything on a fresh machine.
+# make demo, make test, make docs and make check do everything on a fresh machine.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check
+.PHONY: demo test docs check
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,docs]'
 	touch $@
 
 demo: .venv/installed
@@ -15,12 +15,16 @@ demo: .venv/installed
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not network"
 
+docs: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
 check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) test
-	$(BIN)/python benchmarks/notebooks/execute.py
+	$(MAKE) docs
+	$(BIN)/python docs/notebooks/execute.py
 	benchmarks/gpu/run.sh --smoke
 	$(BIN)/python benchmarks/reliability/run.py --quick

@@ -1,7 +1,7 @@
 """Execute the notebooks, in a temporary folder; all of them, or those named.
 
-python benchmarks/notebooks/execute.py            # fails on an error, or where an .ipynb is of another source
-python benchmarks/notebooks/execute.py --write    # writes each .ipynb anew beside its script
+python docs/notebooks/execute.py            # fails on an error, or where an .ipynb is of another source
+python docs/notebooks/execute.py --write    # writes each .ipynb anew beside its script
 """
 
 import argparse
