@@ -49,7 +49,6 @@ from vdvae_repr.probing.task import (
     expect_several,
     expect_store,
     name_of,
-    refuse_leaks,
     several,
 )
 from vdvae_repr.results import (
@@ -220,11 +219,14 @@ class Measurement:
         self._known_heads = tuple(self.problem.heads)
         self.heads = _chosen_heads(task.name, self.problem, run.heads)
         self.problem.heads = self.heads
+        about: list[str] = []
         if images is None:
             run.note("no images are stored: whether one is on both sides of the split is not known")
         else:
-            refuse_leaks(images, run.store.ids, self.problem.sides)
+            about = self.problem.about_images(images, run.store.ids)
         run.note(self.problem.split.text)
+        for line in about:
+            run.note(line)
         self._image_side = 0 if images is None else images.shape[1]
         self._pixels = (
             None if images is None else baselines.flattened(images, self.problem.mirrored)
