@@ -38,7 +38,7 @@ def test_what_is_no_row_or_a_row_twice_is_one_line(train, said):
 
 
 def test_rows_targets_and_units_are_of_the_stores_images(store):
-    with pytest.raises(vr.TaskError, match="test: expected rows below 24, .* found 25"):
+    with pytest.raises(vr.TaskError, match=r"test: expected rows below 24, .* found 25"):
         vr.Problem(store, vr.Split(EVEN, ODD + 2))
     split, y = vr.Split(EVEN, ODD), np.arange(24) % 3
     with pytest.raises(vr.TaskError, match=r"targets: expected one of each of 24 .* \(12,\)"):

@@ -192,6 +192,13 @@ def factor_values(values: Sequence[str], decimal_commas: bool = False) -> tuple[
             values = [points.get(text, text) for text in values]
             present = set(points.values())
     others = [text for text in values if not is_missing(text) and not NUMBER.fullmatch(text)]
+    endless = [text for text in others if text.casefold().lstrip("+-") in ("inf", "infinity")]
+    if endless and len({*endless}) < len(present) and endless == others:
+        what = "value is infinite" if len(endless) == 1 else "values are infinite"
+        said = (
+            f"{len(endless)} {what}, as {endless[0]!r}, and task factors takes finite numbers alone"
+        )
+        return ["nan" if is_missing(text) else text for text in values], said
     if not present or others:
         return list(values), _about_categories(values, others)
     whole = not any(_has_fraction(text) for text in present)
@@ -396,7 +403,8 @@ def unknown_splits(counts: Mapping[str, int]) -> tuple[str, ...]:
         f"{word!r} ({counts[word]} images)" for word in sorted(counts, key=natural_key)
     )
     return (
-        f"no split is called {listed}: what goes by splits leaves them out; rename them to {', '.join(SPLITS)}",
+        f"no split is called {listed}: what goes by splits leaves them out; "
+        f"rename them to {', '.join(SPLITS)}",
     )
 
 

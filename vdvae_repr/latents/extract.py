@@ -475,6 +475,7 @@ class ExtractionJob:
                     spec,
                     shape=self.shape(spec, self.model.features[0]),
                     prefix=0 if storage.pool else spec.prefix,
+                    class_token=bool(storage.pool) or spec.class_token,
                 )
                 for spec in self.chosen
             ),
@@ -504,7 +505,7 @@ class ExtractionJob:
     def shape(self, spec: LayerSpec, feature: str) -> tuple[int, ...]:
         """Return the shape of what is stored of a layer's feature and image."""
         blank = np.zeros((1, *self.model.shape(spec, feature)), np.float32)
-        return pool_layer(blank, self.options.storage.pool, spec.prefix).shape[1:]
+        return pool_layer(blank, self.options.storage.pool, spec.prefix, spec.class_token).shape[1:]
 
     @property
     def keys(self) -> dict[str, tuple[LayerSpec, str]]:
@@ -746,7 +747,7 @@ class ExtractionJob:
             )
         if spec is None:
             return value
-        pooled = pool_layer(value, self.options.storage.pool, spec.prefix)
+        pooled = pool_layer(value, self.options.storage.pool, spec.prefix, spec.class_token)
         if self.dtype == np.float32:
             return pooled.astype(np.float32, copy=False)
         with np.errstate(over="ignore"):

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vdvae_repr.config import ModelConfig
+from vdvae_repr.config import ModelConfig, hidden_by_mask
 from vdvae_repr.errors import DataError, first_line
 
 
@@ -20,6 +20,8 @@ def as_image_tensor(images: Any, image_size: int) -> Tensor:
     Raises:
         DataError: another dtype or shape.
     """
+    if why := hidden_by_mask(images, "pixels", "images"):
+        raise DataError(why)
     expected = f"images of shape (N, {image_size}, {image_size}, 3) and dtype uint8"
     try:
         if isinstance(images, Sequence):

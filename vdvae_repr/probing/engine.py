@@ -38,7 +38,7 @@ from vdvae_repr.probing.candidates import (
 from vdvae_repr.probing.controls import RandomTwin
 from vdvae_repr.probing.features import Columns, Features, hash_arrays, hash_text
 from vdvae_repr.probing.head import Head
-from vdvae_repr.probing.report import Report
+from vdvae_repr.probing.report import KEPT_IN, Report
 from vdvae_repr.probing.statistics import holm, verdict
 from vdvae_repr.probing.task import (
     OUTCOMES,
@@ -190,7 +190,7 @@ class Run:
                 raise
             self.note(f"no scores are kept: {error}")
             return None
-        self.note(f"scores are kept in {folder}")
+        self.note(f"{KEPT_IN}{folder}")
         return scores
 
     def candidates(self) -> list[Candidates]:

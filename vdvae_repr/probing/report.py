@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from vdvae_repr.results import Comparison, Curve, Result, SamplingCost, Similari
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+KEPT_IN = "scores are kept in "  # begins the note of where
 
 
 @dataclass
@@ -44,17 +46,21 @@ class Report:
     nats: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Return the answer: what is best, and whether it beats the controls; 30 lines at most."""
-        return self.answer()
+        """Return the answer: what is best, whether it beats the controls, and the notes; 30 lines at most."""
+        about = [note for note in self.notes if not note.startswith(KEPT_IN)]  # no figure's matter
+        return self._answer("every row: report.table()", about)
 
     def answer(self, asked_next: str = "every row: report.table()") -> str:
-        """Return the answer as text.
+        """Return the answer as text, without the notes, which are logged as soon as they are known.
 
         Args:
             asked_next: ends it: where every row is to be seen.
         """
+        return self._answer(asked_next)
+
+    def _answer(self, asked_next: str, notes: Sequence[str] = ()) -> str:
         more = f"more heads: {', '.join(self.more_heads)} · " if self.more_heads else ""
-        return answer(self.rows, self.comparisons, self.headlines, [more + asked_next])
+        return answer(self.rows, self.comparisons, self.headlines, [more + asked_next], notes)
 
     def table(self) -> str:
         """Return all rows of each head's first metric as a table, `*` where chosen."""

@@ -179,8 +179,8 @@ def split_of(store: Latents, words: TaskLabels) -> Split:
         raise TaskError(
             f"{store.path}: expected at least 2 {words.many} with images in {words.train} and in "
             f"{words.test}, found {len(both)} of {len(groups)} ({words.train}: {_few(store, labels[train])}; "
-            f"{words.test}: {_few(store, labels[test])}); give at least 2 images of each {words.item}, called "
-            "alike on both sides"
+            f"{words.test}: {_few(store, labels[test])}); give at least 2 images of each {words.item}, "
+            "called alike on both sides"
         )
     train, val, test = (side & np.isin(labels, both) for side in (train, val, test))
     text += f" ({train.sum()} and {test.sum()} images, {len(both)} {words.many})"
