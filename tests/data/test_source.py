@@ -526,11 +526,24 @@ def read_by(reader):
         (torch.zeros(16, 16, 3, dtype=torch.uint8), r"Tensor uint8 \(16, 16, 3\)"),
         (np.zeros((1, 16, 16, 3), np.uint8), r"ndarray uint8 \(1, 16, 16, 3\)"),
         (None, "NoneType"),
+        (np.ma.masked_array(np.zeros((2, 2), np.uint8), mask=True), "a masked array"),
     ],
 )
 def test_a_reader_that_gives_no_image_is_told_what_to_give(given, found):
-    with pytest.raises(DataError, match=rf"^b: expected a PIL image or .* found {found};"):
+    with pytest.raises(DataError, match=rf"^b: expected (a PIL image or .*|pixels,) found {found}"):
         read_by(lambda index: given)[1]
+
+
+def test_what_a_mask_hides_of_labels_and_factors_is_refused():
+    hidden = np.ma.masked_array([0, 1, 2, 3], mask=[0, 0, 0, 1])
+    for given in ({"labels": hidden}, {"factors": {"age": hidden}}):
+        with pytest.raises(DataError, match="found a masked array, 1 values of which are hidden"):
+            Source(
+                **(
+                    {"name": "s", "ids": tuple("abcd"), "reader": None, "labels": np.arange(4)}
+                    | given
+                )
+            )
 
 
 def test_some_images_are_selected_by_number_or_by_a_mask():

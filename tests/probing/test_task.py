@@ -43,5 +43,7 @@ def test_rows_targets_and_units_are_of_the_stores_images(store):
     split, y = vr.Split(EVEN, ODD), np.arange(24) % 3
     with pytest.raises(vr.TaskError, match=r"targets: expected one of each of 24 .* \(12,\)"):
         vr.Problem(store, split, y[:12])
+    with pytest.raises(vr.TaskError, match=r"targets: expected .* found a masked array"):
+        vr.Problem(store, split, np.ma.masked_array(y, mask=y > 1))
     with pytest.raises(vr.TaskError, match=r"units: expected one of each of 24 .* \(3,\)"):
         vr.Problem(store, split, y, units=y[:3])

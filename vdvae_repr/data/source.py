@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
+from vdvae_repr.config import hidden_by_mask
 from vdvae_repr.data.faces import LANDMARKS, align_face
 from vdvae_repr.data.names import number_labels, readable, unfit_for_a_file
 from vdvae_repr.errors import SKIP_ADVICE, DataError, first_line, printable
@@ -210,6 +211,8 @@ class Source(Dataset[Image.Image]):
 
     def _check_labels(self) -> None:
         """Refuse labels that are no whole numbers, or that `label_names` do not name."""
+        if why := hidden_by_mask(self.labels, "labels", "labels"):
+            raise DataError(f"{self.name}: {why}")
         labels = np.asarray(self.labels)
         if labels.dtype.kind == "f" and (labels == np.floor(labels)).all():
             labels = labels.astype(np.int64)
@@ -424,6 +427,8 @@ def _checked(image: Any) -> RawImage:
     if isinstance(image, Image.Image):
         return image
     is_pixels = isinstance(image, np.ndarray) and image.dtype == np.uint8
+    if why := hidden_by_mask(image, "pixels", "image"):
+        raise DataError(why)
     if is_pixels and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
         return image
     shape = getattr(image, "shape", None)
@@ -508,6 +513,8 @@ def check_names(source: Source) -> None:
             numbers or texts; a class name that occurs twice.
     """
     for name, values in source.factors.items():
+        if why := hidden_by_mask(values, "values", name):
+            raise DataError(f"{source.name}: factor {name!r}: {why}")
         if why := unfit_for_a_file(name):
             raise DataError(
                 f"{source.name}: no store can keep a factor called {name[:40]!r}, as {why}; "

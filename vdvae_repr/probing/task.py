@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
+from vdvae_repr.config import hidden_by_mask
 from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.gram import Rows
 from vdvae_repr.heads.linear import LogisticProbe, Ridge, RidgeRegressor
@@ -234,7 +235,9 @@ class Problem:
                 raise TaskError(
                     f"Split: {side}: expected rows below {len(store)}, the number of images, found {last}"
                 )
-        for name, values in (("targets", self.targets), ("units", units)):
+        for name, values in (("targets", targets), ("units", units)):
+            if why := hidden_by_mask(values, "one of each image", name):
+                raise TaskError(f"{name}: {why}")
             if values is not None and np.shape(values) != (len(store),):
                 raise TaskError(
                     f"{name}: expected one of each of {len(store)} images, found {np.shape(values)}"
