@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -935,8 +935,10 @@ def _size_preview(job: ExtractionJob, out: Path, parts: Path, held: Collection[s
     what += f" x {job.passes} draws" if job.options.sampling.draws else ""
     what += ", and mirrored" if job.options.storage.mirror else ""
     averaged = replace(job.options, storage=replace(job.options.storage, pool="avg"))
-    whole = job.options.storage.pool is None
-    pooled = sum(replace(job, options=averaged).widths) if whole else job.dims
+    pooled = job.dims
+    if job.options.storage.pool is None:
+        with suppress(LayerError):  # of layers that have no grid to average over
+            pooled = sum(replace(job, options=averaged).widths)
     hint = (
         f"; with pool avg {_in_units(size * pooled / job.dims)}" if job.dims > 100 * pooled else ""
     )
