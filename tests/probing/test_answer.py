@@ -123,7 +123,7 @@ def test_notes_stand_below_the_figures_as_far_as_there_is_room():
     many = answer(three(), found, notes=["note " * 30] * 40).splitlines()
     assert len(many) == 30
     assert max(map(len, many)) <= 80
-    assert many[-1] == f"  and {80 - 24} lines more: report.notes"
+    assert many[-1] == f"  and {80 - 25} lines more: report.notes"
     assert any(".610*" in line for line in many)
 
 
