@@ -598,6 +598,30 @@ def whole_number(
     raise ConfigError(f"{name}: expected {what}, from {lowest}{upto}, found {shown(value)}")
 
 
+def hidden_by_mask(array: Any, what: str, argument: str) -> str:
+    """Say that a mask hides values of an array, which NumPy and torch would leave out; empty where none is.
+
+    Args:
+        array: of any kind, or a list of some.
+        what: was expected: `pixels`.
+        argument: what the caller calls it.
+    """
+    import numpy as np  # takes a while, and most of what reads configurations needs none
+
+    arrays = array if isinstance(array, list | tuple) else [array]
+    hidden = sum(
+        int(np.ma.getmaskarray(each).sum())
+        for each in arrays
+        if isinstance(each, np.ma.MaskedArray)
+    )
+    if not hidden:
+        return ""
+    return (
+        f"expected {what}, found a masked array, {hidden} values of which are hidden; say what they are, as "
+        f"{argument}.filled(0)"
+    )
+
+
 def path_of(name: str, value: Any) -> Path:
     """Return a parameter's path; "" is none, though Python takes it for the working folder.
 

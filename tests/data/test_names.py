@@ -6,6 +6,7 @@ from vdvae_repr.data import names
 from vdvae_repr.data.names import (
     called_like_fields,
     class_names,
+    factor_values,
     look_alikes,
     names_from_paths,
     namesakes,
@@ -257,3 +258,14 @@ def test_folders_called_like_splits_are_splits(folders):
 )
 def test_labels_that_may_not_be_meant_are_said(ids, lines):
     assert list(names_from_paths(ids).about_labels) == lines
+
+
+def test_what_is_said_of_a_column_is_what_the_task_factors_makes_of_it():
+    """It leaves out images where nothing or nan stands, takes other words as categories, refuses infinity."""
+    for values, said in (
+        (["M", "F", ""], "'' (1) stands for none"),
+        (["M", "F", "NA", "nan"], "'nan' (1) stands for none; 'NA' (1) is a category"),
+        (["1.5", "inf", "2"], "1 value is infinite, as 'inf', and task factors takes finite"),
+    ):
+        assert said in factor_values(values)[1]
+    assert factor_values(["1.5", "-inf", ""])[0] == ["1.5", "-inf", "nan"]

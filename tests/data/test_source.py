@@ -512,3 +512,47 @@ def test_an_image_of_one_colour_is_whole(tmp_path):
     """Its scan may be nothing but zeros, up to the mark of its end."""
     Image.new("RGB", (1000, 1000), (9, 9, 9)).save(tmp_path / "a.jpg", optimize=True)
     assert open_source(tmp_path)[0].getpixel((5, 5)) == (9, 9, 9)
+
+
+def read_by(reader):
+    return Source(name="s", ids=tuple("abcd"), reader=reader, labels=np.array([0, 0, 1, 1]))
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (np.zeros((16, 16, 3)), r"ndarray float64 \(16, 16, 3\)"),
+        (np.zeros((3, 16, 16), np.uint8), r"ndarray uint8 \(3, 16, 16\)"),
+        (torch.zeros(16, 16, 3, dtype=torch.uint8), r"Tensor uint8 \(16, 16, 3\)"),
+        (np.zeros((1, 16, 16, 3), np.uint8), r"ndarray uint8 \(1, 16, 16, 3\)"),
+        (None, "NoneType"),
+        (np.ma.masked_array(np.zeros((2, 2), np.uint8), mask=True), "a masked array"),
+    ],
+)
+def test_a_reader_that_gives_no_image_is_told_what_to_give(given, found):
+    with pytest.raises(DataError, match=rf"^b: expected (a PIL image or .*|pixels,) found {found}"):
+        read_by(lambda index: given)[1]
+
+
+def test_what_a_mask_hides_of_labels_and_factors_is_refused():
+    hidden = np.ma.masked_array([0, 1, 2, 3], mask=[0, 0, 0, 1])
+    for given in ({"labels": hidden}, {"factors": {"age": hidden}}):
+        with pytest.raises(DataError, match="found a masked array, 1 values of which are hidden"):
+            Source(
+                **(
+                    {"name": "s", "ids": tuple("abcd"), "reader": None, "labels": np.arange(4)}
+                    | given
+                )
+            )
+
+
+def test_some_images_are_selected_by_number_or_by_a_mask():
+    source = read_by(lambda index: np.full((2, 2), index, np.uint8))
+    for rows in ([1, 3], np.array([False, True, False, True]), [1, -1]):
+        assert source.select(rows).ids == ("b", "d")
+        assert source.select(rows)[1].getpixel((0, 0)) == 3
+    for rows in ([3.7], [True, False], ["b"], [[0]], [4], [-5], 2):
+        with pytest.raises(DataError, match=r"^s: expected .*found"):
+            source.select(rows)
+    with pytest.raises(TypeError, match=r"source\.select takes several"):
+        source[0:2]

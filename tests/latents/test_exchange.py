@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import vdvae_repr as vr
+from vdvae_repr.data.source import Source
 from vdvae_repr.latents.decode import decode
 from vdvae_repr.latents.exchange import import_latents
 from vdvae_repr.latents.export import export
@@ -68,6 +69,72 @@ def test_the_files_ids_say_whose_a_row_is(store, tiny, tmp_path):
     back = import_latents(tmp_path / "p.npz", store, tmp_path / "p.h5", "<=4x4")
     assert np.array_equal(back.matrix()[0], X[::-1])
     assert back.ids == store.ids[::-1]
+
+
+def test_one_id_as_text_is_not_taken_letter_by_letter(store, tiny, tmp_path):
+    with pytest.raises(vr.StoreError, match=r"ids: expected a list of ids, found '11'"):
+        next(decode(store, tiny, ids="11"))
+    with pytest.raises(vr.StoreError, match=r"ids: expected a list of ids, found '11'"):
+        import_latents(store.matrix()[0][:2], store, tmp_path / "p.h5", ids="11")
+
+
+@pytest.mark.parametrize("layers", ["8x8.1,8x8.0", ["8x8.1", "8x8.0"], "8x8,1x1.0", [3, 2]])
+def test_columns_in_another_order_than_the_models_are_refused(store, tmp_path, layers):
+    """`matrix` and `export` give columns in the model's order, however layers are named."""
+    X = store.matrix(layers)[0]
+    with pytest.raises(vr.StoreError, match=r"in the order of the columns, .* 8x8\.\d first"):
+        import_latents(X, store, tmp_path / "p.h5", layers)
+    assert len(import_latents(X[:, :512], store, tmp_path / "q.h5", "8x8.0,8x8,8x8.1").layers) == 2
+
+
+def labelled(tiny, images, path, names):
+    source = Source(
+        name="s",
+        ids=tuple("abcd"),
+        reader=lambda i: images[i],
+        labels=np.array([0, 0, 1, 1]),
+        label_names=names,
+    )  # as of folders whose classes are numbered by name
+    return vr.extract(tiny, source, path, layers="1x1")
+
+
+def test_labels_of_a_file_that_are_not_those_of_its_rows_are_refused(tiny, images, tmp_path):
+    store, out = labelled(tiny, images, tmp_path / "s.h5", ("ant", "cat")), tmp_path / "p.h5"
+    X, path = store.matrix()[0], tmp_path / "p.npz"
+    for labels in ([0, 0, 1, 1], ["ant", "ant", "cat", "cat"]):
+        np.savez(path, latents=X, labels=labels)
+        assert import_latents(path, store, out, overwrite=True).ids == store.ids
+        np.savez(path, latents=X[::-1], labels=labels[::-1])
+        with pytest.raises(
+            vr.StoreError, match=r"not those of its rows: '(1|cat)' of 'a', .* 'ant'"
+        ):
+            import_latents(path, store, out, overwrite=True)
+        np.savez(path, latents=X[::-1], labels=labels[::-1], ids=list("dcba"))
+        assert import_latents(path, store, out, overwrite=True).ids == store.ids[::-1]
+    np.savez(path, latents=X, labels=np.eye(4))
+    with pytest.raises(vr.StoreError, match="expected 4 labels, found 16"):
+        import_latents(path, store, out, overwrite=True)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy"])
+def test_an_export_names_its_labels(tiny, images, tmp_path, suffix):
+    """The cat is 1 in one store and 0 in the other."""
+    found, stores = [], []
+    for number, names in enumerate((("ant", "cat"), ("cat", "dog"))):
+        stores.append(labelled(tiny, images, tmp_path / f"{number}.h5", names))
+        path = tmp_path / f"{number}{suffix}"
+        export(stores[-1], path)
+        about = (
+            np.load(path) if suffix == ".npz" else json.loads(path.with_suffix(".json").read_text())
+        )
+        found.append([about["label_names"][label] for label in about["labels"]])
+    assert [list(map(str, names)) for names in found] == [
+        ["ant"] * 2 + ["cat"] * 2,
+        ["cat"] * 2 + ["dog"] * 2,
+    ]
+    import_latents(tmp_path / f"0{suffix}", stores[0], tmp_path / "p.h5")
+    with pytest.raises(vr.StoreError, match="its labels are not those of its rows"):
+        import_latents(tmp_path / f"0{suffix}", stores[1], tmp_path / "q.h5")
 
 
 def test_what_was_not_sent_down_is_not_decoded(tiny, images, tmp_path):

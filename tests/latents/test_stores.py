@@ -293,3 +293,15 @@ def test_stores_of_the_same_images_are_compared_whatever_was_made_of_them(tiny, 
             vr.compare(first, imported, notice=lines.append)
     (line,) = lines
     assert line.endswith("cannot be told")
+
+
+def test_a_data_set_takes_one_image_by_number_as_a_list_does(tiny, images, tmp_path):
+    store = vr.extract(tiny, images, tmp_path / "s.h5", layers="1x1")
+    data = store.dataset()
+    for index in (-1, np.int64(-12), 11):
+        assert np.array_equal(data[index][0], store.matrix()[0][index])
+    assert len(list(data)) == 12
+    for wrong in (slice(0, 2), [0, 1], np.zeros(12, bool), 12, -13, 1.0):
+        with pytest.raises(IndexError, match=r"^expected .*found") as refusal:
+            data[wrong]
+        assert isinstance(refusal.value, vr.StoreError)

@@ -1,6 +1,9 @@
 import pickle
+import struct
+import zlib
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from sklearn.base import clone
@@ -59,3 +62,64 @@ def test_arguments_of_other_kinds_are_one_line(tiny, images, given):
     with pytest.raises(vr.ConfigError, match=f"^{name}: expected") as refusal:
         vr.LatentTransformer(tiny, **given).fit(images)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.fixture
+def paths(images, tmp_path):
+    names = [str(tmp_path / f"{index}.png") for index in range(6)]
+    for name, image in zip(names, images, strict=False):
+        Image.fromarray(image).save(name)
+    return names
+
+
+def test_rows_come_in_the_order_of_positions_whatever_the_index(tiny, paths):
+    """As `df.sample(frac=1)` and `train_test_split` leave a series, or a table of one column."""
+    head = vr.LatentTransformer(tiny, layers="1x1").fit(None)
+    whole, order = head.transform(paths), [4, 0, 5]
+    shuffled = pd.Series(paths).iloc[order]
+    for given in (shuffled, shuffled.to_frame(), shuffled.to_numpy(), tuple(shuffled)):
+        assert np.array_equal(head.transform(given), whole[order])
+
+
+def test_what_is_no_list_of_images_is_one_line(tiny, paths):
+    head = vr.LatentTransformer(tiny, layers="1x1").fit(None)
+    for given in (iter(paths), dict(enumerate(paths)), paths[0], None):
+        with pytest.raises(vr.DataError, match="X: expected a list or an array of images or paths"):
+            head.transform(given)
+
+
+def test_files_are_read_and_refused_as_a_source_reads_them(tiny, tmp_path):
+    """A TIFF of signed numbers; 16-bit colors that a PNG calls transparent, which are white."""
+    head = vr.LatentTransformer(tiny, layers="1x1").fit(None)
+    signed = tmp_path / "s.tif"
+    Image.fromarray(np.full((16, 16), 200, np.uint8)).save(signed, tiffinfo={339: 2})
+    with pytest.raises(vr.DataError, match="a TIFF of signed numbers"):
+        head.transform([signed])
+    clear = tmp_path / "t.png"
+    row = b"\0" + np.full((16, 3), 1000, ">u2").tobytes()
+    head_of = struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0)
+    chunks = {b"IHDR": head_of, b"tRNS": struct.pack(">HHH", 1000, 1000, 1000)}
+    chunks |= {b"IDAT": zlib.compress(row * 16), b"IEND": b""}
+    clear.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+            for kind, body in chunks.items()
+        )
+    )
+    white = np.full((1, 16, 16, 3), 255, np.uint8)
+    assert np.array_equal(head.transform([clear]), head.transform(white))
+
+
+def test_what_a_mask_hides_is_refused(tiny, images):
+    """By whatever takes an array: NumPy and torch leave masks out."""
+    hidden = np.ma.masked_array(images, mask=images < 9)
+    head = vr.LatentTransformer(tiny, layers="1x1").fit(None)
+    for call in (head.transform, tiny.posterior):
+        for given in (hidden, list(hidden)):
+            with pytest.raises(vr.DataError, match="expected pixels, found a masked array"):
+                call(given)
+    z = np.ma.masked_array(np.zeros((2, 4, 1, 1)), mask=True)
+    with pytest.raises(vr.LayerError, match=r"layer 1x1\.0: expected latents, found a masked arr"):
+        tiny.decode({"1x1.0": z})
+    assert np.array_equal(head.transform(np.ma.masked_array(images)), head.transform(images))

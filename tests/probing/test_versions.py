@@ -45,8 +45,8 @@ DIGESTS = {
     "omniglot_oneshot ridge": ([2], "501a90a47dd8"),
     "face_verification cosine": ([1, 1], "1c9b38dd7573"),
     "face_verification cosine-whitened": ([1, 1], "6c29e4e558e7"),
-    "factors ridge:run": ([3, 1, 1], "bb9a99b27100"),
-    "factors ridge:size": ([3, 1, 1], "d5bf49b6011b"),
+    "factors ridge:run": ([4, 1, 1], "bb9a99b27100"),
+    "factors ridge:size": ([4, 1, 1], "d5bf49b6011b"),
 }
 CONTROLS = (2, "a670a1e4b792")
 

@@ -287,8 +287,8 @@ def test_few_shot_has_curves_over_shots_also_where_nothing_was_chosen(tmp_path):
             few_shot_row(shots, "4x4.0", 0.35 + gain, **control),
         )
     ]
-    pictures.write(rows, [], tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["layers.png"]
+    pictures.write(rows, [], pictures.Figures(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["layers.png", "shots.png"]
     page, text = page_of(vr.Report(rows=rows), tmp_path)
     assert "Few-shot curves" in headings(text)
     [(attrs, _)] = [

@@ -370,7 +370,7 @@ def test_a_report_draws_what_it_holds():
     rows = with_sets(task="face_id")
     nats = {"1x1.0": 1.0} | {f"0:{k}": float(k) for k in range(2, 7)}
     curves = [curve(kind, [0.5, 1], [0.5, 1]) for kind in ("cmc", "roc", "dir")]
-    plot = vr.Report(rows, curves=curves, nats=nats).plot
+    plot = vr.Report(rows=rows, curves=curves, nats=nats).plot
     spent = plot.cumulative(head="ridge")
     assert list(line(spent, "faces64").get_xdata()) == [1, 2, 3, 4, 5, 6]
     assert stars(spent) == [[3, pytest.approx(0.42)]]
@@ -380,31 +380,32 @@ def test_a_report_draws_what_it_holds():
     factors = [
         row("m", f"ridge:{name}", 0.5, "1x1.0", task="factors", metric="r2") for name in "ab"
     ]
-    shown = vr.Report(factors).plot.factors()
+    shown = vr.Report(rows=factors).plot.factors()
     assert [label.get_text() for label in shown.get_xticklabels()] == ["a", "b"]
 
 
 @pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
 def test_figures_are_written_in_each_format_known_as_ours_and_always_the_same(kind, tmp_path):
     for name in ("a", "b"):
-        pictures.save(run(), tmp_path / name, formats=[kind])
+        vr.Report(rows=run()).save(tmp_path / name, formats=[kind])
     path = tmp_path / "a" / f"layers.{kind}"
     assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
     assert is_own(path)
     if kind == "png":
         with Image.open(path) as picture:
             assert picture.info["dpi"] == pytest.approx((200, 200), abs=0.1)
-    pictures.save(run(), tmp_path / "a", formats=["png"])  # takes the place of what was there
-    assert sorted(p.suffix for p in (tmp_path / "a").iterdir()) == [".csv", ".jsonl", ".png"]
+    vr.Report(rows=run()).save(tmp_path / "a")  # takes the place of what was there
+    kinds = sorted(p.suffix for p in (tmp_path / "a").iterdir())
+    assert kinds == [".csv", ".html", ".json", ".jsonl", ".png"]
     path.write_bytes(b"a figure of someone's own")
     if kind != "png":
         with pytest.raises(vr.TaskError, match=f"layers.{kind}: exists"):
-            pictures.save(run(), tmp_path / "a")
+            vr.Report(rows=run()).save(tmp_path / "a")
 
 
 def test_an_unknown_format_is_refused():
     with pytest.raises(vr.TaskError, match="formats: expected png, pdf, svg, found 'jpg'"):
-        pictures.save(run(), "nowhere", formats=["jpg"])
+        vr.Report(rows=run()).save("nowhere", formats=["jpg"])
 
 
 def test_similarity_shows_the_matrix_from_0_to_1_with_lines_between_resolutions():

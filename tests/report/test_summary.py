@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 
+from vdvae_repr.probing.report import Report
 from vdvae_repr.report.summary import answer
 from vdvae_repr.results import Comparison, Result
 
@@ -111,6 +112,27 @@ def test_it_fits_whatever_it_is_of_and_cuts_no_figure(heads):
     shown = [line for line in lines if "~" in line and ".610*" in line]
     assert all("random .500" in line for line in shown)
     assert len(shown) >= min(2 * heads, 5)
+
+
+def test_notes_stand_below_the_figures_as_far_as_there_is_room():
+    found = [beaten("0:3", 0.61, "pca", 0.11)]
+    notes = ["gallery: split train; 20 images of no split left out", "y" * 90, "short"]
+    lines = answer(three(), found, footer=["every row: --rows"], notes=notes).splitlines()
+    wrapped = [f"- {notes[0]}", "- " + "y" * 78, "  " + "y" * 12, "- short"]
+    assert lines[-5:] == [*wrapped, "every row: --rows"]
+    many = answer(three(), found, notes=["note " * 30] * 40).splitlines()
+    assert len(many) == 30
+    assert max(map(len, many)) <= 80
+    assert many[-1] == f"  and {80 - 25} lines more: report.notes"
+    assert any(".610*" in line for line in many)
+
+
+def test_a_printed_report_says_its_notes_but_where_scores_are_kept():
+    notes = ["gallery: split train, probe: split test", "scores are kept in s.h5.scores"]
+    report = Report(three(), [beaten("0:3", 0.61, "pca", 0.11)], notes=notes)
+    assert f"- {notes[0]}" in str(report).splitlines()
+    assert "are kept" not in str(report)
+    assert notes[0] not in report.answer()  # which the command line prints beneath them
 
 
 def test_of_nothing_it_says_so():

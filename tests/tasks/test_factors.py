@@ -335,6 +335,21 @@ def test_whole_numbers_are_numbers_and_a_declared_type_wins(tiny, people, tmp_pa
         vr.Factors(numbers="side").bind(named)
 
 
+def test_ids_of_many_digits_are_told_apart(tiny, people, tmp_path):
+    """As float64 they are all the same number; shorter ones are numbers."""
+    long, short = 20230000000000000000, 2023
+    numbers = np.repeat(np.arange(6), 8) % 3
+    source = knowing(
+        people(8),
+        id=np.array([str(long + int(n)) for n in numbers]),
+        year=np.array([str(short + int(n)) for n in numbers]),
+    )
+    problem = vr.Factors().bind(vr.extract(tiny, source, tmp_path / "s.h5", layers="1x1"))
+    metrics = {head.name: problem.metrics_of(head) for head in problem.heads.values()}
+    assert metrics == {"ridge:id": ("balanced_accuracy",), "ridge:year": ("r2", "pearson")}
+    assert len(np.unique(problem.factors["id"])) == 3
+
+
 def test_a_score_is_kept_by_the_version_of_what_solves_it(problem, monkeypatch):
     """Of the grouped regression, and of the estimator, by whose columns another is fitted."""
 

@@ -192,6 +192,13 @@ def factor_values(values: Sequence[str], decimal_commas: bool = False) -> tuple[
             values = [points.get(text, text) for text in values]
             present = set(points.values())
     others = [text for text in values if not is_missing(text) and not NUMBER.fullmatch(text)]
+    endless = [text for text in others if text.casefold().lstrip("+-") in ("inf", "infinity")]
+    if endless and len({*endless}) < len(present) and endless == others:
+        what = "value is infinite" if len(endless) == 1 else "values are infinite"
+        said = (
+            f"{len(endless)} {what}, as {endless[0]!r}, and task factors takes finite numbers alone"
+        )
+        return ["nan" if is_missing(text) else text for text in values], said
     if not present or others:
         return list(values), _about_categories(values, others)
     whole = not any(_has_fraction(text) for text in present)
@@ -211,10 +218,17 @@ def _about_categories(values: Sequence[str], others: Sequence[str]) -> str:
     elif others and all(map(NUMBER_LIKE.fullmatch, others)):
         lines.append(f"{others[0]!r} is no number as it is written, so it is read as categories")
     if others and none:
-        words = " and ".join(map(repr, dict.fromkeys(none)))
-        lines.append(
-            f"{words} ({len(none)}) {'is a category' if len({*none}) == 1 else 'are categories'}"
-        )
+        lacking = [text for text in none if text in ("", "nan")]
+        words = [text for text in none if text not in ("", "nan")]
+        if lacking:
+            listed = " and ".join(map(repr, dict.fromkeys(lacking)))
+            lines.append(
+                f"{listed} ({len(lacking)}) {'stands' if len({*lacking}) == 1 else 'stand'} for none"
+            )
+        if words:
+            listed = " and ".join(map(repr, dict.fromkeys(words)))
+            is_one = "is a category" if len({*words}) == 1 else "are categories"
+            lines.append(f"{listed} ({len(words)}) {is_one}")
     return "; ".join(lines)
 
 
@@ -356,7 +370,7 @@ def _called_alike(names: Iterable[str]) -> bool:
 def splits_of(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the splits that words mean, and lines about words that mean none, or the same as another.
 
-    A word that means none stays as it is, so that no task trains or tests on its images.
+    A word that means none stays as it is, and tasks that go by splits leave its images out.
     """
     counts = Counter(words)
     named = {word: "" if is_missing(word) else split_of(word) or word for word in counts}
@@ -389,7 +403,8 @@ def unknown_splits(counts: Mapping[str, int]) -> tuple[str, ...]:
         f"{word!r} ({counts[word]} images)" for word in sorted(counts, key=natural_key)
     )
     return (
-        f"no split is called {listed}: no task trains or tests on them; rename them to {', '.join(SPLITS)}",
+        f"no split is called {listed}: what goes by splits leaves them out; "
+        f"rename them to {', '.join(SPLITS)}",
     )
 
 

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.config import suggestion
+from vdvae_repr.config import hidden_by_mask, suggestion
 from vdvae_repr.data.datasets import BUILT_IN, DATASETS, is_name, open_built_in, open_dataset
 from vdvae_repr.data.readers.arrays import (
     HDF5,
     Part,
     array_source,
-    hidden_by_mask,
     map_npy,
     open_hdf5,
     open_npy,

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
+from vdvae_repr.config import hidden_by_mask
 from vdvae_repr.data.faces import LANDMARKS, align_face
 from vdvae_repr.data.names import number_labels, readable, unfit_for_a_file
 from vdvae_repr.errors import SKIP_ADVICE, DataError, first_line, printable
@@ -209,6 +211,8 @@ class Source(Dataset[Image.Image]):
 
     def _check_labels(self) -> None:
         """Refuse labels that are no whole numbers, or that `label_names` do not name."""
+        if why := hidden_by_mask(self.labels, "labels", "labels"):
+            raise DataError(f"{self.name}: {why}")
         labels = np.asarray(self.labels)
         if labels.dtype.kind == "f" and (labels == np.floor(labels)).all():
             labels = labels.astype(np.int64)
@@ -243,7 +247,13 @@ class Source(Dataset[Image.Image]):
 
         Raises:
             DataError: it cannot be read; the message names it. IndexError: there is no such image.
+            TypeError: no number, as a slice.
         """
+        if not isinstance(index, Integral):
+            raise TypeError(
+                f"{self.name}: expected the number of one image, found {index!r:.80}; "
+                "source.select takes several"
+            )
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.name}: expected an index below {len(self)}, found {index}")
         image = self.load(index % len(self))
@@ -262,7 +272,7 @@ class Source(Dataset[Image.Image]):
         """
         several = deep = False
         try:
-            image = self.reader(index)
+            image = _checked(self.reader(index))
             if isinstance(image, Image.Image):
                 deep = image.mode == "RGB" and ";16" in str(getattr(image, "tile", ""))
                 several = _decode(image)
@@ -319,8 +329,27 @@ class Source(Dataset[Image.Image]):
             logger.warning("%s: %s %s", printable(self.name), printable(self.ids[index]), what)
 
     def select(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> Source:
-        """Return a source of some images alone, in the order given; rows count from 0."""
-        chosen = np.asarray(rows, np.intp)
+        """Return a source of some images alone, in the order given; rows count from 0, or are a mask (N,).
+
+        Raises:
+            DataError: there are no such images.
+        """
+        given = np.asarray(rows)
+        if given.dtype == bool and given.shape == (len(self),):
+            given = np.flatnonzero(given)
+        elif given.shape == (0,):
+            given = np.zeros(0, np.intp)
+        if given.ndim != 1 or given.dtype.kind not in "iu":
+            raise DataError(
+                f"{self.name}: expected numbers of images, or a mask of {len(self)}, found "
+                f"{given.dtype} {given.shape}"
+            )
+        wrong = given[(given < -len(self)) | (given >= len(self))]
+        if len(wrong):
+            raise DataError(
+                f"{self.name}: expected images below {len(self)}, their number, found {wrong[0]}"
+            )
+        chosen = given.astype(np.intp) % len(self)
         each = len(self.sizes) == len(self)
         return replace(
             self,
@@ -387,6 +416,29 @@ class Source(Dataset[Image.Image]):
         """Return the same source, and an array (N,) that it fills with the checksums of what it reads."""
         reader = _ChecksumReader(self.reader, np.zeros(len(self), np.uint64))
         return replace(self, reader=reader), reader.checksums
+
+
+def _checked(image: Any) -> RawImage:
+    """Return what a reader gave; refuse what is no image.
+
+    Raises:
+        DataError: says how to make one of it.
+    """
+    if isinstance(image, Image.Image):
+        return image
+    is_pixels = isinstance(image, np.ndarray) and image.dtype == np.uint8
+    if why := hidden_by_mask(image, "pixels", "image"):
+        raise DataError(why)
+    if is_pixels and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
+        return image
+    shape = getattr(image, "shape", None)
+    found = type(image).__name__
+    if shape is not None:
+        found += f" {str(getattr(image, 'dtype', '')).removeprefix('torch.')} {tuple(shape)}"
+    raise DataError(
+        f"expected a PIL image or an array of uint8 (H, W, 3) or (H, W), found {found}; make one in the "
+        "source's reader, values from 0 to 255 and channels last"
+    )
 
 
 def _content(reader: Callable[[int], RawImage], index: int) -> bytes | None:
@@ -461,6 +513,8 @@ def check_names(source: Source) -> None:
             numbers or texts; a class name that occurs twice.
     """
     for name, values in source.factors.items():
+        if why := hidden_by_mask(values, "values", name):
+            raise DataError(f"{source.name}: factor {name!r}: {why}")
         if why := unfit_for_a_file(name):
             raise DataError(
                 f"{source.name}: no store can keep a factor called {name[:40]!r}, as {why}; "

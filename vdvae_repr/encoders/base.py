@@ -212,7 +212,7 @@ class TorchEncoder:
     """Any torch network as an encoder: what its modules return is its layers.
 
     Use it with `vr.extract` as a model of the package. What the modules return may be vectors (N, D), grids
-    (N, C, H, W) or tokens (N, T, C); a network that keeps channels last is taken at its word.
+    (N, C, H, W) or tokens (N, T, C); of a module that keeps channels last, `pool` is refused.
 
     The network is run in evaluation mode and left in the mode that it was in. `random-init`, the control,
     initialises a copy of it anew by the `reset_parameters` of its modules; as a store cannot hold a network,

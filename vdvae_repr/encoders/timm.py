@@ -11,7 +11,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,8 @@ def _transform(
 class TimmEncoder(TorchEncoder):
     """A timm model without its classifier; make one with `vr.load("timm:NAME")`.
 
-    Grids are (C, H, W). Transformers of the family of ViT give tokens (T, C), class token first.
+    Grids are (C, H, W). Transformers of the family of ViT give tokens (T, C), class token first, then
+    registers.
     """
 
     def __init__(self, net: nn.Module, name: str) -> None:
@@ -130,6 +131,9 @@ class TimmEncoder(TorchEncoder):
         prefix = int(getattr(net, "num_prefix_tokens", 0)) if self._tokens else 0
         names = (*stages, EMBEDDING)
         self._set_up(net, names, name, transform, data["mean"], data["std"], prefix)
+        parameters = (key.rpartition(".")[2] for key, _ in net.named_parameters())
+        if prefix and "cls_token" not in parameters:  # registers alone
+            self.layers = tuple(replace(spec, class_token=not spec.prefix) for spec in self.layers)
         self._one_pass = self._heads_agree(net)
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -254,7 +254,9 @@ class Latents(ABC):
     def shape(self, spec: LayerSpec, feature: str, pool: str | None = None) -> tuple[int, ...]:
         """Return the shape, (C, R, R) or (T, C), of what `matrix` flattens of a layer."""
         stored = self.array_shape(self.key(spec, feature))[-len(spec.shape) :]
-        return pool_layer(np.zeros((1, *stored), np.float32), pool, spec.prefix).shape[1:]
+        return pool_layer(
+            np.zeros((1, *stored), np.float32), pool, spec.prefix, spec.class_token
+        ).shape[1:]
 
     def rows(self, split: str | None = None) -> NDArray[np.intp]:
         """Return the row numbers of a split, of all images without one.
@@ -316,7 +318,8 @@ class Latents(ABC):
             values = self.read(key, what, slice(first, last))
         if len(values) > len(rows):
             values = values[rows - first]
-        pooled = pool_layer(values.astype(np.float32, copy=False), pool, spec.prefix)
+        values = values.astype(np.float32, copy=False)
+        pooled = pool_layer(values, pool, spec.prefix, spec.class_token)
         return pooled.reshape(len(pooled), -1)
 
     def _of_draws(self, key: str, what: str, first: int, last: int, draw: str) -> Array:
@@ -373,7 +376,7 @@ class StoredFeature:
         rows, *others = rows if isinstance(rows, tuple) and rows else (rows,)
         what = f"layer {self.spec.name}"
         try:
-            chosen = _chosen_rows(rows, len(self))
+            chosen = chosen_rows(rows, len(self))
             if isinstance(chosen, int):
                 values = self.store.read(self.key, what, chosen)
                 return np.asarray(values[tuple(others)])
@@ -389,7 +392,18 @@ class StoredFeature:
             raise RowError(f"{self.store.path}: {what}: {first_line(error)}") from error
 
 
-def _chosen_rows(rows: Any, count: int) -> int | slice | NDArray[np.intp]:
+def list_of_ids(ids: Iterable[str]) -> list[str]:
+    """Return ids as a list.
+
+    Raises:
+        StoreError: they are one text, whose letters would be taken for ids, or none at all.
+    """
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        raise StoreError(f"ids: expected a list of ids, found {ids!r:.80}; give one as [id]")
+    return list(ids)
+
+
+def chosen_rows(rows: Any, count: int) -> int | slice | NDArray[np.intp]:
     """Return what `rows` chooses of `count`: one from 0, an ascending slice, or numbers from 0.
 
     Raises:

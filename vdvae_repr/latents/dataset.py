@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from vdvae_repr.latents.base import Latents
+from vdvae_repr.latents.base import Latents, RowError, chosen_rows
 from vdvae_repr.model.layers import select_layers
 
 
@@ -40,14 +40,22 @@ class StoreDataset(Dataset[tuple[torch.Tensor, int]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        """Return features (D,) float32 and the label, -1 where there is none."""
+        """Return features (D,) float32 and the label, -1 where there is none.
+
+        Raises:
+            RowError: no such image, or several at once; it is an IndexError as well.
+        """
+        number = chosen_rows(index, len(self))
+        if not isinstance(number, int):
+            raise RowError(
+                f"expected the number of one image, found {index!r:.80}; torch.utils.data.Subset takes "
+                "several, and store.matrix all"
+            )
         if self._store is None or self._opened_by != os.getpid():
             opened = self._opener(self.path)
             self._store = opened.mirrored() if self.mirrored else opened
             self._opened_by = os.getpid()
-        store, row = self._store, self.rows[index : index + 1]
-        if not len(row):
-            raise IndexError(index)
+        store, row = self._store, self.rows[number : number + 1]
         parts = [
             store.pooled(spec, self.feature, self.pool, row)
             for spec in select_layers(store.layers, self.layers)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr.errors import LayerError, StoreError
-from vdvae_repr.latents.base import Latents
+from vdvae_repr.latents.base import Latents, list_of_ids
 from vdvae_repr.latents.format import not_finite
 from vdvae_repr.model.layers import select_layers
 from vdvae_repr.model.vdvae import VDVAE
@@ -94,7 +94,7 @@ def decode(
             "choose fewer, as with first=12"
         )
     place = {image_id: row for row, image_id in enumerate(store.ids)}
-    wanted = list(store.ids) if ids is None else list(ids)
+    wanted = list(store.ids) if ids is None else list_of_ids(ids)
     for image_id in [*wanted, *([fine_from] if fine_from is not None else [])]:
         if image_id not in place:
             raise StoreError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.config import path_of
+from vdvae_repr.config import hidden_by_mask, path_of
 from vdvae_repr.data.names import readable
-from vdvae_repr.data.readers.arrays import hidden_by_mask, map_npy, read_member, read_npy_header
+from vdvae_repr.data.readers.arrays import map_npy, read_member, read_npy_header
 from vdvae_repr.errors import DataError, StoreError, first_line
 from vdvae_repr.latents import parts as partition
+from vdvae_repr.latents.base import list_of_ids
 from vdvae_repr.latents.export import DESCRIPTION, DIGEST, UNREADABLE
 from vdvae_repr.latents.format import (
     IMAGE_BYTES,
@@ -30,9 +31,11 @@ from vdvae_repr.latents.format import (
     write_aside,
 )
 from vdvae_repr.latents.store import LatentStore
-from vdvae_repr.model.layers import select_layers
+from vdvae_repr.model.layers import LayerSpec, select_layers
 
-ABOUT = ("layers", "feature", "model", "weights_sha256")  # what an export says of its latents
+ABOUT = (  # what an export says of its latents
+    "labels", "label_names", "layers", "feature", "model", "weights_sha256",
+)  # fmt: skip
 ZIP_SIGNATURE = b"PK\3\4"
 ROWS = 256  # of a matrix, read and written at once
 
@@ -71,14 +74,14 @@ def import_latents(
         matrix: an array, or a .npy or .npz file (`latents`, and `ids` where it has them).
         like: the store whose layers, labels, splits and weights the prediction is of.
         out: the new store; its feature is `z` where `like` has one, else `mean`.
-        layers: selector of the layers that the columns are of, in order.
+        layers: selector of the layers that the columns are of, which stand in the model's order.
         ids: of the rows; if not given, those of the file, else those of the split.
         split: the split of `like` that the rows are of; all images without one.
         overwrite: replace a store, never another file, `like` or the file of `matrix`.
 
     Raises:
         StoreError: wrong shape, other than numbers, NaN or infinity (the layer and row are named), an id
-            twice or unknown.
+            twice or unknown, labels of the file that are not those of `like`, layers in another order.
     """
     if not isinstance(like, LatentStore):
         raise StoreError(f"like: expected an open store, found {like!r:.80}; vr.open opens one")
@@ -105,8 +108,9 @@ def import_latents(
     if predicted.dtype.kind not in "fiu":
         raise StoreError(f"{name}: expected real numbers, found {predicted.dtype}")
     chosen = select_layers(like.layers, layers)
+    _refuse_another_order(like, layers, chosen)
     of_split = [like.ids[row] for row in like.rows(split)]
-    named = of_split if ids is None else list(ids)
+    named = of_split if ids is None else list_of_ids(ids)
     width = sum(spec.num_dims for spec in chosen)
     if predicted.shape != (len(named), width):
         raise StoreError(
@@ -143,6 +147,9 @@ def import_latents(
                 f"{name}: says that it holds {what} {_few(about[what])}, expected {_few(expected)}; "
                 "choose layers, or save the predictions alone, as latents and ids"
             )
+
+    if "labels" in about:
+        _refuse_other_labels(name, like, rows, about["labels"], about.get("label_names"))
 
     try:
         values = predicted.values()
@@ -193,6 +200,54 @@ def import_latents(
     return LatentStore.open(out)
 
 
+def _refuse_another_order(
+    like: LatentStore, layers: str | int | Sequence[str | int], chosen: Sequence[LayerSpec]
+) -> None:
+    """Refuse layers that are named in another order than that of columns, as `matrix` makes them."""
+    several = isinstance(layers, Iterable) and not isinstance(layers, str)
+    parts: Iterable[str | int] = layers if several else [layers]  # type: ignore[assignment,list-item]
+    named = [
+        spec
+        for part in parts
+        for item in str(part).split(",")
+        for spec in select_layers(like.layers, item)
+    ]
+    if list(dict.fromkeys(named)) != list(chosen):
+        raise StoreError(
+            f"layers: expected them in the order of the columns, which is the model's, "
+            f"{_few([spec.name for spec in chosen])}, found {named[0].name} first; order columns and names so"
+        )
+
+
+def _refuse_other_labels(
+    name: str,
+    like: LatentStore,
+    rows: NDArray[np.intp],
+    labels: Sequence[str],
+    names: Sequence[str] | None,
+) -> None:
+    """Refuse labels of a file that contradict those of the rows: then its rows are other images.
+
+    They are numbers into the file's own names, or where it has none, numbers or names of the store's.
+    """
+    if len(labels) != len(rows):
+        raise StoreError(f"{name}: expected {len(rows)} labels, found {len(labels)}")
+    known = like.label_names
+    for row, label in zip(rows.tolist(), labels, strict=True):
+        number = int(like.labels[row])
+        own = known[number] if 0 <= number < len(known) else None
+        if names and label.isdecimal():
+            alike = int(label) < len(names) and names[int(label)] == own
+        else:
+            alike = label in (str(number), own)
+        if not alike:
+            found = f"{own!r} ({number})" if own is not None else "no label"
+            raise StoreError(
+                f"{name}: its labels are not those of its rows: {label!r} of {like.ids[row]!r}, which "
+                f"{like.path.name} says is {found}; give ids, or save it without labels"
+            )
+
+
 def _few(names: Sequence[str]) -> str:
     return f"{names[0]} .. {names[-1]}" if len(names) > 1 else "".join(names) or "none"
 
@@ -224,7 +279,7 @@ def _read_matrix(path: Path) -> _Matrix:
             with archive.open(members["latents"]) as member:
                 shape, _, dtype = read_npy_header(member)
             about = {
-                key: np.atleast_1d(read_member(path, archive, members[key], whole=True))
+                key: np.ravel(read_member(path, archive, members[key], whole=True))
                 .astype(str)
                 .tolist()
                 for key in ("ids", *ABOUT)
@@ -251,6 +306,4 @@ def _exported_beside(
             return None, {}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None, {}
-    return ids, {
-        key: np.atleast_1d(about[key]).astype(str).tolist() for key in ABOUT if key in about
-    }
+    return ids, {key: np.ravel(about[key]).astype(str).tolist() for key in ABOUT if key in about}

@@ -23,7 +23,8 @@ from vdvae_repr.latents.format import linked_to, not_finite
 from vdvae_repr.output import aside_of, replacing
 
 DESCRIPTION = (  # what an export says of its matrix
-    "ids", "labels", "layers", "shapes", "columns", "feature", "pool", "model", "weights_sha256",
+    "ids", "labels", "label_names", "layers", "shapes", "columns", "feature", "pool", "model",
+    "weights_sha256",
 )  # fmt: skip
 UNREADABLE = (
     DataError,
@@ -51,9 +52,10 @@ def export(
 ) -> tuple[int, int]:
     """Write one flat float32 matrix (N, D), layers side by side in order, and what its columns are.
 
-    `OUT.npz` holds `latents`, `ids`, `labels`, and of each layer `layers` (name), `shapes` and `columns`
-    (its last column + 1); beside `OUT.npy` the same stands in `OUT.json`. Memory stays small. The feature is
-    `mean` if not given, or the first where that is not stored.
+    `OUT.npz` holds `latents`, `ids`, `labels`, `label_names` (of 0, 1, ..., as each store numbers its own),
+    and of each layer `layers` (name), `shapes` and `columns` (its last column + 1); beside `OUT.npy` the same
+    stands in `OUT.json`. Memory stays small. The feature is `mean` if not given, or the first where that is
+    not stored.
 
     Returns:
         the matrix's shape.
@@ -88,6 +90,7 @@ def export(
     about = {
         "ids": [store.ids[row] for row in rows],
         "labels": store.labels[rows].tolist(),
+        "label_names": list(store.label_names),
         "layers": [spec.name for spec in chosen],
         "shapes": [list(store.shape(spec, feature, pool)) for spec in chosen],
         "columns": np.cumsum(widths).tolist(),

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -475,6 +475,7 @@ class ExtractionJob:
                     spec,
                     shape=self.shape(spec, self.model.features[0]),
                     prefix=0 if storage.pool else spec.prefix,
+                    class_token=bool(storage.pool) or spec.class_token,
                 )
                 for spec in self.chosen
             ),
@@ -504,7 +505,7 @@ class ExtractionJob:
     def shape(self, spec: LayerSpec, feature: str) -> tuple[int, ...]:
         """Return the shape of what is stored of a layer's feature and image."""
         blank = np.zeros((1, *self.model.shape(spec, feature)), np.float32)
-        return pool_layer(blank, self.options.storage.pool, spec.prefix).shape[1:]
+        return pool_layer(blank, self.options.storage.pool, spec.prefix, spec.class_token).shape[1:]
 
     @property
     def keys(self) -> dict[str, tuple[LayerSpec, str]]:
@@ -746,7 +747,7 @@ class ExtractionJob:
             )
         if spec is None:
             return value
-        pooled = pool_layer(value, self.options.storage.pool, spec.prefix)
+        pooled = pool_layer(value, self.options.storage.pool, spec.prefix, spec.class_token)
         if self.dtype == np.float32:
             return pooled.astype(np.float32, copy=False)
         with np.errstate(over="ignore"):
@@ -934,8 +935,10 @@ def _size_preview(job: ExtractionJob, out: Path, parts: Path, held: Collection[s
     what += f" x {job.passes} draws" if job.options.sampling.draws else ""
     what += ", and mirrored" if job.options.storage.mirror else ""
     averaged = replace(job.options, storage=replace(job.options.storage, pool="avg"))
-    whole = job.options.storage.pool is None
-    pooled = sum(replace(job, options=averaged).widths) if whole else job.dims
+    pooled = job.dims
+    if job.options.storage.pool is None:
+        with suppress(LayerError):  # of layers that have no grid to average over
+            pooled = sum(replace(job, options=averaged).widths)
     hint = (
         f"; with pool avg {_in_units(size * pooled / job.dims)}" if job.dims > 100 * pooled else ""
     )

@@ -196,7 +196,9 @@ def _layer(row: dict[str, Any]) -> LayerSpec:
     index, resolution, prefix = numbers
     if min(index, resolution, prefix, *shape) < 0 or not shape:
         raise ValueError(f"layers: expected a shape and numbers from 0, found {row}")
-    return LayerSpec(index, _typed(row["name"], str, "layers"), resolution, shape, prefix)
+    class_token = _typed(row.get("class_token", True), bool, "layers")
+    name = _typed(row["name"], str, "layers")
+    return LayerSpec(index, name, resolution, shape, prefix, class_token)
 
 
 def _part(row: list[Any]) -> tuple[str, int, int, str]:

@@ -13,14 +13,15 @@ from vdvae_repr.errors import LayerError
 Array = NDArray[Any]
 
 
-def pool_layer(values: Array, pool: str | None, prefix: int = 0) -> Array:
+def pool_layer(values: Array, pool: str | None, prefix: int = 0, class_token: bool = True) -> Array:
     """Pool the values of a layer: a grid (N, C, H, W), or tokens (N, T, C), to (N, C, g, g).
 
     Args:
         values: of N images.
         pool: "avg" for the mean over the grid or the patches' tokens, "avg:4" for a 4x4 grid of means, "cls"
             for the class token; None leaves the values as they are.
-        prefix: how many tokens come before those of the patches, the class token first.
+        prefix: how many tokens come before those of the patches.
+        class_token: whether the first of them is the class token.
 
     Raises:
         LayerError: an unknown pooling, or one that these values do not have.
@@ -31,7 +32,7 @@ def pool_layer(values: Array, pool: str | None, prefix: int = 0) -> Array:
         raise LayerError(f"pool: expected avg or avg:GRID, or cls of tokens, found {pool!r}")
     vector = values.ndim == 4 and values.shape[2:] == (1, 1)
     if pool == "cls" and not vector:
-        if values.ndim != 3 or not prefix:
+        if values.ndim != 3 or not prefix or not class_token:
             raise LayerError(
                 "pool cls: expected tokens with a class token, found a layer without one"
             )
@@ -42,6 +43,11 @@ def pool_layer(values: Array, pool: str | None, prefix: int = 0) -> Array:
     grid = int(text)
     if values.ndim == 3:
         values = _patch_grid(values[:, prefix:], grid)
+    elif values.shape[1] == values.shape[2] != values.shape[3]:  # square images have square grids
+        raise LayerError(
+            f"pool {pool}: expected channels first, (C, H, W), found {values.shape[1:]}, which looks like "
+            "channels last; name a module that puts them first, as a Permute, or leave pool out"
+        )
     n, c, height, width = values.shape
     if max(height, width) <= grid:
         return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +12,9 @@ from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from vdvae_repr.config import whole_number
-from vdvae_repr.data.source import Preprocessing, RawImage, open_image
+from vdvae_repr.config import hidden_by_mask, whole_number
+from vdvae_repr.data.names import readable
+from vdvae_repr.data.source import Preprocessing, RawImage, file_source
 from vdvae_repr.encoders.load import load
 from vdvae_repr.encoders.vdvae import VDVAEEncoder
 from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError
@@ -102,11 +104,17 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             DataError: something else than images, or one that cannot be read.
         """
         check_is_fitted(self)
+        if why := hidden_by_mask(X, "pixels", "X"):
+            raise DataError(why)
+        X = _by_position(X)
+        read_file = _reader(X)
         preprocessing = Preprocessing(size=self.model_.config.image_size, crop=self.crop)
         rows = []
         for start in range(0, len(X), self.batch_size):
             batch = range(start, min(start + self.batch_size, len(X)))
-            pixels = np.stack([preprocessing(_image(X[index], index)) for index in batch])
+            pixels = np.stack(
+                [preprocessing(_image(X[index], index, read_file)) for index in batch]
+            )
             read = self._read(pixels, [str(index) for index in batch])
             rows.append(np.concatenate(list(read.values()), axis=1))
         return np.concatenate(rows) if rows else np.zeros((0, len(self._names)), np.float32)
@@ -128,14 +136,45 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         }
 
 
-def _image(item: Any, index: int) -> RawImage:
-    if isinstance(item, str | Path):
-        try:
-            image = open_image(Path(item))
-            image.load()
-            return image
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{item}: cannot be read as an image ({error})") from error
+def _by_position(X: Any) -> Any:
+    """Return images that an index takes by their positions: a series of pandas takes its labels.
+
+    Raises:
+        DataError: no list, array or column of images, as one path, or a table.
+    """
+    if hasattr(X, "iloc"):
+        X = X.to_numpy()
+    if isinstance(X, np.ndarray) and X.dtype.kind not in "iufbc" and X.shape[1:] == (1,):
+        X = X[:, 0]  # a table of one column, which scikit-learn takes for samples too
+    if (
+        isinstance(X, str | Path | Mapping)
+        or not hasattr(X, "__getitem__")
+        or not hasattr(X, "__len__")
+    ):
+        raise DataError(
+            f"X: expected a list or an array of images or paths, found {type(X).__name__} {X!r:.80}"
+        )
+    return X
+
+
+def _reader(X: Any) -> Callable[[str | Path], RawImage] | None:
+    """Return what reads the files that paths in X name, as a source does; None where there are none."""
+    if getattr(getattr(X, "dtype", None), "kind", "O") not in "OU":
+        return None
+    paths = {readable(str(item)): Path(item) for item in X if isinstance(item, str | Path)}
+    if not paths:
+        return None
+    try:
+        source = file_source("X", paths)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    place = {name: row for row, name in enumerate(paths)}
+    return lambda item: source.load(place[readable(str(item))])
+
+
+def _image(item: Any, index: int, read: Callable[[str | Path], RawImage] | None) -> RawImage:
+    if isinstance(item, str | Path) and read is not None:
+        return read(item)
     if isinstance(item, Image.Image):
         return item
     array = np.asarray(item)

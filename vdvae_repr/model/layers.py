@@ -48,7 +48,9 @@ class LayerSpec:
     shape: tuple[int, ...]
     """Of one image's values: (C, H, W) on a grid, (D, 1, 1) of a vector, (T, C) of tokens."""
     prefix: int = 0
-    """How many of the tokens come before those of the patches, the class token being the first."""
+    """How many of the tokens come before those of the patches."""
+    class_token: bool = True
+    """Whether the first of these is the class token; else they are registers."""
 
     @property
     def num_dims(self) -> int:
@@ -58,10 +60,10 @@ class LayerSpec:
     def to_json(self) -> dict[str, Any]:
         """Describe the layer for a store's attributes."""
         described = asdict(self) | {"shape": list(self.shape)}
-        if not self.prefix:
-            del described[
-                "prefix"
-            ]  # grids have none, and stores of the first version say nothing of it
+        if not self.prefix:  # as of grids, of which stores of the first version say nothing
+            del described["prefix"]
+        if self.class_token or not self.prefix:
+            del described["class_token"]
         return described
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vdvae_repr.config import ModelConfig
+from vdvae_repr.config import ModelConfig, hidden_by_mask
 from vdvae_repr.errors import DataError, first_line
 
 
@@ -25,6 +25,8 @@ def as_image_tensor(images: Any, image_size: int) -> Tensor:
     Raises:
         DataError: another dtype or shape, or floats outside 0 to 1.
     """
+    if why := hidden_by_mask(images, "pixels", "images"):
+        raise DataError(why)
     side = f"{image_size}, {image_size}"
     expected = f"images of shape (N, {side}, 3) and dtype uint8, grey ones (N, {side}) or floats from 0 to 1"
     try:

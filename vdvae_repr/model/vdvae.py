@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from vdvae_repr.config import ModelConfig, shortened, shown, whole_number
+from vdvae_repr.config import ModelConfig, hidden_by_mask, shortened, shown, whole_number
 from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError, first_line
 from vdvae_repr.model.blocks import (
     BottomUpBlock,
@@ -447,6 +447,8 @@ class VDVAE(nn.Module):
             if name not in by_name:
                 select_layers(self.layers, name)
                 raise LayerError(f"expected the name of one layer, found {name!r}")
+            if why := hidden_by_mask(value, "latents", "latents"):
+                raise LayerError(f"layer {name}: {why}")
             try:
                 z = torch.as_tensor(value.z if isinstance(value, LayerPosterior) else value)
             except (TypeError, ValueError, RuntimeError) as error:

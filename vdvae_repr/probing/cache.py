@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -49,9 +50,7 @@ class ScoreCache:
     def get(self, features: Features, how: Sequence[str], score: Callable[[], Scored]) -> Scored:
         """Return what is kept of features scored in some way (head, seed, labels), or score and keep it."""
         digests = [columns.digest() for columns in features.columns]
-        key = hash_text(
-            *map(version, LIBRARIES), self.problem, *how, str(features.standardise), *digests
-        )
+        key = hash_text(*versions(), self.problem, *how, str(features.standardise), *digests)
         path = self.folder / f"{key[:32]}.score"
         with suppress(Exception):  # damaged, or not there: whatever reading it raises, it is scored
             return _read(path, key, features)
@@ -67,6 +66,12 @@ class ScoreCache:
                 f"{path}: cannot be written ({error.strerror}); free space and run the same again"
             ) from error
         return scored
+
+
+@cache
+def versions() -> tuple[str, ...]:
+    """Return the versions of the libraries that scores depend on; looking them up takes a while."""
+    return tuple(map(version, LIBRARIES))
 
 
 def _content(scored: Scored) -> bytes:

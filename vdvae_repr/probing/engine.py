@@ -40,7 +40,7 @@ from vdvae_repr.probing.candidates import (
 from vdvae_repr.probing.controls import RandomTwin
 from vdvae_repr.probing.features import Columns, Features, hash_arrays, hash_text
 from vdvae_repr.probing.head import Head
-from vdvae_repr.probing.report import Report
+from vdvae_repr.probing.report import KEPT_IN, Report
 from vdvae_repr.probing.statistics import holm, verdict
 from vdvae_repr.probing.task import (
     OUTCOMES,
@@ -51,7 +51,6 @@ from vdvae_repr.probing.task import (
     expect_several,
     expect_store,
     name_of,
-    refuse_leaks,
     several,
 )
 from vdvae_repr.results import (
@@ -213,7 +212,7 @@ class Run:
                 raise
             self.note(f"no scores are kept: {error}")
             return None
-        self.note(f"scores are kept in {folder}")
+        self.note(f"{KEPT_IN}{folder}")
         return scores
 
     def candidates(self) -> list[Candidates]:
@@ -242,11 +241,14 @@ class Measurement:
         self._known_heads = tuple(self.problem.heads)
         self.heads = _chosen_heads(task.name, self.problem, run.heads)
         self.problem.heads = self.heads
+        about: list[str] = []
         if images is None:
             run.note("no images are stored: whether one is on both sides of the split is not known")
         else:
-            refuse_leaks(images, run.store.ids, self.problem.sides)
+            about = self.problem.about_images(images, run.store.ids)
         run.note(self.problem.split.text)
+        for line in about:
+            run.note(line)
         self._image_side = 0 if images is None else images.shape[1]
         self._pixels = (
             None if images is None else baselines.flattened(images, self.problem.mirrored)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from vdvae_repr.latents.base import Latents
     from vdvae_repr.model.vdvae import VDVAE
 
+KEPT_IN = "scores are kept in "  # begins the note of where
+
 
 @dataclass(kw_only=True)
 class Report(Findings):
@@ -52,17 +54,21 @@ class Report(Findings):
         return cls(**vars(read(folder)))
 
     def __str__(self) -> str:
-        """Return the answer: what is best, and whether it beats the controls; 30 lines at most."""
-        return self.answer()
+        """Return the answer: what is best, whether it beats the controls, and the notes; 30 lines at most."""
+        about = [note for note in self.notes if not note.startswith(KEPT_IN)]  # no figure's matter
+        return self._answer("every row: report.table()", about)
 
     def answer(self, asked_next: str = "every row: report.table()") -> str:
-        """Return the answer as text.
+        """Return the answer as text, without the notes, which are logged as soon as they are known.
 
         Args:
             asked_next: ends it: where every row is to be seen.
         """
+        return self._answer(asked_next)
+
+    def _answer(self, asked_next: str, notes: Sequence[str] = ()) -> str:
         more = f"more heads: {', '.join(self.more_heads)} · " if self.more_heads else ""
-        return answer(self.rows, self.comparisons, self.headlines, [more + asked_next])
+        return answer(self.rows, self.comparisons, self.headlines, [more + asked_next], notes)
 
     def table(self) -> str:
         """Return all rows of each head's first metric as a table, `*` where chosen."""
@@ -78,7 +84,7 @@ class Report(Findings):
 
     def _repr_html_(self) -> str:
         """Show the answer in a notebook."""
-        return f"<pre>{escape(self.answer())}</pre>" if self.rows else escape(repr(self))
+        return f"<pre>{escape(str(self))}</pre>" if self.rows else escape(repr(self))
 
     def to_frame(self) -> pd.DataFrame:
         """Return the rows as a table."""

@@ -7,6 +7,7 @@ image, so that a task of one's own is short; `docs/extending.md` has two.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
+from vdvae_repr.config import hidden_by_mask
 from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.gram import Rows
 from vdvae_repr.heads.linear import LogisticProbe, Ridge, RidgeRegressor
@@ -132,6 +134,30 @@ class Split:
     val: Rows = field(default_factory=no_rows)
     text: str = ""
 
+    def __post_init__(self) -> None:
+        """Refuse what are no numbers of rows, or one that stands twice on a side.
+
+        Raises:
+            TaskError: names the side.
+        """
+        for side in ("train", "test", "val"):
+            rows = np.asarray(getattr(self, side))
+            if rows.shape == (0,):
+                rows = no_rows()
+            if rows.ndim != 1 or rows.dtype.kind not in "iu" or rows.min(initial=0) < 0:
+                what = "a mask" if rows.dtype == bool else f"{rows.dtype} {rows.shape}"
+                raise TaskError(
+                    f"Split: {side}: expected numbers of rows from 0, found {what}; np.flatnonzero makes "
+                    "them of a mask, and store.ids has the place of an id"
+                )
+            numbers, times = np.unique(rows, return_counts=True)
+            if len(numbers) < len(rows):
+                raise TaskError(
+                    f"Split: {side}: expected every row once, found {numbers[times.argmax()]} "
+                    f"{times.max()} times; take it out, as it would count as often"
+                )
+            object.__setattr__(self, side, rows.astype(np.intp))
+
 
 @dataclass(frozen=True, eq=False)
 class Scored:
@@ -172,7 +198,8 @@ class Problem:
         default_heads: names of the heads that are run where none is named; all of them if not given.
 
     Raises:
-        TaskError: a metric that is neither known of such targets nor of a subclass.
+        TaskError: a metric that is neither known of such targets nor of a subclass; rows that the store does
+            not have; targets or units of another number of images.
 
     Attributes:
         split, targets, heads, metrics, units, chance, default_heads: as given.
@@ -203,6 +230,18 @@ class Problem:
         self.targets: NDArray[Any] = np.asarray(
             np.zeros(len(store)) if targets is None else targets
         )
+        for side in ("train", "test", "val"):
+            if (last := getattr(split, side).max(initial=-1)) >= len(store):
+                raise TaskError(
+                    f"Split: {side}: expected rows below {len(store)}, the number of images, found {last}"
+                )
+        for name, values in (("targets", targets), ("units", units)):
+            if why := hidden_by_mask(values, "one of each image", name):
+                raise TaskError(f"{name}: {why}")
+            if values is not None and np.shape(values) != (len(store),):
+                raise TaskError(
+                    f"{name}: expected one of each of {len(store)} images, found {np.shape(values)}"
+                )
         self.numeric = self.targets.dtype.kind == "f"
         if heads is None:
             heads = {"ridge": RidgeRegressor() if self.numeric else Ridge()}
@@ -235,6 +274,18 @@ class Problem:
                     f"metrics: expected {', '.join(known)} of {targets}, found {metric!r}; a Problem "
                     "of yours with `items` or `score` may have others"
                 )
+
+    def about_images(self, images: NDArray[np.uint8], ids: Sequence[str]) -> list[str]:
+        """Refuse an image that is in two of `sides`, and return lines about images that are there twice.
+
+        Args:
+            images: as stored, (N, H, W, 3).
+            ids: of them.
+
+        Raises:
+            TaskError: names both.
+        """
+        return about_copies(images, ids, self.sides, None if self.numeric else self.targets)
 
     def counted(self) -> str:
         """Return how much was learned from and tested on, in the words of the task."""
@@ -515,22 +566,53 @@ def first_halves(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     return first
 
 
-def refuse_leaks(
-    images: NDArray[Any], ids: Sequence[str], sides: Sequence[tuple[str, NDArray[np.intp]]]
-) -> None:
-    """Refuse an image that is in two sides, or twice in one under two ids.
+def of_every_split(splits: Sequence[str]) -> str:
+    """Say that images (N,) are taken whatever their split; empty where all are of one.
+
+    >>> of_every_split(["train", "test", "train"]), of_every_split(["", ""])
+    ('; images of every split are taken: test (1), train (2)', '')
+    """
+    counts = Counter(splits)
+    if len(counts) < 2:
+        return ""
+    listed = ", ".join(f"{split or 'none'} ({counts[split]})" for split in sorted(counts))
+    return f"; images of every split are taken: {listed}"
+
+
+def about_copies(
+    images: NDArray[Any],
+    ids: Sequence[str],
+    sides: Sequence[tuple[str, Rows]],
+    targets: NDArray[Any] | None = None,
+) -> list[str]:
+    """Refuse an image that is in two sides, and count those that are of two classes in one.
+
+    Args:
+        images: as stored, (N, H, W, 3).
+        ids: of them.
+        sides: names and rows; where no image may be there twice, each is a side of its own.
+        targets: the class of each image (N,); None where there are none.
 
     Raises:
         TaskError: names both.
     """
     seen: dict[bytes, tuple[int, str]] = {}
+    torn: dict[str, list[tuple[int, int]]] = {}
     for name, side in sides:
-        here = {}
+        here: dict[bytes, tuple[int, str]] = {}
         for i in side:
             image = images[i].tobytes()
             if twin := seen.get(image):
                 raise TaskError(
                     f"{ids[i]} in the {name} is the same image as {ids[twin[0]]} in the {twin[1]}; remove one"
                 )
-            here[image] = int(i), name
+            first = here.setdefault(image, (int(i), name))[0]
+            if targets is not None and targets[first] != targets[i]:
+                torn.setdefault(name, []).append((first, int(i)))
         seen |= here
+    return [
+        f"{ids[pairs[0][0]]} and {ids[pairs[0][1]]} in the {name} are one image of two classes"
+        + (f", as are {len(pairs) - 1} more" if len(pairs) > 1 else "")
+        + "; mend their labels"
+        for name, pairs in torn.items()
+    ]

@@ -25,6 +25,7 @@ from vdvae_repr.results import (
 
 LINES, WIDTH = 30, 80
 MOST_HEADLINES, MOST_BESIDE = 6, 4
+MOST_NOTES = 6  # lines that notes may take of the table's
 LONGEST = 20  # of what a row is of; --rows has the whole of it
 UNDECIDED = "no difference told"
 METRICS = {
@@ -100,6 +101,7 @@ def answer(
     comparisons: Sequence[Comparison],
     headlines: Sequence[str] = (),
     footer: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> str:
     """Say what rows and comparisons amount to.
 
@@ -108,17 +110,23 @@ def answer(
         comparisons: of its chosen rows with each rival.
         headlines: what was asked of how many, a line each; what else must be known stands behind them.
         footer: what may be asked next.
+        notes: what else the reader must know, as far as there is room.
     """
     asked = list(asked_of(rows, comparisons))
+    said = [line for note in notes for line in _wrapped(f"- {note}", indent="  ")]
     if not asked:
-        return "\n".join(["nothing was scored", *headlines][:LINES])
+        return "\n".join(["nothing was scored", *headlines, *said][:LINES])
     above = [line for text in headlines[:MOST_HEADLINES] for line in _wrapped(text)]
     if (left := len(headlines) - MOST_HEADLINES) > 0:
         above.append(f"and {left} more")
     above += [line for text in warnings(asked) for line in _wrapped(text)]
-    below = [line for text in beside(asked) for line in _wrapped(text)]
-    below += [line for text in (legend(asked), *footer) for line in _wrapped(text)]
-    return "\n".join([*above, *_table(asked, LINES - len(above) - len(below)), *below])
+    below = [line for text in (*beside(asked), legend(asked)) for line in _wrapped(text)]
+    last = [line for text in footer for line in _wrapped(text)]
+    room = LINES - len(above) - len(below) - len(last)
+    table = _table(asked, room - min(len(said), MOST_NOTES))
+    if (left := len(said) - (room - len(table))) > 0:
+        said = [*said[: -left - 1], f"  and {left + 1} lines more: report.notes"]
+    return "\n".join([*above, *table, *below, *said, *last])
 
 
 def asked_of(rows: Sequence[Result], comparisons: Sequence[Comparison]) -> Iterator[Asked]:
@@ -358,5 +366,7 @@ def _lead_of_factors(asked: Sequence[Asked]) -> Lead:
     return Lead(str(said["better"]), words, sentence, None)
 
 
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(printable(text), WIDTH, break_on_hyphens=False) if text else []
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    if not text:
+        return []
+    return textwrap.wrap(printable(text), WIDTH, subsequent_indent=indent, break_on_hyphens=False)

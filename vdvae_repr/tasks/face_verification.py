@@ -33,7 +33,16 @@ from vdvae_repr.probing.statistics import (
     over_folds,
     spread,
 )
-from vdvae_repr.probing.task import Problem, Scored, Split, Task, expect, name_of, several
+from vdvae_repr.probing.task import (
+    Problem,
+    Scored,
+    Split,
+    Task,
+    expect,
+    name_of,
+    of_every_split,
+    several,
+)
 from vdvae_repr.results import CONTROLS, Curve
 
 CURVES = 500  # draws of people of what is read off the ROC
@@ -183,10 +192,28 @@ class Verification(Problem):
         text = f"{n_test} pairs, {where}; {added} the mirrored images' features added"
         for line in about_pairs(self._pairs, store.labels, store.ids):
             text += f"; {line}"
+        text += of_every_split([store.splits[i] for i in _rows(self._pairs)])
         if left := [rate for rate in heads.FARS if rate not in kept and far is None]:
             text += f"; {impostors} impostors are too few for FAR {', '.join(map(str, left))}"
         super().__init__(store, Split(fitted, tested, text=text), heads=HEADS, metrics=metrics)
         self.n_train, self.n_test, self.sides = n_train, n_test, sides
+
+    def about_images(self, images: NDArray[np.uint8], ids: Sequence[str]) -> list[str]:
+        """Count the pairs of one image and its copy too, which are told by themselves.
+
+        They are no error, as lists that are official have some.
+        """
+        lines = super().about_images(images, ids)
+        pairs = zip(self._pairs.first, self._pairs.second, strict=True)
+        copies = [(a, b) for a, b in pairs if np.array_equal(images[a], images[b])]
+        if not copies:
+            return lines
+        a, b = copies[0]
+        return [
+            *lines,
+            f"{len(copies)} of {len(self._pairs.same)} pairs are of an image and its copy, as {ids[a]} and "
+            f"{ids[b]}, so that any features tell them; take them out, unless the list is official",
+        ]
 
     def counted(self) -> str:
         """Return the number of pairs, and of people in the store."""

@@ -33,7 +33,8 @@ class Factors(Task):
 
     Numbers, whole ones too, are regressed: R2 and Pearson's r. Text and booleans are categories: balanced
     accuracy. Text that reads as numbers throughout, as in tables, is numbers, unless zeros stand in front
-    (`007`). The options `numbers` and `categories` say otherwise, as of codes that are whole numbers.
+    (`007`) or it has more digits than float64 tells apart, as an id. The options `numbers` and `categories`
+    say otherwise, as of codes that are whole numbers.
 
     Each factor is a head, `ridge:NAME`. Tested on people whom nothing was learned of, so that a factor that
     belongs to a person is not read off who it is: without splits, half of the people, drawn by the seed. With
@@ -44,7 +45,7 @@ class Factors(Task):
     """
 
     name: ClassVar[str] = "factors"
-    version: ClassVar[int | None] = 3
+    version: ClassVar[int | None] = 4
 
     numbers: Sequence[str] = field(
         default=(), metadata={"help": "A factor that is numbers. May be repeated."}
@@ -357,9 +358,10 @@ def _read_factors(
 
 
 def _are_codes(values: NDArray[Any]) -> bool:
-    """Return whether text is written as no amount is: with zeros in front, as `007`."""
+    """Return whether text is written as no amount is: as `007`, or longer than float64 tells apart."""
     return values.dtype.kind in "OU" and any(
-        len(text) > 1 and text[0] == "0" and text.isdecimal() for text in map(str, values)
+        text.isdecimal() and ((len(text) > 1 and text[0] == "0") or int(text) > 2**53)
+        for text in map(str, values)
     )
 
 

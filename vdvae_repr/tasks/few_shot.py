@@ -31,6 +31,7 @@ from vdvae_repr.probing.task import (
     expect,
     expect_at_least,
     no_rows,
+    of_every_split,
     several,
 )
 
@@ -131,11 +132,14 @@ class Episodes(Problem):
         self.training = (
             _draw(choose, rows_of, ways, shots, queries, episodes, seed + 1) if choose else []
         )
-        used = [
-            (side, np.concatenate([rows_of[k] for k in classes]))
-            for side, classes in sides.items()
-            if classes
-        ]
+        drawn = [*usable["novel"], *choose]
+        apart: list[tuple[str, Rows]] = []
+        for side, classes in sides.items():
+            if whole := [rows_of[k] for k in classes if k not in drawn]:
+                apart.append((f"{side} classes", np.concatenate(whole)))
+            for k in classes:  # an image that is there twice would be support and query
+                if k in drawn:
+                    apart += [(f"{side} classes", row) for row in rows_of[k][:, None]]
         text = (
             f"{episodes} episodes of {ways} ways, {shots} shots, {queries} queries a way, from "
             f"{len(usable['novel'])} novel classes"
@@ -150,6 +154,7 @@ class Episodes(Problem):
             )
         if none := int(np.sum(store.labels < 0)):
             text += f"; {none} unlabelled images left out"
+        text += of_every_split([store.splits[i] for k in listed for i in rows_of[k]])
         if not len(self.base):
             taken = sum(sorted((len(rows_of[k]) for k in usable["novel"]), reverse=True)[:ways])
             outside = sum(map(len, rows_of.values())) - taken
@@ -170,7 +175,7 @@ class Episodes(Problem):
             default_heads=[name for name in HEADS if name != "logistic"],
         )
         self.n_train, self.n_test = ways * shots, ways * queries
-        self.sides = used
+        self.sides = apart
         asked = np.concatenate([episode.query for episode in self.episodes])
         self._images, self._image = np.unique(asked, return_inverse=True)
         self._classes: Units | None = None

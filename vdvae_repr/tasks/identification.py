@@ -145,6 +145,13 @@ def nothing_to_choose_on(words: TaskLabels, y: NDArray[np.int64]) -> str:
     )
 
 
+def _few(store: Latents, labels: NDArray[np.int64]) -> str:
+    """Name up to three of the classes of labels (N,)."""
+    known = store.label_names
+    names = [str(known[k]) if k < len(known) else str(k) for k in np.unique(labels)]
+    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else "none"
+
+
 def split_of(store: Latents, words: TaskLabels) -> Split:
     """Return rows to train on, to choose on and to test on, and what to say of them.
 
@@ -160,11 +167,14 @@ def split_of(store: Latents, words: TaskLabels) -> Split:
         )
     val = np.zeros(len(labels), dtype=bool)
     if has_splits(splits, store.path):
-        tested = "test" if (splits == "test").any() else "val"
+        # Contests give no labels of test, and labelled images of val.
+        tested = "test" if (known & (splits == "test")).any() else "val"
         train, test = known & (splits == "train"), known & (splits == tested)
         if tested == "test":
             val = known & (splits == "val")
         text = f"{words.train}: split train, {words.test}: split {tested}"
+        if tested == "val" and (splits == "test").any():
+            text += ", as no image of split test has a label"
     else:
         train = first_halves(labels)
         test = known & ~train
@@ -177,13 +187,14 @@ def split_of(store: Latents, words: TaskLabels) -> Split:
     if len(both) < 2:
         raise TaskError(
             f"{store.path}: expected at least 2 {words.many} with images in {words.train} and in "
-            f"{words.test}, found {len(both)} of {len(groups)}; give at least 2 images of each {words.item}"
+            f"{words.test}, found {len(both)} of {len(groups)} ({words.train}: {_few(store, labels[train])}; "
+            f"{words.test}: {_few(store, labels[test])}); give at least 2 images of each {words.item}, "
+            "called alike on both sides"
         )
     train, val, test = (side & np.isin(labels, both) for side in (train, val, test))
     text += f" ({train.sum()} and {test.sum()} images, {len(both)} {words.many})"
     if len(alone):
-        names = [str(store.label_names[k]) if k < len(store.label_names) else str(k) for k in alone]
-        who = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        who = _few(store, alone)
         text += (
             f"; {len(alone)} {words.item if len(alone) == 1 else words.many} without images in both left out"
             f" ({who}; {np.sum(np.isin(labels, alone))} images)"

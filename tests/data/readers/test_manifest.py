@@ -220,7 +220,7 @@ def test_numbers_of_other_columns(table):
             "factor 'x': 1 of 3 values is no number, as 'unknown', so it is read as categories",
         ),
         ('file,x\na.png,"20,5"\nb.png,"1,000"\n', ["20,5", "1,000"], "'20,5' is no number as it"),
-        ("file,x\na.png,red\nb.png,\n", ["red", ""], "factor 'x': '' (1) is a category"),
+        ("file,x\na.png,red\nb.png,\n", ["red", ""], "factor 'x': '' (1) stands for none"),
     ],
 )
 def test_how_a_factor_is_read_is_said(table, content, values, notice):

@@ -559,22 +559,6 @@ def map_member(path: Path, member: zipfile.ZipInfo, whole: bool) -> NDArray[Any]
     return mapped
 
 
-def hidden_by_mask(array: Any, what: str, argument: str) -> str:
-    """Say that a mask hides values of an array; empty where it hides none.
-
-    Args:
-        array: of any kind.
-        what: was expected: `pixels`.
-        argument: what the caller calls it.
-    """
-    if not np.ma.is_masked(array):
-        return ""
-    return (
-        f"expected {what}, found a masked array, {int(np.ma.getmaskarray(array).sum())} values of which are "
-        f"hidden; say what they are, as {argument}.filled(0)"
-    )
-
-
 class ArrayRows:
     """Reads rows of several arrays, end to end, as 8-bit images (H, W, 3) or (H, W)."""
 
