@@ -18,7 +18,7 @@ import textwrap
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -27,7 +27,6 @@ import typer
 from typer.core import TyperCommand
 
 from vdvae_repr.errors import (
-    ConfigError,
     TaskError,
     Terminated,
     VDVAEReprError,
@@ -197,7 +196,6 @@ def extract(
         cuda_graphs=cuda_graphs,
         download=download,
     )
-    _say_crop_of_run(model, crop)
     started, done = time.monotonic(), 0
 
     def show(count: int) -> None:
@@ -612,8 +610,6 @@ def evaluate(
     _refuse_without_data(data, rows=rows, data_root=data_root)
     source = None if data is None else _open(data, data_root, download, rows)
     net = _load_vdvae(model, preset, join_processes(device), download)
-    if not held_back:  # which takes the run's own
-        _say_crop_of_run(model, crop)
     with tqdm(unit="img", disable=not (sys.stderr.isatty() and _is_main_process())) as bar:
         found = vr.evaluate(
             net, source, split=split, run=model if held_back else None, crop=crop,
@@ -865,7 +861,7 @@ def _open(
     """Open what --data names, and say once what was left out of it."""
     import vdvae_repr as vr
 
-    notice = _log if _is_main_process() else None
+    notice = _log if _is_main_process() else lambda line: None
     return vr.open_source(data, root=root, download=download, rows=rows, notice=notice)
 
 
@@ -880,19 +876,6 @@ def _refuse_without_data(data: str | None, **options: str | None) -> None:
         raise TaskError(
             f"{flags}: expected --data with it, found none; give --data, or leave it out"
         )
-
-
-def _say_crop_of_run(model: str, crop: int | None) -> None:
-    """Say which central square a run was trained on, where none is taken of the images now."""
-    from vdvae_repr.training.plan import read_run
-
-    run = Path(model) if Path(model).is_dir() else Path(model).parent
-    if crop is not None or not (run / "run.json").is_file():
-        return
-    with suppress(ConfigError):  # damaged: its weights may be whole
-        own = read_run(run).options.crop
-        if own is not None and _is_main_process():
-            _log(f"{model}: was trained with --crop {own}, without which images are taken whole")
 
 
 def _load_vdvae(model: str, preset: str | None, device: str, download: bool) -> VDVAE:

@@ -37,6 +37,7 @@ from vdvae_repr.config import (
     shortened,
     shown,
     suggestion,
+    whole_number,
 )
 from vdvae_repr.errors import CheckpointError, ConfigError, first_line
 from vdvae_repr.model.graphs import graph_inference
@@ -273,7 +274,17 @@ def _load_file(path: Path, preset: Architecture | None) -> VDVAE:
             f"{AVERAGE_FILE} beside it",
             stacklevel=4,
         )
+    net.trained_crop = _trained_crop(file)
     return net.to_empty(device="cpu").load_weights(weights, str(path))
+
+
+def _trained_crop(file: _WeightsFile) -> int | None:
+    """Return the central square that the record of a run's file names; None where nothing tells."""
+    try:
+        crop = json.loads(file.metadata.get("record", "{}"))["crop"]
+        return None if crop is None else whole_number("crop", crop, 1)
+    except (ValueError, TypeError, KeyError, RecursionError, ConfigError):  # damaged, or another's
+        return None
 
 
 def config_of(model: str | Path) -> ModelConfig | None:
