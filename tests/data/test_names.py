@@ -6,6 +6,7 @@ from vdvae_repr.data import names
 from vdvae_repr.data.names import (
     called_like_fields,
     class_names,
+    factor_values,
     look_alikes,
     names_from_paths,
     namesakes,
@@ -257,3 +258,53 @@ def test_folders_called_like_splits_are_splits(folders):
 )
 def test_labels_that_may_not_be_meant_are_said(ids, lines):
     assert list(names_from_paths(ids).about_labels) == lines
+
+
+def test_classes_in_folders_that_torchvision_takes_for_the_classes_are_said():
+    """ImageFolder's classes are the outermost folders: torchvision.datasets.ImageFolder."""
+    nested = ["cats/siamese/1.jpg", "cats/persian/2.jpg", "dogs/pug/3.jpg", "dogs/beagle/4.jpg"]
+    for ids in (nested, [f"train/{i}" for i in nested] + [f"test/{i}" for i in nested]):
+        (line,) = namesakes(names_from_paths(ids).labels)
+        assert line.startswith("4 classes are folders in folders, as 'cats/persian'")
+        assert "ImageFolder reads 2, as 'cats'" in line
+    for same in (["my/cat/1", "my/dog/1"], ["a/cat/1", "b/dog/1"], ["cat/1", "dog/1"]):
+        assert namesakes(names_from_paths(same).labels) == ()
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ["images/1.png", "masks/1.png"],
+        ["JPEGImages/1.jpg", "SegmentationClass/1.png"],
+        ["train/images/1.jpg", "train/masks/1.png", "test/images/2.jpg"],
+        ["images/a/1.jpg", "depth_maps/a/1.png"],
+        ["images/1.jpg", "gt/1_mask.png"],
+    ],
+)
+def test_folders_of_masks_beside_images_are_said(ids):
+    (line,) = called_like_fields(ids)
+    assert line.startswith(f"1 image is called like a part of another, as {ids[1]}")
+
+
+def test_folders_of_masks_alone_are_images():
+    for ids in (["with_mask/1.jpg", "without_mask/1.jpg"], ["images/1.jpg", "masks/2.png"]):
+        assert called_like_fields(ids) == ()
+
+
+def test_names_with_backslashes_are_said():
+    found = names_from_paths(["train\\cat\\0.png", "test\\dog\\1.png"])
+    assert found.splits == ("", "")
+    assert "2 names have backslashes, as train\\cat\\0.png" in found.notices[0]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [["M", "m", "F"], ["True", "TRUE"], ["a b", "a  b"], ["007", "7", "x"], ["1e3", "1000", "x"]],
+)
+def test_categories_called_alike_are_said_as_labels_are(values):
+    said = factor_values(values)[1]
+    assert "are two categories" in said
+    assert said.split("; ", said.count("; "))[-2].endswith(
+        look_alikes(values, "categories")[0].split("; ")[0]
+    )
+    assert "categories" not in factor_values(["M", "F", "M"])[1]
