@@ -17,8 +17,9 @@ from vdvae_repr.data import source as sources
 from vdvae_repr.data import table
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.readers import arrays
-from vdvae_repr.data.source import Source, image_extensions, to_rgb
+from vdvae_repr.data.source import Source, image_extensions
 from vdvae_repr.errors import DataError
+from vdvae_repr.pixels import to_rgb
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 8, 9, 3), dtype=np.uint8)
 

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.distributions import Normal, kl_divergence
 
 import vdvae_repr as vr
@@ -20,7 +21,7 @@ from vdvae_repr.model.distributions import (
 )
 from vdvae_repr.model.layers import select_layers
 from vdvae_repr.model.noise import seeded_noise
-from vdvae_repr.model.preprocessing import to_input
+from vdvae_repr.model.preprocessing import as_image_tensor, to_input
 from vdvae_repr.model.vdvae import VDVAE
 
 PRESETS = {
@@ -288,3 +289,29 @@ def test_an_image_that_is_not_finite_is_no_black_image(tiny, images):
     given["16x16.0"][1, 0, 3, 3] = torch.nan
     with pytest.raises(vr.DataError, match="image 'b': expected a finite likelihood"):
         tiny.decode(given, ids=["a", "b", "c"])
+
+
+def test_pil_images_of_any_mode_are_read_as_files_are(tiny):
+    """The depth of a mode says what is white; transparency lies over white."""
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    grey = Image.fromarray(ramp)
+    clear = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    white = Image.new("RGB", (16, 16), "white")
+    pairs = [
+        (Image.fromarray(ramp.astype(np.uint16) * 257), grey),
+        (Image.fromarray(ramp.astype(np.float32) / 255), grey),
+        (clear, white),
+        (grey, grey.convert("RGB")),
+    ]
+    for image, same in pairs:
+        pixels = as_image_tensor([image, same], 16)
+        assert torch.equal(pixels[0], pixels[1])
+    with pytest.raises(DataError, match="whole numbers of 32 bits"):
+        as_image_tensor([Image.fromarray(ramp.astype(np.int32))], 16)
+
+
+def test_arrays_that_are_read_backwards_or_only(images):
+    images.flags.writeable = False
+    assert np.array_equal(as_image_tensor(images, 16).permute(0, 2, 3, 1).numpy(), images)
+    mirrored = as_image_tensor(images[:, :, ::-1], 16).permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(mirrored, images[:, :, ::-1])

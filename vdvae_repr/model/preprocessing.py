@@ -12,18 +12,23 @@ from torch import Tensor
 
 from vdvae_repr.config import ModelConfig
 from vdvae_repr.errors import DataError, first_line
+from vdvae_repr.pixels import to_rgb
 
 
 def as_image_tensor(images: Any, image_size: int) -> Tensor:
-    """Return uint8 (N, 3, S, S) from a uint8 (N, S, S, 3) array or tensor, or PIL images.
+    """Return uint8 (N, 3, S, S) from a uint8 (N, S, S, 3) array or tensor, or PIL images (`to_rgb`).
 
     Raises:
-        DataError: another dtype or shape.
+        DataError: another dtype or shape, or pixels that cannot be turned into 8 bits.
     """
     expected = f"images of shape (N, {image_size}, {image_size}, 3) and dtype uint8"
     try:
         if isinstance(images, Sequence):
-            images = np.stack([np.asarray(image.convert("RGB")) for image in images])
+            images = np.stack([np.asarray(to_rgb(image)) for image in images])
+        if isinstance(
+            images, np.ndarray
+        ):  # a copy of what torch does not take, as it is read-only or mirrored
+            images = np.require(images, requirements=("C", "W"))
         tensor = torch.as_tensor(images)
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise DataError(

@@ -51,7 +51,13 @@ from vdvae_repr.training.checkpoints import (
     read_start,
     write_checkpoint,
 )
-from vdvae_repr.training.draws import flipped, joint_noise, ordered, split_indices
+from vdvae_repr.training.draws import (
+    about_held_back,
+    flipped,
+    joint_noise,
+    ordered,
+    split_indices,
+)
 from vdvae_repr.training.optimisation import Optimisation
 from vdvae_repr.training.plan import Plan, RunOptions, make_plan
 from vdvae_repr.training.reading import (
@@ -107,8 +113,9 @@ def train(
     Args:
         config: a preset's name, a TOML, a run folder, or a configuration; `train.batch_size` is over all
             processes.
-        data: what `--data` takes. Splits `train` and `val` are used where there are any; without `val`, a
-            tenth is held back (`train.hold_back`). A resumed run that was given a name or a path knows it.
+        data: what `--data` takes. Splits `train` and `val` are used where there are any, else images of no
+            split; without `val`, a tenth is held back (`train.hold_back`). A resumed run that was given a name
+            or a path knows it.
         out: the run folder; `config` where that is one, else `runs/NAME`, if not given.
         resume: go on from the newest checkpoint; without any, start. A finished run is left alone.
         changed: `train.lr=1e-4`, a value in place of the configuration's. Or `train.lr`, a key of a `Config`
@@ -218,6 +225,8 @@ def _train(
             say(describe_left_out(plan.left_out))
         source = leave_out(source, plan.left_out or {})
     trained, held = split_indices(source, recipe)
+    if line := about_held_back(source, recipe):
+        say(line)
     fingerprint = source.fingerprint()
     identity = {
         "source": fingerprint,
@@ -254,7 +263,7 @@ def _train(
         images_seen, begun_at = state["images_seen"], state["begun_at"]
     elif options.init_from is not None:
         init_from = options.init_from
-        tensors, begun_at = read_start(init_from)
+        tensors, begun_at = read_start(init_from, say)
         _say_other_scaling(init_from, config.model, say)
         optimisation.step = begun_at
         optimisation.restore(tensors, str(init_from))

@@ -42,8 +42,9 @@ from vdvae_repr.data.names import (
     split_of,
     splits_of,
 )
-from vdvae_repr.data.source import Source, to_uint8
+from vdvae_repr.data.source import Source
 from vdvae_repr.errors import DataError
+from vdvae_repr.pixels import to_uint8
 
 EXACT_BYTES = 2**26  # up to so many, all rows are part of the fingerprint; above, a sample is
 SAMPLE = 16  # rows of an array that tell what its pixels are
