@@ -46,6 +46,10 @@ READERS: dict[str, Callable[[Path], Source]] = {
     ".npz": open_npz,
     **dict.fromkeys(HDF5, open_hdf5),
 }
+OTHER_KINDS = {  # of files that are a table, by the extension
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "a spreadsheet; save the table as .csv"),
+    ".txt": "a text; if it is a table with a column 'file', call it .csv",
+}
 Rows = str | Path | Sequence[int] | NDArray[Any]
 
 
@@ -134,7 +138,7 @@ def _open(
         )
     if suffix in READERS:
         return _reading(path, READERS[suffix])
-    what = what_it_is(path)
+    what = OTHER_KINDS.get(suffix) or what_it_is(path)
     if not what and suffix in image_extensions():
         what = "a single image; give the folder that it is in"
     raise DataError(

@@ -317,8 +317,19 @@ class Source(Dataset[Image.Image]):
             logger.warning("%s: %s %s", printable(self.name), printable(self.ids[index]), what)
 
     def select(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> Source:
-        """Return a source of some images alone, in the order given; rows count from 0."""
-        chosen = np.asarray(rows, np.intp)
+        """Return a source of some images alone, in the order given; rows count from 0.
+
+        Raises:
+            DataError: rows that are no whole numbers.
+        """
+        chosen = np.asarray(rows)
+        if chosen.dtype == bool and chosen.shape == (len(self),):
+            chosen = np.flatnonzero(chosen)
+        if chosen.ndim != 1 or (chosen.size and chosen.dtype.kind not in "iu"):
+            raise DataError(
+                f"rows: expected whole numbers (K,) from 0, found {chosen.dtype} {chosen.shape}"
+            )
+        chosen = chosen.astype(np.intp)
         each = len(self.sizes) == len(self)
         return replace(
             self,

@@ -114,8 +114,8 @@ def train(
         config: a preset's name, a TOML, a run folder, or a configuration; `train.batch_size` is over all
             processes.
         data: what `--data` takes. Splits `train` and `val` are used where there are any, else images of no
-            split; without `val`, a tenth is held back (`train.hold_back`). A resumed run that was given a name
-            or a path knows it.
+            split; without `val`, a tenth is held back (`train.hold_back`). A resumed run that was given a
+            name or a path knows it.
         out: the run folder; `config` where that is one, else `runs/NAME`, if not given.
         resume: go on from the newest checkpoint; without any, start. A finished run is left alone.
         changed: `train.lr=1e-4`, a value in place of the configuration's. Or `train.lr`, a key of a `Config`
