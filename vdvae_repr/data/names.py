@@ -90,6 +90,7 @@ def number_labels(names: Sequence[str | None]) -> tuple[NDArray[np.int64], tuple
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 WHOLE_FLOAT = re.compile(r"\+?(-?\d+)\.0*", re.ASCII)  # as 3.0, or 3.
+CODE = re.compile(r"0\d+")  # as 007
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 NUMBER_LIKE = re.compile(r"[+\u2212-]?\d[\d.,' ]*\s*[^\d\s]{0,3}")  # as `20,5`, `1,000` or `12 kg`
 SIGNED = re.compile(r"\+\d+|-0", re.ASCII)  # of which the sign counts for nothing
@@ -201,6 +202,8 @@ def factor_values(values: Sequence[str], decimal_commas: bool = False) -> tuple[
         return list(values), "; ".join(filter(None, lines))
     whole = not any(_has_fraction(text) for text in present)
     written = {text: _whole_number(text, True) if whole else text for text in present}
+    if any(CODE.fullmatch(text) for text in present):  # which are no amounts, but categories
+        said = "; ".join(filter(None, (said, *look_alikes(written.values(), "categories"))))
     return [written.get(text, "nan") for text in values], said
 
 
@@ -278,17 +281,17 @@ give labels in a table (file,label) if these are meant
     )
 
 
-def _inner_folders(labels: Iterable[str]) -> tuple[str, ...]:
+def _inner_folders(labels: set[str]) -> tuple[str, ...]:
     """Return a line about classes that lie in several outer folders, some together; maybe none."""
-    outer = Counter(label.partition("/")[0] for label in labels)
-    inner = sorted((label for label in labels if "/" in label), key=natural_key)
-    above = [label.partition("/")[0] for label in inner]
-    shared = [label for label, top in zip(inner, above, strict=True) if outer[top] > 1]
-    if not shared or len(outer) == 1:
+    tops = {label: label.partition("/")[0] for label in sorted(labels, key=natural_key)}
+    inner = {label: top for label, top in tops.items() if "/" in label and top not in labels}
+    counts = Counter(inner.values())
+    shared = [label for label, top in inner.items() if counts[top] > 1]
+    if not shared or len({*tops.values()}) == 1:
         return ()
     return (
         f"{len(inner)} classes are folders in folders, as {shared[0]!r}, where torchvision's ImageFolder "
-        f"reads {len(set(above))}, as {shared[0].partition('/')[0]!r}; give labels in a table (file,label) "
+        f"reads {len(counts)}, as {inner[shared[0]]!r}; give labels in a table (file,label) "
         "if these are meant",
     )
 

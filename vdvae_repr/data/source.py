@@ -291,7 +291,10 @@ class Source(Dataset[Image.Image]):
                 self._say_if_dim(image, index)
         elif deep or image.mode == "L" or index < LOOKED_AT:
             high = _brightest(image)
-            if high is not None and deep and high < 16:
+            limit = (
+                16 if image.format == "PPM" else 15
+            )  # Pillow rounds its 16 bits, and cuts others'
+            if high is not None and deep and high <= limit:
                 self._say_dim(index, 4095, "white, so it is dark")
             elif high is not None and not deep and 0 < high < FEW_BITS:
                 line = f"has 8-bit pixels, none above {high}; 255 is read as white, so it is dark"
