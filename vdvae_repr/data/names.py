@@ -234,9 +234,9 @@ def look_alikes(labels: Iterable[str | None], kind: str = "classes") -> tuple[st
     first: dict[str | Decimal, str] = {}
     alike = []
     for name in sorted({name for name in labels if name is not None}, key=natural_key):
-        seen = "".join(
-            c for c in name if unicodedata.category(c) != "Cf"
-        )  # not U+200B and the like
+        seen = name
+        if not name.isprintable():  # without U+200B and the like
+            seen = "".join(c for c in name if unicodedata.category(c) != "Cf")
         text = " ".join(unicodedata.normalize("NFKC", seen).casefold().split())
         number = _exact_number(text)
         key = re.sub(r"(?<!\d)0+(?=\d)", "", text) if number is None else number
