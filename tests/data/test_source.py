@@ -314,7 +314,7 @@ def test_an_image_that_is_transparent_everywhere_is_said_once(tmp_path, caplog):
     pixels[0, 0, 3] = 0
     Image.fromarray(pixels).save(tmp_path / "some.png")
     pixels[..., 3] = 0
-    for name in ("all.png", "all.tga"):
+    for name in ("all.png", "none.tga"):
         Image.fromarray(pixels).save(tmp_path / name)
     assert len([source.load(i) for source in [open_source(tmp_path)] for i in range(3)]) == 3
     assert [record.getMessage() for record in caplog.records] == [

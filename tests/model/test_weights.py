@@ -135,7 +135,7 @@ class Anything:
     ("content", "message"),
     [
         ({0: torch.zeros(1)}, "the key 0 of type int"),
-        ({"model": {0: torch.zeros(1)}}, "found the keys model"),
+        ({"model": {0: torch.zeros(1)}}, "found the key 0 of type int"),
         ({}, "an empty dictionary"),
         ({"model": {}, "ema": {}}, "found the keys model, ema"),
         ({"model": {"w": torch.zeros(2)}, "ema": {"w": torch.zeros(2)}},
