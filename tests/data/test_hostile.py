@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vdvae_repr.data import source as sources
+from vdvae_repr import pixels
 from vdvae_repr.data import table
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.readers import arrays
@@ -257,7 +257,7 @@ def test_strips_of_a_large_image_are_those_of_a_small_one(monkeypatch):
         Image.fromarray(rng.integers(0, 2**16, (30, 20), dtype=np.uint16)),
     ):
         whole = np.asarray(to_rgb(image))
-        monkeypatch.setattr(sources, "STRIP", 70)
+        monkeypatch.setattr(pixels, "STRIP", 70)
         assert np.array_equal(np.asarray(to_rgb(image)), whole)
         monkeypatch.undo()
 
