@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import ctypes
+import dataclasses
 import errno
 import io
 import logging
@@ -20,7 +21,7 @@ import textwrap
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TextIO
@@ -30,7 +31,6 @@ from typer.core import TyperCommand, TyperGroup
 
 from vdvae_repr.config import suggestion
 from vdvae_repr.errors import (
-    ConfigError,
     DataError,
     TaskError,
     Terminated,
@@ -283,7 +283,6 @@ def extract(
         cuda_graphs=cuda_graphs,
         download=download,
     )
-    _say_crop_of_run(model, crop)
     started, done = time.monotonic(), 0
 
     def show(count: int) -> None:
@@ -329,7 +328,8 @@ class TaskOptions(TyperCommand):
 def _tasks() -> dict[str, tuple[str, dict[str, str]]]:
     """Return each task's first line, and its options with their help, by its name.
 
-    They are read from the source of the dataclasses, as importing these takes seconds.
+    They are read from the source of the dataclasses, as importing these takes seconds. Tasks of the user's
+    own are imported already, where there are any.
     """
     found: dict[str, tuple[str, dict[str, str]]] = {}
     for path in sorted(Path(__file__).with_name("tasks").glob("*.py")):
@@ -349,6 +349,14 @@ def _tasks() -> dict[str, tuple[str, dict[str, str]]]:
                     if isinstance(value, ast.Call)
                 }
                 found[str(name.value)] = (ast.get_docstring(kind) or "").splitlines()[0], options
+    if "vdvae_repr.probing.task" in sys.modules:
+        from vdvae_repr.probing.task import Task
+
+        for known, own in Task.known.items():
+            given = {
+                field.name: field.metadata.get("help", "") for field in dataclasses.fields(own)
+            }
+            found.setdefault(known, ((own.__doc__ or "").splitlines()[0], given))
     return found
 
 
@@ -824,8 +832,6 @@ def evaluate(
     _refuse_without_data(data, rows=rows, data_root=data_root)
     source = None if data is None else _open(data, data_root, download, rows)
     net = _load_vdvae(model, preset, join_processes(device), download)
-    if not held_back:  # which takes the run's own
-        _say_crop_of_run(model, crop)
     with tqdm(unit="img", disable=not (sys.stderr.isatty() and _is_main_process())) as bar:
         found = vr.evaluate(
             net, source, split=split, run=model if held_back else None, crop=crop,
@@ -1124,7 +1130,7 @@ def _open(
     """Open what --data names, and say once what was left out of it."""
     import vdvae_repr as vr
 
-    notice = _log if _is_main_process() else None
+    notice = _log if _is_main_process() else lambda line: None
     return vr.open_source(data, root=root, download=download, rows=rows, notice=notice)
 
 
@@ -1159,19 +1165,6 @@ def _refuse_without_data(data: str | None, **options: str | None) -> None:
         raise TaskError(
             f"{flags}: expected --data with it, found none; give --data, or leave it out"
         )
-
-
-def _say_crop_of_run(model: str, crop: int | None) -> None:
-    """Say which central square a run was trained on, where none is taken of the images now."""
-    from vdvae_repr.training.plan import read_run
-
-    run = Path(model) if Path(model).is_dir() else Path(model).parent
-    if crop is not None or not (run / "run.json").is_file():
-        return
-    with suppress(ConfigError):  # damaged: its weights may be whole
-        own = read_run(run).options.crop
-        if own is not None and _is_main_process():
-            _log(f"{model}: was trained with --crop {own}, without which images are taken whole")
 
 
 def _load_vdvae(model: str, preset: str | None, device: str, download: bool) -> VDVAE:

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vdvae_repr.data import source as sources
+from vdvae_repr import pixels
 from vdvae_repr.data import table
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.readers import arrays
-from vdvae_repr.data.source import Source, image_extensions, to_rgb
+from vdvae_repr.data.source import Source, image_extensions
 from vdvae_repr.errors import DataError
+from vdvae_repr.pixels import to_rgb
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 8, 9, 3), dtype=np.uint8)
 
@@ -256,7 +257,7 @@ def test_strips_of_a_large_image_are_those_of_a_small_one(monkeypatch):
         Image.fromarray(rng.integers(0, 2**16, (30, 20), dtype=np.uint16)),
     ):
         whole = np.asarray(to_rgb(image))
-        monkeypatch.setattr(sources, "STRIP", 70)
+        monkeypatch.setattr(pixels, "STRIP", 70)
         assert np.array_equal(np.asarray(to_rgb(image)), whole)
         monkeypatch.undo()
 

@@ -269,3 +269,63 @@ def test_what_is_said_of_a_column_is_what_the_task_factors_makes_of_it():
     ):
         assert said in factor_values(values)[1]
     assert factor_values(["1.5", "-inf", ""])[0] == ["1.5", "-inf", "nan"]
+
+
+def test_classes_in_folders_that_torchvision_takes_for_the_classes_are_said():
+    """ImageFolder's classes are the outermost folders: torchvision.datasets.ImageFolder."""
+    nested = ["cats/siamese/1.jpg", "cats/persian/2.jpg", "dogs/pug/3.jpg", "dogs/beagle/4.jpg"]
+    for ids in (nested, [f"train/{i}" for i in nested] + [f"test/{i}" for i in nested]):
+        (line,) = namesakes(names_from_paths(ids).labels)
+        assert line.startswith("4 classes are folders in folders, as 'cats/persian'")
+        assert "ImageFolder reads 2, as 'cats'" in line
+    for same in (
+        ["my/cat/1", "my/dog/1"],
+        ["a/cat/1", "b/dog/1"],
+        ["cat/1", "dog/1"],
+        ["cat/1", "cat/small/1", "cat/large/1", "dog/1"],  # of which another line speaks
+    ):
+        assert namesakes(names_from_paths(same).labels) == ()
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ["images/1.png", "masks/1.png"],
+        ["JPEGImages/1.jpg", "SegmentationClass/1.png"],
+        ["train/images/1.jpg", "train/masks/1.png", "test/images/2.jpg"],
+        ["images/a/1.jpg", "depth_maps/a/1.png"],
+        ["images/1.jpg", "gt/1_mask.png"],
+    ],
+)
+def test_folders_of_masks_beside_images_are_said(ids):
+    (line,) = called_like_fields(ids)
+    assert line.startswith(f"1 image is called like a part of another, as {ids[1]}")
+
+
+def test_folders_of_masks_alone_are_images():
+    for ids in (["with_mask/1.jpg", "without_mask/1.jpg"], ["images/1.jpg", "masks/2.png"]):
+        assert called_like_fields(ids) == ()
+
+
+def test_names_with_backslashes_are_said():
+    found = names_from_paths(["train\\cat\\0.png", "test\\dog\\1.png"])
+    assert found.splits == ("", "")
+    assert "2 names have backslashes, as train\\cat\\0.png" in found.notices[0]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["M", "m", "F"],
+        ["True", "TRUE"],
+        ["a b", "a  b"],
+        ["007", "7"],
+        ["007", "7", "x"],
+        ["1e3", "1000", "x"],
+    ],
+)
+def test_categories_called_alike_are_said_as_labels_are(values):
+    (line,) = look_alikes(values)
+    assert line.replace("classes", "categories") in factor_values(values)[1]
+    for apart in (["M", "F", "M"], ["1e3", "1000", "2"], ["007", "008"]):
+        assert factor_values(apart)[1] == ""

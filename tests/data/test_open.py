@@ -266,3 +266,25 @@ def test_a_file_of_one_row(tmp_path):
     for data in ([images], None, 3):
         with pytest.raises(DataError, match="data: expected a folder, a file, a name, an array"):
             open_source(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "advice"),
+    [
+        ("a.xlsx", b"PK\x03\x04", "a spreadsheet; save the table as .csv"),
+        ("a.txt", b"file,label\n", "call it .csv"),
+    ],
+)
+def test_tables_of_other_kinds_are_told_what_to_be(tmp_path, name, content, advice):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=advice):
+        open_source(tmp_path / name)
+
+
+def test_images_are_chosen_by_whole_numbers():
+    source = open_source(np.zeros((4, 8, 8, 3), np.uint8))
+    assert source.select(np.array([3, 1])).ids == ("3", "1")
+    assert source.select(np.array([False, True, True, False])).ids == ("1", "2")
+    for rows in ([3.7], [[1]], ["1"]):
+        with pytest.raises(DataError, match="rows: expected whole numbers"):
+            source.select(rows)

@@ -11,8 +11,9 @@ from PIL import Image, features
 from torchvision.transforms import functional
 
 from vdvae_repr.data.open import open_source
-from vdvae_repr.data.source import Preprocessing, Source, read_images, to_rgb
+from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.errors import DataError
+from vdvae_repr.pixels import TURNS, to_rgb
 
 GREY = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
 
@@ -313,7 +314,7 @@ def test_an_image_that_is_transparent_everywhere_is_said_once(tmp_path, caplog):
     pixels[0, 0, 3] = 0
     Image.fromarray(pixels).save(tmp_path / "some.png")
     pixels[..., 3] = 0
-    for name in ("all.png", "all.tga"):
+    for name in ("all.png", "none.tga"):
         Image.fromarray(pixels).save(tmp_path / name)
     assert len([source.load(i) for source in [open_source(tmp_path)] for i in range(3)]) == 3
     assert [record.getMessage() for record in caplog.records] == [
@@ -556,3 +557,37 @@ def test_some_images_are_selected_by_number_or_by_a_mask():
             source.select(rows)
     with pytest.raises(TypeError, match=r"source\.select takes several"):
         source[0:2]
+
+
+DARK = np.random.default_rng(3).integers(0, 12, (8, 8, 4)).astype(np.uint8) + 1
+DIM = DARK.astype(np.uint16) * 300
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"P5 8 8 65535\n" + DIM[..., 0].astype(">u2").tobytes(), "16-bit pixels, none above"),
+        (b"P6 8 8 65535\n" + DIM[..., :3].astype(">u2").tobytes(), "16-bit pixels, none above"),
+        (png(np.dstack([DIM[..., :3], np.full((8, 8), 65535)]), 6, []), "16-bit pixels"),
+        (png(np.dstack([DIM[..., 0], np.full((8, 8), 65535)]), 4, []), "16-bit pixels"),
+        (saved(DARK[..., :3], "PNG"), "8-bit pixels, none above 12"),
+        (saved(np.dstack([DARK[..., :3], np.full((8, 8), 255, np.uint8)]), "PNG"), "8-bit pixels"),
+        (b"P6 8 8 4095\n" + DIM[..., :3].astype(">u2").tobytes(), ""),
+        (b"P5 8 8 65535\n" + (DIM[..., 0] * 10).astype(">u2").tobytes(), ""),
+        (saved(np.dstack([DARK[..., :3], DARK[..., 3]]), "PNG"), ""),  # seen through, over white
+    ],
+)
+def test_dark_files_of_any_mode_are_said(content, what, tmp_path, caplog):
+    (tmp_path / "a.png").write_bytes(content)
+    open_source(tmp_path).load(0)
+    said = [r.getMessage() for r in caplog.records]
+    assert (len(said) == 1 and what in said[0]) if what else said == []
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_a_tiff_that_is_no_square_is_turned_whole(orientation, tmp_path):
+    pixels = np.arange(16 * 24, dtype=np.uint16).reshape(16, 24).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.tif", tiffinfo={274: orientation})
+    upright = np.asarray(Image.fromarray(pixels).transpose(TURNS[orientation]))
+    read = np.asarray(to_rgb(open_source(tmp_path).load(0)))[..., 0]
+    assert np.array_equal(read, upright)

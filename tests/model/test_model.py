@@ -21,7 +21,7 @@ from vdvae_repr.model.distributions import (
 )
 from vdvae_repr.model.layers import select_layers
 from vdvae_repr.model.noise import seeded_noise
-from vdvae_repr.model.preprocessing import to_input
+from vdvae_repr.model.preprocessing import as_image_tensor, to_input
 from vdvae_repr.model.vdvae import VDVAE
 
 PRESETS = {
@@ -313,3 +313,29 @@ def test_grey_and_float_images_are_read_as_their_uint8_in_color(tiny):
     ):
         with pytest.raises(DataError, match=message):
             tiny.posterior(wrong, layers="4x4")
+
+
+def test_pil_images_of_any_mode_are_read_as_files_are(tiny):
+    """The depth of a mode says what is white; transparency lies over white."""
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    grey = Image.fromarray(ramp)
+    clear = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    white = Image.new("RGB", (16, 16), "white")
+    pairs = [
+        (Image.fromarray(ramp.astype(np.uint16) * 257), grey),
+        (Image.fromarray(ramp.astype(np.float32) / 255), grey),
+        (clear, white),
+        (grey, grey.convert("RGB")),
+    ]
+    for image, same in pairs:
+        pixels = as_image_tensor([image, same], 16)
+        assert torch.equal(pixels[0], pixels[1])
+    with pytest.raises(DataError, match="whole numbers of 32 bits"):
+        as_image_tensor([Image.fromarray(ramp.astype(np.int32))], 16)
+
+
+def test_arrays_that_are_read_backwards_or_only(images):
+    images.flags.writeable = False
+    assert np.array_equal(as_image_tensor(images, 16).permute(0, 2, 3, 1).numpy(), images)
+    mirrored = as_image_tensor(images[:, :, ::-1], 16).permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(mirrored, images[:, :, ::-1])

@@ -135,7 +135,7 @@ class Anything:
     ("content", "message"),
     [
         ({0: torch.zeros(1)}, "the key 0 of type int"),
-        ({"model": {0: torch.zeros(1)}}, "found the keys model"),
+        ({"model": {0: torch.zeros(1)}}, "found the key 0 of type int"),
         ({}, "an empty dictionary"),
         ({"model": {}, "ema": {}}, "found the keys model, ema"),
         ({"model": {"w": torch.zeros(2)}, "ema": {"w": torch.zeros(2)}},
@@ -322,3 +322,28 @@ def test_names_of_averaged_models_are_those_of_torch():
     shapes = {name: tuple(value.shape) for name, value in averaged.state_dict().items()}
     assert weights._count_of_average(shapes) == "n_averaged"
     assert weights._count_of_average({"n_averaged": (), "weight": (3, 2)}) is None
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "message"),
+    [
+        (lambda s: {"grads": s}, "found tensors under 'grads', which are none"),
+        (lambda s: {"state_dict_delta": s}, "found tensors under 'state_dict_delta'"),
+        (lambda s: {"optimizer": {"exp_avg": s}}, "found tensors under 'optimizer'"),
+        (lambda s: {"shadow_params": list(s.values())}, "found a list under 'shadow_params'"),
+        (lambda s: {"models": [s]}, "found a list under 'models'"),
+        (
+            lambda s: {"state_dict": s, "ema": {"shadow_params": dict(enumerate(s.values()))}},
+            "holds 2 sets of weights, state_dict, ema",
+        ),
+        (lambda s: {"shadow_params": dict(enumerate(s.values()))}, "found the key 0 of type int"),
+        (
+            lambda s: {"state_dict": s, "callbacks": {"EMA": {"ema_state_dict": s}}},
+            r"torch.load\('w.th'\)\['callbacks'\]\['EMA'\]\['ema_state_dict'\]",
+        ),
+    ],
+)
+def test_what_is_called_like_weights_and_is_none_is_refused(published, tmp_path, wrapped, message):
+    torch.save(wrapped(published), tmp_path / "w.th")
+    with pytest.raises(vr.CheckpointError, match=message):
+        vr.load(tmp_path / "w.th")

@@ -75,8 +75,9 @@ def test_a_task_is_known_by_name_and_takes_no_name_of_the_packages(page):
 
 
 def test_options_of_a_task_of_ones_own_are_the_commands_too(page):
-    from vdvae_repr.cli import _task_help, _task_of
+    from vdvae_repr.cli import _task_help, _task_of, _task_options, _tasks
 
-    task = _task_of("attribute", ["--factor", "nuisance_light"])
+    _tasks.cache_clear()
+    task = _task_of("attribute", _task_options("attribute", ["--factor", "nuisance_light"]))
     assert task == page["Attribute"](factor="nuisance_light")
     assert ("  --factor", "The factor to predict.") in _task_help()

@@ -129,7 +129,7 @@ def test_notes_stand_below_the_figures_as_far_as_there_is_room():
 
 def test_a_printed_report_says_its_notes_but_where_scores_are_kept():
     notes = ["gallery: split train, probe: split test", "scores are kept in s.h5.scores"]
-    report = Report(three(), [beaten("0:3", 0.61, "pca", 0.11)], notes=notes)
+    report = Report(rows=three(), comparisons=[beaten("0:3", 0.61, "pca", 0.11)], notes=notes)
     assert f"- {notes[0]}" in str(report).splitlines()
     assert "are kept" not in str(report)
     assert notes[0] not in report.answer()  # which the command line prints beneath them

@@ -365,14 +365,14 @@ def test_weights_that_saw_pixels_scaled_otherwise_are_said(toml, photos, tmp_pat
             assert any(line in text for text in said) == expected
 
 
-def test_the_square_that_a_run_was_trained_on_is_said(toml, photos, tmp_path, monkeypatch):
+def test_the_square_that_a_run_was_trained_on_is_said(toml, photos, tmp_path, monkeypatch, caplog):
     """Else its other splits would be scored, and its features read, in another frame than it knows."""
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     for index, pixels in enumerate(photos):
         Image.fromarray(pixels).save(f"photos/{index}.png")
     vr.train(toml, "photos", "r", crop=6, steps=2)
-    said = "was trained with --crop 6"
+    said = "was trained with crop 6"
     for model in ("r", "r/model.safetensors"):
         for command in (
             ("evaluate",),
@@ -382,7 +382,16 @@ def test_the_square_that_a_run_was_trained_on_is_said(toml, photos, tmp_path, mo
             for more, expected in (((), True), (("--crop", "6"), False)):
                 done = CliRunner().invoke(app, [*line, *more])
                 assert done.exit_code == 0, done.output
-                assert (said in done.output) == expected
+                assert (said in done.output + caplog.text) == expected
+                caplog.clear()
+    for crop in (None, 6):
+        vr.extract(vr.load("r"), "photos", f"{crop}.h5", crop=crop)
+        vr.evaluate(vr.load("r"), "photos", crop=crop)
+        assert caplog.text.count(said) == (2 if crop is None else 0)
+        caplog.clear()
+    vr.evaluate(vr.load("r"), None, run="r", split="held-back")  # takes the run's own
+    vr.LatentTransformer("r").fit(None)
+    assert caplog.text.count(said) == 1
 
 
 def test_what_is_left_out_is_said_by_whatever_opens_the_data(toml, folder, tiny, tmp_path, caplog):
@@ -400,8 +409,15 @@ def test_what_is_left_out_is_said_by_whatever_opens_the_data(toml, folder, tiny,
     vr.evaluate(tiny, folder)
     vr.evaluate(vr.load(out), None, run=out, split="held-back")
     assert [record.getMessage() for record in caplog.records].count(left_out) == 2
-    vr.evaluate(tiny, vr.open_source(folder))  # whoever opens it reads its notices
-    assert len(caplog.records) == 2
+    vr.evaluate(tiny, vr.open_source(folder))  # which says it, and nobody does again
+    assert len(caplog.records) == 3
+    caplog.clear()
+    vr.extract(tiny, folder, tmp_path / "t.h5")
+    vr.train(toml, folder, tmp_path / "q")
+    vr.extract(
+        tiny, folder, tmp_path / "t.h5", report=said.append
+    )  # to whom it is said is not logged
+    assert [record.getMessage() for record in caplog.records] == [left_out] * 2
 
 
 def test_the_command_says_once_what_is_left_out(toml, folder, tmp_path):

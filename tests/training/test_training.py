@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,7 +23,13 @@ from vdvae_repr.config import load_config
 from vdvae_repr.data.open import open_source
 from vdvae_repr.training import trainer
 from vdvae_repr.training.checkpoints import checkpoint_steps, read_start
-from vdvae_repr.training.draws import joint_noise, mark_held_back, ordered, split_indices
+from vdvae_repr.training.draws import (
+    about_held_back,
+    joint_noise,
+    mark_held_back,
+    ordered,
+    split_indices,
+)
 
 TOML = """
 [model]
@@ -281,6 +288,33 @@ def test_nobody_is_on_both_sides(toml):
             assert not set(source.labels[kept]) & set(source.labels[held])
 
 
+def test_images_of_no_split_are_trained_on_only_where_none_is_of_train(toml):
+    recipe = load_config(toml).train
+    source = open_source("toy-faces:10x3")
+    for splits, train, held in (
+        (["train"] * 10 + [""] * 10 + ["test"] * 10, range(10), None),
+        (["val"] * 10 + [""] * 10 + ["test"] * 10, range(10, 20), range(10)),
+        ([""] * 30, range(30), None),
+    ):
+        kept, back = split_indices(replace(source, splits=tuple(splits)), recipe)
+        if held is None:
+            kept, held = [*kept, *back], back
+        assert (sorted(kept), sorted(back)) == (list(train), sorted(held))
+
+
+def test_images_without_labels_that_are_to_be_held_back_by_them_are_said(toml):
+    source = open_source("toy-faces:10x3")
+    without = replace(source, labels=np.where(source.labels < 2, -1, source.labels))
+    for images, hold_back, line in (
+        (without, "labels", "6 images to train on have no label, so that each counts as one"),
+        (source, "labels", ""),
+        (without, "images", ""),
+    ):
+        recipe = load_config(toml, [f"train.hold_back='{hold_back}'"]).train
+        said = about_held_back(images, recipe)
+        assert line in said if line else said == ""
+
+
 @pytest.mark.parametrize("hold_back", ["labels", "images"])
 def test_too_few_to_hold_back_are_refused_with_what_is_enough(toml, hold_back):
     recipe = load_config(toml, [f"train.hold_back='{hold_back}'"]).train
@@ -384,7 +418,12 @@ def test_a_published_run_that_is_not_whole_is_refused(toml, photos, tmp_path):
         trained(toml, photos, tmp_path / "r", init_from=start)
     (tmp_path / "x-opt.th").unlink()
     (tmp_path / "x-model-ema.th").unlink()  # its score is not finite, which is an error at the end
-    trained(toml, photos, tmp_path / "r", "train.steps=1", init_from=start)
+    said = []
+    trained(toml, photos, tmp_path / "r", "train.steps=1", init_from=start, progress=said.append)
+    lacking = (
+        "beside it are no x-model-ema.th, x-opt.th, x-log.jsonl, so that the moving average starts"
+    )
+    assert sum(lacking in line for line in said) == 1
 
 
 def test_a_run_starts_from_weights_however_they_are_wrapped(toml, tmp_path):

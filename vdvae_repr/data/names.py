@@ -50,6 +50,10 @@ MISSING = (
 OF_ANOTHER = re.compile(  # names of what is drawn or measured of an image, as `x_mask` of `x`
     r"(?is)(.+)[-_. ](masks?|segs?|segmentations?|depths?|labels?|annotations?|annot|gt)"
 )
+OF_ANOTHER_WORDS = {  # of a folder's name, as `masks` beside `images`, or `SegmentationClass`
+    "mask", "masks", "seg", "segs", "segmentation", "segmentations", "depth", "depths", "label", "labels",
+    "annotation", "annotations", "annot", "gt", "groundtruth",
+}  # fmt: skip
 SYSTEM_FOLDERS = {  # of file servers, archives and systems, in any case
     "@eadir",
     "__macosx",
@@ -86,6 +90,7 @@ def number_labels(names: Sequence[str | None]) -> tuple[NDArray[np.int64], tuple
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 WHOLE_FLOAT = re.compile(r"\+?(-?\d+)\.0*", re.ASCII)  # as 3.0, or 3.
+CODE = re.compile(r"0\d+")  # as 007
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 NUMBER_LIKE = re.compile(r"[+\u2212-]?\d[\d.,' ]*\s*[^\d\s]{0,3}")  # as `20,5`, `1,000` or `12 kg`
 SIGNED = re.compile(r"\+\d+|-0", re.ASCII)  # of which the sign counts for nothing
@@ -200,9 +205,12 @@ def factor_values(values: Sequence[str], decimal_commas: bool = False) -> tuple[
         )
         return ["nan" if is_missing(text) else text for text in values], said
     if not present or others:
-        return list(values), _about_categories(values, others)
+        lines = (_about_categories(values, others), *look_alikes(present, "categories"))
+        return list(values), "; ".join(filter(None, lines))
     whole = not any(_has_fraction(text) for text in present)
     written = {text: _whole_number(text, True) if whole else text for text in present}
+    if any(CODE.fullmatch(text) for text in present):  # which are no amounts, but categories
+        said = "; ".join(filter(None, (said, *look_alikes(written.values(), "categories"))))
     return [written.get(text, "nan") for text in values], said
 
 
@@ -232,17 +240,17 @@ def _about_categories(values: Sequence[str], others: Sequence[str]) -> str:
     return "; ".join(lines)
 
 
-def look_alikes(labels: Iterable[str | None]) -> tuple[str, ...]:
+def look_alikes(labels: Iterable[str | None], kind: str = "classes") -> tuple[str, ...]:
     """Return a line about classes whose names differ in case, blanks or leading zeros alone; maybe none.
 
-    Names that are one number, as `1e3` and `1000`, are such classes too.
+    Names that are one number, as `1e3` and `1000`, are such classes too. So are a factor's categories.
     """
     first: dict[str | Decimal, str] = {}
     alike = []
     for name in sorted({name for name in labels if name is not None}, key=natural_key):
-        seen = "".join(
-            c for c in name if unicodedata.category(c) != "Cf"
-        )  # not U+200B and the like
+        seen = name
+        if not name.isprintable():  # without U+200B and the like
+            seen = "".join(c for c in name if unicodedata.category(c) != "Cf")
         text = " ".join(unicodedata.normalize("NFKC", seen).casefold().split())
         number = _exact_number(text)
         key = re.sub(r"(?<!\d)0+(?=\d)", "", text) if number is None else number
@@ -252,7 +260,7 @@ def look_alikes(labels: Iterable[str | None]) -> tuple[str, ...]:
         return ()
     one, other = alike[0]
     more = f", and {len(alike) - 1} more such pairs" if len(alike) > 1 else ""
-    return (f"{one!r} and {other!r} are two classes{more}; rename one if they are the same",)
+    return (f"{one!r} and {other!r} are two {kind}{more}; rename one if they are the same",)
 
 
 def _exact_number(text: str) -> Decimal | None:
@@ -265,22 +273,40 @@ def _exact_number(text: str) -> Decimal | None:
 
 
 def namesakes(labels: Iterable[str | None]) -> tuple[str, ...]:
-    """Return a line about classes that are folders of one name in other folders; maybe none.
+    """Return a line about classes that are folders in folders, where they may be meant as fewer; maybe none.
 
     >>> namesakes(["fold1/cat", "fold2/cat", "dog"])
     ("'fold1/cat' and 'fold2/cat' are two classes; give labels in a table (file,label) if they are one",)
+    >>> print(*namesakes(["cats/siamese", "cats/persian", "dogs/pug"]))
+    3 classes are folders in folders, as 'cats/persian', where torchvision's ImageFolder reads 2, as 'cats'; \
+give labels in a table (file,label) if these are meant
     """
     folders: dict[str, list[str]] = {}
     for label in sorted({label for label in labels if label is not None}, key=natural_key):
         folders.setdefault(label.rpartition("/")[2], []).append(label)
     several = [found for found in folders.values() if len(found) > 1]
     if not several:
-        return ()
+        return _inner_folders({label for found in folders.values() for label in found})
     one, other = several[0][:2]
     count = sum(map(len, several))
     more = "" if count == 2 else f", of {count} classes whose last folder is that of another"
     return (
         f"{one!r} and {other!r} are two classes{more}; give labels in a table (file,label) if they are one",
+    )
+
+
+def _inner_folders(labels: set[str]) -> tuple[str, ...]:
+    """Return a line about classes that lie in several outer folders, some together; maybe none."""
+    tops = {label: label.partition("/")[0] for label in sorted(labels, key=natural_key)}
+    inner = {label: top for label, top in tops.items() if "/" in label and top not in labels}
+    counts = Counter(inner.values())
+    shared = [label for label, top in inner.items() if counts[top] > 1]
+    if not shared or len({*tops.values()}) == 1:
+        return ()
+    return (
+        f"{len(inner)} classes are folders in folders, as {shared[0]!r}, where torchvision's ImageFolder "
+        f"reads {len(counts)}, as {inner[shared[0]]!r}; give labels in a table (file,label) "
+        "if these are meant",
     )
 
 
@@ -465,6 +491,11 @@ def names_from_paths(ids: Sequence[str]) -> PathNames:
     if called and not notices:
         listed = ", ".join(map(repr, called[:5])) + (", ..." if len(called) > 5 else "")
         notices += (f"folders called like splits are read as classes: {listed}",)
+    if backslashed := [image_id for image_id in ids if "\\" in image_id]:
+        notices += (
+            f"{len(backslashed)} names have backslashes, as {backslashed[0]}, in which neither labels nor "
+            "splits are read; if they are folders, unpack the archive again, or rename the files",
+        )
     if placed and (outside := splits.count("")):
         notices += (f"{outside} images outside the folders of the splits: they belong to no split",)
     return PathNames(labels, tuple(splits), notices + unknown_splits(unknown), about_labels)
@@ -620,8 +651,12 @@ def sample_fields(images: Sequence[str], beside: Sequence[str] = ()) -> list[str
 def called_like_fields(images: Sequence[str]) -> tuple[str, ...]:
     """Return a line about images that are read as such, though called like fields of another; maybe none.
 
+    They are so by their own names, or by those of their folders.
+
     >>> called_like_fields(["a/x.jpg", "a/x_mask.png", "a/y_mask.png"])
     ('1 image is called like a part of another, as a/x_mask.png: it is read as an image of its own',)
+    >>> called_like_fields(["images/1.jpg", "masks/1.png"])
+    ('1 image is called like a part of another, as masks/1.png: it is read as an image of its own',)
     """
     stems = {_stem(name) for name in images}
     fields = set(sample_fields(images))
@@ -630,6 +665,7 @@ def called_like_fields(images: Sequence[str]) -> tuple[str, ...]:
         for name in images
         if (match := OF_ANOTHER.fullmatch(_stem(name))) is not None and match[1] in stems
     )
+    fields |= _in_folders_of_fields(images)
     if not fields:
         return ()
     if len(fields) == 1:
@@ -637,6 +673,46 @@ def called_like_fields(images: Sequence[str]) -> tuple[str, ...]:
     else:
         what = "images are called like parts of another", "they are read as images of their own"
     return (f"{len(fields)} {what[0]}, as {min(fields, key=natural_key)}: {what[1]}",)
+
+
+def _in_folders_of_fields(images: Sequence[str]) -> set[str]:
+    """Return the images in a folder called like `masks` that others beside it have images to."""
+
+    def like_field(folder: str) -> bool:
+        words = (match[0].casefold() for match in PARTS.finditer(folder))
+        return any(word in OF_ANOTHER_WORDS for word in words)
+
+    split = [(name, PurePosixPath(name).parts[:-1], PurePosixPath(name).stem) for name in images]
+    marked = {folder for _, folders, _ in split for folder in folders if like_field(folder)}
+    if not marked:
+        return set()
+    places: dict[tuple[object, ...], list[str]] = {}  # by all but one folder
+    others: set[tuple[object, ...]] = set()
+    for name, folders, stem in split:
+        for at, folder in enumerate(folders):
+            around = folders[:at], folders[at + 1 :]
+            if folder not in marked:
+                others.add((*around, stem))
+                continue
+            match = OF_ANOTHER.fullmatch(stem)
+            for called in {stem, match[1] if match else stem}:
+                places.setdefault((*around, called), []).append(name)
+    return {name for place, names in places.items() if place in others for name in names}
+
+
+def links(linked: Sequence[tuple[str, str]], what: str) -> tuple[str, ...]:
+    """Return a line about pairs of rows or images that are one file, by links; maybe none.
+
+    >>> links([("a/1.png", "b/1.png")], "image")
+    ('1 image is the file of another image, by links, as a/1.png and b/1.png: each counts as an image',)
+    """
+    if not linked:
+        return ()
+    (one, other), some = linked[0], f"{what} is" if len(linked) == 1 else f"{what}s are"
+    return (
+        f"{len(linked)} {some} the file of another {what}, by links, as {one} and {other}: "
+        "each counts as an image",
+    )
 
 
 def in_several_formats(images: Sequence[str]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ Ids are unique, in natural order (`2.pgm` before `10.pgm`), shard by shard.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ from vdvae_repr.data.source import Source, allow_pixels, image_extensions, what_
 from vdvae_repr.data.table import read_text
 from vdvae_repr.errors import DataError, first_line, printable
 
+logger = logging.getLogger(__name__)
 READERS: dict[str, Callable[[Path], Source]] = {
     ".tar": lambda path: open_tar([path], path.name),
     ".csv": open_manifest,
@@ -42,6 +44,10 @@ READERS: dict[str, Callable[[Path], Source]] = {
     ".npy": open_npy,
     ".npz": open_npz,
     **dict.fromkeys(HDF5, open_hdf5),
+}
+OTHER_KINDS = {  # of files that are a table, by the extension
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "a spreadsheet; save the table as .csv"),
+    ".txt": "a text; if it is a table with a column 'file', call it .csv",
 }
 Rows = str | Path | Sequence[int] | NDArray[Any]
 
@@ -66,21 +72,27 @@ def open_source(
         rows: the images to take, counted from 0, in this order: `"0:8859"` (the last not among them), a text
             or .npy file of numbers, or numbers. None takes all.
         notice: receives a line about each thing that was left out, or read in a way that may surprise; of a
-            source, which was opened before, nothing.
+            source, which was opened before, nothing. If not given, such lines are logged as warnings.
 
     Raises:
         DataError: nothing there, no images in it, or contents that cannot be used.
     """
     allow_pixels()
     source = _open(data, root, download)
-    if notice is not None and not isinstance(data, Source):
+    if not isinstance(data, Source):
         for line in source.notices:
-            notice(printable(f"{source.name}: {line}"))
+            (notice or warn)(printable(f"{source.name}: {line}"))
     if rows is not None:
         source = source.select(_row_numbers(rows, len(source), source.name))
     if isinstance(data, Source):
         return source
     return replace(source, opened=_opened(data, root, download, rows))
+
+
+def warn(line: str) -> None:
+    """Log a line as a warning; of several processes under torchrun the first alone does."""
+    if os.environ.get("RANK", "0") == "0":
+        logger.warning("%s", line)
 
 
 def _open(
@@ -125,7 +137,7 @@ def _open(
         )
     if suffix in READERS:
         return _reading(path, READERS[suffix])
-    what = what_it_is(path)
+    what = OTHER_KINDS.get(suffix) or what_it_is(path)
     if not what and suffix in image_extensions():
         what = "a single image; give the folder that it is in"
     raise DataError(

@@ -23,13 +23,14 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from vdvae_repr.config import hidden_by_mask
 from vdvae_repr.data.faces import LANDMARKS, align_face
 from vdvae_repr.data.names import number_labels, readable, unfit_for_a_file
 from vdvae_repr.errors import SKIP_ADVICE, DataError, first_line, printable
+from vdvae_repr.pixels import decode_pixels, to_rgb, white_is_zero, white_of
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,9 @@ FORMATS = (
 )
 FILE_BYTES = 2**29  # of one image's file
 FEW_BITS = 16  # pixels of 8 bits all of which are below may be masks, or numbers of classes
+LOOKED_AT = (
+    100  # images of colours, the first of a source, of which it is told whether they are dark
+)
 FEW_ZEROS = 1024  # at the end of compressed pixels so many are no pixels
 ENDS = {  # of compressed pixels, the bytes that they end with
     "JPEG": b"\xff\xd9",
@@ -75,17 +79,7 @@ ANIMATED = (
     "TIFF",
     "WEBP",
 )  # formats of several pictures, all of which are meant
-STRIP = 2**22  # pixels that are converted at a time
 LONGEST = 4096  # characters of an id or a class
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # by the number of EXIF's tag Orientation
 
 _MAGIC = {
     b"\x1f\x8b": "compressed by gzip; unpack it (gunzip), as members are read in place",
@@ -274,7 +268,7 @@ class Source(Dataset[Image.Image]):
         try:
             image = _checked(self.reader(index))
             if isinstance(image, Image.Image):
-                deep = image.mode == "RGB" and ";16" in str(getattr(image, "tile", ""))
+                deep = _has_16_bits(image)
                 several = _decode(image)
         except DataError as error:
             raise DataError(f"{self.ids[index]}: {error}") from error
@@ -295,25 +289,32 @@ class Source(Dataset[Image.Image]):
                 self._say_once(index, f"has {held} channels, of which {more} read")
             if "A" in image.getbands() and image.getchannel("A").getbbox() is None:
                 self._say_once(index, "is transparent everywhere, so it is read as white")
-            if "dark" not in self._said and image.mode == "L":
-                high = int(image.getextrema()[1])  # type: ignore[arg-type]
-                if 0 < high < FEW_BITS:
-                    line = (
-                        f"has 8-bit pixels, none above {high}; 255 is read as white, so it is dark"
-                    )
-                    self._say_once(index, line, kind="dark")
-            if "dim" not in self._said:
-                if image.mode.startswith("I;16"):
-                    self._say_if_dim(image, index)
-                elif deep and max(high for _, high in image.getextrema()) < 16:  # type: ignore[misc]
-                    self._say_dim(index, 4095, "white, so it is dark")
+            self._say_if_dark(image, index, deep)
         return image
+
+    def _say_if_dark(self, image: Image.Image, index: int, deep: bool) -> None:
+        """Warn, once, where none but the lowest values of 8 or 16 bits are used; `deep` is of the file."""
+        if ("dim" if deep else "dark") in self._said:
+            return
+        if image.mode.startswith("I"):
+            if deep:
+                self._say_if_dim(image, index)
+        elif deep or image.mode == "L" or index < LOOKED_AT:
+            high = _brightest(image)
+            limit = (
+                16 if image.format == "PPM" else 15
+            )  # Pillow rounds its 16 bits, and cuts others'
+            if high is not None and deep and high <= limit:
+                self._say_dim(index, 4095, "white, so it is dark")
+            elif high is not None and not deep and 0 < high < FEW_BITS:
+                line = f"has 8-bit pixels, none above {high}; 255 is read as white, so it is dark"
+                self._say_once(index, line, kind="dark")
 
     def _say_if_dim(self, image: Image.Image, index: int) -> None:
         """Warn, once, where 16-bit pixels look like those of a 12-bit camera."""
         brightest = int(np.asarray(image).max(initial=0))
-        if brightest < 4096 and _white(image) == 65535:
-            bright = _white_is_zero(image)
+        if brightest < 4096 and white_of(image) == 65535:
+            bright = white_is_zero(image)
             self._say_dim(
                 index, brightest, "black, so it is bright" if bright else "white, so it is dark"
             )
@@ -439,6 +440,28 @@ def _checked(image: Any) -> RawImage:
         f"expected a PIL image or an array of uint8 (H, W, 3) or (H, W), found {found}; make one in the "
         "source's reader, values from 0 to 255 and channels last"
     )
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    """Whether an image that is not decoded yet has channels of 16 bits, of which Pillow may keep 8."""
+    if image.mode.startswith("I;16"):
+        return True
+    return any(
+        ";16" in str(about) or (codec.startswith("ppm") and 65535 in np.ravel(about[1:]))
+        for codec, _, _, about in getattr(image, "tile", ())
+    )
+
+
+def _brightest(image: Image.Image) -> int | None:
+    """Return the largest value of any colour of 8 bits; None of other modes, and of what is transparent."""
+    if image.mode == "P" and "transparency" not in image.info:
+        image = image.convert("RGB")
+    if image.mode not in ("L", "LA", "RGB", "RGBA"):
+        return None
+    lows, highs = np.reshape(image.getextrema(), (-1, 2)).T
+    if "A" in image.mode:
+        return None if lows[-1] < 255 else int(highs[:-1].max())
+    return int(highs.max())
 
 
 def _content(reader: Callable[[int], RawImage], index: int) -> bytes | None:
@@ -618,6 +641,10 @@ def open_image(content: Path | bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         what = what_it_is(content)
         raise ValueError(f"it is {what}" if what else "of no image format that is read") from error
+    if (
+        image.format == "TIFF"
+    ):  # which Pillow maps into memory by name, and turns with rows of a wrong length
+        image.filename = ""
     if zeros := _zeros_at_the_end(content, image):
         image.close()
         raise ValueError(
@@ -743,76 +770,6 @@ def image_extensions() -> set[str]:
     return {e for e, name in Image.registered_extensions().items() if name in formats}
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn any PIL mode into RGB, upright by its EXIF orientation; transparency over white.
-
-    The depth of the file says what is white, never its brightest pixel: 65535 of 16 bits, 4095 of a TIFF
-    of 12 bits, 1.0 of floating point; 0 of a TIFF that says so (PhotometricInterpretation 0).
-
-    Raises:
-        DataError: floating point outside 0 to 1 or not finite, or 32-bit whole numbers.
-    """
-    _load(image)
-    white = _white(image)
-    inverted, clear = _white_is_zero(image), image.info.get("transparency")
-    image = _upright(image)
-    if white is not None:
-        values = np.asarray(image)
-        grey = to_uint8(values, white)
-        if inverted:
-            grey = 255 - grey
-        if isinstance(clear, int):  # the one value that a grey PNG calls transparent
-            grey = np.where(values == clear, np.uint8(255), grey)
-        image = Image.fromarray(grey)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        return _over_white(image)
-    return image.convert("RGB")
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    """Lay an image over white, strip by strip, as each takes several copies."""
-    width, height = image.size
-    whole, step = Image.new("RGB", image.size), max(1, STRIP // max(1, width))
-    for top in range(0, height, step):
-        layer = image.crop((0, top, width, min(top + step, height))).convert("RGBA")
-        base = Image.new("RGBA", layer.size, "white")
-        whole.paste(Image.alpha_composite(base, layer).convert("RGB"), (0, top))
-    return whole
-
-
-def to_uint8(values: NDArray[Any], white: int) -> NDArray[np.uint8]:
-    """Scale pixels so that `white` becomes 255; with white = 255 they must be whole numbers already.
-
-    Raises:
-        DataError: a value is not finite, below 0 or above `white`, or not whole where white is 255.
-    """
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise DataError("expected finite pixels, found NaN or infinity")
-    low, high = values.min(initial=0), values.max(initial=0)
-    slack = 1e-4 if white == 1 else 0  # what resampling and float16 add to 1.0
-    if low < -slack or high > white + slack:
-        raise DataError(
-            f"expected {values.dtype} pixels from 0 to {white}, found {low:g} to {high:g}; "
-            "save them as 8 or 16 bits"
-        )
-    if white != 255:
-        scaled = np.empty(values.shape, np.uint8)
-        step = max(1, STRIP // max(1, int(np.prod(values.shape[1:]))))
-        for start in range(
-            0, len(values), step
-        ):  # strip by strip, as float64 takes eight times the room
-            strip = values[start : start + step].astype(np.float64)
-            scaled[start : start + step] = np.rint(strip * (255 / white)).clip(0, 255)
-        return scaled
-    whole = values.astype(np.uint8)
-    if values.dtype.kind == "f" and not (whole == values).all():
-        raise DataError(
-            f"expected {values.dtype} pixels from 0 to 1, or whole numbers up to 255, found fractions up to "
-            f"{high:g}; save them as 8 bits"
-        )
-    return whole
-
-
 def allow_pixels() -> None:
     """Let Pillow read images of as many pixels as the environment variable VDVAE_REPR_MAX_PIXELS says.
 
@@ -863,7 +820,7 @@ def _decode(image: Image.Image) -> bool:
                 "(PlanarConfiguration 2), which is not read of 16 bits or CIELAB; "
                 "save it with PlanarConfiguration 1"
             )
-        _load(image)
+        decode_pixels(image)
         if several:
             with suppress(Exception):  # a tag of a wrong type may make Pillow raise anything
                 image.getexif()  # is kept, as a TIFF's is read from the file
@@ -903,59 +860,8 @@ def _is_misread(image: Image.Image) -> bool:
     return image.mode == "LAB" or (max(np.ravel(tags.get(258, 8))) > 8 and codecs != {"libtiff"})
 
 
-def _load(image: Image.Image) -> None:
-    """Decode an image; the transparent value of a PNG of 2, 4 or 16 bits is scaled as its pixels are."""
-    tiles = getattr(image, "tile", None)  # of an image that is not decoded yet
-    held = tiles[0][3] if tiles else None
-    image.load()
-    bits, clear = {"L;2": 2, "L;4": 4}.get(str(held)), image.info.get("transparency")
-    if bits and isinstance(clear, int):
-        most = 2**bits - 1
-        image.info["transparency"] = (clear & most) * 255 // most
-    if ";16" in str(held) and isinstance(clear, tuple):  # of which Pillow keeps the upper 8 bits
-        image.info["transparency"] = tuple(value >> 8 for value in clear)
-
-
 def _too_large() -> str:
     return (
         f"more than {Image.MAX_IMAGE_PIXELS} pixels; refused, because a small file can unpack to any size: "
         "set VDVAE_REPR_MAX_PIXELS to the number of pixels to allow"
     )
-
-
-def _white(image: Image.Image) -> int | None:
-    """Return the value of white where pixels have more than 8 bits, None where Pillow has made them 8.
-
-    Raises:
-        DataError: whole numbers of 32 bits, of which nothing says what is white.
-    """
-    if image.mode.startswith("I;16"):
-        bits = getattr(image, "tag_v2", {}).get(258)  # BitsPerSample, of a TIFF
-        return 4095 if bits in (12, (12,)) else 65535
-    if image.mode == "F":
-        return 1
-    if image.mode.startswith("I"):
-        if image.format in ("PNG", "PPM"):  # Pillow makes 16 bits of them
-            return 65535
-        raise DataError(
-            "expected 8 or 16 bits, or floating point from 0 to 1, found whole numbers of 32 bits; "
-            "save them as 16 bits"
-        )
-    return None
-
-
-def _white_is_zero(image: Image.Image) -> bool:
-    """Whether a TIFF of more than 8 bits counts from white to black; those of 8 Pillow inverts."""
-    return getattr(image, "tag_v2", {}).get(262) == 0
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn an image as its EXIF orientation says, where that can be told."""
-    try:
-        value: Any = image.getexif().get(ExifTags.Base.Orientation)
-        if isinstance(value, tuple | bytes) and len(value) == 1:  # of another type than EXIF wants
-            value = value[0]
-        turn = None if value is None else TURNS.get(int(value))
-    except Exception:  # a tag of a wrong type may make Pillow raise anything
-        return image
-    return image if turn is None else image.transpose(turn)

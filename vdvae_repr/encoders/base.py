@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vdvae_repr.config import shown, whole_number
-from vdvae_repr.data.source import Preprocessing, RawImage, to_rgb
+from vdvae_repr.data.source import Preprocessing, RawImage
 from vdvae_repr.encoders.architecture import describe_network
 from vdvae_repr.errors import (
     CheckpointError,
@@ -37,6 +37,7 @@ from vdvae_repr.model.noise import NoiseFn, seed_of
 from vdvae_repr.model.precision import Precision, arithmetic
 from vdvae_repr.model.preprocessing import as_image_tensor
 from vdvae_repr.model.weights import hash_weights
+from vdvae_repr.pixels import to_rgb
 
 ROUNDING = 1e-3  # of a layer's largest value, between readings of one image in other batches
 STORED_SIDE = 64  # pixels, of the images that a store of another network keeps for the controls

@@ -6,6 +6,7 @@ Parts (`parts`) are renamed into place one by one, so that the same call goes on
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 import time
@@ -26,7 +27,7 @@ from PIL import Image
 
 from vdvae_repr.config import path_of
 from vdvae_repr.data.loader import check_workers, map_ahead
-from vdvae_repr.data.open import open_source
+from vdvae_repr.data.open import open_source, warn
 from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.encoders.base import Encoder, ImageTransform
 from vdvae_repr.encoders.load import as_encoder
@@ -62,6 +63,7 @@ from vdvae_repr.model.layers import LayerSpec, select_layers
 from vdvae_repr.model.noise import seeded_noise
 from vdvae_repr.model.vdvae import VDVAE
 
+logger = logging.getLogger(__name__)
 BATCH_SIZES = (4, 8, 16, 32, 64, 128)  # tried by "auto"
 CALIBRATED_BYTES = 2**31  # of latents that "auto" goes to
 PART = 512  # images a part at most, and
@@ -77,7 +79,7 @@ def extract(
     layers: str | int | Sequence[str | int] = "all",
     features: Sequence[str] | None = None,
     overwrite: bool = False,
-    report: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] | None = None,
     progress: Callable[[int], object] = lambda count: None,
     **keywords: Any,
 ) -> LatentStore:
@@ -97,7 +99,8 @@ def extract(
         features: names of the encoder's, of a VDVAE `mean` if not given; `z` needs `z="sample"`.
         overwrite: compute everything anew, and replace a finished store, but no other file, once the new one
             is whole; without it, a store of the same extraction and of unchanged images is returned.
-        report: receives lines about what was left out of `data`, and what will be written.
+        report: receives lines about what was left out of `data` or may surprise, and what will be written. If
+            not given, the former are logged as warnings.
         progress: receives the number of images done since the last call.
         **keywords: options by their names.
 
@@ -118,16 +121,19 @@ def extract(
     notices: list[str] = []
     source = open_source(data, notice=notices.append)
     job = ExtractionJob.of(as_encoder(model), source, layers, features, chosen_options)
+    if isinstance(model, VDVAE) and (line := model.about_crop(chosen_options.frame.crop)):
+        notices.append(line)
     rank, processes = partition.join_processes()
     folder = parts_folder(out)
+    say, report = report or warn, report or logger.info
     for line in notices if rank == 0 else ():
-        report(line)
+        say(line)
     try:
         if rank == 0:
             refuse_target(out, source.paths)
         with partition.locked(Path(f"{out}.lock")) if rank == 0 else nullcontext():
             # The first process decides, so that all do the same; None: there is nothing left to do.
-            begun = _begin(job, out, overwrite, report) if rank == 0 else None
+            begun = _begin(job, out, overwrite, say, report) if rank == 0 else None
             begun = partition.from_the_first(begun, processes)
             if begun is not None:
                 if job.batch_size != begun["batch_size"]:
@@ -137,7 +143,7 @@ def extract(
                         f"{out}: the processes do not extract the same ({different}); "
                         "give all of them the same files and weights"
                     )
-                _write(job, out, begun, rank, processes, report, progress)
+                _write(job, out, begun, rank, processes, say, progress)
     except OSError as error:
         kept = f"; what is finished stays in {folder.name}" if folder.exists() else ""
         raise StoreError(
@@ -152,7 +158,11 @@ def extract(
 
 
 def _begin(
-    job: ExtractionJob, out: Path, overwrite: bool, report: Callable[[str], None]
+    job: ExtractionJob,
+    out: Path,
+    overwrite: bool,
+    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> dict[str, Any] | None:
     """Make out what is to be done, and claim the parts; None where the store is finished.
 
@@ -179,7 +189,7 @@ def _begin(
         generation = int(first in held)
     elif out.exists():
         if not _misses_parts(out, claimed, identity):
-            _refuse_another(job, out, identity, report)
+            _refuse_another(job, out, identity, say)
             if held:  # beside which a kill left others
                 partition.keep_parts(folder, held)
             else:
@@ -207,7 +217,7 @@ def _begin(
     if stale := _stale(job, [folder / name for name in sorted(kept)]) if touched else {}:
         kept -= stale.keys()
         images = [image for some in stale.values() for image in some]
-        report(
+        say(
             f"{source.name}: {len(images)} images were replaced, as {images[0]!r}; "
             f"{len(stale)} parts are made again"
         )
@@ -223,7 +233,7 @@ def _write(
     begun: Mapping[str, Any],
     rank: int,
     processes: int,
-    report: Callable[[str], None],
+    say: Callable[[str], None],
     progress: Callable[[int], object],
 ) -> None:
     """Write this process's parts, and in the first process the store, in place of one that is there."""
@@ -245,7 +255,7 @@ def _write(
             else:
                 partition.keep_parts(folder, {path.name for path in files})
             if count:
-                report(
+                say(
                     f"{count} {'value is' if count == 1 else 'values are'} too small for float16 and stored "
                     f"as 0, the largest {largest:.2g}; dtype float32 keeps {'it' if count == 1 else 'them'}"
                 )
@@ -284,7 +294,7 @@ def _unchanged(job: ExtractionJob, files: Sequence[Path], state: str | None) -> 
 
 
 def _refuse_another(
-    job: ExtractionJob, out: Path, identity: Mapping[str, Any], report: Callable[[str], None]
+    job: ExtractionJob, out: Path, identity: Mapping[str, Any], say: Callable[[str], None]
 ) -> None:
     """Refuse a store that is of another extraction, or of images that have been replaced since.
 
@@ -307,7 +317,7 @@ def _refuse_another(
         if state is not None and state == info.source_state:
             return
         if checksums is None or checksums[0] != job.source.checksums_are_of:
-            report(f"{out}: does not say of what its images were made; replaced ones go unnoticed")
+            say(f"{out}: does not say of what its images were made; replaced ones go unnoticed")
             return
         ids = [*store.ids, *(item["id"] for item in info.skipped)]
         if changed := job.changed(ids, [*checksums[1].tolist(), *info.skipped_checksums]):

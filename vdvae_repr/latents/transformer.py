@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from vdvae_repr.config import hidden_by_mask, whole_number
 from vdvae_repr.data.names import readable
+from vdvae_repr.data.open import warn
 from vdvae_repr.data.source import Preprocessing, RawImage, file_source
 from vdvae_repr.encoders.load import load
 from vdvae_repr.encoders.vdvae import VDVAEEncoder
@@ -88,6 +89,8 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 f"{what}: expected a VDVAE; of other networks vr.extract stores activations"
             )
         self.model_ = net
+        if line := net.about_crop(self.crop):
+            warn(line)
         self.layers_ = select_layers(self.model_.layers, self.layers)
         blank = np.zeros((1, *[self.model_.config.image_size] * 2, 3), np.uint8)
         self._names = [

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from vdvae_repr.config import ModelConfig, hidden_by_mask
 from vdvae_repr.errors import DataError, first_line
+from vdvae_repr.pixels import to_rgb
 
 
 def as_image_tensor(images: Any, image_size: int) -> Tensor:
@@ -32,6 +34,8 @@ def as_image_tensor(images: Any, image_size: int) -> Tensor:
     try:
         if isinstance(images, Sequence):
             images = np.stack([_in_color(image) for image in images])
+        if isinstance(images, np.ndarray):  # of what torch does not take, as it is mirrored, a copy
+            images = np.require(images, requirements=("C", "W"))
         tensor = torch.as_tensor(images)
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise DataError(
@@ -60,9 +64,8 @@ def as_image_tensor(images: Any, image_size: int) -> Tensor:
 
 
 def _in_color(image: Any) -> NDArray[Any]:
-    """Return a PIL image in color; an array as it is."""
-    convert = getattr(image, "convert", None)
-    return np.asarray(image if convert is None else convert("RGB"))
+    """Return a PIL image in color, as a file of it is read; an array as it is."""
+    return np.asarray(to_rgb(image) if isinstance(image, Image.Image) else image)
 
 
 def to_input(images: Tensor, config: ModelConfig) -> Tensor:

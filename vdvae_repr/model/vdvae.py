@@ -210,6 +210,7 @@ class VDVAE(nn.Module):
         super().__init__()
         self.config = config
         self.name = name
+        self.trained_crop: int | None = None
         if not isinstance(config, ModelConfig):
             raise ConfigError(
                 f"config: expected a ModelConfig, found {type(config).__name__}; vr.load takes names"
@@ -223,6 +224,15 @@ class VDVAE(nn.Module):
     def layers(self) -> tuple[LayerSpec, ...]:
         """The stochastic layers, coarsest first."""
         return self.top_down.layers
+
+    def about_crop(self, crop: int | None) -> str:
+        """Say which central square the model was trained on, where none is taken of images; else nothing."""
+        if crop is not None or self.trained_crop is None:
+            return ""
+        return (
+            f"{self.name}: was trained with crop {self.trained_crop}, a central square in pixels, without "
+            "which images are taken whole"
+        )
 
     @property
     def device(self) -> torch.device:

@@ -37,6 +37,7 @@ from vdvae_repr.config import (
     shortened,
     shown,
     suggestion,
+    whole_number,
 )
 from vdvae_repr.errors import CheckpointError, ConfigError, first_line
 from vdvae_repr.model.graphs import graph_inference
@@ -50,6 +51,10 @@ WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
 RAW_ENDING, EMA_ENDING = "-model.th", "-model-ema.th"
 AVERAGE_FILE = "average.safetensors"  # of a run's checkpoint, beside its model.safetensors
 NAME_IT = "name the architecture with preset=NAME, a preset's name or a TOML"
+NO_WEIGHTS = re.compile(  # keys under which tensors are called as the weights are
+    r"(?i)(?:.*[\W_])?(?:grads?|gradients?|deltas?|diffs?|moments?|momentum|exp_avg(?:_sq)?|optimi[sz]ers?)"
+    r"(?:[\W_].*)?"
+)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 HEAD_BYTES = 512  # of a file, enough to tell what it is
 MOST_HEADER = 2**24  # bytes, of a safetensors file; those of 10,000 tensors have less than 2 MB
@@ -273,7 +278,17 @@ def _load_file(path: Path, preset: Architecture | None) -> VDVAE:
             f"{AVERAGE_FILE} beside it",
             stacklevel=4,
         )
+    net.trained_crop = _trained_crop(file)
     return net.to_empty(device="cpu").load_weights(weights, str(path))
+
+
+def _trained_crop(file: _WeightsFile) -> int | None:
+    """Return the central square that the record of a run's file names; None where nothing tells."""
+    try:
+        crop = json.loads(file.metadata.get("record", "{}"))["crop"]
+        return None if crop is None else whole_number("crop", crop, 1)
+    except (ValueError, TypeError, KeyError, RecursionError, ConfigError):  # damaged, or another's
+        return None
 
 
 def config_of(model: str | Path) -> ModelConfig | None:
@@ -528,11 +543,22 @@ def unwrapped(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
                 f"{path}: holds two sets of weights, one under {shown(inside[0])} and one beside it; save "
                 f"the one that is meant: torch.save(torch.load({path.name!r})[{inside[0]!r}], FILE)"
             )
+        if NO_WEIGHTS.fullmatch(inside[0]):
+            raise CheckpointError(
+                f"{path}: expected weights, found tensors under {shown(inside[0])}, which are none; save "
+                "weights with torch.save(model.state_dict(), FILE)"
+            )
+        if not isinstance(state[inside[0]], Mapping):
+            raise CheckpointError(
+                f"{path}: expected tensors by the names of parameters, found a list under "
+                f"{shown(inside[0])}; copy an average into the model, and save that: "
+                "torch.save(model.state_dict(), FILE)"
+            )
         state = state[inside[0]]
     if inside:
         raise CheckpointError(
             f"{path}: holds {len(inside)} sets of weights, {_some(inside)}; save the one that is meant: "
-            f"torch.save(torch.load({path.name!r})[{inside[-1]!r}], FILE)"
+            f"torch.save(torch.load({path.name!r}){_place(state, inside[-1])}, FILE)"
         )
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
@@ -588,6 +614,17 @@ def _refuse_compression(path: Path) -> None:
         )
 
 
+def _place(state: Mapping[str, Any], key: str) -> str:
+    """Return what leads from a dictionary to the tensors under a key, as `['callbacks']['EMA']`."""
+    place, inside = f"[{key!r}]", state[key]
+    while isinstance(inside, Mapping):
+        holding = [name for name, value in inside.items() if _holds_tensors(value)]
+        if len(holding) != 1:
+            break
+        place, inside = f"{place}[{holding[0]!r}]", inside[holding[0]]
+    return place
+
+
 def _holds_tensors(value: Any) -> bool:
     """Whether a value holds a list or dictionary of tensors, at whatever depth.
 
@@ -617,7 +654,8 @@ def _tables(
 ) -> Iterator[tuple[Collection[Any], Collection[Any]]]:
     """Yield keys and values of the dictionaries in a value, at whatever depth, each once; of lists no keys.
 
-    Dictionaries whose keys are not all texts, and what they hold, are passed over if `by_texts`.
+    Dictionaries of others than tensors whose keys are not all texts, as an optimizer's state by numbers, and
+    what they hold, are passed over if `by_texts`.
     """
     waiting, seen = [value], set[int]()
     while waiting:
@@ -626,7 +664,8 @@ def _tables(
             continue
         seen.add(id(table))
         keys, values = (table, table.values()) if isinstance(table, Mapping) else ((), table)
-        if by_texts and not all(isinstance(key, str) for key in keys):
+        named = all(isinstance(key, str) for key in keys)
+        if by_texts and not named and not all(isinstance(value, Tensor) for value in values):
             continue
         yield keys, values
         waiting += values

@@ -7,6 +7,7 @@ HSIC leaves these out.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from vdvae_repr.latents.base import Latents, same_images
 from vdvae_repr.probing.task import expect_store
 from vdvae_repr.results import Similarity
 
+logger = logging.getLogger(__name__)
 CKA_IMAGES = 2_000
 LEAST = 4  # images; of fewer there is no unbiased HSIC
 
@@ -31,7 +33,7 @@ def compare(
     *,
     feature: str | None = None,
     seed: int = 0,
-    notice: Callable[[str], None] = lambda line: None,
+    notice: Callable[[str], None] | None = None,
 ) -> Similarity:
     """Compare the layers of two stores of the same images, or of one, by debiased linear CKA.
 
@@ -40,7 +42,7 @@ def compare(
         b: another of the same images; if not given the layers of `a` are compared with each other.
         feature: of both; each store's default if not given.
         seed: of the images that are drawn where there are more than 2,000, and of the shuffled ones.
-        notice: receives what the reader must know.
+        notice: receives what the reader must know; logged as warnings if not given.
 
     Returns:
         the similarity of each layer of `a` with each of `b`, and what it is of shuffled images.
@@ -48,6 +50,7 @@ def compare(
     Raises:
         TaskError: other images, or fewer than 4.
     """
+    notice = notice or logger.warning
     expect_store(a, "a")
     if b is not None:
         expect_store(b, "b")

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -135,12 +135,15 @@ def _read_state(path: Path, step: int) -> dict[str, Any]:
     return state
 
 
-def read_start(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], int]:
+def read_start(
+    path: str | Path, say: Callable[[str], None] = logger.warning
+) -> tuple[dict[str, dict[str, Tensor]], int]:
     """Return tensors and step to start a new run from.
 
     A published run's `NAME-model.th` brings its `NAME-model-ema.th`, `NAME-opt.th` and `NAME-log.jsonl`
-    (openai/vdvae train_helpers.py), each where it lies beside it; any other VDVAE that `load` takes,
-    and a file of any architecture, gives the weights of both the model and its average, at step 0.
+    (openai/vdvae train_helpers.py), each where it lies beside it; of those that lack `say` receives a line.
+    Any other VDVAE that `load` takes, and a file of any architecture, gives the weights of both the model and
+    its average, at step 0.
 
     Raises:
         CheckpointError: no VDVAE, damaged files, values that are not finite, moments of another model, or
@@ -165,6 +168,16 @@ def read_start(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], int]:
     if moments.is_file() and not log.is_file():
         raise CheckpointError(f"{moments}: expected {log.name} beside it, which tells the step")
     weights = read_parameters(path)
+    lacking = {
+        average: "the moving average starts from the raw weights",
+        moments: "AdamW's moments start afresh",
+        log: "the run starts at step 0",
+    }
+    if without := {file.name: what for file, what in lacking.items() if not file.is_file()}:
+        say(
+            f"{path}: beside it {'is' if len(without) == 1 else 'are'} no {', '.join(without)}, so that "
+            f"{', '.join(without.values())}; put the run's own files there to go on with it"
+        )
     tensors = {
         "model": weights,
         "average": read_parameters(average) if average.is_file() else weights,

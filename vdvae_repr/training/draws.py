@@ -25,11 +25,13 @@ FEWEST = 6  # images, or labels, of which a tenth is one when it is rounded
 def split_indices(source: Source, recipe: TrainConfig) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the indices trained on and those held back, the latter in an order drawn from the seed.
 
+    Images of no split are trained on where none is of split `train`.
+
     Raises:
         DataError: either would be empty.
     """
     splits, rng = np.array(source.splits), np.random.default_rng((recipe.seed, 2))
-    usable = np.flatnonzero((splits == "train") | (splits == ""))
+    usable = np.flatnonzero(splits == ("train" if "train" in source.splits else ""))
     held = rng.permutation(np.flatnonzero(splits == "val"))
     if len(held) == 0 and len(usable) > 0:
         labels = source.labels[usable]
@@ -58,6 +60,19 @@ def split_indices(source: Source, recipe: TrainConfig) -> tuple[NDArray[np.intp]
             f"found {len(usable)} and {len(held)}; {remedy}"
         )
     return usable, held
+
+
+def about_held_back(source: Source, recipe: TrainConfig) -> str:
+    """Say where labels are to be held back, and images have none; empty otherwise."""
+    trained = "train" if "train" in source.splits else ""
+    without = int(np.count_nonzero(source.labels[np.array(source.splits) == trained] < 0))
+    if recipe.hold_back != "labels" or not without or "val" in source.splits:
+        return ""
+    return (
+        f"{source.name}: {without} images to train on have no label, so that each counts as one of its own "
+        'where train.hold_back = "labels" holds a tenth of the labels back; give labels, or '
+        'train.hold_back = "images"'
+    )
 
 
 def mark_held_back(source: Source, recipe: TrainConfig) -> Source:

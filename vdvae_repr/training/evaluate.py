@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from vdvae_repr.config import shown, whole_number
 from vdvae_repr.data.loader import default_workers, map_ahead
-from vdvae_repr.data.open import open_source
+from vdvae_repr.data.open import open_source, warn
 from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.errors import CheckpointError, DataError, TaskError
 from vdvae_repr.model.distributions import LayerPosterior, LogisticMixture, mixture_log_prob
@@ -31,7 +30,6 @@ from vdvae_repr.training.draws import mark_held_back
 from vdvae_repr.training.plan import read_run
 from vdvae_repr.training.reading import LEFT_OUT, leave_out, process, reopened, unreadable
 
-logger = logging.getLogger(__name__)
 ACTIVE_VARIANCE = 0.01
 
 
@@ -146,7 +144,7 @@ def evaluate(
     elif data is None:
         raise DataError("data: expected images to score, found none given")
     else:
-        source = _open(data)
+        source = open_source(data)
     chosen = [
         i
         for i, name in enumerate(source.splits)
@@ -157,6 +155,8 @@ def evaluate(
         raise DataError(
             f"{source.name}: no image is in split {split!r}; it has {', '.join(known) or 'no splits'}"
         )
+    if run is None and (line := model.about_crop(crop)):
+        warn(line)
     preprocessing = Preprocessing(size=model.config.image_size, crop=crop, resize=resize)
     if on_error == "skip":
         left_out = left_out | unreadable(source, preprocessing, chosen, default_workers())
@@ -170,16 +170,6 @@ def evaluate(
     return replace(found, left_out=left_out)
 
 
-def _open(data: str | Path | Source | NDArray[np.uint8]) -> Source:
-    """Open what was given; what was left out of it is logged as a warning, once."""
-    return open_source(data, notice=_warn)
-
-
-def _warn(line: str) -> None:
-    if process()[0] == 0:
-        logger.warning("%s", line)
-
-
 def _divided(
     run: Path, data: str | Path | Source | NDArray[np.uint8] | None, crop: int | None
 ) -> tuple[Source, int | None, dict[str, str]]:
@@ -191,7 +181,7 @@ def _divided(
         raise DataError(f"data: expected the images that {run} was trained on, found none given")
     left_out = dict(plan.left_out or {})
     given = data is not None or plan.data is None
-    source = leave_out(_open(data) if given else reopened(plan.data, _warn), left_out)  # type: ignore[arg-type]
+    source = leave_out(open_source(data) if given else reopened(plan.data), left_out)  # type: ignore[arg-type]
     if plan.fingerprint not in (None, source.fingerprint()):
         raise DataError(
             f"{run}: was trained on other data than {source.name}; give what it was trained on"

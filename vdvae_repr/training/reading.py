@@ -32,7 +32,9 @@ class PixelStatistics:
     std: float
 
 
-def reopened(opened: str | Mapping[str, Any], notice: Callable[[str], None]) -> Source:
+def reopened(
+    opened: str | Mapping[str, Any], notice: Callable[[str], None] | None = None
+) -> Source:
     """Open again what a run folder kept of its images (`Source.opened`).
 
     Raises:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from vdvae_repr.config import Config, ModelConfig, TrainConfig, shown, whole_number
 from vdvae_repr.data.loader import check_workers, map_ahead
-from vdvae_repr.data.open import open_source
+from vdvae_repr.data.open import open_source, warn
 from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.errors import (
     CheckpointError,
@@ -51,7 +51,13 @@ from vdvae_repr.training.checkpoints import (
     read_start,
     write_checkpoint,
 )
-from vdvae_repr.training.draws import flipped, joint_noise, ordered, split_indices
+from vdvae_repr.training.draws import (
+    about_held_back,
+    flipped,
+    joint_noise,
+    ordered,
+    split_indices,
+)
 from vdvae_repr.training.optimisation import Optimisation
 from vdvae_repr.training.plan import Plan, RunOptions, make_plan
 from vdvae_repr.training.reading import (
@@ -92,7 +98,7 @@ def train(
     probe_every: int | None = None,
     probe_data: str | Path | Source | None = None,
     probe_layers: str | Sequence[str] | None = None,
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str], None] | None = None,
     **train_keys: Any,
 ) -> Path:
     """Train a VDVAE by its configuration's recipe into the run folder `out`; returns that folder.
@@ -107,8 +113,9 @@ def train(
     Args:
         config: a preset's name, a TOML, a run folder, or a configuration; `train.batch_size` is over all
             processes.
-        data: what `--data` takes. Splits `train` and `val` are used where there are any; without `val`, a
-            tenth is held back (`train.hold_back`). A resumed run that was given a name or a path knows it.
+        data: what `--data` takes. Splits `train` and `val` are used where there are any, else images of no
+            split; without `val`, a tenth is held back (`train.hold_back`). A resumed run that was given a
+            name or a path knows it.
         out: the run folder; `config` where that is one, else `runs/NAME`, if not given.
         resume: go on from the newest checkpoint; without any, start. A finished run is left alone.
         changed: `train.lr=1e-4`, a value in place of the configuration's. Or `train.lr`, a key of a `Config`
@@ -131,7 +138,8 @@ def train(
         probe_every: steps between probes of layers; 0 for none.
         probe_data: labelled images to probe with, 512 at most; the images held back, if not given.
         probe_layers: selector of the layers probed.
-        progress: receives lines about what was left out of the data, and one at each row of the log.
+        progress: receives lines about what was left out of the data or may surprise, and one at each row of
+            the log. If not given, the former are logged as warnings.
         train_keys: keys of the [train] table by name, as `steps=2000`.
 
     Raises:
@@ -167,13 +175,15 @@ def train(
                 f"{key}: expected probe_every=1000, or another number, with it, found 0"
             )
     accelerator = _accelerator(device, plan.options.log_with, plan.out)
-    say = progress if accelerator.is_main_process else lambda line: None
+    main = accelerator.is_main_process
+    say = (progress or warn) if main else lambda line: None
+    progress = progress if main and progress else lambda line: None
     for line in notices:
         say(line)
     with _alone(plan.out) if accelerator.is_main_process else nullcontext():
         return _train(
             plan, accelerator, data, labelled, resume=resume,
-            workers=check_workers(num_workers), progress=progress,
+            workers=check_workers(num_workers), say=say, progress=progress,
         )  # fmt: skip
 
 
@@ -185,6 +195,7 @@ def _train(
     *,
     resume: bool,
     workers: int,
+    say: Callable[[str], None],
     progress: Callable[[str], None],
 ) -> Path:
     """Do what a plan says, as the only one in its folder; `labelled` is what it is probed with."""
@@ -198,7 +209,6 @@ def _train(
     checkpoint = _find_checkpoint(out, resume)
     if checkpoint is not None and data is None and checkpoint[1]["step"] >= recipe.steps:
         return _finished(plan, checkpoint[1], accelerator, progress)
-    say = progress if accelerator.is_main_process else lambda line: None
     source = _open(data, plan, say)
     for folder in (path.resolve() for path in source.paths if path.is_dir()):
         if folder == out.resolve() or folder in out.resolve().parents:
@@ -215,6 +225,8 @@ def _train(
             say(describe_left_out(plan.left_out))
         source = leave_out(source, plan.left_out or {})
     trained, held = split_indices(source, recipe)
+    if line := about_held_back(source, recipe):
+        say(line)
     fingerprint = source.fingerprint()
     identity = {
         "source": fingerprint,
@@ -231,7 +243,7 @@ def _train(
     plan = replace(
         plan, data=source.opened or plan.data, fingerprint=fingerprint, checksums=checksums
     )
-    config = plan.config(_measure(plan, source, preprocessing, trained, workers, say))
+    config = plan.config(_measure(plan, source, preprocessing, trained, workers, progress))
 
     torch.manual_seed(recipe.seed)
     model = VDVAE(config.model, name=options.name).to(accelerator.device)
@@ -251,7 +263,7 @@ def _train(
         images_seen, begun_at = state["images_seen"], state["begun_at"]
     elif options.init_from is not None:
         init_from = options.init_from
-        tensors, begun_at = read_start(init_from)
+        tensors, begun_at = read_start(init_from, say)
         _say_other_scaling(init_from, config.model, say)
         optimisation.step = begun_at
         optimisation.restore(tensors, str(init_from))
@@ -676,7 +688,7 @@ def _refuse_replaced(
 
 def _measure(
     plan: Plan, source: Source, preprocessing: Preprocessing, trained: NDArray[np.intp],
-    workers: int, say: Callable[[str], None],
+    workers: int, progress: Callable[[str], None],
 ) -> dict[str, float]:  # fmt: skip
     """Measure on the training images what the configuration lacks of `shift` and `scale`, and say so."""
     lacking = [key for key in ("shift", "scale") if key not in plan.tables["model"]]
@@ -685,7 +697,7 @@ def _measure(
     found = pixel_statistics(source, preprocessing, trained, workers)
     values = {"shift": -found.mean, "scale": 1 / found.std}
     measured = {key: values[key] for key in lacking}
-    say(
+    progress(
         f"measured on {found.images} training images: "
         + ", ".join(f"model.{key} = {value:.8g}" for key, value in measured.items())
         + f" (mean {found.mean:.2f}, standard deviation {found.std:.2f} of 0..255)"

@@ -355,7 +355,7 @@ def test_how_an_array_of_three_axes_is_read_is_said(shape):
     source = open_source(np.zeros(shape, np.uint8))
     assert len(source) == shape[0]
     assert f"read as {shape[0]} grey images of {shape[1]}x{shape[2]} pixels" in source.notices[0]
-    assert open_source(np.zeros((5, 8, 9), np.uint8)).notices == ()
+    assert open_source(np.zeros((5, 8, 8), np.uint8)).notices == ()
 
 
 @pytest.mark.parametrize(
@@ -551,3 +551,18 @@ def test_labels_that_are_references_are_refused(tmp_path):
         file.create_dataset("labels", data=[file["cat"].ref] * 4, dtype=h5py.ref_dtype)
     with pytest.raises(DataError, match="labels holds HDF5 references; save the numbers or texts"):
         open_source(tmp_path / "a.h5")
+
+
+def test_grey_images_side_by_side_in_the_last_axis_are_said_where_they_are_no_squares(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((9, 7, 12), np.uint8))
+    (line,) = open_source(tmp_path / "a.npy").notices
+    assert line.startswith("read as 9 grey images of 7x12 pixels; transpose(2, 0, 1)")
+    np.save(tmp_path / "a.npy", np.zeros((9, 7, 7), np.uint8))
+    assert open_source(tmp_path / "a.npy").notices == ()
+
+
+def test_labels_of_no_split_beside_images_of_splits_are_named(tmp_path):
+    np.savez(tmp_path / "a.npz", train_images=IMAGES, test_images=IMAGES, labels=np.arange(8))
+    said = " ".join(open_source(tmp_path / "a.npz").notices)
+    assert "labels left out, as images are those of" in said
+    assert "so that images have no labels; call those of each by its split, as t" in said

@@ -50,6 +50,7 @@ def test_links_are_followed_but_never_in_a_circle(tmp_path):
     assert source.ids == ("cat/0.png", "dog.png", "dog/1.png")
     assert source.notices == (
         "2 files left out: link to a folder above it (2)",
+        "1 image is the file of another image, by links, as cat/0.png and dog.png: each counts as an image",
         "1 image has no label, as dog.png",
     )
 
@@ -110,3 +111,27 @@ def test_two_classes_of_one_name_are_said(tmp_path):
     assert source.label_names == ("fold1/cat", "fold2/cat")
     (line,) = source.notices
     assert line.startswith("'fold1/cat' and 'fold2/cat' are two classes; give labels in a table")
+
+
+def test_an_image_that_is_there_twice_by_links_is_said(tmp_path):
+    put(tmp_path / "a" / "1.png")
+    put(tmp_path / "b" / "2.png")
+    assert open_source(tmp_path).notices == ()
+    os.link(tmp_path / "a" / "1.png", tmp_path / "b" / "1.png")
+    (tmp_path / "b" / "3.png").symlink_to("../a/1.png")
+    assert open_source(tmp_path).notices == (
+        "2 images are the file of another image, by links, as a/1.png and b/1.png: "
+        "each counts as an image",
+    )
+
+
+def test_folders_without_images_are_said(tmp_path):
+    put(tmp_path / "train" / "a" / "1.png")
+    put(tmp_path / "train" / "b" / "2.png")
+    (tmp_path / "val" / "a").mkdir(parents=True)
+    (tmp_path / "val" / "b").mkdir()
+    empty = "folder val holds no image, and is neither a class nor a split"
+    assert empty in open_source(tmp_path).notices
+    (tmp_path / "train" / "c").mkdir()
+    line = "2 folders hold no image, as train/c: they are neither classes nor splits"
+    assert line in open_source(tmp_path).notices

@@ -316,3 +316,10 @@ def test_a_gap_between_the_numbers_of_shards_is_said(tmp_path, names, lacking):
         assert not any("lack" in line for line in notices)
     else:
         assert any(line.startswith(lacking) for line in notices)
+
+
+@pytest.mark.parametrize("label", [b"\x03", b"\xff"])
+def test_a_label_that_is_a_raw_byte_is_refused(label, tmp_path):
+    path = write(tmp_path / "a.tar", {"0.png": png(0), "0.cls": label})
+    with pytest.raises(DataError, match=r"0.cls: expected a label as text or JSON"):
+        open_source(path)

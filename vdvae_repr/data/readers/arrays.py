@@ -42,8 +42,9 @@ from vdvae_repr.data.names import (
     split_of,
     splits_of,
 )
-from vdvae_repr.data.source import Source, to_uint8
+from vdvae_repr.data.source import Source
 from vdvae_repr.errors import DataError
+from vdvae_repr.pixels import to_uint8
 
 EXACT_BYTES = 2**26  # up to so many, all rows are part of the fingerprint; above, a sample is
 SAMPLE = 16  # rows of an array that tell what its pixels are
@@ -467,7 +468,13 @@ def _source_of(
     ]
     without = [part.split or "no split" for part in parts if part.labels is None]
     if len(without) == len(parts):
-        if unread:
+        if f"{root}labels" in unread and all(part.split for part in parts):
+            splits = " and ".join(part.split for part in parts)
+            notices.append(
+                f"{root}labels left out, as images are those of {splits}, so that images have no labels; "
+                f"call those of each by its split, as {parts[0].split}_labels"
+            )
+        elif unread:
             notices.append(
                 f"no array 'labels', so that images have no labels; found {_list(unread)}"
             )
@@ -641,7 +648,7 @@ def _check_shape(name: str, images: Any) -> str:
         and (grey or (len(shape) == 4 and shape[3] in (1, 3)))
         and 0 not in shape[1:]
     ):
-        if grey and (shape[0] in (3, 4) or shape[1] == shape[0] != shape[2]):
+        if grey and (shape[0] in (3, 4) or shape[1] != shape[2]):
             other = "transpose(2, 0, 1) is of grey images side by side in the last axis"
             if shape[0] in (3, 4):
                 other = "transpose(1, 2, 0)[None] is of one image of that many channels"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from vdvae_repr.data.names import (
     in_several_formats,
     is_hidden,
     left_out,
+    links,
     look_alikes,
     names_from_paths,
     namesakes,
@@ -60,6 +62,8 @@ def find_images(root: Path) -> ImageFiles:
     files: dict[str, Path] = {}
     others: Counter[str] = Counter()
     hidden: list[str] = []
+    inodes: dict[str, tuple[int, int]] = {}  # what file an image is, by links one of several
+    visited: list[str] = []
     # Folders to look into: path, id of what lies in it, and the folders above by device and number.
     waiting: list[tuple[str, str, frozenset[tuple[int, int]]]] = [(str(root), "", frozenset())]
     while waiting:
@@ -77,6 +81,7 @@ def find_images(root: Path) -> ImageFiles:
                 raise DataError(f"{root}: cannot be read ({error.strerror})") from error
             others[f"folder that cannot be read: {error.strerror}"] += 1
             continue
+        visited.append(prefix)
         for entry in entries:
             image_id = prefix + readable(entry.name)
             try:
@@ -97,12 +102,41 @@ def find_images(root: Path) -> ImageFiles:
                 if image_id in files:
                     raise DataError(f"{root}: two files are called {image_id!r}; rename one")
                 files[image_id] = Path(entry.path)
+                inodes[image_id] = place[0], entry.inode()
+                if entry.is_symlink():
+                    status = entry.stat()
+                    inodes[image_id] = status.st_dev, status.st_ino
             else:
                 others[kind] += 1
-    notices = left_out(others, hidden)
+    notices = left_out(others, hidden) + _without_images(visited, files)
     if not files:
         raise DataError(
             f"{root}: expected a folder with images, found none in it"
             + "".join(f" ({line})" for line in notices)
         )
-    return ImageFiles({i: files[i] for i in sorted(files, key=natural_key)}, notices)
+    ids = sorted(files, key=natural_key)
+    firsts: dict[tuple[int, int], str] = {}
+    linked = [(firsts.setdefault(inodes[image_id], image_id), image_id) for image_id in ids]
+    notices += links([pair for pair in linked if pair[0] != pair[1]], "image")
+    return ImageFiles({image_id: files[image_id] for image_id in ids}, notices)
+
+
+def _without_images(folders: Sequence[str], files: Iterable[str]) -> tuple[str, ...]:
+    """Return a line about folders that hold no image, and lie in none that holds none; maybe none."""
+    holding = {""}
+    for image_id in files:
+        folder = image_id.rpartition("/")[0]
+        while folder and f"{folder}/" not in holding:
+            holding.add(f"{folder}/")
+            folder = folder.rpartition("/")[0]
+    empty = [
+        folder[:-1]
+        for folder in folders
+        if folder not in holding and folder[: folder[:-1].rfind("/") + 1] in holding
+    ]
+    if not empty:
+        return ()
+    first = min(empty, key=natural_key)
+    if len(empty) == 1:
+        return (f"folder {first} holds no image, and is neither a class nor a split",)
+    return (f"{len(empty)} folders hold no image, as {first}: they are neither classes nor splits",)

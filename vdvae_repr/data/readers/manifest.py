@@ -14,6 +14,7 @@ from vdvae_repr.data.names import (
     factor_values,
     is_missing,
     like_split,
+    links,
     split_of,
     splits_of,
     unlabelled,
@@ -65,12 +66,7 @@ def open_manifest(path: Path) -> Source:
         first = inodes.setdefault((status.st_dev, status.st_ino), image_id)
         if first != image_id:
             linked.append((first, image_id))
-    if linked:
-        one, other = linked[0]
-        notices.append(
-            f"{len(linked)} {'row is' if len(linked) == 1 else 'rows are'} the file of another row, "
-            f"by links, as {one} and {other}: each counts as an image"
-        )
+    notices += links(linked, "row")
     factors = {}
     if table.separator != ",":
         notices.append(f"read as separated by {SEPARATORS[table.separator]}")

@@ -375,7 +375,10 @@ def _labels_beside(
 def _label(member: _Member) -> tuple[str | None, tuple[str, ...]]:
     """Return the label that a .cls or .json member holds, or None, and the keys that look like splits."""
     try:
-        text = _content(member, LABEL_BYTES).decode("utf-8-sig").strip()
+        text = _content(member, LABEL_BYTES).decode("utf-8-sig")
+        if control := next((c for c in text if c < " " and c not in "\t\r\n"), ""):
+            raise ValueError(f"found a byte {ord(control):#04x}, which is no character")
+        text = text.strip()
         value: Any = json.loads(text) if member.name.lower().endswith(".json") else text
     except (ValueError, RecursionError) as error:
         raise DataError(
