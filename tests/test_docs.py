@@ -31,7 +31,6 @@ REASONS = {
     "shows the output",
     "shows a file",
     "is installing",
-    "is tested by itself",
 }
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>[^>]*) -->\n+)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
