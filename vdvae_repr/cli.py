@@ -1111,9 +1111,9 @@ def demo(
     sheet.save(sheets["reconstructions"])
     _print(f"{sheets['reconstructions']}: from more and more layers: colours first, eyes last.")
 
-    print("\nWhom does a layer find alike? The nearest image is of the same person in:")
+    print("\nWhom does a layer find alike? How often the nearest is the same person:")
     sheet, shares = showcase.neighbours(faces)
-    print("  " + "   ".join(f"{name} {share:.0%}" for name, share in shares.items()))
+    print("  " + "   ".join(f"{name} {share:.1%}" for name, share in shares.items()))
     sheet.save(sheets["neighbours"])
     _print(f"{sheets['neighbours']}: a face, then its nearest; green: the same person.")
 
