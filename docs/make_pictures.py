@@ -194,6 +194,22 @@ def exchange(model: vr.VDVAE, images: np.ndarray) -> Figure:
     return figure
 
 
+def drawn_people() -> Figure:
+    """Draw six of the drawn people, six images each."""
+    people = vr.open_source("toy-faces:6x6")
+    sheet = np.concatenate(
+        [
+            np.concatenate([np.asarray(people[6 * i + j]) for j in range(6)], axis=1)
+            for i in range(6)
+        ]
+    )
+    figure = Figure(figsize=(4, 4))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(sheet)
+    axes.axis("off")
+    return figure
+
+
 def main() -> None:
     """Write every picture."""
     model = vr.load("faces64")
@@ -206,6 +222,7 @@ def main() -> None:
             "delta": gaussians(),
             "rate": rate(model, Path(scratch)),
             "exchange": exchange(model, images),
+            "toy_faces": drawn_people(),
         }
     for name, figure in pictures.items():
         figure.savefig(folder / f"{name}.png", dpi=120, metadata={"Software": None})

@@ -1086,42 +1086,57 @@ def verify(path: Path) -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for what it makes.")] = Path("demo"),
 ) -> None:
-    """Toy faces and digits through the packaged model: stores, an answer, pictures.
+    """See what the packaged model knows of drawn faces: pictures, an answer, a page.
 
     Example: vdvae-repr demo --out demo/
     """
-    import numpy as np
-
     import vdvae_repr as vr
-    from vdvae_repr.data.sheet import check_picture, save_sheet
+    from vdvae_repr.data.sheet import check_picture
     from vdvae_repr.output import prepare_folder
-    from vdvae_repr.report import pictures
+    from vdvae_repr.report import pictures, showcase
 
     prepare_folder(out, pictures.MADE)
-    check_picture(out / "reconstructions.png")
+    sheets = {
+        name: out / f"{name}.png" for name in ("reconstructions", "neighbours", "interpolation")
+    }
+    for path in sheets.values():
+        check_picture(path)
     net = _load_vdvae("faces64", None, "cpu", False)
-    faces = vr.extract(net, "toy-faces", out / "toy-faces.h5", report=_log)
-    digits = vr.extract(net, "digits", out / "digits.h5", layers="<=8x8", report=_log)
-    print(f"digits: {len(digits)} images, {digits.kl.mean(axis=0).sum():.0f} nats an image")
+    faces = vr.extract(net, "toy-faces:40x6", out / "faces.h5", report=_log)
+    people = len(faces.label_names)
+    print(f"{len(faces)} drawn faces of {people} people, read by faces64, which has seen")
+    print("photographs of other people and never a drawing.")
+
+    print("\nWhat do the layers hold? From the first to the last of each resolution:")
+    sheet, rungs = showcase.reconstructions(faces, net)
+    for rung in rungs:
+        print(
+            f"  {rung.name:9s}{rung.layers:3d} of {len(net.layers)} layers {rung.nats:7,.0f} nats"
+            f"   error of rebuilding {rung.error:4.1f} of 255"
+        )
+    sheet.save(sheets["reconstructions"])
+    _print(f"{sheets['reconstructions']}: from more and more layers: colours first, eyes last.")
+
+    print("\nWhom does a layer find alike? How often the nearest is the same person:")
+    sheet, shares = showcase.neighbours(faces)
+    print("  " + "   ".join(f"{name} {share:.1%}" for name, share in shares.items()))
+    sheet.save(sheets["neighbours"])
+    _print(f"{sheets['neighbours']}: a face, then its nearest; green: the same person.")
+
+    print("\nHow does one face become another?")
+    showcase.interpolation(faces, net).save(sheets["interpolation"])
+    _print(f"{sheets['interpolation']}: A takes on B's layers, coarse ones first.")
+
+    print("\nWho is it? Half of each person's images are known:")
     with _notes_printed():
         report = vr.probe(faces, "face_id", layers="<=16x16", cache=None)
     report.record["command"] = _command_line()
     report.save(out)
-    report.page(out / pictures.PAGE, faces, net)
     print(report.answer(f"every row: {out / 'results.csv'}"))
-    images = faces.images()[::25][:8]
-    read = net.posterior(images)
-    counts = (1, 5, 11, 16, len(net.layers))
-    rebuilt = [
-        net.decode({spec.name: read[spec.name].z for spec in net.layers[:first]})
-        for first in counts
-    ]
-    labels = ["images", *(f"{count} of {len(net.layers)} layers" for count in counts)]
-    save_sheet(np.concatenate([images, *rebuilt]), out / "reconstructions.png", labels=labels)
-    _print(
-        f"{out}/reconstructions.png: images, then rebuilt from the first 1, 5, 11, 16 and all layers"
-    )
-    _print(f"{out / pictures.PAGE}: all of it, to look at")
+    report.page(out / pictures.PAGE, faces, net)
+    print("That is of drawings; README's picture asks the same of photographs.")
+    print()
+    _print(f"{out / pictures.PAGE}: all of it on one page; open it in a browser.")
 
 
 def _open(

@@ -26,16 +26,16 @@ here = Path(folder.name)
 # %% [markdown]
 # ## People and their split
 #
-# 40 people, 10 pictures each. The feature is `delta`, what a layer adds to what it inherits; `mean` is the other
+# 32 people, 10 pictures each. The feature is `delta`, what a layer adds to what it inherits; `mean` is the other
 # choice, and `delta` was taken after both had been tried on such faces, these people among them. A CSV divides the people: of `base` means and PCA are learned, on `val` the layer is chosen,
 # and only `novel` people are tested.
 
 # %%
 store = vr.extract(
-    vr.load("faces64"), "toy-faces:40x10", here / "faces.h5", layers="<=32x32", features=("delta",)
+    vr.load("faces64"), "toy-faces:32x10", here / "faces.h5", layers="<=32x32", features=("delta",)
 )
 images, people = store.images(), np.array(store.label_names)
-split = pd.DataFrame({"class": people, "split": ["base"] * 10 + ["val"] * 12 + ["novel"] * 18})
+split = pd.DataFrame({"class": people, "split": ["base"] * 8 + ["val"] * 10 + ["novel"] * 14})
 split.to_csv(here / "people.csv", index=False)
 split.groupby("split", sort=False)["class"].agg(["count", "first", "last"])
 

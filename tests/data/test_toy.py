@@ -2,6 +2,7 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 from vdvae_repr.data import toy
@@ -127,6 +128,39 @@ def test_a_neutral_face_is_symmetric_and_turning_left_mirrors_turning_right(face
         )  # eyes glint and hair strands are not mirrored
 
 
+def test_a_shift_of_a_pixel_moves_the_person_by_a_pixel(face):
+    still = render(face, 64)
+    right = render(face | {"nuisance_shift_x": 2 / 64}, 64)
+    assert np.abs(right[:, 1:].astype(int) - still[:, :-1]).max() <= 1
+    down = render(face | {"nuisance_shift_y": 2 / 64}, 64)
+    on_face = slice(16, 50), slice(20, 44)  # the background stays where it is
+    assert np.abs(np.roll(down, -1, axis=0)[on_face].astype(int) - still[on_face]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "turn", "zoom"),
+    [({"nuisance_roll": 8.0}, -8, 1.0), ({"nuisance_scale": 1.08}, 0, 1.08)],
+)
+def test_roll_and_scale_are_those_of_pillow(face, change, turn, zoom):
+    """Pillow turns counterclockwise; the light comes from the viewer, so that it turns with nothing."""
+    face |= {"nuisance_light": 0.0, "nuisance_light_height": 0.0}
+    still, changed = (Image.fromarray(render(f, 128)) for f in (face, face | change))
+    box = [64 - 64 / zoom] * 2 + [64 + 64 / zoom] * 2
+    moved = still.rotate(turn, Image.Resampling.BICUBIC).resize((128, 128), box=box)
+    on_face = slice(32, 100), slice(40, 88)
+    expected, found, before = (np.asarray(i, float)[on_face] for i in (moved, changed, still))
+    assert np.abs(found - expected).mean() < 0.4 * np.abs(found - before).mean()
+
+
+def test_the_light_stays_when_the_head_rolls(face):
+    """Of a light from the left the shadow lies right, and rolling moves it no nearer to the chin."""
+    lit = face | {"nuisance_light": -50.0, "nuisance_light_height": 0.0}
+    for roll in (-8.0, 8.0):
+        image = render(lit | {"nuisance_roll": roll}, 64).astype(float).mean(axis=2)
+        left, right = image[24:44, 20:28].mean(), image[24:44, 36:44].mean()
+        assert left > right + 10
+
+
 def test_each_nuisance_changes_its_own_place(face):
     top, _, left, right = changed_place(face, nuisance_mouth_open=1.0)
     assert top > 0.6
@@ -149,7 +183,7 @@ def test_pixels_know_the_identity_but_not_all_of_it(faces):
     gallery = np.arange(200) % 10 < 5
     pixels = faces.images.reshape(200, -1) / 255
     nearest = KNeighborsClassifier(1, metric="cosine").fit(pixels[gallery], faces.labels[gallery])
-    assert 0.3 < nearest.score(pixels[~gallery], faces.labels[~gallery]) < 0.85  # chance: 0.05
+    assert 0.15 < nearest.score(pixels[~gallery], faces.labels[~gallery]) < 0.85  # chance: 0.05
 
 
 @pytest.mark.parametrize(

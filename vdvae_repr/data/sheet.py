@@ -14,11 +14,8 @@ from PIL.PngImagePlugin import PngInfo
 from vdvae_repr.errors import DataError, printable
 from vdvae_repr.output import MARK, is_own, replacing
 
-TILE, GAP, FONT = (
-    128,
-    6,
-    15,
-)  # pixels: the smallest side of an image on a sheet, between two, of letters
+TILE, GAP, FONT = 128, 6, 15  # pixels: an image's smallest side on a sheet, between two, letters
+FRAME, FRAMES = 4, "#009E73"  # pixels, and the colour
 
 
 def save_picture(pixels: NDArray[np.uint8], path: str | Path) -> None:
@@ -61,8 +58,10 @@ def save_sheet(
     path: str | Path,
     columns: int = 8,
     labels: Sequence[str] = (),
+    titles: Sequence[str] = (),
+    framed: Sequence[int] = (),
 ) -> None:
-    """Write images as a PNG on white, `columns` a row, with gaps, and beside each row what it shows.
+    """Write images as a PNG on white, `columns` a row, with gaps, beside each row what it shows.
 
     Small images are enlarged by a whole number, pixel by pixel, until a side has at least 128 pixels.
 
@@ -71,6 +70,8 @@ def save_sheet(
         path: ends in .png.
         columns: at most, in each row.
         labels: of the rows, from the first on; a row without one has none.
+        titles: of the columns, above the first row.
+        framed: numbers of the images that get a green frame.
 
     Raises:
         DataError: another file is there, or it cannot be written.
@@ -82,14 +83,22 @@ def save_sheet(
     named = [printable(label) for label in labels]
     left = max((round(font.getlength(name)) + 2 * GAP for name in named), default=0)
     rows = -(-len(images) // columns)
-    size = (left + GAP + columns * (side + GAP), GAP + rows * (side + GAP))
+    top = FONT + 2 * GAP if titles else GAP
+    size = (left + GAP + columns * (side + GAP), top + rows * (side + GAP))
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for number, pixels in enumerate(images):
         row, column = divmod(number, columns)
         tile = Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
-        sheet.paste(tile, (left + GAP + column * (side + GAP), GAP + row * (side + GAP)))
+        x, y = left + GAP + column * (side + GAP), top + row * (side + GAP)
+        sheet.paste(tile, (x, y))
+        if number in framed:
+            edges = (x - FRAME, y - FRAME, x + side + FRAME - 1, y + side + FRAME - 1)
+            draw.rectangle(edges, outline=FRAMES, width=FRAME)
+    for column, title in enumerate(titles):
+        middle = left + GAP + column * (side + GAP) + side // 2
+        draw.text((middle, top // 2), printable(title), fill="black", font=font, anchor="mm")
     for row, name in enumerate(named):
-        middle = GAP + row * (side + GAP) + side // 2
+        middle = top + row * (side + GAP) + side // 2
         draw.text((left, middle), name, fill="black", font=font, anchor="rm")
     save_picture(np.asarray(sheet), path)

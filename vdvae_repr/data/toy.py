@@ -27,6 +27,14 @@ Lengths are in half-frames (the image spans -1..1), angles in degrees, categorie
     nuisance_background_hue 0..0.75       red, yellow, green, blue to violet (turns; does not wrap around)
     nuisance_background_brightness  0.35..0.8  HSV value
     nuisance_shirt          0..0.75       hue of the clothes
+    nuisance_shift_x        -0.08..0.08   the person stands to the image's left or right
+    nuisance_shift_y        -0.08..0.08   the person stands high or low
+    nuisance_scale          0.92..1.08    small or large in the frame
+    nuisance_roll           -8..8         the person leans counterclockwise or clockwise in the image
+
+The last four are what a face detector leaves: its box is a few per cent of its side off in place and size,
+and it does not turn a head upright. Without them each eye would lie on the same pixels in every image,
+which no photograph grants, and bare pixels would know people for a reason that does not exist.
 """
 
 from __future__ import annotations
@@ -82,6 +90,7 @@ NUISANCE: dict[str, tuple[float, float]] = {
     "yaw": (-25, 25), "pitch": (-10, 10), "light": (-55, 55), "light_height": (-10, 50),
     "smile": (-0.6, 1), "mouth_open": (0, 1),
     "background_hue": (0, 0.75), "background_brightness": (0.35, 0.8), "shirt": (0, 0.75),
+    "shift_x": (-0.08, 0.08), "shift_y": (-0.08, 0.08), "scale": (0.92, 1.08), "roll": (-8, 8),
 }  # fmt: skip
 HEIGHT = 0.86  # half-height of the head
 EYE_LINE, MOUTH_LINE = -0.10, 0.47  # below the head's centre
@@ -162,20 +171,25 @@ def render(factors: dict[str, Any], size: int) -> NDArray[np.uint8]:
 class _Face:
     """The canvas, and for each pixel where on the head it lies and how much light falls there.
 
-    x, y: from the head's centre, in the image. u, v: the same on the head, turned with it, so that what
-    is drawn at (u, v) is foreshortened; `depth` > 0 on the face's half of the head, < 0 behind the ears.
+    body_x, body_y: in the upright person's own frame, which lies in the image shifted, scaled and rolled;
+    all lengths are of that frame. x, y: the same from the head's centre. u, v: the same on the head, turned
+    with it, so that what is drawn at (u, v) is foreshortened; `depth` > 0 on the face's half of the head,
+    < 0 behind the ears.
     `out`: from the middle of either eye outward, for what comes in pairs.
     """
 
     def __init__(self, f: dict[str, Any], n: int) -> None:
-        self.f, self.pixel = f, 2 / n
+        self.f, self.pixel = f, 2 / n / f["scale"]
         self.canvas = np.zeros((3, n, n), dtype=np.float32)
         angles = (math.radians(f[key]) for key in ("yaw", "pitch", "light", "light_height"))
         yaw, pitch, azimuth, elevation = angles
         self.turn = math.sin(yaw)
-        self.axis = (np.arange(n, dtype=np.float32) + 0.5) * self.pixel - 1
-        self.x = (self.axis - 0.06 * self.turn)[None, :].repeat(n, 0)
-        self.y = (self.axis + 0.06 - 0.1 * math.sin(pitch))[:, None].repeat(n, 1)
+        self.axis = (np.arange(n, dtype=np.float32) + 0.5) * (2 / n) - 1
+        shifted_x = (self.axis - np.float32(f["shift_x"]))[None, :].repeat(n, 0) / f["scale"]
+        shifted_y = (self.axis - np.float32(f["shift_y"]))[:, None].repeat(n, 1) / f["scale"]
+        self.body_x, self.body_y = self.upright(shifted_x, shifted_y)
+        self.x = self.body_x - 0.06 * self.turn
+        self.y = self.body_y + 0.06 - 0.1 * math.sin(pitch)
         # The head is a unit sphere, stretched, with a jaw; beyond its outline the rim's values go on.
         ny = self.y / HEIGHT
         width = f["face_width"] * (1 + f["jaw"] * ny.clip(0, 1) ** 2)
@@ -191,10 +205,17 @@ class _Face:
         self.v = HEIGHT * (ny * math.cos(pitch) - toward * math.sin(pitch))
         self.depth = ny * math.sin(pitch) + toward * math.cos(pitch)
         level = math.cos(elevation)
-        self.light = math.sin(azimuth) * level, -math.sin(elevation), math.cos(azimuth) * level
+        light_x, light_y = self.upright(math.sin(azimuth) * level, -math.sin(elevation))
+        self.light = light_x, light_y, math.cos(azimuth) * level
         self.round_shade = self.shade(nx, ny, nz)
-        slope_y, slope_x = np.gradient(self._relief(), self.pixel)
+        down, right = np.gradient(self._relief(), self.pixel)
+        slope_x, slope_y = self.upright(right, down)
         self.skin_shade = self.shade(nx - slope_x, ny - slope_y, nz)
+
+    def upright(self, x: Any, y: Any) -> tuple[Any, Any]:
+        """Turn a vector of the image into the frame of the person, who leans by the roll."""
+        roll = math.radians(self.f["roll"])
+        return math.cos(roll) * x + math.sin(roll) * y, math.cos(roll) * y - math.sin(roll) * x
 
     def shade(self, nx: Field, ny: Field, nz: Field) -> Field:
         """Lambert's law with ambient light, on normals softened toward the viewer."""
@@ -265,7 +286,7 @@ def _hair_behind(face: _Face) -> None:
 
 
 def _neck_and_shirt(face: _Face) -> None:
-    f, x, y = face.f, face.axis[None, :], face.axis[:, None]
+    f, x, y = face.f, face.body_x, face.body_y
     neck = np.maximum(np.abs(x) - 0.55 * f["face_width"], 0.4 - y)
     shadow = 0.55 + 0.25 * ((y - 0.65) / 0.4).clip(0, 1)
     face.paint(neck, _skin_color(f), shadow * face.round_shade)

@@ -56,7 +56,7 @@ def ladder(store: Latents, model: VDVAE) -> Ladder:
     Raises:
         StoreError: latents of other weights, or none that can be decoded.
     """
-    ids = [store.ids[row] for row in _some_rows(store, IMAGES)]
+    ids = [store.ids[row] for row in spread_rows(store, IMAGES)]
     ends = [
         number
         for number, (spec, following) in enumerate(
@@ -105,24 +105,23 @@ def neighbours(store: Latents, feature: str, picked: str | None = None) -> list[
     Raises:
         StoreError: no images are stored. LayerError: no such feature.
     """
-    count = len(store.layers)
-    specs = {store.layers[k].name: store.layers[k] for k in (count // 8, count // 2, count - 1)}
+    specs = {spec.name: spec for spec in spread_layers(store)}
     specs |= {spec.name: spec for spec in store.layers if spec.name == picked}
     shown = sorted(specs.values(), key=lambda spec: spec.index)
     images = store.images()
-    queries = _some_rows(store, QUERIES)
+    queries = spread_rows(store, QUERIES)
     most = max(np.prod(store.shape(spec, feature)) for spec in shown)
     size = min(len(store), max(len(queries) + NEIGHBOURS, int(BYTES // (4 * most))))
     pool = np.union1d(np.linspace(0, len(store) - 1, size).round().astype(int), queries)
-    nearest = {spec.name: _nearest(store, spec, feature, pool, queries) for spec in shown}
+    by_name = {spec.name: _nearest(store, spec, feature, pool, queries) for spec in shown}
     found = []
     for number, query in enumerate(queries):
         by_layer = [
             (
                 f"{name} (picked)" if name == picked else name,
-                [_neighbour(store, images[row], query, row) for row in nearest[name][number]],
+                [_neighbour(store, images[row], query, row) for row in by_name[name][number]],
             )
-            for name in nearest
+            for name in by_name
         ]
         of = _label(store, query)
         tile = _tile(images[query], f"{store.ids[query]}, which is looked for", of)
@@ -137,12 +136,30 @@ def _nearest(
     # Some at a time, as all rows between the first and the last are read at once.
     parts = np.array_split(pool, -(-len(pool) // 64))
     values = np.concatenate([store.pooled(spec, feature, None, rows) for rows in parts])
-    values -= values.mean(axis=0)
+    return pool[nearest(values, np.searchsorted(pool, queries), NEIGHBOURS)]
+
+
+def nearest(values: NDArray[np.float32], queries: NDArray[np.intp], count: int) -> NDArray[np.intp]:
+    """Return the rows of values (N, D) nearest to each query row, (Q, count), itself left out.
+
+    Nearness is the cosine, the mean of all rows subtracted.
+    """
+    values = values - values.mean(axis=0)
     values /= np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
-    own = np.searchsorted(pool, queries)
-    cosines = values[own] @ values.T
-    cosines[np.arange(len(own)), own] = -np.inf
-    return pool[np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBOURS]]
+    cosines = values[queries] @ values.T
+    cosines[np.arange(len(queries)), queries] = -np.inf
+    return np.argsort(-cosines, axis=1, kind="stable")[:, :count]
+
+
+def spread_layers(store: Latents) -> list[LayerSpec]:
+    """Return a coarse, a middle and a fine layer of a store, or as many as it has.
+
+    Layers that spend less than a nat an image, their mean, say nothing of it and are left out, where nats
+    are known.
+    """
+    nats = store.kl.mean(axis=0) if store.has_kl else None
+    layers = [s for s in store.layers if nats is None or nats[s.index] >= 1] or list(store.layers)
+    return [layers[k] for k in sorted({len(layers) // 8, len(layers) // 2, len(layers) - 1})]
 
 
 def _neighbour(store: Latents, pixels: NDArray[np.uint8], query: int, row: int) -> Tile:
@@ -157,7 +174,7 @@ def _label(store: Latents, row: int) -> str:
     return printable(store.label_names[label] if label >= 0 else store.ids[row])
 
 
-def _some_rows(store: Latents, count: int) -> NDArray[np.intp]:
+def spread_rows(store: Latents, count: int) -> NDArray[np.intp]:
     """Return rows of images of different classes, evenly spaced among those to be tested, if any are."""
     tested = np.flatnonzero(np.array(store.splits) == "test")
     rows = tested if len(tested) else np.arange(len(store))
