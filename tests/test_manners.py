@@ -58,8 +58,8 @@ def test_stores_posteriors_and_reports_say_what_they_are(tiny, images, path):
         task="t", protocol="p", head="h", model="m", source="<s>", layer="1x1.0", dims=1, n_train=1,
         n_test=1, metric="accuracy", value=0.5,
     )  # fmt: skip
-    assert "<Report t on <s>: 1 rows" in repr(vr.Report([row]))
-    assert "<s>" not in vr.Report([row])._repr_html_()  # text from files is text there too
+    assert "<Report t on <s>: 1 rows" in repr(vr.Report(rows=[row]))
+    assert "<s>" not in vr.Report(rows=[row])._repr_html_()  # text from files is text there too
 
 
 def test_a_feature_that_is_not_stored_says_how_to_store_it(path):
@@ -112,7 +112,8 @@ def test_lists_that_stand_on_the_command_line_are_those_of_the_library():
     package = {
         n: kind for n, kind in Task.known.items() if kind.__module__.startswith("vdvae_repr.")
     }
-    assert cli._tasks() == {
+    listed = {name: of for name, of in cli._tasks().items() if name in package}  # tests make others
+    assert listed == {
         name: (
             kind.__doc__.splitlines()[0],
             {field.name: field.metadata.get("help", "") for field in fields(kind)},

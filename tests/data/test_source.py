@@ -5,6 +5,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image, features
@@ -553,7 +554,7 @@ def test_some_images_are_selected_by_number_or_by_a_mask():
         assert source.select(rows).ids == ("b", "d")
         assert source.select(rows)[1].getpixel((0, 0)) == 3
     for rows in ([3.7], [True, False], ["b"], [[0]], [4], [-5], 2):
-        with pytest.raises(DataError, match=r"^s: expected .*found"):
+        with pytest.raises(DataError, match=r"^s: (rows: )?expected .*found"):
             source.select(rows)
     with pytest.raises(TypeError, match=r"source\.select takes several"):
         source[0:2]
@@ -591,3 +592,18 @@ def test_a_tiff_that_is_no_square_is_turned_whole(orientation, tmp_path):
     upright = np.asarray(Image.fromarray(pixels).transpose(TURNS[orientation]))
     read = np.asarray(to_rgb(open_source(tmp_path).load(0)))[..., 0]
     assert np.array_equal(read, upright)
+
+
+def test_columns_of_a_table_are_taken_by_position_and_splits_by_their_words():
+    shuffled = pd.DataFrame({"age": [10, 20, 30, 40], "split": ["train", "valid", "dev", "test"]})
+    shuffled.index = [3, 2, 1, 0]
+    source = Source(
+        name="s",
+        ids=pd.Series(list("abcd"), index=[3, 2, 1, 0]),
+        reader=lambda index: np.full((2, 2), index, np.uint8),
+        labels=np.zeros(4, np.int64),
+        splits=shuffled["split"],
+        factors={"age": shuffled["age"]},
+    )
+    assert source.splits == ("train", "val", "val", "test")
+    assert source.select([1, 0]).factors["age"].tolist() == [20, 10]

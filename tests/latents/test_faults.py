@@ -351,13 +351,14 @@ def test_the_preview_counts_what_is_stored(tiny, images, tmp_path):
     assert lines[0].startswith(f"12 images x {dims} dimensions (float32)")
 
 
-def test_unreadable_image_is_named_or_skipped(photos, tiny):
+def test_unreadable_image_is_named_or_skipped(photos, tiny, caplog):
     bad = photos / "photos" / "p1" / "5.png"
     bad.write_bytes(b"no picture")
     with pytest.raises(vr.DataError, match=r"p1/5\.png: expected a readable image"):
         vr.extract(tiny, photos / "photos", photos / "s.h5", batch_size=4)
     store = vr.extract(tiny, photos / "photos", photos / "t.h5", batch_size=4, on_error="skip")
     assert len(store) == 23
+    assert "1 images are left out, as p1/5.png" in caplog.text
     assert "p1/5.png" not in store.ids
     assert [item["id"] for item in json.loads(store.attrs["skipped"])] == ["p1/5.png"]
     bad.unlink()

@@ -293,6 +293,9 @@ def test_stores_of_the_same_images_are_compared_whatever_was_made_of_them(tiny, 
             vr.compare(first, imported, notice=lines.append)
     (line,) = lines
     assert line.endswith("cannot be told")
+    cut = vr.extract(tiny, named(large), tmp_path / "d.h5", layers="1x1", crop=16)
+    vr.compare(a, cut, notice=lines.append)
+    assert "d.h5 shows another part of the images (crop 16)" in lines[1]
 
 
 def test_a_data_set_takes_one_image_by_number_as_a_list_does(tiny, images, tmp_path):

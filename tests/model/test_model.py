@@ -19,7 +19,7 @@ from vdvae_repr.model.distributions import (
     mixture_mean,
     mixture_sample,
 )
-from vdvae_repr.model.layers import select_layers
+from vdvae_repr.model.layers import LayerSpec, select_layers
 from vdvae_repr.model.noise import seeded_noise
 from vdvae_repr.model.preprocessing import as_image_tensor, to_input
 from vdvae_repr.model.vdvae import VDVAE
@@ -104,6 +104,14 @@ def test_seeded_noise_is_standard_normal_and_per_image(tiny):
     assert abs(noise.std() - 1) < 0.01
     alone = seeded_noise(3, ["5"], torch.device("cpu"))(spec)
     assert torch.equal(alone[0], noise[5])
+
+
+def test_where_modules_are_called_by_numbers_a_number_is_a_name():
+    layers = [LayerSpec(index, name, 0, (4,)) for index, name in enumerate(("0", "3"))]
+    assert select_layers(layers, "3") == (layers[1],)
+    assert select_layers(layers, "1:2") == (layers[1],)
+    with pytest.raises(vr.LayerError, match="no layer matches '1'"):
+        select_layers(layers, "1")
 
 
 def test_selectors(tiny):

@@ -18,6 +18,7 @@ from vdvae_repr.probing.features import Columns, Features
 from vdvae_repr.probing.statistics import pearson
 from vdvae_repr.report import pictures
 from vdvae_repr.results import layer_by_factor
+from vdvae_repr.tasks import factors as factors_task
 from vdvae_repr.tasks.factors import FactorHead
 
 
@@ -406,3 +407,9 @@ def test_toy_faces_from_end_to_end(tiny, tmp_path):
     assert list(layer_by_factor(both, "r2").index) == [
         "1x1.0 tiny mean", "1x1.0 tiny delta", "1x1.0 tiny (2) mean", "1x1.0 tiny (2) delta",
     ]  # fmt: skip
+
+
+def test_codes_that_python_alone_reads_as_numbers_are_categories():
+    for values in (["0_1", "1_2"], ["\u0661", "\u0662"]):
+        assert factors_task._numbers(np.array(values)) is None
+    assert factors_task._numbers(np.array(["1.5", "2"])).tolist() == [1.5, 2.0]

@@ -28,7 +28,7 @@ from torch.utils.data import Dataset
 
 from vdvae_repr.config import hidden_by_mask
 from vdvae_repr.data.faces import LANDMARKS, align_face
-from vdvae_repr.data.names import number_labels, readable, unfit_for_a_file
+from vdvae_repr.data.names import number_labels, readable, splits_of, unfit_for_a_file
 from vdvae_repr.errors import SKIP_ADVICE, DataError, first_line, printable
 from vdvae_repr.pixels import decode_pixels, to_rgb, white_is_zero, white_of
 
@@ -182,7 +182,14 @@ class Source(Dataset[Image.Image]):
     _said: set[str] = field(default_factory=set, init=False, repr=False)  # what is said once
 
     def __post_init__(self) -> None:
-        """Refuse an empty source, repeated ids, labels of another length, names that no store can keep."""
+        """Refuse an empty source, repeated ids, labels of another length, names that no store can keep.
+
+        Columns of a table are taken by position, and splits by the words that mean them.
+        """
+        for name in ("ids", "splits"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        by_position = {name: _as_array(values) for name, values in self.factors.items()}
+        object.__setattr__(self, "factors", by_position)
         if not self.ids:
             raise DataError(f"{self.name}: expected images, found none")
         check_names(self)
@@ -202,6 +209,7 @@ class Source(Dataset[Image.Image]):
             raise DataError(
                 f"{self.name}: expected {len(self.ids)} splits, found {len(self.splits)}"
             )
+        object.__setattr__(self, "splits", splits_of(self.splits)[0])
 
     def _check_labels(self) -> None:
         """Refuse labels that are no whole numbers, or that `label_names` do not name."""
@@ -342,7 +350,7 @@ class Source(Dataset[Image.Image]):
             given = np.zeros(0, np.intp)
         if given.ndim != 1 or given.dtype.kind not in "iu":
             raise DataError(
-                f"{self.name}: expected numbers of images, or a mask of {len(self)}, found "
+                f"{self.name}: rows: expected whole numbers, or a mask of {len(self)}, found "
                 f"{given.dtype} {given.shape}"
             )
         wrong = given[(given < -len(self)) | (given >= len(self))]
@@ -417,6 +425,11 @@ class Source(Dataset[Image.Image]):
         """Return the same source, and an array (N,) that it fills with the checksums of what it reads."""
         reader = _ChecksumReader(self.reader, np.zeros(len(self), np.uint64))
         return replace(self, reader=reader), reader.checksums
+
+
+def _as_array(values: Any) -> Any:
+    """Return a factor's values as an array, of a column of a table by position; a masked array as it is."""
+    return values if isinstance(values, np.ndarray) else np.asarray(values)
 
 
 def _checked(image: Any) -> RawImage:

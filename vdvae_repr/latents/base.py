@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 from abc import ABC, abstractmethod
@@ -456,14 +457,30 @@ def same_images(store: Latents, other: Latents) -> str:
         if one.shape == two.shape:
             differ = np.flatnonzero((one != two).any(axis=1))
     if differ is None and store.info.source_sha256 == other.info.source_sha256 is not None:
-        return ""  # of the same names and sizes, which is all that is known
+        return _of_another_part(
+            store, other
+        )  # names and sizes are the same, which is all that is known
     if differ is not None:
         if not len(differ):
-            return ""
+            return _of_another_part(store, other)
         raise StoreError(
             f"{other.path}: expected the images of {store.path}, found others under the same ids, "
             f"{len(differ)} in all, as {store.ids[differ[0]]!r}; extract both from the same files"
         )
     return (
         f"{other.path}: whether the images behind its ids are those of {store.path} cannot be told"
+    )
+
+
+def _of_another_part(store: Latents, other: Latents) -> str:
+    """Return a line where images were cut or aligned in another way; else nothing."""
+    steps = [json.loads(each.info.preprocessing) for each in (store, other)]
+    cut = [{name: of.get(name) for name in ("crop", "align")} for of in steps]
+    if cut[0] == cut[1]:
+        return ""
+    shown = [
+        ", ".join(f"{name} {value}" for name, value in of.items() if value) or "whole" for of in cut
+    ]
+    return (
+        f"{other.path} shows another part of the images ({shown[1]}) than {store.path} ({shown[0]})"
     )

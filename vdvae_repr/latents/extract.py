@@ -154,7 +154,10 @@ def extract(
         if out.exists():
             break
         time.sleep(0.5)
-    return LatentStore.open(out)
+    store = LatentStore.open(out)
+    if say is warn and rank == 0 and (skipped := store.info.skipped):
+        warn(f"{out}: {len(skipped)} images are left out, as {skipped[0]['reason']}")
+    return store
 
 
 def _begin(

@@ -144,6 +144,6 @@ def _select_one(layers: Sequence[LayerSpec], item: str) -> set[int]:
                 f"{item}: expected at most :{end}; the layers are {describe_layers(layers)}"
             )
         return {layer.index for layer in layers if first <= layer.index < last}
-    if item.isdecimal():
+    if item.isdecimal() and not any(layer.name.isdecimal() for layer in layers):  # which is a name
         return {layer.index for layer in layers if layer.index == int(item)}
     return set()

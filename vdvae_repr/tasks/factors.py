@@ -367,6 +367,10 @@ def _are_codes(values: NDArray[Any]) -> bool:
 
 def _numbers(values: NDArray[Any]) -> NDArray[np.float64] | None:
     """Return values as numbers; None where one of them does not read so."""
+    if values.dtype.kind in "OU" and any(
+        "_" in text or not text.isascii() for text in map(str, values)
+    ):
+        return None  # Python reads 1_2 as 12
     with suppress(ValueError, TypeError):
         return values.astype(np.float64)
     return None

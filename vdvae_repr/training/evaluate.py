@@ -20,7 +20,7 @@ from vdvae_repr.config import shown, whole_number
 from vdvae_repr.data.loader import default_workers, map_ahead
 from vdvae_repr.data.open import open_source, warn
 from vdvae_repr.data.source import Preprocessing, Source, read_images
-from vdvae_repr.errors import CheckpointError, DataError, TaskError
+from vdvae_repr.errors import CheckpointError, DataError, TaskError, printable
 from vdvae_repr.model.distributions import LayerPosterior, LogisticMixture, mixture_log_prob
 from vdvae_repr.model.noise import seeded_noise
 from vdvae_repr.model.precision import arithmetic
@@ -161,6 +161,9 @@ def evaluate(
     if on_error == "skip":
         left_out = left_out | unreadable(source, preprocessing, chosen, default_workers())
         chosen = [i for i in chosen if source.ids[i] not in left_out]
+        if left_out:
+            first, why = next(iter(left_out.items()))
+            warn(f"{len(left_out)} images are left out, as {printable(first)}: {printable(why)}")
     scores = score(
         model, source, preprocessing, chosen, batch_size=batch_size,
         importance_samples=importance_samples, variance=True, seed=seed, progress=progress,
