@@ -73,7 +73,7 @@ def test_an_atlas_is_rows_pictures_and_tables(folder, tmp_path):
     ("arguments", "message"),
     [
         (["--atlas", "--selection", "joint"], "leave --selection out"),
-        (["--selection", "most"], "--selection: expected single, cumulative, .* found 'most'"),
+        (["--selection", "most"], "--selection: expected single, joint, .* found 'most'"),
         (["--control", "none", "--control", "pixels"], "--control none: leaves all controls out"),
         (["--cache", "c", "--no-cache"], "--cache and --no-cache: expected one of them"),
         (["--task", "few_shot", "--ways", "x"], "--ways: expected a whole number, .*'x'"),

@@ -19,7 +19,7 @@ from torch import Tensor
 from vdvae_repr.config import Config, TrainConfig
 from vdvae_repr.data.sheet import save_sheet
 from vdvae_repr.data.source import Preprocessing, Source, read_images
-from vdvae_repr.errors import TaskError, TrainingError
+from vdvae_repr.errors import DataError, TaskError, TrainingError
 from vdvae_repr.heads.neighbors import NearestNeighbor
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.model.vdvae import VDVAE
@@ -224,7 +224,12 @@ class Watch:
         folder = self.out / "samples"
         folder.mkdir(exist_ok=True)
         path = folder / f"step-{step:08d}.png"
-        save_sheet(np.concatenate(rows), path, columns=count, labels=labels)
+        try:
+            save_sheet(np.concatenate(rows), path, columns=count, labels=labels)
+        except DataError as error:
+            if isinstance(error.__cause__, OSError):
+                raise error.__cause__ from error  # a full disk, which the run reports as its own
+            raise
 
 
 def named_terms(terms: Tensor, layers: Sequence[LayerSpec], dims: int) -> dict[str, Any]:
