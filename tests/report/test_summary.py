@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from vdvae_repr.probing.report import Report
-from vdvae_repr.report.summary import answer
+from vdvae_repr.report.summary import answer, asked_of, lead
 from vdvae_repr.results import Comparison, Result
 
 VERDICTS = ("better", "worse", "no difference told")
@@ -88,6 +88,28 @@ def test_where_the_interval_leaves_out_0_and_nothing_is_told_it_says_the_p(
         for rival, gap, p in zip(("pca", "pixels"), (difference, 0.3), p_values, strict=True)
     ]
     assert answer(three(), found).splitlines()[2].strip() == said
+
+
+@pytest.mark.parametrize(
+    ("verdict", "difference", "said"),
+    [
+        (
+            "better",
+            0.11,
+            "The model is better than each of them; nearest, raw pixels: +.110 [.060, .160].",
+        ),
+        ("worse", -0.11, "The model is worse than raw pixels: -.110 [-.160, -.060]."),
+        (VERDICTS[2], 0.04, "No difference from raw pixels can be told: +.040 [-.010, .090]."),
+    ],
+)
+def test_the_sentence_names_what_every_control_reaches(verdict, difference, said):
+    found = [
+        beaten("0:3", 0.61, rival, gap, verdict=verdict)
+        for rival, gap in (("random-init", 0.3), ("pixels", difference))
+    ]
+    sentence = lead(list(asked_of(three(), found))).sentence
+    controls = f"random weights .310, raw pixels {0.61 - difference:.3f}".replace("0.", ".")
+    assert sentence.endswith(f"(chance .050). Controls reach: {controls}. {said}")
 
 
 def test_of_errors_it_says_that_lower_is_better():
