@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from vdvae_repr.probing.report import Report
-from vdvae_repr.report.summary import answer
+from vdvae_repr.report.summary import answer, asked_of, lead
 from vdvae_repr.results import Comparison, Result
 
 VERDICTS = ("better", "worse", "no difference told")
@@ -44,23 +44,72 @@ def three(head="ridge", **columns):
     ]
 
 
-def test_the_best_are_those_of_training_data_and_the_rival_is_the_worst():
+def test_what_is_shown_was_picked_by_training_data_and_the_rival_is_the_worst():
     found = [beaten("0:3", 0.61, "pixels", 0.3), beaten("0:3", 0.61, "pca", 0.11)]
     text = answer(three(), found, ["face_id: 20 people"], ["more heads: knn"])
     lines = text.splitlines()
     assert lines[0] == "face_id: 20 people"
-    assert lines[1].split() == ["best", "single", "best", "set", "best", "control"]
+    assert lines[1].split() == ["picked", "single", "picked", "set", "best", "control"]
     assert lines[2].split() == ["ridge", "8x8.0", ".350", "0:3", ".610*", "pca", ".500"]
     assert lines[3].strip() == "better than every control: +.110 [.060, .160] beside pca"
-    assert lines[4] == "rank1, chance .050 · * picked by training data, and compared"
+    assert lines[4] == "rank1, chance .050 · picked by training data, * compared"
     assert ".900" not in text
 
 
 @pytest.mark.parametrize("verdict", VERDICTS)
 def test_it_says_the_verdict_in_words(verdict):
-    found = [beaten("0:3", 0.61, "pca", -0.11, verdict=verdict)]
+    found = [beaten("0:3", 0.61, "pca", -0.11, verdict=verdict, p_value=0.07)]
     assert f"{verdict}" in answer(three(), found)
     assert "-.110 [-.160, -.060] beside pca" in answer(three(), found)
+
+
+@pytest.mark.parametrize(
+    ("p_values", "difference", "said"),
+    [
+        (
+            (0.07, 0.01),
+            0.11,
+            "no difference told (p .070 after Holm): +.110 [.060, .160] beside pca",
+        ),
+        ((0.07, 0.01), 0.04, "no difference told: +.040 [-.010, .090] beside pca"),
+        ((None, None), 0.11, "no difference told (no p): +.110 [.060, .160] beside pca"),
+        (
+            (0.01, 0.2),
+            0.11,
+            "no difference told (p .200 beside pixels): +.110 [.060, .160] beside pca",
+        ),
+    ],
+)
+def test_where_the_interval_leaves_out_0_and_nothing_is_told_it_says_the_p(
+    p_values, difference, said
+):
+    found = [
+        beaten("0:3", 0.61, rival, gap, verdict=VERDICTS[2], p_value=p)
+        for rival, gap, p in zip(("pca", "pixels"), (difference, 0.3), p_values, strict=True)
+    ]
+    assert answer(three(), found).splitlines()[2].strip() == said
+
+
+@pytest.mark.parametrize(
+    ("verdict", "difference", "said"),
+    [
+        (
+            "better",
+            0.11,
+            "The model is better than each of them; nearest, raw pixels: +.110 [.060, .160].",
+        ),
+        ("worse", -0.11, "The model is worse than raw pixels: -.110 [-.160, -.060]."),
+        (VERDICTS[2], 0.04, "No difference from raw pixels can be told: +.040 [-.010, .090]."),
+    ],
+)
+def test_the_sentence_names_what_every_control_reaches(verdict, difference, said):
+    found = [
+        beaten("0:3", 0.61, rival, gap, verdict=verdict)
+        for rival, gap in (("random-init", 0.3), ("pixels", difference))
+    ]
+    sentence = lead(list(asked_of(three(), found))).sentence
+    controls = f"random weights .310, raw pixels {0.61 - difference:.3f}".replace("0.", ".")
+    assert sentence.endswith(f"(chance .050). Controls reach: {controls}. {said}")
 
 
 def test_of_errors_it_says_that_lower_is_better():
@@ -77,6 +126,7 @@ def test_where_nothing_is_picked_it_says_so_and_what_is_compared():
     assert said.startswith("No row is picked, as no data are set apart to choose on")
     assert "0:3, is compared, which is no choice" in said
     assert "*" not in text
+    assert text.splitlines()[2].split() == ["single", "set", "best", "control"]
     assert "is shown, which is no choice" in " ".join(answer(rows, []).splitlines()[:2])
 
 

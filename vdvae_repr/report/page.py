@@ -202,6 +202,7 @@ def render(findings: Findings, store: Latents | None = None, model: VDVAE | None
         lead=summary.lead(asked) or _lead_of_similarity(findings),
         warnings=list(summary.warnings(asked)) if asked else [],
         answer=[_answer_row(one) for one in asked],
+        columns=summary.columns(asked),
         beside=list(summary.beside(asked)),
         legend=summary.legend(asked) if asked else "",
         sections=sections,
@@ -516,7 +517,7 @@ def _comparisons(asked: Sequence[Asked]) -> Section:
         if low is not None and high is not None:
             words += f" [{short(low)}, {short(high)}]"
         look = "undecided"
-        if one.p_value is not None and one.p_value <= 0.05:
+        if one.p_value is not None and one.p_value < summary.ALPHA:
             look = "better" if one.difference > 0 else "worse"
         tip = f"{label}: {words}, {p}"
         return Dot(label, look, one.difference, low, high, f"{words}, {p}", tip)

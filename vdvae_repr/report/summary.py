@@ -1,4 +1,4 @@
-"""The answer of a probe: the best layer, the best set of layers, and whether the best control is beaten.
+"""The answer of a probe: the layer and the set of layers that training data picked, beside the best control.
 
 It is worked out of the rows and comparisons of a report alone, in at most `LINES` lines of `WIDTH` columns.
 """
@@ -28,6 +28,12 @@ MOST_HEADLINES, MOST_BESIDE = 6, 4
 MOST_NOTES = 6  # lines that notes may take of the table's
 LONGEST = 20  # of what a row is of; --rows has the whole of it
 UNDECIDED = "no difference told"
+ALPHA = 0.05  # below which a p tells a difference
+CONTROLS_IN_WORDS = {
+    "pixels": "raw pixels",
+    "pca": "PCA of pixels",
+    "random-init": "random weights",
+}
 METRICS = {
     "rank1": "rank-1 identification rate",
     "rank5": "rank-5 identification rate",
@@ -182,18 +188,17 @@ def beside(asked: Sequence[Asked]) -> Iterator[str]:
 
 
 def _table(asked: Sequence[Asked], room: int) -> list[str]:
-    """Return two lines for each head, what is best and how it stands; where these are too many, one.
+    """Return two lines for each head, what was picked and how it stands; where these are too many, one.
 
     Figures are never cut: where a line is too wide, heads have shorter names.
     """
     if 1 + 2 * len(asked) <= room:
-        header = ["", "best single", "best set", "best control"]
-        cells = _fitting(header, asked, cells_of)
+        cells = _fitting(["", *columns(asked)], asked, cells_of)
         pairs = zip(cells[1:], (f"    {verdict(one)}" for one in asked), strict=True)
         return [cells[0], *chain.from_iterable(pairs)]
     kinds = {one.label.partition(":")[0] for one in asked if ":" in one.label}
     shared = f"{kinds.pop()}:" if len(kinds) == 1 and all(":" in o.label for o in asked) else ""
-    header = [shared, "best", "best control", ""]
+    header = [shared, "picked" if is_picked(asked) else "shown", "best control", ""]
     cells = _fitting(header, asked, partial(_line, shared=shared))
     room = max(room, 3)
     if (left := len(cells) - room) > 0:
@@ -229,8 +234,19 @@ def _line(one: Asked, *, shared: str) -> list[str]:
     return [label, _scored(compared, one.picked), _of_control(rival), rival.verdict]
 
 
+def is_picked(asked: Sequence[Asked]) -> bool:
+    """Return whether training data picked anything: not where there was one row, or nothing to pick by."""
+    return any(one.picked is not None and not one.alone for one in asked)
+
+
+def columns(asked: Sequence[Asked]) -> tuple[str, str, str]:
+    """Return what the cells behind the head are: none is the best of test data but the control."""
+    picked = "picked " if is_picked(asked) else ""
+    return f"{picked}single", f"{picked}set", "best control"
+
+
 def cells_of(one: Asked) -> list[str]:
-    """Return head, best single layer, best set of layers, and the control that looks best beside it."""
+    """Return head, single layer and set of layers as picked, and the control that looks best beside it."""
     best, compared, rival = (one.best(True), one.best(False)), one.compared, one.worst
     if best == (None, None):  # nothing to choose by
         best = (compared, None) if compared.selection == "single" else (None, compared)
@@ -250,10 +266,35 @@ def verdict(one: Asked) -> str:
         listed = [f"{control_name(name)} {short(value)}" for name, value in values.items()]
         return f"not compared; {', '.join(listed)}" if listed else "not compared"
     words = "better than every control" if rival.verdict == "better" else rival.verdict
-    text = f"{words}: {short(rival.difference, sign=True)}"
+    return (
+        f"{words}{_why_undecided(one)}: {_of_difference(rival)} beside {control_name(rival.versus)}"
+    )
+
+
+def _of_difference(rival: Comparison) -> str:
+    """Return a difference with its interval."""
+    text = short(rival.difference, sign=True)
     if rival.diff_low is not None and rival.diff_high is not None:
         text += f" [{short(rival.diff_low)}, {short(rival.diff_high)}]"
-    return f"{text} beside {control_name(rival.versus)}"
+    return text
+
+
+def _why_undecided(one: Asked) -> str:
+    """Return the p by which no difference is told, in brackets, where the interval alone would tell one.
+
+    It is that of the difference that is shown; where this is told, that of the rival of the highest p.
+    """
+    rival = one.worst
+    if rival is None or rival.verdict != UNDECIDED or rival.diff_low is None:
+        return ""
+    if rival.diff_high is None or rival.diff_low <= 0 <= rival.diff_high:
+        return ""
+    if rival.p_value is None:
+        return " (no p)"
+    other = max(one.comparisons, key=lambda found: found.p_value or 0.0)
+    if rival.p_value >= ALPHA or other.p_value is None:
+        return f" (p {short(rival.p_value)} after Holm)"
+    return f" (p {short(other.p_value)} beside {control_name(other.versus)})"
 
 
 def shots(at: float) -> str:
@@ -286,9 +327,10 @@ def legend(asked: Sequence[Asked]) -> str:
         text += f", chance {short(chances.pop())}"
     if all(one.picked is None for one in asked):
         return text
-    how = "the only row" if any(one.alone for one in asked) else "picked by training data"
-    compared = ", and compared" if any(one.comparisons for one in asked) else ""
-    return f"{text} · * {how}{compared}"
+    compared = any(one.comparisons for one in asked)
+    if any(one.alone for one in asked):
+        return f"{text} · * the only row{', and compared' if compared else ''}"
+    return f"{text} · picked by training data, * {'compared' if compared else 'first of both'}"
 
 
 def short(value: float, sign: bool = False) -> str:
@@ -326,19 +368,41 @@ def lead(asked: Sequence[Asked]) -> Lead | None:
         return _lead_of_factors(asked)
     one = max(asked, key=lambda each: getattr(each.picked, "training_score", None) or -float("inf"))
     row = one.compared
-    interval = ""
+    known = []
     if row.ci_low is not None and row.ci_high is not None:
-        interval = f" (95 % interval {short(row.ci_low)} to {short(row.ci_high)})"
+        known.append(f"95 % interval {short(row.ci_low)} to {short(row.ci_high)}")
+    if row.chance is not None:
+        known.append(f"chance {short(row.chance)}")
+    brackets = f" ({', '.join(known)})" if known else ""
     many, what = _in_words(row)
     words = metric_words(row.metric, row.at)
     lower = ", where lower is better" if row.metric in LOWER_IS_BETTER else ""
-    chance = f" Chance is {short(row.chance)}." if row.chance is not None else ""
     article = "an" if words[0] in "aeiou" else "a"
     sentence = (
         f"{what} of {row.model} reach{'' if many else 'es'} {article} {words} of {short(row.value)}"
-        f"{interval} by {one.label}{lower}: {verdict(one)}.{chance}"
+        f"{lower}, by {one.label}{brackets}. {_beside_controls(one)}"
     )
     return Lead(short(row.value), words, sentence, one.worst.verdict if one.worst else None)
+
+
+def _beside_controls(one: Asked) -> str:
+    """Return what controls reach, and what the verdict says, as sentences."""
+    rival = one.worst
+    if rival is None:
+        return f"It is {verdict(one)}."
+    found = [f"{_in_full(c.versus)} {short(c.versus_value)}" for c in one.comparisons]
+    name, difference = _in_full(rival.versus), _of_difference(rival)
+    said = {
+        "better": f"The model is better than each of them; nearest, {name}: {difference}.",
+        "worse": f"The model is worse than {name}: {difference}.",
+    }
+    undecided = f"No difference from {name} can be told{_why_undecided(one)}: {difference}."
+    return f"Controls reach: {', '.join(found)}. {said.get(rival.verdict, undecided)}"
+
+
+def _in_full(name: str) -> str:
+    """Return what a control is called in a sentence."""
+    return CONTROLS_IN_WORDS.get(name, name)
 
 
 def _in_words(row: Result) -> tuple[bool, str]:

@@ -19,6 +19,21 @@
   systemDark.addEventListener("change", showTheme);
   showTheme();
 
+  // What is wider than the screen says so, and fades where it goes on.
+  for (const box of document.querySelectorAll(".scroll, .links")) {
+    const hint = document.createElement("p");
+    hint.className = "hint";
+    hint.textContent = "Goes on to the right: scroll sideways \u2192";
+    if (box.classList.contains("scroll")) box.before(hint);
+    const look = () => {
+      const over = box.scrollWidth - box.clientWidth;
+      hint.classList.toggle("on", over > 1);
+      box.classList.toggle("more", over - box.scrollLeft > 1);
+    };
+    box.addEventListener("scroll", look, { passive: true });
+    new ResizeObserver(look).observe(box);
+  }
+
   // Read-outs: of the point nearest to the pointer, or, by arrow keys, of one after the other.
   const tip = document.getElementById("tip");
   let shown = null;
