@@ -181,7 +181,8 @@ class Watch:
             return None
         return (
             f"the model saved, the average, scores {_bits(average)} bits/dim on the images held back, "
-            f"the weights {_bits(weights)}; train longer, or with train.ema_warmup = true or a lower train.ema_rate"
+            f"the weights {_bits(weights)}; train longer, or with train.ema_warmup = true or a lower "
+            "train.ema_rate"
         )
 
     def probe_layers(self) -> dict[str, Any]:
