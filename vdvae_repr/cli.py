@@ -534,10 +534,7 @@ def probe(
     if no_cache and cache is not None:
         raise TaskError("--cache and --no-cache: expected one of them, found both")
     if train is not None and test is not None:
-        joined = JoinedStore(vr.open(train), vr.open(test))
-        store: Latents = joined
-        for line in joined.notices:
-            _log(line)
+        store: Latents = JoinedStore(vr.open(train), vr.open(test))
     else:
         store = vr.open(latents or Path("latents.h5"))
     others = [vr.open(path) for path in beside or ()]

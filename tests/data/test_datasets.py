@@ -354,6 +354,12 @@ def test_images_that_a_named_set_leaves_out_are_said(tmp_path):
         "1 image has no label, as 000002.jpg",
         "1 images in img_align_celeba left out, which its list lacks, as 000003.jpg",
     )
+    (folder / "identity_CelebA.txt").write_text("000001.png 2880\n000002.png 2880\n")  # renamed
+    (folder / "list_attr_celeba.txt").write_text("2\nBald\n")
+    assert open_source("celeba", root=tmp_path).notices[:2] == (
+        "no image has a label: identity_CelebA.txt names others, as 000001.png",
+        "list_attr_celeba.txt is not read; give its attributes as factors in a CSV",
+    )
     lfw = tmp_path / "lfw"
     write_png(lfw / "Al_Ek/Al_Ek_0001.jpg")
     (lfw / "pairs.txt").write_text("10 300\n")

@@ -323,6 +323,36 @@ def test_an_image_that_is_transparent_everywhere_is_said_once(tmp_path, caplog):
     ]
 
 
+def test_pixels_of_a_reader_that_are_transparent_everywhere_are_said_once(caplog):
+    some = np.full((4, 4, 4), 100, np.uint8)
+    none = some.copy()
+    none[..., 3] = 0
+    rows = [some, none, none]
+    source = Source(name="s", ids=tuple("abc"), reader=rows.__getitem__, labels=np.arange(3))
+    for row in range(3):
+        source.load(row)
+    assert [record.getMessage() for record in caplog.records] == [
+        "s: b is transparent everywhere, so it is read as white"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "found"), [([1, "x"], "found 1, of"), ([1.0, None], "found 1.0")]
+)
+def test_factors_of_numbers_and_others_are_refused_in_a_line(values, found):
+    given = {"f": np.array(values, object)}
+    with pytest.raises(
+        DataError, match=f"factor 'f': expected numbers alone, or texts alone, {found}"
+    ):
+        Source(name="s", ids=("a", "b"), reader=None, labels=[0, 1], factors=given)
+
+
+def test_names_of_labels_may_be_a_column():
+    names = pd.Series(["x", "y"], index=[1, 0])
+    source = Source(name="s", ids=("a", "b"), reader=None, labels=[0, 1], label_names=names)
+    assert source.label_names == ("x", "y")
+
+
 def exif(*entries):
     body = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
     return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + body + b"\0" * 4

@@ -307,3 +307,15 @@ def test_a_json_that_is_of_another_matrix_says_nothing(store, tmp_path):
     store.export(tmp_path / "m.npy")
     np.save(tmp_path / "m.npy", store.matrix("8x8.0")[0])
     assert len(vr.import_latents(tmp_path / "m.npy", store, tmp_path / "p.h5", "8x8.0")) == 12
+
+
+def test_a_matrix_saved_over_an_export_does_not_take_its_ids(store, tmp_path):
+    path, out = tmp_path / "m.npy", tmp_path / "p.h5"
+    store.export(path)
+    np.save(path, store.matrix()[0][::-1])
+    with pytest.raises(vr.StoreError, match=r"saved over an export.*m\.json"):
+        vr.import_latents(path, store, out)
+    backwards = list(store.ids)[::-1]
+    assert list(vr.import_latents(path, store, out, ids=backwards).ids) == backwards
+    path.with_suffix(".json").unlink()
+    assert vr.import_latents(path, store, out, overwrite=True).ids == store.ids

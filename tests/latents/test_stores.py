@@ -159,6 +159,50 @@ def test_of_a_split_store_what_is_learned_on_is_its_train_and_val(tiny, people, 
         JoinedStore(c, a)
 
 
+def test_sides_interchanged_and_of_other_precision_are_said(tiny, people, tmp_path):
+    known, asked = people(3, 4, seed=0), people(3, 4, seed=1)
+    a, b = (
+        vr.extract(tiny, replace(source, splits=(split,) * 12), tmp_path / f"{split}.h5", **options)
+        for source, split, options in (
+            (known, "train", {}),
+            (asked, "test", {"precision": "bf16", "dtype": "float16"}),
+        )
+    )
+    rounding = [
+        f"{b.path}: its precision is bf16, that of {a.path} is fp32: values differ by rounding",
+        f"{b.path}: its dtype is float16, that of {a.path} is float32: values differ by rounding",
+    ]
+    assert list(JoinedStore(a, b).notices) == rounding
+    notes = vr.probe(
+        JoinedStore(b, a), "classification", layers="4x4.0", heads="ridge", controls=(), cache=None
+    ).notes
+    for line in (
+        f"{b.path}: all images are of split test, and are learned on",
+        f"{a.path}: all images are of split train, and are tested on",
+    ):
+        assert line in notes
+    (alone,) = (
+        note
+        for note in vr.probe(
+            b, "classification", layers="4x4.0", heads="ridge", controls=(), cache=None
+        ).notes
+        if "first half" in note
+    )
+    assert "all images are of split test: train is the first half" in alone
+
+
+def test_of_a_network_without_means_the_feature_stored_is_read(images, tmp_path):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1))
+    encoder = vr.TorchEncoder(net, layers=["0"], size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
+    store = vr.extract(encoder, images, tmp_path / "e.h5")
+    X = store.matrix(feature="activation")[0]
+    assert np.array_equal(store.matrix()[0], X)
+    assert np.array_equal(np.concatenate(list(store.slices())), X)
+    assert np.array_equal(np.concatenate(list(store.columns("0")), axis=1), X)
+    assert np.array_equal(store.dataset()[0][0].numpy(), X[0])
+
+
 def test_closing_two_stores_closes_both(two):
     with JoinedStore(*two) as joined:
         assert joined.images().shape == (20, 16, 16, 3)
@@ -241,7 +285,7 @@ def test_layers_that_are_not_there_are_named_in_a_line(layers):
         store.matrix(layers)
 
 
-@pytest.mark.parametrize("options", [{"feature": None}, {"feature": 3}, {"pool": 4}])
+@pytest.mark.parametrize("options", [{"feature": 3}, {"pool": 4}])
 def test_options_of_another_type_are_refused_in_a_line(options):
     with vr.open(FIRST) as store, pytest.raises(vr.LayerError, match=r"found 4|stored are mean"):
         store.matrix(**options)

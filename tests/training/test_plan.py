@@ -104,8 +104,9 @@ def test_published_presets_keep_the_published_average():
     }  # fmt: skip
 
 
-def test_a_short_run_saves_trained_weights(toml, photos, tmp_path):
+def test_a_short_run_saves_trained_weights(toml, photos, tmp_path, caplog):
     out = vr.train(toml, photos, tmp_path / "r", steps=32, ema_rate=0.9999)
+    assert "the model saved" not in caplog.text
     first, last = rows(out)[0], rows(out)[-1]
     gained = first["held_back_bits_per_dim"] - last["held_back_bits_per_dim"]
     reached = last["held_back_bits_per_dim"] - last["held_back_weights_bits_per_dim"]
@@ -114,6 +115,9 @@ def test_a_short_run_saves_trained_weights(toml, photos, tmp_path):
     behind = rows(published)[-1]
     assert behind["held_back_bits_per_dim"] > last["held_back_bits_per_dim"] + gained / 2
     assert behind["held_back_weights_bits_per_dim"] == last["held_back_weights_bits_per_dim"]
+    average, weights = (behind[f"{key}_bits_per_dim"] for key in ("held_back", "held_back_weights"))
+    line = f"the model saved, the average, scores {average:.3f} bits/dim on the images held back, "
+    assert line + f"the weights {weights:.3f}; " in caplog.text
 
 
 def test_shift_and_scale_are_those_of_the_training_images(toml, photos, tmp_path):

@@ -391,13 +391,18 @@ def _celeba(root: Path) -> Source:
     identities = folder / "identity_CelebA.txt"
     people = _two_columns(identities) if identities.is_file() else {}
     labels = [people.get(file) for file in partition]
+    said = unlabelled(list(partition), labels)
+    if people and not any(labels):
+        said = (f"no image has a label: {identities.name} names others, as {next(iter(people))}",)
+    if (folder / "list_attr_celeba.txt").is_file():
+        said += ("list_attr_celeba.txt is not read; give its attributes as factors in a CSV",)
     images = folder / "img_align_celeba"
     return file_source(
         "celeba",
         {file: images / file for file in partition},
         labels=labels,
         splits=[splits[number] for number in partition.values()],
-        notices=unlabelled(list(partition), labels) + _not_listed(images, partition),
+        notices=said + _not_listed(images, partition),
     )
 
 

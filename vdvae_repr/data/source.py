@@ -79,6 +79,7 @@ ANIMATED = (
     "TIFF",
     "WEBP",
 )  # formats of several pictures, all of which are meant
+TRANSPARENT = "is transparent everywhere, so it is read as white"
 LONGEST = 4096  # characters of an id or a class
 
 _MAGIC = {
@@ -186,7 +187,7 @@ class Source(Dataset[Image.Image]):
 
         Columns of a table are taken by position, and splits by the words that mean them.
         """
-        for name in ("ids", "splits"):
+        for name in ("ids", "splits", "label_names"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         by_position = {name: _as_array(values) for name, values in self.factors.items()}
         object.__setattr__(self, "factors", by_position)
@@ -296,8 +297,10 @@ class Source(Dataset[Image.Image]):
                 more = "the first is" if bands == 1 else f"the first {bands} are"
                 self._say_once(index, f"has {held} channels, of which {more} read")
             if "A" in image.getbands() and image.getchannel("A").getbbox() is None:
-                self._say_once(index, "is transparent everywhere, so it is read as white")
+                self._say_once(index, TRANSPARENT)
             self._say_if_dark(image, index, deep)
+        elif image.shape[2:] == (4,) and not image[..., 3].any():
+            self._say_once(index, TRANSPARENT)
         return image
 
     def _say_if_dark(self, image: Image.Image, index: int, deep: bool) -> None:
@@ -572,6 +575,11 @@ def check_names(source: Source) -> None:
     }
     for what, texts in (names | {"splits": list(set(source.splits))} | values_of).items():
         for wrong in _no_texts(texts):
+            if not isinstance(wrong, str):
+                raise DataError(
+                    f"{source.name}: {what}: expected numbers alone, or texts alone, found {wrong!r:.40}, "
+                    f"of type {type(wrong).__name__}; write numbers among texts as texts, and none as nan"
+                )
             raise DataError(
                 f"{source.name}: {what}: expected texts of Unicode without NUL, found {str(wrong)[:40]!r}; "
                 "rename it"

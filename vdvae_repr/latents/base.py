@@ -47,6 +47,8 @@ class Latents(ABC):
     """(N,), -1 where there is none."""
     label_names: tuple[str, ...]
     splits: tuple[str, ...]
+    notices: tuple[str, ...] = ()
+    """Lines for people about what is read in a way that may surprise."""
     reads_mirrored: bool = False
     """Whether the images are read mirrored."""
 
@@ -193,7 +195,7 @@ class Latents(ABC):
     def matrix(
         self,
         layers: str | int | Sequence[str | int] = "all",
-        feature: str = "mean",
+        feature: str | None = None,
         pool: str | None = None,
         split: str | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64], tuple[str, ...]]:
@@ -201,13 +203,15 @@ class Latents(ABC):
 
         Args:
             layers: selector among the layers stored.
-            feature: one of `features`; of several draws "z" is the mean, "z:3" the fourth.
+            feature: one of `features`; of several draws "z" is the mean, "z:3" the fourth. If not given,
+                `default_feature`.
             pool: None flattens, "avg" takes the mean over the grid, "avg:4" over a 4x4 grid.
             split: keep this split's images only.
 
         Raises:
             LayerError: no such layer, feature or draw. StoreError: a checksum fails, or no such split.
         """
+        feature = self.default_feature if feature is None else feature
         rows = self.rows(split)
         chosen = self.distinct(layers, feature)
         parts = [self.pooled(spec, feature, pool, rows) for spec in chosen]
@@ -216,11 +220,12 @@ class Latents(ABC):
     def slices(
         self,
         layers: str | int | Sequence[str | int] = "all",
-        feature: str = "mean",
+        feature: str | None = None,
         pool: str | None = None,
         split: str | None = None,
     ) -> Iterator[NDArray[np.float32]]:
         """Yield the rows of `matrix`, some at a time, so that memory stays small."""
+        feature = self.default_feature if feature is None else feature
         rows = self.rows(split)
         chosen = self.distinct(layers, feature)
         dims = sum(math.prod(self.shape(spec, feature)) for spec in chosen)
@@ -232,9 +237,10 @@ class Latents(ABC):
                 yield np.concatenate(parts, axis=1)
 
     def columns(
-        self, layer: str, feature: str = "mean", pool: str | None = None
+        self, layer: str, feature: str | None = None, pool: str | None = None
     ) -> Iterator[NDArray[np.float32]]:
         """Yield a layer's `matrix` by columns, (N, d) at a time, so that memory stays small."""
+        feature = self.default_feature if feature is None else feature
         spec = self[layer].spec
         dims = math.prod(self.shape(spec, feature, pool))
         if 4 * len(self) * dims <= COLUMN_BYTES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -81,7 +82,8 @@ def import_latents(
 
     Raises:
         StoreError: wrong shape, other than numbers, NaN or infinity (the layer and row are named), an id
-            twice or unknown, labels of the file that are not those of `like`, layers in another order.
+            twice or unknown, a matrix saved over an export, whose .json is still beside it, labels of
+            the file that are not those of `like`, layers in another order.
     """
     if not isinstance(like, LatentStore):
         raise StoreError(f"like: expected an open store, found {like!r:.80}; vr.open opens one")
@@ -94,7 +96,7 @@ def import_latents(
 
     refuse()
     if isinstance(matrix, str | Path):
-        predicted = _read_matrix(Path(matrix))
+        predicted = _read_matrix(Path(matrix), named=ids is not None)
     elif isinstance(getattr(matrix, "dtype", None), np.dtype):
         predicted = _Matrix.of("matrix", matrix)
     else:
@@ -259,14 +261,17 @@ def _unreadable(name: str | Path, error: Exception) -> StoreError:
     return StoreError(f"{name}: expected a .npy or .npz file of numbers ({first_line(error)})")
 
 
-def _read_matrix(path: Path) -> _Matrix:
-    """Return what a file holds; of the matrix in a .npz the header alone, until its values are asked for."""
+def _read_matrix(path: Path, named: bool) -> _Matrix:
+    """Return what a file holds; of the matrix in a .npz the header alone, until its values are asked for.
+
+    Where the rows are `named` by whoever imports them, a .json of another matrix counts for nothing.
+    """
     try:
         with path.open("rb") as file:
             zipped = file.read(len(ZIP_SIGNATURE)) == ZIP_SIGNATURE
         if not zipped:
             array = map_npy(path)
-            return _Matrix.of(str(path), array, *_exported_beside(path, array.shape))
+            return _Matrix.of(str(path), array, *_exported_beside(path, array.shape, named))
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             if "latents" not in members:
@@ -296,14 +301,29 @@ def _read_matrix(path: Path) -> _Matrix:
 
 
 def _exported_beside(
-    path: Path, shape: tuple[int, ...]
+    path: Path, shape: tuple[int, ...], named: bool
 ) -> tuple[list[str] | None, dict[str, list[str]]]:
-    """Return what an export's .json says of the .npy beside it; nothing where it is of another matrix."""
+    """Return what an export's .json says of the .npy beside it; nothing where it is of another matrix.
+
+    Raises:
+        StoreError: it is of another matrix of this shape, and the rows are not named otherwise.
+    """
     try:
         about = json.loads(path.with_suffix(".json").read_text())
         ids = [str(image_id) for image_id in about["ids"]]
         if shape != (len(ids), about["columns"][-1]):
             return None, {}
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        digest = about.get(DIGEST)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None, {}
+    if digest is not None:
+        with path.open("rb") as file:
+            changed = hashlib.file_digest(file, "sha256").hexdigest() != digest
+        if changed and named:
+            return None, {}
+        if changed:
+            raise StoreError(
+                f"{path}: was saved over an export, so that {path.with_suffix('.json').name} beside it says "
+                "whose another matrix is; remove that, or give ids"
+            )
     return ids, {key: np.ravel(about[key]).astype(str).tolist() for key in ABOUT if key in about}

@@ -190,13 +190,14 @@ class LatentStore(Latents):
     def dataset(
         self,
         layers: str | int | Sequence[str | int] = "all",
-        feature: str = "mean",
+        feature: str | None = None,
         pool: str | None = None,
         split: str | None = None,
     ) -> StoreDataset:
         """Return a torch data set of (features (D,) float32, label), read from the file item by item."""
         from vdvae_repr.latents.dataset import StoreDataset
 
+        feature = self.default_feature if feature is None else feature
         specs = self.distinct(layers, feature)
         names = tuple(spec.name for spec in specs)
         rows, mirrored = self.rows(split), self.reads_mirrored
@@ -381,7 +382,7 @@ class JoinedStore(Latents):
     """
 
     notices: tuple[str, ...]
-    """Lines about what is left out of each store."""
+    """Lines about what is left out of each store, and what may surprise."""
 
     def __init__(self, train: Latents, test: Latents) -> None:
         for name in ("weights_sha256", "z", "draws", "pool", "mirror", "preprocessing"):
@@ -428,6 +429,16 @@ class JoinedStore(Latents):
                 (test, tried, test.splits[tried[0]]),
             )
             if len(rows) < len(store)
+        )
+        self.notices += _about_one_split(train, "test", "learned on")
+        self.notices += _about_one_split(test, "train", "tested on")
+        self.notices += tuple(
+            f"{test.path}: its {what} is {other}, that of {train.path} is {own}: values differ by rounding"
+            for what, own, other in (
+                ("precision", train.info.precision, test.info.precision),
+                ("dtype", train.info.dtype, test.info.dtype),
+            )
+            if own is not None and other is not None and own != other
         )
         self.label_names = tuple(dict.fromkeys(train.label_names + test.label_names))
         number = {name: index for index, name in enumerate(self.label_names)}
@@ -547,6 +558,13 @@ def _of_one_kind(arrays: list[Array]) -> list[Array]:
         array if is_text else np.array([text(value) for value in array.tolist()], object)
         for array, is_text in zip(arrays, texts, strict=True)
     ]
+
+
+def _about_one_split(store: Latents, other: str, use: str) -> tuple[str, ...]:
+    """Return a line about a store whose images are all of the other side's split; maybe none."""
+    if set(store.splits) != {other}:
+        return ()
+    return (f"{store.path}: all images are of split {other}, and are {use}",)
 
 
 def _side(store: Latents, *wanted: tuple[str, ...]) -> NDArray[np.intp]:

@@ -139,6 +139,8 @@ def probe(
     for name, other in run.beside.items():
         if name != other.info.model:  # of one name, as with weights of one's own, are several
             run.note(f"{name} is {other.path}")
+    for line in store.notices:
+        run.note(line)
     candidates = run.candidates()
     called = {
         name: f"{other.info.model} ({Path(other.path).name})" for name, other in run.beside.items()

@@ -557,6 +557,15 @@ def has_splits(splits: NDArray[np.str_], name: object) -> bool:
     return False
 
 
+def without_splits(splits: NDArray[np.str_]) -> str:
+    """Say why images (N,) are not split, as `has_splits` found.
+
+    >>> without_splits(np.array(["", ""])), without_splits(np.array(["test", "test"]))
+    ('no splits', 'all images are of split test')
+    """
+    return f"all images are of split {splits[0]}" if splits[0] else "no splits"
+
+
 def first_halves(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Flag the first half of each label's images, of labels (N,), -1 where none: a gallery without splits."""
     first = np.zeros(len(labels), dtype=bool)

@@ -15,7 +15,7 @@ from vdvae_repr.probing.features import Features
 from vdvae_repr.probing.head import Head
 from vdvae_repr.probing.predict import score_classes
 from vdvae_repr.probing.statistics import Items, band, between, spread, weighted
-from vdvae_repr.probing.task import Problem, Scored, Split, first_halves, has_splits
+from vdvae_repr.probing.task import Problem, Scored, Split, first_halves, has_splits, without_splits
 from vdvae_repr.results import CONTROLS, Curve
 
 DEEP = ("rank5", "top5")  # of five guesses
@@ -179,7 +179,7 @@ def split_of(store: Latents, words: TaskLabels) -> Split:
         train = first_halves(labels)
         test = known & ~train
         text = (
-            f"no splits: {words.train} is the first half of each {words.item}'s images, "
+            f"{without_splits(splits)}: {words.train} is the first half of each {words.item}'s images, "
             f"{words.test} the rest"
         )
     both = np.intersect1d(labels[train], labels[test])

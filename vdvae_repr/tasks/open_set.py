@@ -17,7 +17,15 @@ from vdvae_repr.probing.features import Features
 from vdvae_repr.probing.head import Head
 from vdvae_repr.probing.predict import score_classes
 from vdvae_repr.probing.statistics import Items, Units, Values, band, between, spread
-from vdvae_repr.probing.task import Problem, Scored, Split, first_halves, has_splits, name_of
+from vdvae_repr.probing.task import (
+    Problem,
+    Scored,
+    Split,
+    first_halves,
+    has_splits,
+    name_of,
+    without_splits,
+)
 from vdvae_repr.results import CONTROLS, Curve
 from vdvae_repr.tasks.identification import TaskLabels, nothing_to_choose_on
 
@@ -53,7 +61,10 @@ class OpenSet(Problem):
         else:
             gallery = first_halves(labels)
             probe = known & ~gallery
-            text = "no splits: gallery is the first half of each person's images, probe the rest"
+            text = (
+                f"{without_splits(splits)}: gallery is the first half of each person's images, "
+                "probe the rest"
+            )
         strangers = np.setdiff1d(people, labels[gallery])
         if not len(strangers):
             drawn = np.random.default_rng(seed).permutation(people)[: len(people) // 2]

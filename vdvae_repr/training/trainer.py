@@ -293,7 +293,7 @@ def _train(
         config=config, recipe=recipe, options=options, out=out, accelerator=accelerator,
         optimisation=optimisation, watch=watch, source=source, preprocessing=preprocessing,
         identity=identity, trained=trained, workers=workers, share=share, images_seen=images_seen,
-        begun_at=begun_at,
+        begun_at=begun_at, say=say,
     )  # fmt: skip
     watch.open(optimisation.step)
     try:
@@ -329,6 +329,8 @@ class _Run:
     images_seen: int
     begun_at: int
     """The step that `init_from` was at, else 0."""
+    say: Callable[[str], None]
+    """Receives what may surprise."""
 
     def loop(self, stopped: list[int]) -> None:
         """Update until the last step, a signal, or too many skips."""
@@ -388,6 +390,8 @@ class _Run:
                 self.checkpoint(row, failure)
                 if failure:
                     raise TrainingError(f"{self.out}: {failure}")
+                if step == recipe.steps and (line := watch.behind(row)):
+                    self.say(line)
             if stop == signal.SIGINT:
                 raise KeyboardInterrupt
             if stop:

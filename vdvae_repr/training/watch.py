@@ -173,6 +173,18 @@ class Watch:
         row = named_terms(terms, model.layers, 3 * self.config.model.image_size**2)
         return {f"{prefix}_{key}": value for key, value in row.items()}
 
+    def behind(self, row: Mapping[str, Any]) -> str | None:
+        """Return a line where the average, which is what is saved, scores clearly worse than the weights."""
+        average = row.get("held_back_bits_per_dim")
+        weights = row.get("held_back_weights_bits_per_dim")
+        if average is None or weights is None or average - weights <= DIFFERENT * weights:
+            return None
+        return (
+            f"the model saved, the average, scores {_bits(average)} bits/dim on the images held back, "
+            f"the weights {_bits(weights)}; train longer, or with train.ema_warmup = true or a lower "
+            "train.ema_rate"
+        )
+
     def probe_layers(self) -> dict[str, Any]:
         """Probe the moving average's layers, on the main process."""
         if self.probe is None or not self.accelerator.is_main_process:
