@@ -311,7 +311,7 @@ def extract(
     if sheet is not None:
         from vdvae_repr.data.sheet import save_sheet
 
-        save_sheet(store.read("images", "images", slice(0, 64)), sheet, labels=store.ids[:64:8])
+        save_sheet(store.read("images", "images", slice(0, 64)), sheet, captions=store.ids[:64])
         _print(f"{sheet}: the first {min(64, len(store))} images as the model sees them")
 
 
@@ -945,7 +945,14 @@ def decode(
         ),
     ] = 1.0,
     sheet: Annotated[
-        Path | None, typer.Option(help="Write a contact sheet of the first 64 images too.")
+        Path | None,
+        typer.Option(
+            help="Write a contact sheet of the first 64 images too, each beside its original."
+        ),
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="Store that holds the originals, where LATENTS holds no images."),
     ] = None,
     device: Device = "cpu",
     seed: Seed = 0,
@@ -965,6 +972,8 @@ def decode(
             raise TaskError(f"{option}: expected mean or sample, found {value!r}")
     if first is not None and layer != ["all"]:
         raise TaskError("--first and --layer both choose layers; give one of them")
+    if like is not None and sheet is None:
+        raise TaskError("--like gives the originals that --sheet shows; give --sheet too")
     store = vr.open(latents)
     if first is not None and first > len(store.layers):
         raise TaskError(f"--first: expected {len(store.layers)} layers at most, found {first}")
@@ -976,9 +985,13 @@ def decode(
         check_picture(sheet)
         if sheet.resolve() in {path.resolve() for path in paths.values()}:
             raise TaskError(f"--sheet: {sheet} is the picture of an image; choose another name")
+        chosen = list(dict.fromkeys(store.ids if image is None else image))[:64]
+        originals = _originals(store, store if like is None else vr.open(like), chosen)
+        if not originals:
+            _log(f"{latents}: holds no images, so the sheet shows no originals; --like STORE does")
     net = _load_vdvae(model or store.info.model, preset, device, download)
     shown: list[np.ndarray] = []
-    labels: list[str] = []  # of a sheet's rows: each row's first image
+    captions: list[str] = []
     done = 0
     for ids, images in store.decode(
         net,
@@ -993,12 +1006,48 @@ def decode(
     ):
         for image_id, values in zip(ids, images, strict=True):
             save_picture(values, paths[image_id])
-        labels += [image_id for n, image_id in enumerate(ids, done) if n < 64 and n % 8 == 0]
+        captions += ids[: 64 - len(captions)]
         shown += list(images[: 64 - len(shown)])
         done += len(ids)
-    if sheet is not None:
-        save_sheet(np.stack(shown), sheet, labels=labels)
+    if sheet is not None and originals:
+        pairs = [
+            pixels for i, own in zip(captions, shown, strict=True) for pixels in (originals[i], own)
+        ]
+        titles = ["original", "rebuilt"] * min(4, len(captions))
+        save_sheet(np.stack(pairs), sheet, titles=titles, captions=captions)
+    elif sheet is not None:
+        save_sheet(np.stack(shown), sheet, captions=captions)
     _print(f"{out}: {done} images")
+
+
+def _originals(store: Any, like: Any, ids: Sequence[str]) -> dict[str, Any]:
+    """Return the images uint8 (S, S, 3) that `like` holds of ids of `store`; none where it holds none.
+
+    Raises:
+        TaskError: it holds other images, or images that were cut or scaled in another way.
+    """
+    if not like.has_images:
+        return {}
+    if like.info.preprocessing != store.info.preprocessing:
+        raise TaskError(
+            f"--like: {like.path} holds images that were cut or scaled in another way than those of "
+            f"{store.path}"
+        )
+    place = {image_id: row for row, image_id in enumerate(like.ids)}
+    own = {image_id: row for row, image_id in enumerate(store.ids)}
+    ids = [image_id for image_id in ids if image_id in own]  # others are refused by `decode`
+    known, known_like = store.checksums, like.checksums
+    comparable = known is not None and known_like is not None and known[0] == known_like[0]
+    for image_id in ids:
+        if image_id not in place:
+            raise TaskError(
+                f"--like: {like.path} holds no image {image_id!r}; give the store imported like"
+            )
+        if comparable and known[1][own[image_id]] != known_like[1][place[image_id]]:
+            raise TaskError(
+                f"--like: {like.path} holds another image as {image_id!r} than {store.path}"
+            )
+    return {i: like.read("images", "images", place[i]) for i in ids}
 
 
 @store_app.command()
