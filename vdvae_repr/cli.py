@@ -290,9 +290,9 @@ def extract(
         done += count
         bar.update(count)
 
-    with tqdm(
-        total=len(source), unit="img", disable=not (sys.stderr.isatty() and main_process)
-    ) as bar:
+    resumed = not overwrite and any(Path(f"{out}.parts").glob("part-*.h5"))
+    hidden = not (sys.stderr.isatty() and main_process)
+    with tqdm(total=len(source), unit="img", leave=False, disable=hidden) as bar:
         store = vr.extract(
             net, source, out, layers=layer, features=feature,
             z=z, draws=draws, seed=seed, crop=crop, align=align, resize=resize, mirror=mirror,
@@ -304,7 +304,8 @@ def extract(
         )  # fmt: skip
     if not main_process:
         return
-    rate = f", {done / (time.monotonic() - started):.1f} images/s" if done else ""
+    # Of a resumed extraction some of what is done was done before.
+    rate = "" if resumed or not done else f", {done / (time.monotonic() - started):.1f} images/s"
     for item in store.info.skipped:
         _log(f"skipped: {item['reason']}")
     _print(f"{out}: {len(store)} images, {len(store.layers)} layers{rate}")
@@ -832,7 +833,9 @@ def evaluate(
     _refuse_without_data(data, rows=rows, data_root=data_root)
     source = None if data is None else _open(data, data_root, download, rows)
     net = _load_vdvae(model, preset, join_processes(device), download)
-    with tqdm(unit="img", disable=not (sys.stderr.isatty() and _is_main_process())) as bar:
+    with tqdm(
+        unit="img", leave=False, disable=not (sys.stderr.isatty() and _is_main_process())
+    ) as bar:
         found = vr.evaluate(
             net, source, split=split, run=model if held_back else None, crop=crop,
             resize=resize or "bicubic",  # type: ignore[arg-type]
@@ -1260,7 +1263,11 @@ def _print(line: str) -> None:
 
 def _log(line: str) -> None:
     text = printable(line)
-    print(textwrap.fill(text, 80) if sys.stderr.isatty() else text, file=sys.stderr)
+    text = textwrap.fill(text, 80) if sys.stderr.isatty() else text
+    if (bars := sys.modules.get("tqdm")) is not None:  # above a bar that is shown
+        bars.tqdm.write(text, file=sys.stderr)
+    else:
+        print(text, file=sys.stderr)
 
 
 def _keep_freed_memory() -> None:
@@ -1310,10 +1317,9 @@ def main() -> None:
             app()
         except SystemExit as stopped:
             if stopped.code == 130:  # typer's, after Ctrl-C
-                _log(
-                    "vdvae-repr: interrupted; what is finished is kept: rerun the same command to go on "
-                    "(train: with --resume)"
-                )
+                command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+                how = "go on with --resume" if command == "train" else "rerun the same command"
+                _log(f"vdvae-repr: interrupted; {how}")
             elif stopped.code == 1:  # typer's, where the standard output was closed
                 raise BrokenPipeError(errno.EPIPE, "Broken pipe") from stopped
             sys.stdout.flush()
