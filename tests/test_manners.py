@@ -195,3 +195,20 @@ def test_a_sheet_of_decoded_images_shows_each_original_beside_it(
     vr.extract(tiny, images[::-1].copy(), "o.h5")
     done = CliRunner().invoke(cli.app, [*options, "--like", "o.h5"])
     assert "o.h5 holds another image" in str(done.exception)
+
+
+def test_what_is_printed_in_python_says_what_it_is_in_one_line(tiny, images, tmp_path):
+    """However many images there are; of a comparison, which model the rows are of."""
+    source = vr.open_source(np.repeat(images, 100, axis=0))
+    assert f"{100 * len(images)} images" in repr(source)
+    assert len(repr(source)) < 100
+    first = vr.extract(tiny, images, tmp_path / "a.h5", layers="<=4x4")
+    other = vr.VDVAE(tiny.config, name="other").eval()
+    second = vr.extract(other, images, tmp_path / "b.h5", layers="1x1")
+    shown = repr(vr.compare(first, second, notice=lambda line: None))
+    assert shown == (
+        f"<Similarity rows: {len(first.layers)} layers of tiny "
+        f"({first.layers[0].name} .. {first.layers[-1].name}); columns: 1 layers of other (1x1.0 .. 1x1.0)>"
+    )
+    with pytest.raises(vr.LayerError, match=r"no layer matches '4X4'; did you mean '4x4'\?"):
+        first.matrix("4X4")

@@ -308,7 +308,7 @@ def extract(
     rate = "" if resumed or not done else f", {done / (time.monotonic() - started):.1f} images/s"
     for item in store.info.skipped:
         _log(f"skipped: {item['reason']}")
-    _print(f"{out}: {len(store)} images, {len(store.layers)} layers{rate}")
+    _print(f"{out}: {_counted(len(store), 'image')}, {_counted(len(store.layers), 'layer')}{rate}")
     if sheet is not None:
         from vdvae_repr.data.sheet import save_sheet
 
@@ -681,6 +681,7 @@ def compare(
     found = vr.compare(*stores, feature=feature, seed=seed, notice=_log)
     models = (stores[0].info.model, stores[1].info.model)
     pictures.save_similarity(found, out, models, kinds)
+    _print(f"each layer of {models[0]}, and which of {models[1]} is most like it")
     _print("layer     most like         CKA  images shuffled")
     for name, values, shuffled in zip(found.layers, found.cka, found.shuffled, strict=True):
         best = int(values.argmax())
@@ -1020,7 +1021,7 @@ def decode(
         save_sheet(np.stack(pairs), sheet, titles=titles, captions=captions)
     elif sheet is not None:
         save_sheet(np.stack(shown), sheet, captions=captions)
-    _print(f"{out}: {done} images")
+    _print(f"{out}: {_counted(done, 'image')}")
 
 
 def _originals(store: Any, like: Any, ids: Sequence[str]) -> dict[str, Any]:
@@ -1093,7 +1094,7 @@ def import_(
     import vdvae_repr as vr
 
     store = vr.import_latents(matrix, vr.open(like), out, layer, split=split, overwrite=overwrite)
-    _print(f"{out}: {len(store)} images, {len(store.layers)} layers")
+    _print(f"{out}: {_counted(len(store), 'image')}, {_counted(len(store.layers), 'layer')}")
 
 
 @store_app.command()
@@ -1259,6 +1260,11 @@ def _is_main_process() -> bool:
 def _print(line: str) -> None:
     """Print a line of results; names from files that stand in it move no cursor."""
     print(printable(line))
+
+
+def _counted(count: int, what: str) -> str:
+    """Write a number of things: `1 image`, `2 images`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _log(line: str) -> None:
