@@ -208,7 +208,7 @@ def test_what_is_printed_in_python_says_what_it_is_in_one_line(tiny, images, tmp
     shown = repr(vr.compare(first, second, notice=lambda line: None))
     assert shown == (
         f"<Similarity rows: {len(first.layers)} layers of tiny "
-        f"({first.layers[0].name} .. {first.layers[-1].name}); columns: 1 layers of other (1x1.0 .. 1x1.0)>"
+        f"({first.layers[0].name} .. {first.layers[-1].name}); columns: 1 layer of other (1x1.0 .. 1x1.0)>"
     )
     with pytest.raises(vr.LayerError, match=r"no layer matches '4X4'; did you mean '4x4'\?"):
         first.matrix("4X4")

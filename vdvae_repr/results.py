@@ -200,7 +200,8 @@ class Similarity:
         """Say which layers are rows and which are columns."""
         sides = (("rows", self.layers), ("columns", self.other_layers))
         said = [
-            f"{side}: {len(names)} layers{f' of {model}' if model else ''} ({names[0]} .. {names[-1]})"
+            f"{side}: {len(names)} layer{'s' if len(names) > 1 else ''}"
+            f"{f' of {model}' if model else ''} ({names[0]} .. {names[-1]})"
             for (side, names), model in zip(sides, self.models, strict=True)
         ]
         return f"<Similarity {'; '.join(said)}>"
