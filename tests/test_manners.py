@@ -163,3 +163,52 @@ def test_a_sheet_shows_what_the_model_sees(tiny, images, tmp_path, monkeypatch):
         "seen.png",
         "wide.npy",
     ]
+
+
+def test_a_sheet_of_decoded_images_shows_each_original_beside_it(
+    tiny, images, tmp_path, monkeypatch
+):
+    """Left of each pair is the image that was read; a predicted store has none but by `--like`."""
+    monkeypatch.setattr(cli, "_load_vdvae", lambda *_: tiny)
+    monkeypatch.chdir(tmp_path)
+    store = vr.extract(tiny, images, "s.h5")
+    vr.import_latents(store.matrix()[0], store, "p.h5")
+    for latents, more in (("s.h5", []), ("p.h5", ["--like", "s.h5"])):
+        options = ["decode", latents, "--out", "d", "--sheet", "sheet.png", *more]
+        done = CliRunner().invoke(cli.app, options)
+        assert done.exit_code == 0, done.output
+        sheet = np.asarray(Image.open("sheet.png"))
+        rows = -(-len(images) // 4)
+        top = 15 + 2 * 6  # titles
+        height = (len(sheet) - top) // rows
+        for number, (image_id, image) in enumerate(zip(store.ids, images, strict=True)):
+            row, pair = divmod(number, 4)
+            y, x = top + row * height, 6 + pair * 2 * 134
+            rebuilt = np.asarray(Image.open(f"d/{image_id}.png"))
+            for pixels, left in ((image, x), (rebuilt, x + 134)):
+                tile = sheet[y : y + 128, left : left + 128]
+                assert np.array_equal(tile, pixels.repeat(8, axis=0).repeat(8, axis=1))
+            assert (sheet[y + 128 : y + height, x : x + 262] < 128).any()  # its id
+    options = ["decode", "p.h5", "--out", "d", "--sheet", "sheet.png"]
+    done = CliRunner().invoke(cli.app, options)
+    assert "no originals" in done.output
+    vr.extract(tiny, images[::-1].copy(), "o.h5")
+    done = CliRunner().invoke(cli.app, [*options, "--like", "o.h5"])
+    assert "o.h5 holds another image" in str(done.exception)
+
+
+def test_what_is_printed_in_python_says_what_it_is_in_one_line(tiny, images, tmp_path):
+    """However many images there are; of a comparison, which model the rows are of."""
+    source = vr.open_source(np.repeat(images, 100, axis=0))
+    assert f"{100 * len(images)} images" in repr(source)
+    assert len(repr(source)) < 100
+    first = vr.extract(tiny, images, tmp_path / "a.h5", layers="<=4x4")
+    other = vr.VDVAE(tiny.config, name="other").eval()
+    second = vr.extract(other, images, tmp_path / "b.h5", layers="1x1")
+    shown = repr(vr.compare(first, second, notice=lambda line: None))
+    assert shown == (
+        f"<Similarity rows: {len(first.layers)} layers of tiny "
+        f"({first.layers[0].name} .. {first.layers[-1].name}); columns: 1 layer of other (1x1.0 .. 1x1.0)>"
+    )
+    with pytest.raises(vr.LayerError, match=r"no layer matches '4X4'; did you mean '4x4'\?"):
+        first.matrix("4X4")

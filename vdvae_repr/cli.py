@@ -290,9 +290,9 @@ def extract(
         done += count
         bar.update(count)
 
-    with tqdm(
-        total=len(source), unit="img", disable=not (sys.stderr.isatty() and main_process)
-    ) as bar:
+    resumed = not overwrite and any(Path(f"{out}.parts").glob("part-*.h5"))
+    hidden = not (sys.stderr.isatty() and main_process)
+    with tqdm(total=len(source), unit="img", leave=False, disable=hidden) as bar:
         store = vr.extract(
             net, source, out, layers=layer, features=feature,
             z=z, draws=draws, seed=seed, crop=crop, align=align, resize=resize, mirror=mirror,
@@ -304,14 +304,15 @@ def extract(
         )  # fmt: skip
     if not main_process:
         return
-    rate = f", {done / (time.monotonic() - started):.1f} images/s" if done else ""
+    # Of a resumed extraction some of what is done was done before.
+    rate = "" if resumed or not done else f", {done / (time.monotonic() - started):.1f} images/s"
     for item in store.info.skipped:
         _log(f"skipped: {item['reason']}")
-    _print(f"{out}: {len(store)} images, {len(store.layers)} layers{rate}")
+    _print(f"{out}: {_counted(len(store), 'image')}, {_counted(len(store.layers), 'layer')}{rate}")
     if sheet is not None:
         from vdvae_repr.data.sheet import save_sheet
 
-        save_sheet(store.read("images", "images", slice(0, 64)), sheet, labels=store.ids[:64:8])
+        save_sheet(store.read("images", "images", slice(0, 64)), sheet, captions=store.ids[:64])
         _print(f"{sheet}: the first {min(64, len(store))} images as the model sees them")
 
 
@@ -677,6 +678,7 @@ def compare(
     found = vr.compare(*stores, feature=feature, seed=seed, notice=_log)
     models = (stores[0].info.model, stores[1].info.model)
     pictures.save_similarity(found, out, models, kinds)
+    _print(f"each layer of {models[0]}, and which of {models[1]} is most like it")
     _print("layer     most like         CKA  images shuffled")
     for name, values, shuffled in zip(found.layers, found.cka, found.shuffled, strict=True):
         best = int(values.argmax())
@@ -829,7 +831,9 @@ def evaluate(
     _refuse_without_data(data, rows=rows, data_root=data_root)
     source = None if data is None else _open(data, data_root, download, rows)
     net = _load_vdvae(model, preset, join_processes(device), download)
-    with tqdm(unit="img", disable=not (sys.stderr.isatty() and _is_main_process())) as bar:
+    with tqdm(
+        unit="img", leave=False, disable=not (sys.stderr.isatty() and _is_main_process())
+    ) as bar:
         found = vr.evaluate(
             net, source, split=split, run=model if held_back else None, crop=crop,
             resize=resize or "bicubic",  # type: ignore[arg-type]
@@ -942,7 +946,14 @@ def decode(
         ),
     ] = 1.0,
     sheet: Annotated[
-        Path | None, typer.Option(help="Write a contact sheet of the first 64 images too.")
+        Path | None,
+        typer.Option(
+            help="Write a contact sheet of the first 64 images too, each beside its original."
+        ),
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="Store that holds the originals, where LATENTS holds no images."),
     ] = None,
     device: Device = "cpu",
     seed: Seed = 0,
@@ -962,6 +973,8 @@ def decode(
             raise TaskError(f"{option}: expected mean or sample, found {value!r}")
     if first is not None and layer != ["all"]:
         raise TaskError("--first and --layer both choose layers; give one of them")
+    if like is not None and sheet is None:
+        raise TaskError("--like gives the originals that --sheet shows; give --sheet too")
     store = vr.open(latents)
     if first is not None and first > len(store.layers):
         raise TaskError(f"--first: expected {len(store.layers)} layers at most, found {first}")
@@ -973,9 +986,13 @@ def decode(
         check_picture(sheet)
         if sheet.resolve() in {path.resolve() for path in paths.values()}:
             raise TaskError(f"--sheet: {sheet} is the picture of an image; choose another name")
+        chosen = list(dict.fromkeys(store.ids if image is None else image))[:64]
+        originals = _originals(store, store if like is None else vr.open(like), chosen)
+        if not originals:
+            _log(f"{latents}: holds no images, so the sheet shows no originals; --like STORE does")
     net = _load_vdvae(model or store.info.model, preset, device, download)
     shown: list[np.ndarray] = []
-    labels: list[str] = []  # of a sheet's rows: each row's first image
+    captions: list[str] = []
     done = 0
     for ids, images in store.decode(
         net,
@@ -990,12 +1007,48 @@ def decode(
     ):
         for image_id, values in zip(ids, images, strict=True):
             save_picture(values, paths[image_id])
-        labels += [image_id for n, image_id in enumerate(ids, done) if n < 64 and n % 8 == 0]
+        captions += ids[: 64 - len(captions)]
         shown += list(images[: 64 - len(shown)])
         done += len(ids)
-    if sheet is not None:
-        save_sheet(np.stack(shown), sheet, labels=labels)
-    _print(f"{out}: {done} images")
+    if sheet is not None and originals:
+        pairs = [
+            pixels for i, own in zip(captions, shown, strict=True) for pixels in (originals[i], own)
+        ]
+        titles = ["original", "rebuilt"] * min(4, len(captions))
+        save_sheet(np.stack(pairs), sheet, titles=titles, captions=captions)
+    elif sheet is not None:
+        save_sheet(np.stack(shown), sheet, captions=captions)
+    _print(f"{out}: {_counted(done, 'image')}")
+
+
+def _originals(store: Any, like: Any, ids: Sequence[str]) -> dict[str, Any]:
+    """Return the images uint8 (S, S, 3) that `like` holds of ids of `store`; none where it holds none.
+
+    Raises:
+        TaskError: it holds other images, or images that were cut or scaled in another way.
+    """
+    if not like.has_images:
+        return {}
+    if like.info.preprocessing != store.info.preprocessing:
+        raise TaskError(
+            f"--like: {like.path} holds images that were cut or scaled in another way than those of "
+            f"{store.path}"
+        )
+    place = {image_id: row for row, image_id in enumerate(like.ids)}
+    own = {image_id: row for row, image_id in enumerate(store.ids)}
+    ids = [image_id for image_id in ids if image_id in own]  # others are refused by `decode`
+    known, known_like = store.checksums, like.checksums
+    comparable = known is not None and known_like is not None and known[0] == known_like[0]
+    for image_id in ids:
+        if image_id not in place:
+            raise TaskError(
+                f"--like: {like.path} holds no image {image_id!r}; give the store imported like"
+            )
+        if comparable and known[1][own[image_id]] != known_like[1][place[image_id]]:
+            raise TaskError(
+                f"--like: {like.path} holds another image as {image_id!r} than {store.path}"
+            )
+    return {i: like.read("images", "images", place[i]) for i in ids}
 
 
 @store_app.command()
@@ -1038,7 +1091,7 @@ def import_(
     import vdvae_repr as vr
 
     store = vr.import_latents(matrix, vr.open(like), out, layer, split=split, overwrite=overwrite)
-    _print(f"{out}: {len(store)} images, {len(store.layers)} layers")
+    _print(f"{out}: {_counted(len(store), 'image')}, {_counted(len(store.layers), 'layer')}")
 
 
 @store_app.command()
@@ -1206,9 +1259,18 @@ def _print(line: str) -> None:
     print(printable(line))
 
 
+def _counted(count: int, what: str) -> str:
+    """Write a number of things: `1 image`, `2 images`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def _log(line: str) -> None:
     text = printable(line)
-    print(textwrap.fill(text, 80) if sys.stderr.isatty() else text, file=sys.stderr)
+    text = textwrap.fill(text, 80) if sys.stderr.isatty() else text
+    if (bars := sys.modules.get("tqdm")) is not None:  # above a bar that is shown
+        bars.tqdm.write(text, file=sys.stderr)
+    else:
+        print(text, file=sys.stderr)
 
 
 def _keep_freed_memory() -> None:
@@ -1258,10 +1320,9 @@ def main() -> None:
             app()
         except SystemExit as stopped:
             if stopped.code == 130:  # typer's, after Ctrl-C
-                _log(
-                    "vdvae-repr: interrupted; what is finished is kept: rerun the same command to go on "
-                    "(train: with --resume)"
-                )
+                command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+                how = "go on with --resume" if command == "train" else "rerun the same command"
+                _log(f"vdvae-repr: interrupted; {how}")
             elif stopped.code == 1:  # typer's, where the standard output was closed
                 raise BrokenPipeError(errno.EPIPE, "Broken pipe") from stopped
             sys.stdout.flush()

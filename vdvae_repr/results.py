@@ -187,12 +187,24 @@ class Similarity:
             so many images may lie by chance.
         layers: names, K.
         other_layers: of the other store, or of the same one, L.
+        models: that the rows and the columns are of, where it is known.
     """
 
     cka: NDArray[np.float64]
     shuffled: NDArray[np.float64]
     layers: tuple[str, ...]
     other_layers: tuple[str, ...]
+    models: tuple[str, str] = ("", "")
+
+    def __repr__(self) -> str:
+        """Say which layers are rows and which are columns."""
+        sides = (("rows", self.layers), ("columns", self.other_layers))
+        said = [
+            f"{side}: {len(names)} layer{'s' if len(names) > 1 else ''}"
+            f"{f' of {model}' if model else ''} ({names[0]} .. {names[-1]})"
+            for (side, names), model in zip(sides, self.models, strict=True)
+        ]
+        return f"<Similarity {'; '.join(said)}>"
 
 
 MADE = re.compile(r"(results|comparisons|noise)\.csv|results\.jsonl")

@@ -136,7 +136,10 @@ def test_interrupt_keeps_what_is_finished(photos):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "what is finished is kept" in errors
+    parts = list((photos / "s.h5.parts").glob("part-*.h5"))
+    assert f"{4 * len(parts)} of 24 images are kept" in errors
+    assert "rerun the same command" in errors
+    assert "--resume" not in errors
     assert "Traceback" not in errors
     assert not (photos / "s.h5").exists()
 

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 
 import h5py
 import numpy as np
@@ -98,8 +99,19 @@ def test_flipped_byte_names_the_layer(store):
 
 
 def test_bad_requests(store, tiny, images, tmp_path):
-    with pytest.raises(vr.StoreError, match=r"already holds another extraction \(features was"):
+    with pytest.raises(
+        vr.StoreError,
+        match=r"already holds another extraction \(features was mean, delta, is mean\); choose",
+    ):
         vr.extract(tiny, images, store.path)
+    names = [spec.name for spec in store.layers]
+    there = f"{len(names)} ({names[0]} to {names[-1]})"
+    with pytest.raises(
+        vr.StoreError, match=re.escape(f"(layers were {there}, are {names[0]}); choose")
+    ):
+        vr.extract(tiny, images, store.path, layers=names[0], features=("mean", "delta"))
+    with pytest.raises(vr.StoreError, match=r"\(crop was None, is 8\); choose"):
+        vr.extract(tiny, images, store.path, crop=8, features=("mean", "delta"))
     again = vr.extract(tiny, images, store.path, features=("mean", "delta"))
     assert again.attrs["created"] == store.attrs["created"]
     with pytest.raises(vr.LayerError, match="unknown feature"):

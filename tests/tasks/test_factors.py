@@ -370,7 +370,7 @@ def test_a_score_is_kept_by_the_version_of_what_solves_it(problem, monkeypatch):
 
 def test_a_store_that_knows_no_factors_is_refused(tiny, images, tmp_path):
     store = vr.extract(tiny, images, tmp_path / "s.h5", layers="1x1")
-    with pytest.raises(vr.TaskError, match=r"knows no factors .*; extract the data toy-faces"):
+    with pytest.raises(vr.TaskError, match=r"knows no factors .* columns of a CSV .*toy-faces"):
         vr.probe(store, "factors")
 
 

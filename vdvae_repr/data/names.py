@@ -736,13 +736,15 @@ def left_out(files: Mapping[str, int], folders: Sequence[str] = ()) -> tuple[str
     """Return a line that counts files that are left out, by reason, and names folders; maybe none.
 
     >>> left_out({".heic": 1, "no extension": 1})
-    ('2 files left out: .heic (1), no extension (1)',)
+    ('2 files left out: .heic (1), no extension (1); convert HEIC to JPEG',)
     """
     parts = []
     if files:
         total = sum(files.values())
         listed = ", ".join(f"{why} ({files[why]})" for why in sorted(files))
         parts.append(f"{total} {'file' if total == 1 else 'files'} left out: {listed}")
+        if {".heic", ".heif"} & files.keys():  # photographs of iPhones
+            parts.append("convert HEIC to JPEG")
     if folders:
         names = sorted(set(folders))
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""

@@ -60,8 +60,9 @@ def save_sheet(
     labels: Sequence[str] = (),
     titles: Sequence[str] = (),
     framed: Sequence[int] = (),
+    captions: Sequence[str] = (),
 ) -> None:
-    """Write images as a PNG on white, `columns` a row, with gaps, beside each row what it shows.
+    """Write images as a PNG on white, `columns` a row, with gaps, and beside or below them what they show.
 
     Small images are enlarged by a whole number, pixel by pixel, until a side has at least 128 pixels.
 
@@ -72,6 +73,8 @@ def save_sheet(
         labels: of the rows, from the first on; a row without one has none.
         titles: of the columns, above the first row.
         framed: numbers of the images that get a green frame.
+        captions: below the images, each below as many as there are images to a caption: of 16 images and 8
+            captions, below two. Long ones take two lines, and are cut where these are too short.
 
     Raises:
         DataError: another file is there, or it cannot be written.
@@ -84,13 +87,16 @@ def save_sheet(
     left = max((round(font.getlength(name)) + 2 * GAP for name in named), default=0)
     rows = -(-len(images) // columns)
     top = FONT + 2 * GAP if titles else GAP
-    size = (left + GAP + columns * (side + GAP), top + rows * (side + GAP))
+    span = len(images) // len(captions) if captions else 1
+    lines = [_lines(printable(text), font, span * (side + GAP) - GAP) for text in captions]
+    below = GAP + max((GAP + len(some) * (FONT + 2) for some in lines), default=0)
+    size = (left + GAP + columns * (side + GAP), top + rows * (side + below))
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for number, pixels in enumerate(images):
         row, column = divmod(number, columns)
         tile = Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
-        x, y = left + GAP + column * (side + GAP), top + row * (side + GAP)
+        x, y = left + GAP + column * (side + GAP), top + row * (side + below)
         sheet.paste(tile, (x, y))
         if number in framed:
             edges = (x - FRAME, y - FRAME, x + side + FRAME - 1, y + side + FRAME - 1)
@@ -99,6 +105,27 @@ def save_sheet(
         middle = left + GAP + column * (side + GAP) + side // 2
         draw.text((middle, top // 2), printable(title), fill="black", font=font, anchor="mm")
     for row, name in enumerate(named):
-        middle = top + row * (side + GAP) + side // 2
+        middle = top + row * (side + below) + side // 2
         draw.text((left, middle), name, fill="black", font=font, anchor="rm")
+    for number, some in enumerate(lines):
+        row, column = divmod(number * span, columns)
+        x, y = left + GAP + column * (side + GAP), top + row * (side + below) + side
+        for line, text in enumerate(some):
+            draw.text((x, y + line * (FONT + 2)), text, fill="black", font=font)
     save_picture(np.asarray(sheet), path)
+
+
+def _lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Return an id in one line of so many pixels, or in two: its folder, cut at its end, and its name."""
+    if font.getlength(text) <= width:
+        return [text]
+    folder, _, name = text.rpartition("/")
+    if font.getlength(name) > width:
+        while font.getlength(f"..{name}") > width:
+            name = name[1:]
+        name = f"..{name}"
+    if font.getlength(folder) > width:
+        while font.getlength(f"{folder}..") > width:
+            folder = folder[:-1]
+        folder = f"{folder}.."
+    return [folder, name] if folder else [name]

@@ -182,6 +182,15 @@ class Source(Dataset[Image.Image]):
     """What opens it again, as JSON holds it: what `open_source` takes, or that and its options by name."""
     _said: set[str] = field(default_factory=set, init=False, repr=False)  # what is said once
 
+    def __repr__(self) -> str:
+        """Say what it is of, in one line however many images there are."""
+        splits = ", ".join(dict.fromkeys(self.splits))
+        return (
+            f"<{type(self).__name__} {self.name}: {len(self.ids)} images, {len(self.label_names)} classes"
+            f"{f', splits {splits}' if any(self.splits) else ''}"
+            f"{f', {len(self.factors)} factors' if self.factors else ''}>"
+        )
+
     def __post_init__(self) -> None:
         """Refuse an empty source, repeated ids, labels of another length, names that no store can keep.
 

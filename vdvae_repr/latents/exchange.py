@@ -118,7 +118,11 @@ def import_latents(
         raise StoreError(
             f"{name}: expected {len(named)} rows x {width} columns, {len(chosen)} layers of "
             f"{like.path.name}, found {' x '.join(map(str, predicted.shape))}; "
-            "choose layers, and a split"
+            + (
+                "choose layers"
+                if ids is not None
+                else "choose layers, give ids (.npz), or choose a split"
+            )
         )
     place = {image_id: row for row, image_id in enumerate(like.ids)}
     if len(set(named)) < len(named):

@@ -143,11 +143,18 @@ def extract(
                         f"{out}: the processes do not extract the same ({different}); "
                         "give all of them the same files and weights"
                     )
-                _write(job, out, begun, rank, processes, say, progress)
+                try:
+                    _write(job, out, begun, rank, processes, say, progress)
+                except KeyboardInterrupt:
+                    if rank == 0:
+                        parts = job.parts(folder, begun["generation"])
+                        kept = sum(len(images) for path, images in parts if path.exists())
+                        say(f"{folder}: {kept} of {len(source)} images are kept")
+                    raise
     except OSError as error:
-        kept = f"; what is finished stays in {folder.name}" if folder.exists() else ""
+        stays = f"; what is finished stays in {folder.name}" if folder.exists() else ""
         raise StoreError(
-            f"{out}: cannot be written ({error.strerror or error}){kept}; "
+            f"{out}: cannot be written ({error.strerror or error}){stays}; "
             "make room or choose another path, then rerun the same command to resume"
         ) from error
     for _ in range(60 if rank else 0):  # a shared file system may be late
@@ -557,6 +564,13 @@ class ExtractionJob:
         batches = min(PART, PART_BYTES // max(self.row_bytes, 1)) // self.batch_size
         return max(1, batches) * self.batch_size
 
+    def parts(self, folder: Path, generation: int) -> list[tuple[Path, range]]:
+        """Return the path of every part, there or not, with the images that it is of."""
+        return [
+            (partition.part_path(folder, index, generation), images)
+            for index, images in enumerate(_cut(range(len(self.source)), self.part))
+        ]
+
     def part_bytes(self, images: int) -> int:
         """Return what a part takes on the disk: whole chunks, and 1 kB that HDF5 wants of an array."""
         rows = [self.passes * width * self.dtype.itemsize for width in self.widths]
@@ -807,11 +821,9 @@ class ExtractionJob:
         progress: Callable[[int], object],
     ) -> list[Path]:
         """Write one process's share of the parts, but for those that are whole; returns the paths of all."""
-        files = []
+        parts = self.parts(folder, generation)
         missing: list[tuple[Path, range]] = []
-        for index, images in enumerate(_cut(range(len(self.source)), self.part)):
-            path = partition.part_path(folder, index, generation)
-            files.append(path)
+        for index, (path, images) in enumerate(parts):
             if index % processes != rank:
                 continue
             if partition.is_whole(path, self.info.attributes(), self.source.ids, images):
@@ -823,7 +835,7 @@ class ExtractionJob:
             for path, images in missing:
                 write = partial(self.write, images=images, batches=batches, progress=progress)
                 write_aside(path, write, self.part_bytes(len(images)))
-        return files
+        return [path for path, _ in parts]
 
     def write(
         self,

@@ -154,19 +154,60 @@ def read_claim(path: Path) -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Name what differs first between two extractions, with both values; empty where nothing does."""
-    changed = [(name, value) for name, value in now.items() if before.get(name) != value]
-    named = []
-    for name, value in changed[:3]:
-        old, new = str(before.get(name)), str(value)
-        # Of long values, as layers, what stands around the first difference.
-        alike = (a == b for a, b in zip(old, new, strict=False))
-        start = max(0, len(list(takewhile(bool, alike))) - 15)
-        width = 8 if name.endswith("sha256") else 36
-        old, new = (_excerpt(text, start, width) for text in (old, new))
-        named.append(f"{name} was {old!r}, is {new!r}")
-    more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
-    return "; ".join(named) + more
+    """Name in words what differs first between two extractions, with both values; empty where nothing does.
+
+    Examples:
+        >>> differences({"z": "mean", "part": 512}, {"z": "sample", "part": 448})
+        "z was 'mean', is 'sample'"
+    """
+    changed = [name for name, value in now.items() if before.get(name) != value]
+    told = [line for name in changed for line in _difference(name, before.get(name), now[name])]
+    told = told or [f"{name} differs" for name in changed[:1]]
+    more = f"; and {len(told) - 3} more" if len(told) > 3 else ""
+    return "; ".join(told[:3]) + more
+
+
+def _difference(name: str, before: Any, now: Any) -> list[str]:
+    """Say how an attribute of two extractions differs; nothing where that follows from another one."""
+    if name == "part":
+        return []
+    old, new = _parsed(before), _parsed(now)
+    if name == "layers" and isinstance(old, list) and isinstance(new, list):
+        names, others = ([str(dict(layer).get("name")) for layer in some] for some in (old, new))
+        if names == others:  # their shapes differ, as by a pool
+            return []
+        called = [_first_to_last(names), _first_to_last(others)]
+        if called[0] == called[1]:  # as many, from the same to the same
+            pair = (names, others), (others, names)
+            called = [_first_to_last([n for n in a if n not in b]) or "fewer" for a, b in pair]
+        return [f"layers were {called[0]}, are {called[1]}"]
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        return [f"{key} was {old.get(key)!r:.40}, is {new.get(key)!r:.40}" for key in keys]
+    if isinstance(old, list) and isinstance(new, list):
+        return [f"{name} was {', '.join(map(str, old))}, is {', '.join(map(str, new))}"]
+    texts = str(before), str(now)
+    # Of long values, as paths, what stands around the first difference.
+    alike = (a == b for a, b in zip(*texts, strict=False))
+    start = max(0, len(list(takewhile(bool, alike))) - 15)
+    width = 8 if name.endswith("sha256") else 36
+    was, is_now = (_excerpt(text, start, width) for text in texts)
+    return [f"{name} was {was!r}, is {is_now!r}"]
+
+
+def _parsed(value: Any) -> Any:
+    """Return what an attribute says in JSON, or the attribute itself where it is none."""
+    try:
+        return json.loads(value)
+    except (ValueError, TypeError, RecursionError):
+        return value
+
+
+def _first_to_last(names: Sequence[str]) -> str:
+    """Name layers, of more than four the number and the ends: `20 (1x1.0 to 32x32.1)`."""
+    if len(names) <= 4:
+        return ", ".join(names)
+    return f"{len(names)} ({names[0]} to {names[-1]})"
 
 
 def _excerpt(text: str, start: int, width: int) -> str:

@@ -96,7 +96,11 @@ def select_layers(
     for item in items:
         found = _select_one(layers, item)
         if not found:
-            raise LayerError(f"no layer matches {item!r}; the layers are {describe_layers(layers)}")
+            meant = item.lower()
+            hint = f"; did you mean {meant!r}?" if _select_one(layers, meant) else ""
+            raise LayerError(
+                f"no layer matches {item!r}{hint}; the layers are {describe_layers(layers)}"
+            )
         chosen |= found
     return tuple(layer for layer in layers if layer.index in chosen)
 

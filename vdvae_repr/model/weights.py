@@ -205,7 +205,7 @@ def _find(model: str | Path) -> Path:
         names = packaged_names()
         raise CheckpointError(
             f"{shortened(str(model))}: no such file or packaged model{suggestion(str(model), names)}; "
-            f"packaged are {', '.join(names) or 'none'}"
+            f"the packaged models are {', '.join(names) or 'none'}"
         )
     return path
 

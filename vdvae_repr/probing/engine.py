@@ -151,7 +151,7 @@ def probe(
         called=called,
         record=_record(store),
     )
-    with tqdm(unit="score", disable=None if progress else True) as bar:
+    with tqdm(unit="score", leave=False, disable=None if progress else True) as bar:
         run.bar = bar
         for part in task.parts():
             Measurement(run, part).measure(candidates, report)

@@ -70,6 +70,7 @@ def compare(
         shuffled=debiased_cka(own, theirs, order),
         layers=names,
         other_layers=others,
+        models=(a.info.model, (a if b is None else b).info.model),
     )
 
 

@@ -94,7 +94,8 @@ class FactorProblem(Problem):
     def __init__(self, store: Latents, task: Factors, seed: int) -> None:
         if not store.factors:
             raise TaskError(
-                f"{store.path}: knows no factors of its images; extract the data toy-faces:100x5"
+                f"{store.path}: knows no factors of its images; give them as columns of a CSV "
+                "beside file and label (docs/data.md), or extract toy-faces:100x5, which has some"
             )
         found = _read_factors(store, task)
         labels, splits = store.labels, np.array(store.splits)

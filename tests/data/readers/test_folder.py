@@ -32,7 +32,7 @@ def test_what_is_left_out_is_counted(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "d.png").symlink_to("nowhere.png")
     assert open_source(tmp_path).notices == (
-        "4 files left out: .heic (2), broken link (1), no extension (1)",
+        "4 files left out: .heic (2), broken link (1), no extension (1); convert HEIC to JPEG",
     )
     (tmp_path / "a.png").unlink()
     with pytest.raises(DataError, match=r"found none in it \(4 files left out: .heic"):
