@@ -301,7 +301,10 @@ def test_a_bomb_within_a_png_is_refused(tmp_path, refused):
         ({"factors": {"é" * 101: np.zeros(1)}}, "no store can keep a factor .* 202 bytes of UTF-8"),
         ({"factors": {"a": np.zeros(2)}}, "factor 'a': expected 1 numbers or texts"),
         ({"factors": {"a": np.array(["\0x"])}}, "values of factor 'a': expected texts"),
-        ({"factors": {"a": np.array([3], object)}}, "values of factor 'a': expected texts"),
+        (
+            {"factors": {"a": np.array([3], object)}},
+            "values of factor 'a': expected numbers alone, or texts alone, found 3, of type int",
+        ),
     ],
 )
 def test_names_that_no_store_keeps_are_refused_when_a_source_is_made(changed, message):

@@ -400,7 +400,7 @@ def test_the_square_that_a_run_was_trained_on_is_said(toml, photos, tmp_path, mo
 
 def test_what_is_left_out_is_said_by_whatever_opens_the_data(toml, folder, tiny, tmp_path, caplog):
     (folder / "19.png").rename(folder / "19.heic")
-    left_out = "photos: 1 file left out: .heic (1)"
+    left_out = "photos: 1 file left out: .heic (1); convert HEIC to JPEG"
     said = []
     out = vr.train(toml, folder, tmp_path / "r", progress=said.append)
     assert said.count(left_out) == 1

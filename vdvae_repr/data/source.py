@@ -584,7 +584,7 @@ def check_names(source: Source) -> None:
     }
     for what, texts in (names | {"splits": list(set(source.splits))} | values_of).items():
         for wrong in _no_texts(texts):
-            if not isinstance(wrong, str):
+            if what in values_of and not isinstance(wrong, str):
                 raise DataError(
                     f"{source.name}: {what}: expected numbers alone, or texts alone, found {wrong!r:.40}, "
                     f"of type {type(wrong).__name__}; write numbers among texts as texts, and none as nan"
