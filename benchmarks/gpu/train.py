@@ -2,13 +2,13 @@
 
     python benchmarks/gpu/train.py --device cuda --tars scratch/gpu --seconds 480 --results RESULTS
 
-For each training tar in the folder, also gzipped: lfw_training*.tar trains faces64,
-tiny_imagenet_training*.tar natural64; the time is divided among them. Images are decoded once and stand in
-memory. A run starts from the packaged weights, in bf16, channels-last, its blocks compiled; SIGTERM ends it
-in time, as it would end any run, which then writes its weights. Held-back images are a tenth as the packaged
-recipe holds it back, scored before and after with the same draws, in float32. Writes a JSON object a model
-into RESULTS/train.jsonl, and RESULTS/NAME/ (model.safetensors, config.toml, log.jsonl), which
-benchmarks/models/package.py takes.
+Of the training tars in the folder, also gzipped, lfw_training*.tar train faces64 and
+tiny_imagenet_training*.tar natural64; the time is divided among the models. Images are decoded once and
+stand in memory. A run starts from the packaged weights, in bf16, channels-last, its blocks compiled;
+SIGTERM ends it in time, as it would end any run, which then writes its weights. Held-back images are a tenth
+as the packaged recipe holds it back, scored before and after with the same draws, in float32.
+Writes a JSON object a model into RESULTS/train.jsonl, and RESULTS/NAME/ (model.safetensors, config.toml,
+log.jsonl), which benchmarks/models/package.py takes.
 """
 
 import argparse
@@ -49,13 +49,14 @@ def recipe_of(name: str) -> Config:
         return load_config(path)
 
 
-def unzipped(tar: Path, folder: Path) -> Path:
-    """Return a tar as it can be read in place."""
-    if tar.suffix != ".gz":
-        return tar
-    with gzip.open(tar) as packed, (folder / tar.stem).open("wb") as plain:
-        shutil.copyfileobj(packed, plain)
-    return folder / tar.stem
+def unzipped(tars: Path, start: str, folder: Path) -> list[Path]:
+    """Return a model's tars as they can be read in place, put into a folder."""
+    for tar in tars.glob(f"{start}*.tar"):
+        (folder / tar.name).symlink_to(tar.resolve())
+    for tar in tars.glob(f"{start}*.tar.gz"):
+        with gzip.open(tar) as packed, (folder / tar.stem).open("wb") as plain:
+            shutil.copyfileobj(packed, plain)
+    return sorted(folder.glob(f"{start}*.tar"))
 
 
 def in_memory(source: Source, size: int) -> Source:
@@ -93,7 +94,7 @@ def go_on(
     batch_size = 8 if options.smoke else options.batch_size
     recipe = replace(
         config.train, steps=2 if options.smoke else 10**7, batch_size=batch_size, kl_warmup_steps=0,
-        log_every=100, checkpoint_every=1 if options.smoke else 2000,
+        ema_rate=0.999, log_every=100, checkpoint_every=1 if options.smoke else 2000,
     )  # fmt: skip
     config = replace(config, train=recipe)
     started = time.monotonic()
@@ -138,26 +139,22 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tars", type=Path, default=Path("scratch/gpu"))
     parser.add_argument("--seconds", type=float, default=480)
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--smoke", action="store_true", help="two steps on toy faces")
     options = parser.parse_args()
     unpacked = tempfile.TemporaryDirectory()
-    jobs = [
-        (model, open_source(unzipped(tar, Path(unpacked.name))))
-        for tar in sorted([*options.tars.glob("*.tar"), *options.tars.glob("*.tar.gz")])
-        for start, model in MODELS.items()
-        if tar.name.startswith(start)
-    ]
+    jobs = []
+    for start, model in MODELS.items():
+        tars = unzipped(options.tars, start, Path(unpacked.name))
+        if tars:
+            name = tars[0].name if len(tars) == 1 else f"{start}*.tar"
+            jobs.append((model, open_source(Path(unpacked.name) / name)))
     if options.smoke:
         jobs = [("faces64", open_source("toy-faces:20x2"))]
     if not jobs:
         expected = ", ".join(f"{start}*.tar or .tar.gz" for start in MODELS)
         raise SystemExit(f"{options.tars}: expected {expected}, found none: nothing to train on")
-    if len({model for model, _ in jobs}) < len(jobs):
-        raise SystemExit(
-            f"{options.tars}: expected one training tar a model, found several; leave one there"
-        )
     results = options.results / "train.jsonl"
     results.write_text("")
     for model, source in jobs:

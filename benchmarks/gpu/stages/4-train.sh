@@ -1,4 +1,4 @@
-# limit: 520, smoke: 100
+# limit: 360, smoke: 100
 # Training tars lie in scratch/gpu/, or in the folder $TARS.
 tiny=()
 ((SMOKE)) && tiny=(--smoke)
