@@ -37,7 +37,7 @@ def of(folder: Path) -> tuple[str, str, str]:
 
 def first_metrics(folder: Path) -> pd.DataFrame:
     """Return the rows of each head's first metric, the first rate of it."""
-    rows = pd.read_json(folder / "results.jsonl", lines=True)
+    rows = pd.read_json(folder / "results.jsonl", lines=True, precise_float=True)
     by_head = rows.groupby(["head", "n_train"], sort=False)
     kept = rows.metric == by_head.metric.transform("first")
     kept &= rows["at"].isna() | (rows["at"] == by_head["at"].transform("first"))

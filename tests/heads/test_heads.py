@@ -12,6 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
+from vdvae_repr.heads import gram as module
 from vdvae_repr.heads.few_shot import NearestPrototype
 from vdvae_repr.heads.gram import Fold, gram_matrices
 from vdvae_repr.heads.linear import ALPHAS, LogisticProbe, Ridge, RidgeRegressor, stratified_folds
@@ -285,6 +286,23 @@ def test_gram_matrices_of_layers_add_up():
         added.squares, (StandardScaler().fit(X[rows]).transform(X) ** 2).sum(1)
     )
     assert added.dims == both.dims == 200
+
+
+@pytest.mark.parametrize("waiting", [module.PRODUCT_BYTES, 0])
+def test_columns_are_multiplied_beside_each_other_or_in_turn(waiting, monkeypatch):
+    """Of products that fit beside each other a thread makes each; else they are made one by one."""
+    monkeypatch.setattr(module, "PRODUCT_BYTES", waiting)
+    monkeypatch.setattr(module, "DEPTH", 16)
+    X, _ = problem(30, 200, 3)
+    rows = np.arange(0, 30, 2)
+    raw, centred = gram(X, (rows, "raw"), (rows, "centred"))
+    np.testing.assert_allclose(raw.inner, X @ X[rows].T)
+    np.testing.assert_allclose(raw.squares, (X**2).sum(1))
+    A = X - X[rows].mean(0)
+    np.testing.assert_allclose(centred.inner, A @ A[rows].T, atol=1e-9)
+    X[7, 120] = np.nan
+    with pytest.raises(ValueError, match="row 7"):
+        gram(X, (rows, "raw"))
 
 
 def test_coordinates_keep_inner_products():

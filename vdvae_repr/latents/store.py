@@ -406,6 +406,7 @@ class JoinedStore(Latents):
         self.info = replace(
             train.info,
             source=f"{train.info.source} -> {test.info.source}",
+            source_sha256=None,  # that of the first says nothing of the second's images
             layers=tuple(spec for spec in train.layers if spec.name in others),
             features=tuple(name for name in train.features if name in test.features),
             skipped=train.info.skipped + test.info.skipped,

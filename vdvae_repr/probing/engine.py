@@ -165,7 +165,7 @@ def _record(store: Latents) -> dict[str, str]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "store": str(store.path),
     }
-    if store.info.source_sha256 is not None and " -> " not in store.info.source:
+    if store.info.source_sha256 is not None:
         record["images_sha256"] = store.info.source_sha256
     return record
 

@@ -333,22 +333,30 @@ def figure(
 def spread(values: NDArray[Any], most: int = 60) -> NDArray[Any]:
     """Return some of ascending values (G,) from the first to the last, closer together at the beginning.
 
-    A curve changes most there; `between` says what holds between them.
+    A curve changes most there; `band` says what holds between them.
     """
     places = np.geomspace(1, len(values), min(most, len(values))).round().astype(int) - 1
     return np.asarray(values[np.unique(places)])
 
 
 def band(
-    values: Values, resampled: Values, units: Units, binary: bool = False
+    x: NDArray[Any],
+    some: NDArray[Any],
+    values: Values,
+    resampled: Values,
+    units: Units,
+    binary: bool = False,
 ) -> tuple[Values, Values]:
-    """Return the intervals (G,) of a curve's points, each by itself, as `figure` finds that of a share.
+    """Return bounds (G,) of a curve that never falls, by the intervals of some of its points.
 
-    A curve never falls, so a bound of a point holds for those after it, or before it, too.
+    Each of these is by itself, as `figure` finds that of a share; its bounds hold for the points after it, or
+    before it, too.
 
     Args:
-        values: what is measured at each point, (G,).
-        resampled: the same under the draws of `units`, (R, G).
+        x: where the curve is, ascending, (G,).
+        some: those of x that are measured, (S,).
+        values: what is measured there, (S,).
+        resampled: the same under the draws of `units`, (R, S).
         units: what is independent.
         binary: as in `figure`.
     """
@@ -356,16 +364,9 @@ def band(
         figure(value, drawn, np.zeros((0, 1)), units, PROPORTION, binary)
         for value, drawn in zip(values[:, None], resampled.T[:, :, None], strict=True)
     ]
-    low = [end.value if end.low is None else end.low for end in ends]
-    high = [end.value if end.high is None else end.high for end in ends]
-    return np.maximum.accumulate(low), np.minimum.accumulate(high[::-1])[::-1]
-
-
-def between(
-    x: NDArray[Any], some: NDArray[Any], ends: tuple[Values, Values]
-) -> tuple[Values, Values]:
-    """Return bounds at ascending x (G,), which hold as those at `some` of them do and no curve falls."""
-    low, high = ends
+    low = np.maximum.accumulate([end.value if end.low is None else end.low for end in ends])
+    highest = [end.value if end.high is None else end.high for end in ends]
+    high = np.minimum.accumulate(highest[::-1])[::-1]
     before = np.searchsorted(some, x, side="right") - 1
     after = np.minimum(np.searchsorted(some, x), len(some) - 1)
     return np.where(before >= 0, low[before], 0.0), high[after]

@@ -29,7 +29,6 @@ from vdvae_repr.probing.statistics import (
     Units,
     Values,
     band,
-    between,
     over_folds,
     spread,
 )
@@ -420,8 +419,8 @@ class Verification(Problem):
         (times,) = islice(units.draws(), 1)
         both = (times @ same > 0) & (times @ ~same > 0)
         resampled = _highest(*heads.roc(similarity, same, times[both]), some)
-        ends = band(values[np.searchsorted(rates, some)], resampled, units)
-        low, high = between(rates, some, ends)
+        at = np.searchsorted(rates, some)
+        low, high = band(rates, some, values[at], resampled, units)
         return replace(curve, low=low, high=high)
 
 

@@ -140,10 +140,7 @@ class Episodes(Problem):
             for k in classes:  # an image that is there twice would be support and query
                 if k in drawn:
                     apart += [(f"{side} classes", row) for row in rows_of[k][:, None]]
-        text = (
-            f"{episodes} episodes of {ways} ways, {shots} shots, {queries} queries a way, from "
-            f"{len(usable['novel'])} novel classes"
-        )
+        text = f"{self.counted()}, from {len(usable['novel'])} novel classes"
         if left := len(sides["novel"]) - len(usable["novel"]):
             text += f"; {left} classes of fewer than {needed} images left out"
         listed = {k for classes in sides.values() for k in classes}

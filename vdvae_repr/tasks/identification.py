@@ -14,7 +14,7 @@ from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing.features import Features
 from vdvae_repr.probing.head import Head
 from vdvae_repr.probing.predict import score_classes
-from vdvae_repr.probing.statistics import Items, band, between, spread, weighted
+from vdvae_repr.probing.statistics import Items, band, spread, weighted
 from vdvae_repr.probing.task import Problem, Scored, Split, first_halves, has_splits, without_splits
 from vdvae_repr.results import CONTROLS, Curve
 
@@ -79,8 +79,10 @@ class Identification(Problem):
 
     def counted(self) -> str:
         """Return the number of labels, and of images on either side."""
-        words, sides = self._words, f"{self.n_train} {self._words.train} + {self.n_test}"
-        return f"{self.classes} {words.many}, {sides} {words.test} images"
+        words = self._words
+        return (
+            f"{self.classes} {words.many}, {self.n_train} {words.train} + {self.n_test} {words.test} images"
+        )
 
     def metrics_of(self, head: Head) -> tuple[str, ...]:
         """Return all metrics; of a head that gives no scores those of its first guess alone."""
@@ -130,8 +132,8 @@ class Identification(Problem):
         units, some = self.independent("rank1", seed), spread(ranks)
         items = [Items.mean_of(scored[0].outcome < rank) for rank in some]
         resampled = weighted(items, units, units.draws())
-        ends = band(np.array([item.value for item in items]), resampled, units, units.alone)
-        low, high = between(ranks, some, ends)
+        shares = np.array([item.value for item in items])
+        low, high = band(ranks, some, shares, resampled, units, units.alone)
         return replace(curve, low=low, high=high)
 
 

@@ -16,7 +16,7 @@ from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing.features import Features
 from vdvae_repr.probing.head import Head
 from vdvae_repr.probing.predict import score_classes
-from vdvae_repr.probing.statistics import Items, Units, Values, band, between, spread
+from vdvae_repr.probing.statistics import Items, Units, Values, band, spread
 from vdvae_repr.probing.task import (
     Problem,
     Scored,
@@ -185,7 +185,7 @@ class OpenSet(Problem):
         times = units.of_items(times)
         resampled = [self._drawn(scored[0], times, rate) for rate in some.tolist()]
         at = np.searchsorted(rates, some)
-        low, high = between(rates, some, band(values[at], np.stack(resampled, axis=1), units))
+        low, high = band(rates, some, values[at], np.stack(resampled, axis=1), units)
         return replace(curve, low=low, high=high)
 
     def _by_accepted(self, item: Scored) -> Values:
