@@ -6,6 +6,7 @@ Without results the page says that nothing is measured yet.
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ HEAD = """# On a GPU
 
 What `benchmarks/gpu/run.sh` measures on a card: whether the results are right, how fast images are read
 and models trained, and what more training of the packaged weights brings. Its [README](../gpu/README.md) says
-how it is run, and how results come here. `benchmarks/gpu/page.py` makes this page of the files in `gpu/`.
+how it is run, and how results come here. `benchmarks/gpu/page.py` makes this page of the files in `gpu/`;
+what they say is written there in `findings.md`.
 """
 NOTHING = """
 **Not measured yet.** No GPU has run it; `run.sh --smoke` runs every stage on a CPU, at sizes that say nothing
@@ -38,6 +40,12 @@ def table(rows: list[Row], columns: list[str]) -> str:
         cells = (row.get(column) for column in columns)
         lines.append(f"| {' | '.join('-' if cell is None else str(cell) for cell in cells)} |")
     return "\n".join(lines)
+
+
+def left_out(cases: list[str]) -> str:
+    """Say which cases were left out: mode and preset, and how many of them."""
+    counts = Counter(" ".join(case.split()[:2]) for case in cases)
+    return ", ".join(f"{name} ({number})" for name, number in counts.items())
 
 
 def environment(folder: Path) -> list[str]:
@@ -62,6 +70,8 @@ def page(folder: Path) -> str:
     if not (correct or fast or train):
         return HEAD + NOTHING
     parts = [HEAD, *environment(folder)]
+    if (folder / "findings.md").is_file():
+        parts.append("\n" + (folder / "findings.md").read_text().rstrip())
     if correct:
         wrong = sum(not row["right"] for row in correct)
         parts.append(f"\n## Is it right?\n\n{len(correct)} checks, {wrong} not passed.\n")
@@ -90,6 +100,9 @@ def page(folder: Path) -> str:
             "preset", "variant", "batch_size", "images_per_second", "ratio", "ratio_to",
             "matrix_rate_fraction", "peak_memory_mb", "compile_seconds",
         ]),
+        "small step": ("A training step of a small model", [
+            "model", "batch_size", "seconds", "kernel_seconds",
+        ]),
         "linear-lbfgs": ("Probe head on a Gram matrix (on the CPU)", [
             "samples", "dims", "classes", "gram_seconds", "head_seconds", "cores",
         ]),
@@ -100,7 +113,7 @@ def page(folder: Path) -> str:
             parts.append(f"\n## {title}\n\n{table(shown, columns)}")
         for row in rows:
             if left := row.get("left_out_for_want_of_time"):
-                parts.append(f"\nLeft out for want of time: {'; '.join(left)}.")
+                parts.append(f"\nLeft out for want of time: {left_out(left)}.")
     if train:
         parts.append("\n## More training\n")
         for row in train:

@@ -7,6 +7,7 @@ measure() { timeout "$1" "$PYTHON" "${@:2}" >>"$out" || failed=1; } # seconds at
 if ((SMOKE)); then
   measure 90 benchmarks/gpu/extraction.py --device cpu --seconds 30 --smoke
   measure 90 "$speed/extract.py" --cases photos --images 24 --batch-size 8 --rounds 1
+  measure 90 benchmarks/gpu/step.py --device cpu --smoke
   measure 90 "$speed/probe.py" --ours --samples 200 --dims 512 --classes 5 --rounds 1
   measure 90 "$speed/train.py" --width 8 --batch-size 2 --rounds 1 --warmup 1 --variants ours
   exit $failed
@@ -23,6 +24,7 @@ for variants in "${beside:+published }bf16+channels_last" bf16+compile+channels_
       --variants $variants
   done
 done
+measure 30 benchmarks/gpu/step.py --device "$DEVICE"
 measure 20 "$speed/probe.py" --ours --rounds 1
 measure 75 "$speed/train.py" --preset imagenet64 --device "$DEVICE" --batch-size 32 --rounds 10 \
   --variants bf16+compile+channels_last+recompute
