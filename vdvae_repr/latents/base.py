@@ -31,6 +31,10 @@ class RowError(StoreError, IndexError):
     """Rows of a store were asked for that it does not have."""
 
 
+class OtherWeightsError(StoreError):
+    """A model was given that the latents were not read with."""
+
+
 class Latents(ABC):
     """Per-layer features of images, on the disk: what tasks read. A context manager that closes its files.
 
