@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import accumulate, groupby
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from vdvae_repr.output import prepare_folder, write_table, write_text
 CONTROLS = ("pixels", "pca", "random-init", "shuffled-labels")  # values of `model`
 RIVALS = CONTROLS[:3]  # that a layer must beat; shuffled labels are a check of the protocol
 LOWER_IS_BETTER = ("eer", "error")  # values of `metric`
-METRIC_NAMES = {  # what axes of pictures call a metric, where it is not its own name
+ALPHA = 0.05  # below which a p tells a difference
+UNDECIDED = "no difference told"  # a verdict, beside `better` and `worse`
+METRIC_NAMES = {  # what pictures and sentences call a metric, where it is not its own name
     "rank1": "rank-1 identification rate",
     "rank5": "rank-5 identification rate",
     "top5": "top-5 accuracy",
@@ -281,6 +284,18 @@ def layer_of(row: Result) -> str:
     """Return what a row's features are called: layer, feature unless it is the mean, and pooling."""
     feature = None if row.feature == "mean" else row.feature
     return " ".join(filter(None, (row.layer, feature, row.pool)))
+
+
+def layer_place(name: str) -> tuple[int, int] | None:
+    """Return resolution and number of a single layer of a VDVAE, `8x8.2`; None for any other name."""
+    match = re.fullmatch(r"(\d+)x\1\.(\d+)", name)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def resolution_edges(names: Sequence[str]) -> list[int]:
+    """Return where each run of layers of one resolution begins, and where the last one ends."""
+    groups = groupby(names, key=lambda name: (layer_place(name) or (None,))[0])
+    return [0, *accumulate(len(list(group)) for _, group in groups)]
 
 
 def sampling_table(rows: Sequence[SamplingCost]) -> str:

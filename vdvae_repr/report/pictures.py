@@ -22,6 +22,7 @@ from vdvae_repr.output import (
     replacing,
     replacing_folder,
     write_table,
+    write_text,
 )
 from vdvae_repr.report import page, plots
 from vdvae_repr.report.folder import Findings, write_curves, write_record
@@ -85,7 +86,7 @@ def save(
             write_rate_accuracy(rows, findings.nats, figures)
         write_curves(findings.curves, aside)
         write_record(findings, aside)
-        page.write(findings, aside / PAGE)
+        write_text(aside / PAGE, page.render(findings))
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,7 @@ def write(rows: Sequence[Result], curves: Sequence[Curve], figures: Figures) -> 
         for head in heads:
             lines = [curve for curve in curves if curve.kind == kind and curve.head == head]
             ax = draw(lines, called=figures.called)
-            title = f"{rows[0].task} on {rows[0].source}: {head}"
-            ax.set_title(plots.drawable(title, plots.TITLE), loc="left", fontsize=plots.TEXT)
+            plots.entitle(ax, f"{rows[0].task} on {rows[0].source}: {head}")
             figures.save(ax, kind, None if len(heads) == 1 else head)
 
 
