@@ -11,7 +11,7 @@ from vdvae_repr.model.layers import LayerSpec, make_layer_specs
 from vdvae_repr.model.structure import parse_blocks
 
 WEIGHTS = Path(__file__).parents[1] / "weights"  # of the packaged models
-MOST_HEADER = 10**8  # bytes of a safetensors file
+MOST_HEADER = 2**24  # bytes of a safetensors file, as where it is loaded
 
 
 def layers_of(
@@ -35,10 +35,10 @@ def layers_of(
 
 def _config_of(model: str) -> ModelConfig | None:
     """Return the configuration in the header of a file of this package; None where there is none."""
-    path = WEIGHTS / f"{model}.safetensors"
-    if "/" in model or not path.is_file():
-        path = Path(model, "model.safetensors") if Path(model).is_dir() else Path(model)
     try:
+        path = WEIGHTS / f"{model}.safetensors"
+        if "/" in model or not path.is_file():
+            path = Path(model, "model.safetensors") if Path(model).is_dir() else Path(model)
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if not 0 < length < MOST_HEADER:
