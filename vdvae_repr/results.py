@@ -8,16 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import accumulate, groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from vdvae_repr.errors import TaskError, printable
 from vdvae_repr.output import prepare_folder, write_table, write_text
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 CONTROLS = ("pixels", "pca", "random-init", "shuffled-labels")  # values of `model`
 RIVALS = CONTROLS[:3]  # that a layer must beat; shuffled labels are a check of the protocol
+SELECTIONS = ("single", "joint", "cumulative", "without", "pruned")  # values of `selection`
 LOWER_IS_BETTER = ("eer", "error")  # values of `metric`
 ALPHA = 0.05  # below which a p tells a difference
 UNDECIDED = "no difference told"  # a verdict, beside `better` and `worse`
@@ -221,6 +225,8 @@ def to_json_lines(rows: Sequence[Result]) -> str:
 
 def to_frame(rows: Sequence[Result]) -> pd.DataFrame:
     """Return a table with `COLUMNS`."""
+    import pandas as pd  # here, as the command line reads names above at once
+
     return pd.DataFrame([asdict(row) for row in rows], columns=list(COLUMNS))
 
 
@@ -235,6 +241,8 @@ def write(
     Raises:
         TaskError: the folder cannot be written, or holds files of these names that are not ours.
     """
+    import pandas as pd
+
     folder = prepare_folder(folder, MADE)
     try:
         write_text(folder / "results.jsonl", to_json_lines(rows))
@@ -335,6 +343,8 @@ def layer_by_factor(rows: Sequence[Result], metric: str) -> pd.DataFrame:
     Raises:
         TaskError: there is no such row.
     """
+    import pandas as pd
+
     of_factors = [row for row in rows if row.task == "factors" and row.model not in CONTROLS]
     own = [row for row in of_factors if row.metric == metric]
     own = [row for row in own if row.selection == "single"] or own

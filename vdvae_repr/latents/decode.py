@@ -163,6 +163,44 @@ def decodable_feature(store: Latents) -> str:
     return feature
 
 
+def originals_of(store: Latents, like: Latents, ids: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
+    """Return the images uint8 (S, S, 3) that `like` holds of ids of `store`; none where it holds none.
+
+    Ids that `store` does not hold are passed over, as `decode` refuses them.
+
+    Raises:
+        StoreError: `like` holds other images, or images that were cut or scaled in another way.
+    """
+    if not like.has_images:
+        return {}
+    if like.info.preprocessing != store.info.preprocessing:
+        raise StoreError(
+            f"{like.path}: holds images that were cut or scaled in another way than those of "
+            f"{store.path}"
+        )
+    own, place = (
+        {image_id: row for row, image_id in enumerate(each.ids)} for each in (store, like)
+    )
+    known, known_like = store.checksums, like.checksums
+    originals = {}
+    for image_id in ids:
+        if image_id not in own:
+            continue
+        if image_id not in place:
+            raise StoreError(
+                f"{like.path}: holds no image {image_id!r}; give the store that {store.path} is like"
+            )
+        if (
+            known is not None
+            and known_like is not None
+            and known[0] == known_like[0]
+            and known[1][own[image_id]] != known_like[1][place[image_id]]
+        ):
+            raise StoreError(f"{like.path}: holds another image as {image_id!r} than {store.path}")
+        originals[image_id] = like.read("images", "images", place[image_id])
+    return originals
+
+
 def picture_paths(ids: Sequence[str], folder: str | Path) -> dict[str, Path]:
     """Return where the decoded picture of each image goes: `p1/a.jpg` to `FOLDER/p1/a.png`.
 
