@@ -305,8 +305,6 @@ def extract(
         return
     # Of a resumed extraction some of what is done was done before.
     rate = "" if resumed or not done else f", {done / (time.monotonic() - started):.1f} images/s"
-    for item in store.info.skipped:
-        _log(f"skipped: {item['reason']}")
     _print(f"{out}: {_counted(len(store), 'image')}, {_counted(len(store.layers), 'layer')}{rate}")
     if sheet is not None:
         from vdvae_repr.data.sheet import save_sheet
@@ -837,8 +835,6 @@ def evaluate(
         )  # fmt: skip
     if not _is_main_process():
         return
-    for reason in found.left_out.values():
-        _log(f"skipped: {reason}")
     if json_lines:
         print(found.to_json())
         return
