@@ -1132,9 +1132,8 @@ def demo(
     with _notes_printed():
         report = vr.probe(faces, "face_id", layers="<=16x16", cache=None)
     report.record["command"] = _command_line()
-    report.save(out)
+    report.save(out, latents=faces, model=net)
     print(report.answer(f"every row: {out / 'results.csv'}"))
-    report.page(out / pictures.PAGE, faces, net)
     print("That is of drawings; README's picture asks the same of photographs.")
     print()
     _print(f"{out / pictures.PAGE}: all of it on one page; open it in a browser.")

@@ -113,20 +113,28 @@ class Report(Findings):
         ]
         return pd.DataFrame(table, columns=["nats", *kept])
 
-    def save(self, folder: str | Path, formats: Sequence[str] = ("png",)) -> None:
+    def save(
+        self,
+        folder: str | Path,
+        formats: Sequence[str] = ("png",),
+        latents: Latents | None = None,
+        model: VDVAE | None = None,
+    ) -> None:
         """Write rows, tables, figures and the page, in place of what an earlier run left in the folder.
 
         Args:
             folder: made if need be.
             formats: of figures, one or several of `png`, `pdf` and `svg`.
+            latents: the store that was probed, for pictures on the page, as `page` takes it.
+            model: as `page` takes it.
 
         Raises:
             TaskError: the folder cannot be written, or holds a file of these names that is not ours; an
-                unknown format.
+                unknown format. StoreError: a store of other images or weights than the report is of.
         """
         from vdvae_repr.report import pictures
 
-        pictures.save(self, folder, rate_accuracy=self.rate_accuracy(), formats=formats)
+        pictures.save(self, folder, self.rate_accuracy(), formats, latents, model)
 
     def page(
         self, path: str | Path, latents: Latents | None = None, model: VDVAE | None = None
