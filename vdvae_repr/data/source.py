@@ -57,7 +57,7 @@ FORMATS = (
     "TGA",
 )
 FILE_BYTES = 2**29  # of one image's file
-FEW_BITS = 16  # pixels of 8 bits all of which are below may be masks, or numbers of classes
+FEW_BITS = 16  # a file of 8 bits all below may be a mask; a night photo is darker than arrays
 LOOKED_AT = (
     100  # images of colours, the first of a source, of which it is told whether they are dark
 )
