@@ -61,14 +61,10 @@ class Grouped(TyperGroup):
     }
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write a section for each purpose; what is in none stands at the end."""
-        named = [name for names in self.groups.values() for name in names]
-        others = tuple(name for name in self.list_commands(ctx) if name not in named)
-        for title, names in (self.groups | {"More": others}).items():
-            found = [(name, self.get_command(ctx, name)) for name in names]
-            if rows := [(name, c.get_short_help_str(100)) for name, c in found if c is not None]:
-                with formatter.section(title):
-                    formatter.write_dl(rows)
+        """Write a section for each purpose."""
+        for title, names in self.groups.items():
+            with formatter.section(title):
+                formatter.write_dl([(n, self.commands[n].get_short_help_str(100)) for n in names])
 
 
 app = typer.Typer(
@@ -83,8 +79,6 @@ app = typer.Typer(
 store_app = typer.Typer(help="Look into a latent store, or exchange one.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 
-CONTROLS = ("pixels", "pca", "random-init", "shuffled-labels", "none")
-SELECTIONS = ("single", "joint", "cumulative", "without", "pruned")
 DEFAULT = ("single", "cumulative")  # selections of probe
 ATLAS = ("single", "cumulative", "without", "pruned")  # selections of probe --atlas
 Model = Annotated[
@@ -115,6 +109,9 @@ Rows = Annotated[
         help="Images to take, counted from 0: 0:8859 (8859 not among them), or a file of numbers."
     ),
 ]
+Crop = Annotated[
+    int | None, typer.Option(help="Cut out the central square of so many pixels first.")
+]
 Resize = Annotated[
     str | None,
     typer.Option(
@@ -138,6 +135,10 @@ Layer = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; never chosen for you.")]
+Temperature = Annotated[
+    float,
+    typer.Option(min=0.0, help="Spread of the prior's samples: 1 as trained, less is smoother."),
+]
 Formats = Annotated[
     str,
     typer.Option("--format", help="Formats of figures: png, pdf, svg; commas join several."),
@@ -198,9 +199,7 @@ def extract(
             min=1, help="How many samples of z to store an image; needs --z sample --feature z."
         ),
     ] = None,
-    crop: Annotated[
-        int | None, typer.Option(help="Cut out the central square of so many pixels first.")
-    ] = None,
+    crop: Crop = None,
     align: Annotated[
         bool,
         typer.Option(
@@ -306,8 +305,6 @@ def extract(
         return
     # Of a resumed extraction some of what is done was done before.
     rate = "" if resumed or not done else f", {done / (time.monotonic() - started):.1f} images/s"
-    for item in store.info.skipped:
-        _log(f"skipped: {item['reason']}")
     _print(f"{out}: {_counted(len(store), 'image')}, {_counted(len(store.layers), 'layer')}{rate}")
     if sheet is not None:
         from vdvae_repr.data.sheet import save_sheet
@@ -512,6 +509,7 @@ def probe(
     Example: vdvae-repr probe --task few_shot --ways 5 --shots 1 --latents latents.h5 --out results/
     """
     import vdvae_repr as vr
+    from vdvae_repr import results
     from vdvae_repr.latents.base import Latents
     from vdvae_repr.latents.store import JoinedStore
     from vdvae_repr.output import prepare_folder
@@ -519,8 +517,8 @@ def probe(
     kinds = _formats(formats)
     task_options = _task_options(task, context.args)
     for name, values, known in (
-        ("--control", control, CONTROLS),
-        ("--selection", selection, SELECTIONS),
+        ("--control", control, (*results.CONTROLS, "none")),
+        ("--selection", selection, results.SELECTIONS),
     ):
         if unknown := [value for value in values or () if value not in known]:
             raise TaskError(f"{name}: expected {', '.join(known)}, found {unknown[0]!r}")
@@ -540,7 +538,6 @@ def probe(
         store = vr.open(latents or Path("latents.h5"))
     others = [vr.open(path) for path in beside or ()]
     chosen_task = _task_of(task, task_options)  # what follows takes seconds to import
-    from vdvae_repr import results
     from vdvae_repr.report import pictures
 
     if out is not None:
@@ -554,7 +551,7 @@ def probe(
             pools=[None if p == "none" else p for p in pool or ["none"]],
             selections=ATLAS if atlas else selection or DEFAULT,
             heads=head,
-            controls=results.CONTROLS if control is None else [c for c in control if c != "none"],
+            controls=[name for name in control or results.CONTROLS if name != "none"],
             beside=others,
             drawn=None if drawn is None else vr.open(drawn),
             cache=None if no_cache else cache or "auto",
@@ -717,9 +714,7 @@ def train(
     override: Annotated[
         list[str], typer.Option("--set", help="train.lr=1e-4, model.width=64")
     ] = [],  # noqa: B006
-    crop: Annotated[
-        int | None, typer.Option(help="Cut out the central square of so many pixels first.")
-    ] = None,
+    crop: Crop = None,
     on_error: OnError = None,
     device: Device = "cpu",
     precision: Annotated[
@@ -801,9 +796,7 @@ def evaluate(
         str | None,
         typer.Option(help="train, val, test, or a run's held-back; every image if not given."),
     ] = None,
-    crop: Annotated[
-        int | None, typer.Option(help="Cut out the central square of so many pixels first.")
-    ] = None,
+    crop: Crop = None,
     resize: Resize = None,
     on_error: OnError = None,
     iw: Annotated[
@@ -842,8 +835,6 @@ def evaluate(
         )  # fmt: skip
     if not _is_main_process():
         return
-    for reason in found.left_out.values():
-        _log(f"skipped: {reason}")
     if json_lines:
         print(found.to_json())
         return
@@ -888,12 +879,7 @@ def sample(
     preset: Preset = None,
     download: Download = False,
     count: Annotated[int, typer.Option(min=1, help="Images to draw.")] = 16,
-    temperature: Annotated[
-        float,
-        typer.Option(
-            min=0.0, help="Spread of the prior's samples: 1 as trained, less is smoother."
-        ),
-    ] = 0.8,
+    temperature: Temperature = 0.8,
     out: Annotated[Path, typer.Option(help="A PNG contact sheet.")] = Path("samples.png"),
     device: Device = "cpu",
     seed: Seed = 0,
@@ -939,12 +925,7 @@ def decode(
     pixels: Annotated[
         str, typer.Option(help="Pixels: the likelihood's mean, or sample, a draw of it.")
     ] = "mean",
-    temperature: Annotated[
-        float,
-        typer.Option(
-            min=0.0, help="Spread of the prior's samples: 1 as trained, less is smoother."
-        ),
-    ] = 1.0,
+    temperature: Temperature = 1.0,
     sheet: Annotated[
         Path | None,
         typer.Option(
@@ -966,7 +947,7 @@ def decode(
 
     import vdvae_repr as vr
     from vdvae_repr.data.sheet import check_picture, save_picture, save_sheet
-    from vdvae_repr.latents.decode import decodable_feature, picture_paths
+    from vdvae_repr.latents.decode import decodable_feature, originals_of, picture_paths
 
     for option, value in (("--rest", rest), ("--pixels", pixels)):
         if value not in ("mean", "sample"):
@@ -987,7 +968,7 @@ def decode(
         if sheet.resolve() in {path.resolve() for path in paths.values()}:
             raise TaskError(f"--sheet: {sheet} is the picture of an image; choose another name")
         chosen = list(dict.fromkeys(store.ids if image is None else image))[:64]
-        originals = _originals(store, store if like is None else vr.open(like), chosen)
+        originals = originals_of(store, store if like is None else vr.open(like), chosen)
         if not originals:
             _log(f"{latents}: holds no images, so the sheet shows no originals; --like STORE does")
     net = _load_vdvae(model or store.info.model, preset, device, download)
@@ -1019,36 +1000,6 @@ def decode(
     elif sheet is not None:
         save_sheet(np.stack(shown), sheet, captions=captions)
     _print(f"{out}: {_counted(done, 'image')}")
-
-
-def _originals(store: Any, like: Any, ids: Sequence[str]) -> dict[str, Any]:
-    """Return the images uint8 (S, S, 3) that `like` holds of ids of `store`; none where it holds none.
-
-    Raises:
-        TaskError: it holds other images, or images that were cut or scaled in another way.
-    """
-    if not like.has_images:
-        return {}
-    if like.info.preprocessing != store.info.preprocessing:
-        raise TaskError(
-            f"--like: {like.path} holds images that were cut or scaled in another way than those of "
-            f"{store.path}"
-        )
-    place = {image_id: row for row, image_id in enumerate(like.ids)}
-    own = {image_id: row for row, image_id in enumerate(store.ids)}
-    ids = [image_id for image_id in ids if image_id in own]  # others are refused by `decode`
-    known, known_like = store.checksums, like.checksums
-    comparable = known is not None and known_like is not None and known[0] == known_like[0]
-    for image_id in ids:
-        if image_id not in place:
-            raise TaskError(
-                f"--like: {like.path} holds no image {image_id!r}; give the store imported like"
-            )
-        if comparable and known[1][own[image_id]] != known_like[1][place[image_id]]:
-            raise TaskError(
-                f"--like: {like.path} holds another image as {image_id!r} than {store.path}"
-            )
-    return {i: like.read("images", "images", place[i]) for i in ids}
 
 
 @store_app.command()
@@ -1181,9 +1132,8 @@ def demo(
     with _notes_printed():
         report = vr.probe(faces, "face_id", layers="<=16x16", cache=None)
     report.record["command"] = _command_line()
-    report.save(out)
+    report.save(out, latents=faces, model=net)
     print(report.answer(f"every row: {out / 'results.csv'}"))
-    report.page(out / pictures.PAGE, faces, net)
     print("That is of drawings; README's picture asks the same of photographs.")
     print()
     _print(f"{out / pictures.PAGE}: all of it on one page; open it in a browser.")
@@ -1206,9 +1156,9 @@ def _refuse_missing(data: str) -> None:
         DataError: no such file.
     """
     path = Path(data.rpartition(":")[0] if ":" in data else data)
-    a_file = path.suffix.lower() in (".tar", ".csv", ".tsv", ".npy", ".npz", ".h5", ".hdf5")
+    a_file = bool(path.suffix) or "/" in data  # names of data sets have neither
     pattern = any(letter in data for letter in "*?[{")
-    if (a_file or "/" in data) and not pattern and not path.exists() and not Path(data).exists():
+    if a_file and not pattern and not path.exists() and not Path(data).exists():
         raise DataError(f"{data}: no such folder or file")
 
 
@@ -1389,10 +1339,8 @@ def _options() -> dict[str, str]:
         waiting += getattr(command, "commands", {}).values()
         flags = [flag for parameter in command.params for flag in parameter.opts]
         found |= {flag[2:].replace("-", "_"): flag for flag in flags if flag.startswith("--")}
-    if tasks := sys.modules.get("vdvae_repr.tasks"):  # not read for a message of something else
-        names = {name for kind in tasks.Task.known.values() for name in kind.__dataclass_fields__}
-        found |= {name: f"--{name.replace('_', '-')}" for name in names}
-    return found
+    of_tasks = [option for _, options in _tasks().values() for option in options]
+    return found | {option: f"--{option.replace('_', '-')}" for option in of_tasks}
 
 
 def _told(error: BaseException) -> str:

@@ -28,6 +28,8 @@ MOST_CHARACTERS = 10_000  # of a block string
 MOST_MISTAKES = 50  # in one message
 MOST_STEPS = 99_999_999  # a checkpoint's name has eight digits
 MOST_CHANNELS = 2**16
+MOST_HEADER = 2**24  # bytes, of a safetensors file; those of 10,000 tensors have less than 2 MB
+WEIGHTS_FOLDER = Path(__file__).parent / "weights"  # of the packaged models
 Tables = dict[str, dict[str, Any]]
 """A configuration as its file holds it, unchecked: `{"model": {"width": 32, ...}, "train": {...}}`."""
 

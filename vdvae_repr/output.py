@@ -254,18 +254,23 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_table(table: pd.DataFrame, path: Path, index: str | None = None) -> None:
-    """Write a table as CSV, in UTF-8; its index as a column of that name, if one is given.
-
-    Text is written as `inert` makes it, so that a spreadsheet shows names from files and runs none of them.
+    """Write a table as `as_csv` makes it, in UTF-8.
 
     Raises:
         OSError: it cannot be written.
     """
+    write_text(path, as_csv(table, index))
+
+
+def as_csv(table: pd.DataFrame, index: str | None = None) -> str:
+    """Return a table as CSV; its index as a column of that name, if one is given.
+
+    Text is written as `inert` makes it, so that a spreadsheet shows names from files and runs none of them.
+    """
     table = table.rename(index=inert, columns=inert)
     text = table.select_dtypes(exclude=["number", "bool"]).columns
     table = table.assign(**{column: table[column].map(inert) for column in text})
-    with replacing(path) as file:
-        table.to_csv(file, index=index is not None, index_label=index, mode="wb")
+    return table.to_csv(index=index is not None, index_label=index, lineterminator="\n")
 
 
 def inert(value: Any) -> Any:

@@ -6,19 +6,26 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import accumulate, groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from vdvae_repr.errors import TaskError, printable
 from vdvae_repr.output import prepare_folder, write_table, write_text
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 CONTROLS = ("pixels", "pca", "random-init", "shuffled-labels")  # values of `model`
 RIVALS = CONTROLS[:3]  # that a layer must beat; shuffled labels are a check of the protocol
+SELECTIONS = ("single", "joint", "cumulative", "without", "pruned")  # values of `selection`
 LOWER_IS_BETTER = ("eer", "error")  # values of `metric`
-METRIC_NAMES = {  # what axes of pictures call a metric, where it is not its own name
+ALPHA = 0.05  # below which a p tells a difference
+UNDECIDED = "no difference told"  # a verdict, beside `better` and `worse`
+METRIC_NAMES = {  # what pictures and sentences call a metric, where it is not its own name
     "rank1": "rank-1 identification rate",
     "rank5": "rank-5 identification rate",
     "top5": "top-5 accuracy",
@@ -218,6 +225,8 @@ def to_json_lines(rows: Sequence[Result]) -> str:
 
 def to_frame(rows: Sequence[Result]) -> pd.DataFrame:
     """Return a table with `COLUMNS`."""
+    import pandas as pd  # here, as the command line reads names above at once
+
     return pd.DataFrame([asdict(row) for row in rows], columns=list(COLUMNS))
 
 
@@ -232,6 +241,8 @@ def write(
     Raises:
         TaskError: the folder cannot be written, or holds files of these names that are not ours.
     """
+    import pandas as pd
+
     folder = prepare_folder(folder, MADE)
     try:
         write_text(folder / "results.jsonl", to_json_lines(rows))
@@ -283,6 +294,18 @@ def layer_of(row: Result) -> str:
     return " ".join(filter(None, (row.layer, feature, row.pool)))
 
 
+def layer_place(name: str) -> tuple[int, int] | None:
+    """Return resolution and number of a single layer of a VDVAE, `8x8.2`; None for any other name."""
+    match = re.fullmatch(r"(\d+)x\1\.(\d+)", name)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def resolution_edges(names: Sequence[str]) -> list[int]:
+    """Return where each run of layers of one resolution begins, and where the last one ends."""
+    groups = groupby(names, key=lambda name: (layer_place(name) or (None,))[0])
+    return [0, *accumulate(len(list(group)) for _, group in groups)]
+
+
 def sampling_table(rows: Sequence[SamplingCost]) -> str:
     """Return an aligned text table of what drawing costs."""
     header = ["head", "train", "layer", "dims", "metric", "mean", "one z", "p", "mean of z", "p"]
@@ -320,6 +343,8 @@ def layer_by_factor(rows: Sequence[Result], metric: str) -> pd.DataFrame:
     Raises:
         TaskError: there is no such row.
     """
+    import pandas as pd
+
     of_factors = [row for row in rows if row.task == "factors" and row.model not in CONTROLS]
     own = [row for row in of_factors if row.metric == metric]
     own = [row for row in own if row.selection == "single"] or own

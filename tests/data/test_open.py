@@ -279,12 +279,3 @@ def test_tables_of_other_kinds_are_told_what_to_be(tmp_path, name, content, advi
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=advice):
         open_source(tmp_path / name)
-
-
-def test_images_are_chosen_by_whole_numbers():
-    source = open_source(np.zeros((4, 8, 8, 3), np.uint8))
-    assert source.select(np.array([3, 1])).ids == ("3", "1")
-    assert source.select(np.array([False, True, True, False])).ids == ("1", "2")
-    for rows in ([3.7], [[1]], ["1"]):
-        with pytest.raises(DataError, match="rows: expected whole numbers"):
-            source.select(rows)

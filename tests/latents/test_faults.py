@@ -361,6 +361,11 @@ def test_unreadable_image_is_named_or_skipped(photos, tiny, caplog):
         vr.extract(tiny, photos / "photos", photos / "s.h5", batch_size=4)
     store = vr.extract(tiny, photos / "photos", photos / "t.h5", batch_size=4, on_error="skip")
     assert len(store) == 23
+    told: list[str] = []
+    vr.extract(
+        tiny, photos / "photos", photos / "t.h5", batch_size=4, on_error="skip", report=told.append
+    )
+    assert ["p1/5.png" in line for line in told].count(True) == 1
     assert "1 images are left out, as p1/5.png" in caplog.text
     assert "p1/5.png" not in store.ids
     assert [item["id"] for item in json.loads(store.attrs["skipped"])] == ["p1/5.png"]

@@ -1,5 +1,6 @@
 """What drawing costs: one z and the mean of several, beside the mean, by the same weights."""
 
+import dataclasses
 import json
 from itertools import product
 
@@ -91,6 +92,8 @@ def test_layers_together_and_pooled_are_compared_too(stores):
     assert labels == [
         "mean", "z, one draw", "z, mean of 3 draws", "differs from the mean, p < 0.05",
     ]  # fmt: skip
+    untold = [dataclasses.replace(row, p_one_z=None, p_mean_of_z=None) for row in found[:2]]
+    assert [len(rings.get_offsets()) for rings in plots.noise(untold).collections] == [0, 0]
 
 
 def test_the_command_writes_a_table_and_a_picture(stores, tmp_path):

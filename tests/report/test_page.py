@@ -309,44 +309,33 @@ def test_factors_are_a_map_of_numbers(tmp_path):
     assert "Layers and factors" in headings(text)
     assert "By layer" not in headings(text)
     numbers = re.findall(r'ink-\w+"[^>]*>(-?[\d.]+)<', text)
-    assert numbers == ["0.30", "0.25", "0.10", "0.85"] or numbers == [
-        "0.10",
-        "0.85",
-        "0.30",
-        "0.25",
-    ]
+    assert numbers == ["0.30", "0.25", "0.10", "0.85"]
     assert "pose yaw" in text
 
 
 def test_verification_has_roc_curves_and_open_sets_rates_of_detection(report, tmp_path):
     far = np.linspace(0, 1, 401)
-    chosen = {"chosen": True, "training_score": 0.5}
-    report.rows = [
-        made
-        for rate, value in ((0.01, 0.2), (0.1, 0.6))
-        for made in (
-            row(
-                "ridge",
-                "8x8.0",
-                value,
-                metric="dir",
-                at=rate,
-                chosen=rate == 0.01,
-                training_score=0.5,
-            ),
-            row("ridge", "4x4.0", value / 2, metric="dir", at=rate, training_score=0.1),
-        )
-    ]
-    report.rows += [row("ridge", "8x8.0", 0.876, metric="auc", **chosen)]
+    known, control = ("ridge", "tiny", "8x8.0"), ("ridge", "pixels", None)
+    passed = np.linspace(0, 1, 101)
+    told = np.where(passed < 0.1, 0.2, 0.6)
+    report.rows = [row("ridge", "8x8.0", 0.6, metric="dir", at=0.1, chosen=True)]
     report.comparisons = []
-    report.curves = [Curve("roc", "ridge", "tiny", "8x8.0", far, np.sqrt(far))]
+    report.curves = [
+        Curve("roc", *known, far, np.sqrt(far), figures={"AUC": 0.876}),
+        Curve("dir", *known, passed, told, told - 0.05, told + 0.05),
+        Curve("dir", *control, passed, told / 2),
+    ]
     page, text = page_of(report, tmp_path)
     assert {"Receiver operating characteristic", "Detection and identification"} <= set(
         headings(text)
     )
     assert "tiny 8x8.0 (AUC .876)" in text
     tips = [attrs["data-tip"] for attrs, _ in page.all("g") if "data-tip" in attrs]
-    assert "8x8.0: .600 [.550, .650] at 0.1" in tips
+    assert "tiny 8x8.0: .600 [.550, .650] at false accept rate 0.1" in tips
+    assert "pixels: .300 at false accept rate 0.1" in tips
+    open_set = text.partition('<section id="dir">')[2].partition("</section>")[0]
+    assert 'class="band s0"' in open_set
+    assert "95 % interval" in open_set
     assert "tiny 8x8.0: .316 at false accept rate 0.1" in tips
     assert not any(
         "tiny 8x8.0" in tip and "rate 0.01" in tip for tip in tips
@@ -473,6 +462,12 @@ def test_what_a_store_lacks_is_said(store, probed, tiny, people, tmp_path):
     _, text = page_of(probed, tmp_path, latents=bare)
     assert "No nearest images, as the store keeps none." in text
     assert "No reconstructions, as no model was given" in text
+    (tmp_path / "weights").mkdir()  # a name that messages hold
+    no_mean = vr.extract(
+        tiny, people(6), tmp_path / "weights" / "b.h5", features=("log_std", "kl"), batch_size=12
+    )
+    _, text = page_of(probed, tmp_path, latents=no_mean, model=tiny)
+    assert "expected feature z or mean to decode" in text
 
 
 def test_the_command_makes_a_page_and_names_it(store, probed, tmp_path):

@@ -487,8 +487,8 @@ def test_factors_of_one_layer_have_room_for_their_names(tmp_path):
 
 def test_plots_need_neither_torch_nor_pyplot():
     code = (
-        "import sys, vdvae_repr as vr; from vdvae_repr.results import Curve; vr.plot.layers; "
-        "assert 'matplotlib' not in sys.modules; "
+        "import sys, vdvae_repr as vr; from vdvae_repr.results import Curve; vr.plot.layers; vr.Report; "
+        "from vdvae_repr.report import pictures; assert 'matplotlib' not in sys.modules; "
         "vr.plot.cmc([Curve('cmc', 'h', 'm', None, [1, 2], [0.5, 0.6])]); "
         "print([m for m in ('torch', 'sklearn', 'matplotlib.pyplot') if m in sys.modules])"
     )

@@ -92,3 +92,4 @@ def test_the_demo_shows_pictures_an_answer_and_last_the_page(tiny, tmp_path, mon
     ]  # fmt: skip
     assert lines[-1].startswith("demo/index.html")
     assert [name for name in named if not (tmp_path / name).stat().st_size] == []
+    assert "<img" in (tmp_path / "demo/index.html").read_text("utf-8")

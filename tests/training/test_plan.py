@@ -295,11 +295,12 @@ def test_unreadable_images_are_left_out_if_asked(toml, folder, tmp_path):
         vr.evaluate(vr.load(out), np.zeros((9, 8, 8, 3), np.uint8), run=out, split="held-back")
 
 
-def test_evaluate_leaves_out_and_lists(tiny, folder):
+def test_evaluate_leaves_out_and_lists(tiny, folder, caplog):
     with pytest.raises(vr.DataError, match=r"19\.png"):
         vr.evaluate(tiny, folder)
     found = vr.evaluate(tiny, folder, on_error="skip")
     assert found.images == 19
+    assert caplog.text.count("1 images are left out, as 19.png: ") == 1
     assert list(json.loads(found.to_json())["left_out"]) == ["19.png"]
     with pytest.raises(vr.TaskError, match="raise or skip"):
         vr.evaluate(tiny, folder, on_error="ignore")

@@ -281,12 +281,13 @@ def namesakes(labels: Iterable[str | None]) -> tuple[str, ...]:
     3 classes are folders in folders, as 'cats/persian', where torchvision's ImageFolder reads 2, as 'cats'; \
 give labels in a table (file,label) if these are meant
     """
+    distinct = sorted({label for label in labels if label is not None}, key=natural_key)
     folders: dict[str, list[str]] = {}
-    for label in sorted({label for label in labels if label is not None}, key=natural_key):
+    for label in distinct:
         folders.setdefault(label.rpartition("/")[2], []).append(label)
     several = [found for found in folders.values() if len(found) > 1]
     if not several:
-        return _inner_folders({label for found in folders.values() for label in found})
+        return _inner_folders(distinct)
     one, other = several[0][:2]
     count = sum(map(len, several))
     more = "" if count == 2 else f", of {count} classes whose last folder is that of another"
@@ -295,10 +296,10 @@ give labels in a table (file,label) if these are meant
     )
 
 
-def _inner_folders(labels: set[str]) -> tuple[str, ...]:
+def _inner_folders(labels: Sequence[str]) -> tuple[str, ...]:
     """Return a line about classes that lie in several outer folders, some together; maybe none."""
-    tops = {label: label.partition("/")[0] for label in sorted(labels, key=natural_key)}
-    inner = {label: top for label, top in tops.items() if "/" in label and top not in labels}
+    tops = {label: label.partition("/")[0] for label in labels}
+    inner = {label: top for label, top in tops.items() if "/" in label and top not in tops}
     counts = Counter(inner.values())
     shared = [label for label, top in inner.items() if counts[top] > 1]
     if not shared or len({*tops.values()}) == 1:
@@ -682,10 +683,11 @@ def _in_folders_of_fields(images: Sequence[str]) -> set[str]:
         words = (match[0].casefold() for match in PARTS.finditer(folder))
         return any(word in OF_ANOTHER_WORDS for word in words)
 
-    split = [(name, PurePosixPath(name).parts[:-1], PurePosixPath(name).stem) for name in images]
-    marked = {folder for _, folders, _ in split for folder in folders if like_field(folder)}
+    distinct = {folder for name in images for folder in name.split("/")[:-1]}
+    marked = set(filter(like_field, distinct))
     if not marked:
         return set()
+    split = [(name, PurePosixPath(name).parts[:-1], PurePosixPath(name).stem) for name in images]
     places: dict[tuple[object, ...], list[str]] = {}  # by all but one folder
     others: set[tuple[object, ...]] = set()
     for name, folders, stem in split:

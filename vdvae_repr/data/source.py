@@ -57,7 +57,7 @@ FORMATS = (
     "TGA",
 )
 FILE_BYTES = 2**29  # of one image's file
-FEW_BITS = 16  # pixels of 8 bits all of which are below may be masks, or numbers of classes
+FEW_BITS = 16  # a file of 8 bits all below may be a mask; a night photo is darker than arrays
 LOOKED_AT = (
     100  # images of colours, the first of a source, of which it is told whether they are dark
 )
@@ -198,7 +198,7 @@ class Source(Dataset[Image.Image]):
         """
         for name in ("ids", "splits", "label_names"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        by_position = {name: _as_array(values) for name, values in self.factors.items()}
+        by_position = {name: np.asanyarray(values) for name, values in self.factors.items()}
         object.__setattr__(self, "factors", by_position)
         if not self.ids:
             raise DataError(f"{self.name}: expected images, found none")
@@ -437,11 +437,6 @@ class Source(Dataset[Image.Image]):
         """Return the same source, and an array (N,) that it fills with the checksums of what it reads."""
         reader = _ChecksumReader(self.reader, np.zeros(len(self), np.uint64))
         return replace(self, reader=reader), reader.checksums
-
-
-def _as_array(values: Any) -> Any:
-    """Return a factor's values as an array, of a column of a table by position; a masked array as it is."""
-    return values if isinstance(values, np.ndarray) else np.asarray(values)
 
 
 def _checked(image: Any) -> RawImage:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vdvae_repr.config import ModelConfig
+from vdvae_repr.config import MOST_HEADER, WEIGHTS_FOLDER, ModelConfig
 from vdvae_repr.errors import ConfigError
 from vdvae_repr.model.layers import LayerSpec, make_layer_specs
 from vdvae_repr.model.structure import parse_blocks
-
-WEIGHTS = Path(__file__).parents[1] / "weights"  # of the packaged models
-MOST_HEADER = 10**8  # bytes of a safetensors file
 
 
 def layers_of(
@@ -35,13 +32,13 @@ def layers_of(
 
 def _config_of(model: str) -> ModelConfig | None:
     """Return the configuration in the header of a file of this package; None where there is none."""
-    path = WEIGHTS / f"{model}.safetensors"
-    if "/" in model or not path.is_file():
-        path = Path(model, "model.safetensors") if Path(model).is_dir() else Path(model)
     try:
+        path = WEIGHTS_FOLDER / f"{model}.safetensors"
+        if "/" in model or not path.is_file():
+            path = Path(model, "model.safetensors") if Path(model).is_dir() else Path(model)
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if not 0 < length < MOST_HEADER:
+            if not 0 < length <= MOST_HEADER:
                 return None
             header = json.loads(file.read(length))
         return ModelConfig.from_json(header["__metadata__"]["config"])

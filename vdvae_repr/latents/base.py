@@ -31,6 +31,10 @@ class RowError(StoreError, IndexError):
     """Rows of a store were asked for that it does not have."""
 
 
+class OtherWeightsError(StoreError):
+    """A model was given that the latents were not read with."""
+
+
 class Latents(ABC):
     """Per-layer features of images, on the disk: what tasks read. A context manager that closes its files.
 
@@ -447,7 +451,8 @@ def same_images(store: Latents, other: Latents) -> str:
     images are compared, if both were preprocessed alike.
 
     Returns:
-        a line for people where it cannot be told; empty where the images are the same.
+        a line for people where it cannot be told, or where the stores show other parts of the images;
+        empty where they are the same.
 
     Raises:
         StoreError: the images are others; one is named.
@@ -462,31 +467,23 @@ def same_images(store: Latents, other: Latents) -> str:
         one, two = (pixels.reshape(len(pixels), -1) for pixels in images)
         if one.shape == two.shape:
             differ = np.flatnonzero((one != two).any(axis=1))
-    if differ is None and store.info.source_sha256 == other.info.source_sha256 is not None:
-        return _of_another_part(
-            store, other
-        )  # names and sizes are the same, which is all that is known
-    if differ is not None:
-        if not len(differ):
-            return _of_another_part(store, other)
+    if differ is not None and len(differ):
         raise StoreError(
             f"{other.path}: expected the images of {store.path}, found others under the same ids, "
             f"{len(differ)} in all, as {store.ids[differ[0]]!r}; extract both from the same files"
         )
-    return (
-        f"{other.path}: whether the images behind its ids are those of {store.path} cannot be told"
-    )
-
-
-def _of_another_part(store: Latents, other: Latents) -> str:
-    """Return a line where images were cut or aligned in another way; else nothing."""
-    steps = [json.loads(each.info.preprocessing) for each in (store, other)]
-    cut = [{name: of.get(name) for name in ("crop", "align")} for of in steps]
-    if cut[0] == cut[1]:
+    # Where nothing else is known, names and sizes that are the same count.
+    sources = store.info.source_sha256, other.info.source_sha256
+    if differ is None and (sources[0] is None or sources[0] != sources[1]):
+        return f"{other.path}: whether the images behind its ids are those of {store.path} cannot be told"
+    first, second = (_part_shown(each) for each in (store, other))
+    if first == second:
         return ""
-    shown = [
-        ", ".join(f"{name} {value}" for name, value in of.items() if value) or "whole" for of in cut
-    ]
-    return (
-        f"{other.path} shows another part of the images ({shown[1]}) than {store.path} ({shown[0]})"
-    )
+    return f"{other.path} shows another part of the images ({second}) than {store.path} ({first})"
+
+
+def _part_shown(store: Latents) -> str:
+    """Return how images were cut and aligned, as `crop 160, align True`; `whole` where they were not."""
+    steps = json.loads(store.info.preprocessing)
+    taken = (f"{name} {steps[name]}" for name in ("crop", "align") if steps.get(name))
+    return ", ".join(taken) or "whole"

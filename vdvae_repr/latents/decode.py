@@ -9,15 +9,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr.errors import LayerError, StoreError
-from vdvae_repr.latents.base import Latents, list_of_ids
+from vdvae_repr.latents.base import Array, Latents, OtherWeightsError, list_of_ids
 from vdvae_repr.latents.format import not_finite
-from vdvae_repr.model.layers import select_layers
+from vdvae_repr.model.layers import LayerSpec, select_layers
 from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.model.weights import weights_sha256
 
@@ -60,10 +60,6 @@ def decode(
             stored, `fine_from` where every stored layer is selected, or another word for `rest` or `pixels`.
         LayerError: a selector that names none of the stored layers, or `first` beyond them.
     """
-    if not isinstance(model, VDVAE):
-        raise StoreError(
-            f"model: expected a VDVAE, which vr.load returns, found {type(model).__name__} {model!r:.80}"
-        )
     for option, value in (("rest", rest), ("pixels", pixels)):
         if value not in ("mean", "sample"):
             raise StoreError(f"{option}: expected mean or sample, found {value!r}")
@@ -75,19 +71,8 @@ def decode(
         if not 1 <= first <= len(store.layers):
             raise LayerError(f"first: expected 1 to {len(store.layers)} layers, found {first}")
         layers = [spec.name for spec in store.layers[:first]]
-    feature = decodable_feature(store)
-    if weights_sha256(model) != store.info.weights_sha256:
-        raise StoreError(
-            f"{store.path}: holds latents of {store.info.model} with other weights than those of "
-            f"{model.name}; give the model that they were extracted with"
-        )
-    if feature == "mean" and store.info.z == "sample":
-        raise StoreError(
-            f"{store.path}: holds means of a pass that sent draws down; "
-            'to decode it, extract with features="z"'
-        )
+    feature = feature_for(store, model)
     chosen = select_layers(store.layers, layers)
-    kept = {spec.name for spec in chosen}
     if fine_from is not None and len(chosen) == len(store.layers):
         raise StoreError(
             f"{store.path}: every stored layer is chosen, so nothing is left to take from {fine_from!r}; "
@@ -102,26 +87,60 @@ def decode(
             )
     for start in range(0, len(wanted), BATCH):
         batch = wanted[start : start + BATCH]
-        rows, back = np.unique([place[image_id] for image_id in batch], return_inverse=True)
-        latents: dict[str, NDArray[Any]] = {}
-        for spec in store.layers:
-            values = getattr(store[spec.name], feature)
-            if spec.name in kept:
-                found = values[rows][back]
-            elif fine_from is not None:
-                found = np.repeat(values[place[fine_from]][None], len(batch), axis=0)
-            else:
-                continue
-            if (row := not_finite(found)) is not None:
-                raise StoreError(
-                    f"{store.path}: expected finite latents, found NaN or infinity in layer {spec.name}, "
-                    f"{feature}, image {batch[row]!r}; extract or predict them again"
-                )
-            latents[spec.name] = found[:, 0] if found.ndim == 5 else found
+        rows = [place[image_id] for image_id in batch]
+        latents = {spec.name: stored_latents(store, spec, feature, rows) for spec in chosen}
+        if fine_from is not None:
+            others = [spec for spec in store.layers if spec not in chosen]
+            repeated = [place[fine_from]] * len(batch)
+            latents |= {
+                spec.name: stored_latents(store, spec, feature, repeated) for spec in others
+            }
         yield (
             tuple(batch),
             model.decode(latents, rest, pixels, temperature=temperature, seed=seed, ids=batch),
         )
+
+
+def stored_latents(
+    store: Latents, spec: LayerSpec, feature: str, rows: Sequence[int] | NDArray[np.intp]
+) -> Array:
+    """Return a layer's latents of some rows, in any order, (n, C, R, R); of several draws the first.
+
+    Raises:
+        StoreError: they are not finite.
+    """
+    values: Array = getattr(store[spec.name], feature)[rows]
+    if (number := not_finite(values)) is not None:
+        raise StoreError(
+            f"{store.path}: expected finite latents, found NaN or infinity in layer {spec.name}, "
+            f"{feature}, image {store.ids[rows[number]]!r}; extract or predict them again"
+        )
+    return values[:, 0] if values.ndim == 5 else values
+
+
+def feature_for(store: Latents, model: VDVAE) -> str:
+    """Return the stored feature that a model makes images of, as `decodable_feature`.
+
+    Raises:
+        OtherWeightsError: latents of other weights.
+        StoreError: no VDVAE, no such feature, or means of a pass that sent draws down.
+    """
+    if not isinstance(model, VDVAE):
+        raise StoreError(
+            f"model: expected a VDVAE, which vr.load returns, found {type(model).__name__} {model!r:.80}"
+        )
+    feature = decodable_feature(store)
+    if weights_sha256(model) != store.info.weights_sha256:
+        raise OtherWeightsError(
+            f"{store.path}: holds latents of {store.info.model} with other weights than those of "
+            f"{model.name}; give the model that they were extracted with"
+        )
+    if feature == "mean" and store.info.z == "sample":
+        raise StoreError(
+            f"{store.path}: holds means of a pass that sent draws down; "
+            'to decode it, extract with features="z"'
+        )
+    return feature
 
 
 def decodable_feature(store: Latents) -> str:
@@ -142,6 +161,44 @@ def decodable_feature(store: Latents) -> str:
             'extract with features="mean"'
         )
     return feature
+
+
+def originals_of(store: Latents, like: Latents, ids: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
+    """Return the images uint8 (S, S, 3) that `like` holds of ids of `store`; none where it holds none.
+
+    Ids that `store` does not hold are passed over, as `decode` refuses them.
+
+    Raises:
+        StoreError: `like` holds other images, or images that were cut or scaled in another way.
+    """
+    if not like.has_images:
+        return {}
+    if like.info.preprocessing != store.info.preprocessing:
+        raise StoreError(
+            f"{like.path}: holds images that were cut or scaled in another way than those of "
+            f"{store.path}"
+        )
+    own, place = (
+        {image_id: row for row, image_id in enumerate(each.ids)} for each in (store, like)
+    )
+    known, known_like = store.checksums, like.checksums
+    originals = {}
+    for image_id in ids:
+        if image_id not in own:
+            continue
+        if image_id not in place:
+            raise StoreError(
+                f"{like.path}: holds no image {image_id!r}; give the store that {store.path} is like"
+            )
+        if (
+            known is not None
+            and known_like is not None
+            and known[0] == known_like[0]
+            and known[1][own[image_id]] != known_like[1][place[image_id]]
+        ):
+            raise StoreError(f"{like.path}: holds another image as {image_id!r} than {store.path}")
+        originals[image_id] = like.read("images", "images", place[image_id])
+    return originals
 
 
 def picture_paths(ids: Sequence[str], folder: str | Path) -> dict[str, Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from vdvae_repr.latents.format import (
     write_aside,
 )
 from vdvae_repr.latents.store import LatentStore
-from vdvae_repr.model.layers import LayerSpec, select_layers
+from vdvae_repr.model.layers import LayerSpec, select_layers, split_selector
 
 ABOUT = (  # what an export says of its latents
     "labels", "label_names", "layers", "feature", "model", "weights_sha256",
@@ -210,14 +210,7 @@ def _refuse_another_order(
     like: LatentStore, layers: str | int | Sequence[str | int], chosen: Sequence[LayerSpec]
 ) -> None:
     """Refuse layers that are named in another order than that of columns, as `matrix` makes them."""
-    several = isinstance(layers, Iterable) and not isinstance(layers, str)
-    parts: Iterable[str | int] = layers if several else [layers]  # type: ignore[assignment,list-item]
-    named = [
-        spec
-        for part in parts
-        for item in str(part).split(",")
-        for spec in select_layers(like.layers, item)
-    ]
+    named = [spec for item in split_selector(layers) for spec in select_layers(like.layers, item)]
     if list(dict.fromkeys(named)) != list(chosen):
         raise StoreError(
             f"layers: expected them in the order of the columns, which is the model's, "

@@ -125,8 +125,9 @@ def extract(
         notices.append(line)
     rank, processes = partition.join_processes()
     folder = parts_folder(out)
-    say, report = report or warn, report or logger.info
-    for line in notices if rank == 0 else ():
+    say = (report or warn) if rank == 0 else lambda line: None
+    report = report or logger.info
+    for line in notices:
         say(line)
     try:
         if rank == 0:
@@ -146,10 +147,9 @@ def extract(
                 try:
                     _write(job, out, begun, rank, processes, say, progress)
                 except KeyboardInterrupt:
-                    if rank == 0:
-                        parts = job.parts(folder, begun["generation"])
-                        kept = sum(len(images) for path, images in parts if path.exists())
-                        say(f"{folder}: {kept} of {len(source)} images are kept")
+                    parts = job.parts(folder, begun["generation"])
+                    kept = sum(len(images) for path, images in parts if path.exists())
+                    say(f"{folder}: {kept} of {len(source)} images are kept")
                     raise
     except OSError as error:
         stays = f"; what is finished stays in {folder.name}" if folder.exists() else ""
@@ -162,8 +162,9 @@ def extract(
             break
         time.sleep(0.5)
     store = LatentStore.open(out)
-    if say is warn and rank == 0 and (skipped := store.info.skipped):
-        warn(f"{out}: {len(skipped)} images are left out, as {skipped[0]['reason']}")
+    if skipped := store.info.skipped:
+        all_of_them = "" if len(skipped) == 1 else f"; vdvae-repr store info {out} lists all"
+        say(f"{out}: {len(skipped)} images are left out, as {skipped[0]['reason']}{all_of_them}")
     return store
 
 

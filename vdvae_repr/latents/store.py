@@ -381,9 +381,6 @@ class JoinedStore(Latents):
         StoreError: other weights, options or layers; splits without one to train or to test on.
     """
 
-    notices: tuple[str, ...]
-    """Lines about what is left out of each store, and what may surprise."""
-
     def __init__(self, train: Latents, test: Latents) -> None:
         for name in ("weights_sha256", "z", "draws", "pool", "mirror", "preprocessing"):
             first, second = getattr(train.info, name), getattr(test.info, name)
@@ -423,7 +420,7 @@ class JoinedStore(Latents):
         }
         learned, tried = _side(train, ("train", "val")), _side(test, ("test",), ("val",))
         self._rows = learned, tried
-        self.notices = tuple(
+        left_out = (
             f"{store.path}: {len(store) - len(rows)} images that are not of split {what} are left out"
             for store, rows, what in (
                 (train, learned, "train or val"),
@@ -431,9 +428,12 @@ class JoinedStore(Latents):
             )
             if len(rows) < len(store)
         )
-        self.notices += _about_one_split(train, "test", "learned on")
-        self.notices += _about_one_split(test, "train", "tested on")
-        self.notices += tuple(
+        interchanged = (
+            f"{store.path}: all images are of split {split}, and are {use}"
+            for store, split, use in ((train, "test", "learned on"), (test, "train", "tested on"))
+            if set(store.splits) == {split}
+        )
+        rounded = (
             f"{test.path}: its {what} is {other}, that of {train.path} is {own}: values differ by rounding"
             for what, own, other in (
                 ("precision", train.info.precision, test.info.precision),
@@ -441,6 +441,7 @@ class JoinedStore(Latents):
             )
             if own is not None and other is not None and own != other
         )
+        self.notices = (*left_out, *interchanged, *rounded)
         self.label_names = tuple(dict.fromkeys(train.label_names + test.label_names))
         number = {name: index for index, name in enumerate(self.label_names)}
         self.labels = self._joined(
@@ -559,13 +560,6 @@ def _of_one_kind(arrays: list[Array]) -> list[Array]:
         array if is_text else np.array([text(value) for value in array.tolist()], object)
         for array, is_text in zip(arrays, texts, strict=True)
     ]
-
-
-def _about_one_split(store: Latents, other: str, use: str) -> tuple[str, ...]:
-    """Return a line about a store whose images are all of the other side's split; maybe none."""
-    if set(store.splits) != {other}:
-        return ()
-    return (f"{store.path}: all images are of split {other}, and are {use}",)
 
 
 def _side(store: Latents, *wanted: tuple[str, ...]) -> NDArray[np.intp]:

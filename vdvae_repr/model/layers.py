@@ -87,11 +87,9 @@ def select_layers(
     Raises:
         LayerError: a selector that is malformed or names no layer; the message lists what exists.
     """
-    several = isinstance(selector, Iterable) and not isinstance(selector, str | bytes)
-    parts: list[Any] = list(selector) if several else [selector]  # type: ignore[arg-type]
-    if not parts:
+    items = split_selector(selector)
+    if not items:
         raise LayerError(f"no layer is named; the layers are {describe_layers(layers)}")
-    items = [item.strip() for part in parts for item in str(part).split(",")]
     chosen: set[int] = set()
     for item in items:
         found = _select_one(layers, item)
@@ -103,6 +101,13 @@ def select_layers(
             )
         chosen |= found
     return tuple(layer for layer in layers if layer.index in chosen)
+
+
+def split_selector(selector: str | int | Sequence[str | int]) -> list[str]:
+    """Return the selectors that commas or a list join, in their order."""
+    several = isinstance(selector, Iterable) and not isinstance(selector, str | bytes)
+    parts: list[Any] = list(selector) if several else [selector]  # type: ignore[arg-type]
+    return [item.strip() for part in parts for item in str(part).split(",")]
 
 
 def describe_layers(layers: Sequence[LayerSpec]) -> str:

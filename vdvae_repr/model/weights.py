@@ -30,6 +30,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vdvae_repr.config import (
+    MOST_HEADER,
+    WEIGHTS_FOLDER,
     Architecture,
     ModelConfig,
     architecture,
@@ -47,7 +49,6 @@ from vdvae_repr.model.vdvae import VDVAE, on_meta
 from vdvae_repr.output import aside_of, replacing
 
 FORMAT = "vdvae-repr/1"
-WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
 RAW_ENDING, EMA_ENDING = "-model.th", "-model-ema.th"
 AVERAGE_FILE = "average.safetensors"  # of a run's checkpoint, beside its model.safetensors
 NAME_IT = "name the architecture with preset=NAME, a preset's name or a TOML"
@@ -57,7 +58,6 @@ NO_WEIGHTS = re.compile(  # keys under which tensors are called as the weights a
 )
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 HEAD_BYTES = 512  # of a file, enough to tell what it is
-MOST_HEADER = 2**24  # bytes, of a safetensors file; those of 10,000 tensors have less than 2 MB
 MOST_WRAPPERS = 32  # dictionaries around the weights
 
 Model = TypeVar("Model", bound=torch.nn.Module)

@@ -14,8 +14,8 @@ from vdvae_repr.latents.base import Latents, same_images
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.probing.features import Columns, Features
 from vdvae_repr.probing.task import Problem, expect_several, several
+from vdvae_repr.results import SELECTIONS
 
-SELECTIONS = ("single", "joint", "cumulative", "without", "pruned")
 SHARES = (0.3, 0.1, 0.03)  # of all latent dimensions, kept by pruning
 # Features of a number a latent dimension.
 LATENT = ("mean", "log_std", "z", "delta", "prior_mean", "prior_log_std", "kl")

@@ -26,22 +26,23 @@ KEPT_IN = "scores are kept in "  # begins the note of where
 
 @dataclass(kw_only=True)
 class Report(Findings):
-    """What `vr.probe` returns, or `Report.load` reads; its attributes are those of `Findings`.
+    """What `vr.probe` returns, or `Report.load` reads.
 
     Attributes:
         rows: a figure each, with everything needed to read it. Of a head and a model one is `chosen`, by
             training data. `layer` is a selector of exactly what is in it: `8x8.2` singly, `0:12` all layers
             up to one, `1x1,4x4` all resolutions but one; or `10 % by kl`.
         comparisons: of each head's chosen row with that of each rival; `verdict` says in words how it stands.
-        curves: CMC or ROC of chosen rows.
+        curves: CMC, ROC, or detection and identification rates, of chosen rows.
         notes: what the reader must know: the split, what was left out.
         headlines: what was asked of how much, a line each task and size of it.
         more_heads: names of the task's heads that were not asked for.
         sampling_costs: what drawing costs each layer, where a store of draws was given.
         nats: that the layers of each cumulative row spend together, the images' mean, by its selector.
-        similarity: what `vr.compare` says of the store's layers, by feature; `probe --atlas` adds it.
+        similarity: what `vr.compare` says of the store's layers, by feature; `probe --atlas` adds it. Of a
+            folder that `vdvae-repr compare` wrote, of two stores, by the empty text.
         called: what pictures call models beside, by the name in their rows: with the file of their store.
-        record: where all of it comes from: version, date, store, images.
+        record: where all of it comes from, in words: version, date, command, store, images.
     """
 
     @classmethod
@@ -112,20 +113,28 @@ class Report(Findings):
         ]
         return pd.DataFrame(table, columns=["nats", *kept])
 
-    def save(self, folder: str | Path, formats: Sequence[str] = ("png",)) -> None:
+    def save(
+        self,
+        folder: str | Path,
+        formats: Sequence[str] = ("png",),
+        latents: Latents | None = None,
+        model: VDVAE | None = None,
+    ) -> None:
         """Write rows, tables, figures and the page, in place of what an earlier run left in the folder.
 
         Args:
             folder: made if need be.
             formats: of figures, one or several of `png`, `pdf` and `svg`.
+            latents: the store that was probed, for pictures on the page, as `page` takes it.
+            model: as `page` takes it.
 
         Raises:
             TaskError: the folder cannot be written, or holds a file of these names that is not ours; an
-                unknown format.
+                unknown format. StoreError: a store of other images or weights than the report is of.
         """
         from vdvae_repr.report import pictures
 
-        pictures.save(self, folder, rate_accuracy=self.rate_accuracy(), formats=formats)
+        pictures.save(self, folder, self.rate_accuracy(), formats, latents, model)
 
     def page(
         self, path: str | Path, latents: Latents | None = None, model: VDVAE | None = None

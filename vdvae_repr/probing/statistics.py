@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from scipy.stats import beta, norm
 from scipy.stats import t as student
 
+from vdvae_repr.results import ALPHA, UNDECIDED
+
 RESAMPLES = 2_000  # of an interval
 FLIPS = 10_000  # of signs, where there are more than can all be gone through
 EVERY_FLIP = 13  # units, of which all 2^13 flips are
 FEWEST = 6  # units of a test: of five the smallest p is 2 / 2^5, above 0.05
 FEW = 20  # units, below which nothing is bootstrapped
 LEVEL = 0.95  # of intervals
-ALPHA = 0.05  # of tests
 AT_ONCE = 500  # resamples, so that memory stays small
 
 Values = NDArray[np.float64]
@@ -508,4 +509,4 @@ def verdict(differences: Sequence[float], p: Sequence[float | None]) -> str:
         return "worse"
     if all(d > 0 and value is not None for d, value in zip(differences, told, strict=True)):
         return "better"
-    return "no difference told"
+    return UNDECIDED

@@ -9,23 +9,22 @@ Names are escaped here; what is returned can be put into a page as it stands.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from itertools import groupby, pairwise
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr.errors import printable
+from vdvae_repr.results import layer_place, resolution_edges
 
 SERIES = 7  # looks of series that the page knows
 LEFT, RIGHT, TOP, BOTTOM = 52, 18, 46, 48  # margins around what is drawn, in pixels
 HEIGHT = 236  # of what is drawn
 LABEL = 8.2  # width of a character, at most
 LONGEST = 30  # characters of a name
-LAYER = re.compile(r"(\d+)x\1\.(\d+)")
 CIVIDIS = ("#00204d", "#414d6b", "#7c7b78", "#bcaf6f", "#ffea46")  # evenly spaced, from 0 to 1
 
 
@@ -338,10 +337,10 @@ def grid(
     for at, name in _some_names(columns, every):
         place = room + cell[0] * (at + 0.5) + 4
         drawing.text(place, top + height + 14, name, "end name", turned=True)
-    for edge in _edges(rows)[1:]:
+    for edge in resolution_edges(rows)[1:-1]:
         y = top + cell[1] * edge
         drawing.line(room, y, room + width, y, "seam")
-    for edge in _edges(columns)[1:]:
+    for edge in resolution_edges(columns)[1:-1]:
         x = room + cell[0] * edge
         drawing.line(x, top, x, top + height, "seam")
     return drawing.svg()
@@ -392,7 +391,7 @@ def _over_layers(
     count = len(layers)
     step = min(46.0, max(11.0, 900 / count))
     every = 1 if step > 20 else 5  # of the numbers that are written
-    in_bands = all(LAYER.fullmatch(name) for name in layers)
+    in_bands = all(layer_place(name) for name in layers)
     below = 22.0
     if not in_bands:
         below = 18 + 0.87 * LABEL * min(max(map(len, layers)), LONGEST)
@@ -400,8 +399,7 @@ def _over_layers(
     left = LEFT if in_bands else max(LEFT, 0.5 * below)
     frame = Frame(left, left + max(step * count, 240), TOP, TOP + HEIGHT, x, y)
     drawing = Drawing(frame.right + right, frame.bottom + below + 24, title, description)
-    edges = [*_edges(layers), count]
-    for turn, (start, stop) in enumerate(pairwise(edges)):
+    for turn, (start, stop) in enumerate(pairwise(resolution_edges(layers))):
         if in_bands:
             first, last = frame.x(start - 0.5), frame.x(stop - 0.5)
             shade = "band-even" if turn % 2 else "band-odd"
@@ -455,7 +453,7 @@ def _draw_series(drawing: Drawing, frame: Frame, series: Sequence[Series]) -> No
     """Draw bands first, then lines, then points and stars, so that no point is covered."""
     for line in series:
         known = [p for p in line.points if p.low is not None and p.high is not None]
-        if len(known) > 1 and line.markers and line.bands:
+        if len(known) > 1 and line.bands:
             upper = [f"{frame.x(p.x):.1f} {frame.y(p.high or 0):.1f}" for p in known]
             lower = [f"{frame.x(p.x):.1f} {frame.y(p.low or 0):.1f}" for p in reversed(known)]
             path = "L".join([*upper, *lower])
@@ -556,18 +554,8 @@ def _said(series: Sequence[Series], across: Sequence[Across]) -> str:
 
 def _some_names(names: Sequence[str], every: int) -> Iterator[tuple[int, str]]:
     """Yield names with their places, of each resolution's the first and so many of the others."""
-    edges = [*_edges(names), len(names)]
-    for start, stop in pairwise(edges):
+    for start, stop in pairwise(resolution_edges(names)):
         yield from ((at, names[at]) for at in range(start, stop, every))
-
-
-def _edges(names: Sequence[str]) -> list[int]:
-    """Return where each run of one resolution begins."""
-    edges, start = [], 0
-    for _, group in groupby(names, key=lambda name: m[1] if (m := LAYER.fullmatch(name)) else ""):
-        edges.append(start)
-        start += len(list(group))
-    return edges
 
 
 def _color(shade: float) -> str:

@@ -31,18 +31,7 @@ T = TypeVar("T")
 class Findings:
     """What was found, and where it comes from; empty where there is nothing.
 
-    Attributes:
-        rows: a figure each, with everything needed to read it.
-        comparisons: of each head's chosen row with that of each rival.
-        curves: CMC or ROC of chosen rows.
-        notes: what the reader must know: the split, what was left out.
-        headlines: what was asked of how much, a line each task and size of it.
-        more_heads: names of the task's heads that were not asked for.
-        sampling_costs: what drawing costs each layer, where a store of draws was given.
-        nats: that the layers of each cumulative row spend together, the images' mean, by its selector.
-        similarity: how alike layers are, by feature; by the empty text of `vdvae-repr compare`.
-        called: what pictures call models beside, by the name in their rows.
-        record: where all of it comes from, in words: version, date, command, store.
+    `Report`, which adds what is done with them, says what the attributes are.
     """
 
     rows: list[Result] = field(default_factory=list)

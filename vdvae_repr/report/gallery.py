@@ -6,16 +6,18 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, features
 
 from vdvae_repr.errors import printable
-from vdvae_repr.latents.base import Latents
-from vdvae_repr.latents.decode import decode
-from vdvae_repr.model.layers import LayerSpec
-from vdvae_repr.model.vdvae import VDVAE
+
+if TYPE_CHECKING:
+    from vdvae_repr.latents.base import Latents
+    from vdvae_repr.model.layers import LayerSpec
+    from vdvae_repr.model.vdvae import VDVAE
 
 SIDE = 128, 192  # pixels of a tile, at least and at most
 IMAGES, STEPS = 8, 6  # of a ladder, at most
@@ -56,28 +58,20 @@ def ladder(store: Latents, model: VDVAE) -> Ladder:
     Raises:
         StoreError: latents of other weights, or none that can be decoded.
     """
-    ids = [store.ids[row] for row in spread_rows(store, IMAGES)]
-    ends = [
-        number
-        for number, (spec, following) in enumerate(
-            zip(store.layers, [*store.layers[1:], None], strict=True), start=1
-        )
-        if following is None or following.resolution != spec.resolution
-    ]
+    rows = spread_rows(store, IMAGES)
+    ids = [store.ids[row] for row in rows]
+    latents = latents_of(store, model, rows)
+    ends = resolution_ends(store)
     spaced = np.linspace(0, len(ends) - 1, min(STEPS, len(ends))).round().astype(int)
-    steps = [ends[k] for k in spaced]
     columns, tiles = [], []
     if store.has_images:
-        place = {image_id: row for row, image_id in enumerate(store.ids)}
-        shown = store.images()[[place[image_id] for image_id in ids]]
+        shown = store.images()[rows]
         columns.append("image")
         tiles.append(
             [_tile(p, f"image {image_id}") for p, image_id in zip(shown, ids, strict=True)]
         )
-    for first in steps:
-        rebuilt = np.concatenate(
-            [pixels for _, pixels in decode(store, model, first=first, ids=ids)]
-        )
+    for first in (ends[k] for k in spaced):
+        rebuilt = model.decode(dict(list(latents.items())[:first]))
         whole = first == len(store.layers)
         last = store.layers[first - 1].name.partition(".")[0]
         columns.append(f"{'all' if whole else 'first'} {first}, to {last}")
@@ -90,6 +84,24 @@ def ladder(store: Latents, model: VDVAE) -> Ladder:
             ]
         )
     return Ladder(columns, [list(row) for row in zip(*tiles, strict=True)])
+
+
+def latents_of(store: Latents, model: VDVAE, rows: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
+    """Return what a model makes some images of, every stored layer of theirs, coarsest first.
+
+    Raises:
+        StoreError: latents of other weights, or none that can be decoded.
+    """
+    from vdvae_repr.latents.decode import feature_for, stored_latents  # torch takes seconds
+
+    feature = feature_for(store, model)
+    return {spec.name: stored_latents(store, spec, feature, rows) for spec in store.layers}
+
+
+def resolution_ends(store: Latents) -> list[int]:
+    """Return for each resolution how many layers there are up to its last."""
+    sides = [spec.resolution for spec in store.layers]
+    return [k for k in range(1, len(sides) + 1) if k == len(sides) or sides[k] != sides[k - 1]]
 
 
 def neighbours(store: Latents, feature: str, picked: str | None = None) -> list[Query]:

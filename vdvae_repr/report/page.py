@@ -9,35 +9,39 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from vdvae_repr.errors import LayerError, StoreError, TaskError, printable
-from vdvae_repr.latents.base import Latents
-from vdvae_repr.model.vdvae import VDVAE
-from vdvae_repr.output import GENERATOR, inert, is_own, version, write_text
+from vdvae_repr.latents.base import Latents, OtherWeightsError
+from vdvae_repr.output import GENERATOR, as_csv, is_own, version, write_text
 from vdvae_repr.report import charts, gallery, summary
 from vdvae_repr.report.charts import Across, Axis, Dot, Point, Series
 from vdvae_repr.report.folder import Findings
-from vdvae_repr.report.summary import UNDECIDED, Asked, metric_words, short
+from vdvae_repr.report.summary import Asked, metric_words, short, with_interval
 from vdvae_repr.results import (
+    ALPHA,
     CONTROLS,
     LABELS_OF_FACTORS,
     LOWER_IS_BETTER,
+    METRIC_NAMES,
+    UNDECIDED,
     Curve,
     Result,
     layer_by_factor,
     layer_of,
+    to_frame,
 )
 
 if TYPE_CHECKING:
     from jinja2 import Template
+
+    from vdvae_repr.model.vdvae import VDVAE
 
 OPEN = 4  # charts of one kind that are shown; the others can be unfolded
 FEW = 6  # heads whose comparisons have a chart each
@@ -68,6 +72,25 @@ COLUMNS = {
     "versus": "versus",
     "difference": "difference",
     "p_value": "p",
+}
+CURVES = {  # the heading of each kind, what it measures, and what that is
+    "cmc": (
+        "Cumulative match",
+        "identification rate",
+        "How often the right person is among the first r of the gallery, of the rows that training data "
+        "picked.",
+    ),
+    "roc": (
+        "Receiver operating characteristic",
+        "true accept rate",
+        "Pairs of one person that are accepted, over pairs of two that are accepted too.",
+    ),
+    "dir": (
+        "Detection and identification",
+        METRIC_NAMES["dir"],
+        "Of people in the gallery, how many are accepted and named rightly, at the threshold at which so "
+        "many of those who are not in it are accepted too.",
+    ),
 }
 ALWAYS = ("chosen", "head", "model", "layer", "metric", "value", "ci_low", "ci_high")
 
@@ -186,7 +209,7 @@ def render(findings: Findings, store: Latents | None = None, model: VDVAE | None
             _kl_by_layer(findings, asked, store),
             _curves(findings, "cmc"),
             _curves(findings, "roc"),
-            _open_set(findings, asked),
+            _curves(findings, "dir"),
             _shots(asked),
             _factors(findings),
             _sampling(findings),
@@ -263,9 +286,8 @@ def _lead_of_similarity(findings: Findings) -> summary.Lead | None:
 
 def _answer_row(one: Asked) -> dict[str, Any]:
     """Return a row of the answer's table: the cells of the text's table, the verdict, and its look."""
-    label, single, several, control = summary.cells_of(one)
     return {
-        "cells": [label, single, several, control],
+        "cells": summary.cells_of(one),
         "verdict": summary.verdict(one),
         "look": _look_of(one.worst.verdict if one.worst else None),
     }
@@ -280,10 +302,9 @@ def _look_of(verdict: str | None) -> str:
 
 def _told(row: Result) -> str:
     """Return all that is to be said of a row's value, in a line."""
-    text = f"{layer_of(row) or row.model}: {short(row.value)}"
-    if row.ci_low is not None and row.ci_high is not None:
-        text += f" [{short(row.ci_low)}, {short(row.ci_high)}]"
-    return text + (", picked by training data" if row.chosen and row.role == "model" else "")
+    picked = ", picked by training data" if row.chosen and row.role == "model" else ""
+    value = with_interval(row.value, row.ci_low, row.ci_high)
+    return f"{layer_of(row) or row.model}: {value}{picked}"
 
 
 def _point(x: float, row: Result) -> Point:
@@ -296,17 +317,17 @@ def _y_label(row: Result) -> str:
     return metric_words(row.metric, row.at) + lower
 
 
-def _control(rows: Sequence[Result], name: str, metric: str) -> Result | None:
+def _control(one: Asked, name: str) -> Result | None:
     """Return a control's chosen row, else its best."""
-    own = [row for row in rows if row.model == name]
+    own = [row for row in one.rows if row.model == name]
     own = [row for row in own if row.chosen] or own
-    best = min if metric in LOWER_IS_BETTER else max
+    best = min if one.rows[0].metric in LOWER_IS_BETTER else max
     return best(own, key=lambda row: row.value, default=None)
 
 
 def _levels(one: Asked, names: Iterable[str] = CONTROLS) -> list[Across]:
     """Return controls, and chance, as lines across."""
-    found = [(name, _control(one.rows, name, one.rows[0].metric)) for name in names]
+    found = [(name, _control(one, name)) for name in names]
     levels = [
         Across(f"{summary.control_name(name)} {short(row.value)}", name, row.value)
         for name, row in found
@@ -483,8 +504,8 @@ def _kl_by_layer(findings: Findings, asked: Sequence[Asked], store: Latents | No
     """Return the KL of each layer: of the store, or from the sums that cumulative rows come with."""
     names: list[str] = []
     spent: list[float] = []
-    if store is not None and getattr(store, "has_kl", False):
-        mean = np.asarray(store.kl).mean(axis=0, dtype=np.float64)
+    if store is not None and store.has_kl:
+        mean = store.kl.mean(axis=0, dtype=np.float64)
         known = [spec for spec in store.layers if spec.index < len(mean)]
         names, spent = [spec.name for spec in known], [float(mean[s.index]) for s in known]
     elif asked and findings.nats:
@@ -513,11 +534,9 @@ def _comparisons(asked: Sequence[Asked]) -> Section:
         if one.p_value is not None and one.p_value < 0.001:
             p = "p < .001"
         low, high = one.diff_low, one.diff_high
-        words = f"{short(one.difference, sign=True)}"
-        if low is not None and high is not None:
-            words += f" [{short(low)}, {short(high)}]"
+        words = with_interval(one.difference, low, high, sign=True)
         look = "undecided"
-        if one.p_value is not None and one.p_value < summary.ALPHA:
+        if one.p_value is not None and one.p_value < ALPHA:
             look = "better" if one.difference > 0 else "worse"
         tip = f"{label}: {words}, {p}"
         return Dot(label, look, one.difference, low, high, f"{words}, {p}", tip)
@@ -553,7 +572,46 @@ def _factor(one: Asked) -> str:
 # Curves
 
 
-def _thinned(curve: Curve) -> Iterator[tuple[float, float]]:
+def _curves(findings: Findings, kind: str) -> Section:
+    heading, label, text = CURVES[kind]
+    figures = []
+    of_kind = [curve for curve in findings.curves if curve.kind == kind]
+    for head in dict.fromkeys(curve.head for curve in of_kind):
+        curves = [curve for curve in of_kind if curve.head == head]
+        bands = sum(curve.low is not None for curve in curves) < 3
+        series = []
+        models = 0
+        for curve in curves:
+            look = curve.model
+            if curve.model not in CONTROLS:
+                look, models = f"s{models % charts.SERIES}", models + 1
+            name = " ".join(filter(None, (summary.control_name(curve.model), curve.layer)))
+            points = [p for p in _curve_points(curve, name) if p.x > 0 or kind == "cmc"]
+            if points:
+                whole = ", ".join(f"{of} {short(value)}" for of, value in curve.figures.items())
+                named = f"{name} ({whole})" if whole else name
+                steps = kind != "cmc"
+                series.append(Series(named, look, points, steps, markers=False, bands=bands))
+        if not series:
+            continue
+        xs = [point.x for line in series for point in line.points]
+        if kind == "cmc":
+            x = Axis.over("rank", xs, log=max(xs) > 20)
+        else:
+            lowest = min(0.1, 10 * min(xs))  # a finer rate than ten impostors' is no estimate
+            x = Axis.over("false accept rate", [lowest, 1.0], log=True)
+            series = [_from(line, lowest) for line in series]
+        if kind == "roc":
+            rates = np.geomspace(lowest, 1, 30)
+            points = [Point(rate, rate, f"chance: {short(rate)}") for rate in rates.tolist()]
+            series.append(Series("chance", "chance", points, markers=False))
+        title = f"{head}: {label} by {x.label}"
+        svg = charts.lines(title, series, [], x, label, Axis.over(label, [0.0, 1.0]))
+        figures.append(Figure(head, svg, _legend(series), narrow=True))
+    return Section(kind, heading, text, figures)
+
+
+def _curve_points(curve: Curve, name: str) -> Iterator[Point]:
     """Yield a curve's points, of many some that lie evenly on a logarithmic axis."""
     count = len(curve.x)
     if count <= MOST_POINTS:
@@ -561,53 +619,13 @@ def _thinned(curve: Curve) -> Iterator[tuple[float, float]]:
     else:
         spaced = np.geomspace(1, count, MOST_POINTS // 2), np.linspace(1, count, MOST_POINTS // 2)
         chosen = np.unique(np.concatenate(spaced).astype(int)) - 1
-    yield from zip(curve.x[chosen].tolist(), curve.y[chosen].tolist(), strict=True)
-
-
-def _curves(findings: Findings, kind: str) -> Section:
-    figures = []
-    of_kind = [curve for curve in findings.curves if curve.kind == kind]
-    for head in dict.fromkeys(curve.head for curve in of_kind):
-        series = []
-        models = 0
-        for curve in (each for each in of_kind if each.head == head):
-            look = curve.model
-            if curve.model not in CONTROLS:
-                look, models = f"s{models % charts.SERIES}", models + 1
-            name = " ".join(filter(None, (summary.control_name(curve.model), curve.layer)))
-            label = name + _areas(findings, curve)
-            points = [
-                Point(x, y, f"{name}: {short(y)} at {_place(kind, x)}")
-                for x, y in _thinned(curve)
-                if x > 0 or kind == "cmc"
-            ]
-            if points:
-                series.append(Series(label, look, points, steps=kind == "roc", markers=False))
-        if not series:
-            continue
-        xs = [point.x for line in series for point in line.points]
-        if kind == "cmc":
-            x = Axis.over("rank", xs, log=max(xs) > 20)
-            label, title = "identification rate", f"{head}: identification rate by rank"
-        else:
-            lowest = min(0.1, 10 * min(xs))  # a finer rate than ten impostors' is no estimate
-            x = Axis.over("false accept rate", [lowest, 1.0], log=True)
-            label, title = "true accept rate", f"{head}: true over false accept rate"
-            series = [_from(line, lowest) for line in series]
-            rates = np.geomspace(lowest, 1, 30)
-            points = [Point(rate, rate, f"chance: {short(rate)}") for rate in rates.tolist()]
-            series.append(Series("chance", "chance", points, markers=False))
-        svg = charts.lines(title, series, [], x, label, Axis.over(label, [0.0, 1.0]))
-        figures.append(Figure(head, svg, _legend(series), narrow=True))
-    texts = {
-        "cmc": (
-            "How often the right person is among the first r of the gallery, of the rows that training data "
-            "picked."
-        ),
-        "roc": "Pairs of one person that are accepted, over pairs of two that are accepted too.",
-    }
-    titles = {"cmc": "Cumulative match", "roc": "Receiver operating characteristic"}
-    return Section(kind, titles[kind], texts[kind], figures)
+    for k in chosen.tolist():
+        x, y = float(curve.x[k]), float(curve.y[k])
+        low, high = (None if side is None else float(side[k]) for side in (curve.low, curve.high))
+        if low == high:  # of too few units there is no interval
+            low = high = None
+        place = f"rank {x:g}" if curve.kind == "cmc" else f"false accept rate {x:.2g}"
+        yield Point(x, y, f"{name}: {with_interval(y, low, high)} at {place}", low, high)
 
 
 def _from(line: Series, lowest: float) -> Series:
@@ -615,68 +633,8 @@ def _from(line: Series, lowest: float) -> Series:
     before = [point for point in line.points if point.x < lowest]
     points = [point for point in line.points if point.x >= lowest]
     if before:
-        points.insert(0, Point(lowest, before[-1].y, before[-1].tip))
+        points.insert(0, replace(before[-1], x=lowest))
     return replace(line, points=points)
-
-
-def _place(kind: str, x: float) -> str:
-    return f"rank {x:g}" if kind == "cmc" else f"false accept rate {x:.2g}"
-
-
-def _areas(findings: Findings, curve: Curve) -> str:
-    """Return the area under an ROC curve and its equal error rate, where rows hold them."""
-    said = [
-        f"{metric.upper()} {short(row.value)}"
-        for metric in ("auc", "eer")
-        for row in findings.rows
-        if (row.metric, row.head, row.model, row.layer)
-        == (metric, curve.head, curve.model, curve.layer)
-        and curve.kind == "roc"
-    ]
-    return f" ({', '.join(said[:2])})" if said else ""
-
-
-def _open_set(findings: Findings, asked: Sequence[Asked]) -> Section:
-    """Return detection and identification over false accept rates, of what was picked and of controls."""
-    figures = []
-    for one in asked:
-        series = []
-        picked = [one.compared] + [
-            row for name in CONTROLS if (row := _control(one.rows, name, "dir")) is not None
-        ]
-        for row in picked:
-            points = [
-                Point(
-                    other.at,
-                    other.value,
-                    f"{_told(other)} at {other.at:g}",
-                    other.ci_low,
-                    other.ci_high,
-                )
-                for other in findings.rows
-                if other.metric == "dir" and other.at and _same_features(other, row)
-            ]
-            if len(points) > 1:
-                own = row.role == "model"
-                name = layer_of(row) if own else summary.control_name(row.model)
-                points.sort(key=lambda point: point.x)
-                series.append(Series(name, "s0" if own else row.model, points))
-        if series:
-            xs = [point.x for line in series for point in line.points]
-            label = metric_words("dir")
-            x = Axis.over("false accept rate", xs, log=True)
-            svg = charts.lines(f"{one.label}: {label}", series, [], x, label)
-            figures.append(Figure(one.label, svg, _legend(series), narrow=True))
-    text = (
-        "Of people in the gallery, how many are accepted and named rightly, at the threshold at which so "
-        "many of those who are not in it are accepted too."
-    )
-    return Section("open-set", "Detection and identification", text, figures)
-
-
-def _same_features(a: Result, b: Result) -> bool:
-    names = ("head", "n_train", "model", "layer", "selection", "feature", "pool", "dims")
-    return all(getattr(a, name) == getattr(b, name) for name in names)
 
 
 def _shots(asked: Sequence[Asked]) -> Section:
@@ -693,7 +651,7 @@ def _shots(asked: Sequence[Asked]) -> Section:
         points = [_point(one.rows[0].at or 0, one.compared) for one in own]
         series = [Series(f"{own[0].own[0].model} {used}", "s0", points)]
         for name in CONTROLS:
-            found = [(one.rows[0].at, _control(one.rows, name, "accuracy")) for one in own]
+            found = [(one.rows[0].at, _control(one, name)) for one in own]
             told = [
                 Point(at or 0, row.value, f"{name}: {short(row.value)}") for at, row in found if row
             ]
@@ -806,11 +764,11 @@ def _pictures(findings: Findings, store: Latents | None, model: VDVAE | None) ->
     else:
         try:
             found = gallery.ladder(store, model)
+        except OtherWeightsError:
+            raise
         except StoreError as error:
-            if "weights" in str(error):
-                raise
             missing.append(f"No reconstructions: {error}.")
-    if not getattr(store, "has_images", False):
+    if not store.has_images:
         missing.append("No nearest images, as the store keeps none.")
     else:
         single = next(
@@ -857,12 +815,7 @@ def _table(rows: Sequence[Result]) -> Table:
     }
     table = [[_cell(name, getattr(row, name)) for name in varying] for row in rows]
     columns = [(name, COLUMNS[name] or "picked", numeric[name]) for name in varying]
-    frame = pd.DataFrame(
-        [[inert(getattr(row, each.name)) for each in fields(Result)] for row in rows],
-        columns=[each.name for each in fields(Result)],
-        dtype=object,
-    )
-    return Table(columns, table, same, frame.to_csv(index=False, lineterminator="\n"))
+    return Table(columns, table, same, as_csv(to_frame(rows)))
 
 
 def _cell(name: str, value: Any) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
@@ -22,6 +22,7 @@ from vdvae_repr.output import (
     replacing,
     replacing_folder,
     write_table,
+    write_text,
 )
 from vdvae_repr.report import page, plots
 from vdvae_repr.report.folder import Findings, write_curves, write_record
@@ -34,6 +35,10 @@ from vdvae_repr.results import (
     Similarity,
     layer_by_factor,
 )
+
+if TYPE_CHECKING:
+    from vdvae_repr.latents.base import Latents
+    from vdvae_repr.model.vdvae import VDVAE
 
 # Files that `probe --out` makes; `compare` makes `similarity` alone.
 ENDS = "|".join(FIGURES)
@@ -58,6 +63,8 @@ def save(
     folder: str | Path,
     rate_accuracy: pd.DataFrame,
     formats: Sequence[str] = ("png",),
+    store: Latents | None = None,
+    model: VDVAE | None = None,
 ) -> None:
     """Write all that `probe --out` leaves in a folder, in place of what an earlier run left.
 
@@ -66,12 +73,17 @@ def save(
         folder: made if need be.
         rate_accuracy: the nats that sets of layers spend beside what these are worth.
         formats: of figures, of `FIGURES`.
+        store: of the images that the results are of, for pictures on the page.
+        model: that the store was extracted with, for reconstructions.
 
     Raises:
         TaskError: the folder cannot be written, or holds a file of these names that is not ours; a format
             that is not among `FIGURES`.
+        StoreError: the store is of other images or weights than the results.
     """
     refuse_formats(formats)
+    if store is not None:
+        page.expect_of_results(store, findings)
     rows, costs = findings.rows, findings.sampling_costs
     with replacing_folder(folder, MADE) as aside:
         figures = Figures(aside, formats, findings.called)
@@ -85,7 +97,7 @@ def save(
             write_rate_accuracy(rows, findings.nats, figures)
         write_curves(findings.curves, aside)
         write_record(findings, aside)
-        page.write(findings, aside / PAGE)
+        write_text(aside / PAGE, page.render(findings, store, model))
 
 
 @dataclass(frozen=True)
@@ -151,8 +163,7 @@ def write(rows: Sequence[Result], curves: Sequence[Curve], figures: Figures) -> 
         for head in heads:
             lines = [curve for curve in curves if curve.kind == kind and curve.head == head]
             ax = draw(lines, called=figures.called)
-            title = f"{rows[0].task} on {rows[0].source}: {head}"
-            ax.set_title(plots.drawable(title, plots.TITLE), loc="left", fontsize=plots.TEXT)
+            plots.entitle(ax, f"{rows[0].task} on {rows[0].source}: {head}")
             figures.save(ax, kind, None if len(heads) == 1 else head)
 
 

@@ -19,7 +19,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vdvae_repr.errors import TaskError, printable
-from vdvae_repr.results import LOWER_IS_BETTER, METRIC_NAMES, Curve, Result
+from vdvae_repr.results import (
+    ALPHA,
+    LOWER_IS_BETTER,
+    METRIC_NAMES,
+    Curve,
+    Result,
+    layer_place,
+    resolution_edges,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,7 +92,7 @@ def layers(
     run = RowSelection.read(rows, metric, head, called=called)
     ax = ax or _axes()
     _draw_layers(ax, run, LayerAxis.of(run))
-    _title(ax, run.title)
+    entitle(ax, run.title)
     _legend(ax, _entries(ax, run))
     return ax
 
@@ -118,7 +126,7 @@ def layer_panels(
             shown = head_name(head)
             if size is not None:
                 shown += f", {_shots(run.own[0])}"
-            _title(panel, shown)
+            entitle(panel, shown)
             panel.label_outer()
             entries |= {artist.get_label(): artist for artist in _entries(panel, run)}
     for panel in panels[:, 1:].ravel():
@@ -175,7 +183,7 @@ def cumulative(
             last = place
     ax.set_xlabel("rate of the layers together (nats an image)")
     ax.set_ylabel(_metric_of(run.own[0]))
-    _title(ax, run.title)
+    entitle(ax, run.title)
     _legend(ax, _entries(ax, run))
     return ax
 
@@ -209,12 +217,13 @@ def noise(rows: Sequence[SamplingCost], ax: Axes | None = None) -> Axes:
         ax.plot(at, values, label=label, linewidth=1.4, markersize=3.2, zorder=4, **look)
         if column == "mean":
             continue
-        apart = [i for i in at if getattr(rows[i], f"p_{column}") < 0.05]
+        p_values = [getattr(row, f"p_{column}") for row in rows]  # None of too few units
+        apart = [i for i, p in enumerate(p_values) if p is not None and p < ALPHA]
         rings = {"facecolors": "none", "edgecolors": look["color"]}
         ax.scatter(apart, [values[i] for i in apart], s=60, zorder=5, **rings)
     _name_layers(ax, [str(row.layer) for row in rows])
     ax.set_ylabel(metric_name(metric))
-    _title(ax, f"What drawing costs: {head_name(head)}")
+    entitle(ax, f"What drawing costs: {head_name(head)}")
     ring = Line2D([], [], color="0.4", marker="o", markersize=7, fillstyle="none", linestyle="none")
     ring.set_label("differs from the mean, p < 0.05")
     _legend(ax, [*_entries(ax), ring])
@@ -251,7 +260,7 @@ def shots(
     run, ways = _few_shot(rows, metric, head, called)
     ax = ax or _axes()
     _draw_shots(ax, run, ways, layer)
-    _title(ax, run.title)
+    entitle(ax, run.title)
     _legend(ax, _entries(ax, run, stars=False))
     return ax
 
@@ -277,7 +286,7 @@ def shot_panels(
     for number, (panel, head) in enumerate(zip(panels, every.heads, strict=False)):
         run, _ = _few_shot(rows, metric, head, called)
         _draw_shots(panel, run, ways, layer)
-        _title(panel, head)
+        entitle(panel, head)
         panel.label_outer()
         last = number + columns >= len(every.heads)  # of its column
         panel.xaxis.set_tick_params(labelbottom=last)
@@ -475,7 +484,7 @@ def similarity(
     if shuffled is not None:
         low, high = np.min(shuffled), np.max(shuffled)
         title += f" (images shuffled: {low:.2f} to {high:.2f})".replace("-0.00", "0.00")
-    _title(ax, title)
+    entitle(ax, title)
     return ax
 
 
@@ -793,9 +802,15 @@ class LayerAxis:
                 if model != run.models[0]:
                     spans.append((run.called.get(model, model), start, len(names)))
                 else:
-                    edges = _edges(single)
+                    edges = resolution_edges(single)
                     spans += [
-                        (f"{place[0]:g}x{place[0]:g}" if (place := _place(single[a])) else "", a, b)
+                        (
+                            f"{place[0]:g}x{place[0]:g}"
+                            if (place := layer_place(single[a]))
+                            else "",
+                            a,
+                            b,
+                        )
                         for a, b in pairwise(edges)
                     ]
                     if sets:
@@ -818,7 +833,7 @@ def _by_place(rows: Sequence[Result]) -> tuple[list[str], dict[str, str]]:
             last[row.head] = str(row.layer)
         elif row.selection == "cumulative" and row.head in last:  # it comes after its last layer
             follows[str(row.layer)] = last[row.head]
-    return sorted(single, key=lambda name: _place(name) or (np.inf, 0)), follows
+    return sorted(single, key=lambda name: layer_place(name) or (np.inf, 0)), follows
 
 
 def _draw_layers(ax: Axes, run: RowSelection, axis: LayerAxis) -> None:
@@ -861,7 +876,7 @@ def _draw_layers(ax: Axes, run: RowSelection, axis: LayerAxis) -> None:
             _above(ax, (start + stop - 1) / 2, shortened(name, room), upright=axis.crowded)
     _name_x(ax, [drawable(name) for name in axis.names], _font(len(axis.names)))
     ax.set_xlim(-0.5, len(axis.names) - 0.5)
-    coarse_to_fine = bool(axis.names and _place(axis.names[0]))
+    coarse_to_fine = bool(axis.names and layer_place(axis.names[0]))
     single = any(row.selection == "single" for row in run.rows)
     label = "layer, coarsest first" if coarse_to_fine else "layer" if single else "layers together"
     ax.set_xlabel(label)
@@ -870,8 +885,8 @@ def _draw_layers(ax: Axes, run: RowSelection, axis: LayerAxis) -> None:
 
 def _name_layers(ax: Axes, names: Sequence[str]) -> None:
     """Name layers along x, in bands of resolution."""
-    for number, (start, stop) in enumerate(pairwise(_edges(names))):
-        if (place := _place(names[start])) is None:  # layers taken together
+    for number, (start, stop) in enumerate(pairwise(resolution_edges(names))):
+        if (place := layer_place(names[start])) is None:  # layers taken together
             continue
         shade = ("0.94", "white")[number % 2]
         ax.axvspan(start - 0.5, stop - 0.5, facecolor=shade, edgecolor="none", zorder=0)
@@ -969,7 +984,7 @@ def _above(ax: Axes, x: float, name: str, upright: bool = False) -> None:
     )
 
 
-def _title(ax: Axes, title: str) -> None:
+def entitle(ax: Axes, title: str) -> None:
     """Write a title above the names that stand above the axes, and finish what all axes have in common."""
     above = [text for text in ax.texts if text.get_position()[1] > 1]
     heights = [0.62 * SMALL * len(t.get_text()) if t.get_rotation() else SMALL + 2 for t in above]
@@ -980,11 +995,6 @@ def _title(ax: Axes, title: str) -> None:
         ax.spines[name].set_visible(False)
     for label in (ax.xaxis.label, ax.yaxis.label):
         label.set_fontsize(TEXT)
-
-
-def entitle(ax: Axes, title: str) -> None:
-    """Write a title above what stands above the axes."""
-    _title(ax, title)
 
 
 def _finish(figure: Figure, title: str, entries: Mapping[str, Any]) -> None:
@@ -1032,7 +1042,7 @@ def _legend(ax: Axes, entries: Sequence[Any]) -> None:
         fontsize=SMALL,
     )
     if not ax.get_title(loc="left"):
-        _title(ax, "")
+        entitle(ax, "")
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -1141,9 +1151,9 @@ def _name_cells(ax: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
     size = _font(max(len(rows), len(columns)))
     ax.set_yticks(range(len(rows)), rows, fontsize=size)
     _name_x(ax, columns, size)
-    for edge in _edges(rows)[1:-1]:
+    for edge in resolution_edges(rows)[1:-1]:
         ax.axhline(edge - 0.5, color="white", linewidth=1.2)
-    for edge in _edges(columns)[1:-1]:
+    for edge in resolution_edges(columns)[1:-1]:
         ax.axvline(edge - 0.5, color="white", linewidth=1.2)
     ax.set_ylabel("layer")
 
@@ -1186,18 +1196,6 @@ def _has_glyph(families: tuple[str, ...], character: str) -> bool:
 
     files = (findfont(FontProperties(family=[family])) for family in families)
     return any(get_font(file).get_char_index(ord(character)) for file in files)
-
-
-def _place(name: str) -> tuple[float, int] | None:
-    """Return resolution and number of a single layer, `8x8.2`; None for any other name."""
-    match = re.fullmatch(r"(\d+)x\1\.(\d+)", name)
-    return (int(match[1]), int(match[2])) if match else None
-
-
-def _edges(names: Sequence[str]) -> list[int]:
-    """Return where each run of one resolution begins, and where the last one ends."""
-    groups = groupby(names, key=lambda name: (_place(name) or (None,))[0])
-    return [0, *np.cumsum([len(list(group)) for _, group in groups]).tolist()]
 
 
 def _one(values: Iterable[Any], what: str) -> Any:

@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 from vdvae_repr.data.sheet import save_sheet
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.model.vdvae import VDVAE
-from vdvae_repr.report.gallery import nearest, spread_layers, spread_rows
+from vdvae_repr.report.gallery import (
+    latents_of,
+    nearest,
+    resolution_ends,
+    spread_layers,
+    spread_rows,
+)
 
 IMAGES, QUERIES, NEIGHBOURS, PAIRS = 8, 2, 5, 3
 
@@ -62,16 +68,16 @@ def reconstructions(store: Latents, model: VDVAE) -> tuple[Sheet, list[Rung]]:
     The layers that are left out are the prior's mean, given those that are taken.
 
     Args:
-        store: with images and the mean of every layer of the model.
+        store: with images and every layer of the model.
         model: that the store was extracted with.
     """
     rows = spread_rows(store, IMAGES)
     images = store.images()[rows]
-    means = _means(store, rows)
+    latents = latents_of(store, model, rows)
     nats = np.cumsum(store.kl.mean(axis=0))
     sheet, rungs = Sheet([images], ["image"]), []
-    for count in _ends(store):
-        rebuilt = model.decode(dict(list(means.items())[:count]))
+    for count in resolution_ends(store):
+        rebuilt = model.decode(dict(list(latents.items())[:count]))
         name = _up_to(store, count)
         error = np.sqrt(np.mean((rebuilt.astype(np.float32) - images) ** 2))
         rungs.append(Rung(name, count, float(nats[count - 1]), float(error)))
@@ -112,28 +118,19 @@ def interpolation(store: Latents, model: VDVAE) -> Sheet:
     """Return images that become others: layers are replaced, resolution by resolution, coarse ones first.
 
     Args:
-        store: with the mean of every layer of the model.
+        store: with every layer of the model.
         model: that the store was extracted with.
     """
-    rows = spread_rows(store, 2 * PAIRS)
-    own, others = _means(store, rows[::2]), _means(store, rows[1::2])
-    counts = [0, *_ends(store)]
+    latents = latents_of(store, model, spread_rows(store, 2 * PAIRS))
+    counts = [0, *resolution_ends(store)]
     steps = [
-        model.decode({name: (others if k < count else own)[name] for k, name in enumerate(own)})
+        model.decode(
+            {name: z[1::2] if k < count else z[::2] for k, (name, z) in enumerate(latents.items())}
+        )
         for count in counts
     ]
     titles = ["A", *(f"{_up_to(store, count)} of B" for count in counts[1:-1]), "all of B"]
     return Sheet(list(np.stack(steps, axis=1)), ["A to B"] * PAIRS, titles)
-
-
-def _means(store: Latents, rows: NDArray[np.intp]) -> dict[str, NDArray[np.float32]]:
-    return {spec.name: store[spec.name].mean[rows] for spec in store.layers}
-
-
-def _ends(store: Latents) -> list[int]:
-    """Return for each resolution how many layers there are up to its last."""
-    sides = [spec.resolution for spec in store.layers]
-    return [k for k in range(1, len(sides) + 1) if k == len(sides) or sides[k] != sides[k - 1]]
 
 
 def _up_to(store: Latents, count: int) -> str:

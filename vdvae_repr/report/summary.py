@@ -15,8 +15,11 @@ from itertools import chain
 
 from vdvae_repr.errors import printable
 from vdvae_repr.results import (
+    ALPHA,
     LOWER_IS_BETTER,
+    METRIC_NAMES,
     RIVALS,
+    UNDECIDED,
     Comparison,
     Result,
     aligned,
@@ -27,22 +30,10 @@ LINES, WIDTH = 30, 80
 MOST_HEADLINES, MOST_BESIDE = 6, 4
 MOST_NOTES = 6  # lines that notes may take of the table's
 LONGEST = 20  # of what a row is of; --rows has the whole of it
-UNDECIDED = "no difference told"
-ALPHA = 0.05  # below which a p tells a difference
 CONTROLS_IN_WORDS = {
     "pixels": "raw pixels",
     "pca": "PCA of pixels",
     "random-init": "random weights",
-}
-METRICS = {
-    "rank1": "rank-1 identification rate",
-    "rank5": "rank-5 identification rate",
-    "eer": "equal error rate",
-    "auc": "area under the ROC curve",
-    "tar": "true accept rate",
-    "dir": "detection and identification rate",
-    "r2": "R\N{SUPERSCRIPT TWO}",
-    "pearson": "Pearson's r",
 }
 
 
@@ -273,10 +264,7 @@ def verdict(one: Asked) -> str:
 
 def _of_difference(rival: Comparison) -> str:
     """Return a difference with its interval."""
-    text = short(rival.difference, sign=True)
-    if rival.diff_low is not None and rival.diff_high is not None:
-        text += f" [{short(rival.diff_low)}, {short(rival.diff_high)}]"
-    return text
+    return with_interval(rival.difference, rival.diff_low, rival.diff_high, sign=True)
 
 
 def _why_undecided(one: Asked) -> str:
@@ -339,9 +327,15 @@ def short(value: float, sign: bool = False) -> str:
     return text.replace("0.", ".", 1) if text.lstrip("+-").startswith("0.") else text
 
 
+def with_interval(value: float, low: float | None, high: float | None, sign: bool = False) -> str:
+    """Return a value with its interval, where it has one, as `.355 [.301, .409]`."""
+    text = short(value, sign)
+    return text if low is None or high is None else f"{text} [{short(low)}, {short(high)}]"
+
+
 def metric_words(metric: str, at: float | None = None) -> str:
     """Return a metric in words, with what it is at: a false accept rate, or of accuracy a number of shots."""
-    words = METRICS.get(metric, metric.replace("_", " "))
+    words = METRIC_NAMES.get(metric, metric.replace("_", " "))
     if at is not None:
         words += f", {shots(at)}" if metric == "accuracy" else f" at a false accept rate of {at:g}"
     return words

@@ -30,9 +30,8 @@ def split_indices(source: Source, recipe: TrainConfig) -> tuple[NDArray[np.intp]
     Raises:
         DataError: either would be empty.
     """
-    splits, rng = np.array(source.splits), np.random.default_rng((recipe.seed, 2))
-    usable = np.flatnonzero(splits == ("train" if "train" in source.splits else ""))
-    held = rng.permutation(np.flatnonzero(splits == "val"))
+    usable, rng = _to_train_on(source), np.random.default_rng((recipe.seed, 2))
+    held = rng.permutation(np.flatnonzero(np.array(source.splits) == "val"))
     if len(held) == 0 and len(usable) > 0:
         labels = source.labels[usable]
         groups = np.where(labels < 0, labels.max() + 1 + np.arange(len(labels)), labels)
@@ -62,10 +61,14 @@ def split_indices(source: Source, recipe: TrainConfig) -> tuple[NDArray[np.intp]
     return usable, held
 
 
+def _to_train_on(source: Source) -> NDArray[np.intp]:
+    """Return the indices of split `train`, or of no split where no image is of that."""
+    return np.flatnonzero(np.array(source.splits) == ("train" if "train" in source.splits else ""))
+
+
 def about_held_back(source: Source, recipe: TrainConfig) -> str:
     """Say where labels are to be held back, and images have none; empty otherwise."""
-    trained = "train" if "train" in source.splits else ""
-    without = int(np.count_nonzero(source.labels[np.array(source.splits) == trained] < 0))
+    without = np.count_nonzero(source.labels[_to_train_on(source)] < 0)
     if recipe.hold_back != "labels" or not without or "val" in source.splits:
         return ""
     return (

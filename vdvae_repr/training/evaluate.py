@@ -161,9 +161,10 @@ def evaluate(
     if on_error == "skip":
         left_out = left_out | unreadable(source, preprocessing, chosen, default_workers())
         chosen = [i for i in chosen if source.ids[i] not in left_out]
-        if left_out:
-            first, why = next(iter(left_out.items()))
-            warn(f"{len(left_out)} images are left out, as {printable(first)}: {printable(why)}")
+    if left_out:
+        why = next(iter(left_out.values()))  # which names the image
+        all_of_them = "" if len(left_out) == 1 else "; left_out of the result lists all"
+        warn(f"{len(left_out)} images are left out, as {printable(why)}{all_of_them}")
     scores = score(
         model, source, preprocessing, chosen, batch_size=batch_size,
         importance_samples=importance_samples, variance=True, seed=seed, progress=progress,

@@ -175,12 +175,12 @@ def train(
                 f"{key}: expected probe_every=1000, or another number, with it, found 0"
             )
     accelerator = _accelerator(device, plan.options.log_with, plan.out)
-    main = accelerator.is_main_process
+    main = accelerator.is_main_process  # which alone says anything
     say = (progress or warn) if main else lambda line: None
     progress = progress if main and progress else lambda line: None
     for line in notices:
         say(line)
-    with _alone(plan.out) if accelerator.is_main_process else nullcontext():
+    with _alone(plan.out) if main else nullcontext():
         return _train(
             plan, accelerator, data, labelled, resume=resume,
             workers=check_workers(num_workers), say=say, progress=progress,
@@ -208,7 +208,7 @@ def _train(
         )
     checkpoint = _find_checkpoint(out, resume)
     if checkpoint is not None and data is None and checkpoint[1]["step"] >= recipe.steps:
-        return _finished(plan, checkpoint[1], accelerator, progress)
+        return _finished(plan, checkpoint[1], progress)
     source = _open(data, plan, say)
     for folder in (path.resolve() for path in source.paths if path.is_dir()):
         if folder == out.resolve() or folder in out.resolve().parents:
@@ -236,7 +236,7 @@ def _train(
     if checkpoint is not None:
         _check_identity(plan, checkpoint[1], identity, source.name)
         if checkpoint[1]["step"] >= recipe.steps:
-            return _finished(plan, checkpoint[1], accelerator, progress)
+            return _finished(plan, checkpoint[1], progress)
     indices, checksums = content_checksums(source, workers)
     if plan.fingerprint == fingerprint:
         _refuse_replaced(plan, source, indices, checksums)
@@ -627,9 +627,7 @@ def _find_checkpoint(
     return read_newest(out / "checkpoints")
 
 
-def _finished(
-    plan: Plan, state: Mapping[str, Any], accelerator: Accelerator, progress: Callable[[str], None]
-) -> Path:
+def _finished(plan: Plan, state: Mapping[str, Any], progress: Callable[[str], None]) -> Path:
     """Leave a finished run alone.
 
     Raises:
@@ -637,8 +635,7 @@ def _finished(
     """
     if state.get("failure"):
         raise TrainingError(f"{plan.out}: {state['failure']}")
-    if accelerator.is_main_process:
-        progress(f"{plan.out}: finished at step {state['step']}; nothing to do")
+    progress(f"{plan.out}: finished at step {state['step']}; nothing to do")
     return plan.out
 
 
@@ -738,7 +735,7 @@ def _signals() -> Iterator[list[int]]:
         seen.append(number)
         signal.signal(number, before[signal.Signals(number)])
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, note) for number in STOPPING}
     try:
         yield seen
     finally:

@@ -30,7 +30,7 @@ from vdvae_repr.training.plan import Plan
 from vdvae_repr.training.sealed import sealed_toml
 
 logger = logging.getLogger(__name__)
-DIFFERENT = 0.01  # of a score: from here on the progress line gives the weights' as well
+DIFFERENT = 0.01  # of a score: from here on that of the weights is given beside the average's
 WATCHED = 512  # images, at most, in an evaluation or a probe during training
 
 

@@ -53,7 +53,7 @@ ROW_BYTES = 2**29  # of one image
 FEW_ROWS = 10**6  # more than so many need a byte of the file each
 NAMES_KEYS = ("class_names", "label_names", "names", "classes")  # attributes that name classes
 COLUMN_BYTES = 2**28  # of labels, splits or class names
-DARK = 32  # pixels of 8 bits none of which is brighter may be of fewer bits
+DARK = 32  # an array of 8 bits all below, in all of its images, may be of fewer bits
 INFLATED = 500  # times that a member of a .npz may be larger than what is stored of it
 
 

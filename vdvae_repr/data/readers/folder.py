@@ -36,10 +36,11 @@ class ImageFiles(NamedTuple):
 def open_folder(root: Path) -> Source:
     """Make a source of a folder's images; labels and splits are read off the paths."""
     files, notices = find_images(root)
-    names = names_from_paths(list(files))
-    notices += names.about_labels + unlabelled(list(files), names.labels)
+    ids = list(files)
+    names = names_from_paths(ids)
+    notices += names.about_labels + unlabelled(ids, names.labels)
     notices += look_alikes(names.labels) + namesakes(names.labels)
-    notices += called_like_fields(list(files)) + in_several_formats(list(files))
+    notices += called_like_fields(ids) + in_several_formats(ids)
     return file_source(
         root.name or str(root),
         files,
