@@ -80,7 +80,8 @@ class Identification(Problem):
     def counted(self) -> str:
         """Return the number of labels, and of images on either side."""
         words = self._words
-        return f"{self.classes} {words.many}, {self.n_train} {words.train} + {self.n_test} {words.test} images"
+        images = f"{self.n_train} {words.train} + {self.n_test} {words.test} images"
+        return f"{self.classes} {words.many}, {images}"
 
     def metrics_of(self, head: Head) -> tuple[str, ...]:
         """Return all metrics; of a head that gives no scores those of its first guess alone."""
