@@ -9,16 +9,12 @@ import warnings
 
 import numpy as np
 import pytest
+from launch import Command, run
 from PIL import Image
 
 import vdvae_repr as vr
 from vdvae_repr.cli import main
 from vdvae_repr.config import preset_path
-
-
-def run(*arguments, cwd=None):
-    command = [sys.executable, "-m", "vdvae_repr.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
 
 
 def test_public_names():
@@ -207,11 +203,8 @@ def test_an_image_that_is_too_large_is_one_line(tmp_path):
 
 
 def test_interrupt_is_exit_130_and_one_line(tmp_path):
-    command = [sys.executable, "-m", "vdvae_repr.cli", "train", "faces64.toml", "--out", "r"]
     shutil.copy(preset_path("faces64"), tmp_path)
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
-    )
+    process = Command("train", "faces64.toml", "--out", "r", cwd=tmp_path)
     while process.poll() is None and not (tmp_path / "r" / "log.jsonl").is_file():
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)

@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from launch import Command, run
 from PIL import Image
 
 import vdvae_repr as vr
@@ -49,18 +50,20 @@ SLOWLY = (
 )
 
 
-def command(pause=0.0, *extra):
-    code = SLOWLY.format(pause=pause)
-    return [
-        sys.executable,
-        "-c",
-        code,
-        "extract",
-        "--model",
-        "tiny.safetensors",
-        *ARGUMENTS,
-        *extra,
-    ]
+def job(pause=0.0, *extra, before=""):
+    """A command's arguments, and code that runs it slowly."""
+    arguments = ["extract", "--model", "tiny.safetensors", *ARGUMENTS, *extra]
+    return arguments, before + SLOWLY.format(pause=pause)
+
+
+def start(folder, *slowly, **options):
+    arguments, code = job(*slowly, **options)
+    return Command(*arguments, cwd=folder, code=code)
+
+
+def finished(folder, *slowly, **options):
+    arguments, code = job(*slowly, **options)
+    return run(*arguments, cwd=folder, code=code)
 
 
 def torchrun(folder, pause=0.0, *extra):
@@ -90,13 +93,12 @@ def equal(a, b):
 
 def kill_and_resume(photos, kills, seed, *layout):
     """Kill extractions at random moments; what comes out equals a single store made in one go."""
-    done = subprocess.run(command(), cwd=photos, capture_output=True, text=True, check=False)
+    done = finished(photos)
     assert done.returncode == 0, done.stderr
     (photos / "s.h5").rename(photos / "whole.h5")
     rng, killed = random.Random(seed), 0
     while killed < kills:
-        slow = command(0.02, *layout)
-        process = subprocess.Popen(slow, cwd=photos, stderr=subprocess.DEVNULL)
+        process = start(photos, 0.02, *layout)
         deadline = time.monotonic() + 60
         while not (photos / "s.h5.parts" / "extraction.json").exists() and process.poll() is None:
             assert time.monotonic() < deadline
@@ -109,8 +111,7 @@ def kill_and_resume(photos, kills, seed, *layout):
             assert equal(photos / "s.h5", photos / "whole.h5")
             (photos / "s.h5").unlink()
             shutil.rmtree(photos / "s.h5.parts", ignore_errors=True)
-    last = command(0.0, *layout)
-    done = subprocess.run(last, cwd=photos, capture_output=True, text=True, check=False)
+    done = finished(photos, 0.0, *layout)
     assert done.returncode == 0, done.stderr
     assert equal(photos / "s.h5", photos / "whole.h5")
 
@@ -126,10 +127,7 @@ def test_twenty_kills(photos, layout):
 
 
 def test_interrupt_keeps_what_is_finished(photos):
-    process = subprocess.Popen(
-        command(0.2), cwd=photos, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
-    )  # fmt: skip
+    process = start(photos, 0.2)
     while not (photos / "s.h5.parts" / "part-00000.h5").exists():
         assert process.poll() is None
         time.sleep(0.02)
@@ -190,27 +188,25 @@ def test_a_disk_that_fills_up_under_hdf5(photos, tiny, small_disk, monkeypatch):
     whole = vr.extract(tiny, photos / "photos", photos / "w.h5", layers="<=8x8", batch_size=2)
     out = small_disk / "s.h5"
     there = ["--out", str(out), "--layout", "virtual"]  # the parts stay and can be looked at
-    job = command(0.0, *there)
-    crowded = [*job[:2], CROWDED.format(disk=small_disk) + job[2], *job[3:]]
-    stopped = subprocess.run(crowded, cwd=photos, capture_output=True, text=True, check=False)
+    stopped = finished(photos, 0.0, *there, before=CROWDED.format(disk=small_disk))
     assert stopped.returncode == 2, stopped.stderr
     preview, message = stopped.stderr.strip().splitlines()
     assert preview.startswith("24 images")
     assert f"{out}: cannot be written (No space left on device)" in message
     assert message.endswith("rerun the same command to resume")
     assert not out.exists()
-    finished = parts_of(out)
-    assert "part-00001.h5" in finished
-    assert all(is_whole(small_disk / "s.h5.parts" / name) for name in finished)
+    kept = parts_of(out)
+    assert "part-00001.h5" in kept
+    assert all(is_whole(small_disk / "s.h5.parts" / name) for name in kept)
     assert {path.suffix for path in (small_disk / "s.h5.parts").iterdir()} == {".h5", ".json"}
-    full = subprocess.run(job, cwd=photos, capture_output=True, text=True, check=False)
+    full = finished(photos, 0.0, *there)
     assert full.returncode == 2
     assert full.stderr.strip().splitlines()[-1] == message
-    assert parts_of(out) == finished
+    assert parts_of(out) == kept
     (small_disk / "ballast").unlink()
-    done = subprocess.run(job, cwd=photos, capture_output=True, text=True, check=False)
+    done = finished(photos, 0.0, *there)
     assert done.returncode == 0, done.stderr
-    assert parts_of(out).items() >= finished.items()
+    assert parts_of(out).items() >= kept.items()
     assert equal(out, whole.path)
 
 
@@ -230,13 +226,13 @@ def test_a_disk_that_is_full_when_a_part_begins(tiny, images, tmp_path, small_di
 
     with pytest.raises(KeyboardInterrupt):
         vr.extract(tiny, images, out, batch_size=4, progress=interrupt)
-    finished = parts_of(out)
+    kept = parts_of(out)
     with pytest.raises(
         vr.StoreError, match=r"cannot be written \(No space left on device\)"
     ) as full:
         vr.extract(tiny, images, out, batch_size=4, progress=fill)
     assert "\n" not in str(full.value)
-    assert parts_of(out) == finished
+    assert parts_of(out) == kept
     ballast.unlink()
     resumed = vr.extract(tiny, images, out, batch_size=4)
     assert equal(out, whole.path)
@@ -377,16 +373,16 @@ def test_unreadable_image_is_named_or_skipped(photos, tiny, caplog):
 
 
 def test_a_second_process_is_refused_and_the_lock_dies_with_the_first(photos):
-    first = subprocess.Popen(command(2.0), cwd=photos, stderr=subprocess.DEVNULL)
+    first = start(photos, 2.0)
     while not (photos / "s.h5.parts" / "extraction.json").exists():
         assert first.poll() is None
         time.sleep(0.02)
-    second = subprocess.run(command(), cwd=photos, capture_output=True, text=True, check=False)
+    second = finished(photos)
     assert second.returncode == 2
     assert "another process is writing this store" in second.stderr
     first.kill()
     first.wait()
-    third = subprocess.run(command(), cwd=photos, capture_output=True, text=True, check=False)
+    third = finished(photos)
     assert third.returncode == 0, third.stderr
 
 
@@ -448,7 +444,7 @@ def test_values_that_float16_makes_zero_are_counted_and_said(tiny, images, tmp_p
 
 def test_two_processes_write_the_same_store_byte_for_byte_killed_or_not(photos, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    alone = subprocess.run(command(), cwd=photos, capture_output=True, text=True, check=False)
+    alone = finished(photos)
     assert alone.returncode == 0, alone.stderr
     (photos / "s.h5").rename(photos / "whole.h5")
     joint = torchrun(photos)
@@ -462,7 +458,7 @@ def test_two_processes_write_the_same_store_byte_for_byte_killed_or_not(photos, 
         path.unlink()
     slow = torchrun(photos, 0.15, "--layout", "virtual")
     launcher = subprocess.Popen(slow, cwd=photos, stderr=subprocess.DEVNULL)
-    while len(finished := parts_of(photos / "s.h5")) < 2:
+    while len(kept := parts_of(photos / "s.h5")) < 2:
         assert launcher.poll() is None
         time.sleep(0.02)
     launcher.kill()
@@ -471,13 +467,13 @@ def test_two_processes_write_the_same_store_byte_for_byte_killed_or_not(photos, 
     for worker in workers:
         os.kill(worker, signal.SIGKILL)
     launcher.wait()
-    finished = parts_of(photos / "s.h5")
-    assert 2 <= len(finished) < 6
+    kept = parts_of(photos / "s.h5")
+    assert 2 <= len(kept) < 6
     assert not (photos / "s.h5").exists()
     again = torchrun(photos, 0.0, "--layout", "virtual")
     done = subprocess.run(again, cwd=photos, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert parts_of(photos / "s.h5").items() >= finished.items()
+    assert parts_of(photos / "s.h5").items() >= kept.items()
     assert equal(photos / "s.h5", photos / "whole.h5")
 
 

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from launch import Command
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -71,18 +72,29 @@ def photos(tmp_path):
     return path
 
 
-def start(toml, photos, out, *arguments, processes=1):
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "vdvae_repr.cli"]
-    command += ["train", str(toml), "--data", str(photos), "--out", str(out), *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+def start(toml, photos, out, *arguments):
+    environment = {"OMP_NUM_THREADS": "1"}
+    return Command(
+        "train", toml, "--data", photos, "--out", out, *arguments, environment=environment
     )
 
 
-def run(*arguments, **options):
-    process = start(*arguments, **options)
+def run(*arguments):
+    process = start(*arguments)
+    return process.wait(), process.communicate()[1]
+
+
+def start_two(toml, photos, out, *arguments):
+    """The same by two processes under torchrun."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [sys.executable, *launcher, "-m", "vdvae_repr.cli", "train", str(toml)]
+    command += ["--data", str(photos), "--out", str(out), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def run_two(*arguments):
+    process = start_two(*arguments)
     _, errors = process.communicate(timeout=300)
     return process.returncode, errors
 
@@ -136,7 +148,7 @@ def test_a_run_killed_at_random_ends_bit_identical(kills, toml, photos, tmp_path
 def test_the_joint_batch_may_be_divided(toml, photos, tmp_path):
     options = ["--set", "train.steps=4", "--set", "train.checkpoint_every=4"]
     assert run(toml, photos, tmp_path / "one", *options)[0] == 0
-    code, errors = run(toml, photos, tmp_path / "two", *options, processes=2)
+    code, errors = run_two(toml, photos, tmp_path / "two", *options)
     assert code == 0, errors
     assert run(toml, photos, tmp_path / "micro", *options, "--accumulate", "4")[0] == 0
     whole = final(tmp_path / "one", 4)
@@ -154,7 +166,7 @@ def test_the_joint_batch_may_be_divided(toml, photos, tmp_path):
 
 def test_a_dead_rank_ends_the_job_and_the_run_resumes(toml, photos, tmp_path):
     options = ["--set", "train.steps=100000", "--set", "train.checkpoint_every=10"]
-    process = start(toml, photos, tmp_path / "r", *options, processes=2)
+    process = start_two(toml, photos, tmp_path / "r", *options)
     folder = tmp_path / "r" / "checkpoints" / "step-00000020"
     while process.poll() is None and not folder.is_dir():
         time.sleep(0.05)
@@ -166,7 +178,7 @@ def test_a_dead_rank_ends_the_job_and_the_run_resumes(toml, photos, tmp_path):
     assert process.returncode != 0
     last = int(log(tmp_path / "r")[-1]["step"]) // 10 * 10 + 20
     finish = ["--resume", "--set", f"train.steps={last}", "--set", "train.checkpoint_every=10"]
-    code, errors = run(toml, photos, tmp_path / "r", *finish, processes=2)
+    code, errors = run_two(toml, photos, tmp_path / "r", *finish)
     assert code == 0, errors
     assert log(tmp_path / "r")[-1]["step"] == last
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch._dynamo
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from numpy.typing import NDArray

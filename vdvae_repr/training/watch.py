@@ -20,7 +20,6 @@ from vdvae_repr.config import Config, TrainConfig
 from vdvae_repr.data.sheet import save_sheet
 from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.errors import DataError, TaskError, TrainingError
-from vdvae_repr.heads.neighbors import NearestNeighbor
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.output import write_text
@@ -74,6 +73,8 @@ class Probe:
             read = model.posterior(images, [spec.index for spec in self.layers])
             for name, means in parts.items():
                 means.append(read[name].mean.flatten(1).cpu())
+        from vdvae_repr.heads.neighbors import NearestNeighbor  # scikit-learn takes a second
+
         labels = self.source.labels[self.indices]
         found = {}
         for name, means in parts.items():
