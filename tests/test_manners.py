@@ -145,6 +145,24 @@ def test_every_command_has_an_example_and_stands_in_a_group():
     assert set(group.commands) == grouped
 
 
+def test_many_options_stand_in_sections_each_of_them_once():
+    import typer
+
+    long = {
+        names: command
+        for names, command in commands(typer.main.get_command(cli.app))
+        if len(command.params) > 12
+    }
+    assert ("extract",) in long
+    for names, command in long.items():
+        shown = CliRunner().invoke(cli.app, [*names, "--help"]).output.splitlines()
+        sections = [line for line in shown if line.endswith(":") and not line.startswith(" ")]
+        assert "Images:" in sections or "Latents:" in sections, names
+        options = [line.split()[0] for line in shown if line.startswith("  --")]
+        expected = [max(p.opts, key=len) for p in command.params if p.param_type_name == "option"]
+        assert sorted(options) == sorted(expected), names
+
+
 def test_a_sheet_shows_what_the_model_sees(tiny, images, tmp_path, monkeypatch):
     """Of images 20 wide, of which the central 16 are read, enlarged 8 times."""
     monkeypatch.setattr(vr, "load", lambda *arguments, **options: tiny)

@@ -67,6 +67,47 @@ class Grouped(TyperGroup):
                 formatter.write_dl([(n, self.commands[n].get_short_help_str(100)) for n in names])
 
 
+class LongHelp(TyperCommand):
+    """Lists many options by what they are for."""
+
+    groups: ClassVar[dict[str, tuple[str, ...]]] = {
+        "What is measured": ("task", "selection", "atlas", "head", "control", "beside", "drawn"),
+        "The model": ("model", "preset"),
+        "The run": (
+            "resume", "init_from", "override", "log_with", "probe_every", "probe_data", "probe_layer",
+        ),
+        "Images": (
+            "data", "rows", "data_root", "download", "split", "crop", "align", "resize", "mirror", "on_error",
+        ),
+        "Latents": (
+            "latents", "train", "test", "layer", "feature", "z", "draws", "pool", "dtype", "first", "image",
+            "fine_from", "rest", "pixels", "temperature", "like",
+        ),
+        "How it is computed": (
+            "iw", "precision", "batch_size", "num_workers", "accumulate", "channels_last", "recompute",
+            "compile", "cuda_graphs", "device", "seed", "cache", "no_cache",
+        ),
+        "What is written": (
+            "out", "sheet", "overwrite", "no_images", "layout", "formats", "every_row", "json_lines", "help",
+        ),
+    }  # fmt: skip
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments, then a section for each purpose."""
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": []}
+        sections |= {title: [] for title in self.groups}
+        titles = {name: title for title, names in self.groups.items() for name in names}
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                of = parameter.param_type_name == "argument"
+                title = "Arguments" if of else titles[str(parameter.name)]
+                sections[title].append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
 app = typer.Typer(
     cls=Grouped,
     help="What does each layer of a very deep VAE know?",
@@ -178,7 +219,7 @@ def _common(
         os.environ["VDVAE_REPR_DEBUG"] = "1"
 
 
-@app.command()
+@app.command(cls=LongHelp)
 def extract(
     model: AnyModel = "faces64",
     preset: Preset = None,
@@ -313,7 +354,7 @@ def extract(
         _print(f"{sheet}: the first {min(64, len(store))} images as the model sees them")
 
 
-class TaskOptions(TyperCommand):
+class TaskOptions(LongHelp):
     """A command that takes the options of tasks too, which stand in the tasks' own dataclasses."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
@@ -686,7 +727,7 @@ def compare(
     _print(", ".join(str(out / name) for name in made))
 
 
-@app.command()
+@app.command(cls=LongHelp)
 def train(
     config: Annotated[
         str, typer.Argument(help="A preset's name, as faces64; a TOML; a run folder to go on with.")
@@ -779,7 +820,7 @@ def train(
         _print(str(folder))
 
 
-@app.command()
+@app.command(cls=LongHelp)
 def evaluate(
     model: Model = "faces64",
     preset: Preset = None,
@@ -900,7 +941,7 @@ def sample(
     _print(str(out))
 
 
-@app.command()
+@app.command(cls=LongHelp)
 def decode(
     latents: Annotated[Path, typer.Argument(help="A store, extracted or imported.")],
     out: Annotated[Path, typer.Option(help="Folder for one PNG an image, named by its id.")],
