@@ -26,7 +26,7 @@ def test_public_names():
         "CheckpointError", "Classification", "Config", "ConfigError", "DataError", "FaceId",
         "FaceVerification", "Factors", "FewShot", "LatentStore", "LatentTransformer", "LayerError",
         "LogisticProbe", "ModelConfig", "NearestNeighbor", "NearestPrototype", "OmniglotOneShot",
-        "Problem", "Report", "Result", "Ridge", "RidgeRegressor", "SGDProbe", "Source", "Split", "StoreError",
+        "PixelCNN", "PixelCNNConfig", "Problem", "Report", "Result", "Ridge", "RidgeRegressor", "SGDProbe", "Source", "Split", "StoreError",
         "Task", "TaskError", "Terminated", "TorchEncoder", "TrainingError", "VDVAE",
         "VDVAEReprError", "WeightedNeighbors", "compare", "evaluate", "extract", "import_latents",
         "load", "open", "open_source", "plot", "probe", "train",
