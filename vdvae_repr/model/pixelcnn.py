@@ -257,7 +257,7 @@ class PixelCNN(ImageModel):
         self.downward = Stream(config, rightward=False)
         self.rightward = Stream(config, rightward=True)
         outputs = 10 * config.num_mixtures
-        self.out_conv = ShiftedConv(config.width, outputs, (1, 1), 0, 0, gain=0.1)
+        self.out_conv = ShiftedConv(config.width, outputs, (1, 1), 0, 0)
 
     @property
     def layers(self) -> tuple[LayerSpec, ...]:
