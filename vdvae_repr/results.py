@@ -173,6 +173,7 @@ class SamplingCost:
     head: str
     n_train: int
     layer: str | None
+    selection: str
     pool: str | None
     dims: int
     draws: int

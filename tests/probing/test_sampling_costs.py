@@ -83,7 +83,7 @@ def test_layers_together_and_pooled_are_compared_too(stores):
         ("<=4x4", None), ("8x8", None), ("<=4x4", "avg"), ("8x8", "avg"),
     ]  # fmt: skip
     assert len(results.sampling_table(found).splitlines()) == 5
-    with pytest.raises(vr.TaskError, match="one number of training images and pooling"):
+    with pytest.raises(vr.TaskError, match="one number of training images, selection and pooling"):
         plots.noise(found)
     with pytest.raises(vr.TaskError, match="found none"):
         plots.noise([])
@@ -112,6 +112,9 @@ def test_the_command_writes_a_table_and_a_picture(stores, tmp_path):
         }  # fmt: skip
         assert dict(zip(table["layer"], table[column], strict=True)) == pytest.approx(told)
     assert (out / "noise-nearest-neighbor.png").stat().st_size > 1000
+    assert (out / "noise-nearest-neighbor-cumulative.png").stat().st_size > 1000
+    singles = [row.layer for row in vr.Report.load(out).sampling_costs if row.selection == "single"]
+    assert singles == [spec.name for spec in stores[0].layers]
     done = CliRunner().invoke(app, [str(part) for part in [*arguments, "--json"]])
     assert [json.loads(line)["value"] for line in done.stdout.splitlines()]
     assert "mean of z" in done.stderr

@@ -348,8 +348,8 @@ def test_models_beside_are_drawn_and_draws_have_their_cost(report, tmp_path):
     report.rows += [*alike, unlike]
     report.sampling_costs = [
         SamplingCost(
-            head="ridge", n_train=60, layer=layer, pool=None, dims=16, draws=8, metric="rank1", mean=0.4,
-            one_z=0.3, mean_of_z=0.387, p_one_z=0.01, p_mean_of_z=None,
+            head="ridge", n_train=60, layer=layer, selection="single", pool=None, dims=16, draws=8,
+            metric="rank1", mean=0.4, one_z=0.3, mean_of_z=0.387, p_one_z=0.01, p_mean_of_z=None,
         )
         for layer in ("1x1.0", "4x4.0")
     ]  # fmt: skip

@@ -513,14 +513,16 @@ class Measurement:
         }
         metric = self.problem.metrics_of(head)[0]
         rows = [
-            (layer, item.pooled, item.store.draws or 0)
+            (layer, selection, item.pooled, item.store.draws or 0)
             for item in candidates
             if item.feature == "z:0" and not item.choosable
-            for layer in item.groups
+            for layer, (selection, _) in item.groups.items()
         ]
         if not rows:
             return
-        reads = [by_read[layer, pool, z] for layer, pool, _ in rows for z in ("mean", "z:0", "z")]
+        reads = [
+            by_read[layer, pool, z] for layer, _, pool, _ in rows for z in ("mean", "z:0", "z")
+        ]
         values = iter([figure.value for figure in self.problem.figures(metric, reads, self.seed)])
         means = [mean for mean in reads[::3] for _ in range(2)]
         drawn = [score for number, score in enumerate(reads) if number % 3]
@@ -530,11 +532,12 @@ class Measurement:
                 for one, mean in zip(drawn, means, strict=True)
             ]
         )
-        for (layer, pool, draws), mean in zip(rows, reads[::3], strict=True):
+        for (layer, selection, pool, draws), mean in zip(rows, reads[::3], strict=True):
             yield SamplingCost(
                 head=head.name,
                 n_train=self.problem.n_train,
                 layer=layer,
+                selection=selection,
                 pool=pool,
                 dims=mean[0].features.dims,
                 draws=draws,

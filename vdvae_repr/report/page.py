@@ -720,10 +720,10 @@ def _similarity(findings: Findings) -> Section:
 
 
 def _sampling(findings: Findings) -> Section:
-    """Return what drawing z costs each layer, for each head, number of images and pooling."""
-    figures = []
-    for key in dict.fromkeys((c.head, c.n_train, c.pool) for c in findings.sampling_costs):
-        own = [c for c in findings.sampling_costs if (c.head, c.n_train, c.pool) == key]
+    """Return what drawing z costs each layer, for each head, number of images, selection and pooling."""
+    figures, costs = [], findings.sampling_costs
+    for key in dict.fromkeys((c.head, c.n_train, c.selection, c.pool) for c in costs):
+        own = [c for c in costs if (c.head, c.n_train, c.selection, c.pool) == key]
         if len(own) < 2:
             continue
         names = [str(cost.layer) for cost in own]
@@ -743,7 +743,8 @@ def _sampling(findings: Findings) -> Section:
             )
             for number, (label, value) in enumerate(kinds.items())
         ]
-        title = ", ".join(str(part) for part in (key[0], key[2]) if part)
+        together = "layers together" if key[2] == "cumulative" else None
+        title = ", ".join(str(part) for part in (key[0], together, key[3]) if part)
         label = metric_words(own[0].metric)
         svg = charts.layer_lines(f"{title}: what drawing costs", names, series, [], label)
         figures.append(Figure(title, svg, _legend(series)))

@@ -221,11 +221,19 @@ def _write_factors(rows: Sequence[Result], figures: Figures) -> None:
 
 
 def write_noise(rows: Sequence[SamplingCost], figures: Figures) -> None:
-    """Write what drawing costs as a `noise-HEAD` for each head, number of images and pooling."""
-    for head, n_train, pool in dict.fromkeys((row.head, row.n_train, row.pool) for row in rows):
-        own = [row for row in rows if (row.head, row.n_train, row.pool) == (head, n_train, pool)]
+    """Write what drawing costs as a `noise-HEAD` for each head, number of images, selection and pooling."""
+    for key in dict.fromkeys(_kind_of(row) for row in rows):
+        own = [row for row in rows if _kind_of(row) == key]
+        head, n_train, selection, pool = key
         several = len({row.n_train for row in rows if row.head == head}) > 1
-        figures.save(plots.noise(own), "noise", head, str(n_train) if several else None, pool)
+        together = None if selection == "single" else selection
+        name = ("noise", head, str(n_train) if several else None, together, pool)
+        figures.save(plots.noise(own), *name)
+
+
+def _kind_of(row: SamplingCost) -> tuple[str, int, str, str | None]:
+    """Return what a picture of what drawing costs is one of."""
+    return row.head, row.n_train, row.selection, row.pool
 
 
 def write_rate_accuracy(

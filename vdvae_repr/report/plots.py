@@ -194,7 +194,7 @@ def noise(rows: Sequence[SamplingCost], ax: Axes | None = None) -> Axes:
     Differs: p < 0.05 in the paired test, not corrected for the number of layers.
 
     Args:
-        rows: of one head, one number of training images and one pooling.
+        rows: of one head, one number of training images, one selection and one pooling.
         ax: to draw on.
 
     Raises:
@@ -207,7 +207,8 @@ def noise(rows: Sequence[SamplingCost], ax: Axes | None = None) -> Axes:
     head, metric, draws = (
         _one((getattr(r, c) for r in rows), c) for c in ("head", "metric", "draws")
     )
-    _one(((row.n_train, row.pool) for row in rows), "number of training images and pooling")
+    several = "number of training images, selection and pooling"
+    _, selection, _ = _one(((row.n_train, row.selection, row.pool) for row in rows), several)
     ax = ax or _axes()
     at = range(len(rows))
     series = {"mean": "mean", "one_z": "z, one draw", "mean_of_z": f"z, mean of {draws} draws"}
@@ -223,7 +224,8 @@ def noise(rows: Sequence[SamplingCost], ax: Axes | None = None) -> Axes:
         ax.scatter(apart, [values[i] for i in apart], s=60, zorder=5, **rings)
     _name_layers(ax, [str(row.layer) for row in rows])
     ax.set_ylabel(metric_name(metric))
-    entitle(ax, f"What drawing costs: {head_name(head)}")
+    together = ", layers together" if selection == "cumulative" else ""
+    entitle(ax, f"What drawing costs: {head_name(head)}{together}")
     ring = Line2D([], [], color="0.4", marker="o", markersize=7, fillstyle="none", linestyle="none")
     ring.set_label("differs from the mean, p < 0.05")
     _legend(ax, [*_entries(ax), ring])
