@@ -24,6 +24,7 @@ from vdvae_repr.latents.format import arrays_of
 from vdvae_repr.model.inference import compile_inference, plan_of
 from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.preprocessing import to_input
+from vdvae_repr.model.weights import random_weights
 
 
 def test_draws_are_those_of_single_passes(tiny, images, tmp_path):
@@ -407,6 +408,20 @@ def test_a_plan_follows_the_weights_and_is_not_copied(tiny, images):
         assert plan_of(copy.deepcopy(model), x) is not plan_of(model, x)
         assert plan_of(model, x.double()) is None
     assert plan_of(model, x) is None  # gradients are wanted
+
+
+def test_a_plan_follows_weights_written_where_autograd_does_not_count(tiny, images):
+    """As openai/vdvae's update of its moving average does, from the first weights on."""
+    model = random_weights(tiny.config, "tiny", seed=0).eval()
+    model.posterior(images)  # whose priors add nothing yet
+    for parameter in model.parameters():
+        parameter.data.mul_(0.5)
+        parameter.data.add_(torch.rand_like(parameter) * 0.1)
+    fresh = copy.deepcopy(model).posterior(images)
+    for name, layer in model.posterior(images).items():
+        assert torch.equal(layer.mean, fresh[name].mean)
+        assert torch.equal(layer.prior_mean, fresh[name].prior_mean)
+        assert layer.prior_mean.any()
 
 
 def test_inference_changes_no_parameter(tiny, images):
