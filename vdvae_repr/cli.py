@@ -1292,7 +1292,9 @@ class _LogLines(logging.Handler):
     """Prints what is logged, by this package or another, line by line."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        for line in record.getMessage().splitlines():
+        ours = record.name.partition(".")[0] == __name__.partition(".")[0]
+        text = record.getMessage()
+        for line in (in_options(text) if ours else text).splitlines():
             _log(f"{record.name.partition('.')[0].replace('_', '-')}: {line}")
 
 

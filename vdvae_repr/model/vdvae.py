@@ -211,6 +211,8 @@ class VDVAE(nn.Module):
         self.config = config
         self.name = name
         self.trained_crop: int | None = None
+        self.record: dict[str, Any] = {}
+        """Of a model of a run, what its file records of that, as `data_sha256`; as it was read, unchecked."""
         if not isinstance(config, ModelConfig):
             raise ConfigError(
                 f"config: expected a ModelConfig, found {type(config).__name__}; vr.load takes names"

@@ -135,7 +135,8 @@ def train(
         num_workers: threads that read and decode batches ahead of the steps; by default the cores less one.
         log_with: a tracker that accelerate knows, as "tensorboard", which receives the log's numbers too.
         probe_every: steps between probes of layers; 0 for none.
-        probe_data: labelled images to probe with, 512 at most; the images held back, if not given.
+        probe_data: labelled images to probe with, of which 512 at most are drawn, evenly over labels; the
+            images held back, if not given.
         probe_layers: selector of the layers probed.
         progress: receives lines about what was left out of the data or may surprise, and one at each row of
             the log. If not given, the former are logged as warnings.
@@ -281,8 +282,10 @@ def _train(
         among = held if labelled is None else np.arange(len(labelled))
         if labelled is not None and options.on_error == "skip":
             lost = unreadable(labelled, preprocessing, among.tolist(), workers)
+            if lost:
+                say(f"probe_data: {describe_left_out(lost)}")
             among = np.array([i for i in among if labelled.ids[i] not in lost], np.intp)
-        probe = Probe.of(options.probe_every, labelled or source, among, layers)
+        probe = Probe.of(options.probe_every, labelled or source, among, layers, recipe.seed)
     watch = Watch(
         out=out, config=config, recipe=recipe, accelerator=accelerator, optimisation=optimisation,
         plan=plan, source=source, preprocessing=preprocessing, held=held.tolist(), probe=probe,
