@@ -378,6 +378,38 @@ def test_an_image_without_a_face_is_named(tiny, tmp_path):
         Preprocessing(size=16, align=True, crop=8)
 
 
+def test_which_face_is_aligned_and_what_lies_beyond_the_photograph_is_said(
+    tiny, tmp_path, monkeypatch
+):
+    """Eyes, nose and mouth of faces 60 wide: a central one, a larger at the side, one half outside."""
+    shape = LANDMARKS * 60 - 30
+
+    class Detector:
+        def detect(self, picture, landmarks):
+            boxes = {"white": [(100, 60, 60), (30, 60, 70), (230, 60, 100)], "grey": [(20, 20, 60)]}
+            found = boxes["white" if picture.getpixel((0, 0))[0] > 200 else "grey"]
+            box = [(x - w / 2, y - w / 2, x + w / 2, y + w / 2) for x, y, w in found]
+            return np.array(box), None, np.array([shape + np.array((x, y)) for x, y, _ in found])
+
+    monkeypatch.setattr("vdvae_repr.data.faces._detector", Detector)
+    picture = Image.new("RGB", (200, 120), "white")
+    picture.paste("red", (70, 30, 130, 90))
+    (tmp_path / "in").mkdir()
+    picture.save(tmp_path / "in" / "a.png")
+    Image.new("RGB", (60, 40), "grey").save(tmp_path / "in" / "b.png")
+    said = []
+    store = vr.extract(tiny, tmp_path / "in", tmp_path / "s.h5", align=True, report=said.append)
+    central, outside = store.images()
+    assert (central[4:12, 4:12] == (255, 0, 0)).all()
+    black = (outside == 0).all(axis=2).mean()
+    assert black > 0.2
+    assert [line for line in said if line.startswith("align")] == [
+        "align: 1 of 2 images hold several faces, as 'a.png'; the most central of the large ones is taken",
+        "align: 1 of 2 images lie beyond their photograph, and are black, on more than 10% of their area "
+        f"({black:.0%} at most), as 'b.png'; faces that are cut out already need no align",
+    ]
+
+
 @pytest.mark.shared_data
 def test_aligned_landmarks_lie_where_they_should(shared_data, tiny, tmp_path):
     """MTCNN, asked again about the aligned image, is the judge; the photo's six faces are its README's."""

@@ -58,7 +58,7 @@ class ImageTransform(Protocol):
 
     @property
     def align(self) -> bool:
-        """Whether the largest face is brought to a fixed place first."""
+        """Whether a face is brought to a fixed place first."""
 
     def __call__(self, image: RawImage) -> NDArray[np.uint8]:
         """Return uint8 (S, S, 3)."""
@@ -195,7 +195,7 @@ def framed(image: RawImage, crop: int | None, align: bool, side: int) -> Image.I
     Args:
         image: of any size.
         crop: side of the central square, pixels.
-        align: bring the largest face to its place on `side` x `side` pixels.
+        align: bring a face to its place on `side` x `side` pixels.
         side: of what `align` makes, pixels.
     """
     if crop is not None or align:

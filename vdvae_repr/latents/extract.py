@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vdvae_repr.config import path_of
+from vdvae_repr.data.faces import AlignedFace, noted_faces
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source, warn
 from vdvae_repr.data.source import Preprocessing, Source, read_images
@@ -261,10 +262,13 @@ def _write(
                 size += sum(path.stat().st_size for path in files)
             write_aside(out, lambda file: partition.assemble(file, files, info, job.source), size)
             count, largest = partition.vanished(files)
+            faces = partition.aligned(files)
             if single:
                 partition.remove_parts(folder)
             else:
                 partition.keep_parts(folder, {path.name for path in files})
+            for line in faces:
+                say(line)
             if count:
                 say(
                     f"{count} {'value is' if count == 1 else 'values are'} too small for float16 and stored "
@@ -400,6 +404,8 @@ class _Batch:
     """The others, with the reason."""
     vanished: list[tuple[int, float]] = field(default_factory=list)
     """Of an array, how many values became 0 in float16, and the largest of them."""
+    faces: list[tuple[str, AlignedFace]] = field(default_factory=list)
+    """What is known of those that were aligned, by id."""
     noises: deque[NoiseAhead] = field(default_factory=deque)
     """One a pass; none where means are sent down."""
 
@@ -604,8 +610,11 @@ class ExtractionJob:
         batch = _Batch(count=len(indices))
         for index in indices:
             try:
-                batch.pixels.append(read_images(self.reading, self.preprocessing, [index])[0])
+                with noted_faces() as faces:
+                    pixels = read_images(self.reading, self.preprocessing, [index])
+                batch.pixels.append(pixels[0])
                 batch.indices.append(index)
+                batch.faces += [(self.source.ids[index], face) for face in faces]
             except DataError as error:
                 if self.options.frame.on_error == "raise":
                     raise
@@ -635,6 +644,7 @@ class ExtractionJob:
                 whole.indices += part.indices
                 whole.pixels += part.pixels
                 whole.skipped += part.skipped
+                whole.faces += part.faces
                 if whole.count == len(images):
                     yield whole
                     whole = _Batch(count=0)
@@ -849,6 +859,7 @@ class ExtractionJob:
         rows: list[int] = []
         skipped: list[dict[str, str]] = []
         vanished: list[tuple[int, float]] = []
+        faces: list[tuple[str, AlignedFace]] = []
         copies = HostCopies(self.model.device)
         # Kept open: HDF5 writes and checksums a chunk that is not full each time its data set is closed.
         made: dict[str, h5py.Dataset] = {}
@@ -864,6 +875,7 @@ class ExtractionJob:
             rows.extend(arrays["index"].tolist() if arrays else ())
             skipped.extend(batch.skipped)
             vanished.extend(batch.vanished)
+            faces.extend(batch.faces)
 
         with ThreadPoolExecutor(1) as writer:
             for _ in _cut(images, self.batch_size):
@@ -879,6 +891,8 @@ class ExtractionJob:
         file.attrs["count"] = len(rows)
         file.attrs["skipped"] = json.dumps(skipped)
         file.attrs["skipped_checksums"] = json.dumps(self.checksums[lost].tolist())
+        if faces:
+            file.attrs[partition.ALIGNED] = partition.about_faces(faces)
         if vanished:
             file.attrs[partition.VANISHED] = (
                 sum(count for count, _ in vanished),
