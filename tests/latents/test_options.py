@@ -537,3 +537,38 @@ def test_texts_of_nothing_and_options_that_do_nothing_are_refused(tiny, images, 
     with pytest.raises(vr.StoreError, match='temperature: expected rest="sample"'):
         next(store.decode(tiny, temperature=3.0))
     assert [path.name for path in tmp_path.iterdir()] == ["e.h5"]
+
+
+def test_one_feature_is_named_without_a_list(tiny, images, tmp_path):
+    store = vr.extract(tiny, images, tmp_path / "s.h5", features="delta")
+    assert store.features == ("delta",)
+    with pytest.raises(vr.LayerError, match="unknown feature 'men'"):
+        vr.extract(tiny, images, tmp_path / "t.h5", features="men")
+
+
+def test_columns_of_kl_have_the_names_of_all_layers_traversed(tiny, images, tmp_path):
+    store = vr.extract(tiny, images, tmp_path / "s.h5", layers="8x8")
+    kl, read = dict(zip(store.kl_layers, store.kl.T, strict=True)), tiny.posterior(images)
+    assert list(kl) == ["1x1.0", "4x4.0", "8x8.0", "8x8.1"]
+    for name, nats in kl.items():
+        np.testing.assert_allclose(nats, read[name].kl.sum(dim=(1, 2, 3)), rtol=1e-3, atol=1e-3)
+
+
+def test_weights_of_another_precision_are_refused_in_one_line(tiny, images, tmp_path):
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        model = copy.deepcopy(tiny).to(dtype)
+        for use in (
+            lambda model: model.posterior(images),
+            lambda model: model.sample(1),
+            lambda model: vr.evaluate(model, images),
+            lambda model: vr.extract(model, images, tmp_path / "s.h5"),
+        ):
+            with pytest.raises(vr.ConfigError, match=r"^tiny: expected weights in float32, found"):
+                use(model)
+
+
+def test_a_temperature_where_nothing_is_drawn_is_refused(tiny, images):
+    posterior = tiny.posterior(images[:2])
+    with pytest.raises(vr.ConfigError, match='temperature: expected rest="sample" with it'):
+        tiny.decode(posterior, temperature=0.5)
+    tiny.decode(posterior, rest="sample", temperature=0.5)

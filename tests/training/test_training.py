@@ -657,6 +657,37 @@ def test_scoring_what_was_trained_on_is_said(toml, photos, tmp_path, caplog):
         vr.evaluate(model, photos, split="train")
 
 
+def test_copies_held_back_and_updates_skipped_are_said(toml, photos, tmp_path):
+    with np.load(photos) as held:
+        twice = np.concatenate([held["images"]] * 2)
+    np.savez(tmp_path / "twice.npz", images=twice)
+    said = []
+    options = "train.steps=4", "train.skip_threshold=1e-9"
+    with pytest.raises(vr.TrainingError, match="all 4 updates were skipped"):
+        trained(toml, tmp_path / "twice.npz", tmp_path / "r", *options, progress=said.append)
+    source = open_source(tmp_path / "twice.npz")
+    used, held = split_indices(source, load_config(toml).train)
+    copies = len(set(held % 40) & set(used % 40))
+    assert copies > 0
+    line = (
+        f"twice.npz: {copies} of {len(held)} images held back are copies of images trained on, as "
+    )
+    assert [text for text in said if text.startswith(line)]
+    assert not [text for text in said if "were skipped, so" in text]
+
+
+def test_a_run_that_skipped_most_updates_says_so(toml, photos, tmp_path, monkeypatch):
+    update = trainer.Optimisation.update
+
+    def mostly_skipped(self, norm, finite):
+        return update(self, norm, finite and self.step == 0)
+
+    monkeypatch.setattr(trainer.Optimisation, "update", mostly_skipped)
+    said = []
+    trained(toml, photos, tmp_path / "r", "train.steps=5", progress=said.append)
+    assert [line for line in said if line.startswith("4 of 5 updates were skipped, so that little")]
+
+
 @pytest.mark.parametrize("classes", [3, 200, 400])
 def test_a_probe_draws_evenly_over_sorted_classes(tiny, classes):
     labels = np.repeat(np.arange(classes), 1800 // classes)

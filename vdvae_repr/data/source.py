@@ -582,7 +582,8 @@ def check_names(source: Source) -> None:
             if what in values_of and not isinstance(wrong, str):
                 raise DataError(
                     f"{source.name}: {what}: expected numbers alone, or texts alone, found {wrong!r:.40}, "
-                    f"of type {type(wrong).__name__}; write numbers among texts as texts, and none as nan"
+                    f"of type {type(wrong).__name__}; write numbers and "
+                    "truth values among texts as texts, and none as nan"
                 )
             raise DataError(
                 f"{source.name}: {what}: expected texts of Unicode without NUL, found {str(wrong)[:40]!r}; "

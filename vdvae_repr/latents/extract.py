@@ -78,7 +78,7 @@ def extract(
     out: str | Path,
     *options: Sampling | Frame | Storage | Compute,
     layers: str | int | Sequence[str | int] = "all",
-    features: Sequence[str] | None = None,
+    features: str | Sequence[str] | None = None,
     overwrite: bool = False,
     report: Callable[[str], None] | None = None,
     progress: Callable[[int], object] = lambda count: None,
@@ -97,7 +97,7 @@ def extract(
         out: the store's path, or a link to it; parts lie in `OUT.parts/` until all are there.
         *options: groups of options.
         layers: selector.
-        features: names of the encoder's, of a VDVAE `mean` if not given; `z` needs `z="sample"`.
+        features: a name of the encoder's, or several, of a VDVAE `mean` if not given; `z` needs `z="sample"`.
         overwrite: compute everything anew, and replace a finished store, but no other file, once the new one
             is whole; without it, a store of the same extraction and of unchanged images is returned.
         report: receives lines about what was left out of `data` or may surprise, and what will be written. If
@@ -434,7 +434,7 @@ class ExtractionJob:
         encoder: Encoder,
         source: Source,
         layers: str | int | Sequence[str | int],
-        features: Sequence[str] | None,
+        features: str | Sequence[str] | None,
         options: Options,
     ) -> ExtractionJob:
         """Make the job that options ask for.
@@ -446,6 +446,7 @@ class ExtractionJob:
         frame, compute = options.frame, options.compute
         chosen = select_layers(encoder.layers, layers)
         features = encoder.features[:1] if features is None else features
+        features = (features,) if isinstance(features, str) else tuple(features)
         _check_features(encoder, features, options.sampling)
         preprocessing = replace(encoder.preprocessing, crop=frame.crop, align=frame.align)
         if frame.resize is not None:
@@ -460,7 +461,7 @@ class ExtractionJob:
             checksums=checksums,
             preprocessing=preprocessing,
             chosen=chosen,
-            features=tuple(features),
+            features=features,
             options=options,
             batch_size=0 if compute.batch_size == "auto" else int(compute.batch_size),
             workers=check_workers(compute.num_workers),

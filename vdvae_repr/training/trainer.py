@@ -238,6 +238,8 @@ def _train(
         if checkpoint[1]["step"] >= recipe.steps:
             return _finished(plan, checkpoint[1], progress)
     indices, checksums = content_checksums(source, workers)
+    if line := _about_copies(source, indices, checksums, trained, held):
+        say(line)
     if plan.fingerprint == fingerprint:
         _refuse_replaced(plan, source, indices, checksums)
     plan = replace(
@@ -392,8 +394,9 @@ class _Run:
                 self.checkpoint(row, failure)
                 if failure:
                     raise TrainingError(f"{self.out}: {failure}")
-                if step == recipe.steps and (line := watch.behind(row)):
-                    self.say(line)
+                if step == recipe.steps:
+                    for line in filter(None, (watch.behind(row), self.mostly_skipped())):
+                        self.say(line)
             if stop == signal.SIGINT:
                 raise KeyboardInterrupt
             if stop:
@@ -489,6 +492,16 @@ class _Run:
                     f"train.lr ({self.recipe.lr:g}) or look at the data"
                 )
         return None
+
+    def mostly_skipped(self) -> str | None:
+        """Return a line where a run that has reached its last step skipped most updates."""
+        updates, skipped = self.optimisation.step - self.begun_at, self.optimisation.skipped
+        if 2 * skipped <= updates:
+            return None
+        return (
+            f"{skipped} of {updates} updates were skipped, so that little was learned; raise "
+            f"train.skip_threshold ({self.recipe.skip_threshold:g}) or lower train.lr ({self.recipe.lr:g})"
+        )
 
     def checkpoint(self, row: dict[str, Any], failure: str | None) -> None:
         """Write the complete state, and the moving average as the run's model."""
@@ -668,6 +681,29 @@ def _check_identity(
             f"{plan.out}: was trained on other data than {name} (another {' and '.join(other)}); "
             "give what it was trained on"
         )
+
+
+def _about_copies(
+    source: Source,
+    indices: NDArray[np.intp],
+    checksums: Sequence[int],
+    trained: NDArray[np.intp],
+    held: NDArray[np.intp],
+) -> str:
+    """Say how many of the images held back, of those whose checksums are known, are trained on as copies."""
+    known = {
+        index: content
+        for index, content in zip(indices.tolist(), checksums, strict=True)
+        if content
+    }
+    seen = {known[index] for index in trained.tolist() if index in known}
+    asked = [index for index in held.tolist() if index in known]
+    if not (copies := [index for index in asked if known[index] in seen]):
+        return ""
+    return (
+        f"{source.name}: {len(copies)} of {len(asked)} images held back are copies of images trained on, as "
+        f"{source.ids[copies[0]]!r}, so that their score is not of new images; leave copies out"
+    )
 
 
 def _refuse_replaced(
