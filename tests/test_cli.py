@@ -13,7 +13,7 @@ from launch import Command, run
 from PIL import Image
 
 import vdvae_repr as vr
-from vdvae_repr.cli import main
+from vdvae_repr.cli import _task_of, main
 from vdvae_repr.config import preset_path
 
 
@@ -135,8 +135,9 @@ def test_names_from_files_are_printed_as_text(tiny, images, tmp_path, monkeypatc
     none = np.full(12, -1)
     source = vr.Source("\x1b]0;\u00e9\n", tuple("abcdefghijkl"), lambda i: images[i], none)
     vr.extract(tiny, source, tmp_path / "s.h5", layers="1x1").close()
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    done = run("store", "info", "s.h5", cwd=tmp_path)
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")  # which is read when Python starts
+    command = [sys.executable, "-m", "vdvae_repr.cli", "store", "info", "s.h5"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert r"\x1b]0;\xe9\n" in done.stdout
     assert all(line.isprintable() for line in done.stdout.splitlines())
@@ -240,3 +241,36 @@ def test_empty_values_and_options_that_would_do_nothing_are_refused(
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["extract", "--data", "a", "--layer", "1x1", "--data", "b"], "--data"),
+        (["train", "faces64", "--compile", "--no-compile"], "--no-compile"),
+        (["store", "export", "s.h5", "--out=a", "--out=b"], "--out"),
+    ],
+)
+def test_an_option_of_one_value_given_twice_is_refused(
+    arguments, option, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "latents.h5").write_bytes(b"")
+    monkeypatch.setattr(sys, "argv", ["vdvae-repr", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert f"{option}: expected one value, found it given twice" in capsys.readouterr().err
+
+
+def test_a_tasks_option_of_one_value_given_twice_is_refused():
+    with pytest.raises(vr.TaskError, match="--ways: expected one value, found it given twice"):
+        _task_of("few_shot", {"ways": ["5", "6"]})
+    assert list(_task_of("few_shot", {"shots": ["1", "5"]}).shots) == [1, 5]
+
+
+def test_drawn_faces_are_named_where_no_data_are_given(tmp_path):
+    made = run("extract", "--rows", "0:4", "--layer", "1x1", cwd=tmp_path)
+    assert made.stderr.splitlines()[0] == "no --data: the images are toy-faces, which are drawn"
+    again = run("extract", "--data", "toy-faces", "--rows", "0:4", "--layer", "1x1", cwd=tmp_path)
+    assert "no --data" not in again.stderr

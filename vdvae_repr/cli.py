@@ -20,7 +20,7 @@ import sys
 import textwrap
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -121,6 +121,7 @@ store_app = typer.Typer(help="Look into a latent store, or exchange one.", no_ar
 app.add_typer(store_app, name="store")
 
 DEFAULT = ("single", "cumulative")  # selections of probe
+DRAWN = "toy-faces"  # the images where none are named
 ATLAS = ("single", "cumulative", "without", "pruned")  # selections of probe --atlas
 Model = Annotated[
     str,
@@ -139,9 +140,10 @@ Preset = Annotated[
     typer.Option(help="Architecture of a .th file, if its shapes do not tell: a name or a TOML."),
 ]
 Data = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="Folder, .tar or shards, .csv, .npy, .npz, .h5, FILE:KEY, or a name, as cifar10 or toy-faces."
+        help="Folder, .tar or shards, .csv, .npy, .npz, .h5, FILE:KEY, or a name, as cifar10; toy-faces, if "
+        "not given."
     ),
 ]
 Rows = Annotated[
@@ -223,7 +225,7 @@ def _common(
 def extract(
     model: AnyModel = "faces64",
     preset: Preset = None,
-    data: Data = "toy-faces",
+    data: Data = None,
     rows: Rows = None,
     data_root: DataRoot = None,
     download: Download = False,
@@ -303,6 +305,8 @@ def extract(
 
     if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size)):
         raise TaskError(f"--batch-size: expected a number from 1, or auto, found {batch_size!r}")
+    log = _log_of(data)
+    data = data or DRAWN
     _refuse_missing(data)
     if sheet is not None:
         if no_images:
@@ -340,7 +344,7 @@ def extract(
             pool=pool, dtype=dtype, precision=precision, on_error=on_error, layout=layout,
             batch_size="auto" if batch_size == "auto" else int(batch_size), num_workers=num_workers,
             images=not no_images,
-            overwrite=overwrite, report=_log if main_process else lambda line: None,
+            overwrite=overwrite, report=log if main_process else lambda line: None,
             progress=show,
         )  # fmt: skip
     if not main_process:
@@ -467,6 +471,9 @@ def _task_of(name: str, values: dict[str, list[str]]) -> Any:
             words = {int: "a whole number", float: "a number"}[read]
             raise TaskError(f"--{option.replace('_', '-')}: expected {words}, {error}") from error
         many = any("Sequence" in str(part) for part in parts)
+        if len(texts) > 1 and not many:
+            flag = f"--{option.replace('_', '-')}"
+            raise TaskError(f"{flag}: expected one value, found it given twice; leave one out")
         options[option] = tuple(read_values) if many else read_values[-1]
     return kind(**options)
 
@@ -801,8 +808,9 @@ def train(
     from vdvae_repr.encoders.download import released_file
     from vdvae_repr.model.published import PREFIX
 
-    if data is None and not resume:  # the run that is resumed knows
-        data = "toy-faces"
+    log = _log_of(data or ("the run's" if resume else None))  # a run that is resumed knows
+    if data is None and not resume:
+        data = DRAWN
     _refuse_without_data(data, rows=rows, data_root=None if probe_data else data_root)
     elsewhere = data_root is not None or download or rows is not None
     if download and init_from is not None and init_from.startswith(PREFIX):
@@ -815,7 +823,7 @@ def train(
         channels_last=channels_last, recompute=recompute or None, num_workers=num_workers,
         log_with=log_with, probe_every=probe_every, probe_layers=probe_layer or None,
         probe_data=_open(probe_data, data_root) if probe_data and data_root else probe_data,
-        progress=_log,
+        progress=log,
     )  # fmt: skip
     if _is_main_process():
         _print(str(folder))
@@ -862,7 +870,7 @@ def evaluate(
     if held_back and not (Path(model) / "config.toml").is_file():
         raise TaskError(f"--split held-back: expected a run folder as --model, found {model}")
     if data is None and not held_back:
-        data = "toy-faces"
+        data = DRAWN
     _refuse_without_data(data, rows=rows, data_root=data_root)
     source = None if data is None else _open(data, data_root, download, rows)
     net = _load_generative(model, preset, join_processes(device), download)
@@ -1192,6 +1200,18 @@ def _open(
     return vr.open_source(data, root=root, download=download, rows=rows, notice=notice)
 
 
+def _log_of(data: str | None) -> Callable[[str], None]:
+    """Return what prints lines, and before the first that --data was not given, where it was not."""
+    waiting = [] if data else [f"no --data: the images are {DRAWN}, which are drawn"]
+
+    def log(line: str) -> None:
+        while waiting:
+            _log(waiting.pop())
+        _log(line)
+
+    return log
+
+
 def _refuse_missing(data: str) -> None:
     """Refuse a file that is not there, by its name alone, before what reads files is imported.
 
@@ -1311,7 +1331,9 @@ class _LogLines(logging.Handler):
     """Prints what is logged, by this package or another, line by line."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        for line in record.getMessage().splitlines():
+        ours = record.name.partition(".")[0] == __name__.partition(".")[0]
+        text = record.getMessage()
+        for line in (in_options(text) if ours else text).splitlines():
             _log(f"{record.name.partition('.')[0].replace('_', '-')}: {line}")
 
 
@@ -1327,6 +1349,7 @@ def main() -> None:
     try:
         try:
             _refuse_empty(sys.argv[1:])
+            _refuse_twice(sys.argv[1:])
             app()
         except SystemExit as stopped:
             if stopped.code == 130:  # typer's, after Ctrl-C
@@ -1363,6 +1386,37 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
         elif not option.startswith("--") or "=" not in argument or value.strip():
             continue
         raise TaskError(f"{option}: expected a value, found an empty text; is a variable not set?")
+
+
+def _refuse_twice(arguments: Sequence[str]) -> None:
+    """Refuse an option that takes one value and is given several times: all but the last would be ignored.
+
+    Raises:
+        TaskError: names the option.
+    """
+    command: Any = typer.main.get_command(app)
+    words = list(arguments)
+    while words and (inner := getattr(command, "commands", {}).get(words[0])):
+        command = inner
+        words.pop(0)
+    known = {
+        flag: parameter
+        for parameter in command.params
+        for flag in (*parameter.opts, *parameter.secondary_opts)
+        if flag.startswith("--")
+    }
+    seen: set[str] = set()
+    while words:
+        flag, equals, _ = words.pop(0).partition("=")
+        if flag == "--":
+            return
+        if (parameter := known.get(flag)) is None:
+            continue
+        if not (equals or parameter.is_flag) and words:
+            words.pop(0)
+        if parameter.name in seen and not parameter.multiple:
+            raise TaskError(f"{flag}: expected one value, found it given twice; leave one out")
+        seen.add(parameter.name)
 
 
 def in_options(message: str) -> str:

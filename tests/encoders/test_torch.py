@@ -479,3 +479,16 @@ def test_kept_scores_of_a_random_twin_are_not_taken_for_those_of_another_network
     other = scores(lambda: Shaped(act=torch.tanh), tmp_path / "scores")
     assert other == scores(lambda: Shaped(act=torch.tanh))
     assert scores(Shaped, tmp_path / "scores") == first
+
+
+def test_a_token_beside_a_square_of_patches_is_said(caplog):
+    vit = torchvision.models.VisionTransformer(16, 4, 1, 2, 8, 16)
+    given = {"layers": ["encoder.ln"], "size": 16, "mean": MEAN, "std": STD}
+    vr.TorchEncoder(vit, **given)
+    assert caplog.messages == [
+        "layer encoder.ln: has 17 tokens, 4x4 and one more: if that is a class token before them, "
+        "give prefix_tokens=1; without it pool avg averages it with the patches"
+    ]
+    caplog.clear()
+    vr.TorchEncoder(vit, prefix_tokens=1, **given)
+    assert caplog.messages == []

@@ -24,6 +24,7 @@ from vdvae_repr.latents.format import arrays_of
 from vdvae_repr.model.inference import compile_inference, plan_of
 from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.preprocessing import to_input
+from vdvae_repr.model.weights import random_weights
 
 
 def test_draws_are_those_of_single_passes(tiny, images, tmp_path):
@@ -377,6 +378,38 @@ def test_an_image_without_a_face_is_named(tiny, tmp_path):
         Preprocessing(size=16, align=True, crop=8)
 
 
+def test_which_face_is_aligned_and_what_lies_beyond_the_photograph_is_said(
+    tiny, tmp_path, monkeypatch
+):
+    """Eyes, nose and mouth of faces 60 wide: a central one, a larger at the side, one half outside."""
+    shape = LANDMARKS * 60 - 30
+
+    class Detector:
+        def detect(self, picture, landmarks):
+            boxes = {"white": [(100, 60, 60), (30, 60, 70), (230, 60, 100)], "grey": [(20, 20, 60)]}
+            found = boxes["white" if picture.getpixel((0, 0))[0] > 200 else "grey"]
+            box = [(x - w / 2, y - w / 2, x + w / 2, y + w / 2) for x, y, w in found]
+            return np.array(box), None, np.array([shape + np.array((x, y)) for x, y, _ in found])
+
+    monkeypatch.setattr("vdvae_repr.data.faces._detector", Detector)
+    picture = Image.new("RGB", (200, 120), "white")
+    picture.paste("red", (70, 30, 130, 90))
+    (tmp_path / "in").mkdir()
+    picture.save(tmp_path / "in" / "a.png")
+    Image.new("RGB", (60, 40), "grey").save(tmp_path / "in" / "b.png")
+    said = []
+    store = vr.extract(tiny, tmp_path / "in", tmp_path / "s.h5", align=True, report=said.append)
+    central, outside = store.images()
+    assert (central[4:12, 4:12] == (255, 0, 0)).all()
+    black = (outside == 0).all(axis=2).mean()
+    assert black > 0.2
+    assert [line for line in said if line.startswith("align")] == [
+        "align: 1 of 2 images hold several faces, as 'a.png'; the most central of the large ones is taken",
+        "align: 1 of 2 images lie beyond their photograph, and are black, on more than 10% of their area "
+        f"({black:.0%} at most), as 'b.png'; faces that are cut out already need no align",
+    ]
+
+
 @pytest.mark.shared_data
 def test_aligned_landmarks_lie_where_they_should(shared_data, tiny, tmp_path):
     """MTCNN, asked again about the aligned image, is the judge; the photo's six faces are its README's."""
@@ -407,6 +440,20 @@ def test_a_plan_follows_the_weights_and_is_not_copied(tiny, images):
         assert plan_of(copy.deepcopy(model), x) is not plan_of(model, x)
         assert plan_of(model, x.double()) is None
     assert plan_of(model, x) is None  # gradients are wanted
+
+
+def test_a_plan_follows_weights_written_where_autograd_does_not_count(tiny, images):
+    """As openai/vdvae's update of its moving average does, from the first weights on."""
+    model = random_weights(tiny.config, "tiny", seed=0).eval()
+    model.posterior(images)  # whose priors add nothing yet
+    for parameter in model.parameters():
+        parameter.data.mul_(0.5)
+        parameter.data.add_(torch.rand_like(parameter) * 0.1)
+    fresh = copy.deepcopy(model).posterior(images)
+    for name, layer in model.posterior(images).items():
+        assert torch.equal(layer.mean, fresh[name].mean)
+        assert torch.equal(layer.prior_mean, fresh[name].prior_mean)
+        assert layer.prior_mean.any()
 
 
 def test_inference_changes_no_parameter(tiny, images):
@@ -490,3 +537,38 @@ def test_texts_of_nothing_and_options_that_do_nothing_are_refused(tiny, images, 
     with pytest.raises(vr.StoreError, match='temperature: expected rest="sample"'):
         next(store.decode(tiny, temperature=3.0))
     assert [path.name for path in tmp_path.iterdir()] == ["e.h5"]
+
+
+def test_one_feature_is_named_without_a_list(tiny, images, tmp_path):
+    store = vr.extract(tiny, images, tmp_path / "s.h5", features="delta")
+    assert store.features == ("delta",)
+    with pytest.raises(vr.LayerError, match="unknown feature 'men'"):
+        vr.extract(tiny, images, tmp_path / "t.h5", features="men")
+
+
+def test_columns_of_kl_have_the_names_of_all_layers_traversed(tiny, images, tmp_path):
+    store = vr.extract(tiny, images, tmp_path / "s.h5", layers="8x8")
+    kl, read = dict(zip(store.kl_layers, store.kl.T, strict=True)), tiny.posterior(images)
+    assert list(kl) == ["1x1.0", "4x4.0", "8x8.0", "8x8.1"]
+    for name, nats in kl.items():
+        np.testing.assert_allclose(nats, read[name].kl.sum(dim=(1, 2, 3)), rtol=1e-3, atol=1e-3)
+
+
+def test_weights_of_another_precision_are_refused_in_one_line(tiny, images, tmp_path):
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        model = copy.deepcopy(tiny).to(dtype)
+        for use in (
+            lambda model: model.posterior(images),
+            lambda model: model.sample(1),
+            lambda model: vr.evaluate(model, images),
+            lambda model: vr.extract(model, images, tmp_path / "s.h5"),
+        ):
+            with pytest.raises(vr.ConfigError, match=r"^tiny: expected weights in float32, found"):
+                use(model)
+
+
+def test_a_temperature_where_nothing_is_drawn_is_refused(tiny, images):
+    posterior = tiny.posterior(images[:2])
+    with pytest.raises(vr.ConfigError, match='temperature: expected rest="sample" with it'):
+        tiny.decode(posterior, temperature=0.5)
+    tiny.decode(posterior, rest="sample", temperature=0.5)

@@ -123,3 +123,12 @@ def test_what_a_mask_hides_is_refused(tiny, images):
     with pytest.raises(vr.LayerError, match=r"layer 1x1\.0: expected latents, found a masked arr"):
         tiny.decode({"1x1.0": z})
     assert np.array_equal(head.transform(np.ma.masked_array(images)), head.transform(images))
+
+
+def test_parameters_set_after_fit_count_from_the_next_fit_on(tiny, images):
+    head = vr.LatentTransformer(tiny, layers="4x4").fit(images)
+    before, names = head.transform(images), list(head.get_feature_names_out())
+    head.set_params(feature="delta", layers="8x8", pool="avg", z="sample", seed=3)
+    assert np.array_equal(head.transform(images), before)
+    assert list(head.get_feature_names_out()) == names
+    assert head.fit(images).get_feature_names_out()[0] == "8x8.0_delta_0"

@@ -1,6 +1,6 @@
 """Which row is compared where nothing is chosen, what stands beside it, and what a problem does by itself."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -164,3 +164,40 @@ def test_rows_of_few_shot_say_what_their_heads_do_to_features(store):
     rows = vr.probe(store, task, heads=heads, controls="pixels", cache=None, layers="1x1").rows
     found = {(row.head, row.scaling) for row in rows}
     assert found == {(h, "centred" if h == "simpleshot-cl2n" else "raw") for h in heads}
+
+
+def test_other_passes_and_resizes_of_stores_beside_are_said(tiny, people, tmp_path):
+    source = people(4)
+    one = vr.extract(tiny, source, tmp_path / "a.h5", layers="<=4x4")
+    others = {
+        "z sample, resize bicubic": vr.extract(
+            tiny, source, tmp_path / "b.h5", layers="<=4x4", z="sample"
+        ),
+        "z mean, resize bilinear": vr.extract(
+            tiny, source, tmp_path / "c.h5", layers="<=4x4", resize="bilinear"
+        ),
+    }
+    for what, other in others.items():
+        line = f"{other.path} is of {what}, antialiased, {one.path} of z mean, resize bicubic, antialiased"
+        said = []
+        vr.compare(one, other, notice=said.append)
+        assert line in said
+        report = vr.probe(
+            one, "face_id", beside=[other], controls=[], heads="nearest-neighbor", **HOW
+        )
+        assert line in report.notes
+    said = []
+    vr.compare(one, one, notice=said.append)
+    assert not [line for line in said if "resize" in line]
+
+
+def test_whom_faces64_was_trained_on_is_said_where_it_is_asked_about_lfw(store):
+    shown = store.info
+    for model, source, said in (("faces64", "lfw (lfw_funneled)", True), ("tiny", "lfw", False),
+                                ("faces64", "people", False)):  # fmt: skip
+        store.info = replace(shown, model=model, source=source)
+        report = vr.probe(store, "face_id", controls=[], heads="nearest-neighbor", **HOW)
+        assert (
+            any("trained on photographs of LFW's people" in line for line in report.notes) == said
+        )
+    store.info = shown

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 from sklearn.base import BaseEstimator
+from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.ensemble import IsolationForest, RandomForestClassifier
 from sklearn.linear_model import LinearRegression, RidgeClassifier
 from sklearn.metrics import balanced_accuracy_score, r2_score
 from sklearn.model_selection import StratifiedKFold, cross_val_score
@@ -194,6 +195,8 @@ def test_verification_compares_what_transformers_make(tiny, people, tmp_path):
         ({"own": 3}, "expected an estimator of scikit-learn as 'own'"),
         ({"own": LinearRegression()}, "expected a classifier .*, found 'own', a regressor"),
         ({"own": PCA()}, "'own' predicts nothing"),
+        ({"own": KMeans(6)}, "expected a classifier or a regressor, found 'own', which clusters"),
+        ({"own": make_pipeline(PCA(2), IsolationForest())}, "found 'own', which detects outliers"),
         ({"ridge": SVC()}, "'ridge' is a head of face_id; call yours otherwise"),
         ({"own": "forest"}, "unknown head 'forest'; the heads of face_id are nearest"),
         ({1: SVC()}, "heads: expected names"),

@@ -354,6 +354,28 @@ def test_models_beside_are_in_the_plot_under_their_files_name():
     assert line(panels, "timm:net (c.h5)")
 
 
+def test_names_above_panels_stay_off_titles_and_off_other_panels():
+    """Sets of layers, and a model beside of a long name, as `--atlas --beside` draws."""
+    beside = [
+        row("timm:test_resnet@random", h, 0.6, f"act{i}") for h in ("a", "b") for i in range(6)
+    ]
+    rows = [*run(["a", "b"]), *beside]
+    rows += [row("faces64", head, 0.5, "30 % by kl", selection="pruned") for head in ("a", "b")]
+    called = {"timm:test_resnet@random": "timm:test_resnet@random (Bt.h5)"}
+    figure = vr.plot.layer_panels(rows, called=called)
+    figure.draw_without_rendering()  # a layout that collapses warns, which is an error here
+    panels = [ax for ax in figure.axes if ax.has_data()]
+    boxes = [ax.get_window_extent() for ax in panels]
+    for ax in panels:
+        title, *_ = (t for t in ax.get_children() if getattr(t, "get_text", str)() in ("a", "b"))
+        names = [text.get_window_extent() for text in ax.texts]
+        assert len(names) == 5
+        assert not any(box.overlaps(name) for box in boxes for name in names)
+        above = title.get_window_extent()
+        assert not any(above.overlaps(other) for other in [*names, *boxes])
+        assert 0 < above.y0 - ax.get_window_extent().y1 < 60
+
+
 def test_few_shot_has_a_panel_a_head_and_a_column_of_shots():
     rows = [*few_shot(5), *few_shot(1)]
     titles = [ax.get_title(loc="left") for ax in vr.plot.layer_panels(rows).axes if ax.has_data()]

@@ -31,6 +31,7 @@ from vdvae_repr.training.draws import (
     ordered,
     split_indices,
 )
+from vdvae_repr.training.watch import Probe
 
 TOML = """
 [model]
@@ -636,6 +637,86 @@ def test_what_was_held_back_can_be_scored(toml, photos, tmp_path):
     assert found.images == 4
     expected = log(tmp_path / "r")[-1]["held_back_bits_per_dim"]
     assert found.bits_per_dim == pytest.approx(expected, rel=1e-5)
+
+
+def test_scoring_what_was_trained_on_is_said(toml, photos, tmp_path, caplog):
+    out = trained(toml, photos, tmp_path / "r", "train.steps=1")
+    model = vr.load(out)
+    line = "photos.npz: about 36 of 40 images are those the run was trained on; split="
+    for given in ({"data": photos}, {"data": open_source(photos)}, {"data": None, "run": out}):
+        caplog.clear()
+        vr.evaluate(model, **given)
+        assert [m for m in caplog.messages if m.startswith(line)] == caplog.messages != []
+    caplog.clear()
+    vr.evaluate(model, open_source(photos, rows="0:8"))
+    vr.evaluate(model, None, run=out, split="held-back")
+    assert caplog.messages == []
+    with pytest.raises(
+        vr.DataError, match="it has no splits; how a run divided it is known with run="
+    ):
+        vr.evaluate(model, photos, split="train")
+
+
+def test_copies_held_back_and_updates_skipped_are_said(toml, photos, tmp_path):
+    with np.load(photos) as held:
+        twice = np.concatenate([held["images"]] * 2)
+    np.savez(tmp_path / "twice.npz", images=twice)
+    said = []
+    options = "train.steps=4", "train.skip_threshold=1e-9"
+    with pytest.raises(vr.TrainingError, match="all 4 updates were skipped"):
+        trained(toml, tmp_path / "twice.npz", tmp_path / "r", *options, progress=said.append)
+    source = open_source(tmp_path / "twice.npz")
+    used, held = split_indices(source, load_config(toml).train)
+    copies = len(set(held % 40) & set(used % 40))
+    assert copies > 0
+    line = (
+        f"twice.npz: {copies} of {len(held)} images held back are copies of images trained on, as "
+    )
+    assert [text for text in said if text.startswith(line)]
+    assert not [text for text in said if "were skipped, so" in text]
+
+
+def test_a_run_that_skipped_most_updates_says_so(toml, photos, tmp_path, monkeypatch):
+    update = trainer.Optimisation.update
+
+    def mostly_skipped(self, norm, finite):
+        return update(self, norm, finite and self.step == 0)
+
+    monkeypatch.setattr(trainer.Optimisation, "update", mostly_skipped)
+    said = []
+    trained(toml, photos, tmp_path / "r", "train.steps=5", progress=said.append)
+    assert [line for line in said if line.startswith("4 of 5 updates were skipped, so that little")]
+
+
+@pytest.mark.parametrize("classes", [3, 200, 400])
+def test_a_probe_draws_evenly_over_sorted_classes(tiny, classes):
+    labels = np.repeat(np.arange(classes), 1800 // classes)
+    source = open_source(np.zeros((len(labels), 2, 2, 3), np.uint8))
+    source = replace(source, labels=labels, label_names=tuple(map(str, range(classes))))
+    drawn, again, other = (
+        Probe.of(1, source, np.arange(len(labels)), tiny.layers, seed).indices for seed in (0, 0, 1)
+    )
+    assert drawn == again != other
+    assert len(set(drawn)) == 512
+    counts = np.unique(labels[drawn], return_counts=True)[1]
+    assert len(counts) == min(classes, 256)
+    assert counts.min() >= 2
+    assert counts.max() - counts.min() <= 2
+
+
+def test_images_to_probe_with_that_cannot_be_read_are_said(toml, photos, tmp_path):
+    for person in "ab":
+        (tmp_path / "labelled" / person).mkdir(parents=True)
+        for number in range(3):
+            path = tmp_path / "labelled" / person / f"{number}.png"
+            Image.new("RGB", (16, 16), (number, 9, 9)).save(path)
+    path.write_bytes(path.read_bytes()[:60])
+    said = []
+    trained(
+        toml, photos, tmp_path / "r", "train.steps=1", on_error="skip", probe_every=1,
+        probe_data=tmp_path / "labelled", progress=said.append,
+    )  # fmt: skip
+    assert "probe_data: 1 unreadable images left out: b/2.png" in said
 
 
 def test_engine_options_change_rounding_alone(toml, photos, tmp_path):

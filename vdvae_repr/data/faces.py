@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -28,13 +30,39 @@ TRUTH = {
     "false": False,
 }  # column `same`
 SMALLEST = 20  # pixels, the detector's smallest face
+SIMILAR = 0.5  # of the largest face's area: from here on faces may be who is meant
 DETECTED_AT = 1024  # pixels; larger images are searched at this size
 
 
-def align_face(picture: Image.Image, size: int) -> Image.Image:
-    """Return the largest face, (size, size), turned, scaled and moved so that its landmarks fit `LANDMARKS`.
+@dataclass(frozen=True)
+class AlignedFace:
+    """What is known of a face that was aligned."""
 
-    The similarity transform of least squares; faces are found by MTCNN (Zhang et al. 2016,
+    faces: int
+    """In the picture."""
+    beyond: float
+    """The share of the result that lies beyond the picture, and is black."""
+
+
+_noted: ContextVar[list[AlignedFace] | None] = ContextVar("_noted", default=None)
+
+
+@contextmanager
+def noted_faces() -> Iterator[list[AlignedFace]]:
+    """Collect what is known of the faces that this thread aligns meanwhile."""
+    faces: list[AlignedFace] = []
+    token = _noted.set(faces)
+    try:
+        yield faces
+    finally:
+        _noted.reset(token)
+
+
+def align_face(picture: Image.Image, size: int) -> Image.Image:
+    """Return a face, (size, size), turned, scaled and moved so that its landmarks fit `LANDMARKS`.
+
+    It is the most central of the faces that are at least half as large as the largest, as far as each lies in
+    the picture. The similarity transform of least squares; faces are found by MTCNN (Zhang et al. 2016,
     arXiv:1604.02878) as in facenet-pytorch. What lies beyond the picture is black.
 
     Raises:
@@ -48,8 +76,7 @@ def align_face(picture: Image.Image, size: int) -> Image.Image:
     if boxes is None or points is None:
         raise DataError("expected a face, found none; leave the image out, or do not align")
     boxes, points = np.asarray(boxes, np.float64), np.asarray(points, np.float64)
-    largest = int(np.argmax((boxes[:, 2:] - boxes[:, :2]).prod(axis=1)))
-    found = points[largest] * (picture.width / shrunk.width)
+    found = points[_meant(boxes, shrunk.size)] * (picture.width / shrunk.width)
     matrix = _similarity(LANDMARKS * size, found)
     # An affine transform takes single pixels, so what is too large is first reduced, antialiased.
     scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
@@ -57,9 +84,20 @@ def align_face(picture: Image.Image, size: int) -> Image.Image:
         reduced = [max(1, round(side / scale)) for side in picture.size]
         matrix *= np.array([[reduced[0] / picture.width], [reduced[1] / picture.height]])
         picture = picture.resize((reduced[0], reduced[1]), Image.Resampling.BICUBIC)
-    return picture.transform(
-        (size, size), Image.Transform.AFFINE, tuple(matrix.ravel()), Image.Resampling.BICUBIC
-    )
+    affine = (size, size), Image.Transform.AFFINE, tuple(matrix.ravel())
+    if (noted := _noted.get()) is not None:
+        inside = np.asarray(Image.new("L", picture.size, 1).transform(*affine))
+        noted.append(AlignedFace(len(boxes), 1 - float(inside.mean())))
+    return picture.transform(*affine, Image.Resampling.BICUBIC)
+
+
+def _meant(boxes: NDArray[np.float64], size: tuple[int, int]) -> int:
+    """Return which face a picture of `size` is of, by boxes (N, 4): left, top, right, bottom."""
+    corners = boxes.reshape(-1, 2, 2)
+    sides = np.diff(np.clip(corners, 0, size), axis=1)[:, 0]
+    areas = sides.prod(axis=1)
+    away = np.hypot(*(corners.mean(axis=1) - np.array(size) / 2).T)
+    return int(np.argmin(np.where(areas >= SIMILAR * areas.max(), away, np.inf)))
 
 
 def _similarity(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -109,7 +109,7 @@ class Preprocessing:
     crop: int | None = None
     """Side of the central square taken first; None takes the largest."""
     align: bool = False
-    """Take the largest face as `faces.align_face` does, instead of a square."""
+    """Take a face as `faces.align_face` does, instead of a square."""
     resize: Literal["bicubic", "bilinear"] = "bicubic"
     """How the square is resized, as Pillow does it; torchvision's `resize` of a PIL image is bilinear."""
 
@@ -152,7 +152,7 @@ class Preprocessing:
         if not self.align:
             return steps
         return steps | {
-            "align": "MTCNN, similarity of 5 landmarks",
+            "align": "MTCNN, the most central of large faces, similarity of 5 landmarks",
             "landmarks": LANDMARKS.tolist(),
         }
 
@@ -582,7 +582,8 @@ def check_names(source: Source) -> None:
             if what in values_of and not isinstance(wrong, str):
                 raise DataError(
                     f"{source.name}: {what}: expected numbers alone, or texts alone, found {wrong!r:.40}, "
-                    f"of type {type(wrong).__name__}; write numbers among texts as texts, and none as nan"
+                    f"of type {type(wrong).__name__}; write numbers and "
+                    "truth values among texts as texts, and none as nan"
                 )
             raise DataError(
                 f"{source.name}: {what}: expected texts of Unicode without NUL, found {str(wrong)[:40]!r}; "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ from vdvae_repr.model.preprocessing import as_image_tensor
 from vdvae_repr.model.weights import hash_weights
 from vdvae_repr.pixels import to_rgb
 
+logger = logging.getLogger(__name__)
 ROUNDING = 1e-3  # of a layer's largest value, between readings of one image in other batches
 STORED_SIDE = 64  # pixels, of the images that a store of another network keeps for the controls
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming")
@@ -58,7 +60,7 @@ class ImageTransform(Protocol):
 
     @property
     def align(self) -> bool:
-        """Whether the largest face is brought to a fixed place first."""
+        """Whether a face is brought to a fixed place first."""
 
     def __call__(self, image: RawImage) -> NDArray[np.uint8]:
         """Return uint8 (S, S, 3)."""
@@ -195,7 +197,7 @@ def framed(image: RawImage, crop: int | None, align: bool, side: int) -> Image.I
     Args:
         image: of any size.
         crop: side of the central square, pixels.
-        align: bring the largest face to its place on `side` x `side` pixels.
+        align: bring a face to its place on `side` x `side` pixels.
         side: of what `align` makes, pixels.
     """
     if crop is not None or align:
@@ -312,6 +314,21 @@ class TorchEncoder:
             _describe(index, layer, output, prefix_tokens)
             for index, (layer, output) in enumerate(outputs.items())
         )
+        self._say_if_a_token_is_no_patch()
+
+    def _say_if_a_token_is_no_patch(self) -> None:
+        """Warn of the first layer whose tokens are a square and one more, none of which is a prefix."""
+        for spec in self.layers:
+            if len(spec.shape) != 2 or spec.prefix:
+                continue
+            side = math.isqrt(spec.shape[0] - 1)
+            if spec.shape[0] > 2 and side * side == spec.shape[0] - 1:
+                logger.warning(
+                    "layer %s: has %d tokens, %dx%d and one more: if that is a class token before them, "
+                    "give prefix_tokens=1; without it pool avg averages it with the patches",
+                    spec.name, spec.shape[0], side, side,
+                )  # fmt: skip
+                return
 
     @property
     def stored_side(self) -> int:

@@ -15,10 +15,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from vdvae_repr.config import ModelConfig
 from vdvae_repr.errors import LayerError, StoreError, first_line
 from vdvae_repr.latents.format import MIRROR, StoreInfo, array_key
 from vdvae_repr.latents.pooling import pool_layer
-from vdvae_repr.model.layers import FEATURES, LayerSpec, select_layers
+from vdvae_repr.model.layers import FEATURES, LayerSpec, make_layer_specs, select_layers
+from vdvae_repr.model.structure import parse_blocks
 from vdvae_repr.output import html_table
 
 SLICE_BYTES = 2**26  # read at once where a matrix is not wanted whole
@@ -84,11 +86,23 @@ class Latents(ABC):
     @property
     @abstractmethod
     def kl(self) -> NDArray[np.float32]:
-        """(N, layers traversed), nats an image.
+        """(N, layers traversed), nats an image; `kl_layers` names the columns.
 
         Raises:
             StoreError: none is stored, as of imported predictions.
         """
+
+    @property
+    def kl_layers(self) -> tuple[str, ...]:
+        """The names of the columns of `kl`: all layers traversed, of which some may not be stored.
+
+        Raises:
+            StoreError: no KL is stored.
+        """
+        columns = self.kl.shape[1]
+        config = ModelConfig(**json.loads(self.info.config))
+        blocks = parse_blocks(config.top_down, key="model.top_down")
+        return tuple(spec.name for spec in make_layer_specs(blocks, config.zdim)[:columns])
 
     @property
     @abstractmethod
@@ -480,6 +494,17 @@ def same_images(store: Latents, other: Latents) -> str:
     if first == second:
         return ""
     return f"{other.path} shows another part of the images ({second}) than {store.path} ({first})"
+
+
+def read_otherwise(store: Latents, other: Latents) -> str:
+    """Return a line where two VDVAEs' latents are of passes, or of images resized, in different ways."""
+    if any("activation" in each.features or each.info.z is None for each in (store, other)):
+        return ""
+    first, second = (
+        f"z {each.info.z}, resize {json.loads(each.info.preprocessing).get('resize', 'unknown')}"
+        for each in (store, other)
+    )
+    return "" if first == second else f"{other.path} is of {second}, {store.path} of {first}"
 
 
 def _part_shown(store: Latents) -> str:

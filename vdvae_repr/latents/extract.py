@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vdvae_repr.config import path_of
+from vdvae_repr.data.faces import AlignedFace, noted_faces
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source, warn
 from vdvae_repr.data.source import Preprocessing, Source, read_images
@@ -77,7 +78,7 @@ def extract(
     out: str | Path,
     *options: Sampling | Frame | Storage | Compute,
     layers: str | int | Sequence[str | int] = "all",
-    features: Sequence[str] | None = None,
+    features: str | Sequence[str] | None = None,
     overwrite: bool = False,
     report: Callable[[str], None] | None = None,
     progress: Callable[[int], object] = lambda count: None,
@@ -96,7 +97,7 @@ def extract(
         out: the store's path, or a link to it; parts lie in `OUT.parts/` until all are there.
         *options: groups of options.
         layers: selector.
-        features: names of the encoder's, of a VDVAE `mean` if not given; `z` needs `z="sample"`.
+        features: a name of the encoder's, or several, of a VDVAE `mean` if not given; `z` needs `z="sample"`.
         overwrite: compute everything anew, and replace a finished store, but no other file, once the new one
             is whole; without it, a store of the same extraction and of unchanged images is returned.
         report: receives lines about what was left out of `data` or may surprise, and what will be written. If
@@ -261,10 +262,13 @@ def _write(
                 size += sum(path.stat().st_size for path in files)
             write_aside(out, lambda file: partition.assemble(file, files, info, job.source), size)
             count, largest = partition.vanished(files)
+            faces = partition.aligned(files)
             if single:
                 partition.remove_parts(folder)
             else:
                 partition.keep_parts(folder, {path.name for path in files})
+            for line in faces:
+                say(line)
             if count:
                 say(
                     f"{count} {'value is' if count == 1 else 'values are'} too small for float16 and stored "
@@ -400,6 +404,8 @@ class _Batch:
     """The others, with the reason."""
     vanished: list[tuple[int, float]] = field(default_factory=list)
     """Of an array, how many values became 0 in float16, and the largest of them."""
+    faces: list[tuple[str, AlignedFace]] = field(default_factory=list)
+    """What is known of those that were aligned, by id."""
     noises: deque[NoiseAhead] = field(default_factory=deque)
     """One a pass; none where means are sent down."""
 
@@ -428,7 +434,7 @@ class ExtractionJob:
         encoder: Encoder,
         source: Source,
         layers: str | int | Sequence[str | int],
-        features: Sequence[str] | None,
+        features: str | Sequence[str] | None,
         options: Options,
     ) -> ExtractionJob:
         """Make the job that options ask for.
@@ -440,6 +446,7 @@ class ExtractionJob:
         frame, compute = options.frame, options.compute
         chosen = select_layers(encoder.layers, layers)
         features = encoder.features[:1] if features is None else features
+        features = (features,) if isinstance(features, str) else tuple(features)
         _check_features(encoder, features, options.sampling)
         preprocessing = replace(encoder.preprocessing, crop=frame.crop, align=frame.align)
         if frame.resize is not None:
@@ -454,7 +461,7 @@ class ExtractionJob:
             checksums=checksums,
             preprocessing=preprocessing,
             chosen=chosen,
-            features=tuple(features),
+            features=features,
             options=options,
             batch_size=0 if compute.batch_size == "auto" else int(compute.batch_size),
             workers=check_workers(compute.num_workers),
@@ -604,8 +611,11 @@ class ExtractionJob:
         batch = _Batch(count=len(indices))
         for index in indices:
             try:
-                batch.pixels.append(read_images(self.reading, self.preprocessing, [index])[0])
+                with noted_faces() as faces:
+                    pixels = read_images(self.reading, self.preprocessing, [index])
+                batch.pixels.append(pixels[0])
                 batch.indices.append(index)
+                batch.faces += [(self.source.ids[index], face) for face in faces]
             except DataError as error:
                 if self.options.frame.on_error == "raise":
                     raise
@@ -635,6 +645,7 @@ class ExtractionJob:
                 whole.indices += part.indices
                 whole.pixels += part.pixels
                 whole.skipped += part.skipped
+                whole.faces += part.faces
                 if whole.count == len(images):
                     yield whole
                     whole = _Batch(count=0)
@@ -849,6 +860,7 @@ class ExtractionJob:
         rows: list[int] = []
         skipped: list[dict[str, str]] = []
         vanished: list[tuple[int, float]] = []
+        faces: list[tuple[str, AlignedFace]] = []
         copies = HostCopies(self.model.device)
         # Kept open: HDF5 writes and checksums a chunk that is not full each time its data set is closed.
         made: dict[str, h5py.Dataset] = {}
@@ -864,6 +876,7 @@ class ExtractionJob:
             rows.extend(arrays["index"].tolist() if arrays else ())
             skipped.extend(batch.skipped)
             vanished.extend(batch.vanished)
+            faces.extend(batch.faces)
 
         with ThreadPoolExecutor(1) as writer:
             for _ in _cut(images, self.batch_size):
@@ -879,6 +892,8 @@ class ExtractionJob:
         file.attrs["count"] = len(rows)
         file.attrs["skipped"] = json.dumps(skipped)
         file.attrs["skipped_checksums"] = json.dumps(self.checksums[lost].tolist())
+        if faces:
+            file.attrs[partition.ALIGNED] = partition.about_faces(faces)
         if vanished:
             file.attrs[partition.VANISHED] = (
                 sum(count for count, _ in vanished),

@@ -45,7 +45,8 @@ class Frame:
     crop: int | None = None
     """Side of the central square taken before the encoder's own transform, pixels."""
     align: bool = False
-    """Bring the largest face's eyes, nose and mouth to fixed places, by MTCNN; instead of `crop`."""
+    """Bring a face's eyes, nose and mouth to fixed places, by MTCNN; instead of `crop`. Of several faces it
+    is the most central of those at least half as large as the largest."""
     resize: Literal["bicubic", "bilinear"] | None = None
     """How a VDVAE's square is resized, `bicubic` (if not given) or `bilinear`; both antialiased."""
     on_error: Literal["raise", "skip"] = "raise"

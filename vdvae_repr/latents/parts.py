@@ -20,6 +20,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from vdvae_repr import lock
+from vdvae_repr.data.faces import AlignedFace
 from vdvae_repr.data.source import Source
 from vdvae_repr.errors import DataError, StoreError
 from vdvae_repr.latents.format import (
@@ -35,6 +36,8 @@ from vdvae_repr.latents.format import (
 from vdvae_repr.output import aside_of, write_text
 
 VANISHED = "vanished"  # attribute of a part: how many values became 0 in float16, and the largest
+ALIGNED = "aligned"  # attribute of a part: JSON of what may surprise of faces that were aligned
+BLACK = 0.1  # of an aligned image: from here on it is said what lies beyond the photograph
 CLAIM = "extraction.json"  # in the folder of parts: the attributes of the store that they belong to
 OWN_FILE = re.compile(
     rf"extraction\.(json|part)|{re.escape(aside_of(Path(CLAIM)).name)}|part-\d{{5,}}(-\d+)?\.h5(\.writing)?"
@@ -298,6 +301,48 @@ def vanished(paths: Sequence[Path]) -> tuple[int, float]:
                 found = part.attrs[VANISHED]
                 count, largest = count + int(found[0]), max(largest, float(found[1]))
     return count, largest
+
+
+def about_faces(noted: Sequence[tuple[str, AlignedFace]]) -> str:
+    """Return what a part keeps of faces that were aligned, by the images' ids: JSON that `aligned` reads."""
+    several = [image_id for image_id, face in noted if face.faces > 1]
+    beyond = [image_id for image_id, face in noted if face.beyond > BLACK]
+    about = {
+        "images": len(noted),
+        "several": len(several),
+        "beyond": len(beyond),
+        "most": max((face.beyond for _, face in noted), default=0.0),
+        "first": [several[:1], beyond[:1]],
+    }
+    return json.dumps(about)
+
+
+def aligned(paths: Sequence[Path]) -> list[str]:
+    """Return lines on the images of all parts that hold several faces, or much beyond the photograph."""
+    parts = []
+    for path in paths:
+        with h5py.File(path, "r") as part:
+            if ALIGNED in part.attrs:
+                parts.append(json.loads(part.attrs[ALIGNED]))
+    images, several, beyond = (
+        sum(part[name] for part in parts) for name in ("images", "several", "beyond")
+    )
+    lines = []
+    if several:
+        first = next(part["first"][0][0] for part in parts if part["several"])
+        lines.append(
+            f"align: {several} of {images} images hold several faces, as {first!r}; the most central of the "
+            "large ones is taken"
+        )
+    if beyond:
+        first = next(part["first"][1][0] for part in parts if part["beyond"])
+        most = max(part["most"] for part in parts)
+        lines.append(
+            f"align: {beyond} of {images} images lie beyond their photograph, and are black, on more than "
+            f"{BLACK:.0%} of their area ({most:.0%} at most), as {first!r}; faces that are cut out already "
+            "need no align"
+        )
+    return lines
 
 
 def assemble(file: h5py.File, parts: Sequence[Path], info: StoreInfo, source: Source) -> None:

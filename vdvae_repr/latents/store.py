@@ -150,7 +150,7 @@ class LatentStore(Latents):
 
     @property
     def kl(self) -> NDArray[np.float32]:
-        """(N, layers traversed), nats an image.
+        """(N, layers traversed), nats an image; `kl_layers` names the columns.
 
         Raises:
             StoreError: none is stored, as of imported predictions.

@@ -93,6 +93,7 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if line := net.about_crop(self.crop):
             warn(line)
         self.layers_ = select_layers(self.model_.layers, self.layers)
+        self._fitted = self.get_params(deep=False)  # what is set later counts from the next fit on
         blank = np.zeros((1, *[self.model_.config.image_size] * 2, 3), np.uint8)
         self._names = [
             f"{name}_{self.feature}_{column}"
@@ -112,7 +113,8 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             raise DataError(why)
         X = _by_position(X)
         read_file = _reader(X)
-        preprocessing = Preprocessing(size=self.model_.config.image_size, crop=self.crop)
+        crop = self._fitted["crop"]
+        preprocessing = Preprocessing(size=self.model_.config.image_size, crop=crop)
         rows = []
         for start in range(0, len(X), self.batch_size):
             batch = range(start, min(start + self.batch_size, len(X)))
@@ -129,13 +131,16 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return np.array(self._names, dtype=object)
 
     def _read(self, pixels: NDArray[np.uint8], ids: list[str]) -> dict[str, NDArray[np.float32]]:
-        noise = seeded_noise(self.seed, ids, self.model_.device) if self.z == "sample" else None
-        read = VDVAEEncoder(self.model_).read(pixels, self.layers_, [self.feature], noise=noise)
+        fitted, noise = self._fitted, None
+        if fitted["z"] == "sample":
+            noise = seeded_noise(fitted["seed"], ids, self.model_.device)
+        feature, pool = fitted["feature"], fitted["pool"]
+        read = VDVAEEncoder(self.model_).read(pixels, self.layers_, [feature], noise=noise)
         # Of layers that share an array the first gives its name.
-        names = {array_key(spec, self.feature): spec.name for spec in reversed(self.layers_)}
-        values = {name: read.values[name, self.feature] for name in reversed(names.values())}
+        names = {array_key(spec, feature): spec.name for spec in reversed(self.layers_)}
+        values = {name: read.values[name, feature] for name in reversed(names.values())}
         return {
-            name: pool_layer(value.cpu().numpy(), self.pool).reshape(len(pixels), -1)
+            name: pool_layer(value.cpu().numpy(), pool).reshape(len(pixels), -1)
             for name, value in values.items()
         }
 

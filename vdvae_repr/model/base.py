@@ -45,12 +45,15 @@ class ImageModel(nn.Module):
     name: str
     trained_crop: int | None
     """The central square, pixels, that its training took of images, where a file tells."""
+    record: dict[str, Any]
+    """Of a model of a run, what its file records of that, as `data_sha256`; as it was read, unchecked."""
 
     def __init__(self, config: AnyModelConfig, name: str) -> None:
         super().__init__()
         self.config = config
         self.name = name
         self.trained_crop = None
+        self.record = {}
 
     @property
     @abstractmethod

@@ -3,6 +3,8 @@
 GELUs and additions happen inside oneDNN's convolutions, and what two convolutions add to one state is one
 convolution of their inputs side by side. Weights stay in the model's layout: a copy in oneDNN's own
 brought no speed that was measurable, and as much memory again as the model.
+
+A plan holds the model's own memory and no copy of a weight, so that it follows whatever is written there.
 """
 
 from __future__ import annotations
@@ -29,15 +31,14 @@ class InferencePlan:
 
 
 # By model, so that a copy of a model, whose weights are others, has none of them.
-_FUSED: WeakKeyDictionary[nn.Module, tuple[object, InferencePlan]] = WeakKeyDictionary()
+_FUSED: WeakKeyDictionary[nn.Module, tuple[list[int], InferencePlan]] = WeakKeyDictionary()
 _COMPILED: WeakKeyDictionary[nn.Module, InferencePlan] = WeakKeyDictionary()
 _ONEDNN = torch.backends.mkldnn.is_available()
 
 
 def plan_of(model: nn.Module, x: Tensor) -> InferencePlan | None:
-    """Return a model's plan for an input, made anew where weights have changed; None where the blocks serve.
+    """Return a model's plan for an input, made anew where weights lie elsewhere; None where the blocks serve.
 
-    Changes are those that autograd counts: writes through `.data` hide from it.
     The blocks serve in training, under gradients and autocast, on other devices and in other precisions.
     """
     if model.training or torch.is_grad_enabled():
@@ -47,11 +48,9 @@ def plan_of(model: nn.Module, x: Tensor) -> InferencePlan | None:
     reduced = torch.is_autocast_enabled("cpu") or x.dtype != torch.float32
     if x.device.type != "cpu" or reduced or not _ONEDNN:
         return None
-    if any(parameter.is_inference() for parameter in model.parameters()):
-        return None  # they do not tell when they change
-    weights = [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
-    if model not in _FUSED or _FUSED[model][0] != weights:
-        _FUSED[model] = weights, _fused(model)
+    places = [parameter.data_ptr() for parameter in model.parameters()]
+    if model not in _FUSED or _FUSED[model][0] != places:
+        _FUSED[model] = places, _fused(model)
     return _FUSED[model][1]
 
 
@@ -121,6 +120,11 @@ class _Conv:
         return added
 
 
+def _weights(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Return a convolution's weight and bias, in the model's memory."""
+    return layer.weight.detach(), cast(Tensor, layer.bias).detach()
+
+
 class _Bottleneck:
     """A block up to its last convolution: GELUs of `inputs` channels each to the GELU before it."""
 
@@ -157,19 +161,15 @@ class _Layer:
 
     def __init__(self, block: TopDownBlock, width: int) -> None:
         self.posterior = _Bottleneck(block.posterior, [width, width])
-        # So it is drawn: until it is trained, the prior is standard and adds nothing to the state.
-        trained = any(bool(parameter.any()) for parameter in block.prior.c4.parameters())
-        self.prior = _Bottleneck(block.prior, [width]) if trained else None
+        self.prior = _Bottleneck(block.prior, [width])
         self.resnet = _Bottleneck(block.resnet, [width])
         self.q, self.last = _Conv.of(block.posterior.c4), _Conv.of(block.resnet.c4)
-        sizes = [2 * block.zdim, width]
-        p, features = block.prior.c4.weight.split(sizes)
-        p_bias, features_bias = block.prior.c4.bias.detach().split(sizes)  # type: ignore[union-attr]
-        self.p = _Conv(p, p_bias)
-        # The prior's features and the projected latent, added to the state at once.
-        both = torch.cat([features, block.z_proj.weight], dim=1)
-        weight = block.z_proj.weight if self.prior is None else both
-        self.into_state = _Conv(weight, features_bias + block.z_proj.bias.detach())  # type: ignore[union-attr]
+        prior_last, z_proj = (_weights(layer) for layer in (block.prior.c4, block.z_proj))
+        p, features = zip(
+            *(value.split([2 * block.zdim, width]) for value in prior_last), strict=True
+        )
+        self.prior_last, self.trained = prior_last, False
+        self.p, self.z_proj, self.added = _Conv(*p), _Conv(*z_proj), (features, z_proj)
 
     def __call__(
         self, x: Tensor, activated: Tensor, noise: Tensor | None, merge: bool
@@ -177,16 +177,23 @@ class _Layer:
         x = x.contiguous(memory_format=torch.channels_last)
         shared = F.gelu(x)
         q_mean, q_log_std = self.q(self.posterior(shared, activated)).chunk(2, dim=1)
-        if self.prior is None:
-            added = []
+        # So it is drawn: until it is trained, the prior is standard and adds nothing to the state.
+        self.trained = self.trained or any(bool(value.any()) for value in self.prior_last)
+        if not self.trained:
             p_mean, p_log_std = torch.zeros_like(q_mean), torch.zeros_like(q_log_std)
         else:
-            added = [self.prior(shared)]
-            p_mean, p_log_std = self.p(added[0]).chunk(2, dim=1)
+            inner = self.prior(shared)
+            p_mean, p_log_std = self.p(inner).chunk(2, dim=1)
         z = q_mean if noise is None else gaussian_sample(q_mean, q_log_std, noise)
         after = None
         if merge:
-            x = self.into_state.into(x, torch.cat([*added, z], dim=1))
+            # The prior's features and the projected latent are added to the state at once.
+            if self.trained:
+                weights, (features_bias, z_bias) = zip(*self.added, strict=True)
+                both = _Conv(torch.cat(weights, dim=1), features_bias + z_bias)
+                x = both.into(x, torch.cat([inner, z], dim=1))
+            else:
+                x = self.z_proj.into(x, z)
             torch.ops.aten.gelu.out(x, out=shared)
             after = self.last.into(x, self.resnet(shared))
         return LayerPosterior(q_mean, q_log_std, p_mean, p_log_std, z, after)

@@ -301,6 +301,14 @@ class VDVAE(ImageModel):
             (stop, kept, top_down, bottom_up, precision, self.top_down.gain.data_ptr()),
         )
 
+    def _expect_float32(self) -> None:
+        """Refuse weights of another precision than that of the inputs."""
+        if (dtype := self.top_down.gain.dtype) != torch.float32:
+            raise ConfigError(
+                f"{self.name}: expected weights in float32, found {str(dtype).removeprefix('torch.')}; call "
+                'model.float(), and ask for precision="bf16" where less will do'
+            )
+
     def _infer(
         self,
         x: Tensor,
@@ -310,6 +318,7 @@ class VDVAE(ImageModel):
         top_down: bool,
         bottom_up: bool,
     ) -> Inferred:
+        self._expect_float32()
         plan = plan_of(self, x)
         x = x.contiguous(memory_format=torch.channels_last)
         activations = self.bottom_up(x, blocks=plan and plan.bottom_up)
@@ -349,6 +358,7 @@ class VDVAE(ImageModel):
 
         Returns the top-down states by resolution.
         """
+        self._expect_float32()
         temperatures = _per_layer(temperature, len(self.layers))
         resolutions = {spec.resolution for spec in self.layers}
         states = _channels_last(self.top_down.initial_states(num_images), resolutions)
@@ -433,14 +443,19 @@ class VDVAE(ImageModel):
             latents: a posterior (its `z` is used), or {layer name: (N, C, R, R) array}.
             rest: fills layers not given with the prior's mean or seeded draws.
             pixels: the likelihood's expectation, rounded, or a seeded draw.
-            temperature: of the draws, one number or one a layer.
+            temperature: of the draws, one number or one a layer; with `rest="sample"` alone.
             seed: of all draws.
             ids: the images' ids, by default "0", "1", ...; a draw depends on seed and id, not on the batch.
 
         Raises:
+            ConfigError: a temperature where nothing is drawn.
             LayerError: an unknown layer, or latents of another shape than the layer's.
         """
         _one_of("rest", rest, ("mean", "sample"))
+        if rest == "mean" and not np.array_equal(temperature, 1.0):
+            raise ConfigError(
+                'temperature: expected rest="sample" with it, as nothing is drawn without'
+            )
         if not isinstance(latents, Mapping):
             raise LayerError(
                 f"latents: expected a posterior, or arrays by layer name, found {type(latents).__name__}"

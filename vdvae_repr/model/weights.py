@@ -289,17 +289,27 @@ def _load_file(path: Path, preset: Architecture | None) -> ImageModel:
             f"{AVERAGE_FILE} beside it",
             stacklevel=4,
         )
-    net.trained_crop = _trained_crop(file)
+    net.record = _record(file)
+    net.trained_crop = _trained_crop(net.record)
     net.to_empty(device="cpu").load_weights(weights, str(path))
     return net
 
 
-def _trained_crop(file: _WeightsFile) -> int | None:
+def _record(file: _WeightsFile) -> dict[str, Any]:
+    """Return the record of a run's file; empty where there is none, or a damaged one."""
+    try:
+        record = json.loads(file.metadata.get("record", "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _trained_crop(record: Mapping[str, Any]) -> int | None:
     """Return the central square that the record of a run's file names; None where nothing tells."""
     try:
-        crop = json.loads(file.metadata.get("record", "{}"))["crop"]
+        crop = record["crop"]
         return None if crop is None else whole_number("crop", crop, 1)
-    except (ValueError, TypeError, KeyError, RecursionError, ConfigError):  # damaged, or another's
+    except (TypeError, KeyError, ConfigError):  # another's
         return None
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from vdvae_repr.errors import TaskError, printable
-from vdvae_repr.latents.base import Latents
+from vdvae_repr.latents.base import Latents, read_otherwise
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.output import version
 from vdvae_repr.probing import controls as baselines
@@ -139,7 +139,7 @@ def probe(
     for name, other in run.beside.items():
         if name != other.info.model:  # of one name, as with weights of one's own, are several
             run.note(f"{name} is {other.path}")
-    for line in store.notices:
+    for line in (*store.notices, _about_training_people(store)):
         run.note(line)
     candidates = run.candidates()
     called = {
@@ -156,6 +156,17 @@ def probe(
         for part in task.parts():
             Measurement(run, part).measure(candidates, report)
     return report
+
+
+def _about_training_people(store: Latents) -> str:
+    """Say where faces64 is asked about the people whose photographs it was trained on; else nothing."""
+    own = store.info.source.partition(" (")[0].casefold() == "lfw"
+    if not own or store.info.model != "faces64":
+        return ""
+    return (
+        "faces64 was trained on photographs of LFW's people who are not in View 1's peopleDevTest: of "
+        "pairsDevTest it has seen none, of View 2's people half"
+    )
 
 
 def _record(store: Latents) -> dict[str, str]:
@@ -221,6 +232,7 @@ class Run:
         """Return what competes: layers of the store, of those beside, and draws."""
         for other in self.beside.values():
             self.note(expect_same_images(other, self.store))
+            self.note(read_otherwise(self.store, other))
         own = self.choice.of_store(self.store.info.model, self.store)
         others = [
             item

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from sklearn.base import clone, is_regressor
+from sklearn.base import clone, is_clusterer, is_outlier_detector, is_regressor
 from sklearn.linear_model import RidgeClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer
@@ -58,6 +58,18 @@ class Head:
     def regresses(self) -> bool:
         """Whether it predicts numbers, not classes."""
         return bool(is_regressor(self.estimator))
+
+    def expect_predictor(self) -> None:
+        """Refuse what learns of no classes and no numbers.
+
+        Raises:
+            TaskError: it clusters, or detects outliers.
+        """
+        for does, test in (("clusters", is_clusterer), ("detects outliers", is_outlier_detector)):
+            if test(self.estimator):
+                raise TaskError(
+                    f"heads: expected a classifier or a regressor, found {self.name!r}, which {does}"
+                )
 
     @property
     def gives_scores(self) -> bool:

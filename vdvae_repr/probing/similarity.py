@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.gram import gram_matrices
-from vdvae_repr.latents.base import Latents, same_images
+from vdvae_repr.latents.base import Latents, read_otherwise, same_images
 from vdvae_repr.probing.task import expect_store
 from vdvae_repr.results import Similarity
 
@@ -58,8 +58,9 @@ def compare(
             raise TaskError(
                 f"{b.path}: expected the images of {a.path} in their order, found others"
             )
-        if line := same_images(a, b):
-            notice(line)
+        for line in (same_images(a, b), read_otherwise(a, b)):
+            if line:
+                notice(line)
     if len(a) < LEAST:
         raise TaskError(f"{a.path}: expected at least {LEAST} images, found {len(a)}")
     names, own = _layers(a, feature, notice, seed)

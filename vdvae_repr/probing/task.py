@@ -306,6 +306,7 @@ class Problem:
             TaskError: it predicts numbers where there are classes, or the other way round.
         """
         head = Head(name, estimator)
+        head.expect_predictor()
         if not hasattr(estimator, "predict"):
             raise TaskError(f"heads: {name!r} predicts nothing; end a pipeline with a classifier")
         if head.regresses != self.numeric:

@@ -874,8 +874,12 @@ def _draw_layers(ax: Axes, run: RowSelection, axis: LayerAxis) -> None:
             ax.axvline(start - 0.5, color="0.5", linewidth=0.8)
         if name:
             inches = ax.get_position().width * ax.figure.bbox.width / ax.figure.dpi
-            room = max(8, int(inches / 0.06 * (stop - start) / len(axis.names)))
-            _above(ax, (start + stop - 1) / 2, shortened(name, room), upright=axis.crowded)
+            room = int(inches / 0.06 * (stop - start) / len(axis.names))
+            shown = shortened(name, max(8, room))
+            upright = (
+                axis.crowded and len(shown) > room
+            )  # short, so that the panels keep their height
+            _above(ax, (start + stop - 1) / 2, shown, upright=upright)
     _name_x(ax, [drawable(name) for name in axis.names], _font(len(axis.names)))
     ax.set_xlim(-0.5, len(axis.names) - 0.5)
     coarse_to_fine = bool(axis.names and layer_place(axis.names[0]))

@@ -195,7 +195,9 @@ class FactorProblem(Problem):
         Raises:
             TaskError: there is none.
         """
-        regresses = Head(name, estimator).regresses
+        head = Head(name, estimator)
+        head.expect_predictor()
+        regresses = head.regresses
         heads: dict[str, Head] = {
             f"{name}:{factor}": FactorHead(f"{name}:{factor}", estimator, factor, grouped=False)
             for factor in self.factors

@@ -155,8 +155,15 @@ def evaluate(
     ]
     if not chosen:
         known = sorted({name for name in source.splits if name and name != LEFT_OUT})
+        divided = split in ("train", "held-back") and run is None and "data_sha256" in model.record
+        more = "; how a run divided it is known with run=FOLDER" if divided else ""
         raise DataError(
-            f"{source.name}: no image is in split {split!r}; it has {', '.join(known) or 'no splits'}"
+            f"{source.name}: no image is in split {split!r}; it has {', '.join(known) or 'no splits'}{more}"
+        )
+    if split is None and (count := _trained_on(model, source, run is not None)):
+        warn(
+            f"{source.name}: about {count} of {len(chosen)} images are those the run was trained on; "
+            'split="held-back" scores the others'
         )
     if run is None and (line := model.about_crop(crop)):
         warn(line)
@@ -175,6 +182,18 @@ def evaluate(
     _refuse_unfinite(model, scores, [source.ids[i] for i in chosen])
     found = _summary(model, source, split, seed, importance_samples, scores)
     return replace(found, left_out=left_out)
+
+
+def _trained_on(model: ImageModel, source: Source, divided: bool) -> int:
+    """Return how many images of a source a model was trained on, 0 where nothing tells.
+
+    A source that is `divided` by the model's run has these as its split `train`.
+    """
+    if divided:
+        return source.splits.count("train")
+    count, known = model.record.get("images"), model.record.get("data_sha256")
+    same = known is not None and known == source.fingerprint()
+    return count if same and isinstance(count, int) else 0
 
 
 def _divided(

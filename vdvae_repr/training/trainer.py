@@ -136,7 +136,8 @@ def train(
         num_workers: threads that read and decode batches ahead of the steps; by default the cores less one.
         log_with: a tracker that accelerate knows, as "tensorboard", which receives the log's numbers too.
         probe_every: steps between probes of layers; 0 for none.
-        probe_data: labelled images to probe with, 512 at most; the images held back, if not given.
+        probe_data: labelled images to probe with, of which 512 at most are drawn, evenly over labels; the
+            images held back, if not given.
         probe_layers: selector of the layers probed.
         progress: receives lines about what was left out of the data or may surprise, and one at each row of
             the log. If not given, the former are logged as warnings.
@@ -238,6 +239,8 @@ def _train(
         if checkpoint[1]["step"] >= recipe.steps:
             return _finished(plan, checkpoint[1], progress)
     indices, checksums = content_checksums(source, workers)
+    if line := _about_copies(source, indices, checksums, trained, held):
+        say(line)
     if plan.fingerprint == fingerprint:
         _refuse_replaced(plan, source, indices, checksums)
     plan = replace(
@@ -286,8 +289,10 @@ def _train(
         among = held if labelled is None else np.arange(len(labelled))
         if labelled is not None and options.on_error == "skip":
             lost = unreadable(labelled, preprocessing, among.tolist(), workers)
+            if lost:
+                say(f"probe_data: {describe_left_out(lost)}")
             among = np.array([i for i in among if labelled.ids[i] not in lost], np.intp)
-        probe = Probe.of(options.probe_every, labelled or source, among, layers)
+        probe = Probe.of(options.probe_every, labelled or source, among, layers, recipe.seed)
     watch = Watch(
         out=out, config=config, recipe=recipe, accelerator=accelerator, optimisation=optimisation,
         plan=plan, source=source, preprocessing=preprocessing, held=held.tolist(), probe=probe,
@@ -394,8 +399,9 @@ class _Run:
                 self.checkpoint(row, failure)
                 if failure:
                     raise TrainingError(f"{self.out}: {failure}")
-                if step == recipe.steps and (line := watch.behind(row)):
-                    self.say(line)
+                if step == recipe.steps:
+                    for line in filter(None, (watch.behind(row), self.mostly_skipped())):
+                        self.say(line)
             if stop == signal.SIGINT:
                 raise KeyboardInterrupt
             if stop:
@@ -491,6 +497,16 @@ class _Run:
                     f"train.lr ({self.recipe.lr:g}) or look at the data"
                 )
         return None
+
+    def mostly_skipped(self) -> str | None:
+        """Return a line where a run that has reached its last step skipped most updates."""
+        updates, skipped = self.optimisation.step - self.begun_at, self.optimisation.skipped
+        if 2 * skipped <= updates:
+            return None
+        return (
+            f"{skipped} of {updates} updates were skipped, so that little was learned; raise "
+            f"train.skip_threshold ({self.recipe.skip_threshold:g}) or lower train.lr ({self.recipe.lr:g})"
+        )
 
     def checkpoint(self, row: dict[str, Any], failure: str | None) -> None:
         """Write the complete state, and the moving average as the run's model."""
@@ -669,6 +685,29 @@ def _check_identity(
             f"{plan.out}: was trained on other data than {name} (another {' and '.join(other)}); "
             "give what it was trained on"
         )
+
+
+def _about_copies(
+    source: Source,
+    indices: NDArray[np.intp],
+    checksums: Sequence[int],
+    trained: NDArray[np.intp],
+    held: NDArray[np.intp],
+) -> str:
+    """Say how many of the images held back, of those whose checksums are known, are trained on as copies."""
+    known = {
+        index: content
+        for index, content in zip(indices.tolist(), checksums, strict=True)
+        if content
+    }
+    seen = {known[index] for index in trained.tolist() if index in known}
+    asked = [index for index in held.tolist() if index in known]
+    if not (copies := [index for index in asked if known[index] in seen]):
+        return ""
+    return (
+        f"{source.name}: {len(copies)} of {len(asked)} images held back are copies of images trained on, as "
+        f"{source.ids[copies[0]]!r}, so that their score is not of new images; leave copies out"
+    )
 
 
 def _refuse_replaced(

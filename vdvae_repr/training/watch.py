@@ -47,9 +47,14 @@ class Probe:
 
     @classmethod
     def of(
-        cls, every: int, source: Source, among: NDArray[np.intp], layers: tuple[LayerSpec, ...]
+        cls,
+        every: int,
+        source: Source,
+        among: NDArray[np.intp],
+        layers: tuple[LayerSpec, ...],
+        seed: int,
     ) -> Probe:
-        """Choose the images: the first 512 of `among` whose label another of them shares.
+        """Draw the images of `among` whose label another of them shares, by the seed, evenly over labels.
 
         Raises:
             TaskError: fewer than two labels have two images.
@@ -62,8 +67,17 @@ class Probe:
                 f"{source.name}: a probe during training needs at least 2 labels with 2 images each, "
                 f"found {len(repeated)} among {len(labels)} images; name labelled images to probe with"
             )
-        chosen = among[np.isin(labels, repeated)][:WATCHED]
-        return cls(every=every, source=source, indices=chosen.tolist(), layers=layers)
+        rng = np.random.default_rng((seed, 4))
+        chosen = rng.permutation(among[np.isin(labels, repeated)])
+        # By pairs of one label, so that each image drawn has another of its own.
+        turns = np.zeros(len(chosen), np.intp)
+        for label in repeated:
+            own = np.flatnonzero(source.labels[chosen] == label)
+            turns[own] = np.arange(len(own)) // 2
+        places = np.searchsorted(repeated, source.labels[chosen])
+        order = np.lexsort((rng.permutation(len(repeated))[places], turns))
+        drawn = np.sort(chosen[order[:WATCHED]])
+        return cls(every=every, source=source, indices=drawn.tolist(), layers=layers)
 
     def accuracy(self, model: VDVAE, preprocessing: Preprocessing) -> dict[str, float]:
         """Return by layer the share of images whose nearest neighbour, by posterior mean, has their label."""

@@ -1,5 +1,6 @@
 import codecs
 import io
+import re
 
 import numpy as np
 import pandas as pd
@@ -83,7 +84,10 @@ def test_words_of_splits_in_a_column_that_is_none_are_said(table, words):
     assert (named.splits, named.notices) == (("test", "val"), ())
 
 
-@pytest.mark.parametrize("column", ["is_train", "Test", "partition", "train_test"])
+@pytest.mark.parametrize(
+    "column",
+    ["is_train", "istest", "Test", "partition", "train_test", "TrainTest", "holdout"],
+)
 @pytest.mark.parametrize("codes", [("1", "0"), ("True", "False")])
 def test_a_column_called_like_splits_that_holds_codes_is_said(table, column, codes):
     first, second = codes
@@ -109,6 +113,17 @@ def test_a_minus_that_is_no_hyphen_is_said(table):
     (line,) = table("file,label,t\na.png,cat,\u22123\nb.png,dog,\u22124\n").notices
     assert (
         line == "factor 't': '\u22123' is no number as it is written, so it is read as categories"
+    )
+
+
+@pytest.mark.parametrize(
+    "number", ["1\u00a0000", "1\u202f000", "$1.50", "-$3", "\u20ac 2", "(1.5)"]
+)
+def test_numbers_as_spreadsheets_write_them_are_said(table, number):
+    other = re.sub(r"\d", "4", number, count=1)
+    (line,) = table(f"file,label,t\na.png,cat,{number}\nb.png,dog,{other}\n").notices
+    assert (
+        line == f"factor 't': {number!r} is no number as it is written, so it is read as categories"
     )
 
 

@@ -25,6 +25,10 @@ from vdvae_repr.errors import DataError
 
 ROLES = ("file", "label", "split")
 SPLIT_COLUMNS = ("split", "splits", "partition", "subset", "usage", "phase", "fold", "folds")
+# Words of splits run together in a name, as `istest` or `traintest`.
+RUN_TOGETHER = re.compile(
+    r"(?:is)?(?:train(?:ing)?|test(?:ing)?|val(?:id(?:ation)?)?|holdout|heldout)+(?:set)?"
+)
 MOST_CODES = 10  # values of a column that may be codes of splits
 
 
@@ -146,7 +150,9 @@ def _about_splits(table: Table) -> list[str]:
 def _is_called_like_a_split(column: str) -> bool:
     """Whether a column's name says that it holds splits, as `is_train`, `Test` or `partition`."""
     words = re.split(r"[\W\d_]+", column.casefold())
-    return like_split(column) is not None or any(w in SPLIT_COLUMNS or split_of(w) for w in words)
+    return like_split(column) is not None or any(
+        w in SPLIT_COLUMNS or split_of(w) or RUN_TOGETHER.fullmatch(w) for w in words
+    )
 
 
 def _about_columns(columns: tuple[str, ...]) -> list[str]:
