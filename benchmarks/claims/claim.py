@@ -2,11 +2,11 @@
 
 A claim is a script of this folder and a TOML of its name. The script holds
 
-    TITLE, PAPER, RULE        what is asked, what the paper says, what will count as agreement
+    TITLE, PAPER, RULE        what is asked, what the paper says (PAPER_IN_SHORT too), what will be agreement
     pieces(settings)          the pieces of work, each a dict of what tells it from the others
     measure(piece, context)   does one, returns its rows
     summary(rows)             the table of the page
-    verdicts(rows, settings)  what the rows say of the claim
+    verdicts(rows, settings)  what the rows say of the claim; in_short(rows) a few words for the table
     draw(rows, figure)        the picture
 
 where rows are those of the claim's CSV. `TIMED = True`: its pieces run one at a time, alone.
@@ -95,10 +95,13 @@ def images(context: Context) -> vr.Source:
     return source
 
 
-def train(context: Context, model: Settings, recipe: Settings, source: vr.Source) -> Path:
+def train(
+    context: Context, model: Settings, recipe: Settings, source: vr.Source, **named: Any
+) -> Path:
     """Train a model by the settings' [model] and [train], changed by what is given; returns its run folder.
 
-    Shift and scale are measured on the training images. A run that was interrupted goes on.
+    Shift and scale are measured on the training images. A run that was interrupted goes on. `named` keys of
+    [train] may differ from those of the run that goes on.
     """
     tables = {
         "model": context.settings["model"] | model,
@@ -116,6 +119,7 @@ def train(context: Context, model: Settings, recipe: Settings, source: vr.Source
         device=context.device,
         progress=lambda line: None,
         **options,
+        **named,
     )
 
 

@@ -65,7 +65,9 @@ def architecture(settings: Settings, layers: int) -> Settings:
     near = candidates[max(0, place - 1) : place + 1]
     width = min(near, key=lambda width: abs(own(width) - wanted))
     if abs(own(width) / wanted - 1) > TOLERANCE:
-        raise ValueError(f"{layers} layers: expected {wanted:,} parameters, nearest are {own(width):,}")
+        raise ValueError(
+            f"{layers} layers: expected {wanted:,} parameters, nearest are {own(width):,}"
+        )
     return model | {"width": width}
 
 
