@@ -144,6 +144,11 @@ def main() -> None:
     size, out = options.size, options.out or PLACES[options.size]
     jobs = options.jobs or (1 if size == "full" else os.cpu_count() or 1)
     work = options.work or ROOT / "runs" / "claims" / size
+    for claim in options.claims or CLAIMS:
+        wanted = read_settings(claim, size)["data"]
+        path = Path(wanted.format(data=options.data))
+        if "{data}" in wanted and not path.exists():
+            parser.error(f"{claim}: expected {path}, found none; give --data or VDVAE_REPR_DATA")
     good = [
         run(claim, size, options.data.resolve(), work, out, jobs)
         for claim in options.claims or CLAIMS
