@@ -1,4 +1,9 @@
-"""A VDVAE beside a PixelCNN++: the same images, likelihood, parameters and minutes of training."""
+"""A VDVAE beside a PixelCNN++: the same images, likelihood, parameters and minutes of training.
+
+Both train by the same recipe, in rounds of updates, until the minutes are over; after each round split
+test is scored, which is not timed. At the end some images are drawn, the PixelCNN++'s with what it has
+computed kept (a pass a pixel), the VDVAE's in one pass.
+"""
 
 import json
 import time

@@ -1,6 +1,6 @@
 """What the claims share: settings of a size, images, a trained model, intervals and verdicts.
 
-A claim is a script of this folder and a TOML of its name. The script holds
+A claim is a script of this folder and a TOML of its name. The script's docstring says what is run; it holds
 
     TITLE, PAPER, RULE        what is asked, what the paper says (PAPER_IN_SHORT too), what will be agreement
     pieces(settings)          the pieces of work, each a dict of what tells it from the others

@@ -1,16 +1,23 @@
 """Propositions 1 and 2 of the paper as executable constructions, on trained discrete models.
 
-Images are grey, S x S, of V levels: D = S * S variables x_1 .. x_D, each 0 .. V-1. Logarithms are natural.
+Images are grey, S x S, of V levels: D = S * S variables x_1 .. x_D, each 0 .. V-1. Logarithms are
+natural.
 
-Proposition 1. `Masked` is an autoregressive model of x, trained. `Sequential` is a VAE of D layers made of
-it: layer i's latent is one of V values, its prior p(z_i | z_<i) is the autoregressive model's conditional,
-its posterior is the image's own value, x_i, and the likelihood says x = z. `elbo` computes that VAE's ELBO
-layer by layer, as for any hierarchical VAE, and knows nothing of where the parts came from.
+Proposition 1. `Masked` is an autoregressive model of x, trained. `Sequential` is a VAE of D layers made
+of it: layer i's latent is one of V values, its prior p(z_i | z_<i) is the autoregressive model's
+conditional, its posterior is the image's own value, x_i, and the likelihood says x = z. `elbo` computes
+that VAE's ELBO layer by layer, as for any hierarchical VAE, and knows nothing of where the parts came
+from.
 
-Proposition 2. `Quadtree` is a model of hidden states at 1x1, 2x2, 4x4, .. in which, given the grid above,
-all states of a grid are independent: a VAE that draws each grid at once has a layer a grid. Trained by exact
-likelihood. With its exact posterior the ELBO of these few layers is the likelihood that the autoregressive
-factorisation of the same model, a variable at a time, gives in D steps.
+Both sides of the equality add the same D conditionals, each from a network that was given something
+else: that they are equal to the last bit says that no conditional sees what is to come.
+
+Proposition 2. `Quadtree` is a model of hidden states at 1x1, 2x2, 4x4, .. in which, given the grid
+above, all states of a grid are independent: a VAE that draws each grid at once has a layer a grid.
+Trained by exact likelihood. With its exact posterior the ELBO of these few layers is the likelihood that
+the autoregressive factorisation of the same model, a variable at a time, gives in D steps. The two are
+different sums: over the states of each grid under the posterior, top down; and over all states, for each
+pixel that becomes known.
 """
 
 import math

@@ -1,4 +1,10 @@
-"""Does depth alone make a VAE better? Equal parameters, equal training, more and more stochastic layers."""
+"""Does depth alone make a VAE better? Equal parameters, equal training, more and more stochastic layers.
+
+The layers are spread evenly over the resolutions. Width follows from depth, so that the number of
+parameters stays; what comes before the stochastic layers, bottom up, has the same blocks at each depth,
+of that width. Images, batches, updates and learning rate are the same. The score is the moving average's
+bound on test images.
+"""
 
 import math
 from bisect import bisect_left

@@ -1,4 +1,9 @@
-"""Nearest-neighbour or learned unpooling, with and without KL warm-up: which layers stay dead?"""
+"""Nearest-neighbour or learned unpooling, with and without KL warm-up: which layers stay dead?
+
+One architecture, in which a coarser state is enlarged by repeating it or by a learned transposed
+convolution (which adds some parameters); trained with the KL at its full weight from the start, or
+warmed up from 0.
+"""
 
 import pandas as pd
 from claim import (

@@ -114,7 +114,7 @@ def test_another_posterior_leaves_the_bound_loose(tree):
 # The runner
 
 
-TOY = """
+TOY = """'Numbers are added.'
 TITLE, PAPER, PAPER_IN_SHORT, RULE = "Toy", "it holds.", "it holds", "More than 0."
 def pieces(settings):
     return [{"seed": seed} for seed in settings["seeds"]]
@@ -178,6 +178,7 @@ def test_the_page_says_what_the_rows_say_by_the_rule(toy, tmp_path):
     page = (tmp_path / "out" / "toy.md").read_text()
     assert "**At this scale: agrees.**" in page
     assert "More than 0." in page
+    assert "Numbers are added." in page
     assert "seeds = [1, 2, 3]" in page
     toy("more = -1")
     assert "**At this scale: disagrees.**" in (tmp_path / "out" / "toy.md").read_text()
