@@ -1,8 +1,8 @@
-# make demo, make test, make docs and make check do everything on a fresh machine.
+# make demo, make test, make docs and make check do everything on a fresh machine; make claims takes hours.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test docs check
+.PHONY: demo test docs check claims
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -18,6 +18,9 @@ test: .venv/installed
 docs: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
+claims: .venv/installed
+	$(BIN)/python benchmarks/claims/run.py --size local
+
 check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -28,3 +31,4 @@ check: .venv/installed
 	$(BIN)/python docs/notebooks/execute.py
 	benchmarks/gpu/run.sh --smoke
 	$(BIN)/python benchmarks/reliability/run.py --quick
+	$(BIN)/python benchmarks/claims/run.py --size smoke

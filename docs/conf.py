@@ -59,16 +59,21 @@ def copy_results(app: Sphinx) -> None:
     target = HERE / "benchmarks"
     pages = {page: page.name for page in RESULTS.glob("*.md")}
     pages[RESULTS.parent / "gpu" / "README.md"] = "gpu_readme.md"
+    claims = RESULTS / "claims"  # of size local, and of size full in their own folder
+    pages |= {page: f"claims/{page.name}" for page in claims.glob("*.md")}
+    pages |= {page: f"claims/full/{page.name}" for page in claims.glob("full/*.md")}
     for page, name in pages.items():
         text = page.read_text(encoding="utf-8")
         text = text.replace("](../../docs/", "](../").replace(
             "](../gpu/README.md)", "](gpu_readme.md)"
         )
         copy = target / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
         if not copy.exists() or copy.read_text(encoding="utf-8") != text:
             copy.write_text(text, encoding="utf-8")
-    for file in [*RESULTS.glob("*.png"), *RESULTS.glob("*.csv")]:
-        shutil.copy2(file, target)
+    for pattern in ("*", "claims/*", "claims/full/*"):
+        for file in [*RESULTS.glob(f"{pattern}.png"), *RESULTS.glob(f"{pattern}.csv")]:
+            shutil.copy2(file, target / file.parent.relative_to(RESULTS))
 
 
 def link_inside(app: Sphinx, docname: str, source: list[str]) -> None:

@@ -1,0 +1,162 @@
+"""The paper's claims, checked at three sizes.
+
+    python benchmarks/claims/run.py --size smoke          all, two minutes; writes what git ignores
+    python benchmarks/claims/run.py --size local          all, 6 hours at most on two cores (`make claims`)
+    python benchmarks/claims/run.py --size local depth    one of them
+    python benchmarks/claims/run.py --size full           one GPU, the paper's data sets
+
+`local` needs the images that README.md names, in the folder `--data` or VDVAE_REPR_DATA. What is done is not
+done again: the same command goes on where it was stopped. Exit 1 where a piece failed.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a piece a core, rather than a few cores a piece
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import pandas as pd
+from claim import HERE, SIZES, Context, Piece, Row, Settings, module, name_of, read_settings
+from page import write_index, write_page
+
+CLAIMS = ("depth", "autoregressive", "construction", "unpooling", "skipping", "where")
+ROOT = HERE.parents[1]
+RESULTS = HERE.parent / "results" / "claims"
+PLACES = {"smoke": RESULTS / "smoke", "local": RESULTS, "full": RESULTS / "full"}
+
+
+def folder_of(work: Path, claim: str, piece: Piece, settings: Settings) -> Path:
+    """Return the folder of a piece, another one for other settings: what is in it is never of others."""
+    text = json.dumps([piece, settings], sort_keys=True)
+    return work / claim / f"{name_of(piece)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def finished(folder: Path) -> list[Row] | None:
+    """Return the rows of a piece that is done; None of another."""
+    path = folder / "rows.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def work_on(claim: str, piece: Piece, context: Context) -> list[Row]:
+    """Do a piece and keep its rows; returns them."""
+    context.folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    found = module(claim).measure(piece, context)
+    seconds = round(time.monotonic() - started, 1)
+    rows = [piece | row | {"seconds": seconds if i == 0 else 0.0} for i, row in enumerate(found)]
+    part = context.folder / "rows.part"
+    part.write_text(json.dumps(rows, default=float), encoding="utf-8")
+    part.rename(context.folder / "rows.json")
+    return rows
+
+
+def work_off(
+    claim: str, pieces: list[Piece], contexts: list[Context], jobs: int
+) -> Iterator[tuple[Piece, Exception | None]]:
+    """Do pieces, some at once; yields each when it is done, with what it raised."""
+    if jobs == 1 or len(pieces) == 1:
+        for piece, context in zip(pieces, contexts, strict=True):
+            try:
+                work_on(claim, piece, context)
+                yield piece, None
+            except Exception as error:
+                traceback.print_exc()
+                yield piece, error
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        started = {
+            pool.submit(work_on, claim, piece, context): piece
+            for piece, context in zip(pieces, contexts, strict=True)
+        }
+        try:
+            for future in as_completed(started):
+                if (error := future.exception()) is not None:
+                    traceback.print_exception(error)
+                yield started[future], error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def run(claim: str, size: str, data: Path, work: Path, out: Path, jobs: int) -> bool:
+    """Do what is not done of a claim, and write its CSV, figure and page; False where a piece failed."""
+    settings, script = read_settings(claim, size), module(claim)
+    pieces = script.pieces(settings)
+    folders = [folder_of(work, claim, piece, settings) for piece in pieces]
+    todo = [i for i, folder in enumerate(folders) if finished(folder) is None]
+    say(f"{claim}: {len(pieces)} pieces, {len(pieces) - len(todo)} of them done before")
+    contexts = [Context(settings, data, folders[i]) for i in todo]
+    failed = False
+    started = time.monotonic()
+    alone = getattr(script, "TIMED", False)
+    own = [pieces[i] for i in todo]
+    for piece, error in work_off(claim, own, contexts, 1 if alone else jobs):
+        failed |= error is not None
+        minutes = (time.monotonic() - started) / 60
+        how = "done" if error is None else f"FAILED ({error})"
+        say(f"  {name_of(piece)}: {how}, {minutes:.1f} min since the start")
+    if failed:
+        say(f"{claim}: no page, as pieces failed; the same command does them again")
+        return False
+    rows = [row for folder in folders for row in finished(folder) or ()]
+    out.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(out / f"{claim}.csv", index=False, lineterminator="\n")
+    for folder in folders:
+        for picture in folder.glob(f"{claim}_*.png"):
+            (out / picture.name).write_bytes(picture.read_bytes())
+    write_page(claim, size, out)
+    say(f"{claim}: {out / claim}.md")
+    return True
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    print(line, flush=True)
+
+
+def main() -> None:
+    """Run the claims that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "claims", nargs="*", metavar="claim", help=f"of {', '.join(CLAIMS)}; all by default"
+    )
+    parser.add_argument("--size", choices=SIZES, required=True)
+    parser.add_argument("--data", type=Path, default=os.environ.get("VDVAE_REPR_DATA", "data"))
+    parser.add_argument("--work", type=Path, help="folder of runs; runs/claims/SIZE by default")
+    parser.add_argument("--out", type=Path, help="folder of results")
+    parser.add_argument(
+        "--jobs", type=int, help="pieces at once; a core each by default, of full 1"
+    )
+    options = parser.parse_args()
+    if wrong := set(options.claims) - set(CLAIMS):
+        parser.error(f"no claim {', '.join(sorted(wrong))}; there are {', '.join(CLAIMS)}")
+    size, out = options.size, options.out or PLACES[options.size]
+    jobs = options.jobs or (1 if size == "full" else os.cpu_count() or 1)
+    work = options.work or ROOT / "runs" / "claims" / size
+    for claim in options.claims or CLAIMS:
+        wanted = read_settings(claim, size)["data"]
+        path = Path(wanted.format(data=options.data))
+        if "{data}" in wanted and not path.exists():
+            parser.error(f"{claim}: expected {path}, found none; give --data or VDVAE_REPR_DATA")
+    good = [
+        run(claim, size, options.data.resolve(), work, out, jobs)
+        for claim in options.claims or CLAIMS
+    ]
+    if options.out is None and size != "smoke":
+        write_index(RESULTS, CLAIMS)
+    sys.exit(not all(good))
+
+
+if __name__ == "__main__":
+    main()
