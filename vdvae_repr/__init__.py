@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from vdvae_repr.report import plots as plot
     from vdvae_repr.results import Result
     from vdvae_repr.tasks import (
+        RSA,
         Classification,
         FaceId,
         FaceVerification,
@@ -62,6 +63,7 @@ _MODULES = {
     "Factors": "tasks",
     "FewShot": "tasks",
     "OmniglotOneShot": "tasks",
+    "RSA": "tasks",
     "probe": "tasks",
     "Task": "tasks",
     "Problem": "probing.task",
@@ -114,6 +116,7 @@ __all__ = [
     "NearestPrototype",
     "OmniglotOneShot",
     "Problem",
+    "RSA",
     "Report",
     "Result",
     "Ridge",

@@ -29,6 +29,10 @@ METRIC_NAMES = {  # what axes of pictures call a metric, where it is not its own
     "r2": "R\N{SUPERSCRIPT TWO}",
     "pearson": "Pearson r",
     "error": "error rate",
+    "spearman": "Spearman's rho of dissimilarities",
+    "kendall_tau_a": "Kendall's tau-a of dissimilarities",
+    "cosine": "cosine of dissimilarities",
+    "cka": "debiased CKA",
 }
 LABELS_OF_FACTORS = {
     "r2": "R\N{SUPERSCRIPT TWO}",
@@ -74,6 +78,10 @@ class Result:
     se: float | None = None
     std: float | None = None
     chance: float | None = None
+    ceiling_low: float | None = None
+    """Of measured brains: at most how far a perfect model can come, as noise allows; lower bound of it ..."""
+    ceiling_high: float | None = None
+    """... and upper bound; both are equal where it is estimated as one number."""
     training_score: float | None = None
     """What choices are made by, the more the better; None where training data say nothing."""
     chosen: bool = False

@@ -319,7 +319,9 @@ def read_responses(
     notes: list[str] = []
     missing = np.isnan(values)
     if missing.any():
-        absent = missing.all(axis=2)  # repetitions that were not there
+        absent: NDArray[np.bool_] = np.asarray(
+            missing.all(axis=2)
+        )  # repetitions that were not there
         if never := int(absent.all(axis=0).sum()):
             notes.append(f"responses: {never} images without any response left out")
             seen = ~absent.all(axis=0)
@@ -331,7 +333,7 @@ def read_responses(
             )
         first = np.argsort(absent, axis=0, kind="stable")  # what is there comes first
         values = np.take_along_axis(values, first[:, :, None], axis=0)
-        known = ~(missing & ~absent[:, :, None]).any(axis=(0, 1))
+        known = np.asarray(~(missing & ~absent[:, :, None]).any(axis=(0, 1)))
         if not known.all():
             notes.append(
                 f"responses: {int((~known).sum())} of {len(known)} voxels left out, which are NaN"

@@ -42,6 +42,7 @@ class Report(Findings):
         similarity: what `vr.compare` says of the store's layers, by feature; `probe --atlas` adds it.
         called: what pictures call models beside, by the name in their rows: with the file of their store.
         record: where all of it comes from: version, date, store, images.
+        tables: of what rows do not hold, by name: `voxels` and `bands` of encoding.
     """
 
     @classmethod

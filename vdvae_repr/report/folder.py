@@ -43,6 +43,7 @@ class Findings:
         similarity: how alike layers are, by feature; by the empty text of `vdvae-repr compare`.
         called: what pictures call models beside, by the name in their rows.
         record: where all of it comes from, in words: version, date, command, store.
+        tables: of what rows do not hold, by name: `voxels` and `bands` of encoding.
     """
 
     rows: list[Result] = field(default_factory=list)
@@ -56,6 +57,7 @@ class Findings:
     similarity: dict[str, Similarity] = field(default_factory=dict)
     called: dict[str, str] = field(default_factory=dict)
     record: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
 
 def write_curves(curves: Sequence[Curve], folder: Path) -> None:

@@ -43,6 +43,10 @@ METRICS = {
     "dir": "detection and identification rate",
     "r2": "R\N{SUPERSCRIPT TWO}",
     "pearson": "Pearson's r",
+    "spearman": "Spearman's rho of dissimilarities",
+    "kendall_tau_a": "Kendall's tau-a of dissimilarities",
+    "cosine": "cosine of dissimilarities",
+    "cka": "debiased CKA",
 }
 
 

@@ -11,6 +11,7 @@ from vdvae_repr.tasks.face_verification import FaceVerification
 from vdvae_repr.tasks.factors import Factors
 from vdvae_repr.tasks.few_shot import FewShot
 from vdvae_repr.tasks.omniglot_oneshot import OmniglotOneShot
+from vdvae_repr.tasks.rsa import RSA
 
 __all__ = [
     "Classification",
@@ -19,6 +20,7 @@ __all__ = [
     "Factors",
     "FewShot",
     "OmniglotOneShot",
+    "RSA",
     "Task",
     "probe",
 ]
