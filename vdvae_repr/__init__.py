@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from vdvae_repr.tasks import (
         RSA,
         Classification,
+        Encoding,
         FaceId,
         FaceVerification,
         Factors,
@@ -58,6 +59,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "Classification": "tasks",
+    "Encoding": "tasks",
     "FaceId": "tasks",
     "FaceVerification": "tasks",
     "Factors": "tasks",
@@ -103,6 +105,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataError",
+    "Encoding",
     "FaceId",
     "FaceVerification",
     "Factors",

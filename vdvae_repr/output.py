@@ -39,8 +39,9 @@ FACTORS = ("r2", "pearson", "balanced_accuracy")
 # Columns of results.csv and results.jsonl, of comparisons.csv, curves.csv, noise.csv and rate_accuracy.csv.
 RESULTS = (
     "task,protocol,head,model,role,weights_sha256,source,layer,selection,feature,pool,scaling,dims,n_train,"
-    "n_test,units,metric,at,value,ci_low,ci_high,interval,se,std,chance,ceiling_low,"
-    "ceiling_high,training_score,chosen,versus,difference,diff_high,p_value,seed,transductive,seconds,controls_left_out"
+    "n_test,units,metric,at,value,ci_low,ci_high,interval,se,std,chance,ceiling_low,ceiling_high,"
+    "training_score,chosen,versus,difference,diff_low,diff_high,p_value,seed,transductive,seconds,"
+    "controls_left_out"
 )
 COMPARISONS = (
     "task,protocol,head,n_train,model,layer,selection,feature,pool,metric,at,value,versus,versus_layer,"

@@ -352,3 +352,31 @@ def layer_by_factor(rows: Sequence[Result], metric: str) -> pd.DataFrame:
     )
     order = list(dict.fromkeys(table["layer"]))
     return table.pivot(index="layer", columns="factor", values="value").loc[order]
+
+
+def layer_by_roi(rows: Sequence[Result], metric: str) -> pd.DataFrame:
+    """Return a table of what each single layer tells of each region, by a metric, of rows of `encoding`.
+
+    Without single layers it is of layers together. The column `all` is of all voxels.
+
+    Raises:
+        TaskError: there is no such row.
+    """
+    own = [
+        row
+        for row in rows
+        if row.task == "encoding" and row.model not in CONTROLS and row.metric == metric
+    ]
+    own = [row for row in own if row.selection == "single"] or own
+    if not own:
+        raise TaskError(f"metric: expected pearson or r2, of rows of encoding; found {metric!r}")
+    first = own[0].head.partition(":")[0], own[0].model, own[0].feature, own[0].pool
+    table = pd.DataFrame(
+        [
+            {"layer": row.layer, "roi": row.head.partition(":")[2] or "all", "value": row.value}
+            for row in own
+            if (row.head.partition(":")[0], row.model, row.feature, row.pool) == first
+        ]
+    )
+    layers, regions = (list(dict.fromkeys(table[name])) for name in ("layer", "roi"))
+    return table.pivot(index="layer", columns="roi", values="value").loc[layers, regions]

@@ -98,16 +98,18 @@ def test_values_and_ceilings_are_rsatoolboxs(store, seen, head, method):
     assert problem.ceiling_of(metric, problem.heads[head]) == pytest.approx(ceiling)
 
 
+@pytest.mark.parametrize(("head", "method"), KINDS)
 @pytest.mark.parametrize("subjects", [3, 1])
-def test_bootstrap_is_rsatoolboxs(seen, subjects, monkeypatch):
+@pytest.mark.filterwarnings("ignore:Noise ceiling for tau")
+def test_bootstrap_is_rsatoolboxs(seen, subjects, head, method, monkeypatch):
     """Under the same draws of images and subjects, variances, intervals and p-values are equal."""
-    monkeypatch.setattr(dissimilarity, "RESAMPLES", 30)
+    monkeypatch.setattr(dissimilarity, "RESAMPLES", 12)
     rng = np.random.default_rng(3)
     models = np.stack([1 - np.corrcoef(rng.normal(size=(24, 20))) for _ in range(2)])
     models = (models + models.transpose(0, 2, 1)) / 2
     models[0] += 0.3 * seen[0]
     seen = seen[:subjects]
-    found = bootstrap(models, seen, "spearman", seed=5)
+    found = bootstrap(models, seen, head, seed=5)
     data = RDMs(pairs(seen))
     fixed = [ModelFixed(str(i), RDMs(pairs(m)[None])) for i, m in enumerate(models)]
     draws = np.random.default_rng(5)
@@ -126,7 +128,7 @@ def test_bootstrap_is_rsatoolboxs(seen, subjects, monkeypatch):
 
     monkeypatch.setattr(np.random, "randint", either)
     if subjects > 1:
-        expected = eval_dual_bootstrap(fixed, data, method="spearman", N=30)
+        expected = eval_dual_bootstrap(fixed, data, method=method, N=12)
         p = expected.test_pairwise()[0, 1]
     else:
         from rsatoolbox.inference import eval_bootstrap_pattern
@@ -137,7 +139,7 @@ def test_bootstrap_is_rsatoolboxs(seen, subjects, monkeypatch):
             return images
 
         monkeypatch.setattr(np.random, "randint", images_alone)
-        expected = eval_bootstrap_pattern(fixed, data, method="spearman", N=30)
+        expected = eval_bootstrap_pattern(fixed, data, method=method, N=12)
         p = expected.test_pairwise()[0, 1]
     sem = [found.spread(np.eye(2)[i]) for i in range(2)]
     np.testing.assert_allclose(sem, expected.get_sem(), rtol=1e-8)

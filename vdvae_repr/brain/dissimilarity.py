@@ -246,11 +246,31 @@ class Jackknife(Bootstrap):
         return variance**0.5
 
 
+class _Ranks:
+    """Ranks of dissimilarities (M, P) where each counts several times, by a sort of the originals alone."""
+
+    def __init__(self, values: Values) -> None:
+        self._order = np.argsort(values, axis=1)
+        self._first, self._end = np.empty_like(self._order), np.empty_like(self._order)
+        for m, row in enumerate(values):
+            ordered = row[self._order[m]]
+            self._first[m] = np.searchsorted(ordered, row, side="left")
+            self._end[m] = np.searchsorted(ordered, row, side="right")
+
+    def weighted(self, times: Values) -> Values:
+        """Return the mean rank (M, P) of each among all, where each is there so many `times` (P,)."""
+        below = np.zeros((len(self._order), len(times) + 1))
+        np.cumsum(times[self._order], axis=1, out=below[:, 1:])
+        first, end = (np.take_along_axis(below, at, axis=1) for at in (self._first, self._end))
+        return np.asarray((first + end + 1) / 2)
+
+
 def bootstrap(models: Values, subjects: Values, how: str, seed: int = 0) -> Bootstrap:
     """Resample images and subjects, and compare anew; pairs of an image with its own copy are left out.
 
     What `rsatoolbox.inference.eval_dual_bootstrap` computes for fixed models. A model's value is the mean
-    over subjects, so that one comparison a draw of images serves for draws of subjects too.
+    over subjects, so that one comparison a draw of images serves for draws of subjects too; and pairs of
+    images that were drawn several times are counted, not copied.
 
     Args:
         models: matrices (M, N, N).
@@ -260,22 +280,38 @@ def bootstrap(models: Values, subjects: Values, how: str, seed: int = 0) -> Boot
     """
     rng = np.random.default_rng(seed)
     count, images = len(subjects), subjects.shape[-1]
-    fixed = compare(pairs(models), pairs(subjects), how)
     first, second = np.triu_indices(images, 1)
+    sides = pairs(models), pairs(subjects)
+    ranks = [_Ranks(side) for side in sides] if how == "spearman" else []
+    fixed = compare(*sides, how)
     draws: list[Values] = []
     while len(draws) < RESAMPLES:
         some: Rows = rng.integers(0, images, size=(images,))
         of: Rows = rng.integers(0, count, size=(count,))
-        if len(set(some.tolist())) < LEAST:
+        often = np.bincount(some, minlength=images)
+        if (often > 0).sum() < LEAST:
             continue
-        apart = some[first] != some[second]
-        a, b = some[first[apart]], some[second[apart]]
-        drawn = compare(models[:, a, b], subjects[:, a, b], how)
+        times = (often[first] * often[second]).astype(np.float64)
+        if how == "spearman":
+            a, b = (side.weighted(times) for side in ranks)
+            a, b = (x - (x @ times / times.sum())[:, None] for x in (a, b))
+            drawn = _cosines(a, b, times)
+        elif how == "cosine":
+            drawn = _cosines(*sides, times)
+        else:
+            copies = np.repeat(np.arange(len(times)), times.astype(np.intp))
+            drawn = compare(sides[0][:, copies], sides[1][:, copies], how)
         kinds = [drawn.mean(axis=1)]
         if count > 1:
             kinds = [drawn[:, of].mean(axis=1), fixed[:, of].mean(axis=1), *kinds]
         draws.append(np.stack(kinds))
     return Bootstrap(fixed.mean(axis=1), np.stack(draws, axis=1), count, images)
+
+
+def _cosines(a: Values, b: Values, times: Values) -> Values:
+    """Return cosines of vectors (M, P) and (S, P) whose entries are there so many times (P,); else 0."""
+    lengths = np.outer(*(np.sqrt(x**2 @ times) for x in (a, b)))
+    return np.asarray((a * times) @ b.T / np.where(lengths > 0, lengths, np.inf))
 
 
 def expect_kind(kind: Any, kinds: Sequence[str]) -> None:
