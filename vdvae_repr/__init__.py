@@ -21,6 +21,7 @@ from vdvae_repr.errors import (
 )
 
 if TYPE_CHECKING:
+    from vdvae_repr import brain
     from vdvae_repr.config import Config, ModelConfig
     from vdvae_repr.data.open import open_source
     from vdvae_repr.data.source import Source
@@ -80,6 +81,7 @@ _MODULES = {
     "WeightedNeighbors": "heads.neighbors",
     "NearestPrototype": "heads.few_shot",
     "Config": "config",
+    "brain": "brain",
     "compare": "probing.similarity",
     "import_latents": "latents.exchange",
     "open": "latents.store",
@@ -136,6 +138,7 @@ __all__ = [
     "VDVAE",
     "VDVAEReprError",
     "WeightedNeighbors",
+    "brain",
     "compare",
     "evaluate",
     "extract",
@@ -157,4 +160,4 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'vdvae_repr' has no attribute {name!r}")
     module = importlib.import_module(f"vdvae_repr.{_MODULES[name]}")
-    return module if name == "plot" else getattr(module, _INSIDE.get(name, name))
+    return module if name in ("plot", "brain") else getattr(module, _INSIDE.get(name, name))

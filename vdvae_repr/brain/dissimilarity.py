@@ -38,11 +38,13 @@ class MeasuredRDMs:
     Args:
         matrices: (S, N, N).
         rows: the store's images that they are of (N,).
+        splits: of the images (N,).
         notes: what the reader must know.
     """
 
     matrices: Values
     rows: Rows
+    splits: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -57,8 +59,8 @@ def read_rdms(measured: Measured, store: Latents) -> MeasuredRDMs:
     Raises:
         DataError: the file cannot be read. TaskError: no dissimilarities of these images.
     """
-    array, ids = read_array(measured, "rdm")
-    array = array.astype(np.float64)
+    found = read_array(measured, "rdm")
+    array, ids = found.values.astype(np.float64), found.ids
     notes: list[str] = []
     if array.ndim == 1:
         try:
@@ -84,7 +86,8 @@ def read_rdms(measured: Measured, store: Latents) -> MeasuredRDMs:
     if apart.max(initial=0) > 1e-4 * np.abs(matrices[:, off]).max(initial=0):
         raise TaskError("rdm: expected symmetric dissimilarities, found others on either side")
     matrices = (matrices + matrices.transpose(0, 2, 1)) / 2
-    return MeasuredRDMs(matrices, rows, tuple(notes))
+    splits = found.splits or [store.splits[row] for row in rows]
+    return MeasuredRDMs(matrices, rows, tuple(splits), tuple(notes))
 
 
 def rdms_of_responses(responses: Responses, kind: str) -> MeasuredRDMs:
@@ -102,7 +105,7 @@ def rdms_of_responses(responses: Responses, kind: str) -> MeasuredRDMs:
     if kind != "crossnobis":
         X = responses.mean.astype(np.float64)
         matrix = layer_rdm(X @ X.T, X.sum(axis=1), X.shape[1], kind)
-        return MeasuredRDMs(matrix[None], responses.rows)
+        return MeasuredRDMs(matrix[None], responses.rows, responses.splits, responses.notes)
     least = int(responses.repetitions.min())
     if least < 2:
         raise TaskError(
@@ -119,7 +122,8 @@ def rdms_of_responses(responses: Responses, kind: str) -> MeasuredRDMs:
         products += fold @ ((total - fold) / (least - 1)).T / least
     products = (products + products.T) / 2
     own = np.diag(products)
-    return MeasuredRDMs((own[:, None] + own - 2 * products)[None] / values.shape[2], responses.rows)
+    matrix = (own[:, None] + own - 2 * products) / values.shape[2]
+    return MeasuredRDMs(matrix[None], responses.rows, responses.splits, responses.notes)
 
 
 def layer_rdm(inner: Values, sums: Values, dims: int, kind: str) -> Values:

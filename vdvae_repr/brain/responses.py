@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 
 from vdvae_repr.config import hidden_by_mask
 from vdvae_repr.data.hdf5 import leads_outside, missing_values
+from vdvae_repr.data.names import split_of
 from vdvae_repr.data.readers.arrays import map_npy, read_member
 from vdvae_repr.data.table import read_table
 from vdvae_repr.errors import DataError, TaskError, first_line
 from vdvae_repr.heads.gram import Rows
 from vdvae_repr.latents.base import Latents
 
+BESIDE = ("ids", "splits")  # arrays that say of which images another one is
 FORMATS = (".npy", ".npz", ".h5", ".hdf5", ".mat")
 HALVES = 100  # ways to halve repetitions, at most
 AT_ONCE = 4096  # voxels worked on at once
@@ -35,12 +37,20 @@ Measured = str | Path | NDArray[Any]
 """An array in memory, or the name of a file that holds one: FILE, or FILE:KEY."""
 
 
-def read_array(measured: Measured, what: str) -> tuple[Array, list[str] | None]:
-    """Return an array, and the ids of its images where the file has them.
+class Measurement(NamedTuple):
+    """An array of a file, and what the file says of its images: ids and splits (N,), None without any."""
+
+    values: Array
+    ids: list[str] | None = None
+    splits: list[str] | None = None
+
+
+def read_array(measured: Measured, what: str) -> Measurement:
+    """Return an array, and what its file says of its images.
 
     Args:
         measured: an array; or a .npy, .npz, .h5 or .mat file, with `:KEY` behind it where it holds several
-            arrays. Ids are the array `ids` of the same file, or of the same group.
+            arrays. `ids` and `splits` are arrays of these names in the same file, or in the same group.
         what: the option, in messages.
 
     Raises:
@@ -49,11 +59,11 @@ def read_array(measured: Measured, what: str) -> tuple[Array, list[str] | None]:
     if why := hidden_by_mask(measured, "numbers", what):
         raise DataError(f"{what}: {why}")
     if isinstance(measured, np.ndarray):
-        return _numbers(measured, what), None
+        return Measurement(_numbers(measured, what))
     path, key = _file_and_key(measured, what)
     try:
         if path.suffix == ".npy":
-            return _numbers(map_npy(path), str(path)), None
+            return Measurement(_numbers(map_npy(path), str(path)))
         if path.suffix == ".npz":
             arrays = _of_npz(path)
         elif path.suffix == ".mat" and not h5py.is_hdf5(path):
@@ -61,10 +71,9 @@ def read_array(measured: Measured, what: str) -> tuple[Array, list[str] | None]:
             arrays = {n: a for n, a in loaded.items() if not n.startswith("__")}
         else:
             return _of_hdf5(path, key)
-        name = _only(path, key, {n: a for n, a in arrays.items() if n != "ids"})
-        ids = arrays.get("ids")
-        named = None if ids is None else [str(i) for i in np.ravel(ids).tolist()]
-        return _numbers(np.asarray(arrays[name]), f"{path}: {name}"), named
+        name = _only(path, key, {n: a for n, a in arrays.items() if n not in BESIDE})
+        about = {n: np.ravel(arrays[n]).astype(str).tolist() for n in BESIDE if n in arrays}
+        return Measurement(_numbers(np.asarray(arrays[name]), f"{path}: {name}"), **about)
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
         raise DataError(
             f"{path}: expected an array in a {path.suffix} file ({first_line(error)}); save it again"
@@ -93,7 +102,7 @@ def _of_npz(path: Path) -> dict[str, Array]:
         }
 
 
-def _of_hdf5(path: Path, key: str | None) -> tuple[Array, list[str] | None]:
+def _of_hdf5(path: Path, key: str | None) -> Measurement:
     """Read a data set of an HDF5 file; MATLAB's, whose axes stand in reverse order, are turned back."""
     with h5py.File(path, "r") as file:
         if why := leads_outside(file, {"."}, soft_links=True):
@@ -112,11 +121,13 @@ def _of_hdf5(path: Path, key: str | None) -> tuple[Array, list[str] | None]:
         if "MATLAB_class" in found[name].attrs:
             array = array.T
         folder = name.rpartition("/")[0]
-        beside = file.get(f"{folder}/ids" if folder else "ids")
-        ids = None
-        if isinstance(beside, h5py.Dataset) and beside.dtype.kind in "OSU":
-            ids = [i.decode() if isinstance(i, bytes) else str(i) for i in beside[()].ravel()]
-    return _numbers(array, f"{path}: {name}"), ids
+        about = {}
+        for word in BESIDE:
+            beside = file.get(f"{folder}/{word}" if folder else word)
+            if isinstance(beside, h5py.Dataset) and beside.dtype.kind in "OSU":
+                texts = beside[()].ravel().tolist()
+                about[word] = [t.decode() if isinstance(t, bytes) else str(t) for t in texts]
+    return Measurement(_numbers(array, f"{path}: {name}"), **about)
 
 
 def _only(path: Path, key: str | None, arrays: dict[str, Any]) -> str:
@@ -180,6 +191,8 @@ class Responses:
         voxels: the numbers of the voxels in the file (V,), from 0.
         rois: voxels of each region of interest, as flags (V,), by its name.
         notes: what was left out.
+        splits: of the images (N,): those of the file, else those of the store.
+        measured: how many voxels were measured, with those that were left out.
 
     Examples:
         >>> rng = np.random.default_rng(0)
@@ -195,6 +208,8 @@ class Responses:
     voxels: NDArray[np.intp]
     rois: dict[str, NDArray[np.bool_]]
     notes: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    measured: int = 0
 
     @property
     def mean(self) -> Array:
@@ -207,6 +222,11 @@ class Responses:
     def repetitions(self) -> NDArray[np.intp]:
         """How often each image was seen, (N,)."""
         return np.asarray((~np.isnan(self.values[:, :, 0])).sum(axis=0))
+
+    def to(self, images: Sequence[int]) -> Responses:
+        """Return the responses to some images, by their numbers among these N."""
+        splits = tuple(self.splits[image] for image in images) if self.splits else ()
+        return replace(self, values=self.values[:, images], rows=self.rows[images], splits=splits)
 
     def of(self, kept: NDArray[np.bool_]) -> Responses:
         """Return the responses of some voxels, by flags (V,)."""
@@ -286,6 +306,34 @@ def correlations(x: Array, y: Array) -> Values:
     return np.asarray((x * y).sum(axis=0) / np.where(lengths > 0, lengths, np.inf))
 
 
+def read_values(
+    measured: Measured, store: Latents
+) -> tuple[Array, NDArray[np.intp], tuple[str, ...]]:
+    """Return responses (R, N, V) as they are measured, the rows of a store (N,) that they are of, and splits.
+
+    Splits are the file's own where it has some, by the words that mean them, else those of the store.
+
+    Raises:
+        DataError: the file cannot be read. TaskError: it does not fit the store.
+    """
+    array, ids, own = read_array(measured, "responses")
+    if array.ndim not in (2, 3):
+        raise TaskError(
+            "responses: expected (images, voxels) or (repetitions, images, voxels), found "
+            f"{array.shape}"
+        )
+    values = array if array.ndim == 3 else array[None]
+    rows = rows_of(store, values.shape[1], ids, "responses")
+    splits = tuple(store.splits[row] for row in rows)
+    if own is not None:
+        if len(own) != len(rows):
+            raise TaskError(f"responses: expected {len(rows)} splits, found {len(own)}")
+        splits = tuple(split_of(word) or word for word in own)
+    if values.dtype not in (np.float32, np.float64):
+        values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
+    return values, rows, splits
+
+
 def read_responses(
     measured: Measured | Responses, store: Latents, rois: str | Path | None = None
 ) -> Responses:
@@ -304,18 +352,11 @@ def read_responses(
         DataError: the file cannot be read. TaskError: it does not fit the store.
     """
     if isinstance(measured, Responses):
-        return measured
-    array, ids = read_array(measured, "responses")
-    if array.ndim not in (2, 3):
-        raise TaskError(
-            "responses: expected (images, voxels) or (repetitions, images, voxels), found "
-            f"{array.shape}"
-        )
-    values = array if array.ndim == 3 else array[None]
-    rows = rows_of(store, values.shape[1], ids, "responses")
-    if values.dtype.itemsize > 4 or values.dtype.kind != "f":
-        values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
-    voxels = np.arange(values.shape[2])
+        splits = measured.splits or tuple(store.splits[row] for row in measured.rows)
+        return replace(measured, splits=splits, measured=measured.measured or len(measured.voxels))
+    values, rows, splits = read_values(measured, store)
+    count = values.shape[2]
+    voxels = np.arange(count)
     notes: list[str] = []
     missing = np.isnan(values)
     if missing.any():
@@ -325,12 +366,8 @@ def read_responses(
         if never := int(absent.all(axis=0).sum()):
             notes.append(f"responses: {never} images without any response left out")
             seen = ~absent.all(axis=0)
-            values, rows, absent, missing = (
-                values[:, seen],
-                rows[seen],
-                absent[:, seen],
-                missing[:, seen],
-            )
+            values, absent, missing = (a[:, seen] for a in (values, absent, missing))
+            rows, splits = rows[seen], tuple(np.array(splits)[seen].tolist())
         first = np.argsort(absent, axis=0, kind="stable")  # what is there comes first
         values = np.take_along_axis(values, first[:, :, None], axis=0)
         known = np.asarray(~(missing & ~absent[:, :, None]).any(axis=(0, 1)))
@@ -345,15 +382,15 @@ def read_responses(
         raise TaskError(
             "responses: expected finite numbers, found infinity; write NaN where none is known"
         )
-    responses = Responses(values, rows, voxels, {})
+    responses = Responses(values, rows, voxels, {}, splits=splits)
     varying = np.ptp(responses.mean, axis=0) > 0
     if not varying.all():
         notes.append(f"responses: {int((~varying).sum())} voxels left out, which never vary")
         if not varying.any():
             raise TaskError("responses: expected voxels that vary over images, found none")
         responses = responses.of(varying)
-    regions = {} if rois is None else _read_rois(Path(rois), responses.voxels, array.shape[-1])
-    return replace(responses, rois=regions, notes=tuple(notes))
+    regions = {} if rois is None else _read_rois(Path(rois), responses.voxels, count)
+    return replace(responses, rois=regions, notes=tuple(notes), measured=count)
 
 
 def _read_rois(path: Path, voxels: NDArray[np.intp], count: int) -> dict[str, NDArray[np.bool_]]:

@@ -157,7 +157,7 @@ class EncodingProblem(Problem):
 
     def __init__(self, store: Latents, task: Encoding, seed: int) -> None:
         responses = read_responses(task.responses, store, task.rois)
-        splits = np.array(store.splits)[responses.rows]
+        splits = np.array(responses.splits)
         if has_splits(splits, store.path):
             last = "test" if (splits == "test").any() else "val"
             tested = np.flatnonzero(splits == last)

@@ -138,8 +138,7 @@ class RSA(Task):
                 known = ", ".join(responses.rois)
                 raise TaskError(f"roi: expected one of {known}, found {self.roi!r}")
             responses = responses.of(responses.rois[self.roi])
-        rdms = rdms_of_responses(responses, self.dissimilarity)
-        return MeasuredRDMs(rdms.matrices, rdms.rows, responses.notes)
+        return rdms_of_responses(responses, self.dissimilarity)
 
 
 class RSAProblem(Problem):
@@ -152,7 +151,7 @@ class RSAProblem(Problem):
     def __init__(self, store: Latents, task: RSA) -> None:
         measured = task.measured(store)
         self.rows, subjects = measured.rows, len(measured.matrices)
-        splits = np.array(store.splits)[self.rows]
+        splits = np.array(measured.splits)
         if has_splits(splits, store.path):
             tested, choosing = splits == "test", np.isin(splits, ("train", "val"))
             if not tested.any():
