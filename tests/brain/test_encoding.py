@@ -12,6 +12,7 @@ import vdvae_repr as vr
 from vdvae_repr.brain import voxelwise
 from vdvae_repr.data.source import Source
 from vdvae_repr.heads.linear import ALPHAS
+from vdvae_repr.output import is_own
 from vdvae_repr.probing.features import Columns, Features
 from vdvae_repr.probing.task import Task
 from vdvae_repr.tasks.encoding import VoxelScores
@@ -159,7 +160,7 @@ def test_planted_layers_regions_and_null_voxels_are_recovered(store, tmp_path):
     assert (voxels["split_half"][:40] > 0.8).all()
     # Tables and maps are saved, and read again.
     report.save(tmp_path / "out")
-    report.save(tmp_path / "out")  # in place of our own
+    assert all(is_own(path) for path in (tmp_path / "out").iterdir())
     again = vr.Report.load(tmp_path / "out").tables["voxels"]
     pd.testing.assert_frame_equal(again, voxels, check_dtype=False)
     written = {path.name for path in (tmp_path / "out").iterdir()}
