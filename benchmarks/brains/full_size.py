@@ -23,11 +23,11 @@ from vdvae_repr.model.structure import parse_blocks
 TRAIN, TEST, VOXELS = 8_859, 982, 15_724
 
 
-def random_store(path: Path) -> None:
+def random_store(path: Path, train: int, test: int) -> None:
     """Write a store of random latents, as an extraction would."""
     preset = vr.ModelConfig.from_preset("imagenet64")
     layers = make_layer_specs(parse_blocks(preset.top_down, key="model.top_down"), preset.zdim)[:31]
-    count = TRAIN + TEST
+    count = train + test
     rng = np.random.default_rng(0)
 
     def write(file: h5py.File) -> None:
@@ -44,7 +44,7 @@ def random_store(path: Path) -> None:
         )  # fmt: skip
         describe_images(
             file, info, ids=[str(i) for i in range(count)],
-            splits=["train"] * TRAIN + ["test"] * TEST, labels=np.full(count, -1, np.int64),
+            splits=["train"] * train + ["test"] * test, labels=np.full(count, -1, np.int64),
             label_names=(), factors={},
         )  # fmt: skip
 
@@ -56,13 +56,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--alpha", type=float, default=50_000.0, help="0 chooses by leave-one-out.")
+    parser.add_argument("--share", type=float, default=1.0, help="Of the images and of the voxels.")
     options = parser.parse_args()
+    train, test, voxels = (round(options.share * size) for size in (TRAIN, TEST, VOXELS))
     options.work.mkdir(parents=True, exist_ok=True)
     latents, bold = options.work / "latents.h5", options.work / "bold.npy"
     if not latents.exists():
-        random_store(latents)
+        random_store(latents, train, test)
     if not bold.exists():
-        data = np.lib.format.open_memmap(bold, "w+", np.float32, (TRAIN + TEST, VOXELS))
+        data = np.lib.format.open_memmap(bold, "w+", np.float32, (train + test, voxels))
         rng = np.random.default_rng(1)
         for start in range(0, len(data), 512):
             data[start : start + 512] = rng.normal(size=data[start : start + 512].shape)
