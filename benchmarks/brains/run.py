@@ -1,6 +1,7 @@
 """Which layers are like inferior temporal cortex? RSA of 92 objects: results/brains.csv, .md and .png.
 
     python benchmarks/brains/run.py --objects92 objects92.h5 --work runs/brains
+    python benchmarks/brains/run.py     # the page and picture anew, of the committed brains.csv
 
 `objects92.h5` holds the images, categories and dissimilarities of Kriegeskorte et al. 2008 (Neuron 60):
 `images`, `face`, `animal`, `rdm/human_it` (subjects, sessions, 92, 92), `rdm/human_it_mean`,
@@ -39,7 +40,7 @@ PAGE = """\
 neurons), Kriegeskorte et al. 2008. A layer's dissimilarity is 1 - Pearson's r. Compared is by Spearman's rho,
 the mean over subjects, with the task `rsa`. Every figure stands in `brains.csv`.
 
-(findings)
+{findings}
 
 Noise ceiling of a human subject: {ceiling}. Of the monkeys, and of the mean of the four people, there is one
 matrix each, and so no ceiling; these two correlate by 0.439. Intervals are by the dual bootstrap over images
@@ -225,6 +226,36 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
     figure.savefig(path, dpi=150, metadata={"Software": "vdvae-repr"})
 
 
+def findings(rows: pd.DataFrame) -> list[str]:
+    """Return what the rows say, in sentences, a line each."""
+    lines = []
+    for model in dict.fromkeys(rows["store"]):
+        own = rows[rows["store"] == model]
+        if not (own.role == "model").any():
+            continue
+        parts, better = [], 0
+        for brain in BRAINS:
+            halves_of = []
+            for half in ("half A", "half B"):
+                some = of(own, measured=brain, images=half, head="spearman")
+                row = some[(some.role == "model") & some.chosen].iloc[0]
+                pixels = some[some.model == "pixels"].value.iloc[0]
+                halves_of.append(f"{row.layer} {number(row.value)} (pixels {number(pixels)})")
+                better += bool(row.difference > 0 and row.p_value < 0.05)
+            parts.append(f"{brain}: {halves_of[0]} and {halves_of[1]}")
+        lines.append(
+            f"- **{model}**: layers that one half chose, on the other: {'; '.join(parts)}. Better than every "
+            f"control, by the worst of them with p below 0.05, in {better} of {2 * len(BRAINS)}."
+        )
+        faces = of(own[(own.role == "model") & (own.images == "all")], head="spearman")
+        tops = []
+        for name in CATEGORIES:
+            row = of(faces, measured=name).sort_values("value").iloc[-1]
+            tops.append(f"{name} by {row.layer} ({number(row.value)})")
+        lines.append(f"  Categories, the best of all layers: {', '.join(tops)}.")
+    return lines
+
+
 def page(rows: pd.DataFrame) -> str:
     """Return the page, whose every figure is of the rows."""
     human = of(rows[rows.images == "all"], measured="human", head="spearman").iloc[0]
@@ -233,24 +264,31 @@ def page(rows: pd.DataFrame) -> str:
     for model in dict.fromkeys(rows["store"]):
         tables += [f"### {model}", "", *by_layer(rows, model)]
     return PAGE.format(
-        ceiling=ceiling, chosen="\n".join(best_layers(rows)), layers="\n".join(tables)
+        findings="\n".join(findings(rows)),
+        ceiling=ceiling,
+        chosen="\n".join(best_layers(rows)),
+        layers="\n".join(tables),
     )
 
 
 def main() -> None:
     """Measure, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--objects92", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True, help="Folder for stores and scores.")
+    parser.add_argument("--objects92", type=Path, help="Measure; without it, read brains.csv.")
+    parser.add_argument("--work", type=Path, help="Folder for stores and scores.")
     parser.add_argument("--encoder", action="append", default=[], help="Another encoder.")
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    tables = []
-    for model in [*MODELS, *options.encoder]:
-        found = measure(options.objects92, options.work, [model])
-        tables.append(found.assign(store=model))
-    rows = pd.concat(tables, ignore_index=True)
-    rows.round(6).to_csv(RESULTS / "brains.csv", index=False)
+    if options.objects92 is not None:
+        if options.work is None:
+            parser.error("--objects92: expected --work with it")
+        options.work.mkdir(parents=True, exist_ok=True)
+        tables = []
+        for model in [*MODELS, *options.encoder]:
+            found = measure(options.objects92, options.work, [model])
+            tables.append(found.assign(store=model))
+            rows = pd.concat(tables, ignore_index=True)
+            rows.round(6).to_csv(RESULTS / "brains.csv", index=False)  # of what is measured so far
+    rows = pd.read_csv(RESULTS / "brains.csv")
     draw(rows, RESULTS / "brains.png")
     (RESULTS / "brains.md").write_text(page(rows), encoding="utf-8")
 
