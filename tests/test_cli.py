@@ -19,13 +19,13 @@ from vdvae_repr.config import preset_path
 
 def test_public_names():
     assert vr.__all__ == [
-        "CheckpointError", "Classification", "Config", "ConfigError", "DataError", "FaceId",
+        "CheckpointError", "Classification", "Config", "ConfigError", "DataError", "Encoding", "FaceId",
         "FaceVerification", "Factors", "FewShot", "LatentStore", "LatentTransformer", "LayerError",
         "LogisticProbe", "ModelConfig", "NearestNeighbor", "NearestPrototype", "OmniglotOneShot",
         "PixelCNN", "PixelCNNConfig",
-        "Problem", "Report", "Result", "Ridge", "RidgeRegressor", "SGDProbe", "Source", "Split", "StoreError",
-        "Task", "TaskError", "Terminated", "TorchEncoder", "TrainingError", "VDVAE",
-        "VDVAEReprError", "WeightedNeighbors", "compare", "evaluate", "extract", "import_latents",
+        "Problem", "RSA", "Report", "Result", "Ridge", "RidgeRegressor", "SGDProbe", "Source", "Split",
+        "StoreError", "Task", "TaskError", "Terminated", "TorchEncoder", "TrainingError", "VDVAE",
+        "VDVAEReprError", "WeightedNeighbors", "brain", "compare", "evaluate", "extract", "import_latents",
         "load", "open", "open_source", "plot", "probe", "train",
     ]  # fmt: skip
     assert all(getattr(vr, name) is not None for name in vr.__all__)

@@ -21,6 +21,7 @@ from vdvae_repr.errors import (
 )
 
 if TYPE_CHECKING:
+    from vdvae_repr import brain
     from vdvae_repr.config import Config, ModelConfig, PixelCNNConfig
     from vdvae_repr.data.open import open_source
     from vdvae_repr.data.source import Source
@@ -43,7 +44,9 @@ if TYPE_CHECKING:
     from vdvae_repr.report import plots as plot
     from vdvae_repr.results import Result
     from vdvae_repr.tasks import (
+        RSA,
         Classification,
+        Encoding,
         FaceId,
         FaceVerification,
         Factors,
@@ -58,11 +61,13 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "Classification": "tasks",
+    "Encoding": "tasks",
     "FaceId": "tasks",
     "FaceVerification": "tasks",
     "Factors": "tasks",
     "FewShot": "tasks",
     "OmniglotOneShot": "tasks",
+    "RSA": "tasks",
     "probe": "tasks",
     "Task": "tasks",
     "Problem": "probing.task",
@@ -77,6 +82,7 @@ _MODULES = {
     "WeightedNeighbors": "heads.neighbors",
     "NearestPrototype": "heads.few_shot",
     "Config": "config",
+    "brain": "brain",
     "compare": "probing.similarity",
     "import_latents": "latents.exchange",
     "open": "latents.store",
@@ -104,6 +110,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataError",
+    "Encoding",
     "FaceId",
     "FaceVerification",
     "Factors",
@@ -119,6 +126,7 @@ __all__ = [
     "PixelCNN",
     "PixelCNNConfig",
     "Problem",
+    "RSA",
     "Report",
     "Result",
     "Ridge",
@@ -135,6 +143,7 @@ __all__ = [
     "VDVAE",
     "VDVAEReprError",
     "WeightedNeighbors",
+    "brain",
     "compare",
     "evaluate",
     "extract",
@@ -156,4 +165,4 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'vdvae_repr' has no attribute {name!r}")
     module = importlib.import_module(f"vdvae_repr.{_MODULES[name]}")
-    return module if name == "plot" else getattr(module, _INSIDE.get(name, name))
+    return module if name in ("plot", "brain") else getattr(module, _INSIDE.get(name, name))

@@ -56,6 +56,7 @@ class Grouped(TyperGroup):
     groups: ClassVar[dict[str, tuple[str, ...]]] = {
         "Latents": ("extract", "probe", "compare", "report", "store"),
         "Images": ("decode", "sample"),
+        "Brains": ("brain",),
         "Models": ("train", "evaluate", "layers"),
         "A first look": ("demo",),
     }
@@ -119,6 +120,11 @@ app = typer.Typer(
 )
 store_app = typer.Typer(help="Look into a latent store, or exchange one.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
+brain_app = typer.Typer(
+    help="Decode brain responses into latents; tasks encoding and rsa of probe compare layers with them.",
+    no_args_is_help=True,
+)
+app.add_typer(brain_app, name="brain")
 
 DEFAULT = ("single", "cumulative")  # selections of probe
 DRAWN = "toy-faces"  # the images where none are named
@@ -175,6 +181,12 @@ Layer = Annotated[
     list[str],
     typer.Option(
         help="8x8, 8x8.2, 30, 0:31, '<=16x16', all; of timm layer3, blocks.5; commas join."
+    ),
+]
+Responses = Annotated[
+    str,
+    typer.Option(
+        help="FILE or FILE:KEY of .npy, .npz, .h5, .mat: (images, voxels) or (repetitions, images, voxels)."
     ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; never chosen for you.")]
@@ -487,7 +499,8 @@ def probe(
     task: Annotated[
         str,
         typer.Option(
-            help="face_id, face_verification, classification, few_shot, omniglot_oneshot, factors."
+            help="face_id, face_verification, classification, few_shot, omniglot_oneshot, factors, "
+            "encoding, rsa."
         ),
     ] = "face_id",
     latents: Annotated[
@@ -1132,6 +1145,200 @@ def verify(path: Path) -> None:
         for line in store.verify():
             _print(f"{path}: {line}")
     _print(f"{path}: whole")
+
+
+@brain_app.command()
+def nsd(
+    betas: Annotated[Path, typer.Option(help="Folder of betas_session01.hdf5, ...")],
+    design: Annotated[Path, typer.Option(help="nsd_expdesign.mat.")],
+    out: Annotated[
+        Path, typer.Option(help="The .npz to write; regions go into a table beside it.")
+    ],
+    subject: Annotated[int, typer.Option(min=1, help="The subject's number.")] = 1,
+    mask: Annotated[
+        Path | None, typer.Option(help="Voxels to take, as nsdgeneral.nii.gz; all if not given.")
+    ] = None,
+    roi: Annotated[
+        list[Path] | None,
+        typer.Option(help="Regions by number, as prf-visualrois.nii.gz. May be repeated."),
+    ] = None,
+) -> None:
+    """Gather one subject's responses from the Natural Scenes Dataset's own files.
+
+    Example: vdvae-repr brain nsd --betas betas/ --design expdesign.mat --mask general.nii.gz --out bold.npz
+    """
+    import vdvae_repr as vr
+
+    found = vr.brain.read_nsd(
+        betas, design, subject=subject, mask=mask, rois=roi or (), progress=_log
+    )
+    repetitions, images, voxels = found.values.shape
+    for path in found.save(out):
+        _print(str(path))
+    _print(f"{images} images, seen {repetitions} times at most, by {voxels} voxels")
+
+
+@brain_app.command()
+def fit(
+    responses: Responses,
+    latents: Annotated[Path, typer.Option(help="The store of the images' latents.")] = Path(
+        "latents.h5"
+    ),
+    out: Annotated[Path, typer.Option(help="The decoder to write.")] = Path("decoder.npz"),
+    layer: Layer = ["all"],  # noqa: B006
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="The ridge penalty; by leave-one-out for each layer, if not given."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="The split to fit on, or all.")] = "train",
+    overwrite: Annotated[bool, typer.Option(help="Replace a decoder.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Fit ridge regressions from responses to latents; no coefficients are written.
+
+    Example: vdvae-repr brain fit --responses bold.npz:responses --layer 0:31 --alpha 50000
+    """
+    import vdvae_repr as vr
+
+    with vr.open(latents) as store:
+        decoder = vr.brain.fit(
+            responses,
+            store,
+            layers=layer,
+            alpha=alpha,
+            split=None if split == "all" else split,
+            seed=seed,
+        )
+    for note in decoder.notes:
+        _log(note)
+    decoder.save(out, overwrite=overwrite)
+    _print(
+        f"{out}: {len(decoder.voxels)} voxels to {_counted(len(decoder.layers), 'layer')}, "
+        f"{_counted(len(decoder.ids), 'image')}"
+    )
+
+
+@brain_app.command()
+def predict(
+    responses: Responses,
+    decoder: Annotated[Path, typer.Argument(help="What fit wrote.")] = Path("decoder.npz"),
+    latents: Annotated[
+        Path, typer.Option(help="The store that was fitted on, with the images to predict.")
+    ] = Path("latents.h5"),
+    out: Annotated[Path, typer.Option(help="The store to write.")] = Path("predicted.h5"),
+    split: Annotated[
+        str, typer.Option(help="The split to predict, or all that was not fitted on.")
+    ] = "test",
+    as_regressed: Annotated[
+        bool,
+        typer.Option(
+            "--as-regressed",
+            help="Keep predictions as they are, without the training images' mean and deviation.",
+        ),
+    ] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace a finished store.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Predict latents from responses, and say which layers are predicted at all.
+
+    Example: vdvae-repr brain predict decoder.npz --responses bold.npz:responses --out predicted.h5
+    """
+    import vdvae_repr as vr
+
+    found = vr.brain.Decoder.load(decoder).predict(
+        responses,
+        vr.open(latents),
+        out,
+        split=None if split == "all" else split,
+        restandardise=not as_regressed,
+        overwrite=overwrite,
+        seed=seed,
+        progress=lambda name: _log(f"predicted {name}"),
+    )
+    _print("layer       dims     alpha      R2  pearson   95 % of null       p       q")
+    for row in found.layers.itertuples():
+        _print(
+            f"{row.layer:9s}{row.dims:7d}  {row.alpha:8.3g}  {row.r2:6.3f}  {row.pearson:7.3f}  "
+            f"{row.null_r2:13.3f}  {row.p_value:6.4f}  {row.q_value:6.4f}"
+        )
+    told = ",".join(found.told)
+    _print(
+        f"predicted beyond chance: {told or 'no layer'}"
+        + (f"; decode --layer {told}" if told else "")
+    )
+    _print(f"{out}: {_counted(len(found.store), 'image')}")
+
+
+@brain_app.command()
+def score(
+    predicted: Annotated[Path, typer.Argument(help="Predicted latents.")] = Path("predicted.h5"),
+    latents: Annotated[Path, typer.Option(help="The store that holds the originals.")] = Path(
+        "latents.h5"
+    ),
+    model: Annotated[
+        str | None, typer.Option(help="With the store's weights; its own name if not given.")
+    ] = None,
+    preset: Preset = None,
+    download: Download = False,
+    layer: Layer = ["all"],  # noqa: B006
+    rest: Annotated[
+        str, typer.Option(help="Layers that are not decoded: the prior's mean, or sample.")
+    ] = "mean",
+    encoder: Annotated[
+        str | None, typer.Option(help="What identifies images, as timm:resnet50.")
+    ] = None,
+    encoder_layer: Annotated[
+        str | None, typer.Option(help="A layer of it; its last if not given.")
+    ] = None,
+    json_lines: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
+    device: Device = "cpu",
+    seed: Seed = 0,
+) -> None:
+    """Decode predicted latents, and score the images: PixCorr, SSIM, two-way identification.
+
+    Example: vdvae-repr brain score predicted.h5 --latents latents.h5 --layer 1x1,4x4
+    """
+    import json
+
+    import numpy as np
+
+    import vdvae_repr as vr
+    from vdvae_repr.latents.decode import originals_of
+
+    if rest not in ("mean", "sample"):
+        raise TaskError(f"--rest: expected mean or sample, found {rest!r}")
+    if encoder_layer is not None and encoder is None:
+        raise TaskError("--encoder-layer: expected --encoder with it, found none")
+    store, originals = vr.open(predicted), vr.open(latents)
+    known = originals_of(store, originals, store.ids)
+    if not known:
+        raise TaskError(f"--latents: {latents} holds no images; extract without --no-images")
+    net = _load_vdvae(model or store.info.model, preset, device, download)
+    decoded = np.concatenate(
+        [
+            images
+            for _, images in store.decode(
+                net,
+                "all" if layer == ["all"] else layer,
+                rest="sample" if rest == "sample" else "mean",
+                seed=seed,
+            )
+        ]
+    )
+    found = vr.brain.score_images(
+        decoded,
+        np.stack([known[image_id] for image_id in store.ids]),
+        None if encoder is None else vr.load(encoder, device=device, download=download),
+        encoder_layer,
+    )
+    if json_lines:
+        print(json.dumps(found.to_dict(), allow_nan=False))
+        return
+    _print(f"{predicted}: {_counted(found.images, 'image')}")
+    _print(f"PixCorr  {found.pixcorr:.3f}   (another's original: {found.shuffled_pixcorr:.3f})")
+    _print(f"SSIM     {found.ssim:.3f}   (another's original: {found.shuffled_ssim:.3f})")
+    if found.identification is not None:
+        _print(f"two-way identification by {found.encoder}: {found.identification:.3f}, chance 0.5")
 
 
 @app.command()

@@ -39,8 +39,9 @@ FACTORS = ("r2", "pearson", "balanced_accuracy")
 # Columns of results.csv and results.jsonl, of comparisons.csv, curves.csv, noise.csv and rate_accuracy.csv.
 RESULTS = (
     "task,protocol,head,model,role,weights_sha256,source,layer,selection,feature,pool,scaling,dims,n_train,"
-    "n_test,units,metric,at,value,ci_low,ci_high,interval,se,std,chance,training_score,chosen,versus,difference,"
-    "diff_low,diff_high,p_value,seed,transductive,seconds,controls_left_out"
+    "n_test,units,metric,at,value,ci_low,ci_high,interval,se,std,chance,ceiling_low,ceiling_high,"
+    "training_score,chosen,versus,difference,diff_low,diff_high,p_value,seed,transductive,seconds,"
+    "controls_left_out"
 )
 COMPARISONS = (
     "task,protocol,head,n_train,model,layer,selection,feature,pool,metric,at,value,versus,versus_layer,"
@@ -54,10 +55,14 @@ CURVES = "kind,head,model,layer,x,y,low,high,AUC,EER"
 RECORD = ["software", "record", "called", "headlines", "notes", "more_heads"]  # keys of report.json
 NOISE = "head,n_train,layer,pool,dims,draws,metric,mean,one_z,mean_of_z,p_one_z,p_mean_of_z"
 RATE_ACCURACY = "nats,head,feature,pool,layer,dims,metric,at,value,ci_low,ci_high"
+# Columns of voxels.csv and bands.csv, of encoding.
+VOXELS = "voxel,rois,best_layer,left_out_r2,pearson,r2,p_value,q_value,noise_ceiling,split_half"
+BANDS = "head,layer,band,r2"
 EARLIER = (  # of versions before this one
     RESULTS_BEFORE,
     f"{RESULTS_BEFORE},controls_left_out",
     RATE_ACCURACY.replace("at,", ""),
+    RESULTS.replace("ceiling_low,ceiling_high,", ""),
 )
 FORMULA = (
     "=",
@@ -106,7 +111,8 @@ def is_own(path: Path) -> bool:
             if columns and columns[0] in (*SIMILARITY, *FACTORS):
                 rows = csv.reader(file)
                 return all(len(row) == len(columns) and _are_numbers(row[1:]) for row in rows)
-        return ",".join(columns) in (RESULTS, COMPARISONS, CURVES, NOISE, RATE_ACCURACY, *EARLIER)
+        ours = (RESULTS, COMPARISONS, CURVES, NOISE, RATE_ACCURACY, VOXELS, BANDS, *EARLIER)
+        return ",".join(columns) in ours
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, csv.Error, StopIteration):
         return False
 

@@ -36,6 +36,10 @@ METRIC_NAMES = {  # what pictures and sentences call a metric, where it is not i
     "r2": "R\N{SUPERSCRIPT TWO}",
     "pearson": "Pearson r",
     "error": "error rate",
+    "spearman": "Spearman's rho of dissimilarities",
+    "kendall_tau_a": "Kendall's tau-a of dissimilarities",
+    "cosine": "cosine of dissimilarities",
+    "cka": "debiased CKA",
 }
 LABELS_OF_FACTORS = {
     "r2": "R\N{SUPERSCRIPT TWO}",
@@ -81,6 +85,10 @@ class Result:
     se: float | None = None
     std: float | None = None
     chance: float | None = None
+    ceiling_low: float | None = None
+    """Of measured brains: at most how far a perfect model can come, as noise allows; lower bound of it ..."""
+    ceiling_high: float | None = None
+    """... and upper bound; both are equal where it is estimated as one number."""
     training_score: float | None = None
     """What choices are made by, the more the better; None where training data say nothing."""
     chosen: bool = False
@@ -370,3 +378,31 @@ def layer_by_factor(rows: Sequence[Result], metric: str) -> pd.DataFrame:
     )
     order = list(dict.fromkeys(table["layer"]))
     return table.pivot(index="layer", columns="factor", values="value").loc[order]
+
+
+def layer_by_roi(rows: Sequence[Result], metric: str) -> pd.DataFrame:
+    """Return a table of what each single layer tells of each region, by a metric, of rows of `encoding`.
+
+    Without single layers it is of layers together. The column `all` is of all voxels.
+
+    Raises:
+        TaskError: there is no such row.
+    """
+    own = [
+        row
+        for row in rows
+        if row.task == "encoding" and row.model not in CONTROLS and row.metric == metric
+    ]
+    own = [row for row in own if row.selection == "single"] or own
+    if not own:
+        raise TaskError(f"metric: expected pearson or r2, of rows of encoding; found {metric!r}")
+    first = own[0].head.partition(":")[0], own[0].model, own[0].feature, own[0].pool
+    table = pd.DataFrame(
+        [
+            {"layer": row.layer, "roi": row.head.partition(":")[2] or "all", "value": row.value}
+            for row in own
+            if (row.head.partition(":")[0], row.model, row.feature, row.pool) == first
+        ]
+    )
+    layers, regions = (list(dict.fromkeys(table[name])) for name in ("layer", "roi"))
+    return table.pivot(index="layer", columns="roi", values="value").loc[layers, regions]

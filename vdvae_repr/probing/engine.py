@@ -362,6 +362,8 @@ class Measurement:
             )
             every.append(Entry(draws, choosable=False))
         report.curves += self._curves(head, every)
+        own = [scored for entry in grouped[name] for scored in entry.draws if entry.choosable]
+        report.tables |= self.problem.tables(head, own, self.seed)
         report.rows += self._rows(head, every, compared, comparisons)
         report.sampling_costs += self._sampling_costs(head, grouped[name], candidates)
         self._done += 1
@@ -573,6 +575,7 @@ class Measurement:
         names = problem.metrics_of(head)
         draws = [entry.draws for entry in entries]
         metrics = {m: problem.figures(m, draws, self.seed) for m in names}
+        ceilings = {m: problem.ceiling_of(m, head) for m in names}
         weights = {name: other.info.weights_sha256 for name, other in self.run.beside.items()}
         weights |= dict.fromkeys((info.model, "shuffled-labels"), info.weights_sha256)
         worst = min(comparisons, key=lambda found: found.difference, default=None)
@@ -580,6 +583,7 @@ class Measurement:
             of = entry.features
             for metric, figures in metrics.items():
                 figure = figures[index]
+                ceiling = ceilings[metric] or (None, None)
                 row = Result(
                     task=self.task.name,
                     protocol=problem.protocol(head) or self.task.name,
@@ -606,6 +610,8 @@ class Measurement:
                     se=figure.se,
                     std=figure.std,
                     chance=figure.chance,
+                    ceiling_low=ceiling[0],
+                    ceiling_high=ceiling[1],
                     training_score=entry.training_score if entry.choosable else None,
                     chosen=entry.chosen,
                     seed=self.seed,
@@ -756,6 +762,7 @@ def _problem_digest(
     split = problem.split
     arrays = [store.labels, split.train, split.val, split.test]
     drawn = [np.asarray(values, str) for values in (problem.targets, problem.units)]
+    drawn += problem.read_elsewhere
     return hash_text(
         type(task).__module__,
         type(task).__qualname__,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from vdvae_repr import results
+from vdvae_repr.errors import TaskError
 from vdvae_repr.report.folder import Findings, read
 from vdvae_repr.report.summary import answer
 from vdvae_repr.results import Curve
@@ -43,6 +44,7 @@ class Report(Findings):
             folder that `vdvae-repr compare` wrote, of two stores, by the empty text.
         called: what pictures call models beside, by the name in their rows: with the file of their store.
         record: where all of it comes from, in words: version, date, command, store, images.
+        tables: of what rows do not hold, by name: `voxels` and `bands` of encoding.
     """
 
     @classmethod
@@ -230,6 +232,22 @@ class Plots:
         return plots.factors(
             table.to_numpy(), list(table.index), list(table.columns), ax, metric=label
         )
+
+    def rois(self, metric: str = "pearson", ax: Axes | None = None) -> Axes:
+        """Draw what each layer tells of each region of a brain, of `encoding`; see `vr.plot.rois`."""
+        from vdvae_repr.report import plots
+
+        return plots.rois(self.report.rows, metric, ax)
+
+    def voxels(self, ax: Axes | None = None) -> Axes:
+        """Draw which layer is the best of how many voxels, of `encoding`; see `vr.plot.voxels`."""
+        from vdvae_repr.report import plots
+
+        if "voxels" not in self.report.tables:
+            raise TaskError(
+                "voxels: expected a report of encoding by the head ridge, found another"
+            )
+        return plots.voxels(self.report.tables["voxels"], ax)
 
     def _curves(self, kind: str, head: str | None) -> list[Curve]:
         curves = [curve for curve in self.report.curves if curve.kind == kind]

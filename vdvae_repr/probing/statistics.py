@@ -27,7 +27,8 @@ AT_ONCE = 500  # resamples, so that memory stays small
 Values = NDArray[np.float64]
 Span = tuple[float, float]
 PROPORTION: Span = (0.0, 1.0)
-SPANS: dict[str, Span] = {"r2": (-np.inf, 1.0), "pearson": (-1.0, 1.0)} | dict.fromkeys(
+CORRELATIONS = ("pearson", "spearman", "kendall_tau_a", "cosine", "cka")
+SPANS: dict[str, Span] = {"r2": (-np.inf, 1.0)} | dict.fromkeys(CORRELATIONS, (-1.0, 1.0)) | dict.fromkeys(
     (
         "accuracy", "balanced_accuracy", "top5", "rank1", "rank5", "auc", "eer", "tar", "dir", "error",
     ),

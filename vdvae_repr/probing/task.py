@@ -16,6 +16,7 @@ from types import UnionType
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
@@ -205,6 +206,7 @@ class Problem:
         split, targets, heads, metrics, units, chance, default_heads: as given.
         fitted: rows that may be learned of: PCA of pixels is, and what pruning goes by.
         sides: names and rows that may have no image in common.
+        read_elsewhere: arrays of other files that scores depend on, as measured responses.
         mirrored: whether features of mirrored images are added to those of the images.
         n_train, n_test: sizes that a row states.
         work: reads features.
@@ -212,6 +214,7 @@ class Problem:
 
     metrics: tuple[str, ...]
     mirrored: bool = False
+    read_elsewhere: Sequence[NDArray[Any]] = ()
     chance: float | None = None
 
     def __init__(
@@ -374,6 +377,10 @@ class Problem:
             return 1 / len(np.unique(self.targets[self.split.train]))
         return None
 
+    def ceiling_of(self, metric: str, head: Head) -> tuple[float, float] | None:
+        """Return between which values noise lets a perfect model come; None where that is not known."""
+        return None
+
     def independent(self, metric: str, seed: int) -> Units:
         """Return which test items are independent."""
         return Units(self.units[self.split.test], seed)
@@ -461,6 +468,16 @@ class Problem:
     def curve(self, head: Head, scored: Sequence[Scored], seed: int) -> Curve | None:
         """Return the curve that goes with the metrics, if there is one: of several draws the mean."""
         return None
+
+    def tables(self, head: Head, scored: Sequence[Scored], seed: int) -> Mapping[str, pd.DataFrame]:
+        """Return tables of what rows do not hold, by name, as one of each voxel.
+
+        Args:
+            head: a head.
+            scored: all candidates of the store's model under it.
+            seed: of draws.
+        """
+        return {}
 
 
 def _is_correlation(metric: str, scored: Scored) -> bool:

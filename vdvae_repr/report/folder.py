@@ -16,13 +16,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vdvae_repr.errors import TaskError, first_line
-from vdvae_repr.output import FORMULA, MARK, write_table, write_text
+from vdvae_repr.output import BANDS, FORMULA, MARK, VOXELS, write_table, write_text
 from vdvae_repr.results import Comparison, Curve, Result, SamplingCost, Similarity
 
 CURVES = "curves.csv"
 RECORD = "report.json"
 SIMILARITY_FILE = re.compile(r"similarity(?:-(?P<feature>(?!shuffled).+))?\.csv")
 SHUFFLED = "-shuffled.csv"
+TABLES = re.compile(r"voxels\.csv|bands(-.*)?\.csv")
 WHOLE = ("AUC", "EER")  # figures of a whole curve
 T = TypeVar("T")
 
@@ -45,6 +46,7 @@ class Findings:
     similarity: dict[str, Similarity] = field(default_factory=dict)
     called: dict[str, str] = field(default_factory=dict)
     record: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
 
 def write_curves(curves: Sequence[Curve], folder: Path) -> None:
@@ -111,6 +113,7 @@ def read(folder: str | Path) -> Findings:
         if "layer" in row
     }
     found.curves = list(_curves(folder / CURVES))
+    found.tables = dict(_tables(folder))
     if (path := folder / RECORD).is_file():
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -200,6 +203,20 @@ def _curves(path: Path) -> Iterator[Curve]:
             None if np.isnan(high).any() else high,
             {name: value for name, value in of_all.items() if not np.isnan(value)},
         )
+
+
+def _tables(folder: Path) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield tables of encoding by name, with their columns as they were written."""
+    for path in sorted(folder.iterdir()):
+        if TABLES.fullmatch(path.name):
+            try:
+                table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+            except (OSError, ValueError) as error:
+                raise _damaged(path, error) from error
+            expected = VOXELS if path.stem == "voxels" else BANDS
+            if ",".join(table.columns) != expected:
+                raise _damaged(path, ValueError("columns are missing, or more than were written"))
+            yield path.stem, table
 
 
 def _similarity(folder: Path) -> dict[str, Similarity]:

@@ -68,6 +68,8 @@ COLUMNS = {
     "ci_low": "95 % low",
     "ci_high": "95 % high",
     "chance": "chance",
+    "ceiling_low": "ceiling, low",
+    "ceiling_high": "ceiling, high",
     "training_score": "training score",
     "versus": "versus",
     "difference": "difference",

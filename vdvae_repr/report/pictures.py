@@ -43,8 +43,9 @@ if TYPE_CHECKING:
 # Files that `probe --out` makes; `compare` makes `similarity` alone.
 ENDS = "|".join(FIGURES)
 MADE = re.compile(
-    rf"(layers|shots|cmc|roc|dir|noise|factors|rate_accuracy)(-.*)?\.({ENDS})"
+    rf"(layers|shots|cmc|roc|dir|noise|factors|rate_accuracy|rois|voxels)(-.*)?\.({ENDS})"
     rf"|similarity-.*\.({ENDS}|csv)|(comparisons|curves|noise|rate_accuracy)\.csv|factors-.*\.csv"
+    r"|(voxels|bands)(-.*)?\.csv"
     r"|results\.(jsonl|csv)|report\.json|index\.html"
 )
 PAGE = "index.html"
@@ -95,6 +96,7 @@ def save(
         if findings.nats:
             write_table(rate_accuracy, aside / "rate_accuracy.csv")
             write_rate_accuracy(rows, findings.nats, figures)
+        write_tables(findings, figures)
         write_curves(findings.curves, aside)
         write_record(findings, aside)
         write_text(aside / PAGE, page.render(findings, store, model))
@@ -258,6 +260,18 @@ def write_rate_accuracy(
             spent = dict.fromkeys(row.layer for row in own if row.layer and row.feature)
             ax = plots.cumulative(own, [nats[layer] for layer in spent], head=head)
             figures.save(ax, "rate_accuracy", head, feature, pool)
+
+
+def write_tables(findings: Findings, figures: Figures) -> None:
+    """Write what rows do not hold as `NAME.csv`; of `encoding` the maps `rois-METRIC` and `voxels`."""
+    for name, table in findings.tables.items():
+        write_table(table, figures.folder / f"{_file_name(name)}.csv")
+    voxels = findings.tables.get("voxels")
+    if voxels is not None and (voxels["q_value"] < 0.05).any():
+        figures.save(plots.voxels(voxels), "voxels")
+    own = [row for row in findings.rows if row.task == "encoding"]
+    for metric in dict.fromkeys(row.metric for row in own):
+        figures.save(plots.rois(own, metric), "rois", metric)
 
 
 def write_similarity(

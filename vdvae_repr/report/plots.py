@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vdvae_repr.data.names import natural_key
 from vdvae_repr.errors import TaskError, printable
 from vdvae_repr.results import (
     ALPHA,
@@ -25,11 +26,13 @@ from vdvae_repr.results import (
     METRIC_NAMES,
     Curve,
     Result,
+    layer_by_roi,
     layer_place,
     resolution_edges,
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -545,6 +548,58 @@ def factors(
             ax.axvline(start - 0.5, color="white", linewidth=1.2)
         start = stop
     ax.set_xlabel("factor")
+    return ax
+
+
+def rois(rows: Sequence[Result], metric: str = "pearson", ax: Axes | None = None) -> Axes:
+    """Draw what each layer tells of each region of a brain as a map, of rows of `encoding`.
+
+    Args:
+        rows: of a report; those of heads `ridge:REGION`, or of `ridge`, all voxels.
+        metric: `pearson` or `r2`, the mean over a region's voxels.
+        ax: to draw on.
+
+    Raises:
+        TaskError: there is no such row.
+    """
+    table = layer_by_roi(rows, metric)
+    label = METRIC_NAMES[metric]
+    ax = factors(table.to_numpy(), list(table.index), list(table.columns), ax, metric=label)
+    ax.set_xlabel("region")
+    return ax
+
+
+def voxels(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw which layer is the best of how many voxels of each region, as shares of those that are told.
+
+    Args:
+        table: `report.tables["voxels"]` of `encoding`; told are voxels whose q is below 0.05.
+        ax: to draw on.
+
+    Raises:
+        TaskError: no voxel is told.
+    """
+    told = table[table["q_value"] < 0.05]
+    if told.empty:
+        raise TaskError("voxels: expected voxels that some layer tells (q < 0.05), found none")
+    layers = list(dict.fromkeys(table["best_layer"]))
+    layers.sort(key=natural_key)
+    regions = {f"all ({len(told)})": told}
+    names = dict.fromkeys(name for each in table["rois"].fillna("") for name in each.split(";"))
+    for name in filter(None, names):
+        own = told[[name in each.split(";") for each in told["rois"].fillna("")]]
+        regions[f"{name} ({len(own)})"] = own
+    shares = np.array(
+        [
+            [
+                (own["best_layer"] == layer).mean() if len(own) else np.nan
+                for own in regions.values()
+            ]
+            for layer in layers
+        ]
+    )
+    ax = factors(shares, layers, list(regions), ax, metric="share of voxels whose best layer it is")
+    ax.set_xlabel("region (voxels told, q < 0.05)")
     return ax
 
 

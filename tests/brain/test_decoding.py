@@ -1,0 +1,180 @@
+"""Decoding against scikit-learn's Ridge as brain-diffuser writes it, and image scores as it has them."""
+
+import numpy as np
+import pytest
+from skimage.color import rgb2gray
+from skimage.metrics import structural_similarity
+from sklearn.linear_model import Ridge, RidgeCV
+
+import vdvae_repr as vr
+from vdvae_repr.brain import decoding
+from vdvae_repr.data.source import Source
+from vdvae_repr.heads.linear import ALPHAS
+
+
+@pytest.fixture(scope="module")
+def store(tiny, people, tmp_path_factory):
+    source = people(20, num_people=8)
+    path = tmp_path_factory.mktemp("decoding") / "s.h5"
+    splits = ["train", "train", "test", "train"] * 40
+    split = Source(
+        name="seen", ids=source.ids, reader=source.reader, labels=source.labels, splits=splits
+    )
+    return vr.extract(tiny, split, path)
+
+
+@pytest.fixture(scope="module")
+def bold(store):
+    """300 voxels that see two of the five layers, through noise, on a scale of their own; seen twice."""
+    rng = np.random.default_rng(0)
+    X = np.hstack([store.matrix(layer)[0] for layer in ("1x1.0", "8x8.0")]).astype(np.float64)
+    X = (X - X.mean(axis=0)) / X.std(axis=0)
+    signal = X @ rng.normal(size=(X.shape[1], 300)) / X.shape[1] ** 0.5
+    return (300 * (signal + rng.normal(size=(2, *signal.shape)))).astype(np.float32)
+
+
+def brain_diffuser(responses, latents, train, test, alpha):
+    """Its vdvae_regression.py, on arrays."""
+    train_fmri, test_fmri = responses[train], responses[test]
+    mean, scale = train_fmri.mean(axis=0), train_fmri.std(axis=0, ddof=1)
+    train_fmri, test_fmri = (train_fmri - mean) / scale, (test_fmri - mean) / scale
+    reg = Ridge(alpha=alpha, max_iter=10000, fit_intercept=True)
+    reg.fit(train_fmri, latents[train])
+    pred = reg.predict(test_fmri)
+    std_norm = (pred - np.mean(pred, axis=0)) / np.std(pred, axis=0)
+    return pred, std_norm * np.std(latents[train], axis=0) + np.mean(latents[train], axis=0)
+
+
+@pytest.mark.parametrize("alpha", [50_000.0, 3.0])
+def test_predictions_are_brain_diffusers(store, bold, tmp_path, alpha, monkeypatch):
+    monkeypatch.setattr(decoding, "AT_ONCE", 70)  # several blocks of voxels and of dimensions
+    decoder = vr.brain.fit(bold, store, alpha=alpha)
+    train, test = store.rows("train"), store.rows("test")
+    latents = store.matrix()[0].astype(np.float64)
+    plain, expected = brain_diffuser(
+        bold.mean(axis=0).astype(np.float64), latents, train, test, alpha
+    )
+    found = decoder.predict(bold, store, tmp_path / "p.h5")
+    assert found.store.ids == tuple(store.ids[row] for row in test)
+    largest = np.abs(expected).max()
+    np.testing.assert_allclose(found.store.matrix()[0], expected, atol=1e-5 * largest)
+    found = decoder.predict(bold, store, tmp_path / "p.h5", restandardise=False, overwrite=True)
+    np.testing.assert_allclose(found.store.matrix()[0], plain, atol=1e-5 * largest)
+    # R2 of each layer, of all its dimensions together.
+    start = 0
+    for spec, r2 in zip(store.layers, found.layers["r2"], strict=True):
+        own = slice(start, start := start + spec.num_dims)
+        truth = latents[test, own]
+        errors = ((truth - plain[:, own]) ** 2).sum()
+        assert r2 == pytest.approx(1 - errors / ((truth - truth.mean(axis=0)) ** 2).sum(), abs=1e-5)
+
+
+def test_each_layer_has_the_penalty_that_leave_one_out_finds(store, bold):
+    decoder = vr.brain.fit(bold, store, layers=["1x1", "4x4", "8x8"])
+    train = store.rows("train")
+    responses = bold.mean(axis=0)[train].astype(np.float64)
+    responses = (responses - responses.mean(axis=0)) / responses.std(axis=0, ddof=1)
+    scale = (responses**2).sum() / len(responses)
+    for name, alpha in zip(decoder.layers, decoder.alphas, strict=True):
+        latents = store.matrix(name)[0][train].astype(np.float64)
+        expected = RidgeCV(ALPHAS * scale).fit(responses, latents).alpha_
+        assert alpha == pytest.approx(expected), name
+
+
+def test_layers_that_are_seen_are_told_and_others_are_not(store, bold, tmp_path, monkeypatch):
+    """Voxels that see noise alone predict no layer; over 20 brains, in one of twenty at most on average."""
+    seen = vr.brain.fit(bold, store).predict(bold, store, tmp_path / "p.h5")
+    assert {"1x1.0", "8x8.0"} <= set(seen.told)
+    monkeypatch.setattr(decoding, "PERMUTATIONS", 200)
+    told = []
+    for seed in range(20):
+        noise = np.random.default_rng(seed).normal(size=(160, 60))
+        decoder = vr.brain.fit(noise, store, alpha=60.0)
+        found = decoder.predict(noise, store, tmp_path / f"{seed}.h5", seed=seed)
+        told.append(bool(found.told))
+        assert (found.layers["r2"] < 0.3).all()
+    assert np.mean(told) <= 0.15
+
+
+def test_a_decoder_is_saved_without_coefficients(store, bold, tmp_path):
+    decoder = vr.brain.fit(bold, store, layers="8x8")
+    path = tmp_path / "decoder.npz"
+    decoder.save(path)
+    assert path.stat().st_size < 1.1 * decoder.responses.nbytes + 20_000
+    again = vr.brain.Decoder.load(path)
+    assert again.alphas == decoder.alphas
+    first = decoder.predict(bold, store, tmp_path / "a.h5")
+    second = again.predict(bold, store, tmp_path / "b.h5")
+    np.testing.assert_array_equal(first.store.matrix()[0], second.store.matrix()[0])
+    assert "1x1.0" not in [spec.name for spec in second.store.layers]
+    with pytest.raises(vr.TaskError, match="exists already"):
+        decoder.save(path)
+    decoder.save(path, overwrite=True)
+    other = tmp_path / "other.npz"
+    np.savez(other, a=1)
+    for action in (
+        lambda: decoder.save(other, overwrite=True),
+        lambda: vr.brain.Decoder.load(other),
+    ):
+        with pytest.raises(vr.TaskError, match=r"exists already|expected a decoder"):
+            action()
+
+
+def test_what_cannot_be_decoded_is_refused(store, bold, tiny, people, tmp_path):
+    decoder = vr.brain.fit(bold, store, layers="1x1", alpha=10.0)
+    out = tmp_path / "p.h5"
+    holes = bold.copy()
+    holes[:, 2, 7] = np.nan
+    other = vr.extract(tiny, people(4, seed=3), tmp_path / "o.h5", layers="1x1")
+    for responses, like, split, message in (
+        (bold[:, :, :9], store, "test", "the 300 voxels that were fitted on, found 9"),
+        (bold, store, "val", "images of split val, found none"),
+        (bold, store, "train", "was fitted on"),
+        (holes, store, "test", "others of voxel 7"),
+        (bold[:, :24], other, "test", "the images that were fitted on"),
+    ):
+        with pytest.raises(vr.TaskError, match=message):
+            decoder.predict(responses, like, out, split=split)
+    with pytest.raises(vr.TaskError, match="above 0"):
+        vr.brain.fit(bold, store, alpha=0.0)
+    with pytest.raises(vr.TaskError, match="at least 3 images of split val, found 0"):
+        vr.brain.fit(bold, store, split="val")
+    # A voxel that is unknown of some image is left out of fit and prediction alike.
+    fitted = vr.brain.fit(holes, store, layers="1x1", alpha=10.0)
+    assert len(fitted.voxels) == 299
+    assert (
+        fitted.predict(holes, store, out).store.ids
+        == decoder.predict(bold, store, tmp_path / "q.h5").store.ids
+    )
+
+
+def test_image_scores_are_brain_diffusers(tiny):
+    rng = np.random.default_rng(0)
+    originals = rng.integers(0, 256, (9, 32, 32, 3)).astype(np.uint8)
+    noise = rng.integers(-60, 60, originals.shape)
+    decoded = np.clip(originals.astype(int) // 2 + 64 + noise, 0, 255).astype(np.uint8)
+    found = vr.brain.score_images(decoded, originals)
+    flat = [images.reshape(9, -1).astype(float) for images in (originals, decoded)]
+    r = np.corrcoef(*flat)[:9, 9:]
+    assert found.pixcorr == pytest.approx(np.diag(r).mean())
+    ssim = [
+        structural_similarity(
+            rgb2gray(a), rgb2gray(b), gaussian_weights=True, sigma=1.5,
+            use_sample_covariance=False, data_range=1.0,
+        )
+        for a, b in zip(decoded, originals, strict=True)
+    ]  # fmt: skip
+    assert found.ssim == pytest.approx(np.mean(ssim))
+    assert abs(found.shuffled_pixcorr) < 0.1 < found.pixcorr
+    assert found.identification is None
+    # Its pairwise comparison, on features.
+    truth, predicted = rng.normal(size=(9, 30)), rng.normal(size=(9, 30))
+    predicted += 0.4 * truth
+    r = np.corrcoef(truth, predicted)[:9, 9:]
+    expected = np.mean(np.sum(r < np.diag(r), axis=0)) / 8
+    assert vr.brain.two_way_identification(truth, predicted) == pytest.approx(expected)
+    by_layer = vr.brain.score_images(originals, originals, tiny, "4x4.0")
+    assert by_layer.identification == 1
+    assert by_layer.encoder == "tiny 4x4.0"
+    with pytest.raises(vr.TaskError, match="expected 2 images or more of one size"):
+        vr.brain.score_images(decoded[:1], originals[:1])

@@ -1,0 +1,275 @@
+"""RSA against rsatoolbox's own functions, and on brains that see a layer, or nothing."""
+
+import warnings
+from unittest import mock
+
+import numpy as np
+import pytest
+
+import vdvae_repr as vr
+from vdvae_repr.brain import dissimilarity
+from vdvae_repr.brain.dissimilarity import bootstrap, layer_rdm, noise_ceiling, pairs, read_rdms
+from vdvae_repr.data.source import Source
+from vdvae_repr.probing.features import Columns, Features
+
+with warnings.catch_warnings():
+    rsatoolbox = pytest.importorskip("rsatoolbox")
+    from rsatoolbox.data import Dataset
+    from rsatoolbox.inference import boot_noise_ceiling, eval_dual_bootstrap
+    from rsatoolbox.model import ModelFixed
+    from rsatoolbox.rdm import RDMs, calc_rdm
+    from rsatoolbox.rdm import compare as compare_rdms
+
+KINDS = [("spearman", "spearman"), ("kendall", "tau-a"), ("cosine", "cosine")]
+
+
+@pytest.fixture(scope="module")
+def store(tiny, people, tmp_path_factory):
+    path = tmp_path_factory.mktemp("rsa") / "s.h5"
+    return vr.extract(tiny, people(4), path)
+
+
+@pytest.fixture(scope="module")
+def seen(store):
+    """Three brains that see one layer through noise, each by voxels of its own."""
+    X = store.matrix("8x8.0")[0]
+    rng = np.random.default_rng(0)
+    X = X - X.mean(axis=0)
+    brains = [X @ rng.normal(size=(X.shape[1], 60)) for _ in range(3)]
+    noisy = [B + 0.7 * B.std() * rng.normal(size=B.shape) for B in brains]
+    rdms = np.stack([1 - np.corrcoef(B) for B in noisy])
+    return (rdms + rdms.transpose(0, 2, 1)) / 2  # exactly symmetric, so that copies are ties
+
+
+def features(X):
+    return Features("x", "x", (Columns.of_array("x", X.astype(np.float32)),))
+
+
+@pytest.mark.parametrize("kind", ["correlation", "euclidean"])
+def test_dissimilarities_of_a_layer_are_rsatoolboxs(store, kind):
+    X = 5 + np.random.default_rng(0).normal(size=(24, 300)).astype(np.float32)
+    problem = vr.RSA(rdm=np.eye(24), dissimilarity=kind).bind(store)
+    outcome = problem.score(problem.heads["spearman"], features(X)).outcome
+    expected = calc_rdm(Dataset(X.astype(float)), method=kind).get_vectors()[0]
+    np.testing.assert_allclose(outcome, expected, rtol=1e-6)
+    # A pattern without any variation is unlike every other.
+    X[3] = 7
+    rdm = layer_rdm(X @ X.T, X.sum(axis=1), 300, "correlation")
+    assert rdm[3, 4] == pytest.approx(1)
+    assert rdm[3, 3] == 0
+
+
+def test_crossnobis_is_rsatoolboxs(store):
+    """With noise of each voxel at hand, of which rsatoolbox takes the precision."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(1, 24, 9)) + rng.normal(size=(3, 24, 9))
+    problem = vr.RSA(responses=values, dissimilarity="crossnobis").bind(store)
+    noise = values.var(axis=0, ddof=1).mean(axis=0)
+    about = {"image": np.tile(np.arange(24), 3), "fold": np.repeat(np.arange(3), 24)}
+    data = Dataset(values.reshape(-1, 9), obs_descriptors=about)
+    with np.errstate(invalid="ignore"):  # of its own
+        expected = calc_rdm(
+            data,
+            method="crossnobis",
+            descriptor="image",
+            noise=np.diag(1 / noise),
+            cv_descriptor="fold",
+        )
+    np.testing.assert_allclose(pairs(problem.subjects)[0], expected.get_vectors()[0], rtol=1e-9)
+    assert problem.subjects.min() < 0  # noise is no distance
+    with pytest.raises(vr.TaskError, match="seen twice or more, found 24 seen once"):
+        vr.RSA(responses=values[0], dissimilarity="crossnobis").bind(store)
+
+
+@pytest.mark.parametrize(("head", "method"), KINDS)
+def test_values_and_ceilings_are_rsatoolboxs(store, seen, head, method):
+    problem = vr.RSA(rdm=seen).bind(store)
+    X = np.random.default_rng(1).normal(size=(24, 50))
+    scored = problem.score(problem.heads[head], features(X))
+    measured = RDMs(pairs(seen))
+    expected = compare_rdms(calc_rdm(Dataset(X), method="correlation"), measured, method)
+    with mock.patch.object(dissimilarity, "RESAMPLES", 20):
+        metric = problem.metrics_of(problem.heads[head])[0]
+        (figure,) = problem.figures(metric, [[scored]], 0)
+    assert figure.value == pytest.approx(expected.mean(), abs=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ceiling = boot_noise_ceiling(measured, method=method)
+    assert problem.ceiling_of(metric, problem.heads[head]) == pytest.approx(ceiling)
+
+
+@pytest.mark.parametrize(("head", "method"), KINDS)
+@pytest.mark.parametrize("subjects", [3, 1])
+@pytest.mark.filterwarnings("ignore:Noise ceiling for tau")
+def test_bootstrap_is_rsatoolboxs(seen, subjects, head, method, monkeypatch):
+    """Under the same draws of images and subjects, variances, intervals and p-values are equal."""
+    monkeypatch.setattr(dissimilarity, "RESAMPLES", 12)
+    rng = np.random.default_rng(3)
+    models = np.stack([1 - np.corrcoef(rng.normal(size=(24, 20))) for _ in range(2)])
+    models = (models + models.transpose(0, 2, 1)) / 2
+    models[0] += 0.3 * seen[0]
+    seen = seen[:subjects]
+    found = bootstrap(models, seen, head, seed=5)
+    data = RDMs(pairs(seen))
+    fixed = [ModelFixed(str(i), RDMs(pairs(m)[None])) for i, m in enumerate(models)]
+    draws = np.random.default_rng(5)
+
+    def randint(low, high, size):
+        return draws.integers(low, high, size)
+
+    # rsatoolbox draws subjects first, and this package images: both are handed the same.
+    order = []
+
+    def either(low, high, size):
+        if not order:
+            images, of = randint(0, 24, 24), randint(0, subjects, subjects)
+            order.extend([of, images])
+        return order.pop(0)
+
+    monkeypatch.setattr(np.random, "randint", either)
+    if subjects > 1:
+        expected = eval_dual_bootstrap(fixed, data, method=method, N=12)
+        p = expected.test_pairwise()[0, 1]
+    else:
+        from rsatoolbox.inference import eval_bootstrap_pattern
+
+        def images_alone(low, high, size):
+            images = randint(0, 24, 24)
+            randint(0, 1, 1)
+            return images
+
+        monkeypatch.setattr(np.random, "randint", images_alone)
+        expected = eval_bootstrap_pattern(fixed, data, method=method, N=12)
+        p = expected.test_pairwise()[0, 1]
+    sem = [found.spread(np.eye(2)[i]) for i in range(2)]
+    np.testing.assert_allclose(sem, expected.get_sem(), rtol=1e-8)
+    assert found.dof == expected.dof
+    # Its value is the mean of the bootstrap, ours that of the images: the spread of a difference is the same.
+    spread = found.spread(np.array([1.0, -1.0]))
+    assert spread**2 == pytest.approx(float(np.ravel(expected.diff_var)[0]), rel=1e-8)
+    means = (
+        expected.get_means()
+        if subjects == 1
+        else expected.evaluations[:, :, 0, 0, :].mean(axis=(0, 2))
+    )
+    assert found.p_value(means[0] - means[1], spread) == pytest.approx(p, rel=1e-6)
+
+
+def test_a_layer_that_is_seen_is_found_and_controls_are_not(store, seen, monkeypatch):
+    monkeypatch.setattr(dissimilarity, "RESAMPLES", 100)
+    report = vr.probe(store, vr.RSA(rdm=seen), selections="single", cache=None)
+    rows = report.to_frame()
+    for head in ("spearman", "cka"):
+        own = rows[(rows["head"] == head) & (rows["role"] == "model")]
+        assert own.loc[own["value"].idxmax(), "layer"] == "8x8.0"
+        assert (own["ci_low"] < own["value"]).all()
+        assert (own["units"] == 3).all()
+    best = rows[(rows["head"] == "spearman") & (rows["layer"] == "8x8.0")].iloc[0]
+    low, high = noise_ceiling(pairs(seen), "spearman")
+    assert (best["ceiling_low"], best["ceiling_high"]) == pytest.approx((low, high))
+    assert best["value"] > 0.8 * low
+    shuffled = rows[rows["model"] == "shuffled-labels"]
+    assert (shuffled["value"].abs() < 0.1).all()
+    assert {"pixels", "pca", "random-init"} <= set(rows["model"])
+    assert not rows["chosen"][rows["role"] == "model"].any()  # nothing tells which layer to take
+    assert "no layer is chosen" in " ".join(report.notes)
+
+
+def test_with_splits_a_layer_is_chosen_by_other_images(tiny, people, seen, tmp_path, monkeypatch):
+    monkeypatch.setattr(dissimilarity, "RESAMPLES", 100)
+    source = people(4)
+    split = Source(
+        name="split", ids=source.ids, reader=source.reader, labels=source.labels,
+        splits=["train", "test"] * 12,
+    )  # fmt: skip
+    store = vr.extract(tiny, split, tmp_path / "s.h5")
+    report = vr.probe(store, vr.RSA(rdm=seen), selections="single", controls="pixels", cache=None)
+    rows = report.to_frame().query("head == 'spearman'")
+    assert rows[rows["chosen"]]["layer"].tolist()[0] == "8x8.0"
+    assert set(rows["n_test"]) == {12}
+    problem = vr.RSA(rdm=seen).bind(store)
+    X = store.matrix("8x8.0")[0]
+    scored = problem.score(problem.heads["kendall"], features(X))
+    own = RDMs(pairs(seen[:, 1::2, 1::2]))
+    expected = calc_rdm(Dataset(X[1::2].astype(float)), method="correlation")
+    np.testing.assert_allclose(scored.outcome, expected.get_vectors()[0], rtol=1e-6)
+    train = calc_rdm(Dataset(X[::2].astype(float)), method="correlation")
+    expected = compare_rdms(train, RDMs(pairs(seen[:, ::2, ::2])), "tau-a").mean()
+    assert scored.training_score == pytest.approx(expected, abs=1e-6)
+    assert own.n_cond == 12
+
+
+def test_cka_is_that_of_the_patterns(store):
+    """Debiased CKA of features with features, though one side is known by its dissimilarities alone."""
+    rng = np.random.default_rng(0)
+    X, Y = rng.normal(size=(24, 30)), rng.normal(size=(24, 40))
+    Y[:, :10] += X[:, :10]
+    squared = ((Y[:, None] - Y) ** 2).sum(axis=2)
+    problem = vr.RSA(rdm=squared, dissimilarity="euclidean").bind(store)
+    scored = problem.score(problem.heads["cka"], features(X))
+    (figure,) = problem.figures("cka", [[scored]], 0)
+
+    def hsic(K, L):
+        n = len(K)
+        K, L = K - np.diag(np.diag(K)), L - np.diag(np.diag(L))
+        ones = np.ones(n)
+        return (
+            np.trace(K @ L)
+            + (ones @ K @ ones) * (ones @ L @ ones) / ((n - 1) * (n - 2))
+            - 2 * (ones @ K @ L @ ones) / (n - 2)
+        )
+
+    K, L = X @ X.T, Y @ Y.T
+    assert figure.value == pytest.approx(hsic(K, L) / np.sqrt(hsic(K, K) * hsic(L, L)), abs=1e-5)
+    assert figure.low < figure.value < figure.high
+
+
+def test_every_shape_is_read(store, seen, tmp_path):
+    for shape, subjects in (
+        (seen, 3),
+        (seen[0], 1),
+        (pairs(seen)[0], 1),
+        (np.stack([seen - 0.1, seen + 0.1], axis=1), 3),
+    ):
+        found = read_rdms(shape, store)
+        assert found.matrices.shape == (subjects, 24, 24)
+        np.testing.assert_allclose(pairs(found.matrices), pairs(seen)[:subjects])
+    np.savez(tmp_path / "a.npz", it=seen, ids=store.ids[::-1])
+    problem = vr.RSA(rdm=str(tmp_path / "a.npz") + ":it").bind(store)
+    assert problem.rows.tolist() == list(range(23, -1, -1))
+    lopsided = seen.copy()
+    lopsided[0, 0, 1] += 1
+    for rdm, message in (
+        (seen[:, :5], r"found \(3, 5, 24\)"),
+        (np.ones(7), "found 7 numbers"),
+        (lopsided, "symmetric"),
+        (np.where(np.eye(24), 0, np.nan), "finite"),
+        (seen[:, :5, :5], "one row for each of the 24 images"),
+    ):
+        with pytest.raises(vr.TaskError, match=message):
+            read_rdms(rdm, store)
+    for options, message in (
+        ({}, "found neither"),
+        ({"rdm": seen, "responses": seen[0]}, "found both"),
+    ):
+        with pytest.raises(vr.TaskError, match=message):
+            vr.RSA(**options).bind(store)
+    for options, message in (
+        (
+            {"dissimilarity": "cosine"},
+            "expected correlation, euclidean, crossnobis, found 'cosine'",
+        ),
+        ({"rdm": seen, "dissimilarity": "crossnobis"}, "crossnobis: expected responses"),
+        ({"responses": seen, "roi": "V1"}, "expected both"),
+    ):
+        with pytest.raises(vr.TaskError, match=message):
+            vr.RSA(**options)
+
+
+def test_without_the_extra_one_line_says_what_to_install(store, seen, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "rsatoolbox.rdm", None)
+    monkeypatch.setitem(__import__("sys").modules, "rsatoolbox", None)
+    with pytest.raises(
+        vr.TaskError, match=r"rsa needs rsatoolbox.*pip install 'vdvae-repr\[brain\]'"
+    ):
+        vr.probe(store, vr.RSA(rdm=seen), layers="1x1", controls=(), cache=None)

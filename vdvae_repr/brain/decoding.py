@@ -1,0 +1,457 @@
+"""From responses to latents: exact ridge regression through the inner products of training images.
+
+n training and M test images, V voxels, D latent dimensions. The coefficients (V, D) are never made: what is
+predicted of test images is W (Y - mean) + mean, with weights W = K_test (K + alpha I)^-1 (M, n) that the
+responses alone determine, and latents Y that are read from the store a layer at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
+
+from vdvae_repr.brain.responses import Measured, correlations, read_responses, read_values
+from vdvae_repr.brain.voxelwise import false_discovery
+from vdvae_repr.config import path_of
+from vdvae_repr.errors import TaskError, first_line
+from vdvae_repr.heads.linear import ALPHAS
+from vdvae_repr.heads.spectrum import leading_eigenvectors
+from vdvae_repr.latents.base import Latents
+from vdvae_repr.latents.decode import decodable_feature
+from vdvae_repr.latents.exchange import import_latents
+from vdvae_repr.latents.store import LatentStore
+from vdvae_repr.model.layers import LayerSpec, select_layers
+from vdvae_repr.output import replacing
+
+SCHEMA = "vdvae-repr/decoder/1"
+AT_ONCE = 2048  # voxels, or latent dimensions, worked on at once
+SAMPLED = 1024  # dimensions of a layer that its penalty is chosen by, at most
+PERMUTATIONS = 1000
+
+Array = NDArray[Any]
+Values = NDArray[np.float64]
+Rows = NDArray[np.intp]
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """A regression from responses to latents. `fit` makes one, or `Decoder.load` of a file.
+
+    Args:
+        responses: of the training images (n, V), the mean over repetitions.
+        voxels: their numbers among those measured (V,).
+        measured: how many voxels were measured, with those that were left out.
+        ids: of the training images (n,).
+        layers: names of the layers that are predicted.
+        alphas: the penalty of each.
+        feature: of the latents, `z` or `mean`.
+        weights_sha256: of the model whose latents they are.
+        notes: what the reader must know.
+    """
+
+    responses: Array
+    voxels: Rows
+    measured: int
+    ids: tuple[str, ...]
+    layers: tuple[str, ...]
+    alphas: tuple[float, ...]
+    feature: str
+    weights_sha256: str
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Say what it predicts of what."""
+        return (
+            f"<Decoder {len(self.voxels)} voxels -> {len(self.layers)} layers "
+            f"({self.layers[0]} .. {self.layers[-1]}), {len(self.ids)} training images>"
+        )
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the decoder to one file: the training images' responses, penalties, ids; no coefficients.
+
+        Raises:
+            TaskError: the file exists, without `overwrite` or as no decoder; it cannot be written.
+        """
+        path = path_of("path", path)
+        if path.exists() and not (overwrite and _is_decoder(path)):
+            hint = ", or overwrite=True" if _is_decoder(path) else ""
+            raise TaskError(f"{path}: exists already; choose another path{hint}")
+        about = {
+            "schema": SCHEMA,
+            "layers": self.layers,
+            "alphas": self.alphas,
+            "feature": self.feature,
+            "weights_sha256": self.weights_sha256,
+            "measured": self.measured,
+            "notes": self.notes,
+        }
+        try:
+            with replacing(path) as file:
+                np.savez(
+                    file,
+                    about=np.array(json.dumps(about)),
+                    responses=self.responses,
+                    voxels=self.voxels,
+                    ids=np.array(self.ids),
+                )
+        except OSError as error:
+            raise TaskError(
+                f"{path}: cannot be written ({error.strerror or error}); choose another path"
+            ) from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Decoder:
+        """Read a decoder.
+
+        Raises:
+            TaskError: no such file, or no decoder.
+        """
+        path = path_of("path", path)
+        if not path.is_file():
+            raise TaskError(f"{path}: no such file; fit writes a decoder")
+        try:
+            with np.load(path, allow_pickle=False) as found:
+                about = json.loads(str(found["about"]))
+                if about["schema"] != SCHEMA:
+                    raise ValueError(f"schema {about['schema']}")
+                return cls(
+                    found["responses"],
+                    found["voxels"],
+                    about["measured"],
+                    tuple(found["ids"].tolist()),
+                    tuple(about["layers"]),
+                    tuple(about["alphas"]),
+                    about["feature"],
+                    about["weights_sha256"],
+                    tuple(about["notes"]),
+                )
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise TaskError(
+                f"{path}: expected a decoder that fit wrote ({first_line(error)})"
+            ) from error
+
+    def predict(
+        self,
+        responses: Measured,
+        like: LatentStore,
+        out: str | Path,
+        *,
+        split: str | None = "test",
+        restandardise: bool = True,
+        overwrite: bool = False,
+        seed: int = 0,
+        progress: Callable[[str], None] = lambda layer: None,
+    ) -> Prediction:
+        """Predict latents of images from responses to them, into a store that can be decoded.
+
+        Memory: the responses, one matrix (n, n) in float64, one (M, D) in float32 and a block of a layer.
+
+        Args:
+            responses: to the images, as `fit` takes them.
+            like: the store that holds the training images' latents, and those of the images to predict.
+            out: the store to write.
+            split: of `like` whose images are predicted; None takes all that there are responses to, but those
+                that were fitted on.
+            restandardise: give each dimension of what is predicted the mean and deviation that it has over
+                the training images, as brain-diffuser does: ridge regression predicts too little variance. It
+                is a property of all images predicted together.
+            overwrite: replace a store.
+            seed: of permutations.
+            progress: receives each layer's name when it is predicted.
+
+        Raises:
+            TaskError: other voxels than were fitted on, images of another store, or no image to predict.
+            StoreError: `out` is in the way, or cannot be written.
+        """
+        self._expect_same(like)
+        specs = select_layers(like.layers, list(self.layers))
+        values, rows = self._responses_to(responses, like, split)
+        place = {image_id: row for row, image_id in enumerate(like.ids)}
+        fitted = np.array([place[image_id] for image_id in self.ids], np.intp)
+        weights = dict(self._weights(values))
+        width = sum(spec.num_dims for spec in specs)
+        predicted = np.empty((len(rows), width), np.float32)
+        start, scores = 0, []
+        for spec, alpha in zip(specs, self.alphas, strict=True):
+            score = _LayerScore(len(rows))
+            for Y, truth in _blocks(like, spec, self.feature, fitted, rows):
+                mean = Y.mean(axis=0)
+                P = weights[alpha] @ (Y - mean) + mean
+                score.add(P, truth)
+                if restandardise:
+                    P = _restandardised(P, mean, Y.std(axis=0))
+                predicted[:, start : start + P.shape[1]] = P
+                start += P.shape[1]
+            scores.append(score.row(spec, alpha, seed))
+            progress(spec.name)
+        store = import_latents(
+            predicted,
+            like,
+            out,
+            list(self.layers),
+            ids=[like.ids[row] for row in rows],
+            overwrite=overwrite,
+        )
+        table = pd.DataFrame(scores)
+        table["q_value"] = false_discovery(table["p_value"].to_numpy())
+        return Prediction(store, table)
+
+    def _expect_same(self, like: LatentStore) -> None:
+        if like.info.weights_sha256 != self.weights_sha256:
+            raise TaskError(
+                f"{like.path}: expected latents of the weights that were fitted on, "
+                f"{self.weights_sha256[:8]}, found {like.info.weights_sha256[:8]}; fit anew"
+            )
+        known = set(like.ids)
+        if missing := [image_id for image_id in self.ids if image_id not in known]:
+            raise TaskError(
+                f"{like.path}: expected the images that were fitted on, found no {missing[0]!r}; give the "
+                "store that was fitted on"
+            )
+
+    def _responses_to(
+        self, responses: Measured, like: LatentStore, split: str | None
+    ) -> tuple[Values, Rows]:
+        """Return responses (M, V) to the images to predict, and their rows of the store."""
+        values, rows, splits = read_values(responses, like)
+        if values.shape[2] != self.measured:
+            raise TaskError(
+                f"responses: expected the {self.measured} voxels that were fitted on, found {values.shape[2]}"
+            )
+        fitted = set(self.ids)
+        some = [
+            number
+            for number, row in enumerate(rows)
+            if (splits[number] == split if split is not None else like.ids[row] not in fitted)
+        ]
+        if not some:
+            what = f"split {split}" if split is not None else "images that were not fitted on"
+            raise TaskError(f"responses: expected some to images of {what}, found none")
+        if both := [like.ids[rows[number]] for number in some if like.ids[rows[number]] in fitted]:
+            raise TaskError(
+                f"split: {both[0]!r} was fitted on, so that predicting it tells nothing; choose another split"
+            )
+        chosen = values[:, some][:, :, self.voxels].astype(np.float64)
+        seen: NDArray[np.bool_] = np.asarray(~np.isnan(chosen).all(axis=2))
+        if len(never := np.flatnonzero(~seen.any(axis=0))):
+            number = int(never[0])
+            raise TaskError(
+                f"responses: expected a response to {like.ids[rows[some[number]]]!r}, found NaN; leave it out"
+            )
+        mean = np.where(seen[:, :, None], chosen, 0).sum(axis=0) / seen.sum(axis=0)[:, None]
+        if not np.isfinite(mean).all():
+            number, voxel = np.argwhere(~np.isfinite(mean))[0]
+            raise TaskError(
+                f"responses: expected finite numbers, found others of voxel {self.voxels[voxel]}, image "
+                f"{like.ids[rows[some[number]]]!r}; fit without that voxel"
+            )
+        return mean, rows[some]
+
+    def _weights(self, values: Values) -> Iterator[tuple[float, Values]]:
+        """Yield each penalty with the weights (M, n) of the training images."""
+        K, K_test = _products(self.responses, values)
+        for alpha in dict.fromkeys(self.alphas):
+            shifted = K.copy() if len(set(self.alphas)) > 1 else K
+            shifted[np.diag_indices(len(K))] += alpha
+            factor = cho_factor(shifted, lower=True, overwrite_a=True)
+            yield alpha, cho_solve(factor, K_test.T).T
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Predicted latents, and how well each layer is predicted.
+
+    Args:
+        store: of the predicted latents, which can be decoded.
+        layers: a row a layer: `layer`, `dims`, `alpha`, `r2` of all dimensions together and `pearson`, the
+            mean over dimensions, before restandardising; `null_r2`, the 95 % point of `r2` under permutations
+            of the images, `p_value` and, by false discovery rate over layers, `q_value`.
+    """
+
+    store: LatentStore
+    layers: pd.DataFrame
+
+    @property
+    def told(self) -> list[str]:
+        """Names of the layers that responses predict (q < 0.05); the others only add noise to images."""
+        return list(self.layers.loc[self.layers["q_value"] < 0.05, "layer"])
+
+
+def fit(
+    responses: Measured,
+    store: Latents,
+    *,
+    layers: str | int | Sequence[str | int] = "all",
+    alpha: float | None = None,
+    split: str | None = "train",
+    seed: int = 0,
+) -> Decoder:
+    """Fit a ridge regression from responses to latents, exactly, by the inner products of images.
+
+    What scikit-learn's `Ridge(alpha)` fits to responses standardised over the training images, as
+    brain-diffuser does (there alpha is 50,000, at 15,724 voxels).
+
+    Args:
+        responses: (images, voxels) or (repetitions, images, voxels), in the store's order or with ids: an
+            array, or a file as FILE:KEY. The mean over repetitions is taken.
+        store: of the images' latents, `z` or `mean`.
+        layers: to predict.
+        alpha: the penalty of all layers; if not given, for each layer that of the smallest leave-one-out
+            error, among 17 from 1e-4 to 1e4 times the number of voxels; of a layer of more than 1,024
+            dimensions by so many of them, drawn by the seed.
+        split: of the store that is fitted on; None takes every image.
+        seed: of that draw.
+
+    Raises:
+        TaskError: responses of other images, or fewer than 3 of them; a penalty that is not above 0.
+        DataError: a file that cannot be read. StoreError: latents that cannot be decoded.
+    """
+    if alpha is not None and not (np.isfinite(alpha) and alpha > 0):
+        raise TaskError(f"alpha: expected a number above 0, found {alpha}")
+    feature = decodable_feature(store)
+    specs = select_layers(store.layers, layers)
+    read = read_responses(responses, store)
+    some = [number for number, own in enumerate(read.splits) if split in (None, own)]
+    if len(some) < 3:
+        raise TaskError(
+            f"responses: expected some to at least 3 images of split {split}, found {len(some)}; choose "
+            "another split, or None for all"
+        )
+    read = read.to(some)
+    X, rows = np.ascontiguousarray(read.mean), read.rows
+    varying = np.ptp(X, axis=0) > 0
+    notes = [*read.notes]
+    if not varying.all():
+        notes.append(f"responses: {(~varying).sum()} voxels left out, which never vary in training")
+        X, read = X[:, varying], read.of(varying)
+    if alpha is None:
+        alphas = _left_one_out(X, store, specs, feature, rows, seed)
+        if any(spec.num_dims > SAMPLED for spec in specs):
+            notes.append(
+                f"the penalty of a layer is chosen by {SAMPLED} of its dimensions, drawn with seed {seed}"
+            )
+    else:
+        alphas = [float(alpha)] * len(specs)
+    return Decoder(
+        X,
+        read.voxels,
+        measured=read.measured,
+        ids=tuple(store.ids[row] for row in rows),
+        layers=tuple(spec.name for spec in specs),
+        alphas=tuple(alphas),
+        feature=feature,
+        weights_sha256=store.info.weights_sha256,
+        notes=tuple(notes),
+    )
+
+
+def _products(train: Array, test: Array | None = None) -> tuple[Values, Values]:
+    """Return inner products (n, n) of training responses, standardised, and (M, n) of others with them."""
+    n = len(train)
+    K, K_test = np.zeros((n, n)), np.zeros((0 if test is None else len(test), n))
+    for start in range(0, train.shape[1], AT_ONCE):
+        X = train[:, start : start + AT_ONCE].astype(np.float64)
+        mean, scale = X.mean(axis=0), X.std(axis=0, ddof=1)
+        X = (X - mean) / scale
+        K += X @ X.T
+        if test is not None:
+            K_test += ((test[:, start : start + AT_ONCE] - mean) / scale) @ X.T
+    return K, K_test
+
+
+def _left_one_out(
+    X: Array, store: Latents, specs: Sequence[LayerSpec], feature: str, rows: Rows, seed: int
+) -> list[float]:
+    """Return for each layer the penalty of the smallest leave-one-out error."""
+    K, _ = _products(X)
+    alphas = ALPHAS * max(float(np.trace(K)) / len(K), 1e-300)
+    squares, U = leading_eigenvectors(K)
+    del K
+    leverages = [1 / len(U) + U**2 @ (squares / (squares + alpha)) for alpha in alphas]
+    found = []
+    for spec in specs:
+        rng = np.random.default_rng([seed, spec.index])
+        kept = np.sort(rng.permutation(spec.num_dims)[:SAMPLED])
+        errors, start = np.zeros(len(alphas)), 0
+        for Y, _ in _blocks(store, spec, feature, rows, rows[:0]):
+            own = kept[(start <= kept) & (kept < start + Y.shape[1])] - start
+            start += Y.shape[1]
+            centred = Y[:, own] - Y[:, own].mean(axis=0)
+            loads = U.T @ centred
+            for number, (alpha, leverage) in enumerate(zip(alphas, leverages, strict=True)):
+                shrink = squares / (squares + alpha)
+                residuals = centred - U @ (shrink[:, None] * loads)
+                errors[number] += ((residuals / (1 - leverage)[:, None]) ** 2).sum()
+        found.append(float(alphas[errors.argmin()]))
+    return found
+
+
+def _blocks(
+    store: Latents, spec: LayerSpec, feature: str, fitted: Rows, others: Rows
+) -> Iterator[tuple[Values, Values]]:
+    """Yield a layer's latents by columns, of training images (n, d) and of others (M, d), in float64."""
+    for columns in store.columns(spec.name, feature):
+        for start in range(0, columns.shape[1], AT_ONCE):
+            some = columns[:, start : start + AT_ONCE]
+            yield some[fitted].astype(np.float64), some[others].astype(np.float64)
+
+
+def _restandardised(P: Values, mean: Values, deviation: Values) -> Values:
+    """Give columns the mean and deviation of training images; what does not vary takes the mean."""
+    own = P.std(axis=0)
+    scale = np.where(own > 1e-12 * np.maximum(deviation, 1e-300), own, np.inf)
+    return np.asarray((P - P.mean(axis=0)) / scale * deviation + mean)
+
+
+def _is_decoder(path: Path) -> bool:
+    try:
+        Decoder.load(path)
+    except TaskError:
+        return False
+    return True
+
+
+class _LayerScore:
+    """How well a layer of M images is predicted, summed over blocks of its dimensions."""
+
+    def __init__(self, images: int) -> None:
+        self._products = np.zeros((images, images))
+        self._squares, self._whole, self._r, self._dims = 0.0, 0.0, 0.0, 0
+
+    def add(self, P: Values, truth: Values) -> None:
+        """Add some dimensions: predictions and truth (M, d)."""
+        mean = truth.mean(axis=0)
+        self._products += (truth - mean) @ (P - mean).T
+        self._squares += float(((P - mean) ** 2).sum())
+        self._whole += float(((truth - mean) ** 2).sum())
+        self._r += float(correlations(P, truth).sum())
+        self._dims += P.shape[1]
+
+    def row(self, spec: LayerSpec, alpha: float, seed: int) -> dict[str, Any]:
+        """Return a row of `Prediction.layers`.
+
+        R2 is 1 - |Y - P|^2 / |Y|^2, of which permutations of Y change nothing but the product of Y with P.
+        """
+        images = np.arange(len(self._products))
+        rng = np.random.default_rng(seed)
+        orders = [images, *(rng.permutation(images) for _ in range(PERMUTATIONS))]
+        traces = np.array([self._products[order, images].sum() for order in orders])
+        r2 = (2 * traces - self._squares) / max(self._whole, 1e-300)
+        return {
+            "layer": spec.name,
+            "dims": spec.num_dims,
+            "alpha": alpha,
+            "r2": float(r2[0]),
+            "pearson": self._r / self._dims,
+            "null_r2": float(np.quantile(r2[1:], 0.95)),
+            "p_value": float(((r2[1:] >= r2[0]).sum() + 1) / (PERMUTATIONS + 1)),
+        }

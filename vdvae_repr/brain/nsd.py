@@ -1,0 +1,330 @@
+"""The Natural Scenes Dataset's own files: reading responses from them, and writing small made-up ones.
+
+Source: Allen et al. 2022, Nature Neuroscience 25, and the data manual of naturalscenesdataset.org. Betas of
+a session stand in `betas_session01.hdf5` as `betas`, int16 (trials, Z, Y, X), 300 times the per cent signal
+change; `nsd_expdesign.mat` says which image each trial showed (`masterordering`, `subjectim`, both from 1)
+and which images all subjects saw (`sharedix`); masks and regions are NIfTI volumes (X, Y, Z).
+"""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+import scipy.io
+from numpy.typing import NDArray
+
+from vdvae_repr.data.names import natural_key
+from vdvae_repr.errors import DataError, TaskError, first_line
+from vdvae_repr.latents.base import Latents
+from vdvae_repr.output import replacing
+
+SCALE = 300  # of betas
+REPETITIONS = 3
+TRIALS = 50  # read at once
+NIFTI = {2: np.uint8, 4: np.int16, 8: np.int32, 16: np.float32, 64: np.float64, 512: np.uint16}
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class NSDResponses:
+    """One subject's responses, as `vdvae-repr` takes them.
+
+    Args:
+        values: (3, N, V) float32, z-scored over the trials of each session; NaN where an image was not seen
+            so often.
+        ids: of the images (N,): their numbers among the 73,000, from 0, as in `nsd_stimuli.hdf5`.
+        splits: `test` of images that all subjects saw, else `train`.
+        rois: voxels of each region, by its name.
+    """
+
+    values: NDArray[np.float32]
+    ids: tuple[str, ...]
+    splits: tuple[str, ...]
+    rois: Mapping[str, NDArray[np.intp]]
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write `PATH`, a .npz, and of regions a table beside it, `PATH` with `-rois.csv`; return both.
+
+        Raises:
+            DataError: they cannot be written.
+        """
+        path = Path(path)
+        if path.suffix != ".npz":
+            raise DataError(f"{path}: expected the name of a .npz file")
+        table = path.with_name(f"{path.stem}-rois.csv")
+        for each in (path, table):
+            if each.exists():
+                raise DataError(f"{each}: exists already; choose another path")
+        lines = ["voxel,roi"]
+        for name, voxels in self.rois.items():
+            lines += [f"{voxel},{name}" for voxel in voxels.tolist()]
+        try:
+            with replacing(path) as file:
+                np.savez(
+                    file,
+                    responses=self.values,
+                    ids=np.array(self.ids),
+                    splits=np.array(self.splits),
+                )
+            if self.rois:
+                with replacing(table) as file:
+                    file.write(("\n".join(lines) + "\n").encode())
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
+        return [path, table] if self.rois else [path]
+
+
+def read_nsd(
+    betas: str | Path,
+    design: str | Path,
+    *,
+    subject: int = 1,
+    mask: str | Path | None = None,
+    rois: Sequence[str | Path] = (),
+    progress: Callable[[str], None] = lambda name: None,
+) -> NSDResponses:
+    """Gather one subject's responses from NSD's files, a session at a time.
+
+    Memory: the result, and 50 trials of whole volumes.
+
+    Args:
+        betas: the folder of `betas_session*.hdf5`, as `betas_fithrf_GLMdenoise_RR`; those that are there are
+            taken, from the first session on.
+        design: `nsd_expdesign.mat`.
+        subject: from 1 to 8.
+        mask: a NIfTI volume, as `nsdgeneral.nii.gz`, whose voxels above 0 are taken; every voxel if not
+            given.
+        rois: NIfTI volumes of whole numbers, as `prf-visualrois.nii.gz`, whose number 3 becomes the region
+            `prf-visualrois-3`.
+        progress: receives the name of each session's file when it is read.
+
+    Raises:
+        DataError: a file that is missing, or is not as NSD's are.
+    """
+    folder = Path(betas)
+    sessions = sorted(folder.glob("betas_session*.hdf5"), key=lambda p: natural_key(p.name))
+    if not sessions:
+        raise DataError(f"{folder}: expected files betas_session01.hdf5, ..., found none")
+    images, shared = _read_design(Path(design), subject)
+    flags: NDArray[np.bool_] | None = None
+    if mask is not None:
+        flags = read_nifti(mask).T > 0
+    rows = {image: row for row, image in enumerate(np.unique(images).tolist())}
+    seen = np.zeros(len(rows), np.intp)
+    values: Array | None = None
+    trial = 0
+    for path in sessions:
+        with _opened(path) as file:
+            data = file["betas"]
+            if flags is None:
+                flags = np.ones(data.shape[1:], bool)
+            if data.shape[1:] != flags.shape:
+                raise DataError(
+                    f"{path}: expected volumes {flags.shape}, as of the mask, found {data.shape[1:]}"
+                )
+            if trial + len(data) > len(images):
+                raise DataError(
+                    f"{path}: expected {len(images)} trials at most, as in {design}, found more"
+                )
+            if values is None:
+                values = np.full((REPETITIONS, len(rows), int(flags.sum())), np.nan, np.float32)
+            found = np.concatenate(
+                [data[i : i + TRIALS][:, flags] for i in range(0, len(data), TRIALS)]
+            ).astype(np.float32)
+        found /= SCALE
+        deviation = found.std(axis=0)
+        found = (found - found.mean(axis=0)) / np.where(deviation > 0, deviation, np.nan)
+        for one in found:
+            row = rows[int(images[trial])]
+            if seen[row] == REPETITIONS:
+                raise DataError(f"{design}: image {images[trial]} is shown more than 3 times")
+            values[seen[row], row] = one
+            seen[row] += 1
+            trial += 1
+        progress(path.name)
+    assert values is not None
+    assert flags is not None
+    kept = np.flatnonzero(seen)
+    numbers = np.array(list(rows))[kept]
+    regions = {}
+    for path in map(Path, rois):
+        volume = read_nifti(path).T
+        if volume.shape != flags.shape:
+            raise DataError(f"{path}: expected a volume {flags.shape}, found {volume.shape}")
+        name = path.name.removesuffix(".gz").removesuffix(".nii")
+        inside = volume[flags]
+        for number in np.unique(inside[inside > 0]).tolist():
+            regions[f"{name}-{number:g}"] = np.flatnonzero(inside == number)
+    return NSDResponses(
+        values[:, kept] if len(kept) < len(rows) else values,
+        tuple(str(number) for number in numbers.tolist()),
+        tuple("test" if number in shared else "train" for number in numbers.tolist()),
+        regions,
+    )
+
+
+def _read_design(path: Path, subject: int) -> tuple[NDArray[np.intp], set[int]]:
+    """Return the image of each trial of a subject, from 0, and those that all subjects saw."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; NSD's is nsd_expdesign.mat")
+    try:
+        found = scipy.io.loadmat(path)
+        order = np.ravel(found["masterordering"]).astype(np.intp) - 1
+        of_subjects = np.atleast_2d(found["subjectim"]).astype(np.intp) - 1
+        shared = set((np.ravel(found["sharedix"]).astype(np.intp) - 1).tolist())
+    except (KeyError, ValueError, TypeError, NotImplementedError, OSError) as error:
+        raise DataError(
+            f"{path}: expected masterordering, subjectim and sharedix ({first_line(error)})"
+        ) from error
+    if not 1 <= subject <= len(of_subjects):
+        raise DataError(f"subject: expected 1 to {len(of_subjects)}, found {subject}")
+    return of_subjects[subject - 1, order], shared
+
+
+def _opened(path: Path) -> h5py.File:
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(f"{path}: expected an HDF5 file ({first_line(error)})") from error
+    if not isinstance(file.get("betas"), h5py.Dataset) or file["betas"].ndim != 4:
+        file.close()
+        raise DataError(f"{path}: expected an array betas (trials, Z, Y, X), found none")
+    return file
+
+
+def read_nifti(path: str | Path) -> Array:
+    """Return the volume (X, Y, Z) of a NIfTI-1 file, .nii or .nii.gz, in the order in which it is stored.
+
+    Raises:
+        DataError: no such file, or another format.
+    """
+    path = Path(path)
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        order: Literal["<", ">"] = "<" if struct.unpack_from("<i", content)[0] == 348 else ">"
+        if struct.unpack_from(f"{order}i", content)[0] != 348:
+            raise ValueError("no header of NIfTI-1")
+        dims = struct.unpack_from(f"{order}8h", content, 40)
+        code = struct.unpack_from(f"{order}h", content, 70)[0]
+        offset, slope, intercept = struct.unpack_from(f"{order}3f", content, 108)
+        if code not in NIFTI:
+            raise ValueError(f"data type {code}")
+        kind = np.dtype(NIFTI[code]).newbyteorder(order)
+        shape = dims[1 : 1 + dims[0]]
+        count = int(np.prod(shape))
+        volume = np.frombuffer(content, kind, count, int(offset)).reshape(shape, order="F")
+    except (OSError, EOFError, struct.error, ValueError) as error:
+        raise DataError(f"{path}: expected a NIfTI volume ({first_line(error)})") from error
+    if slope not in (0, 1) or intercept != 0:
+        volume = volume * (slope or 1) + intercept
+    return np.asarray(volume)
+
+
+def write_nifti(path: str | Path, volume: Array) -> None:
+    """Write a volume (X, Y, Z) as NIfTI-1, compressed where the name ends in .gz."""
+    kind = np.dtype(volume.dtype)
+    code = next(code for code, known in NIFTI.items() if kind == known)
+    header = bytearray(352)
+    struct.pack_into("<i", header, 0, 348)
+    struct.pack_into("<8h", header, 40, volume.ndim, *volume.shape, *[1] * (7 - volume.ndim))
+    struct.pack_into("<2h", header, 70, code, 8 * kind.itemsize)
+    struct.pack_into("<8f", header, 76, *[1.0] * 8)
+    struct.pack_into("<3f", header, 108, 352, 1, 0)
+    header[344:348] = b"n+1\0"
+    content = bytes(header) + volume.tobytes(order="F")
+    path = Path(path)
+    path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+
+
+def synthetic_nsd(
+    folder: str | Path,
+    store: Latents,
+    sees: Mapping[str, str | None],
+    *,
+    voxels: int = 50,
+    noise: float = 1.0,
+    sessions: int = 4,
+    shared: float = 0.2,
+    seed: int = 0,
+) -> dict[str, Path]:
+    """Write a small dataset in NSD's files, of a brain whose regions see layers that are known.
+
+    A voxel's signal is a random weighting of its layer's standardised latents, of variance 1; noise of the
+    given deviation is added to each of three repetitions, so that its noise ceiling is 1 / (1 + noise^2 / 3).
+
+    Args:
+        folder: made if need be.
+        store: of images and their latents.
+        sees: the layer, or selector, that each region sees; None of a region that sees nothing.
+        voxels: of each region.
+        noise: deviation of noise.
+        sessions: files of betas.
+        shared: share of the images that count as seen by all subjects.
+        seed: of everything drawn.
+
+    Returns:
+        paths: `stimuli`, `design`, `betas` (a folder), `mask` and `rois`.
+
+    Raises:
+        TaskError: no images, or no region.
+    """
+    if not store.has_images or not sees:
+        raise TaskError(
+            "synthetic_nsd: expected a store with images, and regions that see its layers"
+        )
+    folder = Path(folder)
+    rng = np.random.default_rng(seed)
+    count, regions = len(store), list(sees)
+    signal = np.zeros((count, len(regions) * voxels))
+    for number, layer in enumerate(sees.values()):
+        if layer is None:
+            continue
+        X = store.matrix(layer)[0].astype(np.float64)
+        X = (X - X.mean(axis=0)) / np.maximum(X.std(axis=0), 1e-12)
+        own = X @ rng.normal(size=(X.shape[1], voxels))
+        signal[:, number * voxels : (number + 1) * voxels] = own / own.std(axis=0)
+    order = np.concatenate([rng.permutation(count) for _ in range(REPETITIONS)])
+    responses = signal[order] + noise * rng.normal(size=(len(order), signal.shape[1]))
+    # A volume (X, Y, Z) with a plane for each region, and a plane around them that is no brain.
+    shape = (len(regions) + 1, voxels, 1)
+    labels = np.zeros(shape, np.int16)
+    labels[: len(regions)] = np.arange(1, len(regions) + 1)[:, None, None]
+    paths = {
+        "stimuli": folder / "nsd_stimuli.hdf5",
+        "design": folder / "nsd_expdesign.mat",
+        "betas": folder / "betas_fithrf_GLMdenoise_RR",
+        "mask": folder / "nsdgeneral.nii.gz",
+        "rois": folder / "regions.nii.gz",
+    }
+    paths["betas"].mkdir(parents=True, exist_ok=True)
+    with h5py.File(paths["stimuli"], "w") as file:
+        file["imgBrick"] = store.images()
+    images = rng.permutation(count) + 1
+    several = images[: max(1, round(shared * count))]
+    # Trials count columns of subjectim, images are what stands there.
+    column = np.argsort(images)
+    design = {
+        "masterordering": (column[order] + 1)[None],
+        "subjectim": images[None],
+        "sharedix": several[None],
+    }
+    scipy.io.savemat(paths["design"], design)
+    for number, trials in enumerate(np.array_split(np.arange(len(order)), sessions), start=1):
+        volumes = np.zeros((len(trials), *shape[::-1]), np.int16)
+        inside = np.round(SCALE * responses[trials]).clip(-32768, 32767).astype(np.int16)
+        volumes[:, 0, :, : len(regions)] = inside.reshape(
+            len(trials), len(regions), voxels
+        ).transpose(0, 2, 1)
+        with h5py.File(paths["betas"] / f"betas_session{number:02d}.hdf5", "w") as file:
+            file["betas"] = volumes
+    write_nifti(paths["mask"], (labels > 0).astype(np.int16))
+    write_nifti(paths["rois"], labels)
+    return paths

@@ -1,0 +1,414 @@
+"""Measured responses to images, and how well noise lets any model predict them.
+
+R repetitions, N images, V voxels. A voxel stands for whatever was measured: neurons and channels too.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import scipy.io
+from numpy.typing import NDArray
+
+from vdvae_repr.config import hidden_by_mask
+from vdvae_repr.data.hdf5 import leads_outside, missing_values
+from vdvae_repr.data.names import split_of
+from vdvae_repr.data.readers.arrays import map_npy, read_member
+from vdvae_repr.data.table import read_table
+from vdvae_repr.errors import DataError, TaskError, first_line
+from vdvae_repr.heads.gram import Rows
+from vdvae_repr.latents.base import Latents
+
+BESIDE = ("ids", "splits")  # arrays that say of which images another one is
+FORMATS = (".npy", ".npz", ".h5", ".hdf5", ".mat")
+HALVES = 100  # ways to halve repetitions, at most
+AT_ONCE = 4096  # voxels worked on at once
+
+Array = NDArray[Any]
+Values = NDArray[np.float64]
+Measured = str | Path | NDArray[Any]
+"""An array in memory, or the name of a file that holds one: FILE, or FILE:KEY."""
+
+
+class Measurement(NamedTuple):
+    """An array of a file, and what the file says of its images: ids and splits (N,), None without any."""
+
+    values: Array
+    ids: list[str] | None = None
+    splits: list[str] | None = None
+
+
+def read_array(measured: Measured, what: str) -> Measurement:
+    """Return an array, and what its file says of its images.
+
+    Args:
+        measured: an array; or a .npy, .npz, .h5 or .mat file, with `:KEY` behind it where it holds several
+            arrays. `ids` and `splits` are arrays of these names in the same file, or in the same group.
+        what: the option, in messages.
+
+    Raises:
+        DataError: no such file or array; one that is no numbers.
+    """
+    if why := hidden_by_mask(measured, "numbers", what):
+        raise DataError(f"{what}: {why}")
+    if isinstance(measured, np.ndarray):
+        return Measurement(_numbers(measured, what))
+    path, key = _file_and_key(measured, what)
+    try:
+        if path.suffix == ".npy":
+            return Measurement(_numbers(map_npy(path), str(path)))
+        if path.suffix == ".npz":
+            arrays = _of_npz(path)
+        elif path.suffix == ".mat" and not h5py.is_hdf5(path):
+            loaded = scipy.io.loadmat(path)
+            arrays = {n: a for n, a in loaded.items() if not n.startswith("__")}
+        else:
+            return _of_hdf5(path, key)
+        name = _only(path, key, {n: a for n, a in arrays.items() if n not in BESIDE})
+        about = {n: np.ravel(arrays[n]).astype(str).tolist() for n in BESIDE if n in arrays}
+        return Measurement(_numbers(np.asarray(arrays[name]), f"{path}: {name}"), **about)
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise DataError(
+            f"{path}: expected an array in a {path.suffix} file ({first_line(error)}); save it again"
+        ) from error
+
+
+def _file_and_key(measured: str | Path, what: str) -> tuple[Path, str | None]:
+    path, key = Path(measured), None
+    if not path.is_file() and ":" in str(measured):
+        file, _, key = str(measured).rpartition(":")
+        path = Path(file)
+    if path.suffix not in FORMATS:
+        raise DataError(
+            f"{what}: expected a file {', '.join(FORMATS)}, maybe with :KEY behind it, found {measured}"
+        )
+    if not path.is_file():
+        raise DataError(f"{what}: {path}: no such file")
+    return path, key
+
+
+def _of_npz(path: Path) -> dict[str, Array]:
+    with zipfile.ZipFile(path) as archive:
+        return {
+            info.filename.removesuffix(".npy"): read_member(path, archive, info)
+            for info in archive.infolist()
+        }
+
+
+def _of_hdf5(path: Path, key: str | None) -> Measurement:
+    """Read a data set of an HDF5 file; MATLAB's, whose axes stand in reverse order, are turned back."""
+    with h5py.File(path, "r") as file:
+        if why := leads_outside(file, {"."}, soft_links=True):
+            raise DataError(f"{path}: {why}; refused: copy what is to be read into one file")
+        found: dict[str, Any] = {}
+
+        def visit(name: str, item: Any) -> None:
+            if isinstance(item, h5py.Dataset) and item.shape and item.dtype.kind in "fiu":
+                found[name] = item
+
+        file.visititems(visit)
+        name = _only(path, key, found)
+        if why := missing_values(found[name]):
+            raise DataError(f"{path}: {name} {why}")
+        array = found[name][()]
+        if "MATLAB_class" in found[name].attrs:
+            array = array.T
+        folder = name.rpartition("/")[0]
+        about = {}
+        for word in BESIDE:
+            beside = file.get(f"{folder}/{word}" if folder else word)
+            if isinstance(beside, h5py.Dataset) and beside.dtype.kind in "OSU":
+                texts = beside[()].ravel().tolist()
+                about[word] = [t.decode() if isinstance(t, bytes) else str(t) for t in texts]
+    return Measurement(_numbers(array, f"{path}: {name}"), **about)
+
+
+def _only(path: Path, key: str | None, arrays: dict[str, Any]) -> str:
+    """Return the name of the array that is meant: the key, or the only one."""
+    listed = ", ".join(f"{name} {np.shape(array)}" for name, array in arrays.items()) or "none"
+    if key is None:
+        if len(arrays) != 1:
+            raise DataError(
+                f"{path}: expected one array, found {listed}; name one as {path.name}:KEY"
+            )
+        return next(iter(arrays))
+    key = key.strip("/")
+    if key not in arrays:
+        raise DataError(f"{path}: found no array {key!r}; it holds {listed}")
+    return key
+
+
+def _numbers(array: Array, what: str) -> Array:
+    if array.dtype.kind not in "fiu":
+        raise DataError(f"{what}: expected real numbers, found {array.dtype}")
+    return array
+
+
+def rows_of(store: Latents, count: int, ids: Sequence[str] | None, what: str) -> NDArray[np.intp]:
+    """Return the store's rows (N,) that N measured images are, by ids, or in the store's order.
+
+    Raises:
+        TaskError: other numbers of images, an id that the store lacks, or one that stands twice.
+    """
+    if ids is None:
+        if count != len(store):
+            raise TaskError(
+                f"{what}: expected one row for each of the {len(store)} images of {store.path}, in their "
+                f"order, found {count}; or give ids, as an array `ids` in the same file"
+            )
+        return np.arange(count)
+    if len(ids) != count:
+        raise TaskError(f"{what}: expected an id for each of {count} images, found {len(ids)}")
+    place = {image_id: row for row, image_id in enumerate(store.ids)}
+    if unknown := [image_id for image_id in ids if image_id not in place]:
+        raise TaskError(
+            f"{what}: id {unknown[0]!r} is not in {store.path}, whose ids are as {store.ids[0]!r}; "
+            "extract these images too"
+        )
+    rows = np.array([place[image_id] for image_id in ids], np.intp)
+    if len(np.unique(rows)) < len(rows):
+        twice = next(image_id for image_id in ids if list(ids).count(image_id) > 1)
+        raise TaskError(
+            f"{what}: expected every id once, found {twice!r} twice; put repetitions on the first axis"
+        )
+    return rows
+
+
+@dataclass(frozen=True, eq=False)
+class Responses:
+    """Responses of V voxels to N images, seen up to R times each.
+
+    Args:
+        values: (R, N, V); an image that was seen less often has NaN as its last repetitions.
+        rows: the store's images that they are of (N,).
+        voxels: the numbers of the voxels in the file (V,), from 0.
+        rois: voxels of each region of interest, as flags (V,), by its name.
+        notes: what was left out.
+        splits: of the images (N,): those of the file, else those of the store.
+        measured: how many voxels were measured, with those that were left out.
+
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> signal = rng.normal(size=(500, 1))
+        >>> values = signal + rng.normal(size=(2, 500, 1))
+        >>> responses = Responses(values, np.arange(500), np.arange(1), {})
+        >>> responses.noise_ceiling().round(1)  # half of one repetition is signal, 2/3 of the mean of two
+        array([0.7])
+    """
+
+    values: Array
+    rows: NDArray[np.intp]
+    voxels: NDArray[np.intp]
+    rois: dict[str, NDArray[np.bool_]]
+    notes: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    measured: int = 0
+
+    @property
+    def mean(self) -> Array:
+        """The mean over repetitions, (N, V)."""
+        if len(self.values) == 1:
+            return self.values[0]
+        return np.asarray(np.nanmean(self.values, axis=0))
+
+    @property
+    def repetitions(self) -> NDArray[np.intp]:
+        """How often each image was seen, (N,)."""
+        return np.asarray((~np.isnan(self.values[:, :, 0])).sum(axis=0))
+
+    def to(self, images: Sequence[int]) -> Responses:
+        """Return the responses to some images, by their numbers among these N."""
+        splits = tuple(self.splits[image] for image in images) if self.splits else ()
+        return replace(self, values=self.values[:, images], rows=self.rows[images], splits=splits)
+
+    def of(self, kept: NDArray[np.bool_]) -> Responses:
+        """Return the responses of some voxels, by flags (V,)."""
+        rois = {name: flags[kept] for name, flags in self.rois.items()}
+        return replace(self, values=self.values[:, :, kept], voxels=self.voxels[kept], rois=rois)
+
+    def noise_ceiling(self, tested: Rows | None = None) -> Values | None:
+        """Return the share of variance of the images' mean responses that is signal, (V,), from 0 to 1.
+
+        It is the square of the best correlation that a model can have. Source: Allen et al. 2022, Nature
+        Neuroscience 25, "noise ceiling": the variance over repetitions, averaged over images, is noise; the
+        variance of all single responses less that noise is signal; where n repetitions are averaged, the
+        ceiling is signal / (signal + noise / n).
+
+        Args:
+            tested: numbers (M,) of the images whose repetitions count as n, of these N; all if not given.
+                Signal and noise are those of all images that were seen most often.
+
+        Returns:
+            None where no image was seen twice.
+        """
+        times = self.repetitions
+        if times.max() < 2:
+            return None
+        averaged = float((1 / times[slice(None) if tested is None else tested]).mean())
+        ceiling = np.empty(len(self.voxels))
+        for block, values in self._seen_most():
+            noise = values.var(axis=0, ddof=1).mean(axis=0)
+            total = values.reshape(-1, values.shape[2]).var(axis=0, ddof=1)
+            signal = np.maximum(total - noise, 0)
+            ceiling[block] = signal / np.maximum(signal + noise * averaged, 1e-300)
+        return ceiling
+
+    def split_half(self, seed: int = 0) -> Values | None:
+        """Return the reliability of the mean of all repetitions, (V,): split-half, by Spearman and Brown.
+
+        The correlation r between the means of two halves of k repetitions, h in each, averaged over all ways
+        to halve them (over 100 drawn ones where there are more), and stepped up to k:
+        (k/h) r / (1 + (k/h - 1) r). It is of the images that were seen most often, and below 0 where halves
+        disagree. None where no image was seen twice, or fewer than 3 images were.
+        """
+        times = self.repetitions
+        k = int(times.max())
+        if k < 2 or (times == k).sum() < 3:
+            return None
+        half = k // 2
+        ways = [
+            (first, second)
+            for first in combinations(range(min(k, 8)), half)
+            for second in combinations(sorted(set(range(min(k, 8))) - set(first)), half)
+            if first < second
+        ]
+        if k > 8 or len(ways) > HALVES:
+            rng = np.random.default_rng(seed)
+            orders = [tuple(rng.permutation(k).tolist()) for _ in range(HALVES)]
+            ways = [(order[:half], order[half : 2 * half]) for order in orders]
+        reliability = np.empty(len(self.voxels))
+        for block, values in self._seen_most():
+            halves = [[values[list(side)].mean(axis=0) for side in way] for way in ways]
+            r = np.mean([correlations(a, b) for a, b in halves], axis=0)
+            reliability[block] = k / half * r / np.maximum(1 + (k / half - 1) * r, 1e-12)
+        return reliability
+
+    def _seen_most(self) -> Iterator[tuple[slice, Values]]:
+        """Yield voxels, and their responses (k, n, v) to the n images that were seen most often, k times."""
+        times = self.repetitions
+        k = int(times.max())
+        for start in range(0, len(self.voxels), AT_ONCE):
+            block = slice(start, start + AT_ONCE)
+            yield block, self.values[:k, times == k, block].astype(np.float64)
+
+
+def correlations(x: Array, y: Array) -> Values:
+    """Return Pearson's r of each column of x (N, V) with that of y (N, V); 0 where one does not vary."""
+    x, y = (a - a.mean(axis=0, dtype=np.float64) for a in (x, y))
+    lengths = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
+    return np.asarray((x * y).sum(axis=0) / np.where(lengths > 0, lengths, np.inf))
+
+
+def read_values(
+    measured: Measured, store: Latents
+) -> tuple[Array, NDArray[np.intp], tuple[str, ...]]:
+    """Return responses (R, N, V) as they are measured, the rows of a store (N,) that they are of, and splits.
+
+    Splits are the file's own where it has some, by the words that mean them, else those of the store.
+
+    Raises:
+        DataError: the file cannot be read. TaskError: it does not fit the store.
+    """
+    array, ids, own = read_array(measured, "responses")
+    if array.ndim not in (2, 3):
+        raise TaskError(
+            "responses: expected (images, voxels) or (repetitions, images, voxels), found "
+            f"{array.shape}"
+        )
+    values = array if array.ndim == 3 else array[None]
+    rows = rows_of(store, values.shape[1], ids, "responses")
+    splits = tuple(store.splits[row] for row in rows)
+    if own is not None:
+        if len(own) != len(rows):
+            raise TaskError(f"responses: expected {len(rows)} splits, found {len(own)}")
+        splits = tuple(split_of(word) or word for word in own)
+    if values.dtype not in (np.float32, np.float64):
+        values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
+    return values, rows, splits
+
+
+def read_responses(
+    measured: Measured | Responses, store: Latents, rois: str | Path | None = None
+) -> Responses:
+    """Read responses to the images of a store.
+
+    Args:
+        measured: (N, V) or (repetitions, N, V), in the store's order, or under ids that the file holds; see
+            `read_array`. A repetition that is NaN in every voxel was not there.
+        store: of the images.
+        rois: a table with the columns `voxel` (numbers from 0) and `roi`; a voxel may be in several.
+
+    Returns:
+        voxels that are known of every image and vary; `notes` say which were left out.
+
+    Raises:
+        DataError: the file cannot be read. TaskError: it does not fit the store.
+    """
+    if isinstance(measured, Responses):
+        splits = measured.splits or tuple(store.splits[row] for row in measured.rows)
+        return replace(measured, splits=splits, measured=measured.measured or len(measured.voxels))
+    values, rows, splits = read_values(measured, store)
+    count = values.shape[2]
+    voxels = np.arange(count)
+    notes: list[str] = []
+    missing = np.isnan(values)
+    if missing.any():
+        absent: NDArray[np.bool_] = np.asarray(
+            missing.all(axis=2)
+        )  # repetitions that were not there
+        if never := int(absent.all(axis=0).sum()):
+            notes.append(f"responses: {never} images without any response left out")
+            seen = ~absent.all(axis=0)
+            values, absent, missing = (a[:, seen] for a in (values, absent, missing))
+            rows, splits = rows[seen], tuple(np.array(splits)[seen].tolist())
+        first = np.argsort(absent, axis=0, kind="stable")  # what is there comes first
+        values = np.take_along_axis(values, first[:, :, None], axis=0)
+        known = np.asarray(~(missing & ~absent[:, :, None]).any(axis=(0, 1)))
+        if not known.all():
+            notes.append(
+                f"responses: {int((~known).sum())} of {len(known)} voxels left out, which are NaN"
+            )
+        values, voxels = values[:, :, known], voxels[known]
+    if not values.size:
+        raise TaskError("responses: expected at least one voxel known of every image, found none")
+    if np.isinf(values).any():
+        raise TaskError(
+            "responses: expected finite numbers, found infinity; write NaN where none is known"
+        )
+    responses = Responses(values, rows, voxels, {}, splits=splits)
+    varying = np.ptp(responses.mean, axis=0) > 0
+    if not varying.all():
+        notes.append(f"responses: {int((~varying).sum())} voxels left out, which never vary")
+        if not varying.any():
+            raise TaskError("responses: expected voxels that vary over images, found none")
+        responses = responses.of(varying)
+    regions = {} if rois is None else _read_rois(Path(rois), responses.voxels, count)
+    return replace(responses, rois=regions, notes=tuple(notes), measured=count)
+
+
+def _read_rois(path: Path, voxels: NDArray[np.intp], count: int) -> dict[str, NDArray[np.bool_]]:
+    """Return the voxels of each region, as flags, in the order of the table.
+
+    Raises:
+        DataError: a number of a voxel that there is not. TaskError: no voxel of a region is left.
+    """
+    table = read_table(path, "voxel", "roi")
+    members: dict[str, list[int]] = {}
+    for line, voxel, roi in zip(table.lines, table["voxel"], table["roi"], strict=True):
+        if not (voxel.isdecimal() and int(voxel) < count):
+            raise DataError(
+                f"{path} line {line}: expected a voxel from 0 to {count - 1}, found {voxel!r}"
+            )
+        if roi:
+            members.setdefault(roi, []).append(int(voxel))
+    rois = {name: np.isin(voxels, numbers) for name, numbers in members.items()}
+    if empty := [name for name, flags in rois.items() if not flags.any()]:
+        raise TaskError(f"{path}: no voxel of {empty[0]} is left; take it out of the table")
+    return rois

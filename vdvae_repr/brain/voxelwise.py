@@ -1,0 +1,188 @@
+"""Regressions of every voxel on features: ridge with a penalty a voxel, and banded ridge; tests with FDR.
+
+n training and M test images, V voxels, r the rank of the training features, B bands (as resolutions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vdvae_repr.brain.extra import needed
+from vdvae_repr.heads.linear import ALPHAS
+
+BLOCK_BYTES = 2**27  # of float64 worked on at once
+PERMUTATIONS = 1000  # of test images
+CANDIDATES = 40  # mixtures of bands that are tried; the first is all bands alike
+FOLDS = 5  # of banded ridge
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """What a regression says of V voxels.
+
+    Args:
+        values: predicted of the test images (M, V).
+        left_out_r2: R2 of training images that were left out (V,).
+        bands: what of `values` each band adds (B, M, V); None where bands are not told apart.
+    """
+
+    values: Values
+    left_out_r2: Values
+    bands: Values | None = None
+
+
+def ridge(train: Values, Y: Values, test: Values) -> Predicted:
+    """Fit ridge regression to each voxel, each with the penalty of its own smallest leave-one-out error.
+
+    What scikit-learn's `RidgeCV(alpha_per_target=True)` finds with the penalties `ALPHAS` times the mean
+    squared length of the training images.
+
+    Args:
+        train: orthogonal coordinates of the training images (n, r), each with mean 0.
+        Y: their responses (n, V).
+        test: coordinates of the test images (M, r).
+    """
+    squares = (train**2).sum(axis=0)
+    U = train / np.sqrt(np.where(squares > 0, squares, 1))
+    alphas = ALPHAS * max(squares.sum() / len(train), 1e-300)
+    values = np.empty((len(test), Y.shape[1]))
+    left_out_r2 = np.empty(Y.shape[1])
+    at_once = max(1, BLOCK_BYTES // (8 * len(train)))
+    for start in range(0, Y.shape[1], at_once):
+        block = slice(start, start + at_once)
+        targets = Y[:, block].astype(np.float64)
+        mean = targets.mean(axis=0)
+        centred = targets - mean
+        loads = U.T @ centred
+        best = np.full(targets.shape[1], np.inf)
+        weights = np.zeros_like(loads)
+        for alpha in alphas:
+            shrink = squares / (squares + alpha)
+            leverage = 1 / len(U) + U**2 @ shrink
+            residuals = (centred - U @ (shrink[:, None] * loads)) / (1 - leverage)[:, None]
+            errors = (residuals**2).mean(axis=0)
+            better = errors < best
+            best[better] = errors[better]
+            scale = np.sqrt(squares) / (squares + alpha)
+            weights[:, better] = scale[:, None] * loads[:, better]
+        values[:, block] = mean + test @ weights
+        left_out_r2[block] = 1 - best / np.maximum(centred.var(axis=0), 1e-300)
+    return Predicted(values, left_out_r2)
+
+
+def banded_ridge(
+    kernels: Sequence[Values], Y: Values, others: Sequence[Values], seed: int = 0
+) -> Predicted:
+    """Fit ridge regression with a penalty a band and voxel: himalaya's multiple-kernel ridge.
+
+    Each kernel is divided by the training images' mean squared length, so that bands of many dimensions and
+    of few begin alike. Mixtures of bands are drawn by random search, and penalties chosen, by 5-fold
+    cross-validation. Source: Dupré la Tour et al. 2022, NeuroImage 264.
+
+    Args:
+        kernels: inner products (n, n) of the training images in each band, centred.
+        Y: their responses (n, V).
+        others: inner products (M, n) of the test images with them.
+        seed: of the search.
+
+    Raises:
+        TaskError: himalaya is not installed.
+    """
+    api = needed("himalaya.kernel_ridge", "banded ridge")
+    scales = [max(float(np.diag(K).mean()), 1e-300) for K in kernels]
+    fitted = np.stack([K / scale for K, scale in zip(kernels, scales, strict=True)])
+    asked = np.stack([K / scale for K, scale in zip(others, scales, strict=True)])
+    targets = Y.astype(np.float64)
+    mean = targets.mean(axis=0)
+    centred = targets - mean
+    at_once = max(1, BLOCK_BYTES // (8 * len(Y)))
+    model = api.MultipleKernelRidgeCV(
+        kernels="precomputed",
+        solver="random_search",
+        solver_params={
+            "n_iter": mixtures(len(kernels), seed),
+            "alphas": ALPHAS,
+            "n_targets_batch": at_once,
+            "progress_bar": False,
+        },
+        cv=min(FOLDS, len(Y)),
+        random_state=seed,
+    )
+    model.fit(fitted, centred)
+    bands = np.asarray(model.predict(asked, split=True), np.float64)
+    errors = -np.asarray(model.cv_scores_, np.float64).max(axis=0)
+    left_out_r2 = 1 - errors / np.maximum(centred.var(axis=0), 1e-300)
+    return Predicted(mean + bands.sum(axis=0), left_out_r2, bands)
+
+
+def mixtures(bands: int, seed: int) -> Values:
+    """Return weights of bands (CANDIDATES, B) to try, each summing to 1: all alike, each alone, then drawn.
+
+    Drawn from Dirichlet distributions of concentration 0.1 and 1 in turn, as himalaya does.
+    """
+    if bands == 1:
+        return np.ones((1, 1))
+    rng = np.random.default_rng(seed)
+    some = [np.full(bands, 1 / bands), *np.eye(bands)]
+    while len(some) < max(CANDIDATES, 2 * bands):
+        some.append(rng.dirichlet(np.full(bands, (0.1, 1.0)[len(some) % 2])))
+    return np.maximum(np.stack(some), 1e-10)
+
+
+def r2(truth: Values, predicted: Values) -> Values:
+    """Return R2 of each voxel (V,), of images (M, V)."""
+    errors = ((truth - predicted) ** 2).sum(axis=0)
+    return np.asarray(1 - errors / np.maximum(_squares(truth), 1e-300))
+
+
+def r2_by_band(truth: Values, bands: Values) -> Values:
+    """Divide R2 of each voxel by band, (B, V): what each adds, which sums to the R2 of all.
+
+    The product measure of Hoffman 1960, with half of what two bands share counted to each, as himalaya's
+    `r2_score_split` does it. With y the truth and p = p_1 + ... centred predictions, R2 is
+    (2 y.p - p.p) / y.y up to the mean, of which band b has (2 y.p_b - p.p_b) / y.y.
+    """
+    y = truth - truth.mean(axis=0)
+    found = (bands * (2 * y - bands.sum(axis=0))).sum(axis=1)
+    return np.asarray(found / np.maximum(_squares(truth), 1e-300))
+
+
+def _squares(truth: Values) -> Values:
+    return np.asarray(((truth - truth.mean(axis=0)) ** 2).sum(axis=0))
+
+
+def permutation_p(truth: Values, predicted: Values, seed: int = 0) -> Values:
+    """Return the one-sided p (V,) of each voxel's correlation, under permutations of the test images.
+
+    (k + 1) / (1000 + 1), where k permutations of the responses reach the correlation; they are the same for
+    all voxels.
+    """
+    rng = np.random.default_rng(seed)
+    orders = [rng.permutation(len(truth)) for _ in range(PERMUTATIONS)]
+    p = np.empty(truth.shape[1])
+    at_once = max(1, BLOCK_BYTES // (32 * len(truth)))
+    for start in range(0, truth.shape[1], at_once):
+        block = slice(start, start + at_once)
+        x, y = (a[:, block] - a[:, block].mean(axis=0) for a in (predicted, truth))
+        lengths = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
+        least = (x * y).sum(axis=0) - 1e-12 * lengths
+        reached = np.zeros(x.shape[1])
+        for order in orders:
+            reached += np.einsum("mv,mv->v", x, y[order]) >= least
+        p[block] = (reached + 1) / (PERMUTATIONS + 1)
+    return p
+
+
+def false_discovery(p: Values) -> Values:
+    """Return p-values (V,) after Benjamini and Hochberg 1995: q, below 0.05 where FDR is held at 5 %."""
+    order = np.argsort(p)
+    ranked = p[order] * len(p) / np.arange(1, len(p) + 1)
+    q = np.empty_like(p)
+    q[order] = np.minimum(np.minimum.accumulate(ranked[::-1])[::-1], 1)
+    return q
