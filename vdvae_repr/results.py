@@ -388,6 +388,8 @@ def layer_by_roi(rows: Sequence[Result], metric: str) -> pd.DataFrame:
     Raises:
         TaskError: there is no such row.
     """
+    import pandas as pd
+
     own = [
         row
         for row in rows
