@@ -5,8 +5,8 @@
     python benchmarks/claims/run.py --size local depth    one of them
     python benchmarks/claims/run.py --size full           one GPU, the paper's data sets
 
-`local` needs the images that README.md names, in the folder `--data` or VDVAE_REPR_DATA. What is done is not
-done again: the same command goes on where it was stopped. Exit 1 where a piece failed.
+`local` needs the images that README.md names, in the folder `--data` or VDVAE_REPR_DATA. Of local and full,
+what is done is not done again: the same command goes on where it was stopped. Exit 1 where a piece failed.
 """
 
 import os
@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -133,7 +134,9 @@ def main() -> None:
     )
     parser.add_argument("--size", choices=SIZES, required=True)
     parser.add_argument("--data", type=Path, default=os.environ.get("VDVAE_REPR_DATA", "data"))
-    parser.add_argument("--work", type=Path, help="folder of runs; runs/claims/SIZE by default")
+    parser.add_argument(
+        "--work", type=Path, help="folder of runs; runs/claims/SIZE, of smoke a new one"
+    )
     parser.add_argument("--out", type=Path, help="folder of results")
     parser.add_argument(
         "--jobs", type=int, help="pieces at once; a core each by default, of full 1"
@@ -143,16 +146,22 @@ def main() -> None:
         parser.error(f"no claim {', '.join(sorted(wrong))}; there are {', '.join(CLAIMS)}")
     size, out = options.size, options.out or PLACES[options.size]
     jobs = options.jobs or (1 if size == "full" else os.cpu_count() or 1)
-    work = options.work or ROOT / "runs" / "claims" / size
     for claim in options.claims or CLAIMS:
         wanted = read_settings(claim, size)["data"]
         path = Path(wanted.format(data=options.data))
         if "{data}" in wanted and not path.exists():
             parser.error(f"{claim}: expected {path}, found none; give --data or VDVAE_REPR_DATA")
-    good = [
-        run(claim, size, options.data.resolve(), work, out, jobs)
-        for claim in options.claims or CLAIMS
-    ]
+    with tempfile.TemporaryDirectory() as fresh:  # of smoke, which is to run each time
+        kept = Path(fresh) if size == "smoke" else ROOT / "runs" / "claims" / size
+        good = []
+        for claim in options.claims or CLAIMS:
+            try:
+                good.append(
+                    run(claim, size, options.data.resolve(), options.work or kept, out, jobs)
+                )
+            except Exception:  # of a page or a figure: the other claims are run all the same
+                traceback.print_exc()
+                good.append(False)
     if options.out is None and size != "smoke":
         write_index(RESULTS, CLAIMS)
     sys.exit(not all(good))
