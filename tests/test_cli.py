@@ -22,6 +22,7 @@ def test_public_names():
         "CheckpointError", "Classification", "Config", "ConfigError", "DataError", "FaceId",
         "FaceVerification", "Factors", "FewShot", "LatentStore", "LatentTransformer", "LayerError",
         "LogisticProbe", "ModelConfig", "NearestNeighbor", "NearestPrototype", "OmniglotOneShot",
+        "PixelCNN", "PixelCNNConfig",
         "Problem", "Report", "Result", "Ridge", "RidgeRegressor", "SGDProbe", "Source", "Split", "StoreError",
         "Task", "TaskError", "Terminated", "TorchEncoder", "TrainingError", "VDVAE",
         "VDVAEReprError", "WeightedNeighbors", "compare", "evaluate", "extract", "import_latents",

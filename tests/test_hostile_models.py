@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 import vdvae_repr as vr
 from vdvae_repr.config import ModelConfig, TrainConfig, load_config
 from vdvae_repr.model import weights
-from vdvae_repr.model.vdvae import on_meta
+from vdvae_repr.model.build import on_meta
 from vdvae_repr.training import trainer
 from vdvae_repr.training.checkpoints import read_newest
 from vdvae_repr.training.plan import read_run

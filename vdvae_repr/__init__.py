@@ -21,7 +21,7 @@ from vdvae_repr.errors import (
 )
 
 if TYPE_CHECKING:
-    from vdvae_repr.config import Config, ModelConfig
+    from vdvae_repr.config import Config, ModelConfig, PixelCNNConfig
     from vdvae_repr.data.open import open_source
     from vdvae_repr.data.source import Source
     from vdvae_repr.encoders.base import TorchEncoder
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vdvae_repr.latents.store import LatentStore
     from vdvae_repr.latents.store import open_store as open
     from vdvae_repr.latents.transformer import LatentTransformer
+    from vdvae_repr.model.pixelcnn import PixelCNN
     from vdvae_repr.model.vdvae import VDVAE
     from vdvae_repr.probing.report import Report
     from vdvae_repr.probing.similarity import compare
@@ -80,6 +81,8 @@ _MODULES = {
     "import_latents": "latents.exchange",
     "open": "latents.store",
     "ModelConfig": "config",
+    "PixelCNN": "model.pixelcnn",
+    "PixelCNNConfig": "config",
     "evaluate": "training.evaluate",
     "extract": "latents.extract",
     "LatentStore": "latents.store",
@@ -113,6 +116,8 @@ __all__ = [
     "NearestNeighbor",
     "NearestPrototype",
     "OmniglotOneShot",
+    "PixelCNN",
+    "PixelCNNConfig",
     "Problem",
     "Report",
     "Result",

@@ -41,7 +41,7 @@ from vdvae_repr.errors import (
 from vdvae_repr.output import refuse_formats
 
 if TYPE_CHECKING:
-    from vdvae_repr import VDVAE, LatentStore
+    from vdvae_repr import VDVAE, LatentStore, PixelCNN
     from vdvae_repr.data.source import Source
 
 QUOTE = '"'
@@ -334,7 +334,8 @@ def extract(
     hidden = not (sys.stderr.isatty() and main_process)
     with tqdm(total=len(source), unit="img", leave=False, disable=hidden) as bar:
         store = vr.extract(
-            net, source, out, layers=layer, features=feature,
+            net,  # type: ignore[arg-type]  # a PixelCNN is refused
+            source, out, layers=layer, features=feature,
             z=z, draws=draws, seed=seed, crop=crop, align=align, resize=resize, mirror=mirror,
             pool=pool, dtype=dtype, precision=precision, on_error=on_error, layout=layout,
             batch_size="auto" if batch_size == "auto" else int(batch_size), num_workers=num_workers,
@@ -792,7 +793,7 @@ def train(
         list[str] | None, typer.Option(help="Layers to probe; all if not given.")
     ] = None,
 ) -> None:
-    """Train a VDVAE; under torchrun, on many processes. Rerun with --resume after any stop.
+    """Train a VDVAE or a PixelCNN; under torchrun, on many processes. Rerun with --resume after any stop.
 
     Example: vdvae-repr train faces64 --data photos/ --out runs/a --set train.steps=2000
     """
@@ -864,7 +865,7 @@ def evaluate(
         data = "toy-faces"
     _refuse_without_data(data, rows=rows, data_root=data_root)
     source = None if data is None else _open(data, data_root, download, rows)
-    net = _load_vdvae(model, preset, join_processes(device), download)
+    net = _load_generative(model, preset, join_processes(device), download)
     with tqdm(
         unit="img", leave=False, disable=not (sys.stderr.isatty() and _is_main_process())
     ) as bar:
@@ -890,7 +891,8 @@ def evaluate(
     if found.importance_bits_per_dim is not None:
         bits, interval = found.importance_bits_per_dim, between(found.importance_interval)
         _print(f"importance-weighted, {iw} draws: {bits:.4f} bits/dim{interval}")
-    _print("layer     nats      active units")
+    if found.kl_nats:
+        _print("layer     nats      active units")
     for name, nats in found.kl_nats.items():
         active, units = found.active_units[name]
         _print(f"{name:8s}  {nats:8.2f}  {active}/{units}")
@@ -925,7 +927,7 @@ def sample(
     device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
-    """Draw images from the prior onto a contact sheet.
+    """Draw images from the model onto a contact sheet.
 
     Example: vdvae-repr sample --count 32 --temperature 0.9 --out samples.png
     """
@@ -936,7 +938,7 @@ def sample(
     check_picture(out)
     if not math.isfinite(temperature):
         raise TaskError(f"--temperature: expected a finite number, found {temperature}")
-    net = _load_vdvae(model, preset, device, download)
+    net = _load_generative(model, preset, device, download)
     save_sheet(net.sample(count, temperature, seed), out, labels=[f"temperature {temperature:g}"])
     _print(str(out))
 
@@ -1227,11 +1229,23 @@ def _load_vdvae(model: str, preset: str | None, device: str, download: bool) -> 
     """Load what only a VDVAE can do."""
     import vdvae_repr as vr
 
+    net = _load_generative(model, preset, device, download)
+    if isinstance(net, vr.PixelCNN):
+        raise TaskError(net.about_latents)
+    return net
+
+
+def _load_generative(
+    model: str, preset: str | None, device: str, download: bool
+) -> VDVAE | PixelCNN:
+    """Load what has a likelihood, and can be drawn from."""
+    import vdvae_repr as vr
+
     net = vr.load(model, preset=preset, device=device, download=download)
-    if not isinstance(net, vr.VDVAE):
+    if not isinstance(net, vr.VDVAE | vr.PixelCNN):
         raise TaskError(
-            f"{model}: expected a VDVAE, which gives images back; other encoders can be extracted, probed "
-            "and compared"
+            f"{model}: expected a VDVAE or a PixelCNN, which give images back; other encoders can be "
+            "extracted, probed and compared"
         )
     return net
 

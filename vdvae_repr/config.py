@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from vdvae_repr.errors import ConfigError, first_line
 
@@ -135,31 +135,103 @@ class ModelConfig:
         """Return the architecture of a shipped preset.
 
         Raises:
-            ConfigError: there is none of this name.
+            ConfigError: there is none of this name, or it is of no VDVAE.
         """
-        return load_config(preset_path(name)).model
+        return expect_vdvae(load_config(preset_path(name)).model, name)
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
         """Inverse of `to_json`.
 
         Raises:
-            ConfigError: no JSON, or a key that is unknown, missing, of another type or out of range.
+            ConfigError: no JSON, no VDVAE, or a key that is unknown, missing or of another type or range.
         """
-        try:
-            if len(text) > MOST_BYTES:
-                raise ValueError(f"{len(text):,} characters")
-            table = json.loads(text)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ConfigError(
-                f"model: expected a configuration in JSON, found {first_line(error)}"
-            ) from error
-        raise_all(problems({"model": table}))
-        return build_table(cls, table)
+        return expect_vdvae(model_config_from_json(text), "model")
 
     def to_json(self) -> str:
         """Serialise to one line of JSON, keys sorted."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True, allow_nan=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PixelCNNConfig:
+    """Architecture and normalisation of a PixelCNN++ (Salimans 2017, arXiv:1701.05517).
+
+    In a TOML it is the `[model]` table too, with `kind = "pixelcnn"`.
+    """
+
+    bits: ClassVar[int] = 8
+
+    kind: str = "pixelcnn"
+    """Tells a `[model]` table from that of a VDVAE, which has no `kind`."""
+    image_size: int
+    """Side of the square image, pixels."""
+    width: int
+    """Channels of both streams at every resolution."""
+    blocks: int = 5
+    """Gated residual blocks a resolution, in each stream, before the way back to the image's."""
+    resolutions: int = 3
+    """The image's resolution, its half, and so on."""
+    dropout: float = 0.5
+    """Share of a block's inner activations that a training step leaves out."""
+    num_mixtures: int = 10
+    """Components of the discretised logistic mixture."""
+    shift: float
+    """Added to a pixel of 0..255 before scaling."""
+    scale: float
+    """Multiplies the shifted pixel."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without building the model."""
+        raise_all(_problems_of_table(PixelCNNConfig, dataclasses.asdict(self), "model"))
+        coarsest = 2 ** (self.resolutions - 1)
+        if self.image_size % coarsest:
+            raise ConfigError(
+                f"model.image_size: expected a multiple of {coarsest}, as it is halved "
+                f"{self.resolutions - 1} times, found {self.image_size}; lower model.resolutions"
+            )
+
+    def to_json(self) -> str:
+        """Serialise to one line of JSON, keys sorted."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, allow_nan=False)
+
+
+AnyModelConfig = ModelConfig | PixelCNNConfig
+"""What a `[model]` table describes."""
+
+
+def model_config_from_json(text: str) -> AnyModelConfig:
+    """Inverse of `to_json`, of whatever kind the configuration is.
+
+    Raises:
+        ConfigError: no JSON, or a key that is unknown, missing, of another type or out of range.
+    """
+    try:
+        if len(text) > MOST_BYTES:
+            raise ValueError(f"{len(text):,} characters")
+        table = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"model: expected a configuration in JSON, found {first_line(error)}"
+        ) from error
+    raise_all(problems({"model": table}))
+    return build_model_config(table)
+
+
+def build_model_config(table: Mapping[str, Any]) -> AnyModelConfig:
+    """Make a model's configuration of a table that has been checked."""
+    return build_table(sections({"model": table})["model"], table)
+
+
+def expect_vdvae(config: AnyModelConfig, where: str) -> ModelConfig:
+    """Return the configuration of a VDVAE.
+
+    Raises:
+        ConfigError: it is of another kind of model.
+    """
+    if isinstance(config, ModelConfig):
+        return config
+    raise ConfigError(f"{where}: expected a VDVAE, found kind {config.kind!r}; name another preset")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -215,16 +287,19 @@ class TrainConfig:
 class Config:
     """A preset: a model and, where it is one to train, a recipe."""
 
-    model: ModelConfig
+    model: AnyModelConfig
     train: TrainConfig | None = None
 
     def __post_init__(self) -> None:
         """Check types."""
-        for section, cls in SECTIONS.items():
-            table = getattr(self, section)
-            if not isinstance(table, cls) and not (section == "train" and table is None):
+        expected: dict[str, tuple[type, ...]] = {
+            "model": (ModelConfig, PixelCNNConfig),
+            "train": (TrainConfig, type(None)),
+        }
+        for section, classes in expected.items():
+            if not isinstance(table := getattr(self, section), classes):
                 raise ConfigError(
-                    f"{section}: expected a {cls.__name__}, found {type(table).__name__}"
+                    f"{section}: expected a {classes[0].__name__}, found {type(table).__name__}"
                 )
 
     def to_toml(self) -> str:
@@ -238,11 +313,11 @@ class Config:
         return "\n".join(lines) + "\n"
 
 
-Architecture = str | Path | Config | ModelConfig
+Architecture = str | Path | Config | ModelConfig | PixelCNNConfig
 """A preset's name, a TOML, a run folder, or a configuration."""
 
 
-def architecture(preset: Architecture) -> ModelConfig:
+def architecture(preset: Architecture) -> AnyModelConfig:
     """Return the architecture that a preset's name, a TOML, a run folder or a configuration stands for.
 
     Raises:
@@ -250,7 +325,18 @@ def architecture(preset: Architecture) -> ModelConfig:
     """
     if isinstance(preset, Config):
         return preset.model
-    return preset if isinstance(preset, ModelConfig) else load_config(find_config(preset)).model
+    if isinstance(preset, AnyModelConfig):
+        return preset
+    return load_config(find_config(preset)).model
+
+
+def preset_architecture(name: str) -> AnyModelConfig:
+    """Return the architecture of a shipped preset, of whatever kind.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    return load_config(preset_path(name)).model
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -327,7 +413,7 @@ def build_config(tables: Tables, where: str) -> Config:
     """
     raise_all(problems(tables), where)
     return Config(
-        model=build_table(ModelConfig, tables["model"]),
+        model=build_model_config(tables["model"]),
         train=build_table(TrainConfig, tables["train"]) if "train" in tables else None,
     )
 
@@ -335,18 +421,32 @@ def build_config(tables: Tables, where: str) -> Config:
 def problems(tables: Mapping[str, Any], may_lack: Collection[str] = ()) -> list[str]:
     """Return every mistake of some tables, one sentence each; `may_lack` holds keys as `model.shift`."""
     found: list[str] = []
+    known = sections(tables)
     for section in tables:
-        if section not in SECTIONS and len(found) < MOST_MISTAKES:
-            found.append(f"unknown key {shortened(section)}{_suggest_key(section, '')}")
+        if section not in known and len(found) < MOST_MISTAKES:
+            found.append(f"unknown key {shortened(section)}{_suggest_key(section, '', known)}")
     if "model" not in tables:
         found.append("expected a [model] table, found none")
-    for section, cls in SECTIONS.items():
+    for section, cls in known.items():
         table = tables.get(section, {})
         if not isinstance(table, Mapping):
             found.append(f"{section}: expected a table, found {shown(table)}")
         elif section in tables:
             found += _problems_of_table(cls, table, section, may_lack)
+    train = tables.get("train")
+    warmup = train.get("kl_warmup_steps") if isinstance(train, Mapping) else 0
+    if warmup and known["model"] is PixelCNNConfig:
+        found.append(
+            "train.kl_warmup_steps: expected a VDVAE, found a PixelCNN, which has no KL; leave it out"
+        )
     return found
+
+
+def sections(tables: Mapping[str, Any]) -> dict[str, type]:
+    """Return what each table of a configuration describes; a VDVAE's `[model]` has no `kind`."""
+    model = tables.get("model")
+    is_vdvae = not isinstance(model, Mapping) or "kind" not in model
+    return {"model": ModelConfig if is_vdvae else PixelCNNConfig, "train": TrainConfig}
 
 
 def find_config(config: str | Path) -> Path:
@@ -431,6 +531,9 @@ _POSITIVE = _Range(0, math.inf, closed=False)
 _RANGES = {
     "model.image_size": _Range(1, 2**12),
     "model.width": _Range(1, MOST_CHANNELS),
+    "model.blocks": _Range(1, 100),
+    "model.resolutions": _Range(1, 8),
+    "model.dropout": _Range(0, math.nextafter(1, 0)),
     "model.zdim": _Range(1, MOST_CHANNELS),
     "model.num_mixtures": _Range(1, 2**10),
     "model.bottleneck_multiple": _Range(0, 1, closed=False),
@@ -454,10 +557,11 @@ _RANGES = {
 }
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "model.bits": (5, 8),
+    "model.kind": ("pixelcnn",),
     "model.unpool": ("nearest", "transposed"),
     "train.hold_back": ("images", "labels"),
 }
-SECTIONS: dict[str, type] = {"model": ModelConfig, "train": TrainConfig}
+_INSTEAD = {"model.kind": " (of a VDVAE no kind)"}
 
 # What other trainers call a key, without case, _ and -; the published names of openai/vdvae among them.
 _ALIASES = {
@@ -481,12 +585,14 @@ _ALIASES = {
     "keep_last": "savetotallimit keepcheckpoints",
     "seed": "randomseed rngseed manualseed randomstate",
     "image_size": "imgsize imsize resolution inputsize size",
-    "width": "channels nchannels basechannels hiddendim hiddensize dim",
+    "width": "channels nchannels basechannels hiddendim hiddensize dim nrfilters filters nfilters",
     "zdim": "latentdim latentdims latentsize latentchannels zchannels zsize nlatent",
     "bottom_up": "encoder encblocks encoderblocks",
     "top_down": "decoder decblocks decoderblocks",
     "widths": "customwidthstr",
-    "num_mixtures": "nmixtures nmix nummix mixtures",
+    "num_mixtures": "nmixtures nmix nummix mixtures nrlogisticmix",
+    "blocks": "nrresnet numblocks numresnet",
+    "dropout": "dropoutp droprate",
     "bits": "nbits",
     "shift": "mean",
     "scale": "std",
@@ -499,18 +605,20 @@ _NOTES = {
 }
 
 
-def _suggest_key(name: str, section: str) -> str:
+def _suggest_key(name: str, section: str, known: Mapping[str, type]) -> str:
     """Return "; did you mean 'lr'?" for the key that was probably meant, or nothing."""
     name = name[:100]
     of = {
-        f.name: other for other, cls in reversed(SECTIONS.items()) for f in dataclasses.fields(cls)
+        f.name: other
+        for other, cls in reversed(list(known.items()))
+        for f in dataclasses.fields(cls)
     }
     plain = name.lower().replace("_", "").replace("-", "").replace(" ", "")
     same = {key.replace("_", ""): key for key in of}
     key = same.get(plain) or _KEY_OF.get(plain)
     if key is None:
-        known = [key for key, other in of.items() if other == section] or [*SECTIONS, *of]
-        return suggestion(name.lower(), known)
+        words = [key for key, other in of.items() if other == section] or [*known, *of]
+        return suggestion(name.lower(), words)
     note = next((text for word, text in _NOTES.items() if word in plain), "")
     return f"; did you mean {key if of[key] == section else f'{of[key]}.{key}'!r}?{note}"
 
@@ -525,7 +633,7 @@ def _problems_of_table(
         if len(found) == MOST_MISTAKES:
             return found
         if name not in fields:
-            hint = _suggest_key(name, section)
+            hint = _suggest_key(name, section, sections({}) | {section: cls})
             meant.add(hint)
             found.append(f"unknown key {section}.{shortened(name)}{hint}")
             continue
@@ -563,7 +671,7 @@ def _out_of_range(section: str, values: Mapping[str, Any]) -> list[str]:
                 f"{key}: expected {MOST_CHARACTERS:,} characters at most, found {len(value):,}"
             )
         elif key in _CHOICES and value not in _CHOICES[key]:
-            choices = " or ".join(map(repr, _CHOICES[key]))
+            choices = " or ".join(map(repr, _CHOICES[key])) + _INSTEAD.get(key, "")
             found.append(f"{key}: expected {choices}, found {shown(value)}")
         elif limits := _RANGES.get(key):
             if value < limits.lowest or (value == limits.lowest and not limits.closed):

@@ -171,7 +171,7 @@ def test_published_file_is_recognised_by_its_shapes(tmp_path, monkeypatch, tiny)
     state = {f"module.{k}": v for k, v in _published(tiny).items()}
     torch.save(state, tmp_path / "m.th")
     monkeypatch.setattr(checkpoint, "preset_names", lambda: ["tiny"])
-    monkeypatch.setattr(checkpoint.ModelConfig, "from_preset", lambda name: tiny.config)
+    monkeypatch.setattr(checkpoint, "preset_architecture", lambda name: tiny.config)
     loaded = checkpoint.load(tmp_path / "m.th")
     assert checkpoint.weights_sha256(loaded) == checkpoint.weights_sha256(tiny)
 

@@ -16,7 +16,7 @@ from vdvae_repr.model import weights
 def published(tiny, monkeypatch):
     """The tiny model under the published names, which a preset called tiny fits."""
     monkeypatch.setattr(weights, "preset_names", lambda: ["tiny"])
-    monkeypatch.setattr(weights.ModelConfig, "from_preset", lambda name: tiny.config)
+    monkeypatch.setattr(weights, "preset_architecture", lambda name: tiny.config)
     pairs = [
         ("bottom_up.in_conv", "encoder.in_conv"),
         ("bottom_up.blocks", "encoder.enc_blocks"),

@@ -25,9 +25,9 @@ def layers_of(
     if config is not None:
         blocks = parse_blocks(config.top_down, key="model.top_down")
         return make_layer_specs(blocks, config.zdim)
-    from vdvae_repr.encoders.load import load
+    from vdvae_repr.encoders.load import as_encoder, load
 
-    return load(model, preset=preset, download=download).layers
+    return as_encoder(load(model, preset=preset, download=download)).layers
 
 
 def _config_of(model: str) -> ModelConfig | None:

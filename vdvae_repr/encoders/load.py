@@ -17,6 +17,7 @@ from vdvae_repr.encoders.download import released_file
 from vdvae_repr.encoders.vdvae import VDVAEEncoder, random_vdvae
 from vdvae_repr.errors import CheckpointError
 from vdvae_repr.model import published, weights
+from vdvae_repr.model.pixelcnn import PixelCNN
 from vdvae_repr.model.vdvae import VDVAE
 
 
@@ -28,8 +29,8 @@ def load(
     compile: bool = False,
     cuda_graphs: bool = False,
     download: bool = False,
-) -> VDVAE | TorchEncoder:
-    """Load a VDVAE or another encoder in eval mode, float32.
+) -> VDVAE | PixelCNN | TorchEncoder:
+    """Load a VDVAE, a PixelCNN or another encoder in eval mode, float32.
 
     Args:
         model: a packaged name ("faces64"); a run folder; a `.safetensors` of this package; a published
@@ -45,7 +46,7 @@ def load(
         download: fetch published weights that are not in the cache.
 
     Returns:
-        A `VDVAE`, or of timm and FaceNet a `TorchEncoder`.
+        A `VDVAE` or a `PixelCNN`, or of timm and FaceNet a `TorchEncoder`.
 
     Raises:
         CheckpointError: no such model; weights that are missing, damaged, of another architecture, not
@@ -81,7 +82,7 @@ def load(
     return encoder
 
 
-def as_encoder(model: VDVAE | Encoder) -> Encoder:
+def as_encoder(model: VDVAE | PixelCNN | Encoder) -> Encoder:
     """Return what reads a model: of a VDVAE its posterior's layers, of an encoder itself.
 
     Raises:
@@ -89,6 +90,8 @@ def as_encoder(model: VDVAE | Encoder) -> Encoder:
     """
     if isinstance(model, VDVAE):
         return VDVAEEncoder(model)
+    if isinstance(model, PixelCNN):
+        raise CheckpointError(model.about_latents)
     if callable(getattr(model, "read", None)):
         return model
     remedy = "load it with vr.load(...)"

@@ -82,7 +82,7 @@ class VDVAEEncoder:
 
 def random_vdvae(config: ModelConfig, seed: int) -> VDVAEEncoder:
     """Return a VDVAE with its initial weights, drawn from a seed."""
-    return VDVAEEncoder(random_weights(config, "vdvae", seed).eval())
+    return VDVAEEncoder(cast(VDVAE, random_weights(config, "vdvae", seed).eval()))
 
 
 def _feature(posterior: Posterior, spec: LayerSpec, feature: str) -> Tensor:

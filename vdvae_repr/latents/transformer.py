@@ -86,7 +86,8 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if not isinstance(net, VDVAE):
             what = model if isinstance(model, str | Path) else type(model).__name__
             raise CheckpointError(
-                f"{what}: expected a VDVAE; of other networks vr.extract stores activations"
+                f"{what}: expected a VDVAE, found {type(net).__name__}; of other networks vr.extract stores "
+                "activations, of a PixelCNN nothing"
             )
         self.model_ = net
         if line := net.about_crop(self.crop):

@@ -137,18 +137,41 @@ def mixture_sample(mixture: LogisticMixture, generator: torch.Generator) -> Tens
     """Draw pixels (N, 3, H, W) in [-1, 1]: one component a pixel, then red, green, blue in turn."""
 
     def uniform(like: Tensor) -> Tensor:
-        u = torch.rand(like.shape, generator=generator, device=generator.device)
-        return (u * (1 - 2e-5) + 1e-5).to(like)
+        return torch.rand(like.shape, generator=generator, device=generator.device).to(like)
 
-    gumbel = -torch.log(-torch.log(uniform(mixture.logits)))
-    chosen = (mixture.logits + gumbel).argmax(dim=1)[:, None, None].expand(-1, 3, -1, -1, -1)
+    of_components = uniform(mixture.logits)
+    return mixture_draw(mixture, of_components, uniform(mixture.means[:, :, 0]))
+
+
+def mixture_draw(
+    mixture: LogisticMixture, of_components: Tensor, of_channels: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """Return the pixels (N, 3, H, W) that uniform draws from [0, 1) stand for, rounded to 8 bits.
+
+    Green is given the rounded red, and blue both, as in the likelihood.
+
+    Args:
+        mixture: of the pixels.
+        of_components: (N, K, H, W), by which one component a pixel is chosen.
+        of_channels: (N, 3, H, W), of red, green and blue.
+        temperature: of the choice, and of the logistics' scales; 0 is the likeliest component's means.
+    """
+    u = of_components * (1 - 2e-5) + 1e-5
+    gumbel = -torch.log(-torch.log(u))
+    chosen = (mixture.logits + temperature * gumbel).argmax(dim=1)[:, None, None]
+    chosen = chosen.expand(-1, 3, -1, -1, -1)
     mean, log_scale, c = (
         part.gather(2, chosen)[:, :, 0]
         for part in (mixture.means, mixture.log_scales, mixture.coefficients)
     )
-    u = uniform(mean)
-    x = mean + torch.exp(log_scale) * (torch.log(u) - torch.log1p(-u))
-    red = x[:, 0].clamp(-1, 1)
-    green = (x[:, 1] + c[:, 0] * red).clamp(-1, 1)
-    blue = (x[:, 2] + c[:, 1] * red + c[:, 2] * green).clamp(-1, 1)
+    u = of_channels * (1 - 2e-5) + 1e-5
+    x = mean + temperature * torch.exp(log_scale) * (torch.log(u) - torch.log1p(-u))
+    red = _rounded(x[:, 0])
+    green = _rounded(x[:, 1] + c[:, 0] * red)
+    blue = _rounded(x[:, 2] + c[:, 1] * red + c[:, 2] * green)
     return torch.stack([red, green, blue], dim=1)
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """Return the nearest of the 256 values in [-1, 1]."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1

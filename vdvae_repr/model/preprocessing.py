@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vdvae_repr.config import ModelConfig, hidden_by_mask
+from vdvae_repr.config import AnyModelConfig, hidden_by_mask
 from vdvae_repr.errors import DataError, first_line
 from vdvae_repr.pixels import to_rgb
 
@@ -68,12 +68,12 @@ def _in_color(image: Any) -> NDArray[Any]:
     return np.asarray(to_rgb(image) if isinstance(image, Image.Image) else image)
 
 
-def to_input(images: Tensor, config: ModelConfig) -> Tensor:
+def to_input(images: Tensor, config: AnyModelConfig) -> Tensor:
     """Return what the network reads, float32: `(pixel + shift) * scale`."""
     return (images.float() + config.shift) * config.scale
 
 
-def to_target(images: Tensor, config: ModelConfig) -> Tensor:
+def to_target(images: Tensor, config: AnyModelConfig) -> Tensor:
     """Return what the likelihood scores, float32 in [-1, 1]; floored to 5 bits where so configured."""
     pixels = images.float()
     if config.bits < 8:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from numbers import Real
 from typing import Any, Literal, cast
 
@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from vdvae_repr.config import ModelConfig, hidden_by_mask, shortened, shown, whole_number
+from vdvae_repr.config import ModelConfig, hidden_by_mask, shown, whole_number
 from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError, first_line
+from vdvae_repr.model.base import ELBO, ImageModel, checkpointed
 from vdvae_repr.model.blocks import (
     BottomUpBlock,
     TopDownBlock,
@@ -44,8 +44,6 @@ from vdvae_repr.model.preprocessing import as_image_tensor, to_input, to_target,
 from vdvae_repr.model.published import from_published_names
 from vdvae_repr.model.structure import check_structure, parse_blocks, parse_widths
 from vdvae_repr.output import html_table
-
-MOST_PARAMETERS = 10**10
 
 
 def _nats(layer: LayerPosterior) -> float:
@@ -95,21 +93,6 @@ class Posterior(Mapping[str, LayerPosterior]):
         return html_table(repr(self).strip("<>"), rows)
 
 
-@dataclass(frozen=True, slots=True)
-class ELBO:
-    """Terms of the negative evidence lower bound, (N,) each, nats an image."""
-
-    distortion: Tensor
-    rate: Tensor
-    kl: Tensor
-    """(N, layers)."""
-
-    @property
-    def negative(self) -> Tensor:
-        """Return distortion + rate."""
-        return self.distortion + self.rate
-
-
 class BottomUp(nn.Module):
     """The deterministic encoder: image to one activation a resolution."""
 
@@ -140,7 +123,7 @@ class BottomUp(nn.Module):
         activations = {x.shape[-1]: x}
         own = cast(Iterable[Callable[[Tensor], Tensor]], self.blocks)
         for spec, block in zip(self.specs, blocks or own, strict=True):
-            x = _checkpointed(block, x) if spec.resolution in recompute else block(x)
+            x = checkpointed(block, x) if spec.resolution in recompute else block(x)
             if spec.down_rate is not None:
                 x = F.avg_pool2d(x, spec.down_rate)
                 wanted = self.widths[x.shape[-1]]
@@ -203,14 +186,13 @@ class TopDown(nn.Module):
         return states[self.image_size] * self.gain + self.bias
 
 
-class VDVAE(nn.Module):
+class VDVAE(ImageModel):
     """A very deep VAE. Build with a `ModelConfig`, or load one with `vdvae_repr.load`."""
 
+    config: ModelConfig
+
     def __init__(self, config: ModelConfig, *, name: str = "vdvae") -> None:
-        super().__init__()
-        self.config = config
-        self.name = name
-        self.trained_crop: int | None = None
+        super().__init__(config, name)
         if not isinstance(config, ModelConfig):
             raise ConfigError(
                 f"config: expected a ModelConfig, found {type(config).__name__}; vr.load takes names"
@@ -225,19 +207,15 @@ class VDVAE(nn.Module):
         """The stochastic layers, coarsest first."""
         return self.top_down.layers
 
-    def about_crop(self, crop: int | None) -> str:
-        """Say which central square the model was trained on, where none is taken of images; else nothing."""
-        if crop is not None or self.trained_crop is None:
-            return ""
-        return (
-            f"{self.name}: was trained with crop {self.trained_crop}, a central square in pixels, without "
-            "which images are taken whole"
-        )
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """Those that have layers, ascending."""
+        return tuple(sorted({spec.resolution for spec in self.layers}))
 
     @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.top_down.gain.device
+    def compilable(self) -> list[nn.Module]:
+        """The blocks of both halves."""
+        return [*self.bottom_up.blocks, *self.top_down.blocks]
 
     def forward(self, images: Tensor, noise: NoiseFn, recompute: Collection[int] = ()) -> ELBO:
         """Return the ELBO's terms of uint8 (N, 3, S, S) images under the posterior draws given."""
@@ -257,20 +235,36 @@ class VDVAE(nn.Module):
         for spec in self.layers:
             r, block = spec.resolution, self.top_down.block(spec)
             inputs = self.top_down.enter(spec.index, states, len(x)), activated[r], noise(spec)
-            states[r], kl = _checkpointed(block, *inputs) if r in recompute else block(*inputs)
+            states[r], kl = checkpointed(block, *inputs) if r in recompute else block(*inputs)
             kls.append(kl)
         kl = torch.stack(kls, dim=1)
         parameters = self.top_down.mixture_parameters(states).float()
         if self.config.image_size in recompute:
-            distortion = _checkpointed(self.distortion, parameters, target)
+            distortion = checkpointed(self.distortion, parameters, target)
         else:
             distortion = self.distortion(parameters, target)
         return ELBO(distortion=distortion, rate=kl.sum(dim=1), kl=kl)
 
-    def distortion(self, parameters: Tensor, target: Tensor) -> Tensor:
-        """Return the negative log-likelihood (N,), nats an image, of targets under raw parameters."""
-        mixture = LogisticMixture.from_parameters(parameters)
-        return -mixture_log_prob(mixture, target, self.config.bits).sum(dim=(1, 2))
+    def log_likelihood(self, images: Tensor, noise: NoiseFn) -> tuple[list[LayerPosterior], Tensor]:
+        """Return the layers read of uint8 (N, 3, S, S) images, and log p(x | z), (N,) float64, nats."""
+        layers, _, states, _ = self.infer(
+            to_input(images, self.config), noise, top_down=False, bottom_up=False
+        )
+        mixture = LogisticMixture.from_parameters(self.top_down.mixture_parameters(states))
+        log_prob = mixture_log_prob(mixture, to_target(images, self.config), self.config.bits)
+        return layers, log_prob.double().sum(dim=(1, 2))
+
+    def progress_rows(self, images: NDArray[np.uint8]) -> list[tuple[str, NDArray[np.uint8]]]:
+        """Return reconstructions of some images from the first k layers, and samples, as published."""
+        read, rows = self.posterior(images), []
+        for k in np.floor(np.linspace(0, 1, 8)[1:-1] * len(self.layers)).astype(int):
+            given = {spec.name: read[spec.name].mean for spec in self.layers[: max(k, 1)]}
+            rebuilt = self.decode(given, rest="sample", temperature=0.1)
+            rows.append((f"from {len(given)} of {len(self.layers)} layers", rebuilt))
+        for temperature in (1.0, 0.9, 0.8, 0.7):
+            drawn = self.sample(len(images), temperature)
+            rows.append((f"samples, temperature {temperature:g}", drawn))
+        return rows
 
     def infer(
         self,
@@ -529,78 +523,12 @@ class VDVAE(nn.Module):
             )
         return self.load_weights(from_published_names(state_dict), "state_dict")
 
-    def load_weights(self, weights: Mapping[str, Tensor], where: str, remedy: str = "") -> VDVAE:
-        """Load parameters under this package's names, strictly; returns self.
-
-        Args:
-            weights: of any floating-point type.
-            where: their file, in messages.
-            remedy: what to do where they are of another architecture, for the message.
-
-        Raises:
-            CheckpointError: they are no tensors of real numbers, or of another architecture.
-        """
-        for name, value in weights.items():
-            if not isinstance(value, Tensor) or not value.is_floating_point():
-                found = value.dtype if isinstance(value, Tensor) else type(value).__name__
-                raise CheckpointError(
-                    f"{where}: expected a tensor of real numbers as {name}, found {found}"
-                )
-        self.check_shapes({key: tuple(v.shape) for key, v in weights.items()}, where, remedy)
-        self.load_state_dict(weights)
-        return self
-
-    def check_shapes(
-        self, shapes: Mapping[str, tuple[int, ...]], where: str, remedy: str = ""
-    ) -> None:
-        """Compare names and shapes of parameters with this model's.
-
-        Raises:
-            CheckpointError: they are of another architecture; the first differences are listed.
-        """
-        expected = {key: tuple(value.shape) for key, value in self.state_dict().items()}
-        differences = [f"{k} is missing" for k in expected if k not in shapes]
-        differences += [f"{shortened(k)} is not of this model" for k in shapes if k not in expected]
-        differences += [
-            f"{k} is {shapes[k]}, expected {expected[k]}"
-            for k in expected
-            if k in shapes and shapes[k] != expected[k]
-        ]
-        if differences:
-            raise CheckpointError(
-                f"{where}: weights of another architecture: {'; '.join(differences[:3])} "
-                f"({len(differences)} differences)" + (f"; {remedy}" if remedy else "")
-            )
-
-
-def on_meta(config: ModelConfig, name: str = "vdvae") -> VDVAE:
-    """Return a VDVAE whose parameters have shapes and take no memory.
-
-    Raises:
-        ConfigError: a configuration that makes no model, or one of more parameters than any machine holds.
-    """
-    with torch.device("meta"):
-        model = VDVAE(config, name=name)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    if count > MOST_PARAMETERS:
-        raise ConfigError(
-            f"model: expected {MOST_PARAMETERS:,} parameters at most, found {count:,}; lower the widths or "
-            "the numbers of blocks"
-        )
-    return model
-
 
 def _channels_last(states: dict[int, Tensor], resolutions: Collection[int]) -> dict[int, Tensor]:
     """Copy the states of some resolutions into the memory format that is fastest at inference."""
     return {
         r: x.clone(memory_format=torch.channels_last) for r, x in states.items() if r in resolutions
     }
-
-
-def _checkpointed(function: Callable[..., Any], *inputs: Tensor) -> Any:
-    """Call a function, keeping its inputs alone for the backward pass, which calls it again."""
-    # Nothing is drawn inside, so no random state has to be restored.
-    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,9 +32,11 @@ from torch import Tensor
 from vdvae_repr.config import (
     MOST_HEADER,
     WEIGHTS_FOLDER,
+    AnyModelConfig,
     Architecture,
-    ModelConfig,
     architecture,
+    model_config_from_json,
+    preset_architecture,
     preset_names,
     shortened,
     shown,
@@ -42,10 +44,13 @@ from vdvae_repr.config import (
     whole_number,
 )
 from vdvae_repr.errors import CheckpointError, ConfigError, first_line
+from vdvae_repr.model.base import ImageModel
+from vdvae_repr.model.build import build, on_meta
 from vdvae_repr.model.graphs import graph_inference
 from vdvae_repr.model.inference import compile_inference
+from vdvae_repr.model.pixelcnn import PixelCNN
 from vdvae_repr.model.published import from_published_names
-from vdvae_repr.model.vdvae import VDVAE, on_meta
+from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.output import aside_of, replacing
 
 FORMAT = "vdvae-repr/1"
@@ -70,8 +75,8 @@ def load(
     device: str | torch.device = "cpu",
     compile: bool = False,
     cuda_graphs: bool = False,
-) -> VDVAE:
-    """Load a VDVAE in eval mode, float32.
+) -> VDVAE | PixelCNN:
+    """Load a VDVAE or a PixelCNN in eval mode, float32.
 
     Names and shapes of a file's tensors are compared with its architecture before memory is taken for any.
 
@@ -98,16 +103,18 @@ def load(
             "model: expected a name or a file, found an empty text; is a variable not set?"
         )
     if isinstance(model, str) and model.endswith("@random"):
-        config = ModelConfig.from_preset(model.removesuffix("@random"))
+        config = preset_architecture(model.removesuffix("@random"))
         net = random_weights(config, model, seed=0)  # the same ones each time
     else:
         net = _load_file(_find(model), preset)
     net = on_device(net, device).eval()
+    if (compile or cuda_graphs) and not net.layers:
+        raise ConfigError(f"{model}: compile and cuda_graphs are for VDVAEs, found a PixelCNN")
     if compile:
         compile_inference(net)
     if cuda_graphs:
         graph_inference(net)
-    return net
+    return cast(VDVAE | PixelCNN, net)
 
 
 def on_device(model: Model, device: str | torch.device) -> Model:
@@ -124,8 +131,8 @@ def on_device(model: Model, device: str | torch.device) -> Model:
         ) from error
 
 
-def random_weights(config: ModelConfig, name: str, seed: int) -> VDVAE:
-    """Return a VDVAE with its initial weights, drawn from a seed.
+def random_weights(config: AnyModelConfig, name: str, seed: int) -> ImageModel:
+    """Return a model with its initial weights, drawn from a seed.
 
     Raises:
         ConfigError: a configuration that makes no model, or one that is too large.
@@ -133,11 +140,15 @@ def random_weights(config: ModelConfig, name: str, seed: int) -> VDVAE:
     on_meta(config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return VDVAE(config, name=name)
+        return build(config, name)
 
 
 def save(
-    model: VDVAE, path: str | Path, *, record: Mapping[str, Any], dtype: torch.dtype = torch.float32
+    model: ImageModel,
+    path: str | Path,
+    *,
+    record: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write weights, config and training record; the file appears whole, as `output.replacing` says."""
     path = Path(path)
@@ -167,7 +178,7 @@ def write_tensors(
     path.chmod(mode)
 
 
-def weights_sha256(model: VDVAE) -> str:
+def weights_sha256(model: ImageModel) -> str:
     """Return the SHA-256 of config and float32 parameters: the identity of a model."""
     return hash_weights(model.config.to_json(), model.state_dict())
 
@@ -246,7 +257,7 @@ class _WeightsFile:
         return cls(path, shapes, lambda: {k: v for k, v in read().items() if k != count}, metadata)
 
 
-def _load_file(path: Path, preset: Architecture | None) -> VDVAE:
+def _load_file(path: Path, preset: Architecture | None) -> ImageModel:
     file = _WeightsFile.open(path)
     rename = _published_renaming(file.shapes)
     if len(set(rename.values())) < len(rename):
@@ -279,7 +290,8 @@ def _load_file(path: Path, preset: Architecture | None) -> VDVAE:
             stacklevel=4,
         )
     net.trained_crop = _trained_crop(file)
-    return net.to_empty(device="cpu").load_weights(weights, str(path))
+    net.to_empty(device="cpu").load_weights(weights, str(path))
+    return net
 
 
 def _trained_crop(file: _WeightsFile) -> int | None:
@@ -291,7 +303,7 @@ def _trained_crop(file: _WeightsFile) -> int | None:
         return None
 
 
-def config_of(model: str | Path) -> ModelConfig | None:
+def config_of(model: str | Path) -> AnyModelConfig | None:
     """Return what a file's weights are of, without reading the tensors; None where that does not tell."""
     try:
         file = _WeightsFile.open(_find(model))
@@ -303,7 +315,7 @@ def config_of(model: str | Path) -> ModelConfig | None:
 
 def _architecture_of(
     file: _WeightsFile, shapes: Mapping[str, tuple[int, ...]], preset: Architecture | None
-) -> tuple[ModelConfig, str, str]:
+) -> tuple[AnyModelConfig, str, str]:
     """Return what a file's weights are of, the model's name, and what to do if they are of another.
 
     Raises:
@@ -322,10 +334,10 @@ def _architecture_of(
             f"{file.path}: {found} (its names of tensors, {len(shapes)} in all, begin with "
             f"{_some(file.shapes)}); {NAME_IT}"
         )
-    return ModelConfig.from_preset(fitting[0]), fitting[0], ""
+    return preset_architecture(fitting[0]), fitting[0], ""
 
 
-def _own_config(file: _WeightsFile, preset: Architecture | None) -> ModelConfig:
+def _own_config(file: _WeightsFile, preset: Architecture | None) -> AnyModelConfig:
     """Return the configuration in a file of this package, or that of `preset` if it cannot be read.
 
     Raises:
@@ -333,7 +345,7 @@ def _own_config(file: _WeightsFile, preset: Architecture | None) -> ModelConfig:
     """
     if "config" in file.metadata:
         try:
-            config = ModelConfig.from_json(file.metadata["config"])
+            config = model_config_from_json(file.metadata["config"])
         except ConfigError as error:
             reason = f"the config in its metadata cannot be read ({first_line(error)})"
         else:
@@ -366,11 +378,11 @@ def _check_hash(file: _WeightsFile, weights: Mapping[str, Tensor]) -> None:
 
 def _fits(shapes: Mapping[str, tuple[int, ...]], preset: str) -> bool:
     """Whether a preset's parameters have these names and shapes; builds nothing in memory."""
-    return _shapes_of(ModelConfig.from_preset(preset)) == dict(shapes)
+    return _shapes_of(preset_architecture(preset)) == dict(shapes)
 
 
 @cache
-def _shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def _shapes_of(config: AnyModelConfig) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in on_meta(config).state_dict().items()}
 
 
@@ -383,7 +395,7 @@ def _published_renaming(names: Iterable[str]) -> dict[str, str]:
 def _without_wrapper(weights: Mapping[str, Any]) -> dict[str, Any]:
     """Take away what every parameter's name begins with, as `module.` or `_orig_mod.`.
 
-    A VDVAE has two halves, so that nothing of its own begins every name.
+    Models have two halves, so that nothing of its own begins every name.
     """
     weights = dict(weights)
     while len(firsts := {key.partition(".")[0] for key in weights}) == 1:
@@ -420,7 +432,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_parameters(path: Path) -> dict[str, Tensor]:
-    """Read a VDVAE's parameters, by this package's names, out of any file that `load` takes.
+    """Read a model's parameters, by this package's names, out of any file that `load` takes.
 
     The architecture need not be that of a preset.
 

@@ -1,1 +1,1 @@
-"""Training a VDVAE."""
+"""Training and scoring a VDVAE or a PixelCNN."""

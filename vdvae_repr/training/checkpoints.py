@@ -21,7 +21,7 @@ from torch import Tensor
 from vdvae_repr.config import MOST_STEPS, shown, whole_number
 from vdvae_repr.encoders.load import load
 from vdvae_repr.errors import CheckpointError, ConfigError, TrainingError, first_line
-from vdvae_repr.model.vdvae import VDVAE
+from vdvae_repr.model.base import ImageModel
 from vdvae_repr.model.weights import packaged_names, read_parameters, read_th, write_tensors
 from vdvae_repr.output import make_folder, put_in_place
 from vdvae_repr.training.sealed import read_sealed_json, sealed_json
@@ -142,8 +142,8 @@ def read_start(
 
     A published run's `NAME-model.th` brings its `NAME-model-ema.th`, `NAME-opt.th` and `NAME-log.jsonl`
     (openai/vdvae train_helpers.py), each where it lies beside it; of those that lack `say` receives a line.
-    Any other VDVAE that `load` takes, and a file of any architecture, gives the weights of both the model and
-    its average, at step 0.
+    Any other VDVAE or PixelCNN that `load` takes, and a file of any architecture, gives the weights of both
+    the model and its average, at step 0.
 
     Raises:
         CheckpointError: no VDVAE, damaged files, values that are not finite, moments of another model, or
@@ -154,8 +154,10 @@ def read_start(
     start, path = path, Path(path)
     if start in packaged_names() or not path.is_file():  # a Path is no name
         model = load(start)
-        if not isinstance(model, VDVAE):
-            raise CheckpointError(f"{start}: expected the weights of a VDVAE to start from")
+        if not isinstance(model, ImageModel):
+            raise CheckpointError(
+                f"{start}: expected the weights of a VDVAE or a PixelCNN to start from"
+            )
         weights = model.state_dict()
         return {"model": weights, "average": weights, "adamw": {}}, 0
     if not path.name.endswith("-model.th"):

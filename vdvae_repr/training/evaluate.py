@@ -21,11 +21,10 @@ from vdvae_repr.data.loader import default_workers, map_ahead
 from vdvae_repr.data.open import open_source, warn
 from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.errors import CheckpointError, DataError, TaskError, printable
-from vdvae_repr.model.distributions import LayerPosterior, LogisticMixture, mixture_log_prob
+from vdvae_repr.model.base import ImageModel
+from vdvae_repr.model.distributions import LayerPosterior
 from vdvae_repr.model.noise import seeded_noise
 from vdvae_repr.model.precision import arithmetic
-from vdvae_repr.model.preprocessing import to_input, to_target
-from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.training.draws import mark_held_back
 from vdvae_repr.training.plan import read_run
 from vdvae_repr.training.reading import LEFT_OUT, leave_out, process, reopened, unreadable
@@ -42,12 +41,13 @@ class Evaluation:
     images: int
     seed: int
     nats: float
-    """Negative ELBO, nats an image."""
+    """Negative ELBO, nats an image; of a PixelCNN the negative log-likelihood, which is exact."""
     bits_per_dim: float
     bits_per_dim_interval: tuple[float, float] | None
     """None for a single image."""
     distortion_nats: float
     rate_nats: float
+    """0 of a PixelCNN, which has no latents."""
     kl_nats: dict[str, float]
     """KL by layer, nats an image."""
     kl_nats_by_resolution: dict[str, float]
@@ -83,7 +83,7 @@ class Scores:
 
 @arithmetic()
 def evaluate(
-    model: VDVAE,
+    model: ImageModel,
     data: str | Path | Source | NDArray[np.uint8] | None,
     *,
     split: str | None = None,
@@ -119,20 +119,23 @@ def evaluate(
     Raises:
         DataError: the split is empty, an image cannot be read, or the run was trained on other data.
         CheckpointError: the score is not finite.
-        TaskError: an option that is none, or no VDVAE.
+        TaskError: an option that is none, or no VDVAE and no PixelCNN.
 
     Example:
         >>> vr.evaluate(model, "photos/", split="test").bits_per_dim  # doctest: +SKIP
     """
-    if not isinstance(model, VDVAE):
+    if not isinstance(model, ImageModel):
         remedy = (
             "load it with vr.load" if isinstance(model, str | Path) else "others have no likelihood"
         )
-        raise TaskError(f"expected a VDVAE, found {type(model).__name__}: {remedy}")
+        raise TaskError(f"expected a VDVAE or a PixelCNN, found {type(model).__name__}: {remedy}")
     if on_error not in ("raise", "skip"):
         raise TaskError(f"on_error: expected raise or skip, found {on_error!r}")
     whole_number("batch_size", batch_size, 1)
-    whole_number("importance_samples", importance_samples, 0)
+    if whole_number("importance_samples", importance_samples, 0) and not model.layers:
+        raise TaskError(
+            f"importance_samples: expected a VDVAE, found {model!r}, whose likelihood is exact; leave it out"
+        )
     whole_number("seed", seed, 0)
     if crop is not None:
         whole_number("crop", crop, 1)
@@ -197,7 +200,7 @@ def _divided(
     )
 
 
-def _refuse_unfinite(model: VDVAE, scores: Scores, ids: Sequence[str]) -> None:
+def _refuse_unfinite(model: ImageModel, scores: Scores, ids: Sequence[str]) -> None:
     """Refuse scores that are NaN or infinite.
 
     Raises:
@@ -223,7 +226,7 @@ def _refuse_unfinite(model: VDVAE, scores: Scores, ids: Sequence[str]) -> None:
 
 @torch.no_grad()
 def score(
-    model: VDVAE,
+    model: ImageModel,
     source: Source,
     preprocessing: Preprocessing,
     indices: Sequence[int],
@@ -238,12 +241,9 @@ def score(
     rank, world = process()
     # Rows that other processes score stay 0 here, so that a sum over processes puts all together exactly.
     rows = torch.zeros(len(indices), 2 + len(model.layers), dtype=torch.float64)
-    zdim = model.config.zdim
     # Sums of each unit's posterior mean and of its square.
     sums = [
-        torch.zeros(
-            2, zdim, spec.resolution, spec.resolution, dtype=torch.float64, device=model.device
-        )
+        torch.zeros(2, *spec.shape, dtype=torch.float64, device=model.device)
         for spec in (model.layers if variance else ())
     ]
     starts = range(len(indices))[rank * batch_size :: world * batch_size]
@@ -257,11 +257,12 @@ def score(
         part = indices[start : start + batch_size]
         ids = [source.ids[i] for i in part]
         tensor = torch.from_numpy(images).permute(0, 3, 1, 2).to(model.device)
-        read, log_likelihood = _pass(model, tensor, seed, ids)
+        noise = seeded_noise(seed, ids, model.device)
+        read, log_likelihood = model.log_likelihood(tensor, noise)
         mine = rows[start : start + len(part)]
         mine[:, 0] = -log_likelihood.cpu()
-        kl = torch.stack([layer.kl.double().sum(dim=(1, 2, 3)) for layer in read], dim=1)
-        mine[:, 2:] = kl.cpu()
+        for column, layer in enumerate(read, start=2):
+            mine[:, column] = layer.kl.double().sum(dim=(1, 2, 3)).cpu()
         for total, layer in zip(sums, read if variance else (), strict=True):
             mean = layer.mean.double()
             total += torch.stack([mean.sum(dim=0), (mean**2).sum(dim=0)])
@@ -269,7 +270,8 @@ def score(
             weights = [_log_weight(read, log_likelihood)]
             for draw in range(1, importance_samples):
                 again = [f"{image_id}\0draw {draw}" for image_id in ids]
-                weights.append(_log_weight(*_pass(model, tensor, seed, again)))
+                noise = seeded_noise(seed, again, model.device)
+                weights.append(_log_weight(*model.log_likelihood(tensor, noise)))
             bound = torch.logsumexp(torch.stack(weights), dim=0) - math.log(importance_samples)
             mine[:, 1] = -bound
         progress(len(part))
@@ -294,21 +296,7 @@ def join_processes(device: str) -> str:
     return str(state.device) if device == "cuda" else device
 
 
-def _pass(
-    model: VDVAE, images: Tensor, seed: int, ids: list[str]
-) -> tuple[list[LayerPosterior], Tensor]:
-    """Return the layers and log p(x | z), (N,), float64 nats."""
-    noise = seeded_noise(seed, ids, model.device)
-    layers, _, states, _ = model.infer(
-        to_input(images, model.config), noise, top_down=False, bottom_up=False
-    )
-    mixture = LogisticMixture.from_parameters(model.top_down.mixture_parameters(states))
-    target = to_target(images, model.config)
-    log_prob = mixture_log_prob(mixture, target, model.config.bits)
-    return layers, log_prob.double().sum(dim=(1, 2))
-
-
-def _log_weight(layers: list[LayerPosterior], log_likelihood: Tensor) -> Tensor:
+def _log_weight(layers: Sequence[LayerPosterior], log_likelihood: Tensor) -> Tensor:
     """Return log p(x, z) - log q(z | x), (N,), float64 nats."""
     log_weight = log_likelihood.clone()
     for layer in layers:
@@ -325,7 +313,7 @@ def _standard(z: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
 
 
 def _summary(
-    model: VDVAE,
+    model: ImageModel,
     source: Source,
     split: str | None,
     seed: int,
@@ -354,7 +342,7 @@ def _summary(
     return Evaluation(
         source=source.name, split=split or "all", images=len(negative), seed=seed,
         nats=float(negative.mean()), bits_per_dim=mean_bits, bits_per_dim_interval=interval,
-        distortion_nats=float(scores.distortion.mean()), rate_nats=sum(kl.values()), kl_nats=kl,
+        distortion_nats=float(scores.distortion.mean()), rate_nats=sum(kl.values(), 0.0), kl_nats=kl,
         kl_nats_by_resolution=by_resolution, active_units=active,
         importance_samples=importance_samples, importance_bits_per_dim=tighter[0],
         importance_interval=tighter[1],

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vdvae_repr.config import TrainConfig
 from vdvae_repr.errors import CheckpointError
-from vdvae_repr.model.vdvae import VDVAE
+from vdvae_repr.model.base import ImageModel
 
 
 class Optimisation:
@@ -27,7 +27,9 @@ class Optimisation:
             `recipe.ema_warmup`.
     """
 
-    def __init__(self, model: VDVAE, recipe: TrainConfig, *, average_warmup: bool = False) -> None:
+    def __init__(
+        self, model: ImageModel, recipe: TrainConfig, *, average_warmup: bool = False
+    ) -> None:
         self.model = model
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
         self.recipe = recipe
@@ -61,7 +63,7 @@ class Optimisation:
         return min(self.recipe.ema_rate, most)
 
     @contextmanager
-    def average_as_weights(self) -> Iterator[VDVAE]:
+    def average_as_weights(self) -> Iterator[ImageModel]:
         """Lend the average's module with the weights in it, so that these are scored by the same code."""
         averages = list(self.average.parameters())
         kept = [parameter.data for parameter in averages]

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from vdvae_repr.config import (
-    SECTIONS,
     Config,
-    ModelConfig,
+    PixelCNNConfig,
     Tables,
     TrainConfig,
     build_config,
+    build_model_config,
     build_table,
     find_config,
     parse_overrides,
@@ -28,12 +28,13 @@ from vdvae_repr.config import (
     problems,
     raise_all,
     read_tables,
+    sections,
     shown,
     whole_number,
 )
 from vdvae_repr.errors import ConfigError, TrainingError, first_line
+from vdvae_repr.model.build import on_meta
 from vdvae_repr.model.structure import parse_blocks, parse_widths
-from vdvae_repr.model.vdvae import on_meta
 from vdvae_repr.training.checkpoints import checkpoint_steps
 from vdvae_repr.training.sealed import read_sealed_json, seal_of_toml, sealed_json
 
@@ -290,7 +291,8 @@ def _read(config: Config | str | Path) -> tuple[Tables, str, str]:
         tables = {"model": asdict(config.model)}
         if config.train is not None:
             tables["train"] = asdict(config.train)
-        return tables, "config", "vdvae"
+        kind = "pixelcnn" if isinstance(config.model, PixelCNNConfig) else "vdvae"
+        return tables, "config", kind
     path, folder = find_config(config), _run_folder(config)
     return read_tables(path), str(config), folder.resolve().name if folder else path.stem
 
@@ -350,7 +352,7 @@ def _read_kept_config(path: Path, *, older: bool) -> Tables:
         )
     lost = [
         f"{section}.{item.name}"
-        for section, cls in SECTIONS.items()
+        for section, cls in sections(tables).items()
         for item in fields(cls)
         if item.name not in tables[section] and item.name != "ema_warmup"
     ]
@@ -373,7 +375,7 @@ def _problems(tables: Tables) -> list[str]:
     if unreadable or any("model" in text for text in found):  # no model can be built
         return found + unreadable
     try:
-        on_meta(build_table(ModelConfig, {"shift": 0, "scale": 1, **model}))
+        on_meta(build_model_config({"shift": 0, "scale": 1, **model}))
     except ConfigError as error:
         found.append(str(error))
     return found

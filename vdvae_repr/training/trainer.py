@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vdvae_repr.config import Config, ModelConfig, TrainConfig, shown, whole_number
+from vdvae_repr.config import AnyModelConfig, Config, TrainConfig, shown, whole_number
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source, warn
 from vdvae_repr.data.source import Preprocessing, Source, read_images
@@ -35,10 +35,11 @@ from vdvae_repr.errors import (
     first_line,
 )
 from vdvae_repr.lock import locked
+from vdvae_repr.model.base import ImageModel
+from vdvae_repr.model.build import build
 from vdvae_repr.model.inference import allow_recompiles
 from vdvae_repr.model.layers import select_layers
 from vdvae_repr.model.precision import arithmetic
-from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.model.weights import config_of, packaged_names, save
 from vdvae_repr.output import version
 from vdvae_repr.training.checkpoints import (
@@ -100,7 +101,7 @@ def train(
     progress: Callable[[str], None] | None = None,
     **train_keys: Any,
 ) -> Path:
-    """Train a VDVAE by its configuration's recipe into the run folder `out`; returns that folder.
+    """Train a VDVAE or a PixelCNN by its configuration's recipe into the run folder `out`, and return that.
 
     `out` receives `config.toml`, `run.json` (how the run is computed), `log.jsonl`, `checkpoints/`,
     `samples/` and `model.safetensors`, the moving average. The loss is in nats per dimension, as published.
@@ -119,7 +120,7 @@ def train(
         resume: go on from the newest checkpoint; without any, start. A finished run is left alone.
         changed: `train.lr=1e-4`, a value in place of the configuration's. Or `train.lr`, a key of a `Config`
             whose value may differ from that of the run that is resumed.
-        init_from: weights that a new run starts from: any VDVAE that `load` takes, or a published
+        init_from: weights that a new run starts from: any VDVAE or PixelCNN that `load` takes, or a published
             `NAME-model.th`, with `NAME-model-ema.th`, `NAME-opt.th` and `NAME-log.jsonl` where they lie
             beside it, to go on from that run's step. A resumed run knows it, and takes no other.
         name: the model's name in its file; that of the preset or TOML, if not given.
@@ -144,7 +145,7 @@ def train(
     Raises:
         ConfigError: no recipe, a setting that is none, or a resumed run's config differs in keys that were
             not set by name.
-        CheckpointError: `init_from` is no VDVAE, of another architecture, damaged, or not finite.
+        CheckpointError: `init_from` is no such model, of another architecture, damaged, or not finite.
         DataError: nothing to train on, an image that cannot be read, or no workers.
         TaskError: too few labels to probe with.
         TrainingError: too many skips in a row, nothing learned, a run that is already there, a full disk.
@@ -245,13 +246,17 @@ def _train(
     config = plan.config(_measure(plan, source, preprocessing, trained, workers, progress))
 
     torch.manual_seed(recipe.seed)
-    model = VDVAE(config.model, name=options.name).to(accelerator.device)
+    model = build(config.model, options.name).to(accelerator.device)
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    if unknown := set(options.recompute) - {spec.resolution for spec in model.layers}:
-        there = sorted({spec.resolution for spec in model.layers})
+    if unknown := set(options.recompute) - set(model.resolutions):
+        there = list(model.resolutions)
         raise ConfigError(
             f"recompute: the model has no layers at {sorted(unknown)}; it has some at {there}"
+        )
+    if options.probe_every and not model.layers:
+        raise ConfigError(
+            f"probe_every: expected a VDVAE, found {model!r}, which has no latents; leave it out"
         )
     optimisation = Optimisation(model, recipe, average_warmup=recipe.ema_warmup)
     images_seen = begun_at = 0
@@ -559,14 +564,13 @@ def _accelerator(device: str, log_with: str | None, out: Path) -> Accelerator:
     return accelerator
 
 
-def compile_blocks(model: VDVAE) -> None:
+def compile_blocks(model: ImageModel) -> None:
     """Compile block by block, and the likelihood: blocks of one shape share their code.
 
     The whole model as one takes many minutes to compile, and is no faster.
     """
-    blocks = [*model.bottom_up.blocks, *model.top_down.blocks]
-    allow_recompiles(len(blocks))
-    for block in blocks:
+    allow_recompiles(len(model.compilable))
+    for block in model.compilable:
         block.compile(dynamic=False)
     model.distortion = torch.compile(model.distortion, dynamic=False)  # type: ignore[method-assign]
 
@@ -706,7 +710,7 @@ def _measure(
 
 
 def _say_other_scaling(
-    init_from: str | Path, config: ModelConfig, say: Callable[[str], None]
+    init_from: str | Path, config: AnyModelConfig, say: Callable[[str], None]
 ) -> None:
     """Say where the weights that a run starts from saw pixels shifted or scaled in another way."""
     own = config_of(init_from)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from vdvae_repr.config import Config, TrainConfig
 from vdvae_repr.data.sheet import save_sheet
 from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.errors import DataError, TaskError, TrainingError
+from vdvae_repr.model.base import ImageModel
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.output import write_text
@@ -103,7 +104,7 @@ class Watch:
     progress: Callable[[str], None]
 
     @property
-    def average(self) -> VDVAE:
+    def average(self) -> ImageModel:
         """The moving average of the weights."""
         return self.optimisation.average
 
@@ -161,7 +162,7 @@ class Watch:
         key = "held_back_weights_bits_per_dim"
         return row | {key: scored[key], "held_back_images": len(self.held[:WATCHED])}
 
-    def _score(self, prefix: str, model: VDVAE) -> dict[str, Any]:
+    def _score(self, prefix: str, model: ImageModel) -> dict[str, Any]:
         scores = score(
             model,
             self.source,
@@ -190,7 +191,7 @@ class Watch:
         """Probe the moving average's layers, on the main process."""
         if self.probe is None or not self.accelerator.is_main_process:
             return {}
-        accuracy = self.probe.accuracy(self.average, self.preprocessing)
+        accuracy = self.probe.accuracy(cast(VDVAE, self.average), self.preprocessing)
         return {"probe_accuracy": accuracy, "probe_images": len(self.probe.indices)}
 
     def log(self, row: Mapping[str, Any], steps: int) -> None:
@@ -221,19 +222,13 @@ class Watch:
         self.progress(f"{line}  {row['skipped']} skipped")
 
     def _samples(self, step: int) -> None:
-        """Write held-back images, reconstructions from the first k layers, and samples, as published."""
+        """Write held-back images, and below them what the model makes of them, or draws."""
         average, count = self.average, min(8, len(self.held))
         images = read_images(self.source, self.preprocessing, self.held[:count])
-        read = average.posterior(images)
         rows, labels = [images], ["held back"]
-        fractions = np.linspace(0, 1, 8)[1:-1]
-        for k in np.floor(fractions * len(average.layers)).astype(int):
-            given = {spec.name: read[spec.name].mean for spec in average.layers[: max(k, 1)]}
-            rows.append(average.decode(given, rest="sample", temperature=0.1))
-            labels.append(f"from {len(given)} of {len(average.layers)} layers")
-        for temperature in (1.0, 0.9, 0.8, 0.7):
-            rows.append(average.sample(count, temperature))
-            labels.append(f"samples, temperature {temperature:g}")
+        for label, row in average.progress_rows(images):
+            rows.append(row)
+            labels.append(label)
         folder = self.out / "samples"
         folder.mkdir(exist_ok=True)
         path = folder / f"step-{step:08d}.png"
@@ -248,7 +243,7 @@ class Watch:
 def named_terms(terms: Tensor, layers: Sequence[LayerSpec], dims: int) -> dict[str, Any]:
     """Name a vector of mean distortion and KL by layer, nats an image, for the log; None if not finite."""
     distortion, *kl = terms.tolist()
-    rate = sum(kl)
+    rate = sum(kl, 0.0)
     return {
         "bits_per_dim": _finite((distortion + rate) / (math.log(2) * dims)),
         "distortion_nats": _finite(distortion),

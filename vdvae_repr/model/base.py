@@ -1,0 +1,160 @@
+"""What training and scoring ask of a model of images, whatever its kind: `ImageModel`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vdvae_repr.config import AnyModelConfig, shortened
+from vdvae_repr.errors import CheckpointError
+from vdvae_repr.model.distributions import LayerPosterior, LogisticMixture, mixture_log_prob
+from vdvae_repr.model.layers import LayerSpec
+from vdvae_repr.model.noise import NoiseFn
+
+
+@dataclass(frozen=True, slots=True)
+class ELBO:
+    """Terms of the negative evidence lower bound, (N,) each, nats an image.
+
+    Of a model without latents the distortion is the negative log-likelihood, and the rate is 0.
+    """
+
+    distortion: Tensor
+    rate: Tensor
+    kl: Tensor
+    """(N, layers)."""
+
+    @property
+    def negative(self) -> Tensor:
+        """Return distortion + rate."""
+        return self.distortion + self.rate
+
+
+class ImageModel(nn.Module):
+    """A model of images that is trained, scored, sampled, saved and loaded: a VDVAE or a PixelCNN."""
+
+    config: AnyModelConfig
+    name: str
+    trained_crop: int | None
+    """The central square, pixels, that its training took of images, where a file tells."""
+
+    def __init__(self, config: AnyModelConfig, name: str) -> None:
+        super().__init__()
+        self.config = config
+        self.name = name
+        self.trained_crop = None
+
+    @property
+    @abstractmethod
+    def layers(self) -> tuple[LayerSpec, ...]:
+        """The stochastic layers, coarsest first; none of a model without latents."""
+
+    @property
+    @abstractmethod
+    def resolutions(self) -> tuple[int, ...]:
+        """Those that blocks work at, ascending."""
+
+    @property
+    @abstractmethod
+    def compilable(self) -> list[nn.Module]:
+        """The blocks that torch.compile takes one by one."""
+
+    @abstractmethod
+    def forward(self, images: Tensor, noise: NoiseFn, recompute: Collection[int] = ()) -> ELBO:
+        """Return the loss's terms of uint8 (N, 3, S, S) images under the draws given.
+
+        Blocks at the resolutions `recompute` keep their inputs alone for the backward pass.
+        """
+
+    @abstractmethod
+    def log_likelihood(
+        self, images: Tensor, noise: NoiseFn
+    ) -> tuple[Sequence[LayerPosterior], Tensor]:
+        """Return the layers read of uint8 (N, 3, S, S) images, and log p(x | z), (N,) float64, nats.
+
+        Without layers that is log p(x).
+        """
+
+    @abstractmethod
+    def progress_rows(self, images: NDArray[np.uint8]) -> list[tuple[str, NDArray[np.uint8]]]:
+        """Return what shows a model's state beside some images: rows as long, each with its label."""
+
+    @abstractmethod
+    def sample(self, count: int, temperature: float = 1.0, seed: int = 0) -> NDArray[np.uint8]:
+        """Draw images uint8 (count, S, S, 3)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def distortion(self, parameters: Tensor, target: Tensor) -> Tensor:
+        """Return the negative log-likelihood (N,), nats an image, of targets under raw parameters."""
+        mixture = LogisticMixture.from_parameters(parameters)
+        return -mixture_log_prob(mixture, target, self.config.bits).sum(dim=(1, 2))
+
+    def about_crop(self, crop: int | None) -> str:
+        """Say which central square the model was trained on, where none is taken of images; else nothing."""
+        if crop is not None or self.trained_crop is None:
+            return ""
+        return (
+            f"{self.name}: was trained with crop {self.trained_crop}, a central square in pixels, without "
+            "which images are taken whole"
+        )
+
+    def load_weights(self, weights: Mapping[str, Tensor], where: str, remedy: str = "") -> Any:
+        """Load parameters under this package's names, strictly; returns self.
+
+        Args:
+            weights: of any floating-point type.
+            where: their file, in messages.
+            remedy: what to do where they are of another architecture, for the message.
+
+        Raises:
+            CheckpointError: they are no tensors of real numbers, or of another architecture.
+        """
+        for name, value in weights.items():
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+                raise CheckpointError(
+                    f"{where}: expected a tensor of real numbers as {name}, found {found}"
+                )
+        self.check_shapes({key: tuple(v.shape) for key, v in weights.items()}, where, remedy)
+        self.load_state_dict(weights)
+        return self
+
+    def check_shapes(
+        self, shapes: Mapping[str, tuple[int, ...]], where: str, remedy: str = ""
+    ) -> None:
+        """Compare names and shapes of parameters with this model's.
+
+        Raises:
+            CheckpointError: they are of another architecture; the first differences are listed.
+        """
+        expected = {key: tuple(value.shape) for key, value in self.state_dict().items()}
+        differences = [f"{k} is missing" for k in expected if k not in shapes]
+        differences += [f"{shortened(k)} is not of this model" for k in shapes if k not in expected]
+        differences += [
+            f"{k} is {shapes[k]}, expected {expected[k]}"
+            for k in expected
+            if k in shapes and shapes[k] != expected[k]
+        ]
+        if differences:
+            raise CheckpointError(
+                f"{where}: weights of another architecture: {'; '.join(differences[:3])} "
+                f"({len(differences)} differences)" + (f"; {remedy}" if remedy else "")
+            )
+
+
+def checkpointed(function: Any, *inputs: Tensor | None) -> Any:
+    """Call a function, keeping its inputs alone for the backward pass, which calls it again."""
+    # Nothing is drawn inside, so no random state has to be restored.
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)

@@ -1,0 +1,41 @@
+"""A model of its configuration, whatever its kind."""
+
+from __future__ import annotations
+
+import torch
+
+from vdvae_repr.config import AnyModelConfig, ModelConfig, PixelCNNConfig
+from vdvae_repr.errors import ConfigError
+from vdvae_repr.model.base import ImageModel
+from vdvae_repr.model.pixelcnn import PixelCNN
+from vdvae_repr.model.vdvae import VDVAE
+
+MOST_PARAMETERS = 10**10
+_MODELS: dict[type, type] = {ModelConfig: VDVAE, PixelCNNConfig: PixelCNN}
+
+
+def build(config: AnyModelConfig, name: str) -> ImageModel:
+    """Return the model that a configuration describes, with its initial weights.
+
+    Raises:
+        ConfigError: a configuration that makes no model.
+    """
+    model: ImageModel = _MODELS[type(config)](config, name=name)
+    return model
+
+
+def on_meta(config: AnyModelConfig, name: str = "vdvae") -> ImageModel:
+    """Return a model whose parameters have shapes and take no memory.
+
+    Raises:
+        ConfigError: a configuration that makes no model, or one of more parameters than any machine holds.
+    """
+    with torch.device("meta"):
+        model = build(config, name)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if count > MOST_PARAMETERS:
+        raise ConfigError(
+            f"model: expected {MOST_PARAMETERS:,} parameters at most, found {count:,}; lower the widths or "
+            "the numbers of blocks"
+        )
+    return model
