@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vdvae_repr.data.open import open_source
     from vdvae_repr.data.source import Source
     from vdvae_repr.encoders.base import TorchEncoder
+    from vdvae_repr.encoders.export import export_model
     from vdvae_repr.encoders.load import load
     from vdvae_repr.heads.few_shot import NearestPrototype
     from vdvae_repr.heads.linear import LogisticProbe, Ridge, RidgeRegressor
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from vdvae_repr.latents.store import open_store as open
     from vdvae_repr.latents.transformer import LatentTransformer
     from vdvae_repr.model.pixelcnn import PixelCNN
+    from vdvae_repr.model.student import Student
     from vdvae_repr.model.vdvae import VDVAE
     from vdvae_repr.probing.report import Report
     from vdvae_repr.probing.similarity import compare
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
         OmniglotOneShot,
         probe,
     )
+    from vdvae_repr.training.distill import distill
     from vdvae_repr.training.evaluate import evaluate
     from vdvae_repr.training.trainer import train
 
@@ -84,6 +87,9 @@ _MODULES = {
     "PixelCNN": "model.pixelcnn",
     "PixelCNNConfig": "config",
     "evaluate": "training.evaluate",
+    "distill": "training.distill",
+    "export_model": "encoders.export",
+    "Student": "model.student",
     "extract": "latents.extract",
     "LatentStore": "latents.store",
     "LatentTransformer": "latents.transformer",
@@ -127,6 +133,7 @@ __all__ = [
     "Source",
     "Split",
     "StoreError",
+    "Student",
     "Task",
     "TaskError",
     "Terminated",
@@ -136,7 +143,9 @@ __all__ = [
     "VDVAEReprError",
     "WeightedNeighbors",
     "compare",
+    "distill",
     "evaluate",
+    "export_model",
     "extract",
     "import_latents",
     "load",
