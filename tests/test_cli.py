@@ -24,9 +24,10 @@ def test_public_names():
         "LogisticProbe", "ModelConfig", "NearestNeighbor", "NearestPrototype", "OmniglotOneShot",
         "PixelCNN", "PixelCNNConfig",
         "Problem", "Report", "Result", "Ridge", "RidgeRegressor", "SGDProbe", "Source", "Split", "StoreError",
-        "Task", "TaskError", "Terminated", "TorchEncoder", "TrainingError", "VDVAE",
-        "VDVAEReprError", "WeightedNeighbors", "compare", "evaluate", "extract", "import_latents",
-        "load", "open", "open_source", "plot", "probe", "train",
+        "Student", "StudentConfig", "Task", "TaskError", "Terminated", "TorchEncoder",
+        "TrainingError", "VDVAE",
+        "VDVAEReprError", "WeightedNeighbors", "compare", "distill", "evaluate", "export_model", "extract",
+        "import_latents", "load", "open", "open_source", "plot", "probe", "train",
     ]  # fmt: skip
     assert all(getattr(vr, name) is not None for name in vr.__all__)
 

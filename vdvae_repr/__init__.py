@@ -21,7 +21,7 @@ from vdvae_repr.errors import (
 )
 
 if TYPE_CHECKING:
-    from vdvae_repr.config import Config, ModelConfig, PixelCNNConfig
+    from vdvae_repr.config import Config, ModelConfig, PixelCNNConfig, StudentConfig
     from vdvae_repr.data.open import open_source
     from vdvae_repr.data.source import Source
     from vdvae_repr.encoders.base import TorchEncoder
@@ -86,6 +86,7 @@ _MODULES = {
     "ModelConfig": "config",
     "PixelCNN": "model.pixelcnn",
     "PixelCNNConfig": "config",
+    "StudentConfig": "config",
     "evaluate": "training.evaluate",
     "distill": "training.distill",
     "export_model": "encoders.export",
@@ -134,6 +135,7 @@ __all__ = [
     "Split",
     "StoreError",
     "Student",
+    "StudentConfig",
     "Task",
     "TaskError",
     "Terminated",
