@@ -42,9 +42,9 @@ def export_model(
     student the prediction. It is that of `model.posterior(images, layers)`, to rounding, in float32.
 
     The input `images` is uint8 (N, S, S, 3), any number of images of the model's size, red first: pixels as
-    they are in a file, neither shifted nor scaled. The outputs are float32 (N, C, R, R), two a layer, coarse to
-    fine, under its name: `8x8.0.mean`, `8x8.0.log_std`. Model, configuration, layers and the SHA-256 of the
-    weights stand in the file's metadata (of a `.pt2` in the extra file `vdvae-repr.json`).
+    they are in a file, neither shifted nor scaled. The outputs are float32 (N, C, R, R), two a layer, coarse
+    to fine, under its name: `8x8.0.mean`, `8x8.0.log_std`. Model, configuration, layers and the SHA-256 of
+    the weights stand in the file's metadata (of a `.pt2` in the extra file `vdvae-repr.json`).
 
     Args:
         model: loaded with `vr.load`.
