@@ -149,7 +149,7 @@ def test_a_teacher_by_path_is_known_to_the_run_and_another_is_refused(tiny, toml
     assert rows(run)[-1]["step"] == 4
     with pytest.raises(vr.TrainingError, match="another teacher_sha256"):
         vr.distill(other, photos, run, resume=True, steps=6)
-    with pytest.raises(vr.ConfigError, match="differs in model.layers"):
+    with pytest.raises(vr.ConfigError, match=r"differs in model\.layers"):
         vr.distill(file, photos, run, resume=True, layers="4x4")
 
 
