@@ -91,9 +91,8 @@ def distill(
     Example:
         >>> vr.distill("faces64", "photos/", "runs/student", steps=2000)  # doctest: +SKIP
     """
-    begun = resume and out is not None and (Path(out) / "config.toml").is_file()
-    if teacher is None and begun:
-        teacher = read_run(Path(cast(str, out))).options.teacher
+    if teacher is None and resume and out is not None and (Path(out) / "config.toml").is_file():
+        teacher = read_run(Path(out)).options.teacher
     if teacher is None:
         raise CheckpointError(
             "teacher: expected a VDVAE, or what loads it, as teacher='faces64', found none"
@@ -103,8 +102,10 @@ def distill(
     if not isinstance(model, VDVAE):
         raise CheckpointError(f"teacher: expected a VDVAE, found {model!r}; load a VDVAE")
     model = model.eval().requires_grad_(False)
+    folder = Path("runs") / (name or f"{model.name}-student") if out is None else Path(out)
+    begun = resume and (folder / "config.toml").is_file()
     if config is None:
-        config = Path(cast(str, out)) if begun else STUDENT
+        config = folder if begun else STUDENT
     tables, where, _ = read_given(config)
     if sections(tables)["model"] is not StudentConfig:
         raise ConfigError(
@@ -114,7 +115,7 @@ def distill(
     taught = {key: getattr(model.config, key) for key in TAUGHT}
     keys = taught if layers is None else taught | {"layers": ",".join(split_selector(layers))}
     plan = make_plan(
-        config, out, resume=resume, changed=changed, train_keys=train_keys, model_keys=keys,
+        config, folder, resume=resume, changed=changed, train_keys=train_keys, model_keys=keys,
         options={
             "name": name or (None if begun else f"{model.name}-student"), "crop": crop,
             "on_error": on_error, "precision": precision, "accumulate": accumulate, "log_with": log_with,
