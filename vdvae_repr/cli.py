@@ -793,7 +793,7 @@ def train(
         list[str] | None, typer.Option(help="Layers to probe; all if not given.")
     ] = None,
 ) -> None:
-    """Train a VDVAE or a PixelCNN; under torchrun, on many processes. Rerun with --resume after any stop.
+    """Train a VDVAE or a PixelCNN; torchrun divides it. Rerun with --resume after any stop.
 
     Example: vdvae-repr train faces64 --data photos/ --out runs/a --set train.steps=2000
     """
@@ -870,7 +870,7 @@ def distill(
         str | None, typer.Option(help="A tracker that accelerate knows, as tensorboard.")
     ] = None,
 ) -> None:
-    """Train a student that predicts a VDVAE's posterior in one pass. Rerun with --resume after any stop.
+    """Train a student to predict a VDVAE's posterior. Rerun with --resume after any stop.
 
     Example: vdvae-repr distill --teacher faces64 --data photos/ --out runs/student
     """
