@@ -1325,9 +1325,14 @@ def _load_vdvae(model: str, preset: str | None, device: str, download: bool) -> 
     """Load what only a VDVAE can do."""
     import vdvae_repr as vr
 
-    net = _load_generative(model, preset, device, download)
+    net = vr.load(model, preset=preset, device=device, download=download)
     if isinstance(net, vr.PixelCNN):
         raise TaskError(net.about_latents)
+    if not isinstance(net, vr.VDVAE):
+        raise TaskError(
+            f"{model}: expected a VDVAE, which gives images back; other encoders can be extracted, probed "
+            "and compared"
+        )
     return net
 
 
@@ -1340,7 +1345,7 @@ def _load_generative(
     net = vr.load(model, preset=preset, device=device, download=download)
     if not isinstance(net, vr.VDVAE | vr.PixelCNN):
         raise TaskError(
-            f"{model}: expected a VDVAE or a PixelCNN, which give images back; other encoders can be "
+            f"{model}: expected a VDVAE or a PixelCNN, which have a likelihood; other encoders can be "
             "extracted, probed and compared"
         )
     return net

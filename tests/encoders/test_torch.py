@@ -215,7 +215,7 @@ def test_a_network_that_is_no_encoder_is_refused_in_one_line(net, encoder, image
         vr.extract(net, images, tmp_path / "s.h5", layers="all")
     with pytest.raises(vr.CheckpointError, match=r"found str; load it with vr.load"):
         vr.extract("faces64", images, tmp_path / "s.h5", layers="all")
-    with pytest.raises(vr.TaskError, match="expected a VDVAE, found TorchEncoder: others have no"):
+    with pytest.raises(vr.TaskError, match="a PixelCNN, found TorchEncoder: others have no"):
         vr.evaluate(encoder, images)
 
 

@@ -73,6 +73,14 @@ def test_train_resume_load_evaluate_sample(toml, photos, tmp_path):
     assert (whole / "samples" / "step-00000008.png").is_file()
 
 
+def test_a_divided_batch_gives_the_same_run(toml, photos, tmp_path):
+    vr.train(toml, photos, tmp_path / "whole", steps=3)
+    vr.train(toml, photos, tmp_path / "r", steps=3, accumulate=2, recompute=[4, 8])
+    one, other = (load_file(tmp_path / f / "model.safetensors") for f in ("whole", "r"))
+    for key in one:
+        torch.testing.assert_close(other[key], one[key], atol=1e-6, rtol=1e-5)
+
+
 def test_a_run_starts_from_weights_of_its_own_kind(toml, photos, tmp_path):
     vr.train(toml, photos, tmp_path / "a", steps=1)
     vr.train(toml, photos, tmp_path / "b", steps=1, init_from=tmp_path / "a")

@@ -448,19 +448,18 @@ class _Window(Whole):
         top, left = MARGIN + self.at_row - conv.top, MARGIN - conv.left + (self.at_column or 0)
         outputs = self.size if self.at_column is None else 1
         part = image.narrow(2, top, conv.kernel[0]).narrow(3, left, outputs + conv.kernel[1] - 1)
-        return F.conv2d(part, self.weights[conv], conv.bias)
+        return self._computed(conv, part)
 
     def same(self, conv: ShiftedConv, x: Tensor, level: int) -> Tensor:
         """Return a convolution of stride 1, (N, O, 1, 1 or R)."""
-        part = x if conv.kernel == (1, 1) else self._input(conv, x, level)
-        return F.conv2d(part, self.weights[conv], conv.bias)
+        return self._computed(conv, x if conv.kernel == (1, 1) else self._input(conv, x, level))
 
     def shrink(self, conv: ShiftedConv, x: Tensor, level: int) -> Tensor | None:
         """Return a convolution of stride 2; None where no coarse row or column begins."""
         part = self._input(conv, x, level)
         if (self.at_row >> level) % 2 or ((self.at_column or 0) >> level) % 2:
             return None
-        return F.conv2d(part, self.weights[conv], conv.bias, (1, 2))
+        return self._computed(conv, part)
 
     def enlarge(self, enlarge: Enlarge, x: Tensor | None, level: int) -> Tensor:
         """Return what a coarse state is enlarged to; without one, the rest of the last."""
@@ -472,6 +471,13 @@ class _Window(Whole):
             rows[..., column : column + made.shape[3]] = made
         row = self.kept[enlarge].narrow(2, (self.at_row >> level) % 2, 1)
         return row.narrow(3, column, outputs)
+
+    def _computed(self, conv: ShiftedConv, part: Tensor) -> Tensor:
+        """Return a convolution of what it reads, as a product where it is one pixel: less overhead."""
+        weight = self.weights[conv]
+        if part.shape[2:] == weight.shape[2:]:
+            return F.linear(part.flatten(1), weight.flatten(1), conv.bias)[:, :, None, None]
+        return F.conv2d(part, weight, conv.bias, (1, conv.stride))
 
     def _input(self, conv: ShiftedConv, x: Tensor, level: int) -> Tensor:
         """Keep the input x (N, I, 1, w), and return what the convolution reads for w outputs."""
