@@ -24,9 +24,10 @@ def test_public_names():
         "LogisticProbe", "ModelConfig", "NearestNeighbor", "NearestPrototype", "OmniglotOneShot",
         "PixelCNN", "PixelCNNConfig",
         "Problem", "RSA", "Report", "Result", "Ridge", "RidgeRegressor", "SGDProbe", "Source", "Split",
-        "StoreError", "Task", "TaskError", "Terminated", "TorchEncoder", "TrainingError", "VDVAE",
-        "VDVAEReprError", "WeightedNeighbors", "brain", "compare", "evaluate", "extract", "import_latents",
-        "load", "open", "open_source", "plot", "probe", "train",
+        "StoreError", "Student", "StudentConfig", "Task", "TaskError", "Terminated", "TorchEncoder",
+        "TrainingError", "VDVAE", "VDVAEReprError", "WeightedNeighbors", "brain", "compare", "distill",
+        "evaluate", "export_model", "extract", "import_latents", "load", "open", "open_source", "plot",
+        "probe", "train",
     ]  # fmt: skip
     assert all(getattr(vr, name) is not None for name in vr.__all__)
 

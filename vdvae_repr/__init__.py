@@ -22,10 +22,11 @@ from vdvae_repr.errors import (
 
 if TYPE_CHECKING:
     from vdvae_repr import brain
-    from vdvae_repr.config import Config, ModelConfig, PixelCNNConfig
+    from vdvae_repr.config import Config, ModelConfig, PixelCNNConfig, StudentConfig
     from vdvae_repr.data.open import open_source
     from vdvae_repr.data.source import Source
     from vdvae_repr.encoders.base import TorchEncoder
+    from vdvae_repr.encoders.export import export_model
     from vdvae_repr.encoders.load import load
     from vdvae_repr.heads.few_shot import NearestPrototype
     from vdvae_repr.heads.linear import LogisticProbe, Ridge, RidgeRegressor
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from vdvae_repr.latents.store import open_store as open
     from vdvae_repr.latents.transformer import LatentTransformer
     from vdvae_repr.model.pixelcnn import PixelCNN
+    from vdvae_repr.model.student import Student
     from vdvae_repr.model.vdvae import VDVAE
     from vdvae_repr.probing.report import Report
     from vdvae_repr.probing.similarity import compare
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
         OmniglotOneShot,
         probe,
     )
+    from vdvae_repr.training.distill import distill
     from vdvae_repr.training.evaluate import evaluate
     from vdvae_repr.training.trainer import train
 
@@ -89,7 +92,11 @@ _MODULES = {
     "ModelConfig": "config",
     "PixelCNN": "model.pixelcnn",
     "PixelCNNConfig": "config",
+    "StudentConfig": "config",
     "evaluate": "training.evaluate",
+    "distill": "training.distill",
+    "export_model": "encoders.export",
+    "Student": "model.student",
     "extract": "latents.extract",
     "LatentStore": "latents.store",
     "LatentTransformer": "latents.transformer",
@@ -135,6 +142,8 @@ __all__ = [
     "Source",
     "Split",
     "StoreError",
+    "Student",
+    "StudentConfig",
     "Task",
     "TaskError",
     "Terminated",
@@ -145,7 +154,9 @@ __all__ = [
     "WeightedNeighbors",
     "brain",
     "compare",
+    "distill",
     "evaluate",
+    "export_model",
     "extract",
     "import_latents",
     "load",

@@ -57,7 +57,7 @@ class Grouped(TyperGroup):
         "Latents": ("extract", "probe", "compare", "report", "store"),
         "Images": ("decode", "sample"),
         "Brains": ("brain",),
-        "Models": ("train", "evaluate", "layers"),
+        "Models": ("train", "distill", "evaluate", "layers", "export"),
         "A first look": ("demo",),
     }
 
@@ -73,7 +73,7 @@ class LongHelp(TyperCommand):
 
     groups: ClassVar[dict[str, tuple[str, ...]]] = {
         "What is measured": ("task", "selection", "atlas", "head", "control", "beside", "drawn"),
-        "The model": ("model", "preset"),
+        "The model": ("model", "preset", "teacher", "config"),
         "The run": (
             "resume", "init_from", "override", "log_with", "probe_every", "probe_data", "probe_layer",
         ),
@@ -813,7 +813,7 @@ def train(
         list[str] | None, typer.Option(help="Layers to probe; all if not given.")
     ] = None,
 ) -> None:
-    """Train a VDVAE or a PixelCNN; under torchrun, on many processes. Rerun with --resume after any stop.
+    """Train a VDVAE or a PixelCNN; torchrun divides it. Rerun with --resume after any stop.
 
     Example: vdvae-repr train faces64 --data photos/ --out runs/a --set train.steps=2000
     """
@@ -837,6 +837,80 @@ def train(
         log_with=log_with, probe_every=probe_every, probe_layers=probe_layer or None,
         probe_data=_open(probe_data, data_root) if probe_data and data_root else probe_data,
         progress=log,
+    )  # fmt: skip
+    if _is_main_process():
+        _print(str(folder))
+
+
+@app.command(cls=LongHelp)
+def distill(
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="A VDVAE, as for sample; faces64, or what a resumed run learned from."),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(help="The student's: a preset's name or a TOML; student64 if not given."),
+    ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Layers of the teacher to predict; those of the configuration, if not given."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="What extract takes; toy-faces, or what a resumed run was trained on."),
+    ] = None,
+    rows: Rows = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder; runs/TEACHER-student if not given.")
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on from the newest checkpoint, with the run's own flags."
+        ),
+    ] = False,
+    override: Annotated[
+        list[str], typer.Option("--set", help="train.lr=1e-4, model.width=64")
+    ] = [],  # noqa: B006
+    crop: Crop = None,
+    on_error: OnError = None,
+    device: Device = "cpu",
+    precision: Annotated[
+        str | None, typer.Option(help="Of the student: fp32, if not given, or bf16 by autocast.")
+    ] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(min=1, help="Micro-batches a step and process; 1, if not given.")
+    ] = None,
+    num_workers: NumWorkers = None,
+    log_with: Annotated[
+        str | None, typer.Option(help="A tracker that accelerate knows, as tensorboard.")
+    ] = None,
+) -> None:
+    """Train a student to predict a VDVAE's posterior. Rerun with --resume after any stop.
+
+    Example: vdvae-repr distill --teacher faces64 --data photos/ --out runs/student
+    """
+    import vdvae_repr as vr
+    from vdvae_repr.encoders.download import released_file
+    from vdvae_repr.model.published import PREFIX
+
+    if not resume:  # the run that is resumed knows
+        data, teacher = data or "toy-faces", teacher or "faces64"
+    _refuse_without_data(data, rows=rows, data_root=data_root)
+    if download and teacher is not None and teacher.startswith(PREFIX):
+        released_file(teacher, download)
+    elsewhere = data_root is not None or download or rows is not None
+    folder = vr.distill(
+        teacher,
+        _open(data, data_root, download, rows) if data and elsewhere else data,
+        out, config=config, layers=layer or None, resume=resume, changed=override, crop=crop,
+        on_error=on_error, device=device, precision=precision, accumulate=accumulate,
+        num_workers=num_workers, log_with=log_with, progress=_log,
     )  # fmt: skip
     if _is_main_process():
         _print(str(folder))
@@ -935,6 +1009,28 @@ def layers(model: AnyModel = "faces64", preset: Preset = None, download: Downloa
     for spec in found:
         shape = "x".join(map(str, spec.shape))
         _print(f"{spec.index:5d}  {spec.name:{width}s}  {shape:12s}  {spec.num_dims}")
+
+
+@app.command("export")
+def export_network(
+    model: Annotated[
+        str,
+        typer.Argument(help="A VDVAE or a student: packaged name, run folder, .safetensors, ..."),
+    ],
+    out: Annotated[Path, typer.Option(help="A .onnx, or a .pt2 for torch.export.load.")],
+    layer: Layer = ["all"],  # noqa: B006
+    preset: Preset = None,
+    download: Download = False,
+) -> None:
+    """Write the network that reads layers of a VDVAE or a student, to run elsewhere (latents: store export).
+
+    Example: vdvae-repr export faces64 --layer "<=8x8" --out faces64.onnx
+    """
+    import vdvae_repr as vr
+
+    net = vr.load(model, preset=preset, download=download)
+    path = vr.export_model(net, out, layers=layer)  # type: ignore[arg-type]  # others are refused
+    _print(f"{path}: {_counted(path.stat().st_size, 'byte')}")
 
 
 @app.command()

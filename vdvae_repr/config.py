@@ -196,7 +196,47 @@ class PixelCNNConfig:
         return json.dumps(dataclasses.asdict(self), sort_keys=True, allow_nan=False)
 
 
-AnyModelConfig = ModelConfig | PixelCNNConfig
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudentConfig:
+    """Architecture of a student: a bottom-up network that predicts a VDVAE's posterior at chosen layers.
+
+    In a TOML it is the `[model]` table too, with `kind = "student"`. What is said to be the teacher's,
+    `distill` takes from the teacher.
+    """
+
+    kind: str = "student"
+    """Tells a `[model]` table from that of a VDVAE, which has no `kind`."""
+    image_size: int
+    """Side of the square image, pixels; the teacher's."""
+    width: int
+    """Channels at every resolution that `widths` does not name."""
+    zdim: int
+    """Latent channels of each of the teacher's layers."""
+    bottom_up: str
+    """Block string of the student: `32x2` two blocks at 32x32, `32d2` one that pools by 2."""
+    top_down: str
+    """The teacher's block string, which names its layers."""
+    layers: str = "all"
+    """Selector of the teacher's layers that are predicted, `<=16x16`."""
+    widths: str = ""
+    """Channels by resolution, `16:128,8:192`."""
+    bottleneck_multiple: float = 0.25
+    """Inner width of a block over its outer width."""
+    shift: float
+    """Added to a pixel of 0..255 before scaling; the teacher's."""
+    scale: float
+    """Multiplies the shifted pixel; the teacher's."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without building the model."""
+        raise_all(_problems_of_table(StudentConfig, dataclasses.asdict(self), "model"))
+
+    def to_json(self) -> str:
+        """Serialise to one line of JSON, keys sorted."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, allow_nan=False)
+
+
+AnyModelConfig = ModelConfig | PixelCNNConfig | StudentConfig
 """What a `[model]` table describes."""
 
 
@@ -221,6 +261,19 @@ def model_config_from_json(text: str) -> AnyModelConfig:
 def build_model_config(table: Mapping[str, Any]) -> AnyModelConfig:
     """Make a model's configuration of a table that has been checked."""
     return build_table(sections({"model": table})["model"], table)
+
+
+def expect_likelihood(tables: Mapping[str, Any]) -> None:
+    """Refuse the tables of a student, which is trained by its teacher and not by a likelihood.
+
+    Raises:
+        ConfigError: they are a student's.
+    """
+    if sections(tables)["model"] is StudentConfig:
+        raise ConfigError(
+            "model.kind: expected a VDVAE or a PixelCNN to train, found a student, which learns from a "
+            "teacher; use vr.distill, or vdvae-repr distill"
+        )
 
 
 def expect_vdvae(config: AnyModelConfig, where: str) -> ModelConfig:
@@ -293,7 +346,7 @@ class Config:
     def __post_init__(self) -> None:
         """Check types."""
         expected: dict[str, tuple[type, ...]] = {
-            "model": (ModelConfig, PixelCNNConfig),
+            "model": (ModelConfig, *KINDS.values()),
             "train": (TrainConfig, type(None)),
         }
         for section, classes in expected.items():
@@ -313,7 +366,7 @@ class Config:
         return "\n".join(lines) + "\n"
 
 
-Architecture = str | Path | Config | ModelConfig | PixelCNNConfig
+Architecture = str | Path | Config | AnyModelConfig
 """A preset's name, a TOML, a run folder, or a configuration."""
 
 
@@ -435,18 +488,20 @@ def problems(tables: Mapping[str, Any], may_lack: Collection[str] = ()) -> list[
             found += _problems_of_table(cls, table, section, may_lack)
     train = tables.get("train")
     warmup = train.get("kl_warmup_steps") if isinstance(train, Mapping) else 0
-    if warmup and known["model"] is PixelCNNConfig:
-        found.append(
-            "train.kl_warmup_steps: expected a VDVAE, found a PixelCNN, which has no KL; leave it out"
-        )
+    if warmup and known["model"] is not ModelConfig:
+        what = "a PixelCNN, which has no KL" if known["model"] is PixelCNNConfig else "a student"
+        found.append(f"train.kl_warmup_steps: expected a VDVAE, found {what}; leave it out")
     return found
 
 
 def sections(tables: Mapping[str, Any]) -> dict[str, type]:
     """Return what each table of a configuration describes; a VDVAE's `[model]` has no `kind`."""
     model = tables.get("model")
-    is_vdvae = not isinstance(model, Mapping) or "kind" not in model
-    return {"model": ModelConfig if is_vdvae else PixelCNNConfig, "train": TrainConfig}
+    if not isinstance(model, Mapping) or "kind" not in model:
+        return {"model": ModelConfig, "train": TrainConfig}
+    kind = model["kind"]
+    described = KINDS.get(kind, PixelCNNConfig) if isinstance(kind, str) else PixelCNNConfig
+    return {"model": described, "train": TrainConfig}
 
 
 def find_config(config: str | Path) -> Path:
@@ -555,9 +610,11 @@ _RANGES = {
     "train.keep_every": _Range(0),
     "train.seed": _Range(0),
 }
+KINDS: dict[str, type] = {"pixelcnn": PixelCNNConfig, "student": StudentConfig}
+"""What a `[model]` table describes, by its `kind`; one of a VDVAE has none."""
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "model.bits": (5, 8),
-    "model.kind": ("pixelcnn",),
+    "model.kind": tuple(KINDS),
     "model.unpool": ("nearest", "transposed"),
     "train.hold_back": ("images", "labels"),
 }

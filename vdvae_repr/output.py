@@ -75,9 +75,12 @@ FORMULA = (
     "\uff20",
 )  # the last four are wide ones
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-](inf|nan)", re.ASCII)
-CREATOR = {  # how a figure says who made it
+NETWORK = f"{MARK} network"  # who exported a network, in its metadata
+CREATOR = {  # how a figure, or an exported network, says who made it
     ".pdf": f"/Creator ({MARK})".encode(),
     ".svg": f"<dc:title>{MARK}</dc:title>".encode(),
+    ".onnx": NETWORK.encode(),
+    ".pt2": NETWORK.encode(),
 }
 HEADER_BYTES = 2**20  # of a table, at most
 
@@ -91,7 +94,7 @@ def version() -> str:
 
 
 def is_own(path: Path) -> bool:
-    """Return whether a figure, table, record or page (`.html`) was written by this package."""
+    """Return whether a figure, network, table, record or page (`.html`) was written by this package."""
     try:
         if path.suffix.lower() == ".png":
             with Image.open(path, formats=["PNG"]) as picture:

@@ -100,7 +100,7 @@ def test_the_average_warms_up(warmup, tiny):
 def test_published_presets_keep_the_published_average():
     recipes = {name: load_config(preset_path(name)).train for name in preset_names()}
     assert {name for name, recipe in recipes.items() if recipe.ema_warmup} == {
-        "faces64", "natural64", "pixelcnn_small",
+        "faces64", "natural64", "pixelcnn_small", "student64",
     }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from vdvae_repr.encoders.load import as_encoder
 from vdvae_repr.errors import TaskError
 from vdvae_repr.latents.extract import extract
 from vdvae_repr.model.pixelcnn import PixelCNN
+from vdvae_repr.model.student import Student
 from vdvae_repr.model.vdvae import VDVAE
 
 LEAST = 2  # images
@@ -55,7 +56,7 @@ class ImageScores:
 def score_images(
     decoded: Images,
     originals: Images,
-    encoder: Encoder | VDVAE | PixelCNN | None = None,
+    encoder: Encoder | VDVAE | PixelCNN | Student | None = None,
     layer: str | None = None,
 ) -> ImageScores:
     """Score decoded images against those that were seen, as brain-diffuser does, at the size they have.

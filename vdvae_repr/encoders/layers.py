@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vdvae_repr.config import MOST_HEADER, WEIGHTS_FOLDER, ModelConfig
+from vdvae_repr.config import (
+    MOST_HEADER,
+    WEIGHTS_FOLDER,
+    AnyModelConfig,
+    PixelCNNConfig,
+    model_config_from_json,
+)
 from vdvae_repr.errors import ConfigError
-from vdvae_repr.model.layers import LayerSpec, make_layer_specs
-from vdvae_repr.model.structure import parse_blocks
+from vdvae_repr.model.layers import LayerSpec, layers_of_config
 
 
 def layers_of(
@@ -22,15 +27,14 @@ def layers_of(
         CheckpointError: as `vr.load`.
     """
     config = None if preset else _config_of(model)
-    if config is not None:
-        blocks = parse_blocks(config.top_down, key="model.top_down")
-        return make_layer_specs(blocks, config.zdim)
+    if config is not None and not isinstance(config, PixelCNNConfig):
+        return layers_of_config(config)
     from vdvae_repr.encoders.load import as_encoder, load
 
     return as_encoder(load(model, preset=preset, download=download)).layers
 
 
-def _config_of(model: str) -> ModelConfig | None:
+def _config_of(model: str) -> AnyModelConfig | None:
     """Return the configuration in the header of a file of this package; None where there is none."""
     try:
         path = WEIGHTS_FOLDER / f"{model}.safetensors"
@@ -41,6 +45,6 @@ def _config_of(model: str) -> ModelConfig | None:
             if not 0 < length <= MOST_HEADER:
                 return None
             header = json.loads(file.read(length))
-        return ModelConfig.from_json(header["__metadata__"]["config"])
+        return model_config_from_json(header["__metadata__"]["config"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError, ConfigError):
         return None  # what is wrong with it is said where it is loaded

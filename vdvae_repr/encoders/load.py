@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from vdvae_repr.config import Architecture, ModelConfig
+from vdvae_repr.config import Architecture, ModelConfig, StudentConfig, model_config_from_json
 from vdvae_repr.encoders import facenet, timm
 from vdvae_repr.encoders.base import Encoder, TorchEncoder, known_encoder
 from vdvae_repr.encoders.download import released_file
+from vdvae_repr.encoders.student import StudentEncoder, random_student
 from vdvae_repr.encoders.vdvae import VDVAEEncoder, random_vdvae
 from vdvae_repr.errors import CheckpointError
 from vdvae_repr.model import published, weights
 from vdvae_repr.model.pixelcnn import PixelCNN
+from vdvae_repr.model.student import Student
 from vdvae_repr.model.vdvae import VDVAE
 
 
@@ -29,8 +31,8 @@ def load(
     compile: bool = False,
     cuda_graphs: bool = False,
     download: bool = False,
-) -> VDVAE | PixelCNN | TorchEncoder:
-    """Load a VDVAE, a PixelCNN or another encoder in eval mode, float32.
+) -> VDVAE | PixelCNN | Student | TorchEncoder:
+    """Load a VDVAE, a PixelCNN, a student or another encoder in eval mode, float32.
 
     Args:
         model: a packaged name ("faces64"); a run folder; a `.safetensors` of this package; a published
@@ -46,7 +48,7 @@ def load(
         download: fetch published weights that are not in the cache.
 
     Returns:
-        A `VDVAE` or a `PixelCNN`, or of timm and FaceNet a `TorchEncoder`.
+        A `VDVAE`, a `PixelCNN` or a `Student`, or of timm and FaceNet a `TorchEncoder`.
 
     Raises:
         CheckpointError: no such model; weights that are missing, damaged, of another architecture, not
@@ -82,7 +84,7 @@ def load(
     return encoder
 
 
-def as_encoder(model: VDVAE | PixelCNN | Encoder) -> Encoder:
+def as_encoder(model: VDVAE | PixelCNN | Student | Encoder) -> Encoder:
     """Return what reads a model: of a VDVAE its posterior's layers, of an encoder itself.
 
     Raises:
@@ -90,6 +92,8 @@ def as_encoder(model: VDVAE | PixelCNN | Encoder) -> Encoder:
     """
     if isinstance(model, VDVAE):
         return VDVAEEncoder(model)
+    if isinstance(model, Student):
+        return StudentEncoder(model)
     if isinstance(model, PixelCNN):
         raise CheckpointError(model.about_latents)
     if callable(getattr(model, "read", None)):
@@ -123,6 +127,9 @@ def random_twin(
     except (ValueError, TypeError, AttributeError, RecursionError):
         name = None
     if not isinstance(name, str):
+        described = model_config_from_json(config_json)
+        if isinstance(described, StudentConfig):
+            return random_student(described, seed)
         return random_vdvae(ModelConfig.from_json(config_json), seed)
     if name.startswith(timm.PREFIX):
         return timm.random_timm(name.removeprefix(timm.PREFIX), seed)

@@ -60,8 +60,10 @@ from vdvae_repr.latents.options import (
 from vdvae_repr.latents.overlap import Arrays, HostCopies, NoiseAhead
 from vdvae_repr.latents.pooling import pool_layer
 from vdvae_repr.latents.store import LatentStore
+from vdvae_repr.model.base import SavedModel
 from vdvae_repr.model.layers import LayerSpec, select_layers
 from vdvae_repr.model.noise import seeded_noise
+from vdvae_repr.model.student import Student
 from vdvae_repr.model.vdvae import VDVAE
 
 logger = logging.getLogger(__name__)
@@ -73,7 +75,7 @@ CHUNK = 8  # images, at most, that a worker reads in a row
 
 
 def extract(
-    model: VDVAE | Encoder,
+    model: VDVAE | Student | Encoder,
     data: str | Path | NDArray[np.uint8] | Source,
     out: str | Path,
     *options: Sampling | Frame | Storage | Compute,
@@ -122,7 +124,7 @@ def extract(
     notices: list[str] = []
     source = open_source(data, notice=notices.append)
     job = ExtractionJob.of(as_encoder(model), source, layers, features, chosen_options)
-    if isinstance(model, VDVAE) and (line := model.about_crop(chosen_options.frame.crop)):
+    if isinstance(model, SavedModel) and (line := model.about_crop(chosen_options.frame.crop)):
         notices.append(line)
     rank, processes = partition.join_processes()
     folder = parts_folder(out)
@@ -944,8 +946,11 @@ def _check_features(encoder: Encoder, features: Sequence[str], sampling: Samplin
     for feature in features:
         if feature not in encoder.features:
             raise LayerError(
-                f"unknown feature {feature!r}; the features are {', '.join(encoder.features)}"
+                f"{encoder.name}: unknown feature {feature!r}; the features are "
+                f"{', '.join(encoder.features)}"
             )
+    if "z" not in encoder.features and z != "mean":
+        raise LayerError(f'{encoder.name}: draws nothing; leave z="sample" out')
     if "z" in features and z == "mean":
         raise LayerError(
             'feature z repeats mean in a mean pass; ask for features="mean" or z="sample"'

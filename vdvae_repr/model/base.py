@@ -1,4 +1,4 @@
-"""What training and scoring ask of a model of images, whatever its kind: `ImageModel`."""
+"""What training, saving and loading ask of a model, `SavedModel`, and scoring too: `ImageModel`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vdvae_repr.config import AnyModelConfig, shortened
+from vdvae_repr.config import AnyModelConfig, ModelConfig, PixelCNNConfig, shortened
 from vdvae_repr.errors import CheckpointError
 from vdvae_repr.model.distributions import LayerPosterior, LogisticMixture, mixture_log_prob
 from vdvae_repr.model.layers import LayerSpec
@@ -38,8 +38,8 @@ class ELBO:
         return self.distortion + self.rate
 
 
-class ImageModel(nn.Module):
-    """A model of images that is trained, scored, sampled, saved and loaded: a VDVAE or a PixelCNN."""
+class SavedModel(nn.Module):
+    """What is trained, saved and loaded: a model of images, or a student of one."""
 
     config: AnyModelConfig
     name: str
@@ -58,51 +58,12 @@ class ImageModel(nn.Module):
     @property
     @abstractmethod
     def layers(self) -> tuple[LayerSpec, ...]:
-        """The stochastic layers, coarsest first; none of a model without latents."""
-
-    @property
-    @abstractmethod
-    def resolutions(self) -> tuple[int, ...]:
-        """Those that blocks work at, ascending."""
-
-    @property
-    @abstractmethod
-    def compilable(self) -> list[nn.Module]:
-        """The blocks that torch.compile takes one by one."""
-
-    @abstractmethod
-    def forward(self, images: Tensor, noise: NoiseFn, recompute: Collection[int] = ()) -> ELBO:
-        """Return the loss's terms of uint8 (N, 3, S, S) images under the draws given.
-
-        Blocks at the resolutions `recompute` keep their inputs alone for the backward pass.
-        """
-
-    @abstractmethod
-    def log_likelihood(
-        self, images: Tensor, noise: NoiseFn
-    ) -> tuple[Sequence[LayerPosterior], Tensor]:
-        """Return the layers read of uint8 (N, 3, S, S) images, and log p(x | z), (N,) float64, nats.
-
-        Without layers that is log p(x).
-        """
-
-    @abstractmethod
-    def progress_rows(self, images: NDArray[np.uint8]) -> list[tuple[str, NDArray[np.uint8]]]:
-        """Return what shows a model's state beside some images: rows as long, each with its label."""
-
-    @abstractmethod
-    def sample(self, count: int, temperature: float = 1.0, seed: int = 0) -> NDArray[np.uint8]:
-        """Draw images uint8 (count, S, S, 3)."""
+        """The stochastic layers, or those predicted, coarsest first; none of a model without latents."""
 
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
-
-    def distortion(self, parameters: Tensor, target: Tensor) -> Tensor:
-        """Return the negative log-likelihood (N,), nats an image, of targets under raw parameters."""
-        mixture = LogisticMixture.from_parameters(parameters)
-        return -mixture_log_prob(mixture, target, self.config.bits).sum(dim=(1, 2))
 
     def about_crop(self, crop: int | None) -> str:
         """Say which central square the model was trained on, where none is taken of images; else nothing."""
@@ -155,6 +116,51 @@ class ImageModel(nn.Module):
                 f"{where}: weights of another architecture: {'; '.join(differences[:3])} "
                 f"({len(differences)} differences)" + (f"; {remedy}" if remedy else "")
             )
+
+
+class ImageModel(SavedModel):
+    """A model of images that is scored and sampled too: a VDVAE or a PixelCNN."""
+
+    config: ModelConfig | PixelCNNConfig
+
+    @property
+    @abstractmethod
+    def resolutions(self) -> tuple[int, ...]:
+        """Those that blocks work at, ascending."""
+
+    @property
+    @abstractmethod
+    def compilable(self) -> list[nn.Module]:
+        """The blocks that torch.compile takes one by one."""
+
+    @abstractmethod
+    def forward(self, images: Tensor, noise: NoiseFn, recompute: Collection[int] = ()) -> ELBO:
+        """Return the loss's terms of uint8 (N, 3, S, S) images under the draws given.
+
+        Blocks at the resolutions `recompute` keep their inputs alone for the backward pass.
+        """
+
+    @abstractmethod
+    def log_likelihood(
+        self, images: Tensor, noise: NoiseFn
+    ) -> tuple[Sequence[LayerPosterior], Tensor]:
+        """Return the layers read of uint8 (N, 3, S, S) images, and log p(x | z), (N,) float64, nats.
+
+        Without layers that is log p(x).
+        """
+
+    @abstractmethod
+    def progress_rows(self, images: NDArray[np.uint8]) -> list[tuple[str, NDArray[np.uint8]]]:
+        """Return what shows a model's state beside some images: rows as long, each with its label."""
+
+    @abstractmethod
+    def sample(self, count: int, temperature: float = 1.0, seed: int = 0) -> NDArray[np.uint8]:
+        """Draw images uint8 (count, S, S, 3)."""
+
+    def distortion(self, parameters: Tensor, target: Tensor) -> Tensor:
+        """Return the negative log-likelihood (N,), nats an image, of targets under raw parameters."""
+        mixture = LogisticMixture.from_parameters(parameters)
+        return -mixture_log_prob(mixture, target, self.config.bits).sum(dim=(1, 2))
 
 
 def checkpointed(function: Any, *inputs: Tensor | None) -> Any:

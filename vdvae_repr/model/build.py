@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import torch
 
-from vdvae_repr.config import AnyModelConfig, ModelConfig, PixelCNNConfig
+from vdvae_repr.config import AnyModelConfig, ModelConfig, PixelCNNConfig, StudentConfig
 from vdvae_repr.errors import ConfigError
-from vdvae_repr.model.base import ImageModel
+from vdvae_repr.model.base import SavedModel
 from vdvae_repr.model.pixelcnn import PixelCNN
+from vdvae_repr.model.student import Student
 from vdvae_repr.model.vdvae import VDVAE
 
 MOST_PARAMETERS = 10**10
-_MODELS: dict[type, type] = {ModelConfig: VDVAE, PixelCNNConfig: PixelCNN}
+_MODELS: dict[type, type] = {ModelConfig: VDVAE, PixelCNNConfig: PixelCNN, StudentConfig: Student}
 
 
-def build(config: AnyModelConfig, name: str) -> ImageModel:
+def build(config: AnyModelConfig, name: str) -> SavedModel:
     """Return the model that a configuration describes, with its initial weights.
 
     Raises:
         ConfigError: a configuration that makes no model.
     """
-    model: ImageModel = _MODELS[type(config)](config, name=name)
+    model: SavedModel = _MODELS[type(config)](config, name=name)
     return model
 
 
-def on_meta(config: AnyModelConfig, name: str = "vdvae") -> ImageModel:
+def on_meta(config: AnyModelConfig, name: str = "vdvae") -> SavedModel:
     """Return a model whose parameters have shapes and take no memory.
 
     Raises:

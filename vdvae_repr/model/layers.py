@@ -13,8 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vdvae_repr.config import ModelConfig, StudentConfig
 from vdvae_repr.errors import LayerError
-from vdvae_repr.model.structure import BlockSpec
+from vdvae_repr.model.structure import BlockSpec, parse_blocks
 
 _RESOLUTION_NAME = re.compile(r"(\d+)x\1\.(\d+)")
 
@@ -77,6 +78,16 @@ def make_layer_specs(blocks: Sequence[BlockSpec], zdim: int) -> tuple[LayerSpec,
         counts[r] = n + 1
         specs.append(LayerSpec(index, f"{r}x{r}.{n}", r, (zdim, r, r)))
     return tuple(specs)
+
+
+def layers_of_config(config: ModelConfig | StudentConfig) -> tuple[LayerSpec, ...]:
+    """Return the layers of a VDVAE, or those of its teacher that a student predicts, coarsest first.
+
+    Raises:
+        ConfigError: a block string that cannot be read. LayerError: a selector that names no layer.
+    """
+    specs = make_layer_specs(parse_blocks(config.top_down, key="model.top_down"), config.zdim)
+    return select_layers(specs, config.layers) if isinstance(config, StudentConfig) else specs
 
 
 def select_layers(

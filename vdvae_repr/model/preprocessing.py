@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vdvae_repr.config import AnyModelConfig, hidden_by_mask
+from vdvae_repr.config import AnyModelConfig, ModelConfig, PixelCNNConfig, hidden_by_mask
 from vdvae_repr.errors import DataError, first_line
 from vdvae_repr.pixels import to_rgb
 
@@ -73,7 +73,7 @@ def to_input(images: Tensor, config: AnyModelConfig) -> Tensor:
     return (images.float() + config.shift) * config.scale
 
 
-def to_target(images: Tensor, config: AnyModelConfig) -> Tensor:
+def to_target(images: Tensor, config: ModelConfig | PixelCNNConfig) -> Tensor:
     """Return what the likelihood scores, float32 in [-1, 1]; floored to 5 bits where so configured."""
     pixels = images.float()
     if config.bits < 8:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vdvae_repr.config import MOST_CHANNELS, ModelConfig, shown
+from vdvae_repr.config import MOST_CHANNELS, ModelConfig, StudentConfig, shown
 from vdvae_repr.errors import ConfigError
 
 
@@ -78,21 +78,8 @@ def check_structure(config: ModelConfig) -> None:
     Raises:
         ConfigError: names the first block that does not fit, and what would.
     """
-    bottom_up = parse_blocks(config.bottom_up, key="model.bottom_up")
+    reached = check_bottom_up(config)
     top_down = parse_blocks(config.top_down, key="model.top_down")
-    resolution = config.image_size
-    reached = {resolution}
-    for spec in bottom_up:
-        if spec.resolution != resolution or spec.mixin is not None:
-            raise ConfigError(
-                f"model.bottom_up: expected a block at {resolution}, found {_item(spec)}"
-            )
-        if resolution % (spec.down_rate or 1):
-            raise ConfigError(
-                f"model.bottom_up: expected a rate that divides {resolution}, found {_item(spec)}"
-            )
-        resolution //= spec.down_rate or 1
-        reached.add(resolution)
     before: set[int] = set()
     for spec in top_down:
         if spec.resolution not in reached or spec.down_rate is not None:
@@ -110,6 +97,27 @@ def check_structure(config: ModelConfig) -> None:
         raise ConfigError(
             f"model.top_down must end at image_size {config.image_size}, found {top_down[-1].resolution}"
         )
+
+
+def check_bottom_up(config: ModelConfig | StudentConfig) -> set[int]:
+    """Return the resolutions that the bottom-up blocks reach; refuse blocks and widths that do not fit.
+
+    Raises:
+        ConfigError: names the first block that does not fit, and what would.
+    """
+    resolution = config.image_size
+    reached = {resolution}
+    for spec in parse_blocks(config.bottom_up, key="model.bottom_up"):
+        if spec.resolution != resolution or spec.mixin is not None:
+            raise ConfigError(
+                f"model.bottom_up: expected a block at {resolution}, found {_item(spec)}"
+            )
+        if resolution % (spec.down_rate or 1):
+            raise ConfigError(
+                f"model.bottom_up: expected a rate that divides {resolution}, found {_item(spec)}"
+            )
+        resolution //= spec.down_rate or 1
+        reached.add(resolution)
     named = parse_widths(config.widths)
     if named.get(config.image_size, config.width) != config.width:
         raise ConfigError(
@@ -122,6 +130,7 @@ def check_structure(config: ModelConfig) -> None:
             f"model.bottleneck_multiple: expected 1 channel at least inside each block, found "
             f"{narrowest} x {config.bottleneck_multiple}"
         )
+    return reached
 
 
 def _item(spec: BlockSpec) -> str:

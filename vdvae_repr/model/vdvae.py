@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdvae_repr.config import ModelConfig, hidden_by_mask, shown, whole_number
+from vdvae_repr.config import ModelConfig, StudentConfig, hidden_by_mask, shown, whole_number
 from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError, first_line
 from vdvae_repr.model.base import ELBO, ImageModel, checkpointed
 from vdvae_repr.model.blocks import (
@@ -96,7 +96,7 @@ class Posterior(Mapping[str, LayerPosterior]):
 class BottomUp(nn.Module):
     """The deterministic encoder: image to one activation a resolution."""
 
-    def __init__(self, config: ModelConfig, widths: Mapping[int, int]) -> None:
+    def __init__(self, config: ModelConfig | StudentConfig, widths: Mapping[int, int]) -> None:
         super().__init__()
         self.specs = parse_blocks(config.bottom_up, key="model.bottom_up")
         self.widths = widths

@@ -44,12 +44,13 @@ from vdvae_repr.config import (
     whole_number,
 )
 from vdvae_repr.errors import CheckpointError, ConfigError, first_line
-from vdvae_repr.model.base import ImageModel
+from vdvae_repr.model.base import SavedModel
 from vdvae_repr.model.build import build, on_meta
 from vdvae_repr.model.graphs import graph_inference
 from vdvae_repr.model.inference import compile_inference
 from vdvae_repr.model.pixelcnn import PixelCNN
 from vdvae_repr.model.published import from_published_names
+from vdvae_repr.model.student import Student
 from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.output import aside_of, replacing
 
@@ -75,8 +76,8 @@ def load(
     device: str | torch.device = "cpu",
     compile: bool = False,
     cuda_graphs: bool = False,
-) -> VDVAE | PixelCNN:
-    """Load a VDVAE or a PixelCNN in eval mode, float32.
+) -> VDVAE | PixelCNN | Student:
+    """Load a VDVAE, a PixelCNN or a student in eval mode, float32.
 
     Names and shapes of a file's tensors are compared with its architecture before memory is taken for any.
 
@@ -108,13 +109,13 @@ def load(
     else:
         net = _load_file(_find(model), preset)
     net = on_device(net, device).eval()
-    if (compile or cuda_graphs) and not net.layers:
-        raise ConfigError(f"{model}: compile and cuda_graphs are for VDVAEs, found a PixelCNN")
+    if (compile or cuda_graphs) and not isinstance(net, VDVAE):
+        raise ConfigError(f"{model}: compile and cuda_graphs are for VDVAEs, found {net!r}")
     if compile:
         compile_inference(net)
     if cuda_graphs:
         graph_inference(net)
-    return cast(VDVAE | PixelCNN, net)
+    return cast(VDVAE | PixelCNN | Student, net)
 
 
 def on_device(model: Model, device: str | torch.device) -> Model:
@@ -131,7 +132,7 @@ def on_device(model: Model, device: str | torch.device) -> Model:
         ) from error
 
 
-def random_weights(config: AnyModelConfig, name: str, seed: int) -> ImageModel:
+def random_weights(config: AnyModelConfig, name: str, seed: int) -> SavedModel:
     """Return a model with its initial weights, drawn from a seed.
 
     Raises:
@@ -144,7 +145,7 @@ def random_weights(config: AnyModelConfig, name: str, seed: int) -> ImageModel:
 
 
 def save(
-    model: ImageModel,
+    model: SavedModel,
     path: str | Path,
     *,
     record: Mapping[str, Any],
@@ -178,7 +179,7 @@ def write_tensors(
     path.chmod(mode)
 
 
-def weights_sha256(model: ImageModel) -> str:
+def weights_sha256(model: SavedModel) -> str:
     """Return the SHA-256 of config and float32 parameters: the identity of a model."""
     return hash_weights(model.config.to_json(), model.state_dict())
 
@@ -257,7 +258,7 @@ class _WeightsFile:
         return cls(path, shapes, lambda: {k: v for k, v in read().items() if k != count}, metadata)
 
 
-def _load_file(path: Path, preset: Architecture | None) -> ImageModel:
+def _load_file(path: Path, preset: Architecture | None) -> SavedModel:
     file = _WeightsFile.open(path)
     rename = _published_renaming(file.shapes)
     if len(set(rename.values())) < len(rename):

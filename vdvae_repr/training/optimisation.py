@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vdvae_repr.config import TrainConfig
 from vdvae_repr.errors import CheckpointError
-from vdvae_repr.model.base import ImageModel
+from vdvae_repr.model.base import SavedModel
 
 
 class Optimisation:
@@ -28,7 +28,7 @@ class Optimisation:
     """
 
     def __init__(
-        self, model: ImageModel, recipe: TrainConfig, *, average_warmup: bool = False
+        self, model: SavedModel, recipe: TrainConfig, *, average_warmup: bool = False
     ) -> None:
         self.model = model
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
@@ -63,7 +63,7 @@ class Optimisation:
         return min(self.recipe.ema_rate, most)
 
     @contextmanager
-    def average_as_weights(self) -> Iterator[ImageModel]:
+    def average_as_weights(self) -> Iterator[SavedModel]:
         """Lend the average's module with the weights in it, so that these are scored by the same code."""
         averages = list(self.average.parameters())
         kept = [parameter.data for parameter in averages]

@@ -61,6 +61,9 @@ class RunOptions:
     probe_data: str | dict[str, Any] | None = None
     probe_layers: str | Sequence[str] = "all"
     init_from: str | None = None
+    teacher: str | None = None
+    """Of a student, what loads its teacher; None of one that was in memory."""
+    teacher_sha256: str | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without a model."""
@@ -90,6 +93,7 @@ UNCHANGED = (
     "precision",
     "on_error",
     "init_from",
+    "teacher_sha256",
 )  # options that a resumed run cannot change
 
 
@@ -160,6 +164,7 @@ def make_plan(
     changed: Sequence[str],
     train_keys: Mapping[str, Any],
     options: Mapping[str, Any],
+    model_keys: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Return what a run is to do, new or resumed.
 
@@ -171,12 +176,13 @@ def make_plan(
             whose value may differ from that of the run that is resumed.
         train_keys: values of the [train] table, by key.
         options: those of `RunOptions`; None where one was not given.
+        model_keys: values of the [model] table, by key.
 
     Raises:
         ConfigError: mistakes, all in one message; or a value that contradicts the run that is resumed.
         TrainingError: an option that does.
     """
-    given, where, name = _read(config)
+    given, where, name = read_given(config)
     given_options = {key: value for key, value in options.items() if value is not None}
     folder = None if isinstance(config, Config) else _run_folder(config)
     if not isinstance(changed, Sequence) or not all(isinstance(item, str) for item in changed):
@@ -186,6 +192,7 @@ def make_plan(
     named = [item for item in changed if "=" not in item and isinstance(config, Config)]
     values = parse_overrides([item for item in changed if item not in named])
     values |= {f"train.{key}": value for key, value in train_keys.items()}
+    values |= {f"model.{key}": value for key, value in (model_keys or {}).items()}
     preset_values = {}
     for key, value in values.items():
         section, _, word = key.partition(".")
@@ -285,7 +292,7 @@ def _refuse_other_options(kept: Plan, given: Mapping[str, Any]) -> None:
             )
 
 
-def _read(config: Config | str | Path) -> tuple[Tables, str, str]:
+def read_given(config: Config | str | Path) -> tuple[Tables, str, str]:
     """Return a configuration's tables, where they are from, and a model's name."""
     if isinstance(config, Config):
         tables = {"model": asdict(config.model)}

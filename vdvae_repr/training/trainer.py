@@ -22,7 +22,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vdvae_repr.config import AnyModelConfig, Config, TrainConfig, shown, whole_number
+from vdvae_repr.config import (
+    AnyModelConfig,
+    Config,
+    TrainConfig,
+    expect_likelihood,
+    shown,
+    whole_number,
+)
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source, warn
 from vdvae_repr.data.source import Preprocessing, Source, read_images
@@ -58,6 +65,7 @@ from vdvae_repr.training.draws import (
     ordered,
     split_indices,
 )
+from vdvae_repr.training.objective import Likelihood, Objective
 from vdvae_repr.training.optimisation import Optimisation
 from vdvae_repr.training.plan import Plan, RunOptions, make_plan
 from vdvae_repr.training.reading import (
@@ -68,7 +76,7 @@ from vdvae_repr.training.reading import (
     reopened,
     unreadable,
 )
-from vdvae_repr.training.watch import Probe, Watch, named_terms
+from vdvae_repr.training.watch import Probe, Watch
 
 SKIPS_IN_A_ROW = 50
 STOPPING = (signal.SIGTERM, signal.SIGINT)
@@ -158,8 +166,6 @@ def train(
     labelled = None
     if probe_data is not None:
         labelled = open_source(probe_data, notice=notices.append)
-    if num_workers is not None:
-        whole_number("num_workers", num_workers, 1)
     plan = make_plan(
         config, out, resume=resume, changed=changed, train_keys=train_keys,
         options={
@@ -167,14 +173,48 @@ def train(
             "accumulate": accumulate, "compile": compile, "channels_last": channels_last,
             "recompute": recompute, "log_with": log_with, "probe_every": probe_every,
             "probe_data": None if labelled is None else labelled.opened, "probe_layers": probe_layers,
-            "init_from": _place(init_from),
+            "init_from": None if init_from is None else place_of("init_from", init_from),
         },
     )  # fmt: skip
+    expect_likelihood(plan.tables)
     for key, value in (("probe_data", probe_data), ("probe_layers", probe_layers)):
         if value is not None and not plan.options.probe_every:
             raise ConfigError(
                 f"{key}: expected probe_every=1000, or another number, with it, found 0"
             )
+    return run_plan(
+        plan, Likelihood(), data, labelled, resume=resume, device=device, num_workers=num_workers,
+        notices=notices, progress=progress,
+    )  # fmt: skip
+
+
+def run_plan(
+    plan: Plan,
+    objective: Objective,
+    data: str | Path | Source | NDArray[np.uint8] | None,
+    labelled: Source | None = None,
+    *,
+    resume: bool,
+    device: str,
+    num_workers: int | None,
+    notices: Sequence[str],
+    progress: Callable[[str], None] | None,
+) -> Path:
+    """Train as a plan says by an objective, as `train` does; returns the run folder.
+
+    Args:
+        plan: made by `make_plan`.
+        objective: what is minimised.
+        data: what the model is trained on.
+        labelled: what it is probed with.
+        resume: go on from the newest checkpoint.
+        device: "cpu", "cuda".
+        num_workers: threads that read batches ahead.
+        notices: lines to be said first.
+        progress: as of `train`.
+    """
+    if num_workers is not None:
+        whole_number("num_workers", num_workers, 1)
     accelerator = _accelerator(device, plan.options.log_with, plan.out)
     main = accelerator.is_main_process  # which alone says anything
     say = (progress or warn) if main else lambda line: None
@@ -183,13 +223,14 @@ def train(
         say(line)
     with _alone(plan.out) if main else nullcontext():
         return _train(
-            plan, accelerator, data, labelled, resume=resume,
+            plan, objective, accelerator, data, labelled, resume=resume,
             workers=check_workers(num_workers), say=say, progress=progress,
         )  # fmt: skip
 
 
 def _train(
     plan: Plan,
+    objective: Objective,
     accelerator: Accelerator,
     data: str | Path | Source | NDArray[np.uint8] | None,
     labelled: Source | None,
@@ -252,10 +293,10 @@ def _train(
     model = build(config.model, options.name).to(accelerator.device)
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    if unknown := set(options.recompute) - set(model.resolutions):
-        there = list(model.resolutions)
+    there = model.resolutions if isinstance(model, ImageModel) else ()
+    if unknown := set(options.recompute) - set(there):
         raise ConfigError(
-            f"recompute: the model has no layers at {sorted(unknown)}; it has some at {there}"
+            f"recompute: the model has no layers at {sorted(unknown)}; it has some at {list(there)}"
         )
     if options.probe_every and not model.layers:
         raise ConfigError(
@@ -279,7 +320,7 @@ def _train(
             raise ConfigError(
                 f"{init_from} is at step {optimisation.step}, and train.steps is {recipe.steps}; raise that"
             )
-    if options.compile:
+    if options.compile and isinstance(model, ImageModel):
         compile_blocks(model)
     probe = None
     if options.probe_every:
@@ -295,14 +336,14 @@ def _train(
         probe = Probe.of(options.probe_every, labelled or source, among, layers, recipe.seed)
     watch = Watch(
         out=out, config=config, recipe=recipe, accelerator=accelerator, optimisation=optimisation,
-        plan=plan, source=source, preprocessing=preprocessing, held=held.tolist(), probe=probe,
-        batch_size=min(16, share), progress=progress,
+        objective=objective, plan=plan, source=source, preprocessing=preprocessing, held=held.tolist(),
+        probe=probe, batch_size=min(16, share), progress=progress,
     )  # fmt: skip
     run = _Run(
         config=config, recipe=recipe, options=options, out=out, accelerator=accelerator,
-        optimisation=optimisation, watch=watch, source=source, preprocessing=preprocessing,
-        identity=identity, trained=trained, workers=workers, share=share, images_seen=images_seen,
-        begun_at=begun_at, say=say,
+        optimisation=optimisation, objective=objective, watch=watch, source=source,
+        preprocessing=preprocessing, identity=identity, trained=trained, workers=workers, share=share,
+        images_seen=images_seen, begun_at=begun_at, say=say,
     )  # fmt: skip
     watch.open(optimisation.step)
     try:
@@ -328,6 +369,7 @@ class _Run:
     out: Path
     accelerator: Accelerator
     optimisation: Optimisation
+    objective: Objective
     watch: Watch
     source: Source
     preprocessing: Preprocessing
@@ -350,7 +392,6 @@ class _Run:
         """Update on one batch after the other; numbers that no update depends on are read when logged."""
         recipe, optimisation, watch = self.recipe, self.optimisation, self.watch
         model = self.accelerator.prepare_model(optimisation.model)
-        dims = 3 * self.config.model.image_size**2
         recent: list[Tensor] = []
         skips = 0
         seconds = waited = 0.0
@@ -380,7 +421,7 @@ class _Run:
             if logging or skips == SKIPS_IN_A_ROW:
                 row: dict[str, Any] = {"step": step, "images_seen": self.images_seen}
                 if recent:
-                    row |= named_terms(self.mean(recent), optimisation.model.layers, dims)
+                    row |= self.objective.named(self.mean(recent), optimisation.model)
                 row["gradient_norm"] = norm if math.isfinite(norm) else None
                 row["skipped"] = optimisation.skipped
                 row["learning_rate"] = optimisation.learning_rate
@@ -435,7 +476,7 @@ class _Run:
     def forward_backward(self, model: Any, batch: tuple[Tensor, slice]) -> Tensor:
         """Leave the joint batch's gradient in the parameters; returns the mean terms of this process's share.
 
-        Those, distortion and KL by layer, (1 + layers,) nats an image, stay on the device.
+        Those, (K,) nats an image, stay on the device.
         """
         images, mine = batch
         device, step = self.accelerator.device, self.optimisation.step
@@ -450,11 +491,15 @@ class _Run:
                 with torch.autocast(
                     device.type, torch.bfloat16, enabled=self.options.precision == "bf16"
                 ):
-                    elbo = model(images[start : start + self.share], noise, self.options.recompute)
-                weighted = elbo.distortion + self.optimisation.rate_weight * elbo.rate
-                loss = weighted.mean() / dims / self.options.accumulate
+                    losses, parts = self.objective.terms(
+                        model,
+                        images[start : start + self.share],
+                        noise,
+                        rate_weight=self.optimisation.rate_weight,
+                        recompute=self.options.recompute,
+                    )
+                loss = losses.mean() / dims / self.options.accumulate
                 loss.backward()
-            parts = torch.cat([elbo.distortion[:, None], elbo.kl], dim=1)
             terms.append(parts.detach().mean(dim=0) / self.options.accumulate)
         return torch.stack(terms).sum(dim=0)
 
@@ -491,7 +536,7 @@ class _Run:
                 f"({self.recipe.skip_threshold:g}) or lower train.lr ({self.recipe.lr:g})"
             )
         for key, model in (("held_back", "average"), ("held_back_weights", "weights")):
-            if row.get(f"{key}_bits_per_dim", 0.0) is None:
+            if row.get(f"{key}_{self.objective.total}", 0.0) is None:
                 return (
                     f"nothing was learned: the {model}'s score of the images held back is not finite; lower "
                     f"train.lr ({self.recipe.lr:g}) or look at the data"
@@ -529,6 +574,7 @@ class _Run:
                 "version": version(),
                 "images": len(self.trained),
                 "images_held_back": len(self.watch.held),
+                **self.objective.record,
                 **row,
             }
             # The model first: a run that is killed between the two goes on from the checkpoint before, and
@@ -610,21 +656,23 @@ def _alone(out: Path) -> Iterator[None]:
         yield
 
 
-def _place(init_from: str | Path | None) -> str | None:
-    """Return weights to start from as a run folder keeps them: a file or a folder by its whole path.
+def place_of(key: str, weights: str | Path) -> str:
+    """Return weights as a run folder keeps them: a file or a folder by its whole path.
+
+    Args:
+        key: the parameter's name, in messages.
+        weights: a name or a path.
 
     Raises:
         CheckpointError: no name and no path.
     """
-    if init_from is None:
-        return None
-    if not isinstance(init_from, str | os.PathLike) or not str(init_from).strip():
-        raise CheckpointError(f"init_from: expected a name or a file, found {shown(init_from)}")
-    if isinstance(init_from, str) and not (
-        init_from not in packaged_names() and Path(init_from).exists()
+    if not isinstance(weights, str | os.PathLike) or not str(weights).strip():
+        raise CheckpointError(f"{key}: expected a name or a file, found {shown(weights)}")
+    if isinstance(weights, str) and not (
+        weights not in packaged_names() and Path(weights).exists()
     ):
-        return init_from
-    return str(Path(init_from).resolve())
+        return weights
+    return str(Path(weights).resolve())
 
 
 def _find_checkpoint(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,11 +19,11 @@ from vdvae_repr.config import Config, TrainConfig
 from vdvae_repr.data.sheet import save_sheet
 from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.errors import DataError, TaskError, TrainingError
-from vdvae_repr.model.base import ImageModel
+from vdvae_repr.model.base import SavedModel
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.output import write_text
-from vdvae_repr.training.evaluate import score
+from vdvae_repr.training.objective import Objective
 from vdvae_repr.training.optimisation import Optimisation
 from vdvae_repr.training.plan import Plan
 from vdvae_repr.training.sealed import sealed_toml
@@ -107,6 +106,7 @@ class Watch:
     recipe: TrainConfig
     accelerator: Accelerator
     optimisation: Optimisation
+    objective: Objective
     plan: Plan
     source: Source
     preprocessing: Preprocessing
@@ -118,7 +118,7 @@ class Watch:
     progress: Callable[[str], None]
 
     @property
-    def average(self) -> ImageModel:
+    def average(self) -> SavedModel:
         """The moving average of the weights."""
         return self.optimisation.average
 
@@ -168,16 +168,17 @@ class Watch:
 
     def evaluate(self, step: int) -> dict[str, Any]:
         """Score the average and the weights on held-back images, 512 at most; write a sample sheet."""
+        total = self.objective.total
         row = self._score("held_back", self.average)
         with self.optimisation.average_as_weights() as weights:
             scored = self._score("held_back_weights", weights)
-        if self.accelerator.is_main_process and row["held_back_bits_per_dim"] is not None:
+        if self.accelerator.is_main_process and row[f"held_back_{total}"] is not None:
             self._samples(step)
-        key = "held_back_weights_bits_per_dim"
+        key = f"held_back_weights_{total}"
         return row | {key: scored[key], "held_back_images": len(self.held[:WATCHED])}
 
-    def _score(self, prefix: str, model: ImageModel) -> dict[str, Any]:
-        scores = score(
+    def _score(self, prefix: str, model: SavedModel) -> dict[str, Any]:
+        terms = self.objective.score(
             model,
             self.source,
             self.preprocessing,
@@ -185,20 +186,19 @@ class Watch:
             batch_size=self.batch_size,
             seed=self.recipe.seed,
         )
-        terms = torch.cat([scores.distortion[:, None], scores.kl], dim=1).mean(dim=0)
-        row = named_terms(terms, model.layers, 3 * self.config.model.image_size**2)
+        row = self.objective.named(terms, model)
         return {f"{prefix}_{key}": value for key, value in row.items()}
 
     def behind(self, row: Mapping[str, Any]) -> str | None:
         """Return a line where the average, which is what is saved, scores clearly worse than the weights."""
-        average = row.get("held_back_bits_per_dim")
-        weights = row.get("held_back_weights_bits_per_dim")
+        average = row.get(f"held_back_{self.objective.total}")
+        weights = row.get(f"held_back_weights_{self.objective.total}")
         if average is None or weights is None or average - weights <= DIFFERENT * weights:
             return None
         return (
-            f"the model saved, the average, scores {_bits(average)} bits/dim on the images held back, "
-            f"the weights {_bits(weights)}; train longer, or with train.ema_warmup = true or a lower "
-            "train.ema_rate"
+            f"the model saved, the average, scores {_rounded(average)} {self.objective.unit} on the images "
+            f"held back, the weights {_rounded(weights)}; train longer, or with train.ema_warmup = true or "
+            "a lower train.ema_rate"
         )
 
     def probe_layers(self) -> dict[str, Any]:
@@ -219,13 +219,14 @@ class Watch:
             numbers = {k: v for k, v in _flat(row) if isinstance(v, int | float)}
             self.accelerator.log(numbers, step=step)
         line = f"step {step}/{steps}"
-        if "bits_per_dim" in row:
-            line += f"  {_bits(row['bits_per_dim'])} bits/dim"
-        if "held_back_bits_per_dim" in row:
-            average, weights = row["held_back_bits_per_dim"], row["held_back_weights_bits_per_dim"]
-            line += f"  {_bits(average)} held back"
+        total = self.objective.total
+        if total in row:
+            line += f"  {_rounded(row[total])} {self.objective.unit}"
+        if f"held_back_{total}" in row:
+            average, weights = row[f"held_back_{total}"], row[f"held_back_weights_{total}"]
+            line += f"  {_rounded(average)} held back"
             if None in (average, weights) or abs(average - weights) > DIFFERENT * weights:
-                line += f" (the average; the weights {_bits(weights)})"
+                line += f" (the average; the weights {_rounded(weights)})"
         if "probe_accuracy" in row:
             best = max(row["probe_accuracy"], key=row["probe_accuracy"].get)
             line += f"  probe {row['probe_accuracy'][best]:.3f} at {best}"
@@ -240,9 +241,11 @@ class Watch:
         average, count = self.average, min(8, len(self.held))
         images = read_images(self.source, self.preprocessing, self.held[:count])
         rows, labels = [images], ["held back"]
-        for label, row in average.progress_rows(images):
+        for label, row in self.objective.progress_rows(average, images):
             rows.append(row)
             labels.append(label)
+        if len(rows) == 1:
+            return
         folder = self.out / "samples"
         folder.mkdir(exist_ok=True)
         path = folder / f"step-{step:08d}.png"
@@ -254,25 +257,7 @@ class Watch:
             raise
 
 
-def named_terms(terms: Tensor, layers: Sequence[LayerSpec], dims: int) -> dict[str, Any]:
-    """Name a vector of mean distortion and KL by layer, nats an image, for the log; None if not finite."""
-    distortion, *kl = terms.tolist()
-    rate = sum(kl, 0.0)
-    return {
-        "bits_per_dim": _finite((distortion + rate) / (math.log(2) * dims)),
-        "distortion_nats": _finite(distortion),
-        "rate_nats": _finite(rate),
-        "kl_nats": {
-            spec.name: _finite(round(value, 4)) for spec, value in zip(layers, kl, strict=True)
-        },
-    }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _bits(value: float | None) -> str:
+def _rounded(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.3f}"
 
 

@@ -1,0 +1,78 @@
+"""A student as an encoder: its layers are those of its teacher that it predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vdvae_repr.config import StudentConfig
+from vdvae_repr.data.source import Preprocessing
+from vdvae_repr.encoders.base import ImageTransform, Reading
+from vdvae_repr.model.layers import LayerSpec
+from vdvae_repr.model.noise import NoiseFn
+from vdvae_repr.model.precision import Precision
+from vdvae_repr.model.student import Student
+from vdvae_repr.model.weights import random_weights, weights_sha256
+
+
+class StudentEncoder:
+    """Reads what a student predicts of its teacher's posterior; nothing is drawn, and there is no KL."""
+
+    features = ("mean", "log_std")
+    preprocessing: ImageTransform
+
+    def __init__(self, model: Student) -> None:
+        self.model, self.name, self.layers = model, model.name, model.layers
+        self.image_size = self.stored_side = model.config.image_size
+        self.preprocessing = Preprocessing(size=self.image_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.model.device
+
+    def identity(self) -> dict[str, str]:
+        """Return the store's attributes `model`, `config` (JSON) and `weights_sha256`."""
+        return {
+            "model": self.name,
+            "config": self.model.config.to_json(),
+            "weights_sha256": weights_sha256(self.model),
+        }
+
+    def shape(self, spec: LayerSpec, feature: str) -> tuple[int, ...]:
+        """Return the shape of one image's feature, (C, R, R)."""
+        return spec.shape
+
+    def read(
+        self,
+        pixels: NDArray[np.uint8] | Tensor,
+        layers: Sequence[LayerSpec],
+        features: Sequence[str],
+        *,
+        noise: NoiseFn | None = None,
+        precision: Precision = "fp32",
+    ) -> Reading:
+        """Read the means and log standard deviations predicted."""
+        predicted = self.model.posterior(
+            pixels, [spec.name for spec in layers], precision=precision
+        )
+        values = {
+            (spec.name, feature): getattr(predicted[spec.name], feature)
+            for spec in layers
+            for feature in features
+        }
+        return Reading(values)
+
+    def reinitialised(self, seed: int) -> StudentEncoder:
+        """Return the same architecture with its initial weights, drawn from a seed."""
+        return random_student(self.model.config, seed)
+
+
+def random_student(config: StudentConfig, seed: int) -> StudentEncoder:
+    """Return a student with its initial weights, drawn from a seed."""
+    return StudentEncoder(cast(Student, random_weights(config, "student", seed).eval()))

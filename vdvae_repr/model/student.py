@@ -1,0 +1,158 @@
+"""A student: a bottom-up network that predicts a VDVAE's posterior, layer by layer, in one cheap pass.
+
+Shapes: N images, C latent channels, S the side of an image, R that of a layer's grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from vdvae_repr.config import StudentConfig
+from vdvae_repr.errors import ConfigError, LayerError
+from vdvae_repr.model.base import SavedModel
+from vdvae_repr.model.blocks import Block, Widths
+from vdvae_repr.model.layers import LayerSpec, layers_of_config, select_layers
+from vdvae_repr.model.precision import Precision, arithmetic
+from vdvae_repr.model.preprocessing import as_image_tensor, to_input
+from vdvae_repr.model.structure import check_bottom_up, parse_widths
+from vdvae_repr.model.vdvae import VDVAE, BottomUp
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedPosterior:
+    """What a student says of one layer of its teacher, each (N, C, R, R) float32."""
+
+    mean: Tensor
+    log_std: Tensor
+
+
+class Prediction(Mapping[str, PredictedPosterior]):
+    """A student's prediction of a batch by layer name, coarsest first."""
+
+    def __init__(self, layers: dict[str, PredictedPosterior]) -> None:
+        self._layers = layers
+
+    def __getitem__(self, name: str) -> PredictedPosterior:
+        """Return one layer; an unknown name lists those read."""
+        if name not in self._layers:
+            raise LayerError(f"layer {name!r} was not read; read are {', '.join(self._layers)}")
+        return self._layers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over layer names, coarsest first."""
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        """Return the number of layers read."""
+        return len(self._layers)
+
+
+class Student(SavedModel):
+    """Predicts a VDVAE's posterior at chosen layers; `vr.distill` trains one, `vr.load` loads it.
+
+    Its layers have the names and the indices that they have in the teacher.
+    """
+
+    config: StudentConfig
+
+    def __init__(self, config: StudentConfig, *, name: str = "student") -> None:
+        super().__init__(config, name)
+        if not isinstance(config, StudentConfig):
+            raise ConfigError(
+                f"config: expected a StudentConfig, found {type(config).__name__}; vr.load takes names"
+            )
+        reached = check_bottom_up(config)  # before anything is built
+        try:
+            self._layers = layers_of_config(config)
+        except LayerError as error:
+            raise ConfigError(f"model.layers: {error}") from error
+        for spec in self._layers:
+            if spec.resolution not in reached:
+                raise ConfigError(
+                    f"model.bottom_up: never reaches {spec.name}, which model.layers names; it reaches "
+                    f"{sorted(reached)}"
+                )
+        widths = Widths(config.width, parse_widths(config.widths))
+        self.bottom_up = BottomUp(config, widths)
+        self.heads = nn.ModuleList()
+        for spec in self._layers:
+            width = widths[spec.resolution]
+            middle = int(width * config.bottleneck_multiple)
+            self.heads.append(Block(width, middle, 2 * config.zdim, spec.resolution))
+
+    @property
+    def layers(self) -> tuple[LayerSpec, ...]:
+        """The teacher's layers that are predicted, coarsest first."""
+        return self._layers
+
+    def forward(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return mean and log standard deviation of every layer of uint8 (N, 3, S, S) images."""
+        return self.predict(to_input(images, self.config), self.layers)
+
+    def predict(self, x: Tensor, layers: Sequence[LayerSpec]) -> list[tuple[Tensor, Tensor]]:
+        """Return mean and log standard deviation of some layers of normalised (N, 3, S, S) inputs."""
+        activations = self.bottom_up(x)
+        activated = {r: F.gelu(activations[r]) for r in {spec.resolution for spec in layers}}
+        predicted = []
+        for spec in layers:
+            head = self.heads[self.layers.index(spec)]
+            mean, log_std = head(activated[spec.resolution]).float().chunk(2, dim=1)
+            predicted.append((mean, log_std))
+        return predicted
+
+    @torch.no_grad()
+    def posterior(
+        self,
+        images: Any,
+        layers: str | int | Sequence[str | int] = "all",
+        *,
+        precision: Precision = "fp32",
+    ) -> Prediction:
+        """Predict the teacher's posterior of chosen layers.
+
+        Args:
+            images: array or tensor (N, S, S, 3), grey (N, S, S), uint8 or floats from 0 to 1, or a list of
+                such images or PIL images.
+            layers: selector.
+            precision: fp32; bf16 and tf32 (GPUs) trade exactness for speed.
+
+        Raises:
+            DataError: images of another shape or dtype.
+            LayerError: a selector that names no layer.
+        """
+        chosen = select_layers(self.layers, layers)
+        tensor = as_image_tensor(images, self.config.image_size)
+        tensor = tensor.to(self.device, non_blocking=True)
+        with arithmetic(precision, self.device.type):
+            predicted = self.predict(to_input(tensor, self.config), chosen)
+        pairs = zip(chosen, predicted, strict=True)
+        return Prediction({spec.name: PredictedPosterior(*layer) for spec, layer in pairs})
+
+    def __repr__(self) -> str:
+        """Say what it predicts, and how large it is."""
+        count, names = sum(p.numel() for p in self.parameters()), [s.name for s in self.layers]
+        which = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
+        return f"<Student {self.name}: {len(names)} layers ({which}), {count:,} parameters>"
+
+
+def multiply_adds(model: VDVAE | Student, layers: Sequence[LayerSpec]) -> int:
+    """Return the multiplications with additions that reading some layers of one image takes.
+
+    Those of convolutions are counted, as their shapes tell; nothing is computed.
+    """
+    size = model.config.image_size
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        twin = type(model)(cast(Any, model.config)).eval()
+        x = torch.empty(1, 3, size, size)
+        if isinstance(twin, Student):
+            twin.predict(x, layers)
+        else:
+            twin.infer(x, None, layers[-1].index + 1, top_down=False)
+    return int(counter.get_total_flops()) // 2
