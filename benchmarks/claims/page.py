@@ -1,6 +1,6 @@
 """The page of a claim, its figure, and the table of all claims: from the committed CSV alone.
 
-python benchmarks/claims/page.py         writes all of them again, README's table too
+python benchmarks/claims/page.py         writes all of them again, the table of README.md too
 """
 
 import json
@@ -13,9 +13,10 @@ import pandas as pd
 from claim import HERE, Settings, Verdict, module, overall, read_settings
 from matplotlib.figure import Figure
 
-README = HERE.parents[1] / "README.md"
+README = HERE / "README.md"
 MARKS = ("<!-- claims -->", "<!-- end of claims -->")
 NOT_RUN = "not run yet"
+LINKS = "../results/claims/"
 COMMAND = "benchmarks/claims/run.py --size {size} {claim}"
 WHERE = {"local": Path(), "full": Path("full")}  # below benchmarks/results/claims
 
@@ -133,10 +134,10 @@ def index(results: Path, claims: tuple[str, ...], links: str = "") -> str:
 
 
 def write_index(results: Path, claims: tuple[str, ...], readme: Path = README) -> None:
-    """Write the table into README, between its marks."""
+    """Write the table into README.md beside this script, between its marks."""
     before, rest = readme.read_text(encoding="utf-8").split(MARKS[0])
     _, after = rest.split(MARKS[1])
-    table = index(results, claims, "benchmarks/results/claims/")
+    table = index(results, claims, LINKS)
     text = f"{before}{MARKS[0]}\n\n{table}\n\n{MARKS[1]}{after}"
     readme.write_text(text, encoding="utf-8")
 

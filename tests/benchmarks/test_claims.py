@@ -192,7 +192,7 @@ def test_the_table_says_what_has_not_been_run(toy, tmp_path):
     readme.write_text(text)
     toy()
     page.write_index(tmp_path / "out", ("toy",), readme)
-    row = "| [Toy](benchmarks/results/claims/toy.md) | it holds | 1 | agrees | "
+    row = "| [Toy](../results/claims/toy.md) | it holds | 1 | agrees | "
     assert f"{row}`benchmarks/claims/run.py --size local toy` |" in readme.read_text()
     page.write_index(tmp_path / "nothing", ("toy",), readme)
     found = readme.read_text()
@@ -378,4 +378,4 @@ def test_readme_holds_the_table_of_what_is_committed():
 
     text = page.README.read_text(encoding="utf-8")
     own = text.split(page.MARKS[0])[1].split(page.MARKS[1])[0].strip()
-    assert own == page.index(run.RESULTS, run.CLAIMS, "benchmarks/results/claims/")
+    assert own == page.index(run.RESULTS, run.CLAIMS, page.LINKS)
