@@ -253,7 +253,13 @@ def findings(rows: pd.DataFrame) -> list[str]:
             row = of(faces, measured=name).sort_values("value").iloc[-1]
             tops.append(f"{name} by {row.layer} ({number(row.value)})")
         lines.append(f"  Categories, the best of all layers: {', '.join(tops)}.")
-    return lines
+    chosen = rows[rows.chosen & (rows.role == "model") & (rows["head"] == "spearman")]
+    told = ((chosen.difference > 0) & (chosen.p_value < 0.05)).sum()
+    return [
+        f"A chosen layer is told from every control in {told} of {len(chosen)} cases: 92 objects are few. By value:",
+        "",
+        *lines,
+    ]
 
 
 def page(rows: pd.DataFrame) -> str:
