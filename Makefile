@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[brain,dev,docs]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[brain,dev,docs,export]'
 	touch $@
 
 demo: .venv/installed
