@@ -256,7 +256,7 @@ def findings(rows: pd.DataFrame) -> list[str]:
     chosen = rows[rows.chosen & (rows.role == "model") & (rows["head"] == "spearman")]
     told = ((chosen.difference > 0) & (chosen.p_value < 0.05)).sum()
     return [
-        f"A chosen layer is told from every control in {told} of {len(chosen)} cases: 92 objects are few. By value:",
+        f"A chosen layer is told from every control in {told} of {len(chosen)} cases: 92 objects are few.",
         "",
         *lines,
     ]
