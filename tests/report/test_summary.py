@@ -107,9 +107,14 @@ def test_the_sentence_names_what_every_control_reaches(verdict, difference, said
         beaten("0:3", 0.61, rival, gap, verdict=verdict)
         for rival, gap in (("random-init", 0.3), ("pixels", difference))
     ]
-    sentence = lead(list(asked_of(three(), found))).sentence
-    controls = f"random weights .310, raw pixels {0.61 - difference:.3f}".replace("0.", ".")
-    assert sentence.endswith(f"(chance .050). Controls reach: {controls}. {said}")
+    asked = list(asked_of(three(), found))
+    sentence = lead(asked).sentence
+    singles = [row for row in asked[0].own if row.selection == "single"]
+    first = max(singles, key=lambda row: row.training_score)
+    alone = f"Of single layers {first.layer} was first on training data: {first.value:.3f}. "
+    controls = f"random weights .310, raw pixels {0.61 - difference:.3f}"
+    told = f"(chance .050). {alone}Controls reach: {controls}. ".replace(" 0.", " .")
+    assert sentence.endswith(told + said)
 
 
 def test_of_errors_it_says_that_lower_is_better():

@@ -124,6 +124,9 @@ def on_device(model: Model, device: str | torch.device) -> Model:
     Raises:
         CheckpointError: there is no such device.
     """
+    kinds = ("cpu", "cuda", "mps", "xpu", "meta")  # torch knows twenty, of which it names all
+    if isinstance(device, str) and device.partition(":")[0] not in kinds:
+        raise CheckpointError(f"device: expected cpu, cuda or cuda:1, found {shown(device)}")
     try:
         return model.to(torch.device(device))
     except (RuntimeError, AssertionError, TypeError) as error:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from vdvae_repr.config import suggestion
 from vdvae_repr.errors import TaskError, printable
 from vdvae_repr.latents.base import Latents, read_otherwise
 from vdvae_repr.model.layers import LayerSpec
@@ -689,7 +690,8 @@ def _chosen_heads(task: str, problem: Problem, heads: Any) -> dict[str, Head]:
         if isinstance(meant, str):
             if meant not in problem.heads:
                 known = ", ".join(problem.heads)
-                raise TaskError(f"unknown head {meant!r}; the heads of {task} are {known}")
+                hint = suggestion(meant, list(problem.heads))
+                raise TaskError(f"unknown head {meant!r}{hint}; the heads of {task} are {known}")
             chosen[name] = replace(problem.heads[meant], name=name)
             continue
         made = problem.heads_of(name, meant)

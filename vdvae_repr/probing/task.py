@@ -20,7 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
-from vdvae_repr.config import hidden_by_mask
+from vdvae_repr.config import hidden_by_mask, suggestion
 from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.gram import Rows
 from vdvae_repr.heads.linear import LogisticProbe, Ridge, RidgeRegressor
@@ -94,7 +94,8 @@ class Task:
         """
         expect(name, "task", str, "a task, as vr.FewShot(ways=5), or the name of one")
         if name not in Task.known:
-            raise TaskError(f"unknown task {name!r}; the tasks are {', '.join(Task.known)}")
+            hint = suggestion(str(name), list(Task.known))
+            raise TaskError(f"unknown task {name!r}{hint}; the tasks are {', '.join(Task.known)}")
         return Task.known[str(name)]()
 
     def parts(self) -> Sequence[Task]:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from vdvae_repr.model.vdvae import VDVAE
 
+NEAREST = ("nearest", "knn")  # how heads begin that look for the nearest images
 OPEN = 4  # charts of one kind that are shown; the others can be unfolded
 FEW = 6  # heads whose comparisons have a chart each
 MOST_POINTS = 150  # of a curve
@@ -231,7 +232,7 @@ def render(findings: Findings, store: Latents | None = None, model: VDVAE | None
         beside=list(summary.beside(asked)),
         legend=summary.legend(asked) if asked else "",
         sections=sections,
-        pictures=_pictures(findings, store, model),
+        pictures=_pictures(findings, asked, store, model),
         table=_table(findings.rows),
         provenance=list(_provenance(findings, store)),
         notes=findings.notes,
@@ -757,7 +758,9 @@ def _sampling(findings: Findings) -> Section:
 # Pictures, the table, where it comes from
 
 
-def _pictures(findings: Findings, store: Latents | None, model: VDVAE | None) -> Pictures:
+def _pictures(
+    findings: Findings, asked: Sequence[Asked], store: Latents | None, model: VDVAE | None
+) -> Pictures:
     if store is None:
         return Pictures()
     missing, found = [], None
@@ -774,14 +777,9 @@ def _pictures(findings: Findings, store: Latents | None, model: VDVAE | None) ->
     if not store.has_images:
         missing.append("No nearest images, as the store keeps none.")
     else:
-        single = next(
-            (
-                r
-                for r in findings.rows
-                if r.chosen and r.role == "model" and r.selection == "single"
-            ),
-            None,
-        )
+        singles = [(one.best(single=True), one.label) for one in asked]
+        nearest = [row for row, label in singles if row and label.startswith(NEAREST)]
+        single = next(iter([*nearest, *(row for row, _ in singles if row)]), None)
         feature = single.feature if single and single.feature else store.default_feature
         try:
             queries = gallery.neighbours(store, feature, single.layer if single else None)

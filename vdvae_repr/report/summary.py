@@ -374,9 +374,19 @@ def lead(asked: Sequence[Asked]) -> Lead | None:
     article = "an" if words[0] in "aeiou" else "a"
     sentence = (
         f"{what} of {row.model} reach{'' if many else 'es'} {article} {words} of {short(row.value)}"
-        f"{lower}, by {one.label}{brackets}. {_beside_controls(one)}"
+        f"{lower}, by {one.label}{brackets}. {_alone(one)}{_beside_controls(one)}"
     )
     return Lead(short(row.value), words, sentence, one.worst.verdict if one.worst else None)
+
+
+def _alone(one: Asked) -> str:
+    """Return the single layer that training data put first, as a sentence, where a set was picked."""
+    single = one.best(single=True)
+    if single is None or one.compared.selection == "single":
+        return ""
+    return (
+        f"Of single layers {layer_of(single)} was first on training data: {short(single.value)}. "
+    )
 
 
 def _beside_controls(one: Asked) -> str:
