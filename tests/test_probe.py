@@ -191,3 +191,27 @@ def test_nothing_is_pruned_where_all_images_are_tested(tiny, people, tmp_path):
     notices = found.notes
     assert any("no pruning" in line for line in notices)
     assert {r.layer for r in found.rows if r.model == "tiny"} == {"1x1.0", "4x4.0", "0:2"}
+
+
+def test_results_of_another_task_are_not_replaced_in_silence(folder, tmp_path):
+    def probe(task):
+        options = [
+            "--control",
+            "none",
+            "--no-cache",
+            "--out",
+            str(tmp_path / "r"),
+            "--layer",
+            "1x1",
+        ]
+        done = CliRunner().invoke(
+            app, ["probe", "--task", task, "--latents", str(folder / "a.h5"), *options]
+        )
+        assert done.exit_code == 0, done.output
+        return done.stderr
+
+    assert "will replace" not in probe("face_id")
+    assert "will replace" not in probe("face_id")
+    assert "holds results of face_id, which those of classification will replace" in probe(
+        "classification"
+    )

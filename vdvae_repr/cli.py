@@ -604,6 +604,11 @@ def probe(
 
     if out is not None:
         prepare_folder(out, pictures.MADE)
+        former = results.task_in(out)
+        if former not in (None, chosen_task.name):
+            _log(
+                f"{out}: holds results of {former}, which those of {chosen_task.name} will replace"
+            )
     with _notes_printed():
         report = vr.probe(
             store,

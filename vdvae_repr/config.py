@@ -450,7 +450,10 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         key, separator, value = override.partition("=")
         if not (separator and "." in key):
-            raise ConfigError(f"{override}: expected section.key=value, as train.lr=1e-4")
+            sections = {"train": TrainConfig, "model": ModelConfig}
+            meant = next((s for s, kind in sections.items() if key.strip() in kind.__slots__), None)
+            example = f"{meant}.{override}" if meant and separator else "train.lr=1e-4"
+            raise ConfigError(f"{override}: expected section.key=value, as {example}")
         try:
             values[key.strip()] = tomllib.loads(f"value = {value}")["value"]
         except (ValueError, RecursionError):

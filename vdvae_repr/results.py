@@ -232,6 +232,16 @@ def to_json_lines(rows: Sequence[Result]) -> str:
     return "".join(json.dumps(asdict(row), allow_nan=False) + "\n" for row in rows)
 
 
+def task_in(folder: Path) -> str | None:
+    """Return the task that the results in a folder are of; None where there are none that can be read."""
+    try:
+        with (folder / "results.jsonl").open(encoding="utf-8") as file:
+            row = json.loads(file.readline(1_000_000))
+    except (OSError, ValueError):
+        return None
+    return str(row["task"]) if isinstance(row, dict) and "task" in row else None
+
+
 def to_frame(rows: Sequence[Result]) -> pd.DataFrame:
     """Return a table with `COLUMNS`."""
     import pandas as pd  # here, as the command line reads names above at once
