@@ -450,8 +450,9 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         key, separator, value = override.partition("=")
         if not (separator and "." in key):
-            sections = {"train": TrainConfig, "model": ModelConfig}
-            meant = next((s for s, kind in sections.items() if key.strip() in kind.__slots__), None)
+            known = {f.name: "model" for f in dataclasses.fields(ModelConfig)}
+            known |= {f.name: "train" for f in dataclasses.fields(TrainConfig)}
+            meant = known.get(key.strip())
             example = f"{meant}.{override}" if meant and separator else "train.lr=1e-4"
             raise ConfigError(f"{override}: expected section.key=value, as {example}")
         try:
