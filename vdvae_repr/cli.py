@@ -904,8 +904,9 @@ def distill(
     from vdvae_repr.encoders.download import released_file
     from vdvae_repr.model.published import PREFIX
 
-    if not resume:  # the run that is resumed knows
-        data, teacher = data or "toy-faces", teacher or "faces64"
+    log = _log_of(data or ("the run's" if resume else None))  # a run that is resumed knows
+    if not resume:
+        data, teacher = data or DRAWN, teacher or "faces64"
     _refuse_without_data(data, rows=rows, data_root=data_root)
     if download and teacher is not None and teacher.startswith(PREFIX):
         released_file(teacher, download)
@@ -915,7 +916,7 @@ def distill(
         _open(data, data_root, download, rows) if data and elsewhere else data,
         out, config=config, layers=layer or None, resume=resume, changed=override, crop=crop,
         on_error=on_error, device=device, precision=precision, accumulate=accumulate,
-        num_workers=num_workers, log_with=log_with, progress=_log,
+        num_workers=num_workers, log_with=log_with, progress=log,
     )  # fmt: skip
     if _is_main_process():
         _print(str(folder))

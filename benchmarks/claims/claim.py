@@ -202,11 +202,13 @@ def below(found: tuple[float, float, float], limit: float = 0.0) -> str:
 
 
 def overall(verdicts: list[Verdict]) -> str:
-    """Return one answer of several: all agree, none disagrees, ..."""
+    """Return one answer of several, or how many of each there are."""
     answers = [verdict.answer for verdict in verdicts]
     if len(set(answers)) == 1:
         return answers[0]
-    return f"in part ({answers.count(AGREES)} of {len(answers)} agree)"
+    counts = [f"{answers.count(each)} {each}" for each in (AGREES, DISAGREES, UNTOLD)]
+    found = ", ".join(count for count in counts if not count.startswith("0 "))
+    return f"in part: {found}" if AGREES in answers else found
 
 
 def module(claim: str) -> ModuleType:

@@ -37,9 +37,9 @@ RESULTS = HERE.parent / "results" / "claims"
 PLACES = {"smoke": RESULTS / "smoke", "local": RESULTS, "full": RESULTS / "full"}
 
 
-def folder_of(work: Path, claim: str, piece: Piece, settings: Settings) -> Path:
-    """Return the folder of a piece, another one for other settings: what is in it is never of others."""
-    text = json.dumps([piece, settings], sort_keys=True)
+def folder_of(work: Path, claim: str, piece: Piece, settings: Settings, data: Path) -> Path:
+    """Return the folder of a piece, another one for other settings or another folder of data."""
+    text = json.dumps([piece, settings, str(data.resolve())], sort_keys=True)
     return work / claim / f"{name_of(piece)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
@@ -94,7 +94,7 @@ def run(claim: str, size: str, data: Path, work: Path, out: Path, jobs: int) -> 
     """Do what is not done of a claim, and write its CSV, figure and page; False where a piece failed."""
     settings, script = read_settings(claim, size), module(claim)
     pieces = script.pieces(settings)
-    folders = [folder_of(work, claim, piece, settings) for piece in pieces]
+    folders = [folder_of(work, claim, piece, settings, data) for piece in pieces]
     todo = [i for i, folder in enumerate(folders) if finished(folder) is None]
     say(f"{claim}: {len(pieces)} pieces, {len(pieces) - len(todo)} of them done before")
     contexts = [Context(settings, data, folders[i]) for i in todo]

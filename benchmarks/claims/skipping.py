@@ -48,6 +48,7 @@ RULE = (
     "dimension. *Few* agrees where less than `few` of the updates were skipped."
 )
 UNIFORM = 8.0  # bits per dimension of knowing nothing
+UNSTABLE = ("not finite", "were skipped")  # in what a run says that stopped for want of stability
 
 
 def pieces(settings: Settings) -> list[Piece]:
@@ -69,7 +70,9 @@ def measure(piece: Piece, context: Context) -> list[Row]:
     try:
         run = train(context, {}, recipe, source)
         found = score(context, run, source)
-    except (vr.TrainingError, vr.CheckpointError) as error:
+    except vr.TrainingError as error:
+        if not any(words in str(error) for words in UNSTABLE):
+            raise  # a full disk, say: the piece is done anew
         stopped = str(error).split(";")[0].removeprefix(f"{context.folder / 'run'}: ")
     lines = (context.folder / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     log = [json.loads(line) for line in lines]

@@ -379,3 +379,18 @@ def test_readme_holds_the_table_of_what_is_committed():
     text = page.README.read_text(encoding="utf-8")
     own = text.split(page.MARKS[0])[1].split(page.MARKS[1])[0].strip()
     assert own == page.index(run.RESULTS, run.CLAIMS, page.LINKS)
+
+
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        (("agrees", "agrees"), "agrees"),
+        (("disagrees", "not told"), "1 disagrees, 1 not told"),
+        (("agrees", "disagrees", "not told"), "in part: 1 agrees, 1 disagrees, 1 not told"),
+        (("agrees", "not told", "not told"), "in part: 1 agrees, 2 not told"),
+    ],
+)
+def test_a_claim_that_fails_is_not_called_partly_right(answers, told):
+    from claim import Verdict, overall
+
+    assert overall([Verdict("what", "figures", answer) for answer in answers]) == told

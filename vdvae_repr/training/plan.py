@@ -192,7 +192,14 @@ def make_plan(
     named = [item for item in changed if "=" not in item and isinstance(config, Config)]
     values = parse_overrides([item for item in changed if item not in named])
     values |= {f"train.{key}": value for key, value in train_keys.items()}
-    values |= {f"model.{key}": value for key, value in (model_keys or {}).items()}
+    fixed = {f"model.{key}": value for key, value in (model_keys or {}).items()}
+    for key in values.keys() & fixed.keys():
+        if values[key] != fixed[key]:
+            raise ConfigError(
+                f"{key}: expected {shown(fixed[key])}, which is given by the teacher, found "
+                f"{shown(values[key])}; leave it out"
+            )
+    values |= fixed
     preset_values = {}
     for key, value in values.items():
         section, _, word = key.partition(".")
