@@ -8,6 +8,7 @@ import atexit
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -77,6 +78,7 @@ def run(*arguments, **options):
 def _run(arguments, cwd, code, environment, files):
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     os.environ.update(environment)
     os.chdir(cwd)
     sys.argv = ["vdvae-repr", *arguments]

@@ -53,7 +53,9 @@ RESULTS_BEFORE = (
 )
 CURVES = "kind,head,model,layer,x,y,low,high,AUC,EER"
 RECORD = ["software", "record", "called", "headlines", "notes", "more_heads"]  # keys of report.json
-NOISE = "head,n_train,layer,pool,dims,draws,metric,mean,one_z,mean_of_z,p_one_z,p_mean_of_z"
+NOISE = (
+    "head,n_train,layer,selection,pool,dims,draws,metric,mean,one_z,mean_of_z,p_one_z,p_mean_of_z"
+)
 RATE_ACCURACY = "nats,head,feature,pool,layer,dims,metric,at,value,ci_low,ci_high"
 # Columns of voxels.csv and bands.csv, of encoding.
 VOXELS = "voxel,rois,best_layer,left_out_r2,pearson,r2,p_value,q_value,noise_ceiling,split_half"

@@ -26,7 +26,7 @@ from vdvae_repr.latents.format import arrays_of
 from vdvae_repr.latents.parts import is_whole
 from vdvae_repr.model.weights import save
 
-ARGUMENTS = ["--data", "photos", "--layer", "<=8x8", "--batch-size", "2", "--out", "s.h5"]
+ARGUMENTS = ["--data", "photos", "--layer", "<=8x8", "--batch-size", "2"]
 
 
 @pytest.fixture
@@ -52,7 +52,8 @@ SLOWLY = (
 
 def job(pause=0.0, *extra, before=""):
     """A command's arguments, and code that runs it slowly."""
-    arguments = ["extract", "--model", "tiny.safetensors", *ARGUMENTS, *extra]
+    out = () if "--out" in extra else ("--out", "s.h5")
+    arguments = ["extract", "--model", "tiny.safetensors", *ARGUMENTS, *out, *extra]
     return arguments, before + SLOWLY.format(pause=pause)
 
 
@@ -72,7 +73,7 @@ def torchrun(folder, pause=0.0, *extra):
     (folder / "job.py").write_text(mark + SLOWLY.format(pause=pause))
     return [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        "job.py", "extract", "--model", "tiny.safetensors", *ARGUMENTS, *extra,
+        "job.py", "extract", "--model", "tiny.safetensors", *ARGUMENTS, "--out", "s.h5", *extra,
     ]  # fmt: skip
 
 

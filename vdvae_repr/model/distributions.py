@@ -144,17 +144,21 @@ def mixture_sample(mixture: LogisticMixture, generator: torch.Generator) -> Tens
 
 
 def mixture_draw(
-    mixture: LogisticMixture, of_components: Tensor, of_channels: Tensor, temperature: float = 1.0
+    mixture: LogisticMixture,
+    of_components: Tensor,
+    of_channels: Tensor,
+    temperature: float = 1.0,
+    rounded: bool = False,
 ) -> Tensor:
-    """Return the pixels (N, 3, H, W) that uniform draws from [0, 1) stand for, rounded to 8 bits.
-
-    Green is given the rounded red, and blue both, as in the likelihood.
+    """Return the pixels (N, 3, H, W) that uniform draws from [0, 1) stand for, in [-1, 1].
 
     Args:
         mixture: of the pixels.
         of_components: (N, K, H, W), by which one component a pixel is chosen.
         of_channels: (N, 3, H, W), of red, green and blue.
         temperature: of the choice, and of the logistics' scales; 0 is the likeliest component's means.
+        rounded: to 8 bits, green being given the rounded red, and blue both, as in the likelihood; the
+            published code rounds at the end alone.
     """
     u = of_components * (1 - 2e-5) + 1e-5
     gumbel = -torch.log(-torch.log(u))
@@ -166,10 +170,15 @@ def mixture_draw(
     )
     u = of_channels * (1 - 2e-5) + 1e-5
     x = mean + temperature * torch.exp(log_scale) * (torch.log(u) - torch.log1p(-u))
-    red = _rounded(x[:, 0])
-    green = _rounded(x[:, 1] + c[:, 0] * red)
-    blue = _rounded(x[:, 2] + c[:, 1] * red + c[:, 2] * green)
+    to_range = _rounded if rounded else _cut
+    red = to_range(x[:, 0])
+    green = to_range(x[:, 1] + c[:, 0] * red)
+    blue = to_range(x[:, 2] + c[:, 1] * red + c[:, 2] * green)
     return torch.stack([red, green, blue], dim=1)
+
+
+def _cut(x: Tensor) -> Tensor:
+    return x.clamp(-1, 1)
 
 
 def _rounded(x: Tensor) -> Tensor:

@@ -361,7 +361,7 @@ class PixelCNN(ImageModel):
                     [self.config.num_mixtures, 3], dim=1
                 )
                 mixture = LogisticMixture.from_parameters(parameters)
-                drawn = mixture_draw(mixture, *own, temperature=float(temperature))
+                drawn = mixture_draw(mixture, *own, temperature=float(temperature), rounded=True)
                 pixels[:, :, row, column] = drawn[:, :, 0, 0]
                 window.write(to_input(((drawn + 1) * 127.5).round(), self.config), column)
         if not finite.all():
