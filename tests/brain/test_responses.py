@@ -114,7 +114,7 @@ def matlab(file, name, array, kind):
 
 
 def test_ids_that_are_neither_texts_nor_whole_numbers_are_refused(store, bold, tmp_path):
-    for ids in (np.arange(20) + 0.5, np.ones(20, bool)):
+    for ids in (np.arange(20) + 0.5, np.full(20, np.nan), np.ones(20, bool)):
         np.savez(tmp_path / "a.npz", bold=bold, ids=ids)
         with h5py.File(tmp_path / "a.h5", "w") as file:
             file["bold"], file["ids"] = bold, ids

@@ -138,9 +138,9 @@ def _of_hdf5(path: Path, key: str | None) -> Measurement:
 
 def _beside(data: h5py.Dataset, what: str) -> list[str]:
     """Return the words of a data set; of MATLAB's cells those that they refer to."""
-    if h5py.check_ref_dtype(data.dtype) is not h5py.Reference:
+    if data.shape is None or h5py.check_ref_dtype(data.dtype) is not h5py.Reference:
         return _words(_of_matlab(data), what)
-    cells = [data.file[reference] for reference in data[()].T.ravel()]
+    cells = [data.file[reference] for reference in np.ravel(np.transpose(data[()]))]
     if not all(isinstance(c, h5py.Dataset) and c.dtype.kind in "fiu" for c in cells):
         raise DataError(f"{what}: expected texts or whole numbers in cells, found others")
     return [word for cell in cells for word in _words(_of_matlab(cell), what)]
@@ -150,11 +150,13 @@ def _of_matlab(data: h5py.Dataset) -> Array:
     """Return the values of a data set; what MATLAB 7.3 wrote as text or as whole doubles is that again."""
     kind = data.attrs.get("MATLAB_class", b"")
     array = np.asarray(data[()]).T if kind else np.asarray(data[()])
-    if kind == b"char":  # a text a row, as the numbers of its characters
-        rows = [[]] if "MATLAB_empty" in data.attrs else array.tolist()
-        return np.array(["".join(map(chr, row)).rstrip(" ") for row in rows])
-    if kind == b"double" and (array == np.round(array)).all():
-        return array.astype(np.int64)
+    if kind == b"char" and "MATLAB_empty" in data.attrs:
+        return np.array([""])
+    if kind == b"char" and array.dtype == np.uint16 and array.ndim == 2:  # a text a row
+        return np.array(["".join(map(chr, row)).rstrip(" ") for row in array.tolist()])
+    if kind == b"double" and array.dtype == np.float64:
+        whole = (np.abs(array) < 2**53) & (array == np.round(array))
+        return array.astype(np.int64) if whole.all() else array
     return array
 
 
