@@ -1755,7 +1755,7 @@ def in_options(message: str) -> str:
 @cache
 def _options() -> dict[str, str]:
     """Return the options of all commands, by the names of the parameters they stand for."""
-    found: dict[str, str] = {}
+    found: dict[str, str] = {"no_restandardise": "--as-regressed"}
     waiting: list[Any] = [typer.main.get_command(app)]
     while waiting:
         command = waiting.pop()

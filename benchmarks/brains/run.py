@@ -43,8 +43,8 @@ the mean over subjects, with the task `rsa`. Every figure stands in `brains.csv`
 {findings}
 
 Noise ceiling of a human subject: {ceiling}. Of the monkeys, and of the mean of the four people, there is one
-matrix each, and so no ceiling; these two correlate by 0.439. Intervals are by the dual bootstrap over images
-and subjects, with Student's t: of four people it has three degrees of freedom, so that they tell little.
+matrix each, and so no ceiling. Intervals are by the dual bootstrap over images and subjects, with Student's
+t: of four people it has three degrees of freedom, so that they tell little.
 
 ![Spearman's rho of each layer with human and monkey IT](brains.png)
 
@@ -156,12 +156,11 @@ def best_layers(rows: pd.DataFrame) -> list[str]:
         ]
     ]
     for brain in BRAINS:
-        for model in dict.fromkeys(rows[rows.role == "model"].model):
+        for model in dict.fromkeys(rows["store"]):
             cells, pixels, against = [], [], []
             for half in ("half A", "half B"):
-                own = of(rows, measured=brain, images=half, head="spearman")
-                group = own.index[own.model == model]
-                row = own.loc[group][own.loc[group].chosen].iloc[0]
+                own = of(rows, measured=brain, images=half, head="spearman", store=model)
+                row = own[(own.role == "model") & own.chosen].iloc[0]
                 cells.append(f"{row.layer} {number(row.value)}")
                 same = own[own.model == "pixels"]
                 pixels.append(number(same.value.iloc[0]))

@@ -8,6 +8,7 @@ from sklearn.linear_model import Ridge, RidgeCV
 
 import vdvae_repr as vr
 from vdvae_repr.brain import decoding
+from vdvae_repr.brain.responses import read_responses
 from vdvae_repr.data.source import Source
 from vdvae_repr.heads.linear import ALPHAS
 
@@ -82,7 +83,7 @@ def test_each_layer_has_the_penalty_that_leave_one_out_finds(store, bold):
 
 
 def test_layers_that_are_seen_are_told_and_others_are_not(store, bold, tmp_path, monkeypatch):
-    """Voxels that see noise alone predict no layer; over 20 brains, in one of twenty at most on average."""
+    """Voxels that see noise alone predict no layer; of 20 such brains one is told by chance at most."""
     seen = vr.brain.fit(bold, store).predict(bold, store, tmp_path / "p.h5")
     assert {"1x1.0", "8x8.0"} <= set(seen.told)
     monkeypatch.setattr(decoding, "PERMUTATIONS", 200)
@@ -93,7 +94,7 @@ def test_layers_that_are_seen_are_told_and_others_are_not(store, bold, tmp_path,
         found = decoder.predict(noise, store, tmp_path / f"{seed}.h5", seed=seed)
         told.append(bool(found.told))
         assert (found.layers["r2"] < 0.3).all()
-    assert np.mean(told) <= 0.15
+    assert np.mean(told) <= 0.05
 
 
 def test_a_decoder_is_saved_without_coefficients(store, bold, tmp_path):
@@ -118,6 +119,38 @@ def test_a_decoder_is_saved_without_coefficients(store, bold, tmp_path):
     ):
         with pytest.raises(vr.TaskError, match=r"exists already|expected a decoder"):
             action()
+
+
+def test_one_or_two_images_are_not_restandardised(store, bold, tmp_path):
+    """Of one it would give the training mean, of two that and a deviation, whatever was seen."""
+    decoder = vr.brain.fit(bold, store, layers="1x1", alpha=10.0)
+    test = store.rows("test")
+    for count in (1, 2, 3):
+        responses = read_responses(bold, store).to(test[:count])
+        if count < 3:
+            with pytest.raises(
+                vr.TaskError, match=rf"3 images.*found {count}; .*restandardise=False"
+            ):
+                decoder.predict(responses, store, tmp_path / "p.h5")
+        found = decoder.predict(
+            responses, store, tmp_path / "p.h5", restandardise=count > 2, overwrite=True
+        )
+        assert len(found.store) == count
+
+
+def test_responses_in_memory_are_predicted_from_as_they_are_fitted_on(store, bold, tmp_path):
+    """Voxels that were left out are told by their numbers."""
+    holes = bold.copy()
+    holes[:, 2, 7] = np.nan
+    read = read_responses(holes, store)
+    decoder = vr.brain.fit(read, store, layers="1x1", alpha=10.0)
+    expected = vr.brain.fit(holes, store, layers="1x1", alpha=10.0).predict(
+        holes, store, tmp_path / "a.h5"
+    )
+    found = decoder.predict(read, store, tmp_path / "b.h5")
+    np.testing.assert_array_equal(found.store.matrix()[0], expected.store.matrix()[0])
+    with pytest.raises(vr.TaskError, match="expected voxel 0, which was fitted on"):
+        decoder.predict(read.of(read.voxels > 0), store, tmp_path / "c.h5")
 
 
 def test_what_cannot_be_decoded_is_refused(store, bold, tiny, people, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 from scipy.stats import false_discovery_control, pearsonr
 from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.metrics import r2_score
+from sklearn.model_selection import KFold
 from sklearn.preprocessing import StandardScaler
 
 import vdvae_repr as vr
@@ -86,6 +87,8 @@ def test_banded_ridge_is_himalayas_on_features(store):
 
     rng = np.random.default_rng(0)
     bands = [rng.normal(size=(160, d)) * s for d, s in ((20, 1), (300, 5), (40, 0.1))]
+    # Of 300 independent columns 120 images tell too little: three factors are common to them.
+    bands[1] += 5 * rng.normal(size=(160, 3)) @ rng.normal(size=(3, 300))
     Y = np.hstack([X[:, :3] @ rng.normal(size=(3, 3)) / X[:, :3].std() for X in bands])
     Y += rng.normal(size=Y.shape)
     problem = vr.Encoding(responses=Y).bind(store)
@@ -107,11 +110,11 @@ def test_banded_ridge_is_himalayas_on_features(store):
         solver_params={
             "n_iter": voxelwise.mixtures(3, 0), "alphas": ALPHAS, "progress_bar": False,
         },
-        cv=5,
+        cv=KFold(5, shuffle=True, random_state=0),
     )  # fmt: skip
-    mean = Y[train].mean(axis=0)
-    model.fit(kernels, Y[train] - mean)
-    parts = model.predict(others, split=True)
+    mean, deviation = Y[train].mean(axis=0), Y[train].std(axis=0)
+    model.fit(kernels, (Y[train] - mean) / deviation)
+    parts = model.predict(others, split=True) * deviation
     predicted = parts.sum(axis=0) + mean
     expected = r2_score(Y[test], predicted, multioutput="raw_values")
     np.testing.assert_allclose(found.voxels[2], expected, atol=1e-5)
@@ -119,6 +122,31 @@ def test_banded_ridge_is_himalayas_on_features(store):
     np.testing.assert_allclose(found.bands, split, atol=1e-5)
     # What three voxels see is the band that tells them.
     assert found.bands.reshape(3, 3, 3).mean(axis=2).argmax(axis=0).tolist() == [0, 1, 2]
+
+
+def test_no_scale_of_responses_changes_a_correlation(store):
+    """Neither tesla, of which a brain's field has 1e-13, nor per cent."""
+    pytest.importorskip("himalaya")
+    rng = np.random.default_rng(0)
+    bands = features(rng.normal(size=(160, 5)), rng.normal(size=(160, 200)))
+    Y = rng.normal(size=(160, 6))
+    Y[:, :3] += next(iter(bands.columns[0].blocks()))[:, :3]
+    for head in ("ridge", "banded"):
+        found = []
+        for scale in (1, 1e-13):
+            problem = vr.Encoding(responses=scale * Y).bind(store)
+            found.append(scored(problem, bands, head)[0].voxels)
+        np.testing.assert_allclose(*found, atol=1e-6)
+
+
+def test_a_region_whose_last_voxel_does_not_vary_is_refused(store, tmp_path):
+    """Voxel 2 varies over all images, and not over those that are tested."""
+    Y = np.random.default_rng(0).normal(size=(160, 3))
+    Y[store.rows("test"), 2] = 0
+    table = tmp_path / "rois.csv"
+    table.write_text("voxel,roi\n0,V1\n2,FFA\n")
+    with pytest.raises(vr.TaskError, match="no voxel of FFA is left; take it out of the table"):
+        vr.Encoding(responses=Y, rois=str(table)).bind(store)
 
 
 def test_planted_layers_regions_and_null_voxels_are_recovered(store, tmp_path):

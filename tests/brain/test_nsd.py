@@ -1,5 +1,6 @@
 """A made-up brain in NSD's own files, from them to responses, layers and images."""
 
+import shutil
 import struct
 
 import h5py
@@ -70,6 +71,33 @@ def test_from_nsds_files_to_layers_and_images(seen, tiny, tmp_path):
     assert scores.pixcorr > scores.shuffled_pixcorr  # little, as the model is random
     latents = store.matrix("1x1.0")[0][rows], decoded.store.matrix("1x1.0")[0]
     assert vr.brain.two_way_identification(*latents) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("missing", "expected"),
+    [("01", "session01.hdf5.*session02"), ("02", "session02.hdf5.*session03")],
+)
+def test_sessions_are_counted_from_the_first_on(seen, tmp_path, missing, expected):
+    """Without one of them every later trial would be given the response to another image."""
+    _, _, paths = seen
+    folder = shutil.copytree(paths["betas"], tmp_path / "betas")
+    (folder / "betas_session03.hdf5").unlink()  # later ones may be missing
+    assert read_nsd(folder, paths["design"], mask=paths["mask"]).ids
+    shutil.copy(paths["betas"] / "betas_session03.hdf5", folder)
+    (folder / f"betas_session{missing}.hdf5").unlink()
+    with pytest.raises(vr.DataError, match=expected):
+        read_nsd(folder, paths["design"], mask=paths["mask"])
+
+
+@pytest.mark.parametrize("real", ["nsd_expdesign.mat", "betas_fithrf_GLMdenoise_RR/x.hdf5"])
+def test_no_file_of_nsds_is_written_over(seen, tmp_path, real):
+    path = tmp_path / real
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"measured")
+    with pytest.raises(vr.DataError, match="exists already; choose another folder"):
+        synthetic_nsd(tmp_path, seen[1], {"early": "1x1.0"}, voxels=2)
+    assert path.read_bytes() == b"measured"
+    assert [p for p in tmp_path.rglob("*.*") if p.is_file()] == [path]
 
 
 def test_volumes_are_nifti(tmp_path):

@@ -1,5 +1,7 @@
 """Responses as people have them in files, and their noise ceilings, against planted ones."""
 
+from dataclasses import replace
+
 import h5py
 import numpy as np
 import pytest
@@ -45,6 +47,102 @@ def test_every_kind_of_file_is_read(store, bold, tmp_path):
     ):
         with pytest.raises(vr.DataError, match=message):
             read_responses(str(tmp_path / name), store)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.npz", "a.h5", "a.mat", "cells.mat", "b.mat", "numbers.mat", "b-cells.mat"]
+)
+def test_ids_and_splits_are_read_in_whatever_a_file_writes_them(bold, tmp_path, name):
+    """As numbers, texts, or MATLAB's cells, with its padding; measured in another order than the store's."""
+    ids = [str(number) for number in range(len(bold))]
+    order = np.random.default_rng(0).permutation(len(bold))
+    store = Numbered(ids)
+    own, words = [ids[row] for row in order], ["train", "test"] * 10
+    numbers = order.astype(np.uint16)
+    path = tmp_path / name
+    if name == "a.npz":
+        np.savez(path, bold=bold[order], ids=numbers, splits=np.array(words, "S"))
+    elif name == "a.mat":
+        scipy.io.savemat(path, {"bold": bold[order], "ids": numbers, "splits": words})
+    elif name == "cells.mat":
+        cells = np.array([[word] for word in own], object), np.array(words, object)
+        scipy.io.savemat(path, {"bold": bold[order], "ids": cells[0], "splits": cells[1]})
+    elif name == "a.h5":
+        with h5py.File(path, "w") as file:
+            file["bold"], file["ids"], file["splits"] = bold[order], numbers, words
+    else:
+        with h5py.File(path, "w") as file:
+            matlab(file, "bold", bold[order], "single")
+            padded = [word.ljust(5) for word in words]
+            matlab(
+                file,
+                "splits",
+                np.array([list(map(ord, word)) for word in padded], np.uint16),
+                "char",
+            )
+            if name == "b.mat":
+                text = np.array([list(map(ord, word.ljust(2))) for word in own], np.uint16)
+                matlab(file, "ids", text, "char")
+            elif name == "numbers.mat":
+                matlab(file, "ids", order.astype(float)[None], "double")
+            else:
+                for number, word in enumerate(own):
+                    cell = np.array([list(map(ord, word))], np.uint16)
+                    matlab(file, f"#refs#/{number}", cell, "char")
+                cells = [file[f"#refs#/{number}"].ref for number in range(len(own))]
+                file.create_dataset("ids", data=np.array([cells], h5py.ref_dtype))
+                file["ids"].attrs["MATLAB_class"] = np.bytes_("cell")
+    found = read_responses(path, store)
+    assert found.rows.tolist() == order.tolist()
+    assert found.splits == tuple(words)
+
+
+class Numbered(list):
+    """A store's ids, as much as responses ask of it."""
+
+    path = "s.h5"
+
+    @property
+    def ids(self):
+        return list(self)
+
+
+def matlab(file, name, array, kind):
+    """Write an array as MATLAB 7.3 does."""
+    file[name] = array.T
+    file[name].attrs["MATLAB_class"] = np.bytes_(kind)
+
+
+def test_ids_that_are_neither_texts_nor_whole_numbers_are_refused(store, bold, tmp_path):
+    for ids in (np.arange(20) + 0.5, np.full(20, np.nan), np.ones(20, bool)):
+        np.savez(tmp_path / "a.npz", bold=bold, ids=ids)
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file["bold"], file["ids"] = bold, ids
+        for name in ("a.npz", "a.h5"):
+            with pytest.raises(vr.DataError, match=f"{name}: ids: expected texts or whole numbers"):
+                read_responses(tmp_path / name, store)
+
+
+def test_responses_in_memory_take_regions_too(store, bold, tmp_path):
+    table = tmp_path / "rois.csv"
+    table.write_text("voxel,roi\n0,V1\n6,V1\n")
+    read = read_responses(bold, store)
+    found = read_responses(read, store, table)
+    assert found.voxels[found.rois["V1"]].tolist() == [0, 6]
+    with pytest.raises(vr.TaskError, match="found both"):
+        read_responses(found, store, table)
+    with pytest.raises(vr.TaskError, match=r"expected rows of .* from 0 to 19, found 20"):
+        read_responses(replace(read, rows=read.rows + 1), store)
+
+
+@pytest.mark.parametrize("repetitions", [2, 3, 5])
+def test_reliability_lies_between_minus_one_and_one(repetitions):
+    """Halves that disagree by chance are no pole of the formula that steps them up."""
+    values = np.random.default_rng(0).normal(size=(repetitions, 6, 2000))
+    found = Responses(values, np.arange(6), np.arange(2000), {}).split_half()
+    assert np.abs(found).max() <= 1
+    assert (found < 0).any()
+    assert (found > 0).any()
 
 
 def test_what_does_not_fit_the_store_is_refused_by_name(store, bold, tmp_path):

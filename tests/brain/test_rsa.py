@@ -79,6 +79,22 @@ def test_crossnobis_is_rsatoolboxs(store):
     assert problem.subjects.min() < 0  # noise is no distance
     with pytest.raises(vr.TaskError, match="seen twice or more, found 24 seen once"):
         vr.RSA(responses=values[0], dissimilarity="crossnobis").bind(store)
+    assert "crossnobis takes" not in problem.split.text
+    values[2, :20] = np.nan
+    problem = vr.RSA(responses=values, dissimilarity="crossnobis").bind(store)
+    said = "crossnobis takes the first 2 repetitions of each image; 4 were seen more often"
+    assert said in problem.split.text
+
+
+def test_cosines_of_unlike_dissimilarities_are_not_0(store, seen):
+    """Dissimilarities are above 0, so that the cosine of any two sets of them is; no chance is claimed."""
+    problem = vr.RSA(rdm=seen).bind(store)
+    X = features(np.random.default_rng(0).normal(size=(24, 300)))
+    for head, chance in (("spearman", 0), ("kendall", 0), ("cka", 0), ("cosine", None)):
+        outcome = problem.score(problem.heads[head], X)
+        (figure,) = problem.figures(problem.metrics_of(problem.heads[head])[0], [[outcome]], 0)
+        assert figure.chance == chance
+        assert (figure.value > 0.9) == (head == "cosine")
 
 
 @pytest.mark.parametrize(("head", "method"), KINDS)
@@ -234,6 +250,12 @@ def test_every_shape_is_read(store, seen, tmp_path):
         found = read_rdms(shape, store)
         assert found.matrices.shape == (subjects, 24, 24)
         np.testing.assert_allclose(pairs(found.matrices), pairs(seen)[:subjects])
+    words = ["Training", "testing"] * 12
+    np.savez(tmp_path / "s.npz", it=seen, splits=words)
+    assert read_rdms(tmp_path / "s.npz", store).splits == ("train", "test") * 12
+    np.savez(tmp_path / "s.npz", it=seen, splits=words[:5])
+    with pytest.raises(vr.TaskError, match="a split for each of 24 images, found 5"):
+        read_rdms(tmp_path / "s.npz", store)
     np.savez(tmp_path / "a.npz", it=seen, ids=store.ids[::-1])
     problem = vr.RSA(rdm=str(tmp_path / "a.npz") + ":it").bind(store)
     assert problem.rows.tolist() == list(range(23, -1, -1))

@@ -19,7 +19,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
-from vdvae_repr.brain.responses import Measured, correlations, read_responses, read_values
+from vdvae_repr.brain.responses import (
+    Measured,
+    Responses,
+    correlations,
+    read_responses,
+    read_values,
+)
 from vdvae_repr.brain.voxelwise import false_discovery
 from vdvae_repr.config import path_of
 from vdvae_repr.errors import TaskError, first_line
@@ -36,6 +42,7 @@ SCHEMA = "vdvae-repr/decoder/1"
 AT_ONCE = 2048  # voxels, or latent dimensions, worked on at once
 SAMPLED = 1024  # dimensions of a layer that its penalty is chosen by, at most
 PERMUTATIONS = 1000
+LEAST = 3  # images to restandardise: of one the mean is all, of two nothing but the sign
 
 Array = NDArray[Any]
 Values = NDArray[np.float64]
@@ -141,7 +148,7 @@ class Decoder:
 
     def predict(
         self,
-        responses: Measured,
+        responses: Measured | Responses,
         like: LatentStore,
         out: str | Path,
         *,
@@ -163,18 +170,24 @@ class Decoder:
                 that were fitted on.
             restandardise: give each dimension of what is predicted the mean and deviation that it has over
                 the training images, as brain-diffuser does: ridge regression predicts too little variance. It
-                is a property of all images predicted together.
+                is a property of all images predicted together, of which there must be 3 or more.
             overwrite: replace a store.
             seed: of permutations.
             progress: receives each layer's name when it is predicted.
 
         Raises:
-            TaskError: other voxels than were fitted on, images of another store, or no image to predict.
+            TaskError: other voxels than were fitted on, images of another store, no image to predict, or too
+                few to restandardise.
             StoreError: `out` is in the way, or cannot be written.
         """
         self._expect_same(like)
         specs = select_layers(like.layers, list(self.layers))
         values, rows = self._responses_to(responses, like, split)
+        if restandardise and len(rows) < LEAST:
+            raise TaskError(
+                f"responses: expected some to at least {LEAST} images, whose predictions are given a "
+                f"mean and deviation, found {len(rows)}; say restandardise=False"
+            )
         place = {image_id: row for row, image_id in enumerate(like.ids)}
         fitted = np.array([place[image_id] for image_id in self.ids], np.intp)
         weights = dict(self._weights(values))
@@ -219,13 +232,25 @@ class Decoder:
             )
 
     def _responses_to(
-        self, responses: Measured, like: LatentStore, split: str | None
+        self, responses: Measured | Responses, like: LatentStore, split: str | None
     ) -> tuple[Values, Rows]:
         """Return responses (M, V) to the images to predict, and their rows of the store."""
-        values, rows, splits = read_values(responses, like)
-        if values.shape[2] != self.measured:
+        if isinstance(responses, Responses):
+            read = read_responses(responses, like)
+            values, rows, splits = read.values, read.rows, read.splits
+            voxels, measured = read.voxels, read.measured
+        else:
+            values, rows, splits = read_values(responses, like)
+            voxels, measured = np.arange(values.shape[2]), values.shape[2]
+        if measured != self.measured:
             raise TaskError(
-                f"responses: expected the {self.measured} voxels that were fitted on, found {values.shape[2]}"
+                f"responses: expected the {self.measured} voxels that were fitted on, found {measured}"
+            )
+        column = {voxel: number for number, voxel in enumerate(voxels.tolist())}
+        if missing := [voxel for voxel in self.voxels.tolist() if voxel not in column]:
+            raise TaskError(
+                f"responses: expected voxel {missing[0]}, which was fitted on, found that it was left out; "
+                "fit without it"
             )
         fitted = set(self.ids)
         some = [
@@ -240,7 +265,8 @@ class Decoder:
             raise TaskError(
                 f"split: {both[0]!r} was fitted on, so that predicting it tells nothing; choose another split"
             )
-        chosen = values[:, some][:, :, self.voxels].astype(np.float64)
+        own = [column[voxel] for voxel in self.voxels.tolist()]
+        chosen = values[:, some][:, :, own].astype(np.float64)
         seen: NDArray[np.bool_] = np.asarray(~np.isnan(chosen).all(axis=2))
         if len(never := np.flatnonzero(~seen.any(axis=0))):
             number = int(never[0])
@@ -287,7 +313,7 @@ class Prediction:
 
 
 def fit(
-    responses: Measured,
+    responses: Measured | Responses,
     store: Latents,
     *,
     layers: str | int | Sequence[str | int] = "all",
@@ -302,7 +328,7 @@ def fit(
 
     Args:
         responses: (images, voxels) or (repetitions, images, voxels), in the store's order or with ids: an
-            array, or a file as FILE:KEY. The mean over repetitions is taken.
+            array, a file as FILE:KEY, or what `read_responses` returns. The mean over repetitions is taken.
         store: of the images' latents, `z` or `mean`.
         layers: to predict.
         alpha: the penalty of all layers; if not given, for each layer that of the smallest leave-one-out

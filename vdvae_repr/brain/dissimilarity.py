@@ -17,7 +17,7 @@ from scipy.spatial.distance import squareform
 from scipy.stats import t as student
 
 from vdvae_repr.brain.extra import needed
-from vdvae_repr.brain.responses import Measured, Responses, read_array, rows_of
+from vdvae_repr.brain.responses import Measured, Responses, read_array, rows_of, splits_of
 from vdvae_repr.errors import TaskError
 from vdvae_repr.latents.base import Latents
 
@@ -86,8 +86,8 @@ def read_rdms(measured: Measured, store: Latents) -> MeasuredRDMs:
     if apart.max(initial=0) > 1e-4 * np.abs(matrices[:, off]).max(initial=0):
         raise TaskError("rdm: expected symmetric dissimilarities, found others on either side")
     matrices = (matrices + matrices.transpose(0, 2, 1)) / 2
-    splits = found.splits or [store.splits[row] for row in rows]
-    return MeasuredRDMs(matrices, rows, tuple(splits), tuple(notes))
+    splits = splits_of(store, rows, found.splits, "rdm")
+    return MeasuredRDMs(matrices, rows, splits, tuple(notes))
 
 
 def rdms_of_responses(responses: Responses, kind: str) -> MeasuredRDMs:
@@ -112,6 +112,11 @@ def rdms_of_responses(responses: Responses, kind: str) -> MeasuredRDMs:
             "dissimilarity: crossnobis expected every image seen twice or more, found "
             f"{int((responses.repetitions < 2).sum())} seen once; take euclidean"
         )
+    notes = responses.notes
+    if more := int((responses.repetitions > least).sum()):
+        notes += (
+            f"crossnobis takes the first {least} repetitions of each image; {more} were seen more often",
+        )
     values = responses.values[:least].astype(np.float64)
     noise = values.var(axis=0, ddof=1).mean(axis=0)
     values = values / np.sqrt(np.where(noise > 0, noise, 1))
@@ -123,7 +128,7 @@ def rdms_of_responses(responses: Responses, kind: str) -> MeasuredRDMs:
     products = (products + products.T) / 2
     own = np.diag(products)
     matrix = (own[:, None] + own - 2 * products) / values.shape[2]
-    return MeasuredRDMs(matrix[None], responses.rows, responses.splits, responses.notes)
+    return MeasuredRDMs(matrix[None], responses.rows, responses.splits, notes)
 
 
 def layer_rdm(inner: Values, sums: Values, dims: int, kind: str) -> Values:

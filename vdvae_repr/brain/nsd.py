@@ -107,12 +107,18 @@ def read_nsd(
         progress: receives the name of each session's file when it is read.
 
     Raises:
-        DataError: a file that is missing, or is not as NSD's are.
+        DataError: a file, or a session before others, that is missing; a file that is not as NSD's are.
     """
     folder = Path(betas)
     sessions = sorted(folder.glob("betas_session*.hdf5"), key=lambda p: natural_key(p.name))
     if not sessions:
         raise DataError(f"{folder}: expected files betas_session01.hdf5, ..., found none")
+    for number, path in enumerate(sessions, start=1):
+        if path.stem.removeprefix("betas_session").lstrip("0") != str(number):
+            raise DataError(
+                f"{folder}: expected betas_session{number:02d}.hdf5, as trials are counted from the first "
+                f"session on, found {path.name}"
+            )
     images, shared = _read_design(Path(design), subject)
     flags: NDArray[np.bool_] | None = None
     if mask is not None:
@@ -274,7 +280,7 @@ def synthetic_nsd(
         paths: `stimuli`, `design`, `betas` (a folder), `mask` and `rois`.
 
     Raises:
-        TaskError: no images, or no region.
+        TaskError: no images, or no region. DataError: one of the files exists.
     """
     if not store.has_images or not sees:
         raise TaskError(
@@ -304,7 +310,10 @@ def synthetic_nsd(
         "mask": folder / "nsdgeneral.nii.gz",
         "rois": folder / "regions.nii.gz",
     }
-    paths["betas"].mkdir(parents=True, exist_ok=True)
+    for path in paths.values():
+        if path.exists():
+            raise DataError(f"{path}: exists already; choose another folder")
+    paths["betas"].mkdir(parents=True)
     with h5py.File(paths["stimuli"], "w") as file:
         file["imgBrick"] = store.images()
     images = rng.permutation(count) + 1

@@ -68,11 +68,16 @@ def read_array(measured: Measured, what: str) -> Measurement:
             arrays = _of_npz(path)
         elif path.suffix == ".mat" and not h5py.is_hdf5(path):
             loaded = scipy.io.loadmat(path)
-            arrays = {n: a for n, a in loaded.items() if not n.startswith("__")}
+            # Texts of a matrix of characters are padded to one length.
+            arrays = {
+                n: np.char.rstrip(a) if isinstance(a, np.ndarray) and a.dtype.kind == "U" else a
+                for n, a in loaded.items()
+                if not n.startswith("__")
+            }
         else:
             return _of_hdf5(path, key)
         name = _only(path, key, {n: a for n, a in arrays.items() if n not in BESIDE})
-        about = {n: np.ravel(arrays[n]).astype(str).tolist() for n in BESIDE if n in arrays}
+        about = {n: _words(arrays[n], f"{path}: {n}") for n in BESIDE if n in arrays}
         return Measurement(_numbers(np.asarray(arrays[name]), f"{path}: {name}"), **about)
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
         raise DataError(
@@ -110,6 +115,8 @@ def _of_hdf5(path: Path, key: str | None) -> Measurement:
         found: dict[str, Any] = {}
 
         def visit(name: str, item: Any) -> None:
+            if name.rpartition("/")[2] in BESIDE or name.startswith("#refs#/"):  # cells of MATLAB's
+                return
             if isinstance(item, h5py.Dataset) and item.shape and item.dtype.kind in "fiu":
                 found[name] = item
 
@@ -124,10 +131,52 @@ def _of_hdf5(path: Path, key: str | None) -> Measurement:
         about = {}
         for word in BESIDE:
             beside = file.get(f"{folder}/{word}" if folder else word)
-            if isinstance(beside, h5py.Dataset) and beside.dtype.kind in "OSU":
-                texts = beside[()].ravel().tolist()
-                about[word] = [t.decode() if isinstance(t, bytes) else str(t) for t in texts]
+            if isinstance(beside, h5py.Dataset):
+                about[word] = _beside(beside, f"{path}: {beside.name[1:]}")
     return Measurement(_numbers(array, f"{path}: {name}"), **about)
+
+
+def _beside(data: h5py.Dataset, what: str) -> list[str]:
+    """Return the words of a data set; of MATLAB's cells those that they refer to."""
+    if data.shape is None or h5py.check_ref_dtype(data.dtype) is not h5py.Reference:
+        return _words(_of_matlab(data), what)
+    cells = [data.file[reference] for reference in np.ravel(np.transpose(data[()]))]
+    if not all(isinstance(c, h5py.Dataset) and c.dtype.kind in "fiu" for c in cells):
+        raise DataError(f"{what}: expected texts or whole numbers in cells, found others")
+    return [word for cell in cells for word in _words(_of_matlab(cell), what)]
+
+
+def _of_matlab(data: h5py.Dataset) -> Array:
+    """Return the values of a data set; what MATLAB 7.3 wrote as text or as whole doubles is that again."""
+    kind = data.attrs.get("MATLAB_class", b"")
+    array = np.asarray(data[()]).T if kind else np.asarray(data[()])
+    if kind == b"char" and "MATLAB_empty" in data.attrs:
+        return np.array([""])
+    if kind == b"char" and array.dtype == np.uint16 and array.ndim == 2:  # a text a row
+        return np.array(["".join(map(chr, row)).rstrip(" ") for row in array.tolist()])
+    if kind == b"double" and array.dtype == np.float64:
+        whole = (np.abs(array) < 2**53) & (array == np.round(array))
+        return array.astype(np.int64) if whole.all() else array
+    return array
+
+
+def _words(array: Array, what: str) -> list[str]:
+    """Return texts, or whole numbers as texts; of MATLAB's cells what each holds.
+
+    Raises:
+        DataError: they are something else.
+    """
+    words = []
+    for item in np.ravel(array).tolist():
+        while isinstance(item, np.ndarray) and item.size <= 1:
+            item = item.item() if item.size else ""
+        word = item.decode() if isinstance(item, bytes) else item
+        if isinstance(word, bool) or not isinstance(word, str | int):
+            raise DataError(
+                f"{what}: expected texts or whole numbers, found {type(word).__name__} {word!r}"
+            )
+        words.append(str(word))
+    return words
 
 
 def _only(path: Path, key: str | None, arrays: dict[str, Any]) -> str:
@@ -179,6 +228,23 @@ def rows_of(store: Latents, count: int, ids: Sequence[str] | None, what: str) ->
             f"{what}: expected every id once, found {twice!r} twice; put repetitions on the first axis"
         )
     return rows
+
+
+def splits_of(
+    store: Latents, rows: NDArray[np.intp], own: Sequence[str] | None, what: str
+) -> tuple[str, ...]:
+    """Return the splits of N measured images: the file's own, by the words that mean them, or the store's.
+
+    Raises:
+        TaskError: another number of splits than of images.
+    """
+    if own is None:
+        return tuple(store.splits[row] for row in rows)
+    if len(own) != len(rows):
+        raise TaskError(
+            f"{what}: expected a split for each of {len(rows)} images, found {len(own)}"
+        )
+    return tuple(split_of(word) or word for word in own)
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,9 +330,9 @@ class Responses:
         """Return the reliability of the mean of all repetitions, (V,): split-half, by Spearman and Brown.
 
         The correlation r between the means of two halves of k repetitions, h in each, averaged over all ways
-        to halve them (over 100 drawn ones where there are more), and stepped up to k:
-        (k/h) r / (1 + (k/h - 1) r). It is of the images that were seen most often, and below 0 where halves
-        disagree. None where no image was seen twice, or fewer than 3 images were.
+        to halve them (over 100 drawn ones where there are more), and stepped up to k where it is above 0:
+        (k/h) r / (1 + (k/h - 1) r). It is of the images that were seen most often; where halves disagree it
+        is r itself, from -1 to 0. None where no image was seen twice, or fewer than 3 images were.
         """
         times = self.repetitions
         k = int(times.max())
@@ -287,7 +353,9 @@ class Responses:
         for block, values in self._seen_most():
             halves = [[values[list(side)].mean(axis=0) for side in way] for way in ways]
             r = np.mean([correlations(a, b) for a, b in halves], axis=0)
-            reliability[block] = k / half * r / np.maximum(1 + (k / half - 1) * r, 1e-12)
+            agree = np.maximum(r, 0)
+            stepped = k / half * agree / (1 + (k / half - 1) * agree)
+            reliability[block] = np.where(r > 0, stepped, r)
         return reliability
 
     def _seen_most(self) -> Iterator[tuple[slice, Values]]:
@@ -324,11 +392,7 @@ def read_values(
         )
     values = array if array.ndim == 3 else array[None]
     rows = rows_of(store, values.shape[1], ids, "responses")
-    splits = tuple(store.splits[row] for row in rows)
-    if own is not None:
-        if len(own) != len(rows):
-            raise TaskError(f"responses: expected {len(rows)} splits, found {len(own)}")
-        splits = tuple(split_of(word) or word for word in own)
+    splits = splits_of(store, rows, own, "responses")
     if values.dtype not in (np.float32, np.float64):
         values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
     return values, rows, splits
@@ -341,7 +405,8 @@ def read_responses(
 
     Args:
         measured: (N, V) or (repetitions, N, V), in the store's order, or under ids that the file holds; see
-            `read_array`. A repetition that is NaN in every voxel was not there.
+            `read_array`. A repetition that is NaN in every voxel was not there. `Responses` are taken as
+            they are.
         store: of the images.
         rois: a table with the columns `voxel` (numbers from 0) and `roi`; a voxel may be in several.
 
@@ -352,8 +417,21 @@ def read_responses(
         DataError: the file cannot be read. TaskError: it does not fit the store.
     """
     if isinstance(measured, Responses):
-        splits = measured.splits or tuple(store.splits[row] for row in measured.rows)
-        return replace(measured, splits=splits, measured=measured.measured or len(measured.voxels))
+        if len(outside := measured.rows[(measured.rows < 0) | (measured.rows >= len(store))]):
+            raise TaskError(
+                f"responses: expected rows of {store.path}, from 0 to {len(store) - 1}, found "
+                f"{outside[0]}"
+            )
+        count = measured.measured or int(measured.voxels.max(initial=-1)) + 1
+        regions = measured.rois
+        if rois is not None:
+            if regions:
+                raise TaskError(
+                    f"rois: expected a table, or responses that have regions, found both; leave out {rois}"
+                )
+            regions = _read_rois(Path(rois), measured.voxels, count)
+        splits = measured.splits or splits_of(store, measured.rows, None, "responses")
+        return replace(measured, splits=splits, rois=regions, measured=count)
     values, rows, splits = read_values(measured, store)
     count = values.shape[2]
     voxels = np.arange(count)
@@ -409,6 +487,15 @@ def _read_rois(path: Path, voxels: NDArray[np.intp], count: int) -> dict[str, ND
         if roi:
             members.setdefault(roi, []).append(int(voxel))
     rois = {name: np.isin(voxels, numbers) for name, numbers in members.items()}
-    if empty := [name for name, flags in rois.items() if not flags.any()]:
-        raise TaskError(f"{path}: no voxel of {empty[0]} is left; take it out of the table")
+    expect_voxels(rois, str(path))
     return rois
+
+
+def expect_voxels(rois: dict[str, NDArray[np.bool_]], what: str) -> None:
+    """Refuse regions, flags of voxels (V,) by name, of which no voxel is left.
+
+    Raises:
+        TaskError: there is one.
+    """
+    if empty := [name for name, flags in rois.items() if not flags.any()]:
+        raise TaskError(f"{what}: no voxel of {empty[0]} is left; take it out of the table")

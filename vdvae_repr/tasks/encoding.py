@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.model_selection import KFold, cross_val_predict
 
 from vdvae_repr.brain import voxelwise
-from vdvae_repr.brain.responses import correlations, read_responses
+from vdvae_repr.brain.responses import correlations, expect_voxels, read_responses
 from vdvae_repr.brain.voxelwise import Predicted
 from vdvae_repr.data.names import SPLITS
 from vdvae_repr.errors import TaskError
@@ -77,7 +77,7 @@ class Encoding(Task):
 class Voxelwise(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """A regression of every voxel, as a head: `ridge` or `banded`. The problem fits it, by inner products."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __init__(self, *, how: str = "ridge") -> None:
         self.how = how
@@ -184,6 +184,7 @@ class EncodingProblem(Problem):
             mean = responses.mean
         if not len(responses.voxels):
             raise TaskError("responses: expected voxels that vary over images, found none")
+        expect_voxels(responses.rois, str(task.rois or "responses"))
         if left := len(store) - len(responses.rows):
             notes.append(f"{left} images without responses left out")
         self.fitting, self.truth = mean[fitted], mean[tested].astype(np.float64)

@@ -231,7 +231,9 @@ class RSAProblem(Problem):
             value, spread = self._of(found, weights)
             low, high = found.interval(value, spread)
             start += len(draws)
-            figure = Figure(value, se=spread, chance=0.0, units=found.dof + 1)
+            # Dissimilarities are above 0, so that cosines of unlike ones are too: how far, nobody knows.
+            chance = None if how == "cosine" else 0.0
+            figure = Figure(value, se=spread, chance=chance, units=found.dof + 1)
             if spread > 0:
                 figure = figure._replace(
                     low=max(low, -1.0), high=min(high, 1.0), interval="student"
