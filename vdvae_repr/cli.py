@@ -161,6 +161,21 @@ Rows = Annotated[
 Crop = Annotated[
     int | None, typer.Option(help="Cut out the central square of so many pixels first.")
 ]
+DataOfRun = Annotated[
+    str | None,
+    typer.Option(help="What extract takes; toy-faces, or what a resumed run was trained on."),
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on from the newest checkpoint, with the run's own flags."),
+]
+Override = Annotated[list[str], typer.Option("--set", help="train.lr=1e-4, model.width=64")]
+Accumulate = Annotated[
+    int | None, typer.Option(min=1, help="Micro-batches a step and process; 1, if not given.")
+]
+LogWith = Annotated[
+    str | None, typer.Option(help="A tracker that accelerate knows, as tensorboard.")
+]
 Resize = Annotated[
     str | None,
     typer.Option(
@@ -758,38 +773,26 @@ def train(
     config: Annotated[
         str, typer.Argument(help="A preset's name, as faces64; a TOML; a run folder to go on with.")
     ],
-    data: Annotated[
-        str | None,
-        typer.Option(help="What extract takes; toy-faces, or what a resumed run was trained on."),
-    ] = None,
+    data: DataOfRun = None,
     rows: Rows = None,
     data_root: DataRoot = None,
     download: Download = False,
     out: Annotated[
         Path | None, typer.Option(help="The run folder; runs/NAME if not given.")
     ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="Go on from the newest checkpoint, with the run's own flags."
-        ),
-    ] = False,
+    resume: Resume = False,
     init_from: Annotated[
         str | None,
         typer.Option(help="Weights to start from; NAME-model.th goes on with its published run."),
     ] = None,
-    override: Annotated[
-        list[str], typer.Option("--set", help="train.lr=1e-4, model.width=64")
-    ] = [],  # noqa: B006
+    override: Override = [],  # noqa: B006
     crop: Crop = None,
     on_error: OnError = None,
     device: Device = "cpu",
     precision: Annotated[
         str | None, typer.Option(help="fp32, if not given, or bf16 by autocast.")
     ] = None,
-    accumulate: Annotated[
-        int | None, typer.Option(min=1, help="Micro-batches a step and process; 1, if not given.")
-    ] = None,
+    accumulate: Accumulate = None,
     compile: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")
     ] = None,
@@ -804,9 +807,7 @@ def train(
         typer.Option(help="A resolution whose activations are recomputed, not kept."),
     ] = None,
     num_workers: NumWorkers = None,
-    log_with: Annotated[
-        str | None, typer.Option(help="A tracker that accelerate knows, as tensorboard.")
-    ] = None,
+    log_with: LogWith = None,
     probe_every: Annotated[
         int | None, typer.Option(min=0, help="Steps between probes of the layers; 0 for none.")
     ] = None,
@@ -863,38 +864,24 @@ def distill(
             help="Layers of the teacher to predict; those of the configuration, if not given."
         ),
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="What extract takes; toy-faces, or what a resumed run was trained on."),
-    ] = None,
+    data: DataOfRun = None,
     rows: Rows = None,
     data_root: DataRoot = None,
     download: Download = False,
     out: Annotated[
         Path | None, typer.Option(help="The run folder; runs/TEACHER-student if not given.")
     ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="Go on from the newest checkpoint, with the run's own flags."
-        ),
-    ] = False,
-    override: Annotated[
-        list[str], typer.Option("--set", help="train.lr=1e-4, model.width=64")
-    ] = [],  # noqa: B006
+    resume: Resume = False,
+    override: Override = [],  # noqa: B006
     crop: Crop = None,
     on_error: OnError = None,
     device: Device = "cpu",
     precision: Annotated[
         str | None, typer.Option(help="Of the student: fp32, if not given, or bf16 by autocast.")
     ] = None,
-    accumulate: Annotated[
-        int | None, typer.Option(min=1, help="Micro-batches a step and process; 1, if not given.")
-    ] = None,
+    accumulate: Accumulate = None,
     num_workers: NumWorkers = None,
-    log_with: Annotated[
-        str | None, typer.Option(help="A tracker that accelerate knows, as tensorboard.")
-    ] = None,
+    log_with: LogWith = None,
 ) -> None:
     """Train a student to predict a VDVAE's posterior. Rerun with --resume after any stop.
 

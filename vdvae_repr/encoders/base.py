@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from weakref import WeakSet
 
 import numpy as np
@@ -33,11 +33,12 @@ from vdvae_repr.errors import (
     VDVAEReprError,
     first_line,
 )
+from vdvae_repr.model.base import SavedModel
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.model.noise import NoiseFn, seed_of
 from vdvae_repr.model.precision import Precision, arithmetic
 from vdvae_repr.model.preprocessing import as_image_tensor
-from vdvae_repr.model.weights import hash_weights
+from vdvae_repr.model.weights import hash_weights, weights_sha256
 from vdvae_repr.pixels import to_rgb
 
 logger = logging.getLogger(__name__)
@@ -209,6 +210,34 @@ def frame_json(transform: ImageTransform) -> dict[str, Any]:
     """Describe what is taken of an image before an encoder's own transform."""
     first = Preprocessing(size=1, crop=transform.crop, align=transform.align).to_json()
     return {key: first[key] for key in ("crop", "align", "landmarks") if key in first}
+
+
+M = TypeVar("M", bound=SavedModel)
+
+
+class SavedEncoder(Generic[M]):
+    """What reads a model of this package: its images, its layers, and what a store keeps of it."""
+
+    preprocessing: ImageTransform
+
+    def __init__(self, model: M) -> None:
+        self.model: M = model
+        self.name, self.layers = model.name, model.layers
+        self.image_size = self.stored_side = model.config.image_size
+        self.preprocessing = Preprocessing(size=self.image_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.model.device
+
+    def identity(self) -> dict[str, str]:
+        """Return the store's attributes `model`, `config` (JSON) and `weights_sha256`."""
+        return {
+            "model": self.name,
+            "config": self.model.config.to_json(),
+            "weights_sha256": weights_sha256(self.model),
+        }
 
 
 class TorchEncoder:

@@ -6,43 +6,22 @@ from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vdvae_repr.config import ModelConfig
-from vdvae_repr.data.source import Preprocessing
-from vdvae_repr.encoders.base import ImageTransform, Reading
+from vdvae_repr.encoders.base import Reading, SavedEncoder
 from vdvae_repr.model.layers import FEATURES, LayerSpec
 from vdvae_repr.model.noise import NoiseFn
 from vdvae_repr.model.precision import Precision
 from vdvae_repr.model.vdvae import VDVAE, Posterior
-from vdvae_repr.model.weights import random_weights, weights_sha256
+from vdvae_repr.model.weights import random_weights
 
 
-class VDVAEEncoder:
+class VDVAEEncoder(SavedEncoder[VDVAE]):
     """Reads the posterior of a VDVAE, layer by layer."""
 
     features = FEATURES
-    preprocessing: ImageTransform
-
-    def __init__(self, model: VDVAE) -> None:
-        self.model, self.name, self.layers = model, model.name, model.layers
-        self.image_size = self.stored_side = model.config.image_size
-        self.preprocessing = Preprocessing(size=self.image_size)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.model.device
-
-    def identity(self) -> dict[str, str]:
-        """Return the store's attributes `model`, `config` (JSON) and `weights_sha256`."""
-        return {
-            "model": self.name,
-            "config": self.model.config.to_json(),
-            "weights_sha256": weights_sha256(self.model),
-        }
 
     def shape(self, spec: LayerSpec, feature: str) -> tuple[int, ...]:
         """Return the shape of one image's feature, (C, R, R)."""

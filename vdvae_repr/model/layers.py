@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from vdvae_repr.config import ModelConfig, StudentConfig
 from vdvae_repr.errors import LayerError
@@ -31,6 +31,30 @@ FEATURES = (
     "bottom_up",
 )
 """What can be read of a VDVAE's layers."""
+
+
+T = TypeVar("T")
+
+
+class ByLayer(Mapping[str, T]):
+    """What was read of a batch by layer name, coarsest first."""
+
+    def __init__(self, layers: dict[str, T]) -> None:
+        self._layers = layers
+
+    def __getitem__(self, name: str) -> T:
+        """Return one layer; an unknown name lists those read."""
+        if name not in self._layers:
+            raise LayerError(f"layer {name!r} was not read; read are {', '.join(self._layers)}")
+        return self._layers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over layer names, coarsest first."""
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        """Return the number of layers read."""
+        return len(self._layers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Shapes: N images, C latent channels, S the side of an image, R that of a layer's
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from vdvae_repr.config import StudentConfig
 from vdvae_repr.errors import ConfigError, LayerError
 from vdvae_repr.model.base import SavedModel
 from vdvae_repr.model.blocks import Block, Widths
-from vdvae_repr.model.layers import LayerSpec, layers_of_config, select_layers
+from vdvae_repr.model.layers import ByLayer, LayerSpec, layers_of_config, select_layers
 from vdvae_repr.model.precision import Precision, arithmetic
 from vdvae_repr.model.preprocessing import as_image_tensor, to_input
 from vdvae_repr.model.structure import check_bottom_up, parse_widths
@@ -33,25 +33,8 @@ class PredictedPosterior:
     log_std: Tensor
 
 
-class Prediction(Mapping[str, PredictedPosterior]):
+class Prediction(ByLayer[PredictedPosterior]):
     """A student's prediction of a batch by layer name, coarsest first."""
-
-    def __init__(self, layers: dict[str, PredictedPosterior]) -> None:
-        self._layers = layers
-
-    def __getitem__(self, name: str) -> PredictedPosterior:
-        """Return one layer; an unknown name lists those read."""
-        if name not in self._layers:
-            raise LayerError(f"layer {name!r} was not read; read are {', '.join(self._layers)}")
-        return self._layers[name]
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over layer names, coarsest first."""
-        return iter(self._layers)
-
-    def __len__(self) -> int:
-        """Return the number of layers read."""
-        return len(self._layers)
 
 
 class Student(SavedModel):

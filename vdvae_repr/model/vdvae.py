@@ -7,7 +7,7 @@ prior; layer 0 is the coarsest.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import Any, Literal, cast
@@ -37,7 +37,7 @@ from vdvae_repr.model.distributions import (
 )
 from vdvae_repr.model.graphs import Inferred, graphed_passes
 from vdvae_repr.model.inference import plan_of
-from vdvae_repr.model.layers import LayerSpec, make_layer_specs, select_layers
+from vdvae_repr.model.layers import ByLayer, LayerSpec, make_layer_specs, select_layers
 from vdvae_repr.model.noise import NoiseFn, image_names, seed_of, seeded_noise
 from vdvae_repr.model.precision import Precision, arithmetic
 from vdvae_repr.model.preprocessing import as_image_tensor, to_input, to_target, to_uint8
@@ -50,7 +50,7 @@ def _nats(layer: LayerPosterior) -> float:
     return float(layer.kl.sum() / max(1, len(layer.mean)))
 
 
-class Posterior(Mapping[str, LayerPosterior]):
+class Posterior(ByLayer[LayerPosterior]):
     """The posterior of a batch by layer name, coarsest first.
 
     `kl` (N, layers traversed) is in nats an image; `bottom_up` maps a resolution to the encoder's
@@ -60,23 +60,9 @@ class Posterior(Mapping[str, LayerPosterior]):
     def __init__(
         self, layers: dict[str, LayerPosterior], kl: Tensor, bottom_up: dict[int, Tensor]
     ) -> None:
-        self._layers = layers
+        super().__init__(layers)
         self.kl = kl
         self.bottom_up = bottom_up
-
-    def __getitem__(self, name: str) -> LayerPosterior:
-        """Return one layer; an unknown name lists those read."""
-        if name not in self._layers:
-            raise LayerError(f"layer {name!r} was not read; read are {', '.join(self._layers)}")
-        return self._layers[name]
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over layer names, coarsest first."""
-        return iter(self._layers)
-
-    def __len__(self) -> int:
-        """Return the number of layers read."""
-        return len(self._layers)
 
     def __repr__(self) -> str:
         """Say what was read of how many images."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -98,7 +99,7 @@ def distill(
             "teacher: expected a VDVAE, or what loads it, as teacher='faces64', found none"
         )
     taught_by = None if isinstance(teacher, VDVAE) else place_of("teacher", teacher)
-    model = teacher if isinstance(teacher, VDVAE) else load(teacher)
+    model = copy.deepcopy(teacher) if isinstance(teacher, VDVAE) else load(teacher)
     if not isinstance(model, VDVAE):
         raise CheckpointError(f"teacher: expected a VDVAE, found {model!r}; load a VDVAE")
     model = model.eval().requires_grad_(False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -152,7 +153,7 @@ class Distillation:
     total = "total_kl_nats"
     unit = "nats of KL"
 
-    @property
+    @cached_property
     def record(self) -> Mapping[str, Any]:
         """The teacher's name and the SHA-256 of its weights."""
         return {"teacher": self.teacher.name, "teacher_sha256": weights_sha256(self.teacher)}
