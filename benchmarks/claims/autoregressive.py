@@ -1,11 +1,12 @@
 """A VDVAE beside a PixelCNN++: the same images, likelihood, parameters and minutes of training.
 
-Both train by the same recipe, in rounds of updates, until the minutes are over; after each round split
-test is scored, which is not timed. At the end some images are drawn, the PixelCNN++'s with what it has
+Both train by the same recipe, in rounds of updates, until the minutes are over, the last round as long as
+is left by the pace so far; after each round split test is scored, which is not timed. At the end some images are drawn, the PixelCNN++'s with what it has
 computed kept (a pass a pixel), the VDVAE's in one pass.
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +42,7 @@ PAPER_IN_SHORT = "better likelihood than PixelCNN++, fewer parameters, far faste
 RULE = (
     "Both models have about the same number of parameters (`parameters`, to 10 %), the same training "
     "images, likelihood (the discretised mixture of logistics), batch size and minutes of training "
-    "(steps alone are timed, each model alone on the machine). *Better likelihood* takes differences of "
+    "(steps alone are timed, each model alone on a core or a card). *Better likelihood* takes differences of "
     "test bits per dimension, VDVAE less PixelCNN++, seed by seed, and agrees where Student's 95 % "
     "interval is below 0, disagrees where it is above. *Faster samples* agrees where drawing takes less "
     "time, of every seed, disagrees where it takes more of any. The VDVAE's score is a bound, the "
@@ -67,8 +68,7 @@ def measure(piece: Piece, context: Context) -> list[Row]:
     kept = context.folder / "rounds.json"  # of a try that was interrupted
     rows: list[Row] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else []
     run = context.folder / "run"
-    while not rows or rows[-1]["train_seconds"] < 60 * settings["minutes"]:
-        steps = (len(rows) + 1) * settings["steps_a_round"]
+    while (steps := next_stop(rows, settings)) is not None:
         train(context, architecture, recipe, source, steps=steps)
         model = vr.load(run, device=context.device)
         found = vr.evaluate(model, source, split="test", batch_size=settings.get("batch", 64))
@@ -95,6 +95,21 @@ def measure(piece: Piece, context: Context) -> list[Row]:
         "passes": passes,
     }
     return rows
+
+
+def next_stop(rows: list[Row], settings: Settings) -> int | None:
+    """Return the updates at which the next round ends, None where the minutes are over.
+
+    Rounds end where the log has a row, so that the seconds of all their updates are known.
+    """
+    if not rows:
+        return settings["steps_a_round"]
+    done, took = rows[-1]["steps"], rows[-1]["train_seconds"]
+    left, every = 60 * settings["minutes"] - took, settings["train"]["log_every"]
+    if left <= 0:
+        return None
+    at_most = every * math.ceil(left / took * done / every)
+    return done + min(settings["steps_a_round"], at_most)
 
 
 def trained_seconds(run: Path, batch_size: int) -> float:
