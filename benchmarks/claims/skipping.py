@@ -45,7 +45,8 @@ RULE = (
     "its log is. *Fewer unstable runs* agrees where they are fewer with skipping, by Fisher's exact "
     "test, one-sided, p < 0.05; it disagrees where they are more by the same test. *Better bits* takes "
     "differences seed by seed, with Student's 95 % interval; a stopped run, and a score "
-    "above 8 bits per dimension (which knowing nothing has), count as 8. *Few* agrees where less than `few` of the updates were skipped."
+    "above 8 bits per dimension (which knowing nothing has), count as 8. *Few* agrees where less than "
+    "`few` of the updates were skipped."
 )
 UNIFORM = 8.0  # bits per dimension of knowing nothing
 UNSTABLE = ("not finite", "were skipped")  # in what a run says that stopped for want of stability
