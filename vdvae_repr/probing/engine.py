@@ -351,8 +351,14 @@ class Measurement:
         models = list(dict.fromkeys([name, *RIVALS, *(e.features.model for e in entries)]))
         grouped = {m: _choose([e for e in entries if e.features.model == m]) for m in models}
         compared = _stand_for(grouped, name)
-        comparisons = self._comparisons(head, compared, grouped)
+        rivals = [e for m in RIVALS for e in grouped[m] if e.chosen]
+        comparisons = self._comparisons(head, compared, rivals)
         report.comparisons += comparisons
+        others = [e for m in self.run.beside for e in grouped.get(m, ()) if e.chosen]
+        report.beside += [
+            replace(each, verdict=verdict([each.difference], [each.p_value]))
+            for each in self._comparisons(head, compared, others)
+        ]
         every = [entry for group in grouped.values() for entry in group]
         if "shuffled-labels" in self.run.controls and compared is not None:
             basis = replace(compared.features, model="shuffled-labels")
@@ -467,10 +473,9 @@ class Measurement:
             bar.set_description(printable(what))
 
     def _comparisons(
-        self, head: Head, picked: Entry | None, grouped: Mapping[str, Sequence[Entry]]
+        self, head: Head, picked: Entry | None, rivals: Sequence[Entry]
     ) -> list[Comparison]:
-        """Compare a row of the store's model with what stands for each rival."""
-        rivals = [e for m in RIVALS for e in grouped[m] if e.chosen]
+        """Compare a row of the store's model with what stands for each rival; p after Holm over them."""
         if picked is None or not rivals:
             return []
         metric = self.problem.metrics_of(head)[0]

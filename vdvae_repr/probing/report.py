@@ -33,7 +33,8 @@ class Report(Findings):
         rows: a figure each, with everything needed to read it. Of a head and a model one is `chosen`, by
             training data. `layer` is a selector of exactly what is in it: `8x8.2` singly, `0:12` all layers
             up to one, `1x1,4x4` all resolutions but one; or `10 % by kl`.
-        comparisons: of each head's chosen row with that of each rival; `verdict` says in words how it stands.
+        comparisons: of each head's chosen row with that of each control; `verdict` says how it stands.
+        beside: the same with that of each model beside, with a verdict of its own, p after Holm over these.
         curves: CMC, ROC, or detection and identification rates, of chosen rows.
         notes: what the reader must know: the split, what was left out.
         headlines: what was asked of how much, a line each task and size of it.
@@ -71,7 +72,8 @@ class Report(Findings):
 
     def _answer(self, asked_next: str, notes: Sequence[str] = ()) -> str:
         more = f"more heads: {', '.join(self.more_heads)} · " if self.more_heads else ""
-        return answer(self.rows, self.comparisons, self.headlines, [more + asked_next], notes)
+        footer = [more + asked_next]
+        return answer(self.rows, self.comparisons, self.headlines, footer, notes, self.beside)
 
     def table(self) -> str:
         """Return all rows of each head's first metric as a table, `*` where chosen."""

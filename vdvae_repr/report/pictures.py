@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 ENDS = "|".join(FIGURES)
 MADE = re.compile(
     rf"(layers|shots|cmc|roc|dir|noise|factors|rate_accuracy|rois|voxels)(-.*)?\.({ENDS})"
-    rf"|similarity-.*\.({ENDS}|csv)|(comparisons|curves|noise|rate_accuracy)\.csv|factors-.*\.csv"
+    rf"|similarity-.*\.({ENDS}|csv)|(comparisons|beside|curves|noise|rate_accuracy)\.csv|factors-.*\.csv"
     r"|(voxels|bands)(-.*)?\.csv"
     r"|results\.(jsonl|csv)|report\.json|index\.html"
 )
@@ -88,7 +88,7 @@ def save(
     rows, costs = findings.rows, findings.sampling_costs
     with replacing_folder(folder, MADE) as aside:
         figures = Figures(aside, formats, findings.called)
-        results.write(rows, aside, costs, findings.comparisons)
+        results.write(rows, aside, costs, findings.comparisons, findings.beside)
         write(rows, findings.curves, figures)
         write_noise(costs, figures)
         for name, found in findings.similarity.items():

@@ -44,12 +44,14 @@ class Asked:
     Args:
         label: the head, with the number of shots where there are several.
         rows: of the store's model, of those beside and of the controls.
-        comparisons: of the chosen row with each rival.
+        comparisons: of the chosen row with each control.
+        others: of the chosen row with each model beside.
     """
 
     label: str
     rows: Sequence[Result]
     comparisons: Sequence[Comparison]
+    others: Sequence[Comparison] = ()
 
     @property
     def own(self) -> list[Result]:
@@ -99,17 +101,19 @@ def answer(
     headlines: Sequence[str] = (),
     footer: Sequence[str] = (),
     notes: Sequence[str] = (),
+    others: Sequence[Comparison] = (),
 ) -> str:
     """Say what rows and comparisons amount to.
 
     Args:
         rows: of a report.
-        comparisons: of its chosen rows with each rival.
+        comparisons: of its chosen rows with each control.
         headlines: what was asked of how many, a line each; what else must be known stands behind them.
         footer: what may be asked next.
         notes: what else the reader must know, as far as there is room.
+        others: comparisons with models beside.
     """
-    asked = list(asked_of(rows, comparisons))
+    asked = list(asked_of(rows, comparisons, others))
     said = [line for note in notes for line in _wrapped(f"- {note}", indent="  ")]
     if not asked:
         return "\n".join(["nothing was scored", *headlines, *said][:LINES])
@@ -126,7 +130,9 @@ def answer(
     return "\n".join([*above, *table, *below, *said, *last])
 
 
-def asked_of(rows: Sequence[Result], comparisons: Sequence[Comparison]) -> Iterator[Asked]:
+def asked_of(
+    rows: Sequence[Result], comparisons: Sequence[Comparison], others: Sequence[Comparison] = ()
+) -> Iterator[Asked]:
     """Yield what each head was asked, in the order of the rows; nothing where no model was scored."""
     first: dict[tuple[str, str, int], tuple[str, float | None]] = {}
     for row in rows:
@@ -142,9 +148,12 @@ def asked_of(rows: Sequence[Result], comparisons: Sequence[Comparison]) -> Itera
             if (row.task, row.head, row.n_train) == (task, head, n_train)
             and (row.metric, row.at) == (metric, at)
         ]
-        beaten = [c for c in comparisons if (c.task, c.head, c.n_train) == (task, head, n_train)]
+        found = [
+            [c for c in each if (c.task, c.head, c.n_train) == (task, head, n_train)]
+            for each in (comparisons, others)
+        ]
         if any(row.role == "model" for row in own):
-            yield Asked(label, own, beaten)
+            yield Asked(label, own, *found)
 
 
 def warnings(asked: Sequence[Asked]) -> Iterator[str]:
@@ -166,16 +175,22 @@ def warnings(asked: Sequence[Asked]) -> Iterator[str]:
 
 
 def beside(asked: Sequence[Asked]) -> Iterator[str]:
-    """Yield what other models have: their chosen rows, a line a head, as far as there is room."""
+    """Yield what other models have, and how the picked row stands beside them, as far as there is room."""
     found = [
-        f"{one.label} beside: "
-        + ", ".join(f"{row.model} {layer_of(row)} {short(row.value)}" for row in one.beside)
+        f"{one.label} beside: {', '.join(_of_model(one, row) for row in one.beside)}"
         for one in asked
         if one.beside
     ]
     yield from found[:MOST_BESIDE]
     if (left := len(found) - MOST_BESIDE) > 0:
         yield f"and {left} heads more"
+
+
+def _of_model(one: Asked, row: Result) -> str:
+    """Return a chosen row of a model beside, and the difference of the picked row from it."""
+    text = f"{row.model} {layer_of(row)} {short(row.value)}"
+    told = [f"{c.verdict} {_of_difference(c)}" for c in one.others if c.versus == row.model]
+    return f"{text} ({told[0]})" if told else text
 
 
 def _table(asked: Sequence[Asked], room: int) -> list[str]:
