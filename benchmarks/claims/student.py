@@ -170,7 +170,7 @@ def test_rows(models: dict[str, vr.VDVAE], test: str, data: str, context: Contex
             "versus": each.versus, "value": each.difference, "low": each.diff_low,
             "high": each.diff_high, "p_value": each.p_value,
         }
-        for each in report.comparisons
+        for each in report.beside
     ]  # fmt: skip
 
 
