@@ -94,12 +94,29 @@ def test_a_cut_model_has_no_parameters_that_it_does_not_need(nearest, tmp_path):
         path = vr.export_model(
             nearest, tmp_path / "m.pt2", layers=layers
         )  # its own file is replaced
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.export.load(path)
-        sizes.append(sum(value.numel() for value in program.state_dict.values()))
+        sizes.append(parameters_in(path))
     assert sizes == sorted(set(sizes))
     assert sizes[-1] < sum(parameter.numel() for parameter in nearest.parameters())
+
+
+def test_a_student_is_exported_without_the_heads_of_other_layers(student, tmp_path):
+    path = vr.export_model(student, tmp_path / "m.pt2", layers="1x1")
+    count = sum(p.numel() for p in student.bottom_up.parameters())
+    assert parameters_in(path) == count + sum(p.numel() for p in student.heads[0].parameters())
+    assert len(list(student.heads[-1].parameters())) > 0
+
+
+def parameters_in(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.load(path)
+    return sum(value.numel() for value in program.state_dict.values())
+
+
+def test_the_square_that_a_model_was_trained_on_is_said(student, images, tmp_path):
+    student.trained_crop = 12
+    _, described = run_pt2(vr.export_model(student, tmp_path / "m.pt2", layers="1x1"), images)
+    assert described["trained_crop"] == "12"
 
 
 def test_the_model_is_left_as_it_was(nearest, images, tmp_path):

@@ -43,8 +43,9 @@ def export_model(
 
     The input `images` is uint8 (N, S, S, 3), any number of images of the model's size, red first: pixels as
     they are in a file, neither shifted nor scaled. The outputs are float32 (N, C, R, R), two a layer, coarse
-    to fine, under its name: `8x8.0.mean`, `8x8.0.log_std`. Model, configuration, layers and the SHA-256 of
-    the weights stand in the file's metadata (of a `.pt2` in the extra file `vdvae-repr.json`).
+    to fine, under its name: `8x8.0.mean`, `8x8.0.log_std`. The file's metadata (of a `.pt2` its extra file
+    `vdvae-repr.json`) hold model, configuration, layers, the SHA-256 of the weights and, where the model was
+    trained on a central square of its images, that square's side in pixels.
 
     Args:
         model: loaded with `vr.load`.
@@ -82,6 +83,8 @@ def export_model(
         "weights_sha256": weights_sha256(model),
         "layers": json.dumps([spec.to_json() for spec in chosen]),
     }
+    if model.trained_crop is not None:
+        described["trained_crop"] = str(model.trained_crop)
     try:
         with replacing(path), _quiet():
             images = torch.zeros(2, *[model.config.image_size] * 2, 3, dtype=torch.uint8)
@@ -145,6 +148,9 @@ class StudentPass(Network):
     def __init__(self, model: Student, chosen: Sequence[LayerSpec]) -> None:
         super().__init__()
         self.student, self.chosen = copy.deepcopy(model), tuple(chosen)
+        for place, spec in enumerate(model.layers):
+            if spec not in self.chosen:
+                self.student.heads[place] = nn.Identity()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Map uint8 (N, S, S, 3) to means and log standard deviations by name."""
