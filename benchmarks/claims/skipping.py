@@ -147,12 +147,17 @@ def in_short(rows: pd.DataFrame) -> str:
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a learning rate and threshold, with Student's intervals over seeds."""
-    columns = {"bits_per_dim": 3, "largest_rise_bits": 2, "skipped": 1, "largest_norm": 0}
-    table = by_group(rows, ["lr", "skip"], columns)
-    table["unstable"] = rows.groupby(["lr", "skip"], sort=False).unstable.sum().to_numpy()
+    """Return a row a learning rate and threshold, with Student's intervals over seeds, or medians."""
+    table = by_group(rows, ["lr", "skip"], {"bits_per_dim": 3, "skipped": 1})
+    groups = rows.groupby(["lr", "skip"], sort=False)
+    for column in ("largest_rise_bits", "largest_norm"):  # of runs that break down without bounds
+        table[column] = [f"{value:.3g}" for value in groups[column].median()]
+    table["unstable"] = groups.unstable.sum().to_numpy()
     names = {"bits_per_dim": "bits/dim, test", "skipped": "updates skipped", "skip": "skipping"}
-    names |= {"largest_rise_bits": "largest rise, bits/dim", "largest_norm": "largest norm logged"}
+    names |= {
+        "largest_rise_bits": "largest rise, bits/dim, median",
+        "largest_norm": "largest norm logged, median",
+    }
     return table.replace({True: "yes", False: "no"}).rename(columns=names)
 
 

@@ -1,5 +1,6 @@
 """What is exported computes what the model does, and needs nothing of this package."""
 
+import copy
 import json
 import warnings
 
@@ -111,6 +112,16 @@ def parameters_in(path):
         warnings.simplefilter("ignore")
         program = torch.export.load(path)
     return sum(value.numel() for value in program.state_dict.values())
+
+
+def test_weights_that_are_not_finite_or_not_float32_are_not_exported(student, tmp_path):
+    with pytest.raises(vr.CheckpointError, match="expected weights in float32, found float16"):
+        vr.export_model(copy.deepcopy(student).half(), tmp_path / "m.pt2")
+    broken = copy.deepcopy(student)
+    next(broken.heads[-1].parameters()).data.fill_(torch.nan)
+    with pytest.raises(vr.CheckpointError, match="expected finite weights, found NaN or infinity"):
+        vr.export_model(broken, tmp_path / "m.pt2", layers="1x1")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_square_that_a_model_was_trained_on_is_said(student, images, tmp_path):

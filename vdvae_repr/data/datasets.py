@@ -53,6 +53,23 @@ PUBLISHED_VAL = {
     "ffhq256": (5, slice(-7_000, None)),  # reported there as test too
 }
 
+# How many images are published, by the source's name without what says which version it is.
+PUBLISHED_IMAGES = {
+    "cifar10": 60_000,
+    "cifar100": 60_000,
+    "imagenet32 (old)": 1_331_148,
+    "imagenet64 (old)": 1_331_148,
+    "imagenet32 (new)": 1_331_167,
+    "imagenet64 (new)": 1_331_167,
+    "ffhq256": 70_000,
+    "ffhq1024": 70_000,
+    "celeba": 202_599,
+    "lfw": 13_233,
+    "omniglot": 32_460,
+    "omniglot-runs": 800,
+    "tiny-imagenet": 110_000,  # those with labels
+}
+
 MEMBER_BYTES = 2**28  # of a file in CIFAR's archive
 DRAWING_BYTES = 2**24  # of a drawing in Omniglot's
 
@@ -156,14 +173,16 @@ def open_dataset(name: str, root: str | Path | None = None, *, download: bool = 
         download: fetch it if it is missing, where the table knows how.
 
     Raises:
-        DataError: it is missing or incomplete, cannot be read, or cannot be downloaded.
+        DataError: it is missing, cannot be read, or cannot be downloaded. That other than the published number
+            of images is there is said in the source's notices.
     """
     dataset = DATASETS[name]
     if root is not None and not str(root).strip():
         raise DataError("root: the name is empty; give a folder, or leave it out")
     place = Path(root or os.environ.get("VDVAE_REPR_DATA_ROOT") or "data")
     try:
-        return dataset.open(place)
+        source = dataset.open(place)
+        return replace(source, notices=(*source.notices, *_about_parts(source)))
     except FileNotFoundError as error:
         if not (download and dataset.download):
             raise DataError(
@@ -181,6 +200,17 @@ def open_dataset(name: str, root: str | Path | None = None, *, download: bool = 
             f"{dataset.remedy.format(root=place)}"
         ) from error
     return open_dataset(name, place)
+
+
+def _about_parts(source: Source) -> tuple[str, ...]:
+    """Return a line where other than the published number of images is there; maybe none."""
+    name = source.name
+    published = PUBLISHED_IMAGES.get(name) or PUBLISHED_IMAGES[name.partition(" (")[0]]
+    if len(source) == published:
+        return ()
+    return (
+        f"{len(source):,} images are there, {published:,} are published; figures are of these alone",
+    )
 
 
 def _cifar(root: Path, classes: int) -> Source:

@@ -22,7 +22,7 @@ from vdvae_repr.model.layers import LayerSpec, select_layers
 from vdvae_repr.model.preprocessing import to_input
 from vdvae_repr.model.student import Student
 from vdvae_repr.model.vdvae import VDVAE
-from vdvae_repr.model.weights import weights_sha256
+from vdvae_repr.model.weights import check_finite, weights_sha256
 from vdvae_repr.output import NETWORK, aside_of, refuse_others, replacing, version
 
 ENDINGS = (".onnx", ".pt2")
@@ -54,7 +54,7 @@ def export_model(
         layers: selector.
 
     Raises:
-        CheckpointError: the model is neither. LayerError: a selector that names no layer.
+        CheckpointError: the model is neither, or its weights are not finite or not float32. LayerError: a selector that names no layer.
         TaskError: another ending, packages that are missing, a file of somebody else, or no room.
 
     Example:
@@ -72,6 +72,12 @@ def export_model(
     if path.suffix == ".onnx":
         _require_onnx()
     chosen = select_layers(model.layers, layers)
+    if (dtype := next(model.parameters()).dtype) != torch.float32:
+        raise CheckpointError(
+            f"{model.name}: expected weights in float32, found {str(dtype).removeprefix('torch.')}; call "
+            "model.float()"
+        )
+    check_finite(model.state_dict(), model.name)
     refuse_others([path])
     kind = VDVAEPass if isinstance(model, VDVAE) else StudentPass
     network: Network = kind(cast(Any, model), chosen).cpu().eval().requires_grad_(False)
