@@ -54,7 +54,8 @@ def export_model(
         layers: selector.
 
     Raises:
-        CheckpointError: the model is neither, or its weights are not finite or not float32. LayerError: a selector that names no layer.
+        CheckpointError: the model is neither, or its weights are not finite or not float32.
+        LayerError: a selector that names no layer.
         TaskError: another ending, packages that are missing, a file of somebody else, or no room.
 
     Example:
