@@ -713,8 +713,13 @@ def _by_last_layer(features: Sequence[Features]) -> list[Features]:
 
 
 def _choose(entries: Sequence[Entry]) -> list[Entry]:
-    """Mark what has the best training score, the first of equals; where none is known, what is alone."""
+    """Mark what has the best training score, the first of equals; where none is known, what is alone.
+
+    Nothing is marked where all are equals, as on a val of one image: such a score is no choice.
+    """
     known = [e.training_score for e in entries if e.choosable and e.training_score is not None]
+    if len(known) > 1 and len(set(known)) == 1:
+        return list(entries)
     if not known:
         return [replace(e, chosen=True) for e in entries] if len(entries) == 1 else list(entries)
     best = next(e for e in entries if e.choosable and e.training_score == max(known))
@@ -724,15 +729,18 @@ def _choose(entries: Sequence[Entry]) -> list[Entry]:
 def _stand_for(grouped: dict[str, list[Entry]], name: str) -> Entry | None:
     """Return the row of the store's model that is compared, and mark what stands for its rivals beside it.
 
-    Where nothing is chosen, all layers together are compared, which is no choice; of the random twins the
-    same of theirs. Of PCA, where no size is chosen, the largest that has no more dimensions stands.
+    Where nothing is chosen, all layers together are compared, which is no choice; of the random twins, there
+    and where none of theirs is chosen, the same. Of PCA, where no size is chosen, the largest that has no
+    more dimensions stands.
     """
     picked = next((e for e in grouped[name] if e.chosen), None)
+    nothing_chosen = picked is None
     if picked is None:
         able = [e for e in grouped[name] if e.choosable]
         if not able:
             return None
         picked = max(able, key=_how_much)
+    if nothing_chosen or not any(e.chosen for e in grouped["random-init"]):
         same = [e for e in grouped["random-init"] if _read(e) == _read(picked)]
         grouped["random-init"] = [replace(e, chosen=e in same[:1]) for e in grouped["random-init"]]
     if grouped["pca"] and not any(e.chosen for e in grouped["pca"]):
