@@ -29,7 +29,7 @@ from vdvae_repr.config import path_of
 from vdvae_repr.data.faces import AlignedFace, noted_faces
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source, warn
-from vdvae_repr.data.source import Preprocessing, Source, read_images
+from vdvae_repr.data.source import Preprocessing, Source, about_enlarged, read_images
 from vdvae_repr.encoders.base import Encoder, ImageTransform
 from vdvae_repr.encoders.load import as_encoder
 from vdvae_repr.errors import SKIP_ADVICE, DataError, LayerError, StoreError, VDVAEReprError
@@ -125,6 +125,9 @@ def extract(
     source = open_source(data, notice=notices.append)
     job = ExtractionJob.of(as_encoder(model), source, layers, features, chosen_options)
     if isinstance(model, SavedModel) and (line := model.about_crop(chosen_options.frame.crop)):
+        notices.append(line)
+    frame = chosen_options.frame
+    if not frame.align and (line := about_enlarged(source, job.model.image_size, frame.crop)):
         notices.append(line)
     rank, processes = partition.join_processes()
     folder = parts_folder(out)

@@ -198,9 +198,7 @@ class Verification(Problem):
         super().__init__(store, Split(fitted, tested, text=text), heads=HEADS, metrics=metrics)
         self.n_train, self.n_test, self.sides = n_train, n_test, sides
 
-    def _known_people(
-        self, person: NDArray[np.intp], tested_of: Sequence[NDArray[np.intp]]
-    ) -> str:
+    def _known_people(self, person: NDArray[np.intp], tested_of: Sequence[NDArray[np.intp]]) -> str:
         """Count the people (N,) who are tested on and learned of, by other images; nothing if there are none.
 
         `tested_of` holds the rows that each fold tests on.

@@ -19,7 +19,7 @@ from torch import Tensor
 from vdvae_repr.config import shown, whole_number
 from vdvae_repr.data.loader import default_workers, map_ahead
 from vdvae_repr.data.open import open_source, warn
-from vdvae_repr.data.source import Preprocessing, Source, read_images
+from vdvae_repr.data.source import Preprocessing, Source, about_enlarged, read_images
 from vdvae_repr.errors import CheckpointError, DataError, TaskError, printable
 from vdvae_repr.model.base import ImageModel
 from vdvae_repr.model.distributions import LayerPosterior
@@ -166,6 +166,8 @@ def evaluate(
             'split="held-back" scores the others'
         )
     if run is None and (line := model.about_crop(crop)):
+        warn(line)
+    if line := about_enlarged(source, model.config.image_size, crop, chosen):
         warn(line)
     preprocessing = Preprocessing(size=model.config.image_size, crop=crop, resize=resize)
     if on_error == "skip":
