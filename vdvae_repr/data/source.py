@@ -812,8 +812,10 @@ def about_enlarged(
             image = _checked(source.reader(index))
             whole = image.size if isinstance(image, Image.Image) else image.shape[:2]
             sides.append(min(whole))
-            if isinstance(image, Image.Image):  # one of a reader of the user's is not ours to close
-                _ = image.close() if of_files else image.load()
+            if of_files and isinstance(image, Image.Image):
+                image.close()
+            elif isinstance(image, Image.Image):  # of the user's own reader, so not ours to close
+                image.load()
     small = sorted(side for side in (min(side, crop or side) for side in sides) if 2 * side <= size)
     if not small:
         return ""

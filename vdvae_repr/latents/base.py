@@ -186,9 +186,9 @@ class Latents(ABC):
         return html_table(f"{type(self).__name__} {self.path}", rows)
 
     @property
+    @abstractmethod
     def tested_path(self) -> Path:
-        """The file that scores lie beside: of two stores the one that is tested on."""
-        return self.path
+        """The file, from the root, that scores lie beside: of two stores the one that is tested on."""
 
     @property
     def layers(self) -> tuple[LayerSpec, ...]:

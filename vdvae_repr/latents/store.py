@@ -62,7 +62,9 @@ class LatentStore(Latents):
         self.reads_mirrored = mirrored
         self.attrs = dict(file.attrs)
         self.info = StoreInfo.read(self.attrs)
-        self._parts = Part.of(path, self.info)
+        self.place = Path(file.filename)
+        """The file, from the root, whatever folder becomes the working one; `path` is as it was given."""
+        self._parts = Part.of(self.place, self.info)
         self._looked_into: set[str] = (
             set()
         )  # parts without links, arrays that are as large as they say
@@ -92,7 +94,7 @@ class LatentStore(Latents):
         file = None
         try:
             refuse_broken_trailer(path)
-            file = h5py.File(path, "r")
+            file = h5py.File(path.absolute(), "r")
             if file.attrs.get("schema") != SCHEMA:
                 found = file.attrs.get("schema", "no schema")
                 raise StoreError(f"{path}: expected a store of schema {SCHEMA}, found {found}")
@@ -132,6 +134,11 @@ class LatentStore(Latents):
         if "mirror" not in self._opened:
             raise StoreError(f"{self.path}: holds no mirrored images; extract with mirror=True")
         return LatentStore(self.path, self._opened, mirrored=not self.reads_mirrored)
+
+    @property
+    def tested_path(self) -> Path:
+        """The file that scores lie beside, from the root."""
+        return self.place
 
     @property
     def factors(self) -> dict[str, Array]:
@@ -201,7 +208,7 @@ class LatentStore(Latents):
         specs = self.distinct(layers, feature)
         names = tuple(spec.name for spec in specs)
         rows, mirrored = self.rows(split), self.reads_mirrored
-        return StoreDataset(LatentStore.open, self.path, names, feature, pool, rows, mirrored)
+        return StoreDataset(LatentStore.open, self.place, names, feature, pool, rows, mirrored)
 
     def decode(
         self,

@@ -226,7 +226,8 @@ class Run:
                 raise
             self.note(f"no scores are kept: {error}")
             return None
-        self.note(f"{KEPT_IN}{folder}")
+        here = folder.is_relative_to(Path.cwd())
+        self.note(f"{KEPT_IN}{folder.relative_to(Path.cwd()) if here else folder}")
         return scores
 
     def candidates(self) -> list[Candidates]:
