@@ -89,6 +89,27 @@ class StoreInfo:
     created: str | None = None
     versions: str | None = None
 
+    @property
+    def images_in_words(self) -> str:
+        """What was done to the images before the encoder, in words."""
+        steps = json.loads(self.preprocessing)
+        if not isinstance(steps, dict):
+            return self.preprocessing
+        said = "the whole image"
+        crop, size, resize = (steps.pop(key, None) for key in ("crop", "size", "resize"))
+        align, _ = steps.pop("align", None), steps.pop("landmarks", None)
+        if align is not None:
+            said = f"the face, aligned ({align})"
+        elif crop is not None:
+            said = f"the central square of {crop} pixels"
+        elif resize is not None and not str(resize).startswith("shorter side"):
+            said = "the central square"
+        if resize is not None:
+            said += f"; resized: {resize}"
+        if size is not None:
+            said += f"; to {size} x {size} pixels"
+        return "; ".join([said, *(f"{key} {value}" for key, value in steps.items())])
+
     @classmethod
     def read(cls, attrs: Mapping[str, Any]) -> StoreInfo:
         """Read the attributes of a file.

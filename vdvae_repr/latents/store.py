@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from vdvae_repr.config import with_hints
 from vdvae_repr.errors import StoreError, first_line
 from vdvae_repr.latents import base
 from vdvae_repr.latents.base import Array, Latents
@@ -194,6 +195,7 @@ class LatentStore(Latents):
             sha.update(self.read(key, f"layer {spec.name}", rows).tobytes())
         return sha.hexdigest()
 
+    @with_hints
     def dataset(
         self,
         layers: str | int | Sequence[str | int] = "all",
@@ -210,9 +212,10 @@ class LatentStore(Latents):
         rows, mirrored = self.rows(split), self.reads_mirrored
         return StoreDataset(LatentStore.open, self.place, names, feature, pool, rows, mirrored)
 
+    @with_hints
     def decode(
         self,
-        model: VDVAE,
+        model: VDVAE | str | Path,
         layers: str | int | Sequence[str | int] = "all",
         *,
         first: int | None = None,
@@ -231,6 +234,7 @@ class LatentStore(Latents):
             rest=rest, pixels=pixels, temperature=temperature, seed=seed,
         )  # fmt: skip
 
+    @with_hints
     def export(
         self,
         out: str | Path,

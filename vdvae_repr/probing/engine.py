@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from vdvae_repr.config import suggestion
+from vdvae_repr.config import suggestion, with_hints
 from vdvae_repr.errors import TaskError, printable
 from vdvae_repr.latents.base import Latents, read_otherwise
 from vdvae_repr.model.layers import LayerSpec
@@ -66,6 +66,7 @@ from vdvae_repr.results import (
 logger = logging.getLogger(__name__)
 
 
+@with_hints
 def probe(
     store: Latents,
     task: Task | str,
@@ -207,12 +208,22 @@ class Run:
     cache: str | Path | None
     bar: Any = None
     notes: list[str] = field(default_factory=list)
+    checked: bool = False
+    """Whether all that was asked for can be done, so that notes are told, and no error follows them."""
 
     def note(self, line: str) -> None:
         """Tell the reader, once."""
         if line and line not in self.notes:
             self.notes.append(line)
-            logger.info(line)
+            if self.checked:
+                logger.info(line)
+
+    def begin(self) -> None:
+        """Tell what was noted while it was not known whether what is asked for can be done."""
+        if not self.checked:
+            self.checked = True
+            for line in self.notes:
+                logger.info(line)
 
     def scores_of(self, problem: str) -> ScoreCache | None:
         """Return the scores that are kept of a problem, and say once where they lie."""
@@ -257,6 +268,7 @@ class Measurement:
         self._known_heads = tuple(self.problem.heads)
         self.heads = _chosen_heads(task.name, self.problem, run.heads)
         self.problem.heads = self.heads
+        run.begin()
         about: list[str] = []
         if images is None:
             run.note("no images are stored: whether one is on both sides of the split is not known")

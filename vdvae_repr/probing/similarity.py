@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vdvae_repr.config import with_hints
 from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.gram import gram_matrices
 from vdvae_repr.latents.base import Latents, read_otherwise, same_images
@@ -27,6 +28,7 @@ LEAST = 4  # images; of fewer there is no unbiased HSIC
 Matrix = NDArray[np.float64]
 
 
+@with_hints
 def compare(
     a: Latents,
     b: Latents | None = None,
