@@ -660,8 +660,14 @@ def test_images_that_are_enlarged_much_are_counted(tiny, tmp_path, caplog):
     assert "100 of 100 images looked at are enlarged to 32" in about_enlarged(many, 32)
 
 
-def test_looking_at_sizes_leaves_the_images_of_a_reader_as_they_are():
-    kept = [Image.new("RGB", (4, 4), "red") for _ in range(3)]
-    source = vr.Source(name="own", ids=("a", "b", "c"), reader=kept.__getitem__, labels=[-1] * 3)
-    assert about_enlarged(source, 16)
-    assert source[1].getpixel((0, 0)) == (255, 0, 0)
+def test_sizes_of_images_of_a_reader_of_the_users_are_not_looked_at():
+    read = []
+    source = vr.Source(name="own", ids=("a", "b"), reader=read.append, labels=[-1] * 2)
+    assert about_enlarged(source, 16) == about_enlarged(source.select([1]), 16) == ""
+    assert read == []
+
+
+def test_sizes_of_named_data_and_of_selections_are_looked_at():
+    digits = vr.open_source("digits")
+    assert "100 of 100 images looked at are enlarged to 64" in about_enlarged(digits, 64)
+    assert "8 of 8 images are" in about_enlarged(digits.select(range(8)), 64)
