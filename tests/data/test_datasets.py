@@ -119,6 +119,20 @@ def test_cifar10_with_the_published_split(tmp_path, small_val, packed):
     assert source.splits[20:] == ("test",) * 4
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("key", [str, str.encode])
+def test_cifar10_that_python_3_pickled_anew(tmp_path, small_val, protocol, key):
+    pixels, labels = write_cifar10(tmp_path)
+    for path in (tmp_path / "cifar-10-batches-py").iterdir():
+        content = pickle.loads(path.read_bytes(), encoding="latin1")
+        again = {key(name): values for name, values in content.items()}
+        path.write_bytes(pickle.dumps(again, protocol=protocol))
+    source = open_source("cifar10", root=tmp_path)
+    assert source.labels.tolist() == labels
+    assert source.label_names[3] == "cat"
+    assert read(source)[23][5, 7].tolist() == pixels[23, 32 * 5 + 7 :: 1024].tolist()
+
+
 def test_published_counts_of_cifar10():
     _, val = train_test_split(np.arange(50_000), test_size=5_000, random_state=11172018)
     splits = np.array(datasets._hold_back("cifar10", 50_000))

@@ -240,7 +240,7 @@ def _cifar(root: Path, classes: int) -> Source:
     label_names = [str(label) for label in range(classes)]
     if meta in files:
         (known,) = _unpickle(files[meta], folder / meta, fine + b"label_names")
-        label_names = [label.decode() for label in known]
+        label_names = [label if isinstance(label, str) else label.decode() for label in known]
     *train, test = (len(part.images) for part in parts)
     splits = _hold_back("cifar10", sum(train)) if classes == 10 else ["train"] * sum(train)
     return _row_source(
@@ -274,32 +274,47 @@ def _tar_members(path: Path) -> dict[str, bytes]:
     return files
 
 
+def _encoded(text: str, encoding: str) -> bytes:
+    """Return bytes that Python 3 wrote as text, for Python 2."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it encodes in {encoding!r:.40}")
+    return text.encode("latin1")
+
+
+_MODULES = ("multiarray", "numeric")
 _PICKLED_ARRAY = {
     "_reconstruct": lambda *_: np.empty(0, np.uint8),  # its state, shape included, follows
     "ndarray": None,  # given to _reconstruct, which needs none
     "dtype": lambda kind, *_: np.dtype(kind),  # NumPy 2.4 warns of the old flags behind it
+    "_frombuffer": lambda content, dtype, shape, order: (  # protocol 5
+        np.frombuffer(content, dtype).reshape(shape, order=order)
+    ),
 }
+_NUMPY = ("numpy", *(f"numpy.{core}.{module}" for core in ("core", "_core") for module in _MODULES))
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Loads what Python 2 pickled, and makes nothing but NumPy arrays and plain values."""
+    """Loads what Python pickled, 2 or 3, and makes nothing but NumPy arrays and plain values."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Return harmless stand-ins for what pickled arrays name; refuse everything else."""
-        numpy = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
-        if module in numpy and name in _PICKLED_ARRAY:
+        if module in _NUMPY and name in _PICKLED_ARRAY:
             return _PICKLED_ARRAY[name]
+        if (module, name) == ("_codecs", "encode"):
+            return _encoded
         raise pickle.UnpicklingError(f"it calls {module}.{name}")
 
 
 def _unpickle(content: bytes, path: Path, *keys: bytes) -> list[Any]:
-    """Return what a pickled dictionary holds under some keys."""
+    """Return what a pickled dictionary holds under some keys, which Python 3 may have written as text."""
     try:
         loaded = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a damaged pickle may raise anything
         raise DataError(
             f"{path}: expected a pickle of arrays, refused what is there ({first_line(error)})"
         ) from error
+    if isinstance(loaded, dict):
+        loaded = {k.encode() if isinstance(k, str) else k: v for k, v in loaded.items()}
     if not isinstance(loaded, dict) or not set(keys) <= set(loaded):
         found = list(loaded) if isinstance(loaded, dict) else type(loaded).__name__
         raise DataError(f"{path}: expected a dictionary with {list(keys)}, found {found}")

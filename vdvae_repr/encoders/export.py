@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdvae_repr.config import path_of
+from vdvae_repr.config import path_of, with_hints
+from vdvae_repr.encoders.load import loaded
 from vdvae_repr.errors import CheckpointError, TaskError, VDVAEReprError, first_line
 from vdvae_repr.model.layers import LayerSpec, select_layers
 from vdvae_repr.model.preprocessing import to_input
@@ -30,8 +31,9 @@ FEATURES = ("mean", "log_std")
 ONNX = ("onnx", "onnxscript")
 
 
+@with_hints
 def export_model(
-    model: VDVAE | Student,
+    model: VDVAE | Student | str | Path,
     out: str | Path,
     *,
     layers: str | int | Sequence[str | int] = "all",
@@ -48,7 +50,7 @@ def export_model(
     trained on a central square of its images, that square's side in pixels.
 
     Args:
-        model: loaded with `vr.load`.
+        model: loaded with `vr.load`, or what that takes.
         out: a path that ends in `.onnx`, which needs the extra `export`, or in `.pt2`. An earlier file of
             this function is replaced, and no other.
         layers: selector.
@@ -61,14 +63,15 @@ def export_model(
     Example:
         >>> vr.export_model(vr.load("faces64"), "m.onnx", layers="<=8x8")  # doctest: +SKIP
     """
-    if not isinstance(model, VDVAE | Student):
-        raise CheckpointError(
-            f"model: expected a VDVAE or a student, found {type(model).__name__}; load one with vr.load"
-        )
     path = path_of("out", out)
     if path.suffix not in ENDINGS:
         raise TaskError(
             f"{path}: expected a path that ends in {' or '.join(ENDINGS)}, found {path.suffix or 'no ending'}"
+        )
+    model = loaded(model)
+    if not isinstance(model, VDVAE | Student):
+        raise CheckpointError(
+            f"model: expected a VDVAE or a student, found {type(model).__name__}; load one with vr.load"
         )
     if path.suffix == ".onnx":
         _require_onnx()

@@ -129,7 +129,7 @@ def select_layers(
     for item in items:
         found = _select_one(layers, item)
         if not found:
-            meant = item.lower()
+            meant = re.sub(r"^<(?!=)", "<=", item.lower())
             hint = f"; did you mean {meant!r}?" if _select_one(layers, meant) else ""
             raise LayerError(
                 f"no layer matches {item!r}{hint}; the layers are {describe_layers(layers)}"

@@ -122,7 +122,7 @@ class Report(Findings):
         folder: str | Path,
         formats: Sequence[str] = ("png",),
         latents: Latents | None = None,
-        model: VDVAE | None = None,
+        model: VDVAE | str | Path | None = None,
     ) -> None:
         """Write rows, tables, figures and the page, in place of what an earlier run left in the folder.
 
@@ -133,15 +133,19 @@ class Report(Findings):
             model: as `page` takes it.
 
         Raises:
-            TaskError: the folder cannot be written, or holds a file of these names that is not ours; an
-                unknown format. StoreError: a store of other images or weights than the report is of.
+            TaskError: nothing to write; the folder cannot be written, or holds a file of these names that is
+                not ours; an unknown format. StoreError: a store of other images or weights than the report's.
         """
+        from vdvae_repr.encoders.load import loaded
         from vdvae_repr.report import pictures
 
-        pictures.save(self, folder, self.rate_accuracy(), formats, latents, model)
+        pictures.save(self, folder, self.rate_accuracy(), formats, latents, loaded(model))
 
     def page(
-        self, path: str | Path, latents: Latents | None = None, model: VDVAE | None = None
+        self,
+        path: str | Path,
+        latents: Latents | None = None,
+        model: VDVAE | str | Path | None = None,
     ) -> None:
         """Write the report as one HTML file, which needs no network and no other file.
 
@@ -149,15 +153,16 @@ class Report(Findings):
             path: of the page, as `out/index.html`; an earlier page is replaced, never another file.
             latents: the store that was probed, for pictures: the nearest images of the same image by layer,
                 and with `model` what the first layers rebuild; also the KL of each layer.
-            model: that the store was extracted with.
+            model: that the store was extracted with, or what `load` takes.
 
         Raises:
             TaskError: nothing to show, or another file in the way. StoreError: a store of other images or
                 weights than the report is of.
         """
+        from vdvae_repr.encoders.load import loaded
         from vdvae_repr.report import page
 
-        page.write(self, path, latents, model)
+        page.write(self, path, latents, loaded(model))
 
     @property
     def plot(self) -> Plots:

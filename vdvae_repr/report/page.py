@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -868,8 +867,9 @@ def _provenance(findings: Findings, store: Latents | None) -> Iterator[tuple[str
     for name, value in findings.record.items():
         yield names.get(name, name), value
     if store is not None:
-        for name in ("preprocessing", "z", "draws", "pool", "created", "precision"):
+        yield "store: of each image", store.info.images_in_words
+        for name in ("z", "draws", "pool", "created", "precision"):
             if (value := getattr(store.info, name)) is not None:
-                yield f"store: {name}", re.sub(r'["{}]', "", str(value))
+                yield f"store: {name}", str(value)
     if findings.more_heads:
         yield "heads not asked for", ", ".join(findings.more_heads)

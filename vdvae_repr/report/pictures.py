@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from vdvae_repr import results
+from vdvae_repr.errors import TaskError
 from vdvae_repr.output import (
     FIGURES,
     MARK,
@@ -83,6 +84,8 @@ def save(
         StoreError: the store is of other images or weights than the results.
     """
     refuse_formats(formats)
+    if not findings.rows:
+        raise TaskError("save: expected results to write, found none; run a probe")
     if store is not None:
         page.expect_of_results(store, findings)
     rows, costs = findings.rows, findings.sampling_costs

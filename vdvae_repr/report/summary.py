@@ -70,6 +70,11 @@ class Asked:
         return len(self.own) == 1
 
     @property
+    def tied(self) -> bool:
+        """Whether training data score all rows alike, so that they pick none."""
+        return self.picked is None and any(row.training_score is not None for row in self.own)
+
+    @property
     def beside(self) -> list[Result]:
         """The chosen rows of other models."""
         own = self.own[0].model
@@ -77,6 +82,8 @@ class Asked:
 
     def best(self, single: bool) -> Result | None:
         """Return the row that training data put first among single layers, or among sets of them."""
+        if self.tied:
+            return None
         among = [
             row
             for row in self.own
@@ -158,14 +165,19 @@ def asked_of(
 
 def warnings(asked: Sequence[Asked]) -> Iterator[str]:
     """Yield what is too little to choose by, or to tell a difference by."""
-    unchosen = [one for one in asked if one.picked is None]
-    if unchosen:
+    for tied, why in (
+        (False, "no data are set apart to choose on"),
+        (True, "all rows score alike on the data to choose on, which tell nothing"),
+    ):
+        unchosen = [one for one in asked if one.picked is None and one.tied is tied]
+        if not unchosen:
+            continue
         which = "" if len(unchosen) == len(asked) else f" by {', '.join(o.label for o in unchosen)}"
         shown = ", ".join(dict.fromkeys(layer_of(one.compared) for one in unchosen))
         does = "is compared" if any(one.comparisons for one in unchosen) else "is shown"
         yield (
-            f"No row is picked{which}, as no data are set apart to choose on: what has most "
-            f"dimensions, {shown}, {does}, which is no choice."
+            f"No row is picked{which}, as {why}: what has most dimensions, {shown}, {does}, which is no "
+            "choice."
         )
     for why in dict.fromkeys(c.why for one in asked for c in one.comparisons if c.why):
         yield f"No p: {why}."
