@@ -31,7 +31,7 @@ import pandas as pd
 from claim import HERE, SIZES, Context, Piece, Row, Settings, module, name_of, read_settings
 from page import write_index, write_page
 
-CLAIMS = ("depth", "autoregressive", "construction", "unpooling", "skipping", "where")
+CLAIMS = ("depth", "autoregressive", "construction", "unpooling", "skipping", "where", "transfer")
 ROOT = HERE.parents[1]
 RESULTS = HERE.parent / "results" / "claims"
 PLACES = {"smoke": RESULTS / "smoke", "local": RESULTS, "full": RESULTS / "full"}
