@@ -33,7 +33,9 @@ import torch
 from claim import HERE, SIZES, Context, Piece, Row, Settings, module, name_of, read_settings
 from page import write_index, write_page
 
-CLAIMS = ("depth", "autoregressive", "construction", "unpooling", "skipping", "where", "student")
+CLAIMS = (
+    "depth", "autoregressive", "construction", "unpooling", "skipping", "where", "student", "transfer",
+)  # fmt: skip
 ROOT = HERE.parents[1]
 RESULTS = HERE.parent / "results" / "claims"
 PLACES = {"smoke": RESULTS / "smoke", "local": RESULTS, "full": RESULTS / "full"}

@@ -177,7 +177,7 @@ def _select_one(layers: Sequence[LayerSpec], item: str) -> set[int]:
         same = [layer.index for layer in layers if layer.resolution == int(match[1])]
         place = int(match[2])
         # Of a VDVAE of which some layers are stored, the number in the name counts, not the place.
-        own = any(_RESOLUTION_NAME.fullmatch(layer.name) for layer in layers)
+        own = any(_RESOLUTION_NAME.search(layer.name) for layer in layers)
         return set() if own else set(same[place : place + 1])
     if match := re.fullmatch(r"(\d*):(\d*)", item):
         start, stop = match.groups()
