@@ -149,7 +149,7 @@ def test_refusals(nearest, tmp_path, monkeypatch):
             vr.export_model(nearest, tmp_path / out, layers=layers)
     assert (tmp_path / "theirs.pt2").read_text() == "somebody's"
     with pytest.raises(vr.CheckpointError, match="expected a VDVAE or a student"):
-        vr.export_model("faces64", tmp_path / "m.pt2")
+        vr.export_model(64, tmp_path / "m.pt2")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(vr.TaskError, match=r"vdvae-repr\[export\]"):
         vr.export_model(nearest, tmp_path / "m.onnx")
