@@ -266,7 +266,7 @@ def draw(rows: pd.DataFrame, figure: Figure) -> None:
                 i + 0.2 * (place - 1), row.value, [[row.value - row.low], [row.high - row.value]],
                 color=f"C{place}", marker="os^"[place], capsize=2, label=model if i == 0 else None,
             )  # fmt: skip
-    names = [f"{test}\n{head}" for (test, head), _ in groups]
+    names = [f"{test}\n{head}".replace("-", "-\n") for (test, head), _ in groups]
     right.set_xticks(range(len(names)), names, fontsize=7)
     right.set_ylabel("rank-1 identification rate")
     right.legend(fontsize=8)
