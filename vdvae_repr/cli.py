@@ -1281,6 +1281,7 @@ def fit(
     ] = None,
     split: Annotated[str, typer.Option(help="The split to fit on, or all.")] = "train",
     overwrite: Annotated[bool, typer.Option(help="Replace a decoder.")] = False,
+    device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
     """Fit ridge regressions from responses to latents; no coefficients are written.
@@ -1297,6 +1298,7 @@ def fit(
             alpha=alpha,
             split=None if split == "all" else split,
             seed=seed,
+            device=device,
         )
     for note in decoder.notes:
         _log(note)
@@ -1326,6 +1328,7 @@ def predict(
         ),
     ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace a finished store.")] = False,
+    device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
     """Predict latents from responses, and say which layers are predicted at all.
@@ -1342,6 +1345,7 @@ def predict(
         restandardise=not as_regressed,
         overwrite=overwrite,
         seed=seed,
+        device=device,
         progress=lambda name: _log(f"predicted {name}"),
     )
     _print("layer       dims     alpha      R2  pearson   95 % of null       p       q")

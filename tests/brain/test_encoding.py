@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import false_discovery_control, pearsonr
 from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.metrics import r2_score
@@ -12,10 +13,12 @@ from sklearn.preprocessing import StandardScaler
 import vdvae_repr as vr
 from vdvae_repr.brain import voxelwise
 from vdvae_repr.data.source import Source
+from vdvae_repr.heads.algebra import Algebra
 from vdvae_repr.heads.linear import ALPHAS
 from vdvae_repr.output import is_own
 from vdvae_repr.probing.features import Columns, Features
 from vdvae_repr.probing.task import Task
+from vdvae_repr.tasks import encoding
 from vdvae_repr.tasks.encoding import VoxelScores
 
 
@@ -122,6 +125,40 @@ def test_banded_ridge_is_himalayas_on_features(store):
     np.testing.assert_allclose(found.bands, split, atol=1e-5)
     # What three voxels see is the band that tells them.
     assert found.bands.reshape(3, 3, 3).mean(axis=2).argmax(axis=0).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("dims", "head"), [(30, "ridge"), (400, "ridge"), (400, "banded")])
+def test_torch_finds_what_numpy_does(store, monkeypatch, dims, head):
+    backend = pytest.importorskip("himalaya.backend")
+    rng = np.random.default_rng(0)
+    bands = rng.normal(size=(160, dims)), rng.normal(size=(160, 7))
+    Y = np.hstack([X[:, :4] for X in bands]) + rng.normal(size=(160, 8))
+    expected, _ = scored(vr.Encoding(responses=Y).bind(store), features(*bands), head)
+    monkeypatch.setattr(encoding.Algebra, "on", classmethod(lambda cls, device: cls(torch)))
+    problem = vr.Encoding(responses=Y).bind(store)
+    assert problem.work.algebra.xp is torch
+    found, _ = scored(problem, features(*bands), head)
+    # NumPy's inner products are taken in float32, as the features are.
+    np.testing.assert_allclose(found.voxels, expected.voxels, atol=1e-5)
+    np.testing.assert_allclose(found.bands, expected.bands, atol=1e-5)
+    assert backend.get_backend().name == "numpy"  # as it was before
+    monkeypatch.undo()
+    try:  # nor is the CPU's path that of whatever backend a user has set
+        backend.set_backend("torch")
+        found, _ = scored(vr.Encoding(responses=Y).bind(store), features(*bands), head)
+        assert backend.get_backend().name == "torch"
+    finally:
+        backend.set_backend("numpy")
+    np.testing.assert_array_equal(found.voxels, expected.voxels)
+
+
+def test_permutations_by_torch_are_numpys():
+    rng = np.random.default_rng(0)
+    truth, predicted = rng.normal(size=(2, 30, 50))
+    p = voxelwise.permutation_p(truth, predicted)
+    np.testing.assert_allclose(
+        voxelwise.permutation_p(truth, predicted, algebra=Algebra(torch)), p, atol=2 / 1001
+    )
 
 
 def test_no_scale_of_responses_changes_a_correlation(store):

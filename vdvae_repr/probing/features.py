@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr.errors import TaskError
+from vdvae_repr.heads.algebra import NUMPY
 from vdvae_repr.heads.gram import Gram, Rows, Scaling, gram_matrices
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.model.layers import LayerSpec
@@ -130,6 +131,7 @@ class Workspace:
 
     def __init__(self, ids: Sequence[str]) -> None:
         self.ids = ids
+        self.algebra = NUMPY  # of inner products
         self._matrix: tuple[tuple[Columns, ...], Array] | None = None
         self._coordinates: tuple[tuple[Any, ...], Array] | None = None
         self._grams: OrderedDict[tuple[Any, ...], Gram] = OrderedDict()
@@ -224,7 +226,7 @@ class Workspace:
         known = {key: self._grams.pop(key) for key in keys if key in self._grams}
         missing = [s for s, key in zip(subsets, keys, strict=True) if key not in known]
         if missing and len(columns) == 1:
-            new = gram_matrices(self._checked(columns[0]), missing)
+            new = gram_matrices(self._checked(columns[0]), missing, self.algebra)
         elif missing:
             groups = [tuple(own) for _, own in groupby(columns, key=lambda c: c.group)]
             last = groups[-1] if len(groups) > 1 else columns[-1:]

@@ -19,6 +19,7 @@ from vdvae_repr.brain.responses import correlations, expect_voxels, read_respons
 from vdvae_repr.brain.voxelwise import Predicted
 from vdvae_repr.data.names import SPLITS
 from vdvae_repr.errors import TaskError
+from vdvae_repr.heads.algebra import Algebra
 from vdvae_repr.heads.gram import Scaling, centre_and_scale
 from vdvae_repr.heads.spectrum import Spectrum
 from vdvae_repr.latents.base import Latents
@@ -62,12 +63,18 @@ class Encoding(Task):
         default=None,
         metadata={"help": "A table of voxel and roi: each region has rows of its own."},
     )
+    device: str = field(
+        default="cpu",
+        metadata={
+            "help": "Where voxels are fitted, in float64: cpu, cuda, cuda:1; never chosen for you."
+        },
+    )
 
     def bind(self, store: Latents, seed: int = 0) -> EncodingProblem:
         """Return the voxels that a store's images were seen by.
 
         Raises:
-            TaskError: no responses, or of other images.
+            TaskError: no responses, or of other images; no such device.
         """
         if self.responses is None:
             raise TaskError("encoding: expected responses, an array or a file of them, found none")
@@ -197,6 +204,7 @@ class EncodingProblem(Problem):
         text += "".join(f"; {note}" for note in notes)
         split = Split(responses.rows[fitted], responses.rows[tested], text=text)
         super().__init__(store, split, heads={}, metrics=["pearson", "r2"])
+        self.work.algebra = Algebra.on(task.device)
         self.heads = {
             head.name: head
             for how in ("ridge", "banded")
@@ -293,7 +301,9 @@ class EncodingProblem(Problem):
             own = best == number
             features = scored[number].features
             predicted = self._predicted(head, features, self.fitting[:, own], seed)
-            p[own] = voxelwise.permutation_p(self.truth[:, own], predicted.values, seed)
+            p[own] = voxelwise.permutation_p(
+                self.truth[:, own], predicted.values, seed, self.work.algebra
+            )
         names = _names([item.features for item in scored])
         unknown = np.full(len(best), np.nan)
         regions = [
@@ -340,12 +350,14 @@ class EncodingProblem(Problem):
         if features.dims > len(train):
             (gram,) = self.work.grams(features, [(train, self._scaling(features))])
             fitted = gram.spectrum.project_samples(gram.inner[train])
-            return voxelwise.ridge(fitted, Y, gram.spectrum.project(gram.inner[test]))
+            others = gram.spectrum.project(gram.inner[test])
+            return voxelwise.ridge(fitted, Y, others, self.work.algebra)
         X = self.work.matrix(features).astype(np.float64)
         mean, scale = centre_and_scale(X[train], features.standardise)
         X = (X - mean) / scale
         spectrum = Spectrum.of(X[train])
-        return voxelwise.ridge(spectrum.project_samples(X[train]), Y, spectrum.project(X[test]))
+        fitted, others = spectrum.project_samples(X[train]), spectrum.project(X[test])
+        return voxelwise.ridge(fitted, Y, others, self.work.algebra)
 
     def _by_bands(self, features: Features, Y: Any, seed: int) -> Predicted:
         train, test = self.split.train, self.split.test
@@ -355,7 +367,7 @@ class EncodingProblem(Problem):
             (gram,) = self.work.grams(band, [(train, self._scaling(features))])
             kernels.append(gram.inner[train])
             others.append(gram.inner[test])
-        return voxelwise.banded_ridge(kernels, Y, others, seed)
+        return voxelwise.banded_ridge(kernels, Y, others, seed, self.work.algebra)
 
     def _by_columns(self, head: Head, features: Features, Y: Any, seed: int) -> Predicted:
         """Do the same by an estimator of the user's, and a seeded k-fold of five."""
