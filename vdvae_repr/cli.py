@@ -1258,6 +1258,7 @@ def nsd(
     """
     import vdvae_repr as vr
 
+    vr.brain.NSDResponses.expect_place(out)  # before it takes time
     found = vr.brain.read_nsd(
         betas, design, subject=subject, mask=mask, rois=roi or (), progress=_log
     )
@@ -1290,6 +1291,7 @@ def fit(
     """
     import vdvae_repr as vr
 
+    vr.brain.Decoder.expect_place(out, overwrite=overwrite)  # before it takes time
     with vr.open(latents) as store:
         decoder = vr.brain.fit(
             responses,
@@ -1396,7 +1398,9 @@ def score(
     import numpy as np
 
     import vdvae_repr as vr
+    from vdvae_repr.brain.extra import needed
     from vdvae_repr.latents.decode import originals_of
+    from vdvae_repr.model.layers import select_layers
 
     if rest not in ("mean", "sample"):
         raise TaskError(f"--rest: expected mean or sample, found {rest!r}")
@@ -1407,6 +1411,11 @@ def score(
     if not known:
         raise TaskError(f"--latents: {latents} holds no images; extract without --no-images")
     net = _load_vdvae(model or store.info.model, preset, device, download)
+    # What would be refused is refused before images are decoded.
+    needed("skimage.metrics", "scoring images")
+    identifier = None if encoder is None else vr.load(encoder, device=device, download=download)
+    if identifier is not None and encoder_layer is not None:
+        select_layers(identifier.layers, encoder_layer)
     decoded = np.concatenate(
         [
             images
@@ -1421,7 +1430,7 @@ def score(
     found = vr.brain.score_images(
         decoded,
         np.stack([known[image_id] for image_id in store.ids]),
-        None if encoder is None else vr.load(encoder, device=device, download=download),
+        identifier,
         encoder_layer,
     )
     if json_lines:

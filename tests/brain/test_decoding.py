@@ -145,7 +145,7 @@ def test_one_or_two_images_are_not_restandardised(store, bold, tmp_path):
             with pytest.raises(
                 vr.TaskError, match=rf"3 images.*found {count}; .*restandardise=False"
             ):
-                decoder.predict(responses, store, tmp_path / "p.h5")
+                decoder.predict(responses, store, tmp_path / "p.h5", overwrite=True)
         found = decoder.predict(
             responses, store, tmp_path / "p.h5", restandardise=count > 2, overwrite=True
         )

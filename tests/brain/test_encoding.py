@@ -240,6 +240,46 @@ def test_planted_layers_regions_and_null_voxels_are_recovered(store, tmp_path):
     assert row["value"] == pytest.approx(early["pearson"].mean(), abs=0.02)
 
 
+def test_voxels_are_fitted_once_for_all_regions(store, tmp_path, monkeypatch):
+    """By each layer, and by each permutation of the training images."""
+    table = tmp_path / "rois.csv"
+    table.write_text("voxel,roi\n0,A\n1,B\n2,C\n")
+    Y = np.random.default_rng(0).normal(size=(160, 3))
+    problem = vr.Encoding(responses=Y, rois=str(table)).bind(store)
+    X, fits, ridge = features(store.matrix("1x1")[0]), [], voxelwise.ridge
+    monkeypatch.setattr(voxelwise, "ridge", lambda *a: fits.append(1) or ridge(*a))
+    values = {
+        (name, seed): problem.score(problem.heads[name], X, seed, seed > 0).outcome
+        for name in ("ridge", "ridge:A", "ridge:B", "ridge:C")
+        for seed in range(6)
+    }
+    assert len(fits) == 6
+    for seed in range(6):
+        whole = VoxelScores.unpacked(values["ridge", seed]).voxels
+        own = [VoxelScores.unpacked(values[f"ridge:{roi}", seed]).voxels for roi in "ABC"]
+        np.testing.assert_allclose(np.hstack(own), whole, atol=1e-12)
+
+
+def test_images_without_responses_take_no_memory(store, monkeypatch):
+    Y = np.full((160, 3), np.nan)
+    Y[40:100] = np.random.default_rng(0).normal(size=(60, 3))
+    problem = vr.Encoding(responses=Y).bind(store)
+    X = np.random.default_rng(1).normal(size=(160, 300))
+    found, _ = scored(problem, features(X))
+    alone = vr.Encoding(responses=np.where(np.isnan(Y), 0, Y)).bind(store)
+    assert len(problem.work.ids) == 60 < len(alone.work.ids)
+    train, test = problem.split.train, problem.split.test
+    A = StandardScaler().fit(X[train]).transform(X)
+    predicted = (
+        RidgeCV(ALPHAS * 300, alpha_per_target=True).fit(A[train], Y[train]).predict(A[test])
+    )
+    r = [pearsonr(a, b)[0] for a, b in zip(Y[test].T, predicted.T, strict=True)]
+    np.testing.assert_allclose(found.voxels[1], r, atol=1e-4)
+    monkeypatch.setattr(encoding, "GRAM_BYTES", 1000)
+    with pytest.raises(vr.TaskError, match=r"banded: expected .* 45 training images; take fewer"):
+        scored(problem, features(X), "banded")
+
+
 def test_false_discoveries_are_held_at_five_percent():
     """Over 20 brains of 400 voxels, of which 100 are told: of those found, one in twenty may be none."""
     shares = []

@@ -33,10 +33,10 @@ from vdvae_repr.heads.linear import ALPHAS
 from vdvae_repr.heads.spectrum import leading_eigenvectors
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.latents.decode import decodable_feature
-from vdvae_repr.latents.exchange import import_latents
+from vdvae_repr.latents.exchange import expect_place, import_latents
 from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.model.layers import LayerSpec, select_layers
-from vdvae_repr.output import replacing
+from vdvae_repr.output import expect_writable, replacing
 
 SCHEMA = "vdvae-repr/decoder/1"
 AT_ONCE = 2048  # voxels, or latent dimensions, worked on at once
@@ -88,10 +88,7 @@ class Decoder:
         Raises:
             TaskError: the file exists, without `overwrite` or as no decoder; it cannot be written.
         """
-        path = path_of("path", path)
-        if path.exists() and not (overwrite and _is_decoder(path)):
-            hint = ", or overwrite=True" if _is_decoder(path) else ""
-            raise TaskError(f"{path}: exists already; choose another path{hint}")
+        path = self.expect_place(path, overwrite=overwrite)
         about = {
             "schema": SCHEMA,
             "layers": self.layers,
@@ -111,9 +108,24 @@ class Decoder:
                     ids=np.array(self.ids),
                 )
         except OSError as error:
-            raise TaskError(
-                f"{path}: cannot be written ({error.strerror or error}); choose another path"
-            ) from error
+            raise _unwritable(path, error) from error
+
+    @staticmethod
+    def expect_place(path: str | Path, *, overwrite: bool = False) -> Path:
+        """Refuse a path that `save` would refuse, before a fit takes its time; return it.
+
+        Raises:
+            TaskError: as `save`.
+        """
+        path = path_of("path", path)
+        if path.exists() and not (overwrite and _is_decoder(path)):
+            hint = ", or overwrite=True" if _is_decoder(path) else ""
+            raise TaskError(f"{path}: exists already; choose another path{hint}")
+        try:
+            expect_writable(path)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        return path
 
     @classmethod
     def load(cls, path: str | Path) -> Decoder:
@@ -183,6 +195,7 @@ class Decoder:
             StoreError: `out` is in the way, or cannot be written.
         """
         algebra = Algebra.on(device)
+        expect_place(out, like, overwrite=overwrite)  # before it takes time
         self._expect_same(like)
         specs = select_layers(like.layers, list(self.layers))
         values, rows = self._responses_to(responses, like, split)
@@ -362,13 +375,12 @@ def fit(
             f"responses: expected some to at least 3 images of split {split}, found {len(some)}; choose "
             "another split, or None for all"
         )
-    read = read.to(some)
-    X, rows = np.ascontiguousarray(read.mean), read.rows
+    X, rows, voxels = np.ascontiguousarray(read.mean[some]), read.rows[some], read.voxels
     varying = np.ptp(X, axis=0) > 0
     notes = [*read.notes]
     if not varying.all():
         notes.append(f"responses: {(~varying).sum()} voxels left out, which never vary in training")
-        X, read = X[:, varying], read.of(varying)
+        X, voxels = X[:, varying], voxels[varying]
     if alpha is None:
         alphas = _left_one_out(algebra, X, store, specs, feature, rows, seed)
         if any(spec.num_dims > SAMPLED for spec in specs):
@@ -379,7 +391,7 @@ def fit(
         alphas = [float(alpha)] * len(specs)
     return Decoder(
         X,
-        read.voxels,
+        voxels,
         measured=read.measured,
         ids=tuple(store.ids[row] for row in rows),
         layers=tuple(spec.name for spec in specs),
@@ -454,6 +466,10 @@ def _restandardised(P: Values, mean: Values, deviation: Values) -> Values:
     own = P.std(axis=0)
     scale = np.where(own > 1e-12 * np.maximum(deviation, 1e-300), own, np.inf)
     return np.asarray((P - P.mean(axis=0)) / scale * deviation + mean)
+
+
+def _unwritable(path: Path, error: OSError) -> TaskError:
+    return TaskError(f"{path}: cannot be written ({error.strerror or error}); choose another path")
 
 
 def _is_decoder(path: Path) -> bool:

@@ -24,6 +24,7 @@ from vdvae_repr.latents.base import Latents
 COMPARISONS = {"spearman": "spearman", "kendall": "tau-a", "cosine": "cosine"}
 """What rsatoolbox calls each comparison."""
 RESAMPLES = 500  # of images and subjects
+BLOCK_BYTES = 2**27  # of models' pairs whose draws are made at once
 LEAST = 4  # images
 LEVEL = 0.95  # of intervals
 
@@ -287,14 +288,25 @@ def bootstrap(models: Values, subjects: Values, how: str, seed: int = 0) -> Boot
         how: of `COMPARISONS`.
         seed: of the draws.
     """
+    at_once = max(1, BLOCK_BYTES // pairs(subjects[:1]).nbytes)
+    if len(models) > at_once:  # each with the draws of all, and in bounded memory
+        parts = [
+            bootstrap(models[start : start + at_once], subjects, how, seed)
+            for start in range(0, len(models), at_once)
+        ]
+        value, draws = (
+            np.concatenate(a, axis=-1)
+            for a in zip(*((p.value, p.draws) for p in parts), strict=True)
+        )
+        return Bootstrap(value, draws, parts[0].subjects, parts[0].images)
     rng = np.random.default_rng(seed)
     count, images = len(subjects), subjects.shape[-1]
     first, second = np.triu_indices(images, 1)
     sides = pairs(models), pairs(subjects)
     ranks = [_Ranks(side) for side in sides] if how == "spearman" else []
     fixed = compare(*sides, how)
-    draws: list[Values] = []
-    while len(draws) < RESAMPLES:
+    made: list[Values] = []
+    while len(made) < RESAMPLES:
         some: Rows = rng.integers(0, images, size=(images,))
         of: Rows = rng.integers(0, count, size=(count,))
         often = np.bincount(some, minlength=images)
@@ -313,8 +325,8 @@ def bootstrap(models: Values, subjects: Values, how: str, seed: int = 0) -> Boot
         kinds = [drawn.mean(axis=1)]
         if count > 1:
             kinds = [drawn[:, of].mean(axis=1), fixed[:, of].mean(axis=1), *kinds]
-        draws.append(np.stack(kinds))
-    return Bootstrap(fixed.mean(axis=1), np.stack(draws, axis=1), count, images)
+        made.append(np.stack(kinds))
+    return Bootstrap(fixed.mean(axis=1), np.stack(made, axis=1), count, images)
 
 
 def _cosines(a: Values, b: Values, times: Values) -> Values:

@@ -20,10 +20,11 @@ import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
+from vdvae_repr.config import path_of
 from vdvae_repr.data.names import natural_key
 from vdvae_repr.errors import DataError, TaskError, first_line
 from vdvae_repr.latents.base import Latents
-from vdvae_repr.output import replacing
+from vdvae_repr.output import expect_writable, replacing
 
 SCALE = 300  # of betas
 REPETITIONS = 3
@@ -56,13 +57,7 @@ class NSDResponses:
         Raises:
             DataError: they cannot be written.
         """
-        path = Path(path)
-        if path.suffix != ".npz":
-            raise DataError(f"{path}: expected the name of a .npz file")
-        table = path.with_name(f"{path.stem}-rois.csv")
-        for each in (path, table):
-            if each.exists():
-                raise DataError(f"{each}: exists already; choose another path")
+        path, table = self.expect_place(path)
         lines = ["voxel,roi"]
         for name, voxels in self.rois.items():
             lines += [f"{voxel},{name}" for voxel in voxels.tolist()]
@@ -80,6 +75,26 @@ class NSDResponses:
         except OSError as error:
             raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
         return [path, table] if self.rois else [path]
+
+    @staticmethod
+    def expect_place(path: str | Path) -> tuple[Path, Path]:
+        """Refuse a path that `save` would refuse, before the betas are read; return both files' paths.
+
+        Raises:
+            DataError: as `save`.
+        """
+        path = path_of("path", path)
+        if path.suffix != ".npz":
+            raise DataError(f"{path}: expected the name of a .npz file")
+        table = path.with_name(f"{path.stem}-rois.csv")
+        for each in (path, table):
+            if each.exists():
+                raise DataError(f"{each}: exists already; choose another path")
+        try:
+            expect_writable(path)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
+        return path, table
 
 
 def read_nsd(

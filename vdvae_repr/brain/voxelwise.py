@@ -6,7 +6,7 @@ n training and M test images, V voxels, r the rank of the training features, B b
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -86,9 +86,9 @@ def ridge(train: Values, Y: Values, test: Values, algebra: Algebra = NUMPY) -> P
 
 
 def banded_ridge(
-    kernels: Sequence[Values],
+    kernels: Values,
     Y: Values,
-    others: Sequence[Values],
+    others: Values,
     seed: int = 0,
     algebra: Algebra = NUMPY,
 ) -> Predicted:
@@ -99,9 +99,10 @@ def banded_ridge(
     5-fold cross-validation over images in any order. Source: Dupré la Tour et al. 2022, NeuroImage 264.
 
     Args:
-        kernels: inner products (n, n) of the training images in each band, centred.
+        kernels: inner products (B, n, n) of the training images in each band, centred; they are scaled in
+            place, as the like of them is the largest thing in memory.
         Y: their responses (n, V).
-        others: inner products (M, n) of the test images with them.
+        others: inner products (B, M, n) of the test images with them, scaled in place too.
         seed: of the search and the folds.
         algebra: of the device where himalaya works.
 
@@ -109,9 +110,10 @@ def banded_ridge(
         TaskError: himalaya is not installed.
     """
     api = needed("himalaya.kernel_ridge", "banded ridge")
-    scales = [max(float(np.diag(K).mean()), 1e-300) for K in kernels]
-    fitted = np.stack([K / scale for K, scale in zip(kernels, scales, strict=True)])
-    asked = np.stack([K / scale for K, scale in zip(others, scales, strict=True)])
+    for K, K_test in zip(kernels, others, strict=True):
+        scale = max(float(np.diag(K).mean()), 1e-300)
+        K /= scale
+        K_test /= scale
     targets = Y.astype(np.float64)
     mean = targets.mean(axis=0)
     centred = targets - mean
@@ -133,8 +135,8 @@ def banded_ridge(
         random_state=seed,
     )
     with _himalaya_on(algebra) as to_numpy:
-        model.fit(fitted, centred / deviation)
-        bands = deviation * to_numpy(model.predict(asked, split=True))
+        model.fit(kernels, centred / deviation)
+        bands = deviation * to_numpy(model.predict(others, split=True))
         left_out_r2 = 1 + to_numpy(model.cv_scores_).max(axis=0)  # of variance 1
     return Predicted(mean + bands.sum(axis=0), left_out_r2, bands)
 

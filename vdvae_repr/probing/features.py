@@ -127,10 +127,16 @@ class Features:
 
 
 class Workspace:
-    """Reads features of the images `ids`, and keeps what the next candidate is likely to want."""
+    """Reads features of the images `ids`, and keeps what the next candidate is likely to want.
 
-    def __init__(self, ids: Sequence[str]) -> None:
-        self.ids = ids
+    Args:
+        ids: of the images.
+        rows: the store's rows that they are, in their order; all if not given.
+    """
+
+    def __init__(self, ids: Sequence[str], rows: Rows | None = None) -> None:
+        self.ids = ids if rows is None else [ids[row] for row in rows]
+        self._rows = rows
         self.algebra = NUMPY  # of inner products
         self._matrix: tuple[tuple[Columns, ...], Array] | None = None
         self._coordinates: tuple[tuple[Any, ...], Array] | None = None
@@ -246,6 +252,7 @@ class Workspace:
 
     def _checked(self, columns: Columns) -> Iterator[Array]:
         for block in columns.blocks():
+            block = block if self._rows is None else block[self._rows]
             finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
             if not finite.all():
                 raise TaskError(
