@@ -173,8 +173,8 @@ class Decoder:
     ) -> Prediction:
         """Predict latents of images from responses to them, into a store that can be decoded.
 
-        Memory: the responses, a matrix (n, n) in float64 (two, where layers have several penalties), one (M, n)
-        a penalty, one (M, D) in float32 and a block of a layer.
+        Memory: the responses, a matrix (n, n) in float64 (two, where layers have several penalties), one
+        (M, n) a penalty, one (M, D) in float32 and a block of a layer.
 
         Args:
             responses: to the images, as `fit` takes them.
