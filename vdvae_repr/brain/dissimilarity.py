@@ -17,7 +17,14 @@ from scipy.spatial.distance import squareform
 from scipy.stats import t as student
 
 from vdvae_repr.brain.extra import needed
-from vdvae_repr.brain.responses import Measured, Responses, read_array, rows_of, splits_of
+from vdvae_repr.brain.responses import (
+    Measured,
+    Responses,
+    read_array,
+    rows_of,
+    splits_of,
+    voxel_blocks,
+)
 from vdvae_repr.errors import TaskError
 from vdvae_repr.latents.base import Latents
 
@@ -104,8 +111,13 @@ def rdms_of_responses(responses: Responses, kind: str) -> MeasuredRDMs:
         TaskError: crossnobis of responses without repetitions of all images.
     """
     if kind != "crossnobis":
-        X = responses.mean.astype(np.float64)
-        matrix = layer_rdm(X @ X.T, X.sum(axis=1), X.shape[1], kind)
+        mean = responses.mean
+        inner, sums = np.zeros((len(mean),) * 2), np.zeros(len(mean))
+        for block in voxel_blocks(mean.shape[1]):
+            X = mean[:, block].astype(np.float64)
+            inner += X @ X.T
+            sums += X.sum(axis=1)
+        matrix = layer_rdm(inner, sums, mean.shape[1], kind)
         return MeasuredRDMs(matrix[None], responses.rows, responses.splits, responses.notes)
     least = int(responses.repetitions.min())
     if least < 2:
@@ -118,17 +130,18 @@ def rdms_of_responses(responses: Responses, kind: str) -> MeasuredRDMs:
         notes += (
             f"crossnobis takes the first {least} repetitions of each image; {more} were seen more often",
         )
-    values = responses.values[:least].astype(np.float64)
-    noise = values.var(axis=0, ddof=1).mean(axis=0)
-    values = values / np.sqrt(np.where(noise > 0, noise, 1))
-    total = values.sum(axis=0)
     # Of each fold the product with the mean of the others, summed over folds.
     products = np.zeros((len(responses.rows),) * 2)
-    for fold in values:
-        products += fold @ ((total - fold) / (least - 1)).T / least
+    for block in voxel_blocks(len(responses.voxels)):
+        values = responses.values[:least, :, block].astype(np.float64)
+        noise = values.var(axis=0, ddof=1).mean(axis=0)
+        values /= np.sqrt(np.where(noise > 0, noise, 1))
+        total = values.sum(axis=0)
+        for fold in values:
+            products += fold @ ((total - fold) / (least - 1)).T / least
     products = (products + products.T) / 2
     own = np.diag(products)
-    matrix = (own[:, None] + own - 2 * products) / values.shape[2]
+    matrix = (own[:, None] + own - 2 * products) / len(responses.voxels)
     return MeasuredRDMs(matrix[None], responses.rows, responses.splits, notes)
 
 

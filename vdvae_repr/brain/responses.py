@@ -284,7 +284,7 @@ class Responses:
             return self.values[0]
         floats = self.values.dtype.kind == "f"
         mean: Array = np.empty(self.values[0].shape, self.values.dtype if floats else np.float64)
-        for block in _blocks(len(self.voxels)):
+        for block in voxel_blocks(len(self.voxels)):
             mean[:, block] = np.nanmean(self.values[:, :, block], axis=0)
         return mean
 
@@ -366,7 +366,7 @@ class Responses:
         """Yield voxels, and their responses (k, n, v) to the n images that were seen most often, k times."""
         times = self.repetitions
         k = int(times.max())
-        for block in _blocks(len(self.voxels)):
+        for block in voxel_blocks(len(self.voxels)):
             yield block, self.values[:k, times == k, block].astype(np.float64)
 
 
@@ -478,17 +478,17 @@ def _missing(
     And which voxels are infinite somewhere.
     """
     absent = np.ones(values.shape[:2], bool)
-    for block in _blocks(values.shape[2]):
+    for block in voxel_blocks(values.shape[2]):
         absent &= np.isnan(values[:, :, block]).all(axis=2)
     known, infinite = np.empty((2, values.shape[2]), bool)
-    for block in _blocks(values.shape[2]):
+    for block in voxel_blocks(values.shape[2]):
         part = values[:, :, block]
         known[block] = ~(np.isnan(part) & ~absent[:, :, None]).any(axis=(0, 1))
         infinite[block] = np.isinf(part).any(axis=(0, 1))
     return absent, known, infinite
 
 
-def _blocks(voxels: int) -> Iterator[slice]:
+def voxel_blocks(voxels: int) -> Iterator[slice]:
     """Yield voxels, some at once: arrays of all of them are large, and copies of these too."""
     for start in range(0, voxels, AT_ONCE):
         yield slice(start, start + AT_ONCE)
