@@ -265,8 +265,20 @@ def findings(rows: pd.DataFrame) -> list[str]:
         lines.append(f"  Categories, the best of all layers: {', '.join(tops)}.")
     chosen = rows[rows.chosen & (rows.role == "model") & (rows["head"] == "spearman")]
     told = ((chosen.difference > 0) & (chosen.p_value < 0.05)).sum()
+    ranked = []
+    for brain in BRAINS:
+        own = of(chosen, measured=brain)
+        values = own[own.images != "all"].groupby("store").value.mean().sort_values(ascending=False)
+        pixels = of(rows, measured=brain, head="spearman", model="pixels")
+        pixels = pixels[pixels.images != "all"].value.mean()
+        listed = ", ".join(f"{model} {number(value)}" for model, value in values.items())
+        ranked.append(f"- {brain}: {listed}; pixels {number(pixels)}.")
     return [
         f"A chosen layer is told from every control in {told} of {len(chosen)} cases: 92 objects are few.",
+        "",
+        "By layers that one half chose, on the other, the mean of both, the models are in this order:",
+        "",
+        *ranked,
         "",
         *lines,
     ]
