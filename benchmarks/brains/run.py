@@ -272,7 +272,9 @@ def findings(rows: pd.DataFrame) -> list[str]:
         pixels = of(rows, measured=brain, head="spearman", model="pixels")
         pixels = pixels[pixels.images != "all"].value.mean()
         listed = ", ".join(f"{model} {number(value)}" for model, value in values.items())
-        ranked.append(f"- {brain}: {listed}; pixels {number(pixels)}.")
+        ranked.append(
+            f"- {brain}: {listed}; pixels, at the sizes that models read, {number(pixels)}."
+        )
     return [
         f"A chosen layer is told from every control in {told} of {len(chosen)} cases: 92 objects are few.",
         "",
