@@ -1285,6 +1285,7 @@ def nsd(
     """
     import vdvae_repr as vr
 
+    vr.brain.NSDResponses.expect_place(out)  # before it takes time
     found = vr.brain.read_nsd(
         betas, design, subject=subject, mask=mask, rois=roi or (), progress=_log
     )
@@ -1308,6 +1309,7 @@ def fit(
     ] = None,
     split: Annotated[str, typer.Option(help="The split to fit on, or all.")] = "train",
     overwrite: Annotated[bool, typer.Option(help="Replace a decoder.")] = False,
+    device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
     """Fit ridge regressions from responses to latents; no coefficients are written.
@@ -1316,6 +1318,7 @@ def fit(
     """
     import vdvae_repr as vr
 
+    vr.brain.Decoder.expect_place(out, overwrite=overwrite)  # before it takes time
     with vr.open(latents) as store:
         decoder = vr.brain.fit(
             responses,
@@ -1324,6 +1327,7 @@ def fit(
             alpha=alpha,
             split=None if split == "all" else split,
             seed=seed,
+            device=device,
         )
     for note in decoder.notes:
         _log(note)
@@ -1353,6 +1357,7 @@ def predict(
         ),
     ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace a finished store.")] = False,
+    device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
     """Predict latents from responses, and say which layers are predicted at all.
@@ -1369,6 +1374,7 @@ def predict(
         restandardise=not as_regressed,
         overwrite=overwrite,
         seed=seed,
+        device=device,
         progress=lambda name: _log(f"predicted {name}"),
     )
     _print("layer       dims     alpha      R2  pearson   95 % of null       p       q")
@@ -1419,7 +1425,9 @@ def score(
     import numpy as np
 
     import vdvae_repr as vr
+    from vdvae_repr.brain.extra import needed
     from vdvae_repr.latents.decode import originals_of
+    from vdvae_repr.model.layers import select_layers
 
     if rest not in ("mean", "sample"):
         raise TaskError(f"--rest: expected mean or sample, found {rest!r}")
@@ -1430,6 +1438,11 @@ def score(
     if not known:
         raise TaskError(f"--latents: {latents} holds no images; extract without --no-images")
     net = _load_vdvae(model or store.info.model, preset, device, download)
+    # What would be refused is refused before images are decoded.
+    needed("skimage.metrics", "scoring images")
+    identifier = None if encoder is None else vr.load(encoder, device=device, download=download)
+    if identifier is not None and encoder_layer is not None:
+        select_layers(identifier.layers, encoder_layer)
     decoded = np.concatenate(
         [
             images
@@ -1444,7 +1457,7 @@ def score(
     found = vr.brain.score_images(
         decoded,
         np.stack([known[image_id] for image_id in store.ids]),
-        None if encoder is None else vr.load(encoder, device=device, download=download),
+        identifier,
         encoder_layer,
     )
     if json_lines:

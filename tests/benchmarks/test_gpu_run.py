@@ -92,3 +92,6 @@ def test_the_page_is_made_of_the_results(page, tmp_path):
     (tmp_path / "fast.jsonl").write_text(json.dumps(row) + "\n")
     assert "| m | - | 4 | 812.5 |" in page.page(tmp_path)
     assert "Not measured yet" not in page.page(tmp_path)
+    row = {"check": "brain predict", "right": True, "seconds": 0.5, "cpu_seconds": 7.25}
+    (tmp_path / "correct.jsonl").write_text(json.dumps(row) + "\n")
+    assert "| brain predict | 0.5 | 7.25 |" in page.page(tmp_path)

@@ -88,3 +88,34 @@ def test_what_is_wrong_is_said_in_the_commands_words(brain, tmp_path):
     with pytest.raises(vr.TaskError, match="exists already"):
         command(*fitting, "--out", decoder)
     command(*fitting, "--out", decoder, "--alpha", "10", "--overwrite")
+
+
+def test_where_results_go_is_checked_before_anything_is_read(brain, tmp_path, monkeypatch):
+    """Whatever else is wrong, the place is said first: a fit of hours is not lost at its end."""
+    folder, _ = brain
+    store, nothing = folder / "own.h5", tmp_path / "nothing.npy"
+    file = tmp_path / "file.npz"
+    file.write_bytes(b"mine")
+    fitting = ("brain", "fit", "--responses", nothing, "--latents", store, "--out")
+    gathering = ("brain", "nsd", "--betas", nothing, "--design", nothing, "--out")
+    for start in (fitting, gathering):
+        with pytest.raises(vr.VDVAEReprError, match=r"file\.npz: exists already"):
+            command(*start, file)
+        with pytest.raises(vr.VDVAEReprError, match=r"cannot be written \(Not a directory\)"):
+            command(*start, file / "new.npz")
+    np.save(tmp_path / "bold.npy", np.random.default_rng(0).normal(size=(80, 4)))
+    with vr.open(store) as like:
+        decoder = vr.brain.fit(str(tmp_path / "bold.npy"), like, layers="1x1", split=None)
+        with pytest.raises(vr.StoreError, match="exists and is no latent store"):
+            decoder.predict(str(nothing), like, file)
+        with pytest.raises(vr.StoreError, match=r"cannot be written \(Not a directory\)"):
+            decoder.predict(str(nothing), like, file / "new.h5")
+    assert file.read_bytes() == b"mine"
+    # Of score nothing is decoded before its encoder, and the layer of it, are known.
+    monkeypatch.setattr(vr.LatentStore, "decode", lambda *_, **__: pytest.fail("decoded"))
+    model = folder / "tiny.safetensors"
+    scoring = ("brain", "score", store, "--latents", store, "--model", model, "--encoder")
+    with pytest.raises(vr.VDVAEReprError, match="nowhere"):
+        command(*scoring, "nowhere")
+    with pytest.raises(vr.VDVAEReprError, match="9x9"):
+        command(*scoring, model, "--encoder-layer", "9x9")

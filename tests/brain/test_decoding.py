@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity
 from sklearn.linear_model import Ridge, RidgeCV
@@ -82,6 +83,19 @@ def test_each_layer_has_the_penalty_that_leave_one_out_finds(store, bold):
         assert alpha == pytest.approx(expected), name
 
 
+@pytest.mark.parametrize("alpha", [None, 3.0])
+def test_torch_fits_and_predicts_what_numpy_does(store, bold, tmp_path, alpha, monkeypatch):
+    expected = vr.brain.fit(bold, store, alpha=alpha)
+    predicted = expected.predict(bold, store, tmp_path / "numpy.h5")
+    monkeypatch.setattr(decoding.Algebra, "on", classmethod(lambda cls, device: cls(torch)))
+    found = vr.brain.fit(bold, store, alpha=alpha)
+    np.testing.assert_allclose(found.alphas, expected.alphas, rtol=1e-12)
+    by_torch = expected.predict(bold, store, tmp_path / "torch.h5")
+    here, there = predicted.store.matrix()[0], by_torch.store.matrix()[0]
+    np.testing.assert_allclose(there, here, atol=1e-6 * np.abs(here).max())
+    np.testing.assert_allclose(by_torch.layers["r2"], predicted.layers["r2"], atol=1e-9)
+
+
 def test_layers_that_are_seen_are_told_and_others_are_not(store, bold, tmp_path, monkeypatch):
     """Voxels that see noise alone predict no layer; of 20 such brains one is told by chance at most."""
     seen = vr.brain.fit(bold, store).predict(bold, store, tmp_path / "p.h5")
@@ -131,7 +145,7 @@ def test_one_or_two_images_are_not_restandardised(store, bold, tmp_path):
             with pytest.raises(
                 vr.TaskError, match=rf"3 images.*found {count}; .*restandardise=False"
             ):
-                decoder.predict(responses, store, tmp_path / "p.h5")
+                decoder.predict(responses, store, tmp_path / "p.h5", overwrite=True)
         found = decoder.predict(
             responses, store, tmp_path / "p.h5", restandardise=count > 2, overwrite=True
         )

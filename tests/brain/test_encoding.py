@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import false_discovery_control, pearsonr
 from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.metrics import r2_score
@@ -12,10 +13,12 @@ from sklearn.preprocessing import StandardScaler
 import vdvae_repr as vr
 from vdvae_repr.brain import voxelwise
 from vdvae_repr.data.source import Source
+from vdvae_repr.heads.algebra import Algebra
 from vdvae_repr.heads.linear import ALPHAS
 from vdvae_repr.output import is_own
 from vdvae_repr.probing.features import Columns, Features
 from vdvae_repr.probing.task import Task
+from vdvae_repr.tasks import encoding
 from vdvae_repr.tasks.encoding import VoxelScores
 
 
@@ -124,6 +127,40 @@ def test_banded_ridge_is_himalayas_on_features(store):
     assert found.bands.reshape(3, 3, 3).mean(axis=2).argmax(axis=0).tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize(("dims", "head"), [(30, "ridge"), (400, "ridge"), (400, "banded")])
+def test_torch_finds_what_numpy_does(store, monkeypatch, dims, head):
+    backend = pytest.importorskip("himalaya.backend")
+    rng = np.random.default_rng(0)
+    bands = rng.normal(size=(160, dims)), rng.normal(size=(160, 7))
+    Y = np.hstack([X[:, :4] for X in bands]) + rng.normal(size=(160, 8))
+    expected, _ = scored(vr.Encoding(responses=Y).bind(store), features(*bands), head)
+    monkeypatch.setattr(encoding.Algebra, "on", classmethod(lambda cls, device: cls(torch)))
+    problem = vr.Encoding(responses=Y).bind(store)
+    assert problem.work.algebra.xp is torch
+    found, _ = scored(problem, features(*bands), head)
+    # NumPy's inner products are taken in float32, as the features are.
+    np.testing.assert_allclose(found.voxels, expected.voxels, atol=1e-5)
+    np.testing.assert_allclose(found.bands, expected.bands, atol=1e-5)
+    assert backend.get_backend().name == "numpy"  # as it was before
+    monkeypatch.undo()
+    try:  # nor is the CPU's path that of whatever backend a user has set
+        backend.set_backend("torch")
+        found, _ = scored(vr.Encoding(responses=Y).bind(store), features(*bands), head)
+        assert backend.get_backend().name == "torch"
+    finally:
+        backend.set_backend("numpy")
+    np.testing.assert_array_equal(found.voxels, expected.voxels)
+
+
+def test_permutations_by_torch_are_numpys():
+    rng = np.random.default_rng(0)
+    truth, predicted = rng.normal(size=(2, 30, 50))
+    p = voxelwise.permutation_p(truth, predicted)
+    np.testing.assert_allclose(
+        voxelwise.permutation_p(truth, predicted, algebra=Algebra(torch)), p, atol=2 / 1001
+    )
+
+
 def test_no_scale_of_responses_changes_a_correlation(store):
     """Neither tesla, of which a brain's field has 1e-13, nor per cent."""
     pytest.importorskip("himalaya")
@@ -201,6 +238,46 @@ def test_planted_layers_regions_and_null_voxels_are_recovered(store, tmp_path):
     row = rows[(rows["head"] == "ridge:early") & (rows["layer"] == "1x1.0")].iloc[0]
     early = voxels[:20][voxels["best_layer"][:20] == "1x1.0"]
     assert row["value"] == pytest.approx(early["pearson"].mean(), abs=0.02)
+
+
+def test_voxels_are_fitted_once_for_all_regions(store, tmp_path, monkeypatch):
+    """By each layer, and by each permutation of the training images."""
+    table = tmp_path / "rois.csv"
+    table.write_text("voxel,roi\n0,A\n1,B\n2,C\n")
+    Y = np.random.default_rng(0).normal(size=(160, 3))
+    problem = vr.Encoding(responses=Y, rois=str(table)).bind(store)
+    X, fits, ridge = features(store.matrix("1x1")[0]), [], voxelwise.ridge
+    monkeypatch.setattr(voxelwise, "ridge", lambda *a: fits.append(1) or ridge(*a))
+    values = {
+        (name, seed): problem.score(problem.heads[name], X, seed, seed > 0).outcome
+        for name in ("ridge", "ridge:A", "ridge:B", "ridge:C")
+        for seed in range(6)
+    }
+    assert len(fits) == 6
+    for seed in range(6):
+        whole = VoxelScores.unpacked(values["ridge", seed]).voxels
+        own = [VoxelScores.unpacked(values[f"ridge:{roi}", seed]).voxels for roi in "ABC"]
+        np.testing.assert_allclose(np.hstack(own), whole, atol=1e-12)
+
+
+def test_images_without_responses_take_no_memory(store, monkeypatch):
+    Y = np.full((160, 3), np.nan)
+    Y[40:100] = np.random.default_rng(0).normal(size=(60, 3))
+    problem = vr.Encoding(responses=Y).bind(store)
+    X = np.random.default_rng(1).normal(size=(160, 300))
+    found, _ = scored(problem, features(X))
+    alone = vr.Encoding(responses=np.where(np.isnan(Y), 0, Y)).bind(store)
+    assert len(problem.work.ids) == 60 < len(alone.work.ids)
+    train, test = problem.split.train, problem.split.test
+    A = StandardScaler().fit(X[train]).transform(X)
+    predicted = (
+        RidgeCV(ALPHAS * 300, alpha_per_target=True).fit(A[train], Y[train]).predict(A[test])
+    )
+    r = [pearsonr(a, b)[0] for a, b in zip(Y[test].T, predicted.T, strict=True)]
+    np.testing.assert_allclose(found.voxels[1], r, atol=1e-4)
+    monkeypatch.setattr(encoding, "GRAM_BYTES", 1000)
+    with pytest.raises(vr.TaskError, match=r"banded: expected .* 45 training images; take fewer"):
+        scored(problem, features(X), "banded")
 
 
 def test_false_discoveries_are_held_at_five_percent():

@@ -9,6 +9,7 @@ import pytest
 import scipy.io
 
 import vdvae_repr as vr
+from vdvae_repr.brain import nsd
 from vdvae_repr.brain.nsd import read_nifti, read_nsd, synthetic_nsd, write_nifti
 
 
@@ -87,6 +88,13 @@ def test_sessions_are_counted_from_the_first_on(seen, tmp_path, missing, expecte
     (folder / f"betas_session{missing}.hdf5").unlink()
     with pytest.raises(vr.DataError, match=expected):
         read_nsd(folder, paths["design"], mask=paths["mask"])
+
+
+def test_what_would_not_fit_into_memory_is_refused(seen, monkeypatch):
+    _, _, paths = seen
+    monkeypatch.setattr(nsd, "MOST_BYTES", 100_000)
+    with pytest.raises(vr.DataError, match=r"160 images, seen by 90 voxels; give a mask of fewer"):
+        read_nsd(paths["betas"], paths["design"], mask=paths["mask"])
 
 
 @pytest.mark.parametrize("real", ["nsd_expdesign.mat", "betas_fithrf_GLMdenoise_RR/x.hdf5"])

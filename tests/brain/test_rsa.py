@@ -11,6 +11,8 @@ from vdvae_repr.brain import dissimilarity
 from vdvae_repr.brain.dissimilarity import bootstrap, layer_rdm, noise_ceiling, pairs, read_rdms
 from vdvae_repr.data.source import Source
 from vdvae_repr.probing.features import Columns, Features
+from vdvae_repr.probing.similarity import cka_without_each, debiased_cka, u_centred
+from vdvae_repr.tasks import rsa
 
 with warnings.catch_warnings():
     rsatoolbox = pytest.importorskip("rsatoolbox")
@@ -84,6 +86,48 @@ def test_crossnobis_is_rsatoolboxs(store):
     problem = vr.RSA(responses=values, dissimilarity="crossnobis").bind(store)
     said = "crossnobis takes the first 2 repetitions of each image; 4 were seen more often"
     assert said in problem.split.text
+
+
+def test_many_models_are_drawn_in_parts(seen, monkeypatch):
+    monkeypatch.setattr(dissimilarity, "RESAMPLES", 8)
+    models = np.stack(
+        [1 - np.corrcoef(x) for x in np.random.default_rng(0).normal(size=(5, 24, 9))]
+    )
+    whole = bootstrap(models, seen, "spearman", seed=1)
+    monkeypatch.setattr(dissimilarity, "BLOCK_BYTES", 2 * 8 * 24 * 23 // 2)
+    parts = bootstrap(models, seen, "spearman", seed=1)
+    np.testing.assert_array_equal(parts.draws, whole.draws)
+    np.testing.assert_array_equal(parts.value, whole.value)
+
+
+def test_alignment_without_each_image_is_that_of_the_others():
+    rng = np.random.default_rng(0)
+    X = [3 + rng.normal(size=(12, 7)) for _ in range(3)]
+    matrices = [((x[:, None] - x) ** 2).sum(axis=2) for x in X]
+    found = cka_without_each(matrices[:2], matrices[1:])
+    for image in range(12):
+        kept = np.delete(np.arange(12), image)
+        a, b = ([u_centred(m[np.ix_(kept, kept)]) for m in s] for s in (matrices[:2], matrices[1:]))
+        np.testing.assert_allclose(found[image], debiased_cka(a, b), atol=1e-10)
+    assert found[0, 1, 0] == pytest.approx(1)  # of features with themselves
+
+
+def test_too_many_images_are_refused_or_drawn(store, seen, monkeypatch):
+    monkeypatch.setattr(rsa, "MOST", 10)
+    with pytest.raises(vr.TaskError, match=r"10 images to compare at most.*500 times.*found 24"):
+        vr.RSA(rdm=seen).bind(store)
+    splits = np.array(["train"] * 16 + ["test"] * 8)
+    measured = dissimilarity.MeasuredRDMs(seen, np.arange(24), tuple(splits))
+    monkeypatch.setattr(rsa.RSA, "measured", lambda self, store: measured)
+    problem = vr.RSA(rdm=seen).bind(store, seed=3)
+    assert "by 10 of 16 images, drawn with seed 3" in problem.split.text
+    assert problem.split.test.tolist() == list(range(16, 24))
+    assert len(problem.split.train) == 10
+    np.testing.assert_array_equal(problem.subjects, seen[:, problem.rows[:, None], problem.rows])
+    X = np.random.default_rng(0).normal(size=(24, 40))
+    scored = problem.score(problem.heads["spearman"], features(X))
+    expected = pairs(1 - np.corrcoef(X.astype(np.float32))[16:, 16:])
+    np.testing.assert_allclose(scored.outcome, expected, atol=1e-6)
 
 
 def test_cosines_of_unlike_dissimilarities_are_not_0(store, seen):

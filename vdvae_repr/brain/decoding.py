@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
 
 from vdvae_repr.brain.responses import (
     Measured,
@@ -29,14 +28,15 @@ from vdvae_repr.brain.responses import (
 from vdvae_repr.brain.voxelwise import false_discovery
 from vdvae_repr.config import path_of
 from vdvae_repr.errors import TaskError, first_line
+from vdvae_repr.heads.algebra import Algebra
 from vdvae_repr.heads.linear import ALPHAS
 from vdvae_repr.heads.spectrum import leading_eigenvectors
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.latents.decode import decodable_feature
-from vdvae_repr.latents.exchange import import_latents
+from vdvae_repr.latents.exchange import expect_place, import_latents
 from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.model.layers import LayerSpec, select_layers
-from vdvae_repr.output import replacing
+from vdvae_repr.output import expect_writable, replacing
 
 SCHEMA = "vdvae-repr/decoder/1"
 AT_ONCE = 2048  # voxels, or latent dimensions, worked on at once
@@ -88,10 +88,7 @@ class Decoder:
         Raises:
             TaskError: the file exists, without `overwrite` or as no decoder; it cannot be written.
         """
-        path = path_of("path", path)
-        if path.exists() and not (overwrite and _is_decoder(path)):
-            hint = ", or overwrite=True" if _is_decoder(path) else ""
-            raise TaskError(f"{path}: exists already; choose another path{hint}")
+        path = self.expect_place(path, overwrite=overwrite)
         about = {
             "schema": SCHEMA,
             "layers": self.layers,
@@ -111,9 +108,24 @@ class Decoder:
                     ids=np.array(self.ids),
                 )
         except OSError as error:
-            raise TaskError(
-                f"{path}: cannot be written ({error.strerror or error}); choose another path"
-            ) from error
+            raise _unwritable(path, error) from error
+
+    @staticmethod
+    def expect_place(path: str | Path, *, overwrite: bool = False) -> Path:
+        """Refuse a path that `save` would refuse, before a fit takes its time; return it.
+
+        Raises:
+            TaskError: as `save`.
+        """
+        path = path_of("path", path)
+        if path.exists() and not (overwrite and _is_decoder(path)):
+            hint = ", or overwrite=True" if _is_decoder(path) else ""
+            raise TaskError(f"{path}: exists already; choose another path{hint}")
+        try:
+            expect_writable(path)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        return path
 
     @classmethod
     def load(cls, path: str | Path) -> Decoder:
@@ -156,11 +168,13 @@ class Decoder:
         restandardise: bool = True,
         overwrite: bool = False,
         seed: int = 0,
+        device: str = "cpu",
         progress: Callable[[str], None] = lambda layer: None,
     ) -> Prediction:
         """Predict latents of images from responses to them, into a store that can be decoded.
 
-        Memory: the responses, one matrix (n, n) in float64, one (M, D) in float32 and a block of a layer.
+        Memory: the responses, a matrix (n, n) in float64 (two, where layers have several penalties), one
+        (M, n) a penalty, one (M, D) in float32 and a block of a layer.
 
         Args:
             responses: to the images, as `fit` takes them.
@@ -173,6 +187,7 @@ class Decoder:
                 is a property of all images predicted together, of which there must be 3 or more.
             overwrite: replace a store.
             seed: of permutations.
+            device: where products are made, in float64: "cpu", "cuda" or "cuda:1".
             progress: receives each layer's name when it is predicted.
 
         Raises:
@@ -180,6 +195,8 @@ class Decoder:
                 few to restandardise.
             StoreError: `out` is in the way, or cannot be written.
         """
+        algebra = Algebra.on(device)
+        expect_place(out, like, overwrite=overwrite)  # before it takes time
         self._expect_same(like)
         specs = select_layers(like.layers, list(self.layers))
         values, rows = self._responses_to(responses, like, split)
@@ -190,18 +207,21 @@ class Decoder:
             )
         place = {image_id: row for row, image_id in enumerate(like.ids)}
         fitted = np.array([place[image_id] for image_id in self.ids], np.intp)
-        weights = dict(self._weights(values))
+        weights = dict(self._weights(values, algebra))
         width = sum(spec.num_dims for spec in specs)
         predicted = np.empty((len(rows), width), np.float32)
         start, scores = 0, []
         for spec, alpha in zip(specs, self.alphas, strict=True):
             score = _LayerScore(len(rows))
-            for Y, truth in _blocks(like, spec, self.feature, fitted, rows):
-                mean = Y.mean(axis=0)
-                P = weights[alpha] @ (Y - mean) + mean
-                score.add(P, truth)
+            for block, truth in _blocks(like, spec, self.feature, fitted, rows):
+                Y = algebra.put(block)
+                mean = Y.mean(0)
+                centred = Y - mean
+                P = algebra.get(weights[alpha] @ centred + mean)
+                score.add(P, truth.astype(np.float64))
                 if restandardise:
-                    P = _restandardised(P, mean, Y.std(axis=0))
+                    deviation = algebra.xp.sqrt((centred**2).mean(0))
+                    P = _restandardised(P, algebra.get(mean), algebra.get(deviation))
                 predicted[:, start : start + P.shape[1]] = P
                 start += P.shape[1]
             scores.append(score.row(spec, alpha, seed))
@@ -282,14 +302,15 @@ class Decoder:
             )
         return mean, rows[some]
 
-    def _weights(self, values: Values) -> Iterator[tuple[float, Values]]:
-        """Yield each penalty with the weights (M, n) of the training images."""
-        K, K_test = _products(self.responses, values)
-        for alpha in dict.fromkeys(self.alphas):
-            shifted = K.copy() if len(set(self.alphas)) > 1 else K
-            shifted[np.diag_indices(len(K))] += alpha
-            factor = cho_factor(shifted, lower=True, overwrite_a=True)
-            yield alpha, cho_solve(factor, K_test.T).T
+    def _weights(self, values: Values, algebra: Algebra) -> Iterator[tuple[float, Any]]:
+        """Yield each penalty with the weights (M, n) of the training images, on the device."""
+        K, K_test = _products(algebra, self.responses, values)
+        diagonal = np.diag_indices(len(K))
+        own = K[diagonal]
+        alphas = list(dict.fromkeys(self.alphas))
+        for alpha in alphas:
+            K[diagonal] = own + alpha
+            yield alpha, algebra.solve(K, K_test.T, overwrite=len(alphas) == 1).T
 
 
 @dataclass(frozen=True, eq=False)
@@ -320,6 +341,7 @@ def fit(
     alpha: float | None = None,
     split: str | None = "train",
     seed: int = 0,
+    device: str = "cpu",
 ) -> Decoder:
     """Fit a ridge regression from responses to latents, exactly, by the inner products of images.
 
@@ -336,6 +358,7 @@ def fit(
             dimensions by so many of them, drawn by the seed.
         split: of the store that is fitted on; None takes every image.
         seed: of that draw.
+        device: where penalties are chosen, in float64: "cpu", "cuda" or "cuda:1".
 
     Raises:
         TaskError: responses of other images, or fewer than 3 of them; a penalty that is not above 0.
@@ -343,6 +366,7 @@ def fit(
     """
     if alpha is not None and not (np.isfinite(alpha) and alpha > 0):
         raise TaskError(f"alpha: expected a number above 0, found {alpha}")
+    algebra = Algebra.on(device)
     feature = decodable_feature(store)
     specs = select_layers(store.layers, layers)
     read = read_responses(responses, store)
@@ -352,15 +376,14 @@ def fit(
             f"responses: expected some to at least 3 images of split {split}, found {len(some)}; choose "
             "another split, or None for all"
         )
-    read = read.to(some)
-    X, rows = np.ascontiguousarray(read.mean), read.rows
+    X, rows, voxels = np.ascontiguousarray(read.mean[some]), read.rows[some], read.voxels
     varying = np.ptp(X, axis=0) > 0
     notes = [*read.notes]
     if not varying.all():
         notes.append(f"responses: {(~varying).sum()} voxels left out, which never vary in training")
-        X, read = X[:, varying], read.of(varying)
+        X, voxels = X[:, varying], voxels[varying]
     if alpha is None:
-        alphas = _left_one_out(X, store, specs, feature, rows, seed)
+        alphas = _left_one_out(algebra, X, store, specs, feature, rows, seed)
         if any(spec.num_dims > SAMPLED for spec in specs):
             notes.append(
                 f"the penalty of a layer is chosen by {SAMPLED} of its dimensions, drawn with seed {seed}"
@@ -369,7 +392,7 @@ def fit(
         alphas = [float(alpha)] * len(specs)
     return Decoder(
         X,
-        read.voxels,
+        voxels,
         measured=read.measured,
         ids=tuple(store.ids[row] for row in rows),
         layers=tuple(spec.name for spec in specs),
@@ -380,29 +403,36 @@ def fit(
     )
 
 
-def _products(train: Array, test: Array | None = None) -> tuple[Values, Values]:
+def _products(algebra: Algebra, train: Array, test: Array) -> tuple[Any, Any]:
     """Return inner products (n, n) of training responses, standardised, and (M, n) of others with them."""
     n = len(train)
-    K, K_test = np.zeros((n, n)), np.zeros((0 if test is None else len(test), n))
+    K, K_test = algebra.zeros(n, n), algebra.zeros(len(test), n)
     for start in range(0, train.shape[1], AT_ONCE):
-        X = train[:, start : start + AT_ONCE].astype(np.float64)
-        mean, scale = X.mean(axis=0), X.std(axis=0, ddof=1)
-        X = (X - mean) / scale
+        X = algebra.put(train[:, start : start + AT_ONCE])
+        mean = X.mean(0)
+        X = X - mean
+        scale = algebra.xp.sqrt((X**2).sum(0) / (n - 1))
+        X = X / scale
         K += X @ X.T
-        if test is not None:
-            K_test += ((test[:, start : start + AT_ONCE] - mean) / scale) @ X.T
+        K_test += ((algebra.put(test[:, start : start + AT_ONCE]) - mean) / scale) @ X.T
     return K, K_test
 
 
 def _left_one_out(
-    X: Array, store: Latents, specs: Sequence[LayerSpec], feature: str, rows: Rows, seed: int
+    algebra: Algebra,
+    X: Array,
+    store: Latents,
+    specs: Sequence[LayerSpec],
+    feature: str,
+    rows: Rows,
+    seed: int,
 ) -> list[float]:
     """Return for each layer the penalty of the smallest leave-one-out error."""
-    K, _ = _products(X)
+    K = algebra.get(_products(algebra, X, X[:0])[0])
     alphas = ALPHAS * max(float(np.trace(K)) / len(K), 1e-300)
-    squares, U = leading_eigenvectors(K)
+    squares, U = map(algebra.put, leading_eigenvectors(K, algebra=algebra))
     del K
-    leverages = [1 / len(U) + U**2 @ (squares / (squares + alpha)) for alpha in alphas]
+    left = [1 - 1 / len(U) - U**2 @ (squares / (squares + alpha)) for alpha in alphas]
     found = []
     for spec in specs:
         rng = np.random.default_rng([seed, spec.index])
@@ -411,24 +441,25 @@ def _left_one_out(
         for Y, _ in _blocks(store, spec, feature, rows, rows[:0]):
             own = kept[(start <= kept) & (kept < start + Y.shape[1])] - start
             start += Y.shape[1]
-            centred = Y[:, own] - Y[:, own].mean(axis=0)
+            targets = algebra.put(Y[:, own])
+            centred = targets - targets.mean(0)
             loads = U.T @ centred
-            for number, (alpha, leverage) in enumerate(zip(alphas, leverages, strict=True)):
+            for number, (alpha, share) in enumerate(zip(alphas, left, strict=True)):
                 shrink = squares / (squares + alpha)
                 residuals = centred - U @ (shrink[:, None] * loads)
-                errors[number] += ((residuals / (1 - leverage)[:, None]) ** 2).sum()
+                errors[number] += float(((residuals / share[:, None]) ** 2).sum())
         found.append(float(alphas[errors.argmin()]))
     return found
 
 
 def _blocks(
     store: Latents, spec: LayerSpec, feature: str, fitted: Rows, others: Rows
-) -> Iterator[tuple[Values, Values]]:
-    """Yield a layer's latents by columns, of training images (n, d) and of others (M, d), in float64."""
+) -> Iterator[tuple[Array, Array]]:
+    """Yield a layer's latents by columns, of training images (n, d) and of others (M, d)."""
     for columns in store.columns(spec.name, feature):
         for start in range(0, columns.shape[1], AT_ONCE):
             some = columns[:, start : start + AT_ONCE]
-            yield some[fitted].astype(np.float64), some[others].astype(np.float64)
+            yield some[fitted], some[others]
 
 
 def _restandardised(P: Values, mean: Values, deviation: Values) -> Values:
@@ -436,6 +467,10 @@ def _restandardised(P: Values, mean: Values, deviation: Values) -> Values:
     own = P.std(axis=0)
     scale = np.where(own > 1e-12 * np.maximum(deviation, 1e-300), own, np.inf)
     return np.asarray((P - P.mean(axis=0)) / scale * deviation + mean)
+
+
+def _unwritable(path: Path, error: OSError) -> TaskError:
+    return TaskError(f"{path}: cannot be written ({error.strerror or error}); choose another path")
 
 
 def _is_decoder(path: Path) -> bool:

@@ -17,13 +17,21 @@ from scipy.spatial.distance import squareform
 from scipy.stats import t as student
 
 from vdvae_repr.brain.extra import needed
-from vdvae_repr.brain.responses import Measured, Responses, read_array, rows_of, splits_of
+from vdvae_repr.brain.responses import (
+    Measured,
+    Responses,
+    read_array,
+    rows_of,
+    splits_of,
+    voxel_blocks,
+)
 from vdvae_repr.errors import TaskError
 from vdvae_repr.latents.base import Latents
 
 COMPARISONS = {"spearman": "spearman", "kendall": "tau-a", "cosine": "cosine"}
 """What rsatoolbox calls each comparison."""
 RESAMPLES = 500  # of images and subjects
+BLOCK_BYTES = 2**27  # of models' pairs whose draws are made at once
 LEAST = 4  # images
 LEVEL = 0.95  # of intervals
 
@@ -103,8 +111,13 @@ def rdms_of_responses(responses: Responses, kind: str) -> MeasuredRDMs:
         TaskError: crossnobis of responses without repetitions of all images.
     """
     if kind != "crossnobis":
-        X = responses.mean.astype(np.float64)
-        matrix = layer_rdm(X @ X.T, X.sum(axis=1), X.shape[1], kind)
+        mean = responses.mean
+        inner, sums = np.zeros((len(mean),) * 2), np.zeros(len(mean))
+        for block in voxel_blocks(mean.shape[1]):
+            X = mean[:, block].astype(np.float64)
+            inner += X @ X.T
+            sums += X.sum(axis=1)
+        matrix = layer_rdm(inner, sums, mean.shape[1], kind)
         return MeasuredRDMs(matrix[None], responses.rows, responses.splits, responses.notes)
     least = int(responses.repetitions.min())
     if least < 2:
@@ -117,17 +130,18 @@ def rdms_of_responses(responses: Responses, kind: str) -> MeasuredRDMs:
         notes += (
             f"crossnobis takes the first {least} repetitions of each image; {more} were seen more often",
         )
-    values = responses.values[:least].astype(np.float64)
-    noise = values.var(axis=0, ddof=1).mean(axis=0)
-    values = values / np.sqrt(np.where(noise > 0, noise, 1))
-    total = values.sum(axis=0)
     # Of each fold the product with the mean of the others, summed over folds.
     products = np.zeros((len(responses.rows),) * 2)
-    for fold in values:
-        products += fold @ ((total - fold) / (least - 1)).T / least
+    for block in voxel_blocks(len(responses.voxels)):
+        values = responses.values[:least, :, block].astype(np.float64)
+        noise = values.var(axis=0, ddof=1).mean(axis=0)
+        values /= np.sqrt(np.where(noise > 0, noise, 1))
+        total = values.sum(axis=0)
+        for fold in values:
+            products += fold @ ((total - fold) / (least - 1)).T / least
     products = (products + products.T) / 2
     own = np.diag(products)
-    matrix = (own[:, None] + own - 2 * products) / values.shape[2]
+    matrix = (own[:, None] + own - 2 * products) / len(responses.voxels)
     return MeasuredRDMs(matrix[None], responses.rows, responses.splits, notes)
 
 
@@ -287,14 +301,25 @@ def bootstrap(models: Values, subjects: Values, how: str, seed: int = 0) -> Boot
         how: of `COMPARISONS`.
         seed: of the draws.
     """
+    at_once = max(1, BLOCK_BYTES // pairs(subjects[:1]).nbytes)
+    if len(models) > at_once:  # each with the draws of all, and in bounded memory
+        parts = [
+            bootstrap(models[start : start + at_once], subjects, how, seed)
+            for start in range(0, len(models), at_once)
+        ]
+        value, draws = (
+            np.concatenate(a, axis=-1)
+            for a in zip(*((p.value, p.draws) for p in parts), strict=True)
+        )
+        return Bootstrap(value, draws, parts[0].subjects, parts[0].images)
     rng = np.random.default_rng(seed)
     count, images = len(subjects), subjects.shape[-1]
     first, second = np.triu_indices(images, 1)
     sides = pairs(models), pairs(subjects)
     ranks = [_Ranks(side) for side in sides] if how == "spearman" else []
     fixed = compare(*sides, how)
-    draws: list[Values] = []
-    while len(draws) < RESAMPLES:
+    made: list[Values] = []
+    while len(made) < RESAMPLES:
         some: Rows = rng.integers(0, images, size=(images,))
         of: Rows = rng.integers(0, count, size=(count,))
         often = np.bincount(some, minlength=images)
@@ -313,8 +338,8 @@ def bootstrap(models: Values, subjects: Values, how: str, seed: int = 0) -> Boot
         kinds = [drawn.mean(axis=1)]
         if count > 1:
             kinds = [drawn[:, of].mean(axis=1), fixed[:, of].mean(axis=1), *kinds]
-        draws.append(np.stack(kinds))
-    return Bootstrap(fixed.mean(axis=1), np.stack(draws, axis=1), count, images)
+        made.append(np.stack(kinds))
+    return Bootstrap(fixed.mean(axis=1), np.stack(made, axis=1), count, images)
 
 
 def _cosines(a: Values, b: Values, times: Values) -> Values:

@@ -9,6 +9,7 @@ and which images all subjects saw (`sharedix`); masks and regions are NIfTI volu
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,14 +21,16 @@ import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
+from vdvae_repr.config import path_of
 from vdvae_repr.data.names import natural_key
 from vdvae_repr.errors import DataError, TaskError, first_line
 from vdvae_repr.latents.base import Latents
-from vdvae_repr.output import replacing
+from vdvae_repr.output import expect_writable, replacing
 
 SCALE = 300  # of betas
 REPETITIONS = 3
 TRIALS = 50  # read at once
+MOST_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # of what is gathered
 NIFTI = {2: np.uint8, 4: np.int16, 8: np.int32, 16: np.float32, 64: np.float64, 512: np.uint16}
 
 Array = NDArray[Any]
@@ -56,13 +59,7 @@ class NSDResponses:
         Raises:
             DataError: they cannot be written.
         """
-        path = Path(path)
-        if path.suffix != ".npz":
-            raise DataError(f"{path}: expected the name of a .npz file")
-        table = path.with_name(f"{path.stem}-rois.csv")
-        for each in (path, table):
-            if each.exists():
-                raise DataError(f"{each}: exists already; choose another path")
+        path, table = self.expect_place(path)
         lines = ["voxel,roi"]
         for name, voxels in self.rois.items():
             lines += [f"{voxel},{name}" for voxel in voxels.tolist()]
@@ -81,6 +78,26 @@ class NSDResponses:
             raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
         return [path, table] if self.rois else [path]
 
+    @staticmethod
+    def expect_place(path: str | Path) -> tuple[Path, Path]:
+        """Refuse a path that `save` would refuse, before the betas are read; return both files' paths.
+
+        Raises:
+            DataError: as `save`.
+        """
+        path = path_of("path", path)
+        if path.suffix != ".npz":
+            raise DataError(f"{path}: expected the name of a .npz file")
+        table = path.with_name(f"{path.stem}-rois.csv")
+        for each in (path, table):
+            if each.exists():
+                raise DataError(f"{each}: exists already; choose another path")
+        try:
+            expect_writable(path)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
+        return path, table
+
 
 def read_nsd(
     betas: str | Path,
@@ -93,7 +110,7 @@ def read_nsd(
 ) -> NSDResponses:
     """Gather one subject's responses from NSD's files, a session at a time.
 
-    Memory: the result, and 50 trials of whole volumes.
+    Memory: the result, a session's responses twice, and 50 trials of whole volumes.
 
     Args:
         betas: the folder of `betas_session*.hdf5`, as `betas_fithrf_GLMdenoise_RR`; those that are there are
@@ -107,7 +124,8 @@ def read_nsd(
         progress: receives the name of each session's file when it is read.
 
     Raises:
-        DataError: a file, or a session before others, that is missing; a file that is not as NSD's are.
+        DataError: a file, or a session before others, that is missing; a file that is not as NSD's are; more
+            than half of the machine's memory would be taken.
     """
     folder = Path(betas)
     sessions = sorted(folder.glob("betas_session*.hdf5"), key=lambda p: natural_key(p.name))
@@ -141,6 +159,13 @@ def read_nsd(
                     f"{path}: expected {len(images)} trials at most, as in {design}, found more"
                 )
             if values is None:
+                size = 4 * REPETITIONS * len(rows) * int(flags.sum())
+                if size > MOST_BYTES:
+                    raise DataError(
+                        f"{folder}: expected responses of {MOST_BYTES / 2**30:.1f} GiB at most, half of this "
+                        f"machine's memory, found {size / 2**30:.1f} GiB: {len(rows)} images, seen by "
+                        f"{int(flags.sum())} voxels; give a mask of fewer, as nsdgeneral.nii.gz"
+                    )
                 values = np.full((REPETITIONS, len(rows), int(flags.sum())), np.nan, np.float32)
             found = np.concatenate(
                 [data[i : i + TRIALS][:, flags] for i in range(0, len(data), TRIALS)]

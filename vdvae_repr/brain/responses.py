@@ -282,7 +282,11 @@ class Responses:
         """The mean over repetitions, (N, V)."""
         if len(self.values) == 1:
             return self.values[0]
-        return np.asarray(np.nanmean(self.values, axis=0))
+        floats = self.values.dtype.kind == "f"
+        mean: Array = np.empty(self.values[0].shape, self.values.dtype if floats else np.float64)
+        for block in voxel_blocks(len(self.voxels)):
+            mean[:, block] = np.nanmean(self.values[:, :, block], axis=0)
+        return mean
 
     @property
     def repetitions(self) -> NDArray[np.intp]:
@@ -362,8 +366,7 @@ class Responses:
         """Yield voxels, and their responses (k, n, v) to the n images that were seen most often, k times."""
         times = self.repetitions
         k = int(times.max())
-        for start in range(0, len(self.voxels), AT_ONCE):
-            block = slice(start, start + AT_ONCE)
+        for block in voxel_blocks(len(self.voxels)):
             yield block, self.values[:k, times == k, block].astype(np.float64)
 
 
@@ -436,27 +439,23 @@ def read_responses(
     count = values.shape[2]
     voxels = np.arange(count)
     notes: list[str] = []
-    missing = np.isnan(values)
-    if missing.any():
-        absent: NDArray[np.bool_] = np.asarray(
-            missing.all(axis=2)
-        )  # repetitions that were not there
-        if never := int(absent.all(axis=0).sum()):
-            notes.append(f"responses: {never} images without any response left out")
-            seen = ~absent.all(axis=0)
-            values, absent, missing = (a[:, seen] for a in (values, absent, missing))
-            rows, splits = rows[seen], tuple(np.array(splits)[seen].tolist())
-        first = np.argsort(absent, axis=0, kind="stable")  # what is there comes first
+    absent, known, infinite = _missing(values)
+    if never := int(absent.all(axis=0).sum()):
+        notes.append(f"responses: {never} images without any response left out")
+        seen = ~absent.all(axis=0)
+        values, absent = values[:, seen], absent[:, seen]
+        rows, splits = rows[seen], tuple(np.array(splits)[seen].tolist())
+    if (absent[:-1] > absent[1:]).any():  # what is there comes first
+        first = np.argsort(absent, axis=0, kind="stable")
         values = np.take_along_axis(values, first[:, :, None], axis=0)
-        known = np.asarray(~(missing & ~absent[:, :, None]).any(axis=(0, 1)))
-        if not known.all():
-            notes.append(
-                f"responses: {int((~known).sum())} of {len(known)} voxels left out, which are NaN"
-            )
-        values, voxels = values[:, :, known], voxels[known]
+    if not known.all():
+        notes.append(
+            f"responses: {int((~known).sum())} of {len(known)} voxels left out, which are NaN"
+        )
+        values, voxels, infinite = values[:, :, known], voxels[known], infinite[known]
     if not values.size:
         raise TaskError("responses: expected at least one voxel known of every image, found none")
-    if np.isinf(values).any():
+    if infinite.any():
         raise TaskError(
             "responses: expected finite numbers, found infinity; write NaN where none is known"
         )
@@ -469,6 +468,30 @@ def read_responses(
         responses = responses.of(varying)
     regions = {} if rois is None else _read_rois(Path(rois), responses.voxels, count)
     return replace(responses, rois=regions, notes=tuple(notes), measured=count)
+
+
+def _missing(
+    values: Array,
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which repetitions (R, N) were not there, and which voxels (V,) are known of all that were.
+
+    And which voxels are infinite somewhere.
+    """
+    absent = np.ones(values.shape[:2], bool)
+    for block in voxel_blocks(values.shape[2]):
+        absent &= np.isnan(values[:, :, block]).all(axis=2)
+    known, infinite = np.empty((2, values.shape[2]), bool)
+    for block in voxel_blocks(values.shape[2]):
+        part = values[:, :, block]
+        known[block] = ~(np.isnan(part) & ~absent[:, :, None]).any(axis=(0, 1))
+        infinite[block] = np.isinf(part).any(axis=(0, 1))
+    return absent, known, infinite
+
+
+def voxel_blocks(voxels: int) -> Iterator[slice]:
+    """Yield voxels, some at once: arrays of all of them are large, and copies of these too."""
+    for start in range(0, voxels, AT_ONCE):
+        yield slice(start, start + AT_ONCE)
 
 
 def _read_rois(path: Path, voxels: NDArray[np.intp], count: int) -> dict[str, NDArray[np.bool_]]:

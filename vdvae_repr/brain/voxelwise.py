@@ -5,14 +5,19 @@ n training and M test images, V voxels, r the rank of the training features, B b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.model_selection import KFold
 
 from vdvae_repr.brain.extra import needed
+from vdvae_repr.heads.algebra import NUMPY, Algebra
 from vdvae_repr.heads.linear import ALPHAS
 
 BLOCK_BYTES = 2**27  # of float64 worked on at once
@@ -38,7 +43,7 @@ class Predicted:
     bands: Values | None = None
 
 
-def ridge(train: Values, Y: Values, test: Values) -> Predicted:
+def ridge(train: Values, Y: Values, test: Values, algebra: Algebra = NUMPY) -> Predicted:
     """Fit ridge regression to each voxel, each with the penalty of its own smallest leave-one-out error.
 
     What scikit-learn's `RidgeCV(alpha_per_target=True)` finds with the penalties `ALPHAS` times the mean
@@ -48,37 +53,44 @@ def ridge(train: Values, Y: Values, test: Values) -> Predicted:
         train: orthogonal coordinates of the training images (n, r), each with mean 0.
         Y: their responses (n, V).
         test: coordinates of the test images (M, r).
+        algebra: of the device where it is done.
     """
-    squares = (train**2).sum(axis=0)
-    U = train / np.sqrt(np.where(squares > 0, squares, 1))
-    alphas = ALPHAS * max(squares.sum() / len(train), 1e-300)
+    xp, train, test = algebra.xp, algebra.put(train), algebra.put(test)
+    squares = (train**2).sum(0)
+    U = train / xp.sqrt(xp.where(squares > 0, squares, 1.0))
+    alphas = ALPHAS * max(float(squares.sum()) / len(train), 1e-300)
+    left = [1 - 1 / len(U) - U**2 @ (squares / (squares + alpha)) for alpha in alphas]
     values = np.empty((len(test), Y.shape[1]))
     left_out_r2 = np.empty(Y.shape[1])
     at_once = max(1, BLOCK_BYTES // (8 * len(train)))
     for start in range(0, Y.shape[1], at_once):
         block = slice(start, start + at_once)
-        targets = Y[:, block].astype(np.float64)
-        mean = targets.mean(axis=0)
+        targets = algebra.put(Y[:, block])
+        mean = targets.mean(0)
         centred = targets - mean
         loads = U.T @ centred
-        best = np.full(targets.shape[1], np.inf)
-        weights = np.zeros_like(loads)
-        for alpha in alphas:
+        best = xp.full_like(mean, np.inf)
+        weights = xp.zeros_like(loads)
+        for alpha, share in zip(alphas, left, strict=True):
             shrink = squares / (squares + alpha)
-            leverage = 1 / len(U) + U**2 @ shrink
-            residuals = (centred - U @ (shrink[:, None] * loads)) / (1 - leverage)[:, None]
-            errors = (residuals**2).mean(axis=0)
+            residuals = (centred - U @ (shrink[:, None] * loads)) / share[:, None]
+            errors = (residuals**2).mean(0)
             better = errors < best
             best[better] = errors[better]
-            scale = np.sqrt(squares) / (squares + alpha)
+            scale = xp.sqrt(squares) / (squares + alpha)
             weights[:, better] = scale[:, None] * loads[:, better]
-        values[:, block] = mean + test @ weights
-        left_out_r2[block] = 1 - best / np.maximum(centred.var(axis=0), 1e-300)
+        values[:, block] = algebra.get(mean + test @ weights)
+        variance = xp.clip((centred**2).mean(0), 1e-300, None)
+        left_out_r2[block] = algebra.get(1 - best / variance)
     return Predicted(values, left_out_r2)
 
 
 def banded_ridge(
-    kernels: Sequence[Values], Y: Values, others: Sequence[Values], seed: int = 0
+    kernels: Values,
+    Y: Values,
+    others: Values,
+    seed: int = 0,
+    algebra: Algebra = NUMPY,
 ) -> Predicted:
     """Fit ridge regression with a penalty a band and voxel: himalaya's multiple-kernel ridge.
 
@@ -87,18 +99,21 @@ def banded_ridge(
     5-fold cross-validation over images in any order. Source: Dupré la Tour et al. 2022, NeuroImage 264.
 
     Args:
-        kernels: inner products (n, n) of the training images in each band, centred.
+        kernels: inner products (B, n, n) of the training images in each band, centred; they are scaled in
+            place, as the like of them is the largest thing in memory.
         Y: their responses (n, V).
-        others: inner products (M, n) of the test images with them.
+        others: inner products (B, M, n) of the test images with them, scaled in place too.
         seed: of the search and the folds.
+        algebra: of the device where himalaya works.
 
     Raises:
         TaskError: himalaya is not installed.
     """
     api = needed("himalaya.kernel_ridge", "banded ridge")
-    scales = [max(float(np.diag(K).mean()), 1e-300) for K in kernels]
-    fitted = np.stack([K / scale for K, scale in zip(kernels, scales, strict=True)])
-    asked = np.stack([K / scale for K, scale in zip(others, scales, strict=True)])
+    for K, K_test in zip(kernels, others, strict=True):
+        scale = max(float(np.diag(K).mean()), 1e-300)
+        K /= scale
+        K_test /= scale
     targets = Y.astype(np.float64)
     mean = targets.mean(axis=0)
     centred = targets - mean
@@ -119,10 +134,33 @@ def banded_ridge(
         cv=KFold(min(FOLDS, len(Y)), shuffle=True, random_state=seed),
         random_state=seed,
     )
-    model.fit(fitted, centred / deviation)
-    bands = deviation * np.asarray(model.predict(asked, split=True), np.float64)
-    left_out_r2 = 1 + np.asarray(model.cv_scores_, np.float64).max(axis=0)  # of variance 1
+    with _himalaya_on(algebra) as to_numpy:
+        model.fit(kernels, centred / deviation)
+        bands = deviation * to_numpy(model.predict(others, split=True))
+        left_out_r2 = 1 + to_numpy(model.cv_scores_).max(axis=0)  # of variance 1
     return Predicted(mean + bands.sum(axis=0), left_out_r2, bands)
+
+
+@contextmanager
+def _himalaya_on(algebra: Algebra) -> Iterator[Any]:
+    """Have himalaya work on a device within, and yield what turns its results into arrays.
+
+    Its backend is one of the whole process, and is what it was afterwards.
+    """
+    backend = needed("himalaya.backend", "banded ridge")
+    before = backend.get_backend()
+    name = "numpy" if algebra.xp is np else "torch" if algebra.device == "cpu" else "torch_cuda"
+    try:
+        # It takes the current device, and warns that float64 is slower on it.
+        with warnings.catch_warnings(), _current(algebra.device):
+            warnings.filterwarnings("ignore", message="GPU backend")
+            yield backend.set_backend(name).to_numpy
+    finally:
+        backend.set_backend(before)
+
+
+def _current(device: str) -> Any:
+    return nullcontext() if device == "cpu" else torch.cuda.device(device)
 
 
 def mixtures(bands: int, seed: int) -> Values:
@@ -161,7 +199,9 @@ def _squares(truth: Values) -> Values:
     return np.asarray(((truth - truth.mean(axis=0)) ** 2).sum(axis=0))
 
 
-def permutation_p(truth: Values, predicted: Values, seed: int = 0) -> Values:
+def permutation_p(
+    truth: Values, predicted: Values, seed: int = 0, algebra: Algebra = NUMPY
+) -> Values:
     """Return the one-sided p (V,) of each voxel's correlation, under permutations of the test images.
 
     (k + 1) / (1000 + 1), where k permutations of the responses reach the correlation; they are the same for
@@ -173,13 +213,13 @@ def permutation_p(truth: Values, predicted: Values, seed: int = 0) -> Values:
     at_once = max(1, BLOCK_BYTES // (32 * len(truth)))
     for start in range(0, truth.shape[1], at_once):
         block = slice(start, start + at_once)
-        x, y = (a[:, block] - a[:, block].mean(axis=0) for a in (predicted, truth))
-        lengths = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
-        least = (x * y).sum(axis=0) - 1e-12 * lengths
-        reached = np.zeros(x.shape[1])
+        x, y = (algebra.put(a[:, block] - a[:, block].mean(axis=0)) for a in (predicted, truth))
+        lengths = algebra.xp.sqrt((x**2).sum(0) * (y**2).sum(0))
+        least = (x * y).sum(0) - 1e-12 * lengths
+        reached = algebra.zeros(x.shape[1])
         for order in orders:
-            reached += np.einsum("mv,mv->v", x, y[order]) >= least
-        p[block] = (reached + 1) / (PERMUTATIONS + 1)
+            reached += algebra.xp.einsum("mv,mv->v", x, y[order]) >= least
+        p[block] = (algebra.get(reached) + 1) / (PERMUTATIONS + 1)
     return p
 
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from vdvae_repr.heads.algebra import NUMPY, Algebra
 from vdvae_repr.heads.spectrum import Spectrum, one_thread_each, spanned_coordinates
 
 BLOCK_BYTES = 2**27  # of float64 worked on at once
@@ -35,17 +36,19 @@ class Gram:
         inner: products (N, n) of all samples with those.
         squares: each sample's with itself, (N,).
         dims: D.
+        algebra: where it was made, and is decomposed.
     """
 
     rows: Rows
     inner: Matrix
     squares: Matrix
     dims: int
+    algebra: Algebra = NUMPY
 
     def __add__(self, other: Gram) -> Gram:
         """Return that of both features side by side."""
         inner, squares = self.inner + other.inner, self.squares + other.squares
-        return Gram(self.rows, inner, squares, self.dims + other.dims)
+        return Gram(self.rows, inner, squares, self.dims + other.dims, self.algebra)
 
     def cosines(self) -> Matrix:
         """Return the cosine (N, n) of each sample with those of `rows`; a zero vector is similar to none."""
@@ -61,7 +64,7 @@ class Gram:
     @cached_property
     def spectrum(self) -> Spectrum:
         """The principal axes of the samples of `rows`, found once for all heads and targets."""
-        return Spectrum.of_products(self.inner[self.rows])
+        return Spectrum.of_products(self.inner[self.rows], self.algebra)
 
     def coordinates(self) -> Matrix:
         """Return all samples in the space that those of `rows` span, (N, r), r <= n."""
@@ -156,21 +159,26 @@ class Fold(NamedTuple):
 
 
 def gram_matrices(
-    blocks: Iterable[NDArray[Any]], subsets: Sequence[tuple[Rows, Scaling]]
+    blocks: Iterable[NDArray[Any]],
+    subsets: Sequence[tuple[Rows, Scaling]],
+    algebra: Algebra = NUMPY,
 ) -> list[Gram]:
     """Return the Gram matrix for each of some training sets, in one pass over the features.
 
     All is summed in float64, but products of float32 features are taken in float32, after centring and over
-    `DEPTH` columns at most: they are as exact as the features are.
+    `DEPTH` columns at most: they are as exact as the features are. On another device all is in float64.
 
     Args:
         blocks: columns of the features X (N, D), (N, d) each, any float.
         subsets: training sets (n,), and what is done to the columns: nothing ("raw"), centred on the set's
             mean, or "standardised", divided by the set's deviation too (unless they are constant there).
+        algebra: of the device where they are multiplied.
 
     Raises:
         ValueError: features that are not finite; names the first row.
     """
+    if algebra is not NUMPY:
+        return _gram_matrices_on(algebra, blocks, subsets)
     sums: list[_Sums] = []
     dims = 0
     for block in blocks:
@@ -185,6 +193,37 @@ def gram_matrices(
                 finite = np.isfinite(part).all(axis=1)
                 raise ValueError(f"expected finite features, found others in row {finite.argmin()}")
     return [of.gram(dims) for of in sums]
+
+
+def _gram_matrices_on(
+    algebra: Algebra, blocks: Iterable[NDArray[Any]], subsets: Sequence[tuple[Rows, Scaling]]
+) -> list[Gram]:
+    """Do the same on another device."""
+    xp = algebra.xp
+    inner, squares = [0.0 for _ in subsets], [0.0 for _ in subsets]
+    dims = 0
+    for block in blocks:
+        dims += block.shape[1]
+        columns = max(1, BLOCK_BYTES // (8 * len(block)))
+        for start in range(0, block.shape[1], columns):
+            X = algebra.put(block[:, start : start + columns])
+            if not bool(xp.isfinite(X).all()):
+                finite = algebra.get(xp.isfinite(X)).all(axis=1)
+                raise ValueError(f"expected finite features, found others in row {finite.argmin()}")
+            for number, (rows, scaling) in enumerate(subsets):
+                A = X
+                if scaling != "raw":
+                    mean = X[rows].mean(0)
+                    A = X - mean
+                if scaling == "standardised":
+                    deviation = xp.sqrt((A[rows] ** 2).mean(0))
+                    A = A / xp.where(_constant(xp, mean, deviation), 1.0, deviation)
+                inner[number] = inner[number] + A @ A[rows].T
+                squares[number] = squares[number] + (A**2).sum(1)
+    return [
+        Gram(rows, algebra.get(products), algebra.get(lengths), dims, algebra)
+        for (rows, _), products, lengths in zip(subsets, inner, squares, strict=True)
+    ]
 
 
 def _multiplied(
@@ -292,4 +331,8 @@ def centre_and_scale(X: NDArray[Any], standardize: bool) -> tuple[Matrix, Matrix
 
 def is_constant(mean: Matrix, deviation: Matrix) -> NDArray[np.bool_]:
     """Return which features (D,) do not vary beyond rounding."""
-    return np.asarray(deviation <= 1e-10 * np.maximum(np.abs(mean), 1))
+    return np.asarray(_constant(np, mean, deviation))
+
+
+def _constant(xp: Any, mean: Any, deviation: Any) -> Any:
+    return deviation <= 1e-10 * xp.clip(xp.abs(mean), 1, None)

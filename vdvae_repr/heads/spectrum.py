@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh, lapack, solve_triangular
 from threadpoolctl import ThreadpoolController
 
+from vdvae_repr.heads.algebra import NUMPY, Algebra
+
 TOLERANCE = 1e-12  # of the largest eigenvalue, which is 1e-6 of the largest deviation
 AT_ONCE = 4096  # samples, so that their copies in float64 stay small
 SMALL = 2048  # rows of a matrix up to which one thread decomposes it faster than several
@@ -111,11 +113,11 @@ class Spectrum:
         return cls(values, vectors, mean, A if wide else None, size=len(X))
 
     @classmethod
-    def of_products(cls, inner: NDArray[Any]) -> Spectrum:
+    def of_products(cls, inner: NDArray[Any], algebra: Algebra = NUMPY) -> Spectrum:
         """Decompose samples that are known by their inner products (n, n), not centred."""
         inner = inner.astype(np.float64)
         centring = Centring.of(inner)
-        values, vectors = leading_eigenvectors(centring.centred(inner))
+        values, vectors = leading_eigenvectors(centring.centred(inner), algebra=algebra)
         return cls(values, vectors, centring=centring, size=len(inner))
 
     @property
@@ -146,19 +148,22 @@ class Spectrum:
         return np.asarray((A if self.samples is None else A @ self.samples.T) @ self._rotation)
 
 
-def leading_eigenvectors(products: Matrix, most: int | None = None) -> tuple[Matrix, Matrix]:
+def leading_eigenvectors(
+    products: Matrix, most: int | None = None, algebra: Algebra = NUMPY
+) -> tuple[Matrix, Matrix]:
     """Return the eigenvalues (r,) above rounding of a symmetric matrix, ascending, and eigenvectors (n, r).
 
     Args:
         products: (n, n), positive semidefinite.
         most: r at most; as many as there are if not given.
+        algebra: of the device where all of them are found.
     """
     n = len(products)
     # Of small matrices several threads spend their time waiting for each other: of 847 rows, beside other
     # work on two cores, 12 seconds in place of half of one.
     with blas_threads(1 if n <= SMALL else None):
         if most is None or most >= n:
-            values, vectors = np.linalg.eigh(products)
+            values, vectors = algebra.eigh(products)
         else:
             values, vectors = eigh(products, subset_by_index=[n - most, n - 1])
     kept = values > TOLERANCE * max(values[-1], 1e-300)

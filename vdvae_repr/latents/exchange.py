@@ -33,6 +33,7 @@ from vdvae_repr.latents.format import (
 )
 from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.model.layers import LayerSpec, select_layers, split_selector
+from vdvae_repr.output import expect_writable
 
 ABOUT = (  # what an export says of its latents
     "labels", "label_names", "layers", "feature", "model", "weights_sha256",
@@ -88,14 +89,12 @@ def import_latents(
     """
     if not isinstance(like, LatentStore):
         raise StoreError(f"like: expected an open store, found {like!r:.80}; vr.open opens one")
-    out = linked_to(path_of("out", out))
 
-    def refuse() -> None:
-        refuse_target(out, [like.path, *([Path(matrix)] if isinstance(matrix, str | Path) else [])])
-        if out.exists() and not overwrite:
-            raise StoreError(f"{out}: exists already; choose another path, or overwrite=True")
+    def refuse() -> Path:
+        file = matrix if isinstance(matrix, str | Path) else None
+        return expect_place(out, like, file, overwrite=overwrite)
 
-    refuse()
+    out = refuse()
     if isinstance(matrix, str | Path):
         predicted = _read_matrix(Path(matrix), named=ids is not None)
     elif isinstance(getattr(matrix, "dtype", None), np.dtype):
@@ -201,10 +200,39 @@ def import_latents(
             if replaces:  # what a virtual store referred to, or was to refer to
                 partition.remove_parts(parts_folder(out))
     except OSError as error:
-        raise StoreError(
-            f"{out}: cannot be written ({error.strerror or error}); make room or choose another place"
-        ) from error
+        raise _unwritable(out, error) from error
     return LatentStore.open(out)
+
+
+def expect_place(
+    out: str | Path, like: LatentStore, matrix: str | Path | None = None, *, overwrite: bool = False
+) -> Path:
+    """Return where a store of predictions goes; refuse what is in the way, before they take time.
+
+    Args:
+        out: the new store.
+        like: the store that it is made from, which is never replaced.
+        matrix: the file of the predictions, which is not either.
+        overwrite: replace another store.
+
+    Raises:
+        StoreError: as `import_latents`, of `out` alone.
+    """
+    out = linked_to(path_of("out", out))
+    refuse_target(out, [like.path, *([] if matrix is None else [Path(matrix)])])
+    if out.exists() and not overwrite:
+        raise StoreError(f"{out}: exists already; choose another path, or overwrite=True")
+    try:
+        expect_writable(out)
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    return out
+
+
+def _unwritable(out: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"{out}: cannot be written ({error.strerror or error}); make room or choose another place"
+    )
 
 
 def _refuse_another_order(

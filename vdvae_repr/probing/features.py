@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr.errors import TaskError
+from vdvae_repr.heads.algebra import NUMPY
 from vdvae_repr.heads.gram import Gram, Rows, Scaling, gram_matrices
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.model.layers import LayerSpec
@@ -126,10 +127,17 @@ class Features:
 
 
 class Workspace:
-    """Reads features of the images `ids`, and keeps what the next candidate is likely to want."""
+    """Reads features of the images `ids`, and keeps what the next candidate is likely to want.
 
-    def __init__(self, ids: Sequence[str]) -> None:
-        self.ids = ids
+    Args:
+        ids: of the images.
+        rows: the store's rows that they are, in their order; all if not given.
+    """
+
+    def __init__(self, ids: Sequence[str], rows: Rows | None = None) -> None:
+        self.ids = ids if rows is None else [ids[row] for row in rows]
+        self._rows = rows
+        self.algebra = NUMPY  # of inner products
         self._matrix: tuple[tuple[Columns, ...], Array] | None = None
         self._coordinates: tuple[tuple[Any, ...], Array] | None = None
         self._grams: OrderedDict[tuple[Any, ...], Gram] = OrderedDict()
@@ -224,7 +232,7 @@ class Workspace:
         known = {key: self._grams.pop(key) for key in keys if key in self._grams}
         missing = [s for s, key in zip(subsets, keys, strict=True) if key not in known]
         if missing and len(columns) == 1:
-            new = gram_matrices(self._checked(columns[0]), missing)
+            new = gram_matrices(self._checked(columns[0]), missing, self.algebra)
         elif missing:
             groups = [tuple(own) for _, own in groupby(columns, key=lambda c: c.group)]
             last = groups[-1] if len(groups) > 1 else columns[-1:]
@@ -244,6 +252,7 @@ class Workspace:
 
     def _checked(self, columns: Columns) -> Iterator[Array]:
         for block in columns.blocks():
+            block = block if self._rows is None else block[self._rows]
             finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
             if not finite.all():
                 raise TaskError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,55 @@ def debiased_cka(
         theirs = inner if order is None else inner[np.ix_(order, order)]
         products[:, column] = [np.vdot(own, theirs) for own in a]
     return np.asarray(products / np.outer(first, second))
+
+
+def cka_without_each(a: Sequence[Matrix], b: Sequence[Matrix]) -> Matrix:
+    """Return the same without each image in turn, (N, len(a), len(b)), of matrices that are not centred.
+
+    Of matrices K and L (N, N), whose diagonals do not count, HSIC_1 takes three sums: of all products of
+    their entries, of the products of their rows' sums, and the product of the sums of all. What an image
+    adds to each is known without another pass, so that all N take as long as one.
+
+    Args:
+        a: of some features, inner products or squared distances.
+        b: of others.
+    """
+    sides = [[_RowSums.of(matrix) for matrix in side] for side in (a, b)]
+    lengths = [[of.hsic_without_each(of) for of in side] for side in sides]
+    found = np.zeros((len(sides[0][0].sums), len(a), len(b)))
+    for i, own in enumerate(sides[0]):
+        for j, other in enumerate(sides[1]):
+            length = np.sqrt(np.maximum(lengths[0][i], 0) * np.maximum(lengths[1][j], 0))
+            products = own.hsic_without_each(other)
+            found[:, i, j] = products / np.where(length > 0, length, np.inf)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _RowSums:
+    """A symmetric matrix (N, N) without its diagonal, and the sums of its rows (N,)."""
+
+    matrix: Matrix
+    sums: Matrix
+
+    @classmethod
+    def of(cls, matrix: Matrix) -> _RowSums:
+        matrix = np.array(matrix, np.float64)
+        np.fill_diagonal(matrix, 0)
+        # Rounding is that of what varies: a constant off the diagonal changes nothing.
+        matrix -= matrix.sum() / (len(matrix) * (len(matrix) - 1))
+        np.fill_diagonal(matrix, 0)
+        return cls(matrix, matrix.sum(axis=1))
+
+    def hsic_without_each(self, other: _RowSums) -> Matrix:
+        """Return what HSIC_1 of two, without each image, is in proportion to, (N,)."""
+        n = len(self.sums) - 1
+        k, l = self.sums, other.sums  # noqa: E741
+        shared = np.einsum("ij,ij->i", self.matrix, other.matrix)
+        entries = shared.sum() - 2 * shared
+        whole = (k.sum() - 2 * k) * (l.sum() - 2 * l)
+        rows = k @ l - self.matrix @ l - other.matrix @ k + shared - k * l
+        return np.asarray(entries + whole / ((n - 1) * (n - 2)) - 2 * rows / (n - 2))
 
 
 def u_centred(inner: NDArray[Any]) -> Matrix:

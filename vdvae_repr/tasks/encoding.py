@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,17 +20,19 @@ from vdvae_repr.brain.responses import correlations, expect_voxels, read_respons
 from vdvae_repr.brain.voxelwise import Predicted
 from vdvae_repr.data.names import SPLITS
 from vdvae_repr.errors import TaskError
+from vdvae_repr.heads.algebra import Algebra
 from vdvae_repr.heads.gram import Scaling, centre_and_scale
 from vdvae_repr.heads.spectrum import Spectrum
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.output import BANDS, VOXELS
-from vdvae_repr.probing.features import Columns, Features, hash_text
+from vdvae_repr.probing.features import GRAM_BYTES, Columns, Features, Workspace, hash_text
 from vdvae_repr.probing.head import Head, estimator_digest
 from vdvae_repr.probing.statistics import Items
 from vdvae_repr.probing.task import FEWER, Problem, Scored, Split, Task, has_splits, without_splits
 
 LEAST = 10  # images to fit on, and to test on
 HELD_BACK = 5  # of images without splits, one in so many is tested on
+KEPT_BYTES = 2**28  # of scores of regions, fitted together and asked for one by one
 
 Values = NDArray[np.float64]
 
@@ -62,12 +65,18 @@ class Encoding(Task):
         default=None,
         metadata={"help": "A table of voxel and roi: each region has rows of its own."},
     )
+    device: str = field(
+        default="cpu",
+        metadata={
+            "help": "Where voxels are fitted, in float64: cpu, cuda, cuda:1; never chosen for you."
+        },
+    )
 
     def bind(self, store: Latents, seed: int = 0) -> EncodingProblem:
         """Return the voxels that a store's images were seen by.
 
         Raises:
-            TaskError: no responses, or of other images.
+            TaskError: no responses, or of other images; no such device.
         """
         if self.responses is None:
             raise TaskError("encoding: expected responses, an array or a file of them, found none")
@@ -134,6 +143,11 @@ class VoxelScores:
             bands = voxelwise.r2_by_band(truth, predicted.bands)
         return cls(np.stack([predicted.left_out_r2, r, r2]), images, bands)
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all of it."""
+        return self.voxels.nbytes + self.images.nbytes + self.bands.nbytes
+
     def packed(self) -> Values:
         """Return all of it as one array, which the cache keeps."""
         sizes = [self.voxels.shape[1], self.images.shape[1], len(self.bands)]
@@ -197,6 +211,11 @@ class EncodingProblem(Problem):
         text += "".join(f"; {note}" for note in notes)
         split = Split(responses.rows[fitted], responses.rows[tested], text=text)
         super().__init__(store, split, heads={}, metrics=["pearson", "r2"])
+        # Of a store's images those alone that were fitted on and tested on, in this order.
+        self.work = Workspace(store.ids, np.concatenate([split.train, split.test]))
+        self.work.algebra = Algebra.on(task.device)
+        self._fitted = np.arange(len(fitted))
+        self._tested = np.arange(len(fitted), len(fitted) + len(tested))
         self.heads = {
             head.name: head
             for how in ("ridge", "banded")
@@ -204,7 +223,7 @@ class EncodingProblem(Problem):
         }
         self.default_heads = tuple(name for name in self.heads if name.startswith("ridge"))
         self.read_elsewhere = [self.fitting, self.truth, *map(np.asarray, self.rois.values())]
-        self._last: tuple[tuple[Any, ...], Predicted] | None = None
+        self._scored: OrderedDict[tuple[Any, ...], dict[str | None, VoxelScores]] = OrderedDict()
 
     def _heads(self, name: str, estimator: Any) -> list[VoxelHead]:
         return [
@@ -232,16 +251,25 @@ class EncodingProblem(Problem):
     def score(
         self, head: Head, features: Features, seed: int = 0, shuffled: bool = False
     ) -> Scored:
-        """Fit every voxel, and score those of the head's region; shuffled: of other training images."""
-        flags = self.rois[head.roi if isinstance(head, VoxelHead) else None]
-        key = features.columns, estimator_digest(head.estimator), seed if shuffled else None
-        if self._last is None or self._last[0] != key or key[1] is None:
+        """Score the voxels of the head's region; shuffled: fitted to responses of other training images.
+
+        All voxels are fitted, once for the heads of all regions.
+        """
+        roi = head.roi if isinstance(head, VoxelHead) else None
+        digest = estimator_digest(head.estimator)
+        key = features.columns, digest, seed if shuffled else None
+        if key not in self._scored or digest is None:
             Y = self.fitting
             if shuffled:
                 Y = np.random.default_rng(seed).permutation(Y)
-            self._last = key, self._predicted(head, features, Y, seed)
-        predicted = _of_voxels(self._last[1], flags)
-        scores = VoxelScores.of(predicted, self.truth[:, flags])
+            predicted = self._predicted(head, features, Y, seed)
+            self._scored[key] = {
+                name: VoxelScores.of(_of_voxels(predicted, flags), self.truth[:, flags])
+                for name, flags in self.rois.items()
+            }
+            while len(self._scored) > 1 and self._kept_bytes() > KEPT_BYTES:
+                self._scored.popitem(last=False)
+        scores = self._scored[key][roi]
         own = isinstance(head.estimator, Voxelwise)
         return Scored(
             features,
@@ -249,6 +277,9 @@ class EncodingProblem(Problem):
             float(scores.voxels[0].mean()),
             self._scaling(features) if own else None,
         )
+
+    def _kept_bytes(self) -> int:
+        return sum(scores.nbytes for of in self._scored.values() for scores in of.values())
 
     def items(self, metric: str, scored: Scored) -> Items:
         """Return what each test image adds to the mean over voxels of r or R2.
@@ -293,7 +324,9 @@ class EncodingProblem(Problem):
             own = best == number
             features = scored[number].features
             predicted = self._predicted(head, features, self.fitting[:, own], seed)
-            p[own] = voxelwise.permutation_p(self.truth[:, own], predicted.values, seed)
+            p[own] = voxelwise.permutation_p(
+                self.truth[:, own], predicted.values, seed, self.work.algebra
+            )
         names = _names([item.features for item in scored])
         unknown = np.full(len(best), np.nan)
         regions = [
@@ -331,7 +364,7 @@ class EncodingProblem(Problem):
 
     def _predicted(self, head: Head, features: Features, Y: Any, seed: int) -> Predicted:
         """Fit responses Y (n, V) of the training images, and predict those of the test images."""
-        train, test = self.split.train, self.split.test
+        train, test = self._fitted, self._tested
         how = getattr(head.estimator, "how", None)
         if not isinstance(head.estimator, Voxelwise):
             return self._by_columns(head, features, Y, seed)
@@ -340,30 +373,40 @@ class EncodingProblem(Problem):
         if features.dims > len(train):
             (gram,) = self.work.grams(features, [(train, self._scaling(features))])
             fitted = gram.spectrum.project_samples(gram.inner[train])
-            return voxelwise.ridge(fitted, Y, gram.spectrum.project(gram.inner[test]))
+            others = gram.spectrum.project(gram.inner[test])
+            return voxelwise.ridge(fitted, Y, others, self.work.algebra)
         X = self.work.matrix(features).astype(np.float64)
         mean, scale = centre_and_scale(X[train], features.standardise)
         X = (X - mean) / scale
         spectrum = Spectrum.of(X[train])
-        return voxelwise.ridge(spectrum.project_samples(X[train]), Y, spectrum.project(X[test]))
+        fitted, others = spectrum.project_samples(X[train]), spectrum.project(X[test])
+        return voxelwise.ridge(fitted, Y, others, self.work.algebra)
 
     def _by_bands(self, features: Features, Y: Any, seed: int) -> Predicted:
-        train, test = self.split.train, self.split.test
-        kernels, others = [], []
-        for _, columns in _bands(features):
+        train, test = self._fitted, self._tested
+        bands = _bands(features)
+        size = 2 * len(bands) * 8 * len(train) ** 2
+        if size > GRAM_BYTES:
+            raise TaskError(
+                f"banded: expected {GRAM_BYTES / 2**30:.1f} GiB at most, half of this machine's memory, for "
+                f"twice the inner products of {len(bands)} bands, found {size / 2**30:.1f} GiB: {len(train)} "
+                "training images; take fewer, or the head ridge"
+            )
+        kernels = np.empty((len(bands), len(train), len(train)))
+        others = np.empty((len(bands), len(test), len(train)))
+        for number, (_, columns) in enumerate(bands):
             band = Features(features.model, features.layer, columns, features.feature)
             (gram,) = self.work.grams(band, [(train, self._scaling(features))])
-            kernels.append(gram.inner[train])
-            others.append(gram.inner[test])
-        return voxelwise.banded_ridge(kernels, Y, others, seed)
+            kernels[number], others[number] = gram.inner[train], gram.inner[test]
+        return voxelwise.banded_ridge(kernels, Y, others, seed, self.work.algebra)
 
     def _by_columns(self, head: Head, features: Features, Y: Any, seed: int) -> Predicted:
         """Do the same by an estimator of the user's, and a seeded k-fold of five."""
         X = self.read(head, features)
-        train, estimator = X[self.split.train], head.fresh(seed)
+        train, estimator = X[self._fitted], head.fresh(seed)
         folds = KFold(5, shuffle=True, random_state=seed)
         left_out = cross_val_predict(estimator, train, Y, cv=folds).reshape(Y.shape)
-        values = estimator.fit(train, Y).predict(X[self.split.test])
+        values = estimator.fit(train, Y).predict(X[self._tested])
         values = np.asarray(values, np.float64).reshape(-1, Y.shape[1])
         return Predicted(values, voxelwise.r2(Y.astype(np.float64), left_out))
 

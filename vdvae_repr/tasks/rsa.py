@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator
 from vdvae_repr.brain.dissimilarity import (
     COMPARISONS,
     LEAST,
+    RESAMPLES,
     Bootstrap,
     Jackknife,
     MeasuredRDMs,
@@ -33,7 +34,7 @@ from vdvae_repr.errors import TaskError
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing.features import Columns, Features
 from vdvae_repr.probing.head import Head
-from vdvae_repr.probing.similarity import debiased_cka, u_centred
+from vdvae_repr.probing.similarity import cka_without_each, debiased_cka, u_centred
 from vdvae_repr.probing.statistics import Difference, Figure
 from vdvae_repr.probing.task import Problem, Scored, Split, Task, has_splits, without_splits
 
@@ -42,6 +43,7 @@ CKA = "cka"
 METRICS = {"spearman": "spearman", "kendall": "kendall_tau_a", "cosine": "cosine", CKA: CKA}
 """The metric of each head's rows."""
 KEPT_BYTES = 2**28  # of inner products
+MOST = 2000  # images of a side: two million pairs, 16 MB a layer
 
 Matrix = NDArray[np.float64]
 
@@ -117,7 +119,7 @@ class RSA(Task):
         Raises:
             TaskError: nothing was measured, or of other images.
         """
-        return RSAProblem(store, self)
+        return RSAProblem(store, self, seed)
 
     def measured(self, store: Latents) -> MeasuredRDMs:
         """Return the measured dissimilarities.
@@ -148,9 +150,9 @@ class RSAProblem(Problem):
     under the same draws.
     """
 
-    def __init__(self, store: Latents, task: RSA) -> None:
+    def __init__(self, store: Latents, task: RSA, seed: int) -> None:
         measured = task.measured(store)
-        self.rows, subjects = measured.rows, len(measured.matrices)
+        subjects = len(measured.matrices)
         splits = np.array(measured.splits)
         if has_splits(splits, store.path):
             tested, choosing = splits == "test", np.isin(splits, ("train", "val"))
@@ -162,16 +164,29 @@ class RSAProblem(Problem):
         else:
             tested, choosing = np.ones(len(splits), bool), np.zeros(len(splits), bool)
             text = f"{without_splits(splits)}: all images are compared, and no layer is chosen"
-        self.tested, self.choosing = np.flatnonzero(tested), np.flatnonzero(choosing)
-        for what, some in (("compare", self.tested), ("choose by", self.choosing)):
+        compared, by = np.flatnonzero(tested), np.flatnonzero(choosing)
+        for what, some in (("compare", compared), ("choose by", by)):
             if 0 < len(some) < LEAST or (not len(some) and what == "compare"):
                 raise TaskError(
                     f"{store.path}: expected at least {LEAST} images to {what}, found {len(some)}"
                 )
-        text += f" ({len(self.tested)} images, {subjects} subject{'s' if subjects > 1 else ''})"
+        if len(compared) > MOST:
+            raise TaskError(
+                f"{store.path}: expected {MOST} images to compare at most, as their pairs are drawn "
+                f"{RESAMPLES} times over, found {len(compared)}; give fewer the split test, or measured "
+                "values of fewer, with ids"
+            )
+        text += f" ({len(compared)} images, {subjects} subject{'s' if subjects > 1 else ''})"
         text += "".join(f"; {note}" for note in measured.notes)
-        if left := len(store) - len(self.rows):
+        if left := len(store) - len(measured.rows):
             text += f"; {left} images that were not measured left out"
+        if len(by) > MOST:
+            text += f"; a layer is chosen by {MOST} of {len(by)} images, drawn with seed {seed}"
+            by = np.sort(np.random.default_rng(seed).choice(by, MOST, replace=False))
+        # From here on of these images alone.
+        kept = np.union1d(compared, by)
+        self.rows = measured.rows[kept]
+        self.tested, self.choosing = np.searchsorted(kept, compared), np.searchsorted(kept, by)
         super().__init__(
             store,
             Split(self.rows[self.choosing], self.rows[self.tested], text=text),
@@ -184,7 +199,7 @@ class RSAProblem(Problem):
         self.sides = [("choosing", self.split.train), ("test", self.split.test)]
         # Responses with crossnobis are compared with squared distances, which layers have without noise.
         self._kind = "correlation" if task.dissimilarity == "correlation" else "euclidean"
-        self.subjects = measured.matrices
+        self.subjects = among(measured.matrices, kept)
         self.read_elsewhere = [self.subjects, self.rows]
         self._kept: OrderedDict[tuple[Columns, ...], tuple[Matrix, Matrix]] = OrderedDict()
 
@@ -312,13 +327,8 @@ class RSAProblem(Problem):
 
     def _jackknife(self, models: Matrix, subjects: Matrix) -> Bootstrap:
         """Leave out images, then subjects: copies of an image would make CKA of any features large."""
-        images = subjects.shape[-1]
         whole = self._compared(models, subjects, CKA)
-        kept = [np.delete(np.arange(images), i) for i in range(images)]
-        by_image = [
-            self._compared(among(models, k), among(subjects, k), CKA).mean(axis=1) for k in kept
-        ]
-        return Jackknife(whole, np.stack(by_image))
+        return Jackknife(whole, cka_without_each(list(models), list(subjects)).mean(axis=2))
 
     def _of(self, found: Bootstrap, weights: Matrix) -> tuple[float, float]:
         return float(found.value @ weights), found.spread(weights)
