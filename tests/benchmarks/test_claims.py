@@ -391,21 +391,36 @@ def test_transfer_keeps_what_the_task_scores_and_chooses_by_other_classes(tiny, 
     sides = ["novel"] * 3 + ["val"] * 3 + ["base"] * 2
     pd.DataFrame({"class": stores[0].label_names, "split": sides}).to_csv(split, index=False)
     settings = {"ways": 2, "queries": 3, "episodes": 30, "seed": 0, "weights": [0.5, 1.0]}
-    every = transfer.scored(stores[0], 1, split, settings)
+    settings["pairs"] = {"8x8": "4x4.1"}
+    base = np.isin(np.array(stores[0].label_names)[source.labels], stores[0].label_names[6:])
+    division = transfer.Division(0, split, base, 1, settings)
+    every = division.alone(stores[0], upto=False)
     task = vr.FewShot(ways=2, shots=1, queries=3, episodes=30, class_split=split)
-    rows = vr.probe(stores[0], task, heads=transfer.HEAD, controls=(), cache=None).rows
-    assert [choice.row for choice in every] == [row.layer for row in rows]
+    rows = vr.probe(
+        stores[0], task, selections="single", heads=transfer.HEAD, controls=(), cache=None
+    ).rows
+    assert [choice.row for choice in every] == [*(row.layer for row in rows), "all"]
     (row,) = [row for row in rows if row.chosen]
-    assert transfer.best(every).row == row.layer
+    assert transfer.best(every[:-1]).row == row.layer
     assert set(every[0].by_class) == set(stores[0].label_names[:3])
-    choices = [transfer.best(transfer.scored(store, 1, split, settings)) for store in stores]
-    base = np.array([source.label_names[k] in stores[0].label_names[6:] for k in source.labels])
-    both, weight = transfer.joined(stores, choices, base, 1, split, settings)
-    assert weight in settings["weights"]
-    assert both.row == " beside ".join(choice.row for choice in choices)
-    X = stores[0].matrix(list(choices[0].names))[0][base]
-    spread = transfer.spread(stores[0], choices[0].names, base)
-    assert spread == pytest.approx(X.var(axis=0).sum() ** 0.5, rel=1e-5)
+    X = stores[0].matrix("4x4.0")[0][base]
+    found = transfer.spread(stores[0], ("4x4.0",), base)
+    assert found == pytest.approx(X.var(axis=0).sum() ** 0.5, rel=1e-5)
+    ours = division.alone(stores[1], upto=True)
+    told = pd.DataFrame(division.rows(stores[1], stores[1], stores[0], ours))
+    assert told.groupby(["place", "of"]).size().to_dict() == {
+        ("best", "vdvae"): 3,
+        ("best", "network"): 3,
+        ("best", "both"): 3,
+        ("best", "both, random VDVAE"): 3,
+        ("8x8", "vdvae"): 3,
+        ("8x8", "network"): 3,
+        ("8x8", "both"): 3,
+    }
+    by_kind = told[told.place == "best"].pivot(index="class", columns="of", values="accuracy")
+    assert by_kind["both"].equals(by_kind["both, random VDVAE"])  # here they are one store
+    alone = told[(told.place == "8x8") & (told.of == "network")].set_index("class").accuracy
+    assert alone.to_dict() == next(c for c in every if c.row == "4x4.1").by_class
 
 
 def test_what_varies_is_divided_into_structure_and_texture():
