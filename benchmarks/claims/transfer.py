@@ -354,19 +354,20 @@ def draw(rows: pd.DataFrame, figure: Figure) -> None:
         for _, own in groups:
             kept = own[(own.place == BEST) & (own.of == kind)]
             found.append(interval(kept.accuracy))
-        _bars(left, np.arange(len(groups)) + shift, found, kind)
+        _bars(left, np.arange(len(groups)) + shift, found, kind.replace("vdvae", "VDVAE"))
     left.set_ylabel("accuracy, new classes")
-    left.set_title("best layers", fontsize=9)
+    left.set_title("the best layers of each", fontsize=9)
     places = list(dict.fromkeys(rows.place))
     for shift, place in zip(np.linspace(-0.24, 0.24, len(places)), places, strict=True):
         found = [interval(gains(own, "network", shots, [place])) for (_, shots), own in groups]
         _bars(right, np.arange(len(groups)) + shift, found, place)
     right.axhline(0, color="0.5", linewidth=0.8)
-    right.set_ylabel("both less network")
-    right.set_title("where the layers are of", fontsize=9)
+    right.set_ylabel("both less network alone")
+    right.set_title("the best layers, and those of a resolution", fontsize=9)
     for axes in (left, right):
         axes.set_xticks(range(len(names)), names, fontsize=8)
-        axes.legend(fontsize=7, frameon=False)
+        axes.set_xlim(-0.5, len(names) - 0.5)
+        axes.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
 
 
 def _bars(
