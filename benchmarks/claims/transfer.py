@@ -293,6 +293,13 @@ def gains(rows: pd.DataFrame, less: str, shots: int, places: list[str]) -> np.nd
     return (table["both"] - table[less]).to_numpy(float)
 
 
+def least_weights(rows: pd.DataFrame, shots: int, places: list[str], least: float) -> str:
+    """Say how often the least weight of the VDVAE's part was chosen, which may mean that none is best."""
+    own = rows[(rows.shots == shots) & rows.place.isin(places) & (rows.of == "both")]
+    chosen = own.groupby(["division", "place"]).weight.first()
+    return f"{int((chosen == least).sum())} times of {len(chosen)}"
+
+
 def verdicts(rows: pd.DataFrame, settings: Settings) -> list[Verdict]:
     """Say whether both are more than the network, and than the network beside initial weights."""
     rows = rows[rows.network == next(iter(settings["networks"]))]
@@ -306,10 +313,17 @@ def verdicts(rows: pd.DataFrame, settings: Settings) -> list[Verdict]:
         for shots in sorted(rows.shots.unique()):
             gain = gains(rows, less, shots, places)
             mean, low, high = interval(gain)
+            told = f"{shown((mean, low, high), 4)} of accuracy, {len(gain)} new classes"
+            if less == "network":
+                lowest = least_weights(rows, shots, places, min(settings["weights"]))
+                told += f"; the least weight was chosen {lowest}"
+            else:
+                whole = interval(gains(rows, "network", shots, places))
+                told += f"; both less the network alone {shown(whole, 4)}"
             found.append(
                 Verdict(
                     f"{statement}, {_shots(shots)}",
-                    f"{shown((mean, low, high))} of accuracy, {len(gain)} new classes",
+                    told,
                     below((-mean, -high, -low)),
                 )
             )

@@ -340,7 +340,8 @@ def transferred(best, pairs, learned):
                 if place == "best":
                     told["both, random VDVAE"] = told["both"] - learned - noise
                 rows += [
-                    own | {"shots": shots, "place": place, "of": of, "accuracy": value}
+                    own
+                    | {"shots": shots, "place": place, "of": of, "accuracy": value, "weight": 0.25}
                     for of, value in told.items()
                 ]
     return pd.DataFrame(rows)
@@ -352,6 +353,10 @@ PAIRS = ("8x8", "16x16", "32x32")
 def test_transfer_is_judged_over_new_classes():
     told = answers("transfer", transferred(best=0.05, pairs=-0.05, learned=0.1))
     assert told == ["agrees"] * 2 + ["disagrees"] * 2 + ["agrees"] * 2
+    import transfer
+
+    assert transfer.least_weights(transferred(0, 0, 0), 1, ["best"], 0.25) == "5 times of 5"
+    assert transfer.least_weights(transferred(0, 0, 0), 1, ["8x8", "32x32"], 0.1) == "0 times of 10"
     assert (
         answers("transfer", transferred(-0.009, -0.009, -0.05))
         == ["not told"] * 4 + ["disagrees"] * 2
