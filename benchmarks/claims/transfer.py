@@ -4,22 +4,23 @@ Classes are divided into groups. Each group is new once (episodes are drawn of i
 on, and the others give the base mean that `simpleshot-cl2n` subtracts; where a class split is given, the
 first division is that split. Nothing is trained on any of these classes here.
 
-The VDVAE's best layers and the network's best layers are chosen by episodes of the chosen-on classes alone,
-each layer by itself and all up to it. Then the two are put side by side (`vr.side_by_side`), each divided by
-its root mean square distance from the base classes' mean, with a weight for the VDVAE's part that is chosen
-on the same classes. The same is done at each resolution of `pairs`: the VDVAE's best layer of it and the
-network's stage of about the same grid. All of it is scored in the same episodes of the new classes.
-Beside it stands the same VDVAE with its initial weights, at the same layers, side by side with the network.
+The VDVAE's best layers and the network's best layers are chosen by episodes of the chosen-on classes alone:
+of each layer by itself, a VDVAE's layers up to each resolution together, and all of the network's. Then the
+two are put side by side (`vr.side_by_side`), each divided by its root mean square distance from the base
+classes' mean, with a weight for the VDVAE's part that is chosen on the same classes. The same is done at each
+resolution of `pairs`: the VDVAE's best layer of it and the network's stage of about the same grid. All of it
+is scored in the same episodes of the new classes. Beside it stands the same VDVAE with its initial weights,
+at the same layers, side by side with the network.
 """
 
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from claim import Context, Piece, Row, Settings, Verdict, below, images, interval, shown
+from claim import UNTOLD, Context, Piece, Row, Settings, Verdict, below, images, interval, shown
 from matplotlib.figure import Figure
 
 import vdvae_repr as vr
@@ -39,7 +40,8 @@ RULE = (
     "the interval is Student's 95 % over them. *Adds* agrees where the interval is above 0, disagrees "
     "where it is below, else it is not told; at each number of shots, beside the network's best layers, "
     "and beside its stages of the VDVAE's resolutions (the mean over `pairs`). *What adds was learned* "
-    "agrees where both together are above the network together with the VDVAE's initial weights. The "
+    "agrees where both together are above the network together with the VDVAE's initial weights, and is "
+    "not told where nothing adds. The "
     "verdicts are of the first of `networks`; another, with its initial weights, stands beside it. Each "
     "interval is by itself: were all differences 0, one of six would be told in about one of four runs."
 )
@@ -50,8 +52,8 @@ UNIT = ["division", "class"]
 
 
 def pieces(settings: Settings) -> list[Piece]:
-    """Return a piece a network."""
-    return [{"network": name} for name in settings["networks"]]
+    """Return one piece: everything is scored in the same episodes."""
+    return [{"seed": settings["seed"]}]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,31 +94,48 @@ class Choice:
 
 
 def measure(piece: Piece, context: Context) -> list[Row]:
-    """Extract with the three encoders, and score each division of the classes."""
+    """Extract with all encoders, and score each division of the classes."""
     settings = context.settings
     source = images(context)
     source = source.select(range(0, len(source), settings["every"]))
-    network = settings["networks"][piece["network"]].format(data=context.data)
-    own = settings["network"]
-    layers, pool = settings["vdvae_layers"], settings["vdvae_pool"]
-    feature = settings["feature"]
-    stores = {
-        "vdvae": extracted("vdvae", settings["model"], source, context, layers, pool, feature),
-        "random": extracted("random", settings["random"], source, context, layers, pool, feature),
-        "network": extracted(
-            "network", network, source, context, own["layers"], own["pool"], "activation"
-        ),
+    own = settings["vdvae_layers"], settings["vdvae_pool"], settings["feature"]
+    theirs = settings["network"]["layers"], settings["network"]["pool"], "activation"
+    vdvae, untrained = (
+        extracted(name, settings[name], source, context, *own) for name in ("model", "random")
+    )
+    networks = {
+        name: extracted(
+            f"network-{name}", model.format(data=context.data), source, context, *theirs
+        )
+        for name, model in settings["networks"].items()
     }
-    try:
-        return [
-            row | {"network_sha256": stores["network"].info.weights_sha256}
-            for number, sides in enumerate(divisions(stores["vdvae"].label_names, context))
-            for shots in settings["shots"]
-            for row in divided(number, sides, shots, stores, context)
-        ]
-    finally:
-        for store in stores.values():
-            store.close()
+    rows: list[Row] = []
+    for number, sides in enumerate(divisions(vdvae.label_names, context)):
+        path = context.folder / f"classes-{number}.csv"
+        listed = [{"class": name, "split": side} for side, own in sides.items() for name in own]
+        pd.DataFrame(listed).to_csv(path, index=False)
+        base = np.isin(np.array(vdvae.label_names)[vdvae.labels], sides["base"])
+        for shots in settings["shots"]:
+            division = Division(number, path, base, shots, settings)
+            ours = division.alone(vdvae, upto=True)
+            for name, network in networks.items():
+                told = {"network": name, "network_sha256": network.info.weights_sha256}
+                rows += [told | row for row in division.rows(vdvae, untrained, network, ours)]
+    for store in (vdvae, untrained, *networks.values()):
+        store.close()
+    return rows
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Layers of a VDVAE to be put beside layers of the network, at a weight."""
+
+    place: str
+    kind: str
+    store: Any
+    ours: Choice
+    theirs: Choice
+    weight: float
 
 
 def extracted(
@@ -157,96 +176,109 @@ def divisions(names: tuple[str, ...], context: Context) -> list[dict[str, list[s
     ]
 
 
-def divided(
-    number: int, sides: dict[str, list[str]], shots: int, stores: dict[str, Any], context: Context
-) -> list[Row]:
-    """Choose and score in one division of the classes, at a number of shots."""
-    settings = context.settings
-    path = context.folder / f"classes-{number}.csv"
-    listed = [{"class": name, "split": side} for side, own in sides.items() for name in own]
-    pd.DataFrame(listed).to_csv(path, index=False)
-    vdvae, network = stores["vdvae"], stores["network"]
-    base = np.isin(np.array(vdvae.label_names)[vdvae.labels], sides["base"])
-    alone = {name: scored(stores[name], shots, path, settings) for name in ("vdvae", "network")}
-    rows = []
-    for place in (BEST, *settings["pairs"]):
-        if place == BEST:
-            ours, theirs = best(alone["vdvae"]), best(alone["network"])
-        else:
-            stage = settings["pairs"][place]
-            ours = best([c for c in alone["vdvae"] if c.row.startswith(f"{place}.")])
-            theirs = best([c for c in alone["network"] if c.row == stage])
-        found = {
-            "vdvae": (ours, 1.0),
-            "network": (theirs, 1.0),
-            "both": joined((vdvae, network), (ours, theirs), base, shots, path, settings),
-        }
-        if place == BEST:
-            untrained = stores["random"], network
-            found["both, random VDVAE"] = joined(
-                untrained, (ours, theirs), base, shots, path, settings
-            )
-        rows += [
-            {"division": number, "shots": shots, "place": place, "of": kind, "weight": weight}
-            | {"layers": choice.row, "score_chosen_by": choice.training_score}
-            | {"class": name, "accuracy": value}
-            for kind, (choice, weight) in found.items()
-            for name, value in choice.by_class.items()
-        ]
-    return rows
+@dataclass(frozen=True)
+class Division:
+    """Which classes are new, at a number of shots."""
 
+    number: int
+    split: Path
+    base: np.ndarray
+    """Which images are of base classes, (N,)."""
+    shots: int
+    settings: Settings
 
-def scored(
-    store: Any, shots: int, split: Path, settings: Settings, layers: str | None = None
-) -> list[Choice]:
-    """Score layers of a store: each singly and all up to it; or `layers`, together."""
-    episodes = {name: settings[name] for name in ("ways", "queries", "episodes")}
-    task = ByClass(shots=shots, class_split=split, **episodes)
-    report = vr.probe(
-        store,
-        task,
-        layers=layers or "all",
-        selections="joint" if layers else ("single", "cumulative"),
-        heads=HEAD,
-        controls=(),
-        cache=None,
-        seed=settings["seed"],
-        progress=False,
-    )
-    return [
-        Choice(
-            row.layer,
-            tuple(spec.name for spec in store.distinct(row.layer, store.default_feature)),
-            row.training_score,
-            task.kept[row.layer],
+    def scored(self, store: Any, selectors: list[str]) -> list[Choice]:
+        """Score layers of a store, those of each selector together."""
+        episodes = {name: self.settings[name] for name in ("ways", "queries", "episodes")}
+        task = ByClass(shots=self.shots, class_split=self.split, **episodes)
+        report = vr.probe(
+            store,
+            task,
+            layers=selectors,
+            selections="joint",
+            heads=HEAD,
+            controls=(),
+            cache=None,
+            seed=self.settings["seed"],
+            progress=False,
         )
-        for row in report.rows
-    ]
+        return [
+            Choice(
+                row.layer,
+                tuple(spec.name for spec in store.distinct(row.layer, store.default_feature)),
+                row.training_score,
+                task.kept[row.layer],
+            )
+            for row in report.rows
+        ]
+
+    def alone(self, store: Any, upto: bool) -> list[Choice]:
+        """Score each layer of a store, and all of them; `upto`: all up to each resolution."""
+        sizes = sorted({spec.resolution for spec in store.layers})[1:]
+        together = [f"<={size}x{size}" for size in sizes] if upto else ["all"]
+        return self.scored(store, [*(spec.name for spec in store.layers), *together])
+
+    def rows(self, vdvae: Any, untrained: Any, network: Any, ours: list[Choice]) -> list[Row]:
+        """Choose layers and weights, and return what is told of each new class."""
+        theirs = self.alone(network, upto=False)
+        chosen = {BEST: (best(ours), best(theirs))} | {
+            place: (
+                best([choice for choice in ours if choice.row.startswith(f"{place}.")]),
+                best([choice for choice in theirs if choice.row == stage]),
+            )
+            for place, stage in self.settings["pairs"].items()
+        }
+        tried = [
+            Pair(place, kind, store, *chosen[place], weight)
+            for place in chosen
+            for kind, store in (("both", vdvae), ("both, random VDVAE", untrained))
+            if kind == "both" or place == BEST
+            for weight in self.settings["weights"]
+        ]
+        joint = self.together(network, tried)
+        rows = []
+        for place, (own, other) in chosen.items():
+            found = {"vdvae": (own, 1.0), "network": (other, 1.0)}
+            for kind in KINDS[2:]:
+                same = [
+                    (choice, pair.weight)
+                    for pair, choice in zip(tried, joint, strict=True)
+                    if (pair.place, pair.kind) == (place, kind)
+                ]
+                if same:
+                    found[kind] = max(same, key=lambda one: one[0].training_score)
+            rows += [
+                {"division": self.number, "shots": self.shots, "place": place, "of": kind}
+                | {"weight": weight, "layers": f"{own.row} beside {other.row}"}
+                | {"score_chosen_by": choice.training_score, "class": name, "accuracy": value}
+                for kind, (choice, weight) in found.items()
+                for name, value in choice.by_class.items()
+            ]
+        return rows
+
+    def together(self, network: Any, pairs: list[Pair]) -> list[Choice]:
+        """Score each pair's layers side by side; in one store, in which a VDVAE stands once a weight."""
+        weights = [
+            pair.weight
+            * spread(network, pair.theirs.names, self.base)
+            / spread(pair.store, pair.ours.names, self.base)
+            for pair in pairs
+        ]
+        both = vr.side_by_side(network, *(pair.store for pair in pairs), weights=(1.0, *weights))
+        selectors = []
+        first = len(network.layers)
+        for pair in pairs:
+            specs = both.layers[first : first + len(pair.store.layers)]
+            called = dict(zip((spec.name for spec in pair.store.layers), specs, strict=True))
+            own = [called[name].name for name in pair.ours.names]
+            selectors.append(",".join((*pair.theirs.names, *own)))
+            first += len(specs)
+        return self.scored(both, selectors)
 
 
 def best(choices: list[Choice]) -> Choice:
     """Return what the chosen-on classes say is best, the first of equals."""
     return max(choices, key=lambda choice: choice.training_score)
-
-
-def joined(
-    stores: tuple[Any, Any],
-    choices: tuple[Choice, Choice],
-    base: np.ndarray,
-    shots: int,
-    split: Path,
-    settings: Settings,
-) -> tuple[Choice, float]:
-    """Score two stores side by side under each weight of the first; returns the chosen one and its weight."""
-    names = [choice.names for choice in choices]
-    first, second = (1 / spread(store, own, base) for store, own in zip(stores, names, strict=True))
-    tried = []
-    for weight in settings["weights"]:
-        both = vr.side_by_side(*stores, weights=(weight * first, second))
-        (choice,) = scored(both, shots, split, settings, ",".join(sum(names, ())))
-        called = " beside ".join(own.row for own in choices)
-        tried.append((replace(choice, row=called), weight))
-    return max(tried, key=lambda found: found[0].training_score)
 
 
 def spread(store: Any, names: tuple[str, ...], base: np.ndarray) -> float:
@@ -262,6 +294,13 @@ def gains(rows: pd.DataFrame, less: str, shots: int, places: list[str]) -> np.nd
     return (table["both"] - table[less]).to_numpy(float)
 
 
+def least_weights(rows: pd.DataFrame, shots: int, places: list[str], least: float) -> str:
+    """Say how often the least weight of the VDVAE's part was chosen, which may mean that none is best."""
+    own = rows[(rows.shots == shots) & rows.place.isin(places) & (rows.of == "both")]
+    chosen = own.groupby(["division", "place"]).weight.first()
+    return f"{int((chosen == least).sum())} times of {len(chosen)}"
+
+
 def verdicts(rows: pd.DataFrame, settings: Settings) -> list[Verdict]:
     """Say whether both are more than the network, and than the network beside initial weights."""
     rows = rows[rows.network == next(iter(settings["networks"]))]
@@ -275,14 +314,26 @@ def verdicts(rows: pd.DataFrame, settings: Settings) -> list[Verdict]:
         for shots in sorted(rows.shots.unique()):
             gain = gains(rows, less, shots, places)
             mean, low, high = interval(gain)
+            told = f"{shown((mean, low, high), 4)} of accuracy, {len(gain)} new classes"
+            whole = interval(gains(rows, "network", shots, places))
+            if less == "network":
+                lowest = least_weights(rows, shots, places, min(settings["weights"]))
+                told += f"; the least weight was chosen {lowest}"
+            else:
+                told += f"; both less the network alone {shown(whole, 4)}"
             found.append(
                 Verdict(
                     f"{statement}, {_shots(shots)}",
-                    f"{shown((mean, low, high))} of accuracy, {len(gain)} new classes",
-                    below((-mean, -high, -low)),
+                    told,
+                    below((-mean, -high, -low)) if gained(whole, less) else UNTOLD,
                 )
             )
     return found
+
+
+def gained(whole: tuple[float, float, float], less: str) -> bool:
+    """Return whether there is anything to ask of: where nothing adds, nothing that adds was learned."""
+    return less == "network" or whole[1] > 0
 
 
 def in_short(rows: pd.DataFrame) -> str:
@@ -323,19 +374,20 @@ def draw(rows: pd.DataFrame, figure: Figure) -> None:
         for _, own in groups:
             kept = own[(own.place == BEST) & (own.of == kind)]
             found.append(interval(kept.accuracy))
-        _bars(left, np.arange(len(groups)) + shift, found, kind)
+        _bars(left, np.arange(len(groups)) + shift, found, kind.replace("vdvae", "VDVAE"))
     left.set_ylabel("accuracy, new classes")
-    left.set_title("best layers", fontsize=9)
+    left.set_title("the best layers of each", fontsize=9)
     places = list(dict.fromkeys(rows.place))
     for shift, place in zip(np.linspace(-0.24, 0.24, len(places)), places, strict=True):
         found = [interval(gains(own, "network", shots, [place])) for (_, shots), own in groups]
         _bars(right, np.arange(len(groups)) + shift, found, place)
     right.axhline(0, color="0.5", linewidth=0.8)
-    right.set_ylabel("both less network")
-    right.set_title("where the layers are of", fontsize=9)
+    right.set_ylabel("both less network alone")
+    right.set_title("the best layers, and those of a resolution", fontsize=9)
     for axes in (left, right):
         axes.set_xticks(range(len(names)), names, fontsize=8)
-        axes.legend(fontsize=7, frameon=False)
+        axes.set_xlim(-0.5, len(names) - 0.5)
+        axes.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
 
 
 def _bars(

@@ -340,7 +340,8 @@ def transferred(best, pairs, learned):
                 if place == "best":
                     told["both, random VDVAE"] = told["both"] - learned - noise
                 rows += [
-                    own | {"shots": shots, "place": place, "of": of, "accuracy": value}
+                    own
+                    | {"shots": shots, "place": place, "of": of, "accuracy": value, "weight": 0.25}
                     for of, value in told.items()
                 ]
     return pd.DataFrame(rows)
@@ -352,13 +353,17 @@ PAIRS = ("8x8", "16x16", "32x32")
 def test_transfer_is_judged_over_new_classes():
     told = answers("transfer", transferred(best=0.05, pairs=-0.05, learned=0.1))
     assert told == ["agrees"] * 2 + ["disagrees"] * 2 + ["agrees"] * 2
-    assert (
-        answers("transfer", transferred(-0.009, -0.009, -0.05))
-        == ["not told"] * 4 + ["disagrees"] * 2
-    )
+    import transfer
+
+    assert transfer.least_weights(transferred(0, 0, 0), 1, ["best"], 0.25) == "5 times of 5"
+    assert transfer.least_weights(transferred(0, 0, 0), 1, ["8x8", "32x32"], 0.1) == "0 times of 10"
+    # where nothing adds, nothing that adds was learned
+    assert answers("transfer", transferred(-0.009, -0.009, 0.05)) == ["not told"] * 6
+    assert answers("transfer", transferred(0.05, -0.009, -0.05))[4:] == ["disagrees"] * 2
     beside = transferred(0.05, 0.05, 0.05).assign(network="random", accuracy=0.0)
     rows = pd.concat([transferred(-0.05, -0.05, -0.05), beside])
-    assert set(answers("transfer", rows)) == {"disagrees"}  # of the trained one alone
+    told = answers("transfer", rows)  # of the trained one alone
+    assert told == ["disagrees"] * 4 + ["not told"] * 2
 
 
 def test_transfer_takes_each_class_as_new_once_and_first_those_of_the_file(tmp_path):
@@ -391,21 +396,36 @@ def test_transfer_keeps_what_the_task_scores_and_chooses_by_other_classes(tiny, 
     sides = ["novel"] * 3 + ["val"] * 3 + ["base"] * 2
     pd.DataFrame({"class": stores[0].label_names, "split": sides}).to_csv(split, index=False)
     settings = {"ways": 2, "queries": 3, "episodes": 30, "seed": 0, "weights": [0.5, 1.0]}
-    every = transfer.scored(stores[0], 1, split, settings)
+    settings["pairs"] = {"8x8": "4x4.0"}
+    base = np.isin(np.array(stores[0].label_names)[source.labels], stores[0].label_names[6:])
+    division = transfer.Division(0, split, base, 1, settings)
+    every = division.alone(stores[0], upto=False)
     task = vr.FewShot(ways=2, shots=1, queries=3, episodes=30, class_split=split)
-    rows = vr.probe(stores[0], task, heads=transfer.HEAD, controls=(), cache=None).rows
-    assert [choice.row for choice in every] == [row.layer for row in rows]
+    rows = vr.probe(
+        stores[0], task, selections="single", heads=transfer.HEAD, controls=(), cache=None
+    ).rows
+    assert [choice.row for choice in every] == [*(row.layer for row in rows), "all"]
     (row,) = [row for row in rows if row.chosen]
-    assert transfer.best(every).row == row.layer
+    assert transfer.best(every[:-1]).row == row.layer
     assert set(every[0].by_class) == set(stores[0].label_names[:3])
-    choices = [transfer.best(transfer.scored(store, 1, split, settings)) for store in stores]
-    base = np.array([source.label_names[k] in stores[0].label_names[6:] for k in source.labels])
-    both, weight = transfer.joined(stores, choices, base, 1, split, settings)
-    assert weight in settings["weights"]
-    assert both.row == " beside ".join(choice.row for choice in choices)
-    X = stores[0].matrix(list(choices[0].names))[0][base]
-    spread = transfer.spread(stores[0], choices[0].names, base)
-    assert spread == pytest.approx(X.var(axis=0).sum() ** 0.5, rel=1e-5)
+    X = stores[0].matrix("4x4.0")[0][base]
+    found = transfer.spread(stores[0], ("4x4.0",), base)
+    assert found == pytest.approx(X.var(axis=0).sum() ** 0.5, rel=1e-5)
+    ours = division.alone(stores[1], upto=True)
+    told = pd.DataFrame(division.rows(stores[1], stores[1], stores[0], ours))
+    assert told.groupby(["place", "of"]).size().to_dict() == {
+        ("best", "vdvae"): 3,
+        ("best", "network"): 3,
+        ("best", "both"): 3,
+        ("best", "both, random VDVAE"): 3,
+        ("8x8", "vdvae"): 3,
+        ("8x8", "network"): 3,
+        ("8x8", "both"): 3,
+    }
+    by_kind = told[told.place == "best"].pivot(index="class", columns="of", values="accuracy")
+    assert by_kind["both"].equals(by_kind["both, random VDVAE"])  # here they are one store
+    alone = told[(told.place == "8x8") & (told.of == "network")].set_index("class").accuracy
+    assert alone.to_dict() == next(c for c in every if c.row == "4x4.0").by_class
 
 
 def test_what_varies_is_divided_into_structure_and_texture():
