@@ -27,7 +27,7 @@ def test_public_names():
         "StoreError", "Student", "StudentConfig", "Task", "TaskError", "Terminated", "TorchEncoder",
         "TrainingError", "VDVAE", "VDVAEReprError", "WeightedNeighbors", "brain", "compare", "distill",
         "evaluate", "export_model", "extract", "import_latents", "load", "open", "open_source", "plot",
-        "probe", "train",
+        "probe", "side_by_side", "train",
     ]  # fmt: skip
     assert all(getattr(vr, name) is not None for name in vr.__all__)
 

@@ -173,7 +173,7 @@ def test_a_sheet_shows_what_the_model_sees(tiny, images, tmp_path, monkeypatch):
     options = ["--layer", "1x1", "--data", "wide.npy", "--crop", "16", "--sheet", "seen.png"]
     done = CliRunner().invoke(cli.app, ["extract", *options])
     assert done.exit_code == 0, done.output
-    assert "seen.png: the first 12 images" in done.output
+    assert "seen.png: 12 images as the model sees them" in done.output
     sheet = np.asarray(Image.open("seen.png"))
     left = sheet.shape[1] - 8 * 134
     tile = sheet[6:134, left : left + 128]
@@ -232,3 +232,106 @@ def test_what_is_printed_in_python_says_what_it_is_in_one_line(tiny, images, tmp
     )
     with pytest.raises(vr.LayerError, match=r"no layer matches '4X4'; did you mean '4x4'\?"):
         first.matrix("4X4")
+
+
+def test_a_sheet_of_many_images_is_spread_over_them(tiny, tmp_path, monkeypatch):
+    """Image k of 130 is grey of k; every second or third is shown."""
+    monkeypatch.setattr(vr, "load", lambda *arguments, **options: tiny)
+    monkeypatch.chdir(tmp_path)
+    np.save("g.npy", np.arange(130, dtype=np.uint8)[:, None, None].repeat(16, 1).repeat(16, 2))
+    options = ["extract", "--data", "g.npy", "--layer", "1x1", "--sheet", "g.png"]
+    done = CliRunner().invoke(cli.app, options)
+    assert "g.png: 64 images of 130, spread over them, as the model sees them" in done.output
+    sheet = np.asarray(Image.open("g.png"))[..., 0]
+    shown = {int(value) for value in np.unique(sheet) if (sheet == value).sum() >= 128**2}
+    assert {0, 2, 65, 127} <= shown
+    assert len(shown - {255}) == 64
+
+
+def test_a_store_is_described_within_80_columns_in_words(tiny, images, tmp_path):
+    path = tmp_path / "s.h5"
+    wide = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    vr.extract(tiny, wide, path, crop=18, resize="bilinear").close()
+    done = CliRunner().invoke(cli.app, ["store", "info", str(path)])
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    text = " ".join(done.stdout.split())
+    said = "the central square of 18 pixels; resized: bilinear, antialiased; to 16 x 16 pixels"
+    assert f"of each image {said}" in text
+    assert "{" not in text
+    assert "16x16.0 features mean" in text
+
+
+def test_models_say_what_they_are_in_one_line(tiny):
+    count = sum(parameter.numel() for parameter in tiny.parameters())
+    assert repr(tiny) == (
+        f"<VDVAE tiny: 16x16, {len(tiny.layers)} layers (1x1.0 .. {tiny.layers[-1].name}), "
+        f"{count:,} parameters>"
+    )
+
+
+def test_a_model_may_be_named_wherever_one_is_taken(tmp_path):
+    grey = np.full((2, 64, 64, 3), 128, np.uint8)
+    store = vr.extract("faces64", grey, tmp_path / "s.h5", layers="1x1")
+    assert store.info.model == "faces64"
+    ((_, rebuilt),) = store.decode("faces64")
+    assert rebuilt.shape == grey.shape
+    assert np.isfinite(vr.evaluate("faces64", grey).nats)
+    with pytest.raises(vr.CheckpointError, match="no such file or packaged model"):
+        vr.extract("faces65", grey, tmp_path / "t.h5")
+
+
+def test_a_keyword_that_is_nearly_one_is_named(tiny, images, path):
+    with vr.open(path) as store:
+        for call in (
+            lambda: vr.probe(store, "face_id", layer="1x1"),
+            lambda: vr.extract(tiny, images, path, layer="1x1"),
+            lambda: store.matrix(layer="1x1"),
+            lambda: tiny.posterior(images, layer="1x1"),
+        ):
+            with pytest.raises(TypeError, match="did you mean 'layers'"):
+                call()
+        with pytest.raises(TypeError, match="unexpected keyword argument 'xyz'"):
+            store.matrix(xyz=1)
+        with pytest.raises(vr.LayerError, match="'<4x4'; did you mean '<=4x4'"):
+            store.matrix("<4x4")
+
+
+def test_mistakes_are_said_before_what_may_surprise(tiny, tmp_path, caplog):
+    """A file that is left out is said, but not where a layer or the output is wrong."""
+    (tmp_path / "d").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "d" / "a.png")
+    (tmp_path / "d" / "b.heic").write_bytes(b"")
+    (tmp_path / "o.h5").write_bytes(b"mine")
+    said = []
+    for options in ({"layers": "9x9"}, {"pool": "av"}, {"features": "men"}):
+        with pytest.raises(vr.LayerError):
+            vr.extract(tiny, tmp_path / "d", tmp_path / "s.h5", report=said.append, **options)
+    with pytest.raises(vr.StoreError):
+        vr.extract(tiny, tmp_path / "d", tmp_path / "o.h5", report=said.append, overwrite=True)
+    assert said == []
+    vr.extract(tiny, tmp_path / "d", tmp_path / "s.h5", report=said.append)
+    assert "1 file left out: .heic (1)" in said[0]
+    for name in ("d", "s.h5"):
+        options = ["extract", "--data", str(tmp_path / name), "--layer", "9x9", "--out", "x.h5"]
+        done = CliRunner().invoke(cli.app, options)
+        assert "left out" not in done.output
+
+
+@pytest.mark.parametrize("group", ["brain", "store"])
+def test_short_helps_are_whole(group):
+    done = CliRunner().invoke(cli.app, [group, "-h"])
+    assert "..." not in done.stdout.partition("Commands:")[2]
+    assert "Commands:" in done.stdout
+
+
+def test_nothing_to_save_is_one_line(tmp_path):
+    with pytest.raises(vr.TaskError, match="expected results to write, found none"):
+        vr.Report().save(tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_scores_beyond_float32_are_said_with_their_layer(tmp_path):
+    """Noise, of which deviations at a layer of 4x4 become e**150 and more."""
+    noise = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    with pytest.raises(vr.CheckpointError, match=r"2 of 2 .*4x4\.\d on, of more nats than float32"):
+        vr.evaluate("faces64", noise)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vdvae_repr.heads.sgd import SGDProbe
     from vdvae_repr.latents.exchange import import_latents
     from vdvae_repr.latents.extract import extract
+    from vdvae_repr.latents.side_by_side import side_by_side
     from vdvae_repr.latents.store import LatentStore
     from vdvae_repr.latents.store import open_store as open
     from vdvae_repr.latents.transformer import LatentTransformer
@@ -99,6 +100,7 @@ _MODULES = {
     "Student": "model.student",
     "extract": "latents.extract",
     "LatentStore": "latents.store",
+    "side_by_side": "latents.side_by_side",
     "LatentTransformer": "latents.transformer",
     "load": "encoders.load",
     "open_source": "data.open",
@@ -164,6 +166,7 @@ __all__ = [
     "open_source",
     "plot",
     "probe",
+    "side_by_side",
     "train",
 ]
 

@@ -50,7 +50,20 @@ PARAMETER = re.compile(
 )  # name=value, in a message
 
 
-class Grouped(TyperGroup):
+class WholeLines(TyperGroup):
+    """Lists commands with the whole first sentence of each."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write one section."""
+        self.write_section(formatter, "Commands", list(self.commands))
+
+    def write_section(self, formatter: Any, title: str, names: Sequence[str]) -> None:
+        """Write some commands under a title."""
+        with formatter.section(title):
+            formatter.write_dl([(n, self.commands[n].get_short_help_str(200)) for n in names])
+
+
+class Grouped(WholeLines):
     """Lists commands by what they are for."""
 
     groups: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -64,8 +77,7 @@ class Grouped(TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each purpose."""
         for title, names in self.groups.items():
-            with formatter.section(title):
-                formatter.write_dl([(n, self.commands[n].get_short_help_str(100)) for n in names])
+            self.write_section(formatter, title, names)
 
 
 class LongHelp(TyperCommand):
@@ -118,9 +130,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-store_app = typer.Typer(help="Look into a latent store, or exchange one.", no_args_is_help=True)
+store_app = typer.Typer(
+    cls=WholeLines, help="Look into a latent store, or exchange one.", no_args_is_help=True
+)
 app.add_typer(store_app, name="store")
 brain_app = typer.Typer(
+    cls=WholeLines,
     help="Decode brain responses into latents; tasks encoding and rsa of probe compare layers with them.",
     no_args_is_help=True,
 )
@@ -299,7 +314,7 @@ def extract(
     sheet: Annotated[
         Path | None,
         typer.Option(
-            help="Write the first 64 images as the model sees them, to check --crop and --align."
+            help="Write 64 images, spread over all, as the model sees them, to check --crop and --align."
         ),
     ] = None,
     overwrite: Annotated[
@@ -326,13 +341,14 @@ def extract(
 
     Example: vdvae-repr extract --data photos/ --layer "<=16x16" --out latents.h5
     """
+    import numpy as np
     from tqdm import tqdm
 
     import vdvae_repr as vr
 
     if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size)):
         raise TaskError(f"--batch-size: expected a number from 1, or auto, found {batch_size!r}")
-    log = _log_of(data)
+    log = _Log(data)
     data = data or DRAWN
     _refuse_missing(data)
     if sheet is not None:
@@ -342,7 +358,6 @@ def extract(
 
         check_picture(sheet)
     _keep_freed_memory()
-    source = _open(data, data_root, download, rows)
     if device == "cuda":  # one card a process of torchrun
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     main_process = _is_main_process()
@@ -354,6 +369,7 @@ def extract(
         cuda_graphs=cuda_graphs,
         download=download,
     )
+    source = _open(data, data_root, download, rows, log.hold)
     started, done = time.monotonic(), 0
 
     def show(count: int) -> None:
@@ -380,10 +396,12 @@ def extract(
     rate = "" if resumed or not done else f", {done / (time.monotonic() - started):.1f} images/s"
     _print(f"{out}: {_counted(len(store), 'image')}, {_counted(len(store.layers), 'layer')}{rate}")
     if sheet is not None:
-        from vdvae_repr.data.sheet import save_sheet
+        from vdvae_repr.data.sheet import save_sheet, spread
 
-        save_sheet(store.read("images", "images", slice(0, 64)), sheet, captions=store.ids[:64])
-        _print(f"{sheet}: the first {min(64, len(store))} images as the model sees them")
+        on_sheet = spread(len(store))
+        shown = store.read("images", "images", np.array(on_sheet))
+        save_sheet(shown, sheet, captions=[store.ids[row] for row in on_sheet])
+        _print(f"{sheet}: {_on_sheet(len(store))} as the model sees them")
 
 
 class TaskOptions(LongHelp):
@@ -827,7 +845,7 @@ def train(
     from vdvae_repr.encoders.download import released_file
     from vdvae_repr.model.published import PREFIX
 
-    log = _log_of(data or ("the run's" if resume else None))  # a run that is resumed knows
+    log = _Log(data or ("the run's" if resume else None))  # a run that is resumed knows
     if data is None and not resume:
         data = DRAWN
     _refuse_without_data(data, rows=rows, data_root=None if probe_data else data_root)
@@ -836,12 +854,14 @@ def train(
         released_file(init_from, download)
     folder = vr.train(
         config,
-        _open(data, data_root, download, rows) if data and elsewhere else data,
+        _open(data, data_root, download, rows, log.hold) if data and elsewhere else data,
         out, resume=resume, init_from=init_from, changed=override, crop=crop, on_error=on_error,
         device=device, precision=precision, accumulate=accumulate, compile=compile,
         channels_last=channels_last, recompute=recompute or None, num_workers=num_workers,
         log_with=log_with, probe_every=probe_every, probe_layers=probe_layer or None,
-        probe_data=_open(probe_data, data_root) if probe_data and data_root else probe_data,
+        probe_data=(
+            _open(probe_data, data_root, notice=log.hold) if probe_data and data_root else probe_data
+        ),
         progress=log,
     )  # fmt: skip
     if _is_main_process():
@@ -891,7 +911,7 @@ def distill(
     from vdvae_repr.encoders.download import released_file
     from vdvae_repr.model.published import PREFIX
 
-    log = _log_of(data or ("the run's" if resume else None))  # a run that is resumed knows
+    log = _Log(data or ("the run's" if resume else None))  # a run that is resumed knows
     if not resume:
         data, teacher = data or DRAWN, teacher or "faces64"
     _refuse_without_data(data, rows=rows, data_root=data_root)
@@ -900,7 +920,7 @@ def distill(
     elsewhere = data_root is not None or download or rows is not None
     folder = vr.distill(
         teacher,
-        _open(data, data_root, download, rows) if data and elsewhere else data,
+        _open(data, data_root, download, rows, log.hold) if data and elsewhere else data,
         out, config=config, layers=layer or None, resume=resume, changed=override, crop=crop,
         on_error=on_error, device=device, precision=precision, accumulate=accumulate,
         num_workers=num_workers, log_with=log_with, progress=log,
@@ -952,8 +972,10 @@ def evaluate(
     if data is None and not held_back:
         data = DRAWN
     _refuse_without_data(data, rows=rows, data_root=data_root)
-    source = None if data is None else _open(data, data_root, download, rows)
+    if data is not None:
+        _refuse_missing(data)
     net = _load_generative(model, preset, join_processes(device), download)
+    source = None if data is None else _open(data, data_root, download, rows)
     with tqdm(
         unit="img", leave=False, disable=not (sys.stderr.isatty() and _is_main_process())
     ) as bar:
@@ -1082,7 +1104,7 @@ def decode(
     sheet: Annotated[
         Path | None,
         typer.Option(
-            help="Write a contact sheet of the first 64 images too, each beside its original."
+            help="Write a contact sheet of 64 images too, spread over all, each beside its original."
         ),
     ] = None,
     like: Annotated[
@@ -1099,7 +1121,7 @@ def decode(
     import numpy as np
 
     import vdvae_repr as vr
-    from vdvae_repr.data.sheet import check_picture, save_picture, save_sheet
+    from vdvae_repr.data.sheet import check_picture, save_picture, save_sheet, spread
     from vdvae_repr.latents.decode import decodable_feature, originals_of, picture_paths
 
     for option, value in (("--rest", rest), ("--pixels", pixels)):
@@ -1116,17 +1138,18 @@ def decode(
     paths = picture_paths(store.ids, out)
     for path in paths.values() if image is None else [paths[i] for i in image if i in paths]:
         check_picture(path)
+    chosen: list[str] = []
     if sheet is not None:
         check_picture(sheet)
         if sheet.resolve() in {path.resolve() for path in paths.values()}:
             raise TaskError(f"--sheet: {sheet} is the picture of an image; choose another name")
-        chosen = list(dict.fromkeys(store.ids if image is None else image))[:64]
+        among = list(dict.fromkeys(store.ids if image is None else image))
+        chosen = [among[number] for number in spread(len(among))]
         originals = originals_of(store, store if like is None else vr.open(like), chosen)
         if not originals:
             _log(f"{latents}: holds no images, so the sheet shows no originals; --like STORE does")
     net = _load_vdvae(model or store.info.model, preset, device, download)
-    shown: list[np.ndarray] = []
-    captions: list[str] = []
+    shown: dict[str, np.ndarray] = {}
     done = 0
     for ids, images in store.decode(
         net,
@@ -1141,18 +1164,18 @@ def decode(
     ):
         for image_id, values in zip(ids, images, strict=True):
             save_picture(values, paths[image_id])
-        captions += ids[: 64 - len(captions)]
-        shown += list(images[: 64 - len(shown)])
+            if image_id in chosen:
+                shown[image_id] = values
         done += len(ids)
     if sheet is not None and originals:
-        pairs = [
-            pixels for i, own in zip(captions, shown, strict=True) for pixels in (originals[i], own)
-        ]
-        titles = ["original", "rebuilt"] * min(4, len(captions))
-        save_sheet(np.stack(pairs), sheet, titles=titles, captions=captions)
+        pairs = [pixels for i, own in shown.items() for pixels in (originals[i], own)]
+        titles = ["original", "rebuilt"] * min(4, len(shown))
+        save_sheet(np.stack(pairs), sheet, titles=titles, captions=list(shown))
     elif sheet is not None:
-        save_sheet(np.stack(shown), sheet, captions=captions)
+        save_sheet(np.stack(list(shown.values())), sheet, captions=list(shown))
     _print(f"{out}: {_counted(done, 'image')}")
+    if sheet is not None:
+        _print(f"{sheet}: {_on_sheet(len(among))}")
 
 
 @store_app.command()
@@ -1207,19 +1230,23 @@ def info(path: Path) -> None:
     import vdvae_repr as vr
 
     store = vr.open(path)
-    for key in (
-        "model", "weights_sha256", "source", "preprocessing", "z", "draws", "seed", "mirror", "pool", "dtype",
-        "precision", "layout", "created",
-    ):  # fmt: skip
-        if (
-            value := getattr(store.info, key)
-        ) is not None:  # imported predictions have some of them
-            _print(f"{key:15s} {value}")
-    _print(f"{'images':15s} {len(store)}, {len(store.label_names)} classes")
-    for item in store.info.skipped:
-        _print(f"{'left out':15s} {item['reason']}")
-    _print(f"{'features':15s} {', '.join(store.features)}")
-    _print(f"{'layers':15s} {', '.join(spec.name for spec in store.layers)}")
+    about = store.info
+    lines = [
+        ("model", about.model),
+        ("weights_sha256", about.weights_sha256),
+        ("source", about.source),
+        ("images", f"{len(store)}, {_counted(len(store.label_names), 'class')}"),
+        *(("left out", item["reason"]) for item in about.skipped),
+        ("of each image", about.images_in_words),
+        ("layers", ", ".join(spec.name for spec in store.layers)),
+        ("features", ", ".join(store.features)),
+    ]
+    for key in ("z", "draws", "seed", "mirror", "pool", "dtype", "precision", "layout", "created"):
+        value = getattr(about, key)  # imported predictions have some of them
+        if value is not None:
+            lines.append((key, {True: "yes", False: "no"}[value] if key == "mirror" else value))
+    for key, value in lines:
+        print(_wrapped(printable(str(value)), f"{key:15s} "))
 
 
 @store_app.command()
@@ -1500,25 +1527,38 @@ def demo(
 
 
 def _open(
-    data: str, root: str | None = None, download: bool = False, rows: str | None = None
+    data: str,
+    root: str | None = None,
+    download: bool = False,
+    rows: str | None = None,
+    notice: Callable[[str], None] | None = None,
 ) -> Source:
-    """Open what --data names, and say once what was left out of it."""
+    """Open what --data names, and say once what was left out of it; `notice` receives that, if given."""
     import vdvae_repr as vr
 
-    notice = _log if _is_main_process() else lambda line: None
-    return vr.open_source(data, root=root, download=download, rows=rows, notice=notice)
+    say = (notice or _log) if _is_main_process() else lambda line: None
+    return vr.open_source(data, root=root, download=download, rows=rows, notice=say)
 
 
-def _log_of(data: str | None) -> Callable[[str], None]:
-    """Return what prints lines, and before the first that --data was not given, where it was not."""
-    waiting = [] if data else [f"no --data: the images are {DRAWN}, which are drawn"]
+class _Log:
+    """Prints lines; before the first those held so far, so that none comes before an error of options.
 
-    def log(line: str) -> None:
-        while waiting:
-            _log(waiting.pop())
+    The first of them says that --data was not given, where it was not.
+    """
+
+    def __init__(self, data: str | None) -> None:
+        self._held = [] if data else [f"no --data: the images are {DRAWN}, which are drawn"]
+
+    def hold(self, line: str) -> None:
+        """Keep a line until there is another one."""
+        self._held.append(line)
+
+    def __call__(self, line: str) -> None:
+        """Print what is held, and a line."""
+        for earlier in self._held:
+            _log(earlier)
+        self._held.clear()
         _log(line)
-
-    return log
 
 
 def _refuse_missing(data: str) -> None:
@@ -1598,14 +1638,35 @@ def _print(line: str) -> None:
     print(printable(line))
 
 
+def _on_sheet(count: int) -> str:
+    """Say how many of so many images a sheet shows."""
+    from vdvae_repr.data.sheet import spread
+
+    shown = len(spread(count))
+    more = "" if shown == count else f" of {count}, spread over them,"
+    return f"{_counted(shown, 'image')}{more}"
+
+
 def _counted(count: int, what: str) -> str:
     """Write a number of things: `1 image`, `2 images`."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
+    return f"{count} {what}{'' if count == 1 else 'es' if what.endswith('s') else 's'}"
+
+
+def _wrapped(text: str, before: str = "") -> str:
+    """Break a text into lines of 80 columns between words, of which names with hyphens are one."""
+    return textwrap.fill(
+        text,
+        80,
+        initial_indent=before,
+        subsequent_indent=" " * len(before),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _log(line: str) -> None:
     text = printable(line)
-    text = textwrap.fill(text, 80) if sys.stderr.isatty() else text
+    text = _wrapped(text) if sys.stderr.isatty() else text
     if (bars := sys.modules.get("tqdm")) is not None:  # above a bar that is shown
         bars.tqdm.write(text, file=sys.stderr)
     else:

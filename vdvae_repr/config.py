@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import inspect
 import json
 import math
 import os
 import tomllib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 from vdvae_repr.errors import ConfigError, first_line
 
 T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
 MOST_BYTES = 2**16  # of a TOML, or of a configuration in JSON
 MOST_DOTS = 1000  # in a line of a TOML, as tomllib takes hours over the key a.a.a.a. ...
 MOST_CHARACTERS = 10_000  # of a block string
@@ -569,6 +573,26 @@ def suggestion(word: str, known: Sequence[str]) -> str:
     """Return "; did you mean 'x'?" for the closest known word, or nothing."""
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def with_hints(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function that is called with a keyword it does not know name the one that is most like it.
+
+    Examples:
+        >>> with_hints(sorted)([1], revers=True)
+        Traceback (most recent call last):
+        TypeError: sorted: unknown keyword 'revers'; did you mean 'reverse'?
+    """
+    known = list(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def hinted(*arguments: P.args, **keywords: P.kwargs) -> R:
+        for word in keywords:
+            if word not in known and (hint := suggestion(word, known)):
+                raise TypeError(f"{function.__name__}: unknown keyword {word!r}{hint}")
+        return function(*arguments, **keywords)
+
+    return hinted
 
 
 def _configs_folder() -> Path:

@@ -36,7 +36,8 @@ FIGURES = ("png", "pdf", "svg")  # formats of figures
 # The first column of similarity.csv and of similarity-shuffled.csv, and of factors-METRIC.csv.
 SIMILARITY = ("debiased linear CKA", "debiased linear CKA, images shuffled")
 FACTORS = ("r2", "pearson", "balanced_accuracy")
-# Columns of results.csv and results.jsonl, of comparisons.csv, curves.csv, noise.csv and rate_accuracy.csv.
+# Columns of results.csv and results.jsonl, comparisons.csv and beside.csv, curves.csv, noise.csv
+# and rate_accuracy.csv.
 RESULTS = (
     "task,protocol,head,model,role,weights_sha256,source,layer,selection,feature,pool,scaling,dims,n_train,"
     "n_test,units,metric,at,value,ci_low,ci_high,interval,se,std,chance,ceiling_low,ceiling_high,"

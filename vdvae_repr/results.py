@@ -140,7 +140,7 @@ class Comparison:
     why: str | None
     """Why there is no p."""
     verdict: str
-    """`better`, `worse` or `no difference told`; the same on all of a head's comparisons."""
+    """`better`, `worse` or `no difference told`; beside controls the same on all of a head's comparisons."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class Similarity:
         return f"<Similarity {'; '.join(said)}>"
 
 
-MADE = re.compile(r"(results|comparisons|noise)\.csv|results\.jsonl")
+MADE = re.compile(r"(results|comparisons|beside|noise)\.csv|results\.jsonl")
 COLUMNS = tuple(column.name for column in fields(Result))
 
 
@@ -254,8 +254,9 @@ def write(
     folder: str | Path,
     noise: Sequence[SamplingCost] = (),
     comparisons: Sequence[Comparison] = (),
+    beside: Sequence[Comparison] = (),
 ) -> None:
-    """Write `results.jsonl` and `results.csv` into a folder; `comparisons.csv`, `noise.csv` of what there is.
+    """Write `results.jsonl` and `results.csv` into a folder, and of what there is `NAME.csv`.
 
     Raises:
         TaskError: the folder cannot be written, or holds files of these names that are not ours.
@@ -266,7 +267,7 @@ def write(
     try:
         write_text(folder / "results.jsonl", to_json_lines(rows))
         write_table(to_frame(rows), folder / "results.csv")
-        for name, table in (("comparisons", comparisons), ("noise", noise)):
+        for name, table in (("comparisons", comparisons), ("beside", beside), ("noise", noise)):
             if table:
                 write_table(pd.DataFrame([asdict(row) for row in table]), folder / f"{name}.csv")
     except OSError as error:

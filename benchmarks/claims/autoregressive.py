@@ -1,8 +1,8 @@
 """A VDVAE beside a PixelCNN++: the same images, likelihood, parameters and minutes of training.
 
 Both train by the same recipe, in rounds of updates, until the minutes are over, the last round as long as
-is left by the pace so far; after each round split test is scored, which is not timed. At the end some images are drawn, the PixelCNN++'s with what it has
-computed kept (a pass a pixel), the VDVAE's in one pass.
+is left by the pace so far; after each round split test is scored, which is not timed. At the end some
+images are drawn, the PixelCNN++'s with what it has computed kept (a pass a pixel), the VDVAE's in one pass.
 """
 
 import json

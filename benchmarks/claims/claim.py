@@ -43,11 +43,7 @@ class Context:
     """The folder that `{data}` stands for in settings."""
     folder: Path
     """The piece's own; what is in it when the piece starts is of an earlier, interrupted try."""
-
-    @property
-    def device(self) -> str:
-        """Return the device that the size is for."""
-        return self.settings.get("device", "cpu")
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -117,6 +113,7 @@ def train(
         run,
         resume=True,
         device=context.device,
+        num_workers=1,  # a piece a core
         progress=lambda line: None,
         **options,
         **named,

@@ -71,7 +71,8 @@ def page(
         "## Settings",
         "",
         f"Size `{size}` of `benchmarks/claims/{claim}.toml`; the pieces took {rows.seconds.sum() / 60:.0f} "
-        "minutes in all, one after the other.",
+        f"minutes in all, one after the other; {' to '.join(_ends(rows.date))}, on "
+        f"{' and '.join(rows.machine.unique())}.",
         "",
         "```toml",
         *_as_toml(settings),
@@ -82,6 +83,10 @@ def page(
         f"`python {COMMAND.format(size=size, claim=claim)}`; every figure is in `{claim}.csv`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _ends(dates: pd.Series) -> list[str]:
+    return sorted({dates.min(), dates.max()})
 
 
 def _as_toml(settings: Settings) -> list[str]:

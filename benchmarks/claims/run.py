@@ -14,6 +14,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a piece a core, rather than a few cores a piece
 
 import argparse
+import datetime
 import hashlib
 import json
 import sys
@@ -28,10 +29,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pandas as pd
+import torch
 from claim import HERE, SIZES, Context, Piece, Row, Settings, module, name_of, read_settings
 from page import write_index, write_page
 
-CLAIMS = ("depth", "autoregressive", "construction", "unpooling", "skipping", "where")
+CLAIMS = (
+    "depth", "autoregressive", "construction", "unpooling", "skipping", "where", "student", "transfer",
+)  # fmt: skip
 ROOT = HERE.parents[1]
 RESULTS = HERE.parent / "results" / "claims"
 PLACES = {"smoke": RESULTS / "smoke", "local": RESULTS, "full": RESULTS / "full"}
@@ -49,13 +53,27 @@ def finished(folder: Path) -> list[Row] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
+def machine(device: str) -> str:
+    """Say what a piece is computed on."""
+    if device == "cpu":
+        what = f"a thread of {os.cpu_count()} CPU cores"
+        if (threads := torch.get_num_threads()) > 1:
+            what = f"{threads} threads of {os.cpu_count()} CPU cores"
+    else:
+        what = torch.cuda.get_device_name(device)
+    return f"{what}, PyTorch {torch.__version__}"
+
+
 def work_on(claim: str, piece: Piece, context: Context) -> list[Row]:
     """Do a piece and keep its rows; returns them."""
     context.folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     found = module(claim).measure(piece, context)
     seconds = round(time.monotonic() - started, 1)
-    rows = [piece | row | {"seconds": seconds if i == 0 else 0.0} for i, row in enumerate(found)]
+    about = {"date": f"{datetime.date.today()}", "machine": machine(context.device)}
+    rows = [
+        piece | row | {"seconds": seconds if i == 0 else 0.0} | about for i, row in enumerate(found)
+    ]
     part = context.folder / "rows.part"
     part.write_text(json.dumps(rows, default=float), encoding="utf-8")
     part.rename(context.folder / "rows.json")
@@ -90,14 +108,17 @@ def work_off(
             raise
 
 
-def run(claim: str, size: str, data: Path, work: Path, out: Path, jobs: int) -> bool:
+def run(
+    claim: str, size: str, data: Path, work: Path, out: Path, jobs: int, device: str | None = None
+) -> bool:
     """Do what is not done of a claim, and write its CSV, figure and page; False where a piece failed."""
     settings, script = read_settings(claim, size), module(claim)
     pieces = script.pieces(settings)
     folders = [folder_of(work, claim, piece, settings, data) for piece in pieces]
     todo = [i for i, folder in enumerate(folders) if finished(folder) is None]
     say(f"{claim}: {len(pieces)} pieces, {len(pieces) - len(todo)} of them done before")
-    contexts = [Context(settings, data, folders[i]) for i in todo]
+    device = device or settings.get("device", "cpu")
+    contexts = [Context(settings, data, folders[i], device) for i in todo]
     failed = False
     started = time.monotonic()
     alone = getattr(script, "TIMED", False)
@@ -138,6 +159,7 @@ def main() -> None:
         "--work", type=Path, help="folder of runs; runs/claims/SIZE, of smoke a new one"
     )
     parser.add_argument("--out", type=Path, help="folder of results")
+    parser.add_argument("--device", help="cpu or cuda, in place of the size's own")
     parser.add_argument(
         "--jobs", type=int, help="pieces at once; a core each by default, of full 1"
     )
@@ -157,7 +179,15 @@ def main() -> None:
         for claim in options.claims or CLAIMS:
             try:
                 good.append(
-                    run(claim, size, options.data.resolve(), options.work or kept, out, jobs)
+                    run(
+                        claim,
+                        size,
+                        options.data.resolve(),
+                        options.work or kept,
+                        out,
+                        jobs,
+                        options.device,
+                    )
                 )
             except Exception:  # of a page or a figure: the other claims are run all the same
                 traceback.print_exc()

@@ -45,7 +45,8 @@ RULE = (
     "its log is. *Fewer unstable runs* agrees where they are fewer with skipping, by Fisher's exact "
     "test, one-sided, p < 0.05; it disagrees where they are more by the same test. *Better bits* takes "
     "differences seed by seed, with Student's 95 % interval; a stopped run, and a score "
-    "above 8 bits per dimension (which knowing nothing has), count as 8. *Few* agrees where less than `few` of the updates were skipped."
+    "above 8 bits per dimension (which knowing nothing has), count as 8. *Few* agrees where less than "
+    "`few` of the updates were skipped."
 )
 UNIFORM = 8.0  # bits per dimension of knowing nothing
 UNSTABLE = ("not finite", "were skipped")  # in what a run says that stopped for want of stability
@@ -146,12 +147,17 @@ def in_short(rows: pd.DataFrame) -> str:
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a learning rate and threshold, with Student's intervals over seeds."""
-    columns = {"bits_per_dim": 3, "largest_rise_bits": 2, "skipped": 1, "largest_norm": 0}
-    table = by_group(rows, ["lr", "skip"], columns)
-    table["unstable"] = rows.groupby(["lr", "skip"], sort=False).unstable.sum().to_numpy()
+    """Return a row a learning rate and threshold, with Student's intervals over seeds, or medians."""
+    table = by_group(rows, ["lr", "skip"], {"bits_per_dim": 3, "skipped": 1})
+    groups = rows.groupby(["lr", "skip"], sort=False)
+    for column in ("largest_rise_bits", "largest_norm"):  # of runs that break down without bounds
+        table[column] = [f"{value:.3g}" for value in groups[column].median()]
+    table["unstable"] = groups.unstable.sum().to_numpy()
     names = {"bits_per_dim": "bits/dim, test", "skipped": "updates skipped", "skip": "skipping"}
-    names |= {"largest_rise_bits": "largest rise, bits/dim", "largest_norm": "largest norm logged"}
+    names |= {
+        "largest_rise_bits": "largest rise, bits/dim, median",
+        "largest_norm": "largest norm logged, median",
+    }
     return table.replace({True: "yes", False: "no"}).rename(columns=names)
 
 

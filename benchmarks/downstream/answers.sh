@@ -4,7 +4,10 @@
 # deltas (FEATURES), by the heads that answer at once, with all controls. Test data are touched once. Of CIFAR-10 and Tiny ImageNet every image, or
 # with EVERY=4 every fourth. LFW took four minutes a feature on two busy cores.
 # DATA is the folder that holds lfw_people/, orl_faces/, cifar10.h5, tiny_imagenet/, lfw_pairs/ and omniglot/; OUT receives stores and results.
+# Networks of another kind stand beside them: BESIDE is a list of NAME=MODEL (a name without a dash), of which every layer is scored on the same
+# split by the same heads, without controls.
 #   DATA=... OUT=runs/answers MODELS="faces64 natural64" benchmarks/downstream/answers.sh [NAME ...]
+#   DATA=... OUT=runs/answers BESIDE="lite0=timm:tf_efficientnet_lite0@FILE lite0@random=timm:tf_efficientnet_lite0@random" benchmarks/downstream/answers.sh orl
 #   python benchmarks/downstream/page.py runs/answers --rows benchmarks/results/answers.csv     # what stands below the page's head
 set -euo pipefail
 mkdir -p "$OUT"
@@ -21,7 +24,14 @@ run() { # name, source's options, task's options
   done
   rm "$store"
 }
-for model in $MODELS; do
+beside() { # name, source's options, task's options
+  local store="$OUT/$model-$1.h5" folder="$OUT/$model-$1-activation"
+  vdvae-repr extract --model "$network" "${source[@]}" --out "$store" --overwrite
+  vdvae-repr probe --latents "$store" "${task[@]}" --control none --no-cache --out "$folder" | tee "$folder.txt"
+  rm "$store"
+}
+for each in ${MODELS:-} ${BESIDE:-}; do
+  model="${each%%=*}" network="${each#*=}"
   for name in $asked; do
     case "$name" in
       lfw) source=(--data "$DATA/lfw_people/labels.csv" --crop 128) task=(--task face_id) ;;
@@ -33,6 +43,6 @@ for model in $MODELS; do
       omniglot) source=(--data omniglot-runs --data-root "$DATA/omniglot") task=(--task omniglot_oneshot) ;;
       factors) source=(--data toy-faces:400x5) task=(--task factors) ;;
     esac
-    run "$name"
+    case "$each" in *=*) beside "$name" ;; *) run "$name" ;; esac
   done
 done

@@ -44,23 +44,35 @@ def first_metrics(folder: Path) -> pd.DataFrame:
     return rows[kept].assign(data=of(folder)[1])
 
 
+def _picked(rows: pd.DataFrame) -> "pd.Series[bool]":
+    """Flag the row of each head that is chosen; where nothing can be chosen, that of all layers together."""
+    by_head = rows.groupby(["head", "n_train"], sort=False)
+    widest = rows.index == by_head.dims.transform(lambda dims: dims[dims == dims.max()].index[-1])
+    return rows.chosen.astype(bool) | (widest & ~by_head.chosen.transform("any"))
+
+
 def lines(folder: Path) -> list[str]:
-    """Return a line of the table for each head."""
+    """Return a line of the table for each head: of a network beside, without controls, what it chose."""
     model, data, feature = of(folder)
     rows = first_metrics(folder)
     found = []
-    for _, row in rows[rows.versus.notna()].iterrows():
+    compared = rows.versus.notna()
+    for _, row in rows[compared if compared.any() else _picked(rows)].iterrows():
         same = rows[(rows["head"] == row["head"]) & (rows.n_train == row.n_train)]
         controls = []
         for name in ("pixels", "pca", "random-init"):
             own = same[(same.model == name) & same.chosen.astype(bool)]
             controls.append(f"{own.value.iloc[0]:.3f}" if len(own) else "")
-        difference = f"{row.difference:+.3f} [{row.diff_low:.3f}, {row.diff_high:.3f}]"
+        difference = ""
+        if compared.any():
+            difference = (
+                f"{row.difference:+.3f} [{row.diff_low:.3f}, {row.diff_high:.3f}] {row.versus}"
+            )
         p = "" if pd.isna(row.p_value) else f"{row.p_value:.4f}"
         at = f", {row['at']:g} shots" if row.task == "few_shot" else ""
         cells = [
             f"{NAMES.get(data, data)}{at}", f"{model}, `{feature}`", f"`{row['head']}`",
-            f"**{row.value:.3f}** ({row.layer})", *controls, f"{difference} {row.versus}", p,
+            f"**{row.value:.3f}** ({row.layer})", *controls, difference, p,
         ]  # fmt: skip
         found.append(f"| {' | '.join(cells)} |")
     return found

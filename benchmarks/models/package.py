@@ -3,8 +3,9 @@
     python benchmarks/models/package.py runs/faces64 --data lfw_training_64.tar --name faces64
 
 Writes `vdvae_repr/weights/NAME.safetensors` and `docs/models/NAME_*.png`, and prints the card's tables in
-Markdown. What is scored and drawn is the file as packaged, read back. The likelihood is that of all images
-held back from the run; pictures are of samples and of toy faces, so that no one's photograph is published.
+Markdown. What is scored and drawn is the file as packaged, read back. The score is that of all images held
+back from the run: of a VDVAE the likelihood, of a student the KL from its teacher, which is the packaged
+model that its run names. Pictures are of samples and of toy faces, so that no one's photograph is published.
 """
 
 import argparse
@@ -14,14 +15,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from safetensors import safe_open
 
 import vdvae_repr as vr
 from vdvae_repr.config import load_config
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.sheet import save_sheet
+from vdvae_repr.data.source import Preprocessing
 from vdvae_repr.model.weights import WEIGHTS_FOLDER, save
 from vdvae_repr.training.draws import mark_held_back, split_indices
+from vdvae_repr.training.objective import Distillation
 
 TEMPERATURES = (1.0, 0.9, 0.8, 0.7, 0.5)
 PICTURES = Path(__file__).parents[2] / "docs" / "models"
@@ -54,9 +58,15 @@ def main() -> None:
     path = WEIGHTS_FOLDER / f"{options.name}.safetensors"
     save(trained, path, record=record, dtype=torch.float16)
     model = vr.load(path)
+    print(f"{path.stat().st_size / 1e6:.1f} MB; {last['step']} steps, {last['images_seen']} images")
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    curve = PICTURES / f"{options.name}_curve.png"
+    if isinstance(model, vr.Student):
+        print_kl(model, vr.load(record["teacher"]), source, held)
+        draw_curve(rows, curve, "total_kl_nats", "KL from the teacher, nats an image")
+        return
     found = vr.evaluate(model, mark_held_back(source, config.train), split="held-back")
     low, high = found.bits_per_dim_interval
-    print(f"{path.stat().st_size / 1e6:.1f} MB; {last['step']} steps, {last['images_seen']} images")
     print(
         f"\n{found.images} images held back: {found.bits_per_dim:.3f} ({low:.3f} .. {high:.3f}) bits/dim,"
     )
@@ -65,8 +75,7 @@ def main() -> None:
     for name, nats in found.kl_nats.items():
         active, units = found.active_units[name]
         print(f"| {name} | {nats:.2f} | {active}/{units} |")
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    draw_curve(rows, PICTURES / f"{options.name}_curve.png")
+    draw_curve(rows, curve, "bits_per_dim", "bits per dimension")
     samples = [model.sample(8, temperature, seed=1) for temperature in TEMPERATURES]
     labels = [f"temperature {temperature:g}" for temperature in TEMPERATURES]
     save_sheet(np.concatenate(samples), PICTURES / f"{options.name}_samples.png", labels=labels)
@@ -83,14 +92,27 @@ def main() -> None:
     save_sheet(np.concatenate(rebuilt), PICTURES / f"{options.name}_layers.png", labels=labels)
 
 
-def draw_curve(rows: list[dict], path: Path) -> None:
-    """Draw bits per dimension over images seen: of each stretch of training, and held back."""
+def print_kl(
+    student: vr.Student, teacher: vr.VDVAE, source: vr.Source, held: NDArray[np.int64]
+) -> None:
+    """Print how far a student is from its teacher on images held back, by layer."""
+    objective = Distillation(teacher, student.layers)
+    preprocessing = Preprocessing(size=student.config.image_size)
+    kl = objective.score(student, source, preprocessing, held, batch_size=64, seed=0)
+    print(f"\n{len(held)} images held back: KL {kl.sum():.0f} nats an image\n")
+    print("| layer | KL of the teacher to the student, nats an image |\n| --- | --- |")
+    for spec, nats in zip(student.layers, kl.tolist(), strict=True):
+        print(f"| {spec.name} | {nats:.2f} |")
+
+
+def draw_curve(rows: list[dict], path: Path, key: str, label: str) -> None:
+    """Draw a score over images seen: of each stretch of training, and held back."""
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     ax = figure.subplots()
-    for key, label in (("bits_per_dim", "training"), ("held_back_bits_per_dim", "held back")):
-        points = [(row["images_seen"], row[key]) for row in rows if key in row]
-        ax.plot(*zip(*points, strict=True), label=label)
-    ax.set(xlabel="images seen", ylabel="bits per dimension", xscale="log")
+    for name, whose in ((key, "training"), (f"held_back_{key}", "held back")):
+        points = [(row["images_seen"], row[name]) for row in rows if name in row]
+        ax.plot(*zip(*points, strict=True), label=whose)
+    ax.set(xlabel="images seen", ylabel=label, xscale="log")
     ax.legend()
     figure.savefig(path, dpi=120)
 

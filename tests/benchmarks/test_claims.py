@@ -328,6 +328,86 @@ def test_the_rivals_are_judged_by_paired_runs_and_times():
     assert answers("autoregressive", swapped) == ["disagrees", "disagrees"]
 
 
+def transferred(best, pairs, learned):
+    """Accuracies of ten new classes, by what both have more than the network and than random weights."""
+    rows = []
+    for number in range(10):
+        own = {"network": "trained", "division": number % 5, "class": number}
+        noise = 0.002 * number
+        for shots in (1, 5):
+            for place, gain in (("best", best), *((name, pairs) for name in PAIRS)):
+                told = {"network": 0.5, "vdvae": 0.3, "both": 0.5 + gain + noise}
+                if place == "best":
+                    told["both, random VDVAE"] = told["both"] - learned - noise
+                rows += [
+                    own | {"shots": shots, "place": place, "of": of, "accuracy": value}
+                    for of, value in told.items()
+                ]
+    return pd.DataFrame(rows)
+
+
+PAIRS = ("8x8", "16x16", "32x32")
+
+
+def test_transfer_is_judged_over_new_classes():
+    told = answers("transfer", transferred(best=0.05, pairs=-0.05, learned=0.1))
+    assert told == ["agrees"] * 2 + ["disagrees"] * 2 + ["agrees"] * 2
+    assert (
+        answers("transfer", transferred(-0.009, -0.009, -0.05))
+        == ["not told"] * 4 + ["disagrees"] * 2
+    )
+    beside = transferred(0.05, 0.05, 0.05).assign(network="random", accuracy=0.0)
+    rows = pd.concat([transferred(-0.05, -0.05, -0.05), beside])
+    assert set(answers("transfer", rows)) == {"disagrees"}  # of the trained one alone
+
+
+def test_transfer_takes_each_class_as_new_once_and_first_those_of_the_file(tmp_path):
+    import claim
+    import transfer
+
+    sides = ["base"] * 6 + ["novel"] * 2 + ["val"] * 2
+    listed = pd.DataFrame({"class": list("abcdefghij"), "split": sides})
+    listed.to_csv(tmp_path / "split.csv", index=False)
+    settings = {"groups": 5, "class_split": "{data}/split.csv"}
+    context = claim.Context(settings, tmp_path, tmp_path)
+    found = transfer.divisions(tuple("abcdefghij"), context)
+    assert found[0] == {"novel": ["g", "h"], "val": ["i", "j"], "base": list("abcdef")}
+    assert sorted(k for division in found for k in division["novel"]) == list("abcdefghij")
+    for division in found:
+        assert sorted(k for side in division.values() for k in side) == list("abcdefghij")
+
+
+def test_transfer_keeps_what_the_task_scores_and_chooses_by_other_classes(tiny, people, tmp_path):
+    import transfer
+
+    import vdvae_repr as vr
+
+    source = people(6, 8)
+    stores = [
+        vr.extract(tiny, source, tmp_path / f"{r}.h5", layers=f"{r}x{r}", pool="avg:4")
+        for r in (4, 8)
+    ]
+    split = tmp_path / "split.csv"
+    sides = ["novel"] * 3 + ["val"] * 3 + ["base"] * 2
+    pd.DataFrame({"class": stores[0].label_names, "split": sides}).to_csv(split, index=False)
+    settings = {"ways": 2, "queries": 3, "episodes": 30, "seed": 0, "weights": [0.5, 1.0]}
+    every = transfer.scored(stores[0], 1, split, settings)
+    task = vr.FewShot(ways=2, shots=1, queries=3, episodes=30, class_split=split)
+    rows = vr.probe(stores[0], task, heads=transfer.HEAD, controls=(), cache=None).rows
+    assert [choice.row for choice in every] == [row.layer for row in rows]
+    (row,) = [row for row in rows if row.chosen]
+    assert transfer.best(every).row == row.layer
+    assert set(every[0].by_class) == set(stores[0].label_names[:3])
+    choices = [transfer.best(transfer.scored(store, 1, split, settings)) for store in stores]
+    base = np.array([source.label_names[k] in stores[0].label_names[6:] for k in source.labels])
+    both, weight = transfer.joined(stores, choices, base, 1, split, settings)
+    assert weight in settings["weights"]
+    assert both.row == " beside ".join(choice.row for choice in choices)
+    X = stores[0].matrix(list(choices[0].names))[0][base]
+    spread = transfer.spread(stores[0], choices[0].names, base)
+    assert spread == pytest.approx(X.var(axis=0).sum() ** 0.5, rel=1e-5)
+
+
 def test_what_varies_is_divided_into_structure_and_texture():
     import where
 

@@ -119,6 +119,20 @@ def test_cifar10_with_the_published_split(tmp_path, small_val, packed):
     assert source.splits[20:] == ("test",) * 4
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("key", [str, str.encode])
+def test_cifar10_that_python_3_pickled_anew(tmp_path, small_val, protocol, key):
+    pixels, labels = write_cifar10(tmp_path)
+    for path in (tmp_path / "cifar-10-batches-py").iterdir():
+        content = pickle.loads(path.read_bytes(), encoding="latin1")
+        again = {key(name): values for name, values in content.items()}
+        path.write_bytes(pickle.dumps(again, protocol=protocol))
+    source = open_source("cifar10", root=tmp_path)
+    assert source.labels.tolist() == labels
+    assert source.label_names[3] == "cat"
+    assert read(source)[23][5, 7].tolist() == pixels[23, 32 * 5 + 7 :: 1024].tolist()
+
+
 def test_published_counts_of_cifar10():
     _, val = train_test_split(np.arange(50_000), test_size=5_000, random_state=11172018)
     splits = np.array(datasets._hold_back("cifar10", 50_000))
@@ -344,7 +358,7 @@ def test_celeba(tmp_path):
         open_source("celeba", root=tmp_path)
 
 
-def test_images_that_a_named_set_leaves_out_are_said(tmp_path):
+def test_images_that_a_named_set_leaves_out_are_said(tmp_path, monkeypatch):
     folder = tmp_path / "celeba"
     for file in ("000001.jpg", "000002.jpg", "000003.jpg"):
         write_png(folder / "img_align_celeba" / file)
@@ -353,6 +367,7 @@ def test_images_that_a_named_set_leaves_out_are_said(tmp_path):
     assert open_source("celeba", root=tmp_path).notices == (
         "1 image has no label, as 000002.jpg",
         "1 images in img_align_celeba left out, which its list lacks, as 000003.jpg",
+        "2 images are there, 202,599 are published; figures are of these alone",
     )
     (folder / "identity_CelebA.txt").write_text("000001.png 2880\n000002.png 2880\n")  # renamed
     (folder / "list_attr_celeba.txt").write_text("2\nBald\n")
@@ -361,6 +376,7 @@ def test_images_that_a_named_set_leaves_out_are_said(tmp_path):
         "list_attr_celeba.txt is not read; give its attributes as factors in a CSV",
     )
     lfw = tmp_path / "lfw"
+    monkeypatch.setitem(datasets.PUBLISHED_IMAGES, "lfw", 1)
     write_png(lfw / "Al_Ek/Al_Ek_0001.jpg")
     (lfw / "pairs.txt").write_text("10 300\n")
     assert open_source("lfw", root=tmp_path).notices == ()
@@ -376,6 +392,7 @@ def test_images_that_a_named_set_leaves_out_are_said(tmp_path):
     assert open_source("tiny-imagenet", root=tmp_path).notices == (
         "train: 1 file left out: broken link (1)",
         "1 images in images left out, which its list lacks, as val_1.JPEG",
+        "2 images are there, 110,000 are published; figures are of these alone",
     )
 
 

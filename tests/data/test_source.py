@@ -11,8 +11,9 @@ import torch
 from PIL import Image, features
 from torchvision.transforms import functional
 
+import vdvae_repr as vr
 from vdvae_repr.data.open import open_source
-from vdvae_repr.data.source import Preprocessing, Source, read_images
+from vdvae_repr.data.source import Preprocessing, Source, about_enlarged, read_images
 from vdvae_repr.errors import DataError
 from vdvae_repr.pixels import TURNS, to_rgb
 
@@ -637,3 +638,36 @@ def test_columns_of_a_table_are_taken_by_position_and_splits_by_their_words():
     )
     assert source.splits == ("train", "val", "val", "test")
     assert source.select([1, 0]).factors["age"].tolist() == [20, 10]
+
+
+def test_images_that_are_enlarged_much_are_counted(tiny, tmp_path, caplog):
+    """Of 12 images 3 are 8x8 and 8x6 where the model takes 16x16; of a crop of 8 all are."""
+    sides = [(8, 8), (8, 8), (8, 6)] + [(9, 9)] * 9
+    (tmp_path / "few").mkdir()
+    for number, side in enumerate(sides):
+        Image.new("RGB", side, (number, 99, 9)).save(tmp_path / "few" / f"{number:02d}.png")
+    said = []
+    vr.extract(tiny, tmp_path / "few", tmp_path / "s.h5", layers="1x1", report=said.append)
+    line = "few: 3 of 12 images are enlarged to 16 pixels a side, from 6 to 8"
+    assert any(text.endswith(line) for text in said)
+    vr.evaluate(tiny, tmp_path / "few", resize="bilinear")
+    assert any(text.endswith(line) for text in caplog.messages)
+    assert "12 of 12 images are enlarged to 16 pixels a side, from 6 to 8" in about_enlarged(
+        vr.open_source(tmp_path / "few"), 16, crop=8
+    )
+    many = vr.open_source(np.zeros((1000, 16, 16, 3), np.uint8))
+    assert about_enlarged(many, 31) == ""
+    assert "100 of 100 images looked at are enlarged to 32" in about_enlarged(many, 32)
+
+
+def test_sizes_of_images_of_a_reader_of_the_users_are_not_looked_at():
+    read = []
+    source = vr.Source(name="own", ids=("a", "b"), reader=read.append, labels=[-1] * 2)
+    assert about_enlarged(source, 16) == about_enlarged(source.select([1]), 16) == ""
+    assert read == []
+
+
+def test_sizes_of_named_data_and_of_selections_are_looked_at():
+    digits = vr.open_source("digits")
+    assert "100 of 100 images looked at are enlarged to 64" in about_enlarged(digits, 64)
+    assert "8 of 8 images are" in about_enlarged(digits.select(range(8)), 64)

@@ -1,5 +1,6 @@
 """What is exported computes what the model does, and needs nothing of this package."""
 
+import copy
 import json
 import warnings
 
@@ -94,12 +95,39 @@ def test_a_cut_model_has_no_parameters_that_it_does_not_need(nearest, tmp_path):
         path = vr.export_model(
             nearest, tmp_path / "m.pt2", layers=layers
         )  # its own file is replaced
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.export.load(path)
-        sizes.append(sum(value.numel() for value in program.state_dict.values()))
+        sizes.append(parameters_in(path))
     assert sizes == sorted(set(sizes))
     assert sizes[-1] < sum(parameter.numel() for parameter in nearest.parameters())
+
+
+def test_a_student_is_exported_without_the_heads_of_other_layers(student, tmp_path):
+    path = vr.export_model(student, tmp_path / "m.pt2", layers="1x1")
+    count = sum(p.numel() for p in student.bottom_up.parameters())
+    assert parameters_in(path) == count + sum(p.numel() for p in student.heads[0].parameters())
+    assert len(list(student.heads[-1].parameters())) > 0
+
+
+def parameters_in(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.load(path)
+    return sum(value.numel() for value in program.state_dict.values())
+
+
+def test_weights_that_are_not_finite_or_not_float32_are_not_exported(student, tmp_path):
+    with pytest.raises(vr.CheckpointError, match="expected weights in float32, found float16"):
+        vr.export_model(copy.deepcopy(student).half(), tmp_path / "m.pt2")
+    broken = copy.deepcopy(student)
+    next(broken.heads[-1].parameters()).data.fill_(torch.nan)
+    with pytest.raises(vr.CheckpointError, match="expected finite weights, found NaN or infinity"):
+        vr.export_model(broken, tmp_path / "m.pt2", layers="1x1")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_square_that_a_model_was_trained_on_is_said(student, images, tmp_path):
+    student.trained_crop = 12
+    _, described = run_pt2(vr.export_model(student, tmp_path / "m.pt2", layers="1x1"), images)
+    assert described["trained_crop"] == "12"
 
 
 def test_the_model_is_left_as_it_was(nearest, images, tmp_path):
@@ -121,7 +149,7 @@ def test_refusals(nearest, tmp_path, monkeypatch):
             vr.export_model(nearest, tmp_path / out, layers=layers)
     assert (tmp_path / "theirs.pt2").read_text() == "somebody's"
     with pytest.raises(vr.CheckpointError, match="expected a VDVAE or a student"):
-        vr.export_model("faces64", tmp_path / "m.pt2")
+        vr.export_model(64, tmp_path / "m.pt2")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(vr.TaskError, match=r"vdvae-repr\[export\]"):
         vr.export_model(nearest, tmp_path / "m.onnx")

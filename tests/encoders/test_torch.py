@@ -213,8 +213,8 @@ def test_a_network_that_is_no_encoder_is_refused_in_one_line(net, encoder, image
         vr.CheckpointError, match=r"found Net; wrap it in vr.TorchEncoder\(net, layers="
     ):
         vr.extract(net, images, tmp_path / "s.h5", layers="all")
-    with pytest.raises(vr.CheckpointError, match=r"found str; load it with vr.load"):
-        vr.extract("faces64", images, tmp_path / "s.h5", layers="all")
+    with pytest.raises(vr.CheckpointError, match=r"found int; load it with vr.load"):
+        vr.extract(64, images, tmp_path / "s.h5", layers="all")
     with pytest.raises(vr.TaskError, match="a PixelCNN, found TorchEncoder: others have no"):
         vr.evaluate(encoder, images)
 

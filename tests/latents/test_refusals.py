@@ -40,7 +40,7 @@ def test_extract_refuses_values_that_are_not_finite(tiny, images, tmp_path, dtyp
         vr.extract(broken, images, tmp_path / "s.h5", features=["mean"], dtype=dtype, pool=pool)
     assert "\n" not in str(refused.value)
     assert not list(tmp_path.iterdir())  # so that it blocks no other extraction
-    with pytest.raises(vr.StoreError, match="kl: expected finite"):
+    with pytest.raises(vr.StoreError, match=r"kl of layer 8x8\.0: expected finite"):
         vr.extract(broken, images, tmp_path / "s.h5", layers="8x8.0", features=["bottom_up"])
 
 

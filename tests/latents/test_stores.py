@@ -354,3 +354,27 @@ def test_a_data_set_takes_one_image_by_number_as_a_list_does(tiny, images, tmp_p
         with pytest.raises(IndexError, match=r"^expected .*found") as refusal:
             data[wrong]
         assert isinstance(refusal.value, vr.StoreError)
+
+
+@pytest.mark.parametrize("layout", ["single", "virtual"])
+def test_another_working_folder_changes_nothing_of_an_open_store(
+    tiny, people, tmp_path, monkeypatch, layout
+):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    store = vr.extract(tiny, people(4), "s.h5", layers="1x1", mirror=True, layout=layout)
+    expected = store.matrix("1x1")[0]
+    rows = store.dataset("1x1")
+    options = {"heads": ["ridge"], "controls": (), "progress": False}
+    said = vr.probe(store, "classification", **options).notes
+    assert "scores are kept in s.h5.scores" in said
+    monkeypatch.chdir(tmp_path / "b")
+    np.testing.assert_array_equal(store.matrix("1x1")[0], expected)
+    np.testing.assert_array_equal(rows[3][0], expected[3])
+    assert store.mirrored().matrix("1x1")[0].shape == expected.shape
+    assert store.verify() == ()
+    said = vr.probe(store, "classification", **options).notes
+    assert f"scores are kept in {tmp_path / 'a' / 's.h5.scores'}" in said
+    assert not list((tmp_path / "b").iterdir())
+    assert store.path.name == str(store.path) == "s.h5"

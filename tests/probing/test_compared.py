@@ -166,6 +166,29 @@ def test_rows_of_few_shot_say_what_their_heads_do_to_features(store):
     assert found == {(h, "centred" if h == "simpleshot-cl2n" else "raw") for h in heads}
 
 
+def test_models_beside_are_compared_row_picked_with_row_picked(tiny, people, tmp_path):
+    """The other way round the difference has the other sign, and controls are compared as before."""
+    source = people(8)
+    one = vr.extract(tiny, source, tmp_path / "a.h5")
+    other = vr.extract(tiny, source, tmp_path / "b.h5", z="sample")
+    other.info = replace(other.info, model="other")
+    how = {"controls": ["pixels"], "heads": "nearest-neighbor", **HOW}
+    there = vr.probe(one, "face_id", beside=[other], **how)
+    back = vr.probe(other, "face_id", beside=[one], **how)
+    (found,), (turned,) = there.beside, back.beside
+    values = {row.model: row.value for row in there.rows if row.chosen and row.metric == "rank1"}
+    assert (found.model, found.versus) == ("tiny", "other")
+    assert found.difference == pytest.approx(values["tiny"] - values["other"])
+    assert turned.difference == pytest.approx(-found.difference)
+    assert turned.p_value == found.p_value == found.p_raw  # of one model beside
+    assert {c.versus for c in there.comparisons} == {"pixels"}
+    alone = vr.probe(one, "face_id", **how)
+    assert there.comparisons == alone.comparisons
+    assert not alone.beside
+    there.save(tmp_path / "results")
+    assert vr.Report.load(tmp_path / "results").beside == there.beside
+
+
 def test_other_passes_and_resizes_of_stores_beside_are_said(tiny, people, tmp_path):
     source = people(4)
     one = vr.extract(tiny, source, tmp_path / "a.h5", layers="<=4x4")

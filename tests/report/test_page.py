@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from made_report import row
+from made_report import compared, row
 from typer.testing import CliRunner
 
 import vdvae_repr as vr
@@ -353,7 +353,10 @@ def test_models_beside_are_drawn_and_draws_have_their_cost(report, tmp_path):
         )
         for layer in ("1x1.0", "4x4.0")
     ]  # fmt: skip
+    report.beside = [compared("ridge", "timm:resnet50", -0.28, 0.011, "worse")]
     _, text = page_of(report, tmp_path)
+    assert "Beside other models" in headings(text)
+    assert "ridge, timm:resnet50: -.280 [-.330, -.230], p .011" in text
     assert "other, one layer" in text
     assert "timm:resnet50 .777" in text
     assert "ridge beside: timm:resnet50 layer4 .777" in text

@@ -107,3 +107,25 @@ def test_classes_that_are_called_otherwise_on_either_side_are_named(noise):
     splits = ["train"] * 24 + ["test"] * 24
     with pytest.raises(vr.TaskError, match=r"train: a, b, c, \.\.\.; test: e, f, g, \.\.\.\)"):
         notes(noise(splits=splits), "classification")
+
+
+def test_people_on_both_sides_of_pairs_are_counted(noise, tmp_path):
+    """Of 8 people, 0 and 1 are in training and in test pairs, or in two folds, by other images."""
+
+    def found(column, sides):
+        rows = [f"a,b,same,{column}"]
+        for side, first, people in sides:
+            for k, other in zip(people, [*people[1:], people[0]], strict=True):
+                at = 6 * k + first
+                rows += [f"{at},{at + 1},1,{side}", f"{at},{6 * other + first + 1},0,{side}"]
+        (tmp_path / "p.csv").write_text("\n".join(rows) + "\n")
+        return " ".join(notes(noise(), vr.FaceVerification(pairs=tmp_path / "p.csv", far=[])))
+
+    strangers = [("train", 0, [0, 1, 2]), ("test", 3, [3, 4, 5])]
+    assert "people are in" not in found("split", strangers)
+    known = [("train", 0, [0, 1, 2]), ("test", 3, [0, 1, 3, 4, 5])]
+    assert "2 of 6 people are in training and in test pairs, by other images" in found(
+        "split", known
+    )
+    folds = [(0, 0, [0, 1, 2]), (1, 3, [0, 1, 3, 4])]
+    assert "2 of 5 people are in several folds, by other images" in found("fold", folds)

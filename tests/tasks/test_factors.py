@@ -413,3 +413,9 @@ def test_codes_that_python_alone_reads_as_numbers_are_categories():
     for values in (["0_1", "1_2"], ["\u0661", "\u0662"]):
         assert factors_task._numbers(np.array(values)) is None
     assert factors_task._numbers(np.array(["1.5", "2"])).tolist() == [1.5, 2.0]
+
+
+@pytest.mark.parametrize(("first", "kind"), [(2**63, np.uint64), (2**53, np.int64)])
+def test_ids_that_float64_does_not_tell_apart_are_categories(first, kind):
+    assert factors_task._are_codes(np.array([first, first + 1], kind))
+    assert not factors_task._are_codes(np.array([0, 2**53], kind))

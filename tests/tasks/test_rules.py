@@ -474,3 +474,27 @@ def test_pca_has_as_many_dimensions_as_pixels_have_rank():
     for features in pca(X, np.arange(30), [2, 16, 200]):
         (block,) = features.columns[0].blocks()
         assert features.dims == block.shape[1] <= 3
+
+
+def test_what_scores_all_rows_alike_picks_none(tiny, tmp_path):
+    """A val of one white image, among black and white ones, is told by every row."""
+    images = np.zeros((25, 16, 16, 3), np.uint8)
+    images[::2] = 255
+    images ^= np.random.default_rng(0).integers(0, 32, images.shape, dtype=np.uint8)
+    source = Source(
+        name="two",
+        ids=tuple(f"{i}" for i in range(25)),
+        reader=lambda i: images[i],
+        labels=np.arange(25) % 2,
+        label_names=("white", "black"),
+        splits=("train",) * 12 + ("test",) * 12 + ("val",),
+    )
+    store = vr.extract(tiny, source, tmp_path / "s.h5", layers="<=4x4")
+    report = vr.probe(store, "classification", heads=["knn"], controls=["pca"], cache=None)
+    own = [row for row in report.rows if row.model == "tiny"]
+    assert {row.training_score for row in own} == {1.0}
+    assert not any(row.chosen for row in own)
+    assert {found.layer for found in report.comparisons} == {"0:2"}  # all there is
+    text = " ".join(str(report).split())
+    assert "No row is picked, as all rows score alike on the data to choose on" in text
+    assert "*" not in text

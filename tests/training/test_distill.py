@@ -2,6 +2,7 @@
 
 import json
 import signal
+from types import MethodType
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import vdvae_repr as vr
 from vdvae_repr.cli import main
 from vdvae_repr.config import StudentConfig, load_config, preset_path
+from vdvae_repr.data.source import Preprocessing
 from vdvae_repr.model.student import Student, multiply_adds
 from vdvae_repr.model.weights import save
 from vdvae_repr.training.objective import Distillation
@@ -106,6 +108,29 @@ def test_the_loss_is_the_kl_of_the_teachers_posterior(tiny, photos):
     assert torch.allclose(loss, terms.sum(dim=1))
 
 
+def test_images_held_back_that_have_no_finite_kl_are_left_out_aloud(tiny, photos, caplog):
+    student = student_of(tiny, layers="4x4")
+    source = vr.Source(
+        name="p", ids=list("abcd"), reader=lambda i: photos[i], labels=np.zeros(4, int)
+    )
+    objective = Distillation(tiny, student.layers)
+    how = {"preprocessing": Preprocessing(size=16), "batch_size": 3, "seed": 0}
+    expected = objective.score(student, source, indices=[0, 2, 3], **how)
+    whole = type(student).forward
+
+    def blind_to_one(self, images):  # as of an image that the teacher knows nothing like of
+        found = whole(self, images)
+        odd = (images == torch.from_numpy(photos[1]).permute(2, 0, 1)).all(dim=(1, 2, 3))
+        for _, log_std in found:
+            log_std[odd] = -torch.inf
+        return found
+
+    student.forward = MethodType(blind_to_one, student)
+    found = objective.score(student, source, indices=[0, 1, 2, 3], **how)
+    torch.testing.assert_close(found, expected)
+    assert "1 of 4 images held back are left out of the score" in caplog.text
+
+
 def test_a_student_is_of_the_image_alone_and_of_its_layers_alone(tiny, photos):
     student = student_of(tiny)
     whole = student.posterior(photos)
@@ -137,6 +162,12 @@ def test_distill_learns_and_resumes_bit_by_bit(tiny, toml, photos, tmp_path):
     assert isinstance(student, vr.Student)
     assert student.name == "tiny-student"
     assert not student.training
+
+
+def test_a_run_folder_goes_on_in_place(tiny, toml, photos, tmp_path):
+    run = vr.distill(tiny, photos, tmp_path / "r", config=toml, steps=4)
+    assert vr.distill(tiny, photos, config=run, steps=8, resume=True) == run
+    assert rows(run)[-1]["step"] == 8
 
 
 def test_a_teacher_by_path_is_known_to_the_run_and_another_is_refused(tiny, toml, photos, tmp_path):

@@ -56,7 +56,7 @@ class ImageScores:
 def score_images(
     decoded: Images,
     originals: Images,
-    encoder: Encoder | VDVAE | PixelCNN | Student | None = None,
+    encoder: Encoder | VDVAE | PixelCNN | Student | str | Path | None = None,
     layer: str | None = None,
 ) -> ImageScores:
     """Score decoded images against those that were seen, as brain-diffuser does, at the size they have.
@@ -64,7 +64,7 @@ def score_images(
     Args:
         decoded: uint8 (N, H, W, 3).
         originals: of the same images, in the same order and size.
-        encoder: that identifies images, as `vr.load("timm:resnet50")`.
+        encoder: that identifies images, or what `vr.load` takes, as "timm:resnet50".
         layer: of it; its last if not given.
 
     Raises:

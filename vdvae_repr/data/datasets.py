@@ -53,6 +53,23 @@ PUBLISHED_VAL = {
     "ffhq256": (5, slice(-7_000, None)),  # reported there as test too
 }
 
+# How many images are published, by the source's name without what says which version it is.
+PUBLISHED_IMAGES = {
+    "cifar10": 60_000,
+    "cifar100": 60_000,
+    "imagenet32 (old)": 1_331_148,
+    "imagenet64 (old)": 1_331_148,
+    "imagenet32 (new)": 1_331_167,
+    "imagenet64 (new)": 1_331_167,
+    "ffhq256": 70_000,
+    "ffhq1024": 70_000,
+    "celeba": 202_599,
+    "lfw": 13_233,
+    "omniglot": 32_460,
+    "omniglot-runs": 800,
+    "tiny-imagenet": 110_000,  # those with labels
+}
+
 MEMBER_BYTES = 2**28  # of a file in CIFAR's archive
 DRAWING_BYTES = 2**24  # of a drawing in Omniglot's
 
@@ -156,14 +173,16 @@ def open_dataset(name: str, root: str | Path | None = None, *, download: bool = 
         download: fetch it if it is missing, where the table knows how.
 
     Raises:
-        DataError: it is missing or incomplete, cannot be read, or cannot be downloaded.
+        DataError: it is missing, cannot be read, or cannot be downloaded. Notices of the source say where
+            other than the published number of images is there.
     """
     dataset = DATASETS[name]
     if root is not None and not str(root).strip():
         raise DataError("root: the name is empty; give a folder, or leave it out")
     place = Path(root or os.environ.get("VDVAE_REPR_DATA_ROOT") or "data")
     try:
-        return dataset.open(place)
+        source = dataset.open(place)
+        return replace(source, notices=(*source.notices, *_about_parts(source)))
     except FileNotFoundError as error:
         if not (download and dataset.download):
             raise DataError(
@@ -181,6 +200,17 @@ def open_dataset(name: str, root: str | Path | None = None, *, download: bool = 
             f"{dataset.remedy.format(root=place)}"
         ) from error
     return open_dataset(name, place)
+
+
+def _about_parts(source: Source) -> tuple[str, ...]:
+    """Return a line where other than the published number of images is there; maybe none."""
+    name = source.name
+    published = PUBLISHED_IMAGES.get(name) or PUBLISHED_IMAGES[name.partition(" (")[0]]
+    if len(source) == published:
+        return ()
+    return (
+        f"{len(source):,} images are there, {published:,} are published; figures are of these alone",
+    )
 
 
 def _cifar(root: Path, classes: int) -> Source:
@@ -210,7 +240,7 @@ def _cifar(root: Path, classes: int) -> Source:
     label_names = [str(label) for label in range(classes)]
     if meta in files:
         (known,) = _unpickle(files[meta], folder / meta, fine + b"label_names")
-        label_names = [label.decode() for label in known]
+        label_names = [label if isinstance(label, str) else label.decode() for label in known]
     *train, test = (len(part.images) for part in parts)
     splits = _hold_back("cifar10", sum(train)) if classes == 10 else ["train"] * sum(train)
     return _row_source(
@@ -244,32 +274,47 @@ def _tar_members(path: Path) -> dict[str, bytes]:
     return files
 
 
+def _encoded(text: str, encoding: str) -> bytes:
+    """Return bytes that Python 3 wrote as text, for Python 2."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it encodes in {encoding!r:.40}")
+    return text.encode("latin1")
+
+
+_MODULES = ("multiarray", "numeric")
 _PICKLED_ARRAY = {
     "_reconstruct": lambda *_: np.empty(0, np.uint8),  # its state, shape included, follows
     "ndarray": None,  # given to _reconstruct, which needs none
     "dtype": lambda kind, *_: np.dtype(kind),  # NumPy 2.4 warns of the old flags behind it
+    "_frombuffer": lambda content, dtype, shape, order: (  # protocol 5
+        np.frombuffer(content, dtype).reshape(shape, order=order)
+    ),
 }
+_NUMPY = ("numpy", *(f"numpy.{core}.{module}" for core in ("core", "_core") for module in _MODULES))
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Loads what Python 2 pickled, and makes nothing but NumPy arrays and plain values."""
+    """Loads what Python pickled, 2 or 3, and makes nothing but NumPy arrays and plain values."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Return harmless stand-ins for what pickled arrays name; refuse everything else."""
-        numpy = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
-        if module in numpy and name in _PICKLED_ARRAY:
+        if module in _NUMPY and name in _PICKLED_ARRAY:
             return _PICKLED_ARRAY[name]
+        if (module, name) == ("_codecs", "encode"):
+            return _encoded
         raise pickle.UnpicklingError(f"it calls {module}.{name}")
 
 
 def _unpickle(content: bytes, path: Path, *keys: bytes) -> list[Any]:
-    """Return what a pickled dictionary holds under some keys."""
+    """Return what a pickled dictionary holds under some keys, which Python 3 may have written as text."""
     try:
         loaded = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a damaged pickle may raise anything
         raise DataError(
             f"{path}: expected a pickle of arrays, refused what is there ({first_line(error)})"
         ) from error
+    if isinstance(loaded, dict):
+        loaded = {k.encode() if isinstance(k, str) else k: v for k, v in loaded.items()}
     if not isinstance(loaded, dict) or not set(keys) <= set(loaded):
         found = list(loaded) if isinstance(loaded, dict) else type(loaded).__name__
         raise DataError(f"{path}: expected a dictionary with {list(keys)}, found {found}")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.config import hidden_by_mask, suggestion
+from vdvae_repr.config import hidden_by_mask, suggestion, with_hints
 from vdvae_repr.data.datasets import BUILT_IN, DATASETS, is_name, open_built_in, open_dataset
 from vdvae_repr.data.readers.arrays import (
     HDF5,
@@ -52,6 +52,7 @@ OTHER_KINDS = {  # of files that are a table, by the extension
 Rows = str | Path | Sequence[int] | NDArray[Any]
 
 
+@with_hints
 def open_source(
     data: str | Path | NDArray[Any] | Source,
     *,

@@ -15,7 +15,14 @@ from vdvae_repr.errors import DataError, printable
 from vdvae_repr.output import MARK, is_own, replacing
 
 TILE, GAP, FONT = 128, 6, 15  # pixels: an image's smallest side on a sheet, between two, letters
+SHOWN = 64  # images on a sheet
 FRAME, FRAMES = 4, "#009E73"  # pixels, and the colour
+
+
+def spread(count: int) -> list[int]:
+    """Return which of so many images a sheet shows: all, or 64 spread over them."""
+    shown = min(count, SHOWN)
+    return [number * count // shown for number in range(shown)]
 
 
 def save_picture(pixels: NDArray[np.uint8], path: str | Path) -> None:

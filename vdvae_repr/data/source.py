@@ -790,6 +790,45 @@ def read_images(
     return np.stack(images)
 
 
+def about_enlarged(
+    source: Source, size: int, crop: int | None = None, rows: Sequence[int] | None = None
+) -> str:
+    """Say how many images are enlarged to twice their side and more, and what sides they have; else nothing.
+
+    Of many images 100 are looked at, spread over them, by the beginnings of their files. Of a reader of the
+    user's own none is: what reading twice does is not known.
+
+    Args:
+        source: of the images.
+        size: the side of what a model takes, pixels.
+        crop: the central square that is taken first, pixels.
+        rows: the images that are read; all if not given.
+    """
+    inner = source.reader.reader if isinstance(source.reader, _Selection) else source.reader
+    if (getattr(inner, "__module__", None) or "").partition(".")[0] != __name__.partition(".")[0]:
+        return ""
+    among = np.arange(len(source)) if rows is None else np.asarray(rows, np.intp)
+    count = min(len(among), LOOKED_AT)
+    sides: list[int] = []
+    of_files = _is_of_files(source.reader)
+    for index in among[np.arange(count) * len(among) // max(count, 1)].tolist():
+        with suppress(Exception):  # reading it will say what it is
+            image = _checked(source.reader(index))
+            whole = image.size if isinstance(image, Image.Image) else image.shape[:2]
+            sides.append(min(whole))
+            if of_files and isinstance(image, Image.Image):
+                image.close()
+    small = sorted(side for side in (min(side, crop or side) for side in sides) if 2 * side <= size)
+    if not small:
+        return ""
+    looked_at = " looked at" if count < len(among) else ""
+    side = f"{small[0]}" if small[0] == small[-1] else f"{small[0]} to {small[-1]}"
+    return (
+        f"{source.name}: {len(small)} of {count} images{looked_at} are enlarged to {size} pixels a side, "
+        f"from {side}"
+    )
+
+
 def image_extensions() -> set[str]:
     """Return the extensions of image files: a store may lie among them."""
     formats = {*_known(), "MPO"}

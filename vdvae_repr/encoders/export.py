@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdvae_repr.config import path_of
+from vdvae_repr.config import path_of, with_hints
+from vdvae_repr.encoders.load import loaded
 from vdvae_repr.errors import CheckpointError, TaskError, VDVAEReprError, first_line
 from vdvae_repr.model.layers import LayerSpec, select_layers
 from vdvae_repr.model.preprocessing import to_input
 from vdvae_repr.model.student import Student
 from vdvae_repr.model.vdvae import VDVAE
-from vdvae_repr.model.weights import weights_sha256
+from vdvae_repr.model.weights import check_finite, weights_sha256
 from vdvae_repr.output import NETWORK, aside_of, refuse_others, replacing, version
 
 ENDINGS = (".onnx", ".pt2")
@@ -30,8 +31,9 @@ FEATURES = ("mean", "log_std")
 ONNX = ("onnx", "onnxscript")
 
 
+@with_hints
 def export_model(
-    model: VDVAE | Student,
+    model: VDVAE | Student | str | Path,
     out: str | Path,
     *,
     layers: str | int | Sequence[str | int] = "all",
@@ -43,34 +45,43 @@ def export_model(
 
     The input `images` is uint8 (N, S, S, 3), any number of images of the model's size, red first: pixels as
     they are in a file, neither shifted nor scaled. The outputs are float32 (N, C, R, R), two a layer, coarse
-    to fine, under its name: `8x8.0.mean`, `8x8.0.log_std`. Model, configuration, layers and the SHA-256 of
-    the weights stand in the file's metadata (of a `.pt2` in the extra file `vdvae-repr.json`).
+    to fine, under its name: `8x8.0.mean`, `8x8.0.log_std`. The file's metadata (of a `.pt2` its extra file
+    `vdvae-repr.json`) hold model, configuration, layers, the SHA-256 of the weights and, where the model was
+    trained on a central square of its images, that square's side in pixels.
 
     Args:
-        model: loaded with `vr.load`.
+        model: loaded with `vr.load`, or what that takes.
         out: a path that ends in `.onnx`, which needs the extra `export`, or in `.pt2`. An earlier file of
             this function is replaced, and no other.
         layers: selector.
 
     Raises:
-        CheckpointError: the model is neither. LayerError: a selector that names no layer.
+        CheckpointError: the model is neither, or its weights are not finite or not float32.
+        LayerError: a selector that names no layer.
         TaskError: another ending, packages that are missing, a file of somebody else, or no room.
 
     Example:
         >>> vr.export_model(vr.load("faces64"), "m.onnx", layers="<=8x8")  # doctest: +SKIP
     """
-    if not isinstance(model, VDVAE | Student):
-        raise CheckpointError(
-            f"model: expected a VDVAE or a student, found {type(model).__name__}; load one with vr.load"
-        )
     path = path_of("out", out)
     if path.suffix not in ENDINGS:
         raise TaskError(
             f"{path}: expected a path that ends in {' or '.join(ENDINGS)}, found {path.suffix or 'no ending'}"
         )
+    model = loaded(model)
+    if not isinstance(model, VDVAE | Student):
+        raise CheckpointError(
+            f"model: expected a VDVAE or a student, found {type(model).__name__}; load one with vr.load"
+        )
     if path.suffix == ".onnx":
         _require_onnx()
     chosen = select_layers(model.layers, layers)
+    if (dtype := next(model.parameters()).dtype) != torch.float32:
+        raise CheckpointError(
+            f"{model.name}: expected weights in float32, found {str(dtype).removeprefix('torch.')}; call "
+            "model.float()"
+        )
+    check_finite(model.state_dict(), model.name)
     refuse_others([path])
     kind = VDVAEPass if isinstance(model, VDVAE) else StudentPass
     network: Network = kind(cast(Any, model), chosen).cpu().eval().requires_grad_(False)
@@ -82,6 +93,8 @@ def export_model(
         "weights_sha256": weights_sha256(model),
         "layers": json.dumps([spec.to_json() for spec in chosen]),
     }
+    if model.trained_crop is not None:
+        described["trained_crop"] = str(model.trained_crop)
     try:
         with replacing(path), _quiet():
             images = torch.zeros(2, *[model.config.image_size] * 2, 3, dtype=torch.uint8)
@@ -145,6 +158,9 @@ class StudentPass(Network):
     def __init__(self, model: Student, chosen: Sequence[LayerSpec]) -> None:
         super().__init__()
         self.student, self.chosen = copy.deepcopy(model), tuple(chosen)
+        for place, spec in enumerate(model.layers):
+            if spec not in self.chosen:
+                self.student.heads[place] = nn.Identity()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Map uint8 (N, S, S, 3) to means and log standard deviations by name."""

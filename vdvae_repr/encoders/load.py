@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from vdvae_repr.config import Architecture, ModelConfig, StudentConfig, model_config_from_json
+from vdvae_repr.config import (
+    Architecture,
+    ModelConfig,
+    StudentConfig,
+    model_config_from_json,
+    with_hints,
+)
 from vdvae_repr.encoders import facenet, timm
 from vdvae_repr.encoders.base import Encoder, TorchEncoder, known_encoder
 from vdvae_repr.encoders.download import released_file
@@ -23,6 +29,7 @@ from vdvae_repr.model.student import Student
 from vdvae_repr.model.vdvae import VDVAE
 
 
+@with_hints
 def load(
     model: str | Path,
     *,
@@ -84,12 +91,19 @@ def load(
     return encoder
 
 
-def as_encoder(model: VDVAE | PixelCNN | Student | Encoder) -> Encoder:
-    """Return what reads a model: of a VDVAE its posterior's layers, of an encoder itself.
+def loaded(model: Any) -> Any:
+    """Return a model as it is, and what `load` makes of a name or a path."""
+    return load(model) if isinstance(model, str | Path) else model
+
+
+def as_encoder(model: VDVAE | PixelCNN | Student | Encoder | str | Path) -> Encoder:
+    """Return what reads a model, loaded where it is named: a VDVAE's posterior, an encoder itself.
 
     Raises:
         CheckpointError: it is neither.
     """
+    if isinstance(model, str | Path):
+        model = load(model)
     if isinstance(model, VDVAE):
         return VDVAEEncoder(model)
     if isinstance(model, Student):

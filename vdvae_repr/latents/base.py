@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.config import ModelConfig
+from vdvae_repr.config import ModelConfig, with_hints
 from vdvae_repr.errors import LayerError, StoreError, first_line
 from vdvae_repr.latents.format import MIRROR, StoreInfo, array_key
 from vdvae_repr.latents.pooling import pool_layer
@@ -186,9 +186,9 @@ class Latents(ABC):
         return html_table(f"{type(self).__name__} {self.path}", rows)
 
     @property
+    @abstractmethod
     def tested_path(self) -> Path:
-        """The file that scores lie beside: of two stores the one that is tested on."""
-        return self.path
+        """The file, from the root, that scores lie beside: of two stores the one that is tested on."""
 
     @property
     def layers(self) -> tuple[LayerSpec, ...]:
@@ -210,6 +210,7 @@ class Latents(ABC):
         """Draws of z stored for each image; None where z has no axis of draws."""
         return self.info.draws
 
+    @with_hints
     def matrix(
         self,
         layers: str | int | Sequence[str | int] = "all",

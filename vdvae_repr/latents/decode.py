@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vdvae_repr.encoders.load import loaded
 from vdvae_repr.errors import LayerError, StoreError
 from vdvae_repr.latents.base import Array, Latents, OtherWeightsError, list_of_ids
 from vdvae_repr.latents.format import not_finite
@@ -28,7 +29,7 @@ PICTURE_SUFFIX = re.compile(r"\.(png|jpe?g|webp|pgm|ppm|bmp|tiff?)$", re.IGNOREC
 
 def decode(
     store: Latents,
-    model: VDVAE,
+    model: VDVAE | str | Path,
     layers: str | int | Sequence[str | int] = "all",
     *,
     first: int | None = None,
@@ -45,7 +46,7 @@ def decode(
 
     Args:
         store: of this model's layers.
-        model: with the weights that the latents were read with.
+        model: with the weights that the latents were read with; or what `load` takes.
         layers: selector of the stored layers to take.
         first: takes the first so many of the stored layers, in place of `layers`.
         ids: of the images to decode; all if not given.
@@ -71,7 +72,8 @@ def decode(
         if not 1 <= first <= len(store.layers):
             raise LayerError(f"first: expected 1 to {len(store.layers)} layers, found {first}")
         layers = [spec.name for spec in store.layers[:first]]
-    feature = feature_for(store, model)
+    net = loaded(model)
+    feature = feature_for(store, net)
     chosen = select_layers(store.layers, layers)
     if fine_from is not None and len(chosen) == len(store.layers):
         raise StoreError(
@@ -97,7 +99,7 @@ def decode(
             }
         yield (
             tuple(batch),
-            model.decode(latents, rest, pixels, temperature=temperature, seed=seed, ids=batch),
+            net.decode(latents, rest, pixels, temperature=temperature, seed=seed, ids=batch),
         )
 
 

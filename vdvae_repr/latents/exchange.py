@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.config import hidden_by_mask, path_of
+from vdvae_repr.config import hidden_by_mask, path_of, with_hints
 from vdvae_repr.data.names import readable
 from vdvae_repr.data.readers.arrays import map_npy, read_member, read_npy_header
 from vdvae_repr.errors import DataError, StoreError, first_line
@@ -60,6 +60,7 @@ class _Matrix:
         return cls(name, array.shape, array.dtype, lambda: array, *about)
 
 
+@with_hints
 def import_latents(
     matrix: str | Path | NDArray[Any],
     like: LatentStore,

@@ -29,9 +29,9 @@ from vdvae_repr.config import path_of
 from vdvae_repr.data.faces import AlignedFace, noted_faces
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source, warn
-from vdvae_repr.data.source import Preprocessing, Source, read_images
+from vdvae_repr.data.source import Preprocessing, Source, about_enlarged, read_images
 from vdvae_repr.encoders.base import Encoder, ImageTransform
-from vdvae_repr.encoders.load import as_encoder
+from vdvae_repr.encoders.load import as_encoder, loaded
 from vdvae_repr.errors import SKIP_ADVICE, DataError, LayerError, StoreError, VDVAEReprError
 from vdvae_repr.latents import parts as partition
 from vdvae_repr.latents.format import (
@@ -75,7 +75,7 @@ CHUNK = 8  # images, at most, that a worker reads in a row
 
 
 def extract(
-    model: VDVAE | Student | Encoder,
+    model: VDVAE | Student | Encoder | str | Path,
     data: str | Path | NDArray[np.uint8] | Source,
     out: str | Path,
     *options: Sampling | Frame | Storage | Compute,
@@ -94,7 +94,7 @@ def extract(
     Under torchrun every process calls this, and the parts are divided among them.
 
     Args:
-        model: a VDVAE in eval mode, or another encoder, whose feature is `activation`.
+        model: a VDVAE in eval mode, or another encoder, whose feature is `activation`; or what `load` takes.
         data: whatever `open_source` takes.
         out: the store's path, or a link to it; parts lie in `OUT.parts/` until all are there.
         *options: groups of options.
@@ -121,20 +121,26 @@ def extract(
     """
     chosen_options = resolve_options(options, keywords)
     out = linked_to(path_of("out", out))
+    net = loaded(model)
+    encoder = as_encoder(net)
+    reading = Reading.of(encoder, layers, features, chosen_options)
     notices: list[str] = []
     source = open_source(data, notice=notices.append)
-    job = ExtractionJob.of(as_encoder(model), source, layers, features, chosen_options)
-    if isinstance(model, SavedModel) and (line := model.about_crop(chosen_options.frame.crop)):
+    job = ExtractionJob.of(encoder, source, reading, chosen_options)
+    if isinstance(net, SavedModel) and (line := net.about_crop(chosen_options.frame.crop)):
+        notices.append(line)
+    frame = chosen_options.frame
+    if not frame.align and (line := about_enlarged(source, job.model.image_size, frame.crop)):
         notices.append(line)
     rank, processes = partition.join_processes()
     folder = parts_folder(out)
     say = (report or warn) if rank == 0 else lambda line: None
     report = report or logger.info
-    for line in notices:
-        say(line)
     try:
         if rank == 0:
             refuse_target(out, source.paths)
+        for line in notices:  # said once nothing is wrong with what was asked for
+            say(line)
         with partition.locked(Path(f"{out}.lock")) if rank == 0 else nullcontext():
             # The first process decides, so that all do the same; None: there is nothing left to do.
             begun = _begin(job, out, overwrite, say, report) if rank == 0 else None
@@ -412,6 +418,45 @@ class _Batch:
     """One a pass; none where means are sent down."""
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What is read of an encoder, checked before images are opened."""
+
+    layers: tuple[LayerSpec, ...]
+    features: tuple[str, ...]
+    preprocessing: ImageTransform
+
+    @classmethod
+    def of(
+        cls,
+        encoder: Encoder,
+        layers: str | int | Sequence[str | int],
+        features: str | Sequence[str] | None,
+        options: Options,
+    ) -> Reading:
+        """Check what options ask of an encoder.
+
+        Raises:
+            LayerError: an unknown layer or feature, or one that these options do not have. DataError: a way
+                to resize an encoder's images that is not its own.
+        """
+        frame = options.frame
+        chosen = select_layers(encoder.layers, layers)
+        features = encoder.features[:1] if features is None else features
+        features = (features,) if isinstance(features, str) else tuple(features)
+        _check_features(encoder, features, options.sampling)
+        preprocessing = replace(encoder.preprocessing, crop=frame.crop, align=frame.align)
+        if frame.resize is not None:
+            if not isinstance(preprocessing, Preprocessing):
+                raise DataError(f"{encoder.name}: resizes as its authors do; leave resize out")
+            preprocessing = replace(preprocessing, resize=frame.resize)
+        if options.storage.pool is not None:
+            for spec in chosen:  # which refuses another word, and a grid that it cannot make
+                blank = np.zeros((1, *encoder.shape(spec, features[0])), np.float32)
+                pool_layer(blank, options.storage.pool, spec.prefix, spec.class_token)
+        return cls(chosen, features, preprocessing)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExtractionJob:
     """What one extraction computes of each image."""
@@ -435,35 +480,24 @@ class ExtractionJob:
         cls,
         encoder: Encoder,
         source: Source,
-        layers: str | int | Sequence[str | int],
-        features: str | Sequence[str] | None,
+        asked: Reading,
         options: Options,
     ) -> ExtractionJob:
-        """Make the job that options ask for.
+        """Make the job of reading a source so.
 
         Raises:
-            LayerError: an unknown layer or feature, or one that these options do not have. DataError:
-                no workers, or a way to resize an encoder's images that is not its own.
+            DataError: no workers.
         """
-        frame, compute = options.frame, options.compute
-        chosen = select_layers(encoder.layers, layers)
-        features = encoder.features[:1] if features is None else features
-        features = (features,) if isinstance(features, str) else tuple(features)
-        _check_features(encoder, features, options.sampling)
-        preprocessing = replace(encoder.preprocessing, crop=frame.crop, align=frame.align)
-        if frame.resize is not None:
-            if not isinstance(preprocessing, Preprocessing):
-                raise DataError(f"{encoder.name}: resizes as its authors do; leave resize out")
-            preprocessing = replace(preprocessing, resize=frame.resize)
+        compute = options.compute
         reading, checksums = source.with_checksums()
         return cls(
             model=encoder,
             source=source,
             reading=reading,
             checksums=checksums,
-            preprocessing=preprocessing,
-            chosen=chosen,
-            features=features,
+            preprocessing=asked.preprocessing,
+            chosen=asked.layers,
+            features=asked.features,
             options=options,
             batch_size=0 if compute.batch_size == "auto" else int(compute.batch_size),
             workers=check_workers(compute.num_workers),
@@ -782,8 +816,12 @@ class ExtractionJob:
                 if self.options.compute.precision == "fp32"
                 else ', extract with precision="fp32"'
             )
+            if key == "kl":
+                layer = self.model.layers[int(np.isfinite(value[row]).argmin())]
+                what = f"kl of layer {layer.name}"
+            found = "infinity, more than float32 holds," if np.isinf(value[row]).any() else "NaN"
             raise StoreError(
-                f"{what}: expected finite values, found NaN or infinity for image {ids[row]!r}, which may be "
+                f"{what}: expected finite values, found {found} for image {ids[row]!r}, which may be "
                 f"far from what {self.model.name} was trained on; look at the weights{more}{SKIP_ADVICE}"
             )
         if spec is None:

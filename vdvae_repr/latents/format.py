@@ -89,6 +89,27 @@ class StoreInfo:
     created: str | None = None
     versions: str | None = None
 
+    @property
+    def images_in_words(self) -> str:
+        """What was done to the images before the encoder, in words."""
+        steps = json.loads(self.preprocessing)
+        if not isinstance(steps, dict):
+            return self.preprocessing
+        said = "the whole image"
+        crop, size, resize = (steps.pop(key, None) for key in ("crop", "size", "resize"))
+        align, _ = steps.pop("align", None), steps.pop("landmarks", None)
+        if align is not None:
+            said = f"the face, aligned ({align})"
+        elif crop is not None:
+            said = f"the central square of {crop} pixels"
+        elif resize is not None and not str(resize).startswith("shorter side"):
+            said = "the central square"
+        if resize is not None:
+            said += f"; resized: {resize}"
+        if size is not None:
+            said += f"; to {size} x {size} pixels"
+        return "; ".join([said, *(f"{key} {value}" for key, value in steps.items())])
+
     @classmethod
     def read(cls, attrs: Mapping[str, Any]) -> StoreInfo:
         """Read the attributes of a file.
@@ -213,7 +234,8 @@ def _part(row: list[Any]) -> tuple[str, int, int, str]:
 class Part:
     """A file that a virtual store refers to, by its name relative to the store's folder."""
 
-    path: Path
+    folder: Path
+    """The store's, where it was opened."""
     name: str
     size: int
     count: int
@@ -224,11 +246,16 @@ class Part:
     def of(cls, path: Path, info: StoreInfo) -> tuple[Part, ...]:
         """Return a store's parts in order; none of a single file."""
         folder = path.resolve().parent
-        return tuple(cls(folder / part[0], *part) for part in info.parts)
+        return tuple(cls(folder, *part) for part in info.parts)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.folder / self.name
 
     def check(self, store: Path) -> None:
-        """Refuse a part that is missing, cut short, elsewhere or of other rows."""
-        if not self.path.resolve().is_relative_to(store.resolve().parent):
+        """Refuse a part that is missing, cut short, elsewhere or of other rows; messages name the store."""
+        if not self.path.resolve().is_relative_to(self.folder):
             raise StoreError(f"{store}: its part {self.name!r} lies outside its folder; refused")
         found = self.path.stat().st_size if self.path.is_file() else None
         if found != self.size:

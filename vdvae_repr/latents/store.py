@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from vdvae_repr.config import with_hints
 from vdvae_repr.errors import StoreError, first_line
 from vdvae_repr.latents import base
 from vdvae_repr.latents.base import Array, Latents
@@ -62,7 +63,9 @@ class LatentStore(Latents):
         self.reads_mirrored = mirrored
         self.attrs = dict(file.attrs)
         self.info = StoreInfo.read(self.attrs)
-        self._parts = Part.of(path, self.info)
+        self.place = Path(file.filename)
+        """The file, from the root, whatever folder becomes the working one; `path` is as it was given."""
+        self._parts = Part.of(self.place, self.info)
         self._looked_into: set[str] = (
             set()
         )  # parts without links, arrays that are as large as they say
@@ -92,7 +95,7 @@ class LatentStore(Latents):
         file = None
         try:
             refuse_broken_trailer(path)
-            file = h5py.File(path, "r")
+            file = h5py.File(path.absolute(), "r")
             if file.attrs.get("schema") != SCHEMA:
                 found = file.attrs.get("schema", "no schema")
                 raise StoreError(f"{path}: expected a store of schema {SCHEMA}, found {found}")
@@ -132,6 +135,11 @@ class LatentStore(Latents):
         if "mirror" not in self._opened:
             raise StoreError(f"{self.path}: holds no mirrored images; extract with mirror=True")
         return LatentStore(self.path, self._opened, mirrored=not self.reads_mirrored)
+
+    @property
+    def tested_path(self) -> Path:
+        """The file that scores lie beside, from the root."""
+        return self.place
 
     @property
     def factors(self) -> dict[str, Array]:
@@ -187,6 +195,7 @@ class LatentStore(Latents):
             sha.update(self.read(key, f"layer {spec.name}", rows).tobytes())
         return sha.hexdigest()
 
+    @with_hints
     def dataset(
         self,
         layers: str | int | Sequence[str | int] = "all",
@@ -201,11 +210,12 @@ class LatentStore(Latents):
         specs = self.distinct(layers, feature)
         names = tuple(spec.name for spec in specs)
         rows, mirrored = self.rows(split), self.reads_mirrored
-        return StoreDataset(LatentStore.open, self.path, names, feature, pool, rows, mirrored)
+        return StoreDataset(LatentStore.open, self.place, names, feature, pool, rows, mirrored)
 
+    @with_hints
     def decode(
         self,
-        model: VDVAE,
+        model: VDVAE | str | Path,
         layers: str | int | Sequence[str | int] = "all",
         *,
         first: int | None = None,
@@ -224,6 +234,7 @@ class LatentStore(Latents):
             rest=rest, pixels=pixels, temperature=temperature, seed=seed,
         )  # fmt: skip
 
+    @with_hints
     def export(
         self,
         out: str | Path,

@@ -129,7 +129,7 @@ def select_layers(
     for item in items:
         found = _select_one(layers, item)
         if not found:
-            meant = item.lower()
+            meant = re.sub(r"^<(?!=)", "<=", item.lower())
             hint = f"; did you mean {meant!r}?" if _select_one(layers, meant) else ""
             raise LayerError(
                 f"no layer matches {item!r}{hint}; the layers are {describe_layers(layers)}"
@@ -177,7 +177,7 @@ def _select_one(layers: Sequence[LayerSpec], item: str) -> set[int]:
         same = [layer.index for layer in layers if layer.resolution == int(match[1])]
         place = int(match[2])
         # Of a VDVAE of which some layers are stored, the number in the name counts, not the place.
-        own = any(_RESOLUTION_NAME.fullmatch(layer.name) for layer in layers)
+        own = any(_RESOLUTION_NAME.search(layer.name) for layer in layers)
         return set() if own else set(same[place : place + 1])
     if match := re.fullmatch(r"(\d*):(\d*)", item):
         start, stop = match.groups()

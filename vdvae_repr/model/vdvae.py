@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdvae_repr.config import ModelConfig, StudentConfig, hidden_by_mask, shown, whole_number
+from vdvae_repr.config import (
+    ModelConfig,
+    StudentConfig,
+    hidden_by_mask,
+    shown,
+    whole_number,
+    with_hints,
+)
 from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError, first_line
 from vdvae_repr.model.base import ELBO, ImageModel, checkpointed
 from vdvae_repr.model.blocks import (
@@ -187,6 +194,14 @@ class VDVAE(ImageModel):
         widths = Widths(config.width, parse_widths(config.widths))
         self.bottom_up = BottomUp(config, widths)
         self.top_down = TopDown(config, widths)
+
+    def __repr__(self) -> str:
+        """Say what its layers are, and how large it is; `model.children()` has its modules."""
+        size, count = self.config.image_size, sum(p.numel() for p in self.parameters())
+        return (
+            f"<VDVAE {self.name}: {size}x{size}, {len(self.layers)} layers ({self.layers[0].name} .. "
+            f"{self.layers[-1].name}), {count:,} parameters>"
+        )
 
     @property
     def layers(self) -> tuple[LayerSpec, ...]:
@@ -361,6 +376,7 @@ class VDVAE(ImageModel):
         return states
 
     @torch.no_grad()
+    @with_hints
     def posterior(
         self,
         images: Any,

@@ -11,6 +11,7 @@ import numpy as np
 
 from vdvae_repr.errors import LayerError, TaskError
 from vdvae_repr.latents.base import Latents, same_images
+from vdvae_repr.latents.side_by_side import SideBySide
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.probing.features import Columns, Features
 from vdvae_repr.probing.task import Problem, expect_several, several
@@ -110,7 +111,8 @@ class Choice:
         Raises:
             TaskError: it lacks a layer or a feature.
         """
-        alike = _is_of_a_vdvae(other) == _is_of_a_vdvae(store)
+        mixed = isinstance(store, SideBySide) or isinstance(other, SideBySide)
+        alike = not mixed and _is_of_a_vdvae(other) == _is_of_a_vdvae(store)
         if not alike or set(self.selections) & {"without", "pruned"}:
             default = Choice(["all"], [other.default_feature], [None], ["single"])
             return default.of_store(model, other)

@@ -21,6 +21,7 @@ from vdvae_repr.heads.spectrum import Spectrum
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.latents.extract import extract
 from vdvae_repr.latents.options import Sampling, Storage
+from vdvae_repr.latents.side_by_side import SideBySide
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.probing.features import Columns, Features, hash_arrays, hash_text
 
@@ -124,6 +125,10 @@ class RandomTwin:
     @cached_property
     def refusal(self) -> str | None:
         """Why the control cannot be run, in one line; None where it can."""
+        if isinstance(self._store, SideBySide):
+            return (
+                "layers of several encoders stand side by side; probe each of their stores for it"
+            )
         if not json.loads(self._store.info.config).get("encoder", "").startswith("torch:"):
             return None
         try:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from vdvae_repr.config import suggestion
+from vdvae_repr.config import suggestion, with_hints
 from vdvae_repr.errors import TaskError, printable
 from vdvae_repr.latents.base import Latents, read_otherwise
 from vdvae_repr.model.layers import LayerSpec
@@ -66,6 +66,7 @@ from vdvae_repr.results import (
 logger = logging.getLogger(__name__)
 
 
+@with_hints
 def probe(
     store: Latents,
     task: Task | str,
@@ -207,12 +208,22 @@ class Run:
     cache: str | Path | None
     bar: Any = None
     notes: list[str] = field(default_factory=list)
+    checked: bool = False
+    """Whether all that was asked for can be done, so that notes are told, and no error follows them."""
 
     def note(self, line: str) -> None:
         """Tell the reader, once."""
         if line and line not in self.notes:
             self.notes.append(line)
-            logger.info(line)
+            if self.checked:
+                logger.info(line)
+
+    def begin(self) -> None:
+        """Tell what was noted while it was not known whether what is asked for can be done."""
+        if not self.checked:
+            self.checked = True
+            for line in self.notes:
+                logger.info(line)
 
     def scores_of(self, problem: str) -> ScoreCache | None:
         """Return the scores that are kept of a problem, and say once where they lie."""
@@ -226,7 +237,8 @@ class Run:
                 raise
             self.note(f"no scores are kept: {error}")
             return None
-        self.note(f"{KEPT_IN}{folder}")
+        here = folder.is_relative_to(Path.cwd())
+        self.note(f"{KEPT_IN}{folder.relative_to(Path.cwd()) if here else folder}")
         return scores
 
     def candidates(self) -> list[Candidates]:
@@ -256,6 +268,7 @@ class Measurement:
         self._known_heads = tuple(self.problem.heads)
         self.heads = _chosen_heads(task.name, self.problem, run.heads)
         self.problem.heads = self.heads
+        run.begin()
         about: list[str] = []
         if images is None:
             run.note("no images are stored: whether one is on both sides of the split is not known")
@@ -351,8 +364,14 @@ class Measurement:
         models = list(dict.fromkeys([name, *RIVALS, *(e.features.model for e in entries)]))
         grouped = {m: _choose([e for e in entries if e.features.model == m]) for m in models}
         compared = _stand_for(grouped, name)
-        comparisons = self._comparisons(head, compared, grouped)
+        rivals = [e for m in RIVALS for e in grouped[m] if e.chosen]
+        comparisons = self._comparisons(head, compared, rivals)
         report.comparisons += comparisons
+        others = [e for m in self.run.beside for e in grouped.get(m, ()) if e.chosen]
+        report.beside += [
+            replace(each, verdict=verdict([each.difference], [each.p_value]))
+            for each in self._comparisons(head, compared, others)
+        ]
         every = [entry for group in grouped.values() for entry in group]
         if "shuffled-labels" in self.run.controls and compared is not None:
             basis = replace(compared.features, model="shuffled-labels")
@@ -467,10 +486,9 @@ class Measurement:
             bar.set_description(printable(what))
 
     def _comparisons(
-        self, head: Head, picked: Entry | None, grouped: Mapping[str, Sequence[Entry]]
+        self, head: Head, picked: Entry | None, rivals: Sequence[Entry]
     ) -> list[Comparison]:
-        """Compare a row of the store's model with what stands for each rival."""
-        rivals = [e for m in RIVALS for e in grouped[m] if e.chosen]
+        """Compare a row of the store's model with what stands for each rival; p after Holm over them."""
         if picked is None or not rivals:
             return []
         metric = self.problem.metrics_of(head)[0]
@@ -713,8 +731,13 @@ def _by_last_layer(features: Sequence[Features]) -> list[Features]:
 
 
 def _choose(entries: Sequence[Entry]) -> list[Entry]:
-    """Mark what has the best training score, the first of equals; where none is known, what is alone."""
+    """Mark what has the best training score, the first of equals; where none is known, what is alone.
+
+    Nothing is marked where all are equals, as on a val of one image: such a score is no choice.
+    """
     known = [e.training_score for e in entries if e.choosable and e.training_score is not None]
+    if len(known) > 1 and len(set(known)) == 1:
+        return list(entries)
     if not known:
         return [replace(e, chosen=True) for e in entries] if len(entries) == 1 else list(entries)
     best = next(e for e in entries if e.choosable and e.training_score == max(known))
@@ -724,15 +747,18 @@ def _choose(entries: Sequence[Entry]) -> list[Entry]:
 def _stand_for(grouped: dict[str, list[Entry]], name: str) -> Entry | None:
     """Return the row of the store's model that is compared, and mark what stands for its rivals beside it.
 
-    Where nothing is chosen, all layers together are compared, which is no choice; of the random twins the
-    same of theirs. Of PCA, where no size is chosen, the largest that has no more dimensions stands.
+    Where nothing is chosen, all layers together are compared, which is no choice; of the random twins, there
+    and where none of theirs is chosen, the same. Of PCA, where no size is chosen, the largest that has no
+    more dimensions stands.
     """
     picked = next((e for e in grouped[name] if e.chosen), None)
+    nothing_chosen = picked is None
     if picked is None:
         able = [e for e in grouped[name] if e.choosable]
         if not able:
             return None
         picked = max(able, key=_how_much)
+    if nothing_chosen or not any(e.chosen for e in grouped["random-init"]):
         same = [e for e in grouped["random-init"] if _read(e) == _read(picked)]
         grouped["random-init"] = [replace(e, chosen=e in same[:1]) for e in grouped["random-init"]]
     if grouped["pca"] and not any(e.chosen for e in grouped["pca"]):

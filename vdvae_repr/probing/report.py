@@ -33,7 +33,8 @@ class Report(Findings):
         rows: a figure each, with everything needed to read it. Of a head and a model one is `chosen`, by
             training data. `layer` is a selector of exactly what is in it: `8x8.2` singly, `0:12` all layers
             up to one, `1x1,4x4` all resolutions but one; or `10 % by kl`.
-        comparisons: of each head's chosen row with that of each rival; `verdict` says in words how it stands.
+        comparisons: of each head's chosen row with that of each control; `verdict` says how it stands.
+        beside: the same with that of each model beside, with a verdict of its own, p after Holm over these.
         curves: CMC, ROC, or detection and identification rates, of chosen rows.
         notes: what the reader must know: the split, what was left out.
         headlines: what was asked of how much, a line each task and size of it.
@@ -71,7 +72,8 @@ class Report(Findings):
 
     def _answer(self, asked_next: str, notes: Sequence[str] = ()) -> str:
         more = f"more heads: {', '.join(self.more_heads)} · " if self.more_heads else ""
-        return answer(self.rows, self.comparisons, self.headlines, [more + asked_next], notes)
+        footer = [more + asked_next]
+        return answer(self.rows, self.comparisons, self.headlines, footer, notes, self.beside)
 
     def table(self) -> str:
         """Return all rows of each head's first metric as a table, `*` where chosen."""
@@ -120,7 +122,7 @@ class Report(Findings):
         folder: str | Path,
         formats: Sequence[str] = ("png",),
         latents: Latents | None = None,
-        model: VDVAE | None = None,
+        model: VDVAE | str | Path | None = None,
     ) -> None:
         """Write rows, tables, figures and the page, in place of what an earlier run left in the folder.
 
@@ -131,15 +133,19 @@ class Report(Findings):
             model: as `page` takes it.
 
         Raises:
-            TaskError: the folder cannot be written, or holds a file of these names that is not ours; an
-                unknown format. StoreError: a store of other images or weights than the report is of.
+            TaskError: nothing to write; the folder cannot be written, or holds a file of these names that is
+                not ours; an unknown format. StoreError: a store of other images or weights than the report's.
         """
+        from vdvae_repr.encoders.load import loaded
         from vdvae_repr.report import pictures
 
-        pictures.save(self, folder, self.rate_accuracy(), formats, latents, model)
+        pictures.save(self, folder, self.rate_accuracy(), formats, latents, loaded(model))
 
     def page(
-        self, path: str | Path, latents: Latents | None = None, model: VDVAE | None = None
+        self,
+        path: str | Path,
+        latents: Latents | None = None,
+        model: VDVAE | str | Path | None = None,
     ) -> None:
         """Write the report as one HTML file, which needs no network and no other file.
 
@@ -147,15 +153,16 @@ class Report(Findings):
             path: of the page, as `out/index.html`; an earlier page is replaced, never another file.
             latents: the store that was probed, for pictures: the nearest images of the same image by layer,
                 and with `model` what the first layers rebuild; also the KL of each layer.
-            model: that the store was extracted with.
+            model: that the store was extracted with, or what `load` takes.
 
         Raises:
             TaskError: nothing to show, or another file in the way. StoreError: a store of other images or
                 weights than the report is of.
         """
+        from vdvae_repr.encoders.load import loaded
         from vdvae_repr.report import page
 
-        page.write(self, path, latents, model)
+        page.write(self, path, latents, loaded(model))
 
     @property
     def plot(self) -> Plots:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vdvae_repr.config import with_hints
 from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.gram import gram_matrices
 from vdvae_repr.latents.base import Latents, read_otherwise, same_images
@@ -28,6 +29,7 @@ LEAST = 4  # images; of fewer there is no unbiased HSIC
 Matrix = NDArray[np.float64]
 
 
+@with_hints
 def compare(
     a: Latents,
     b: Latents | None = None,
@@ -59,11 +61,14 @@ def compare(
             raise TaskError(
                 f"{b.path}: expected the images of {a.path} in their order, found others"
             )
+    if len(a) < LEAST:
+        raise TaskError(f"{a.path}: expected at least {LEAST} images, found {len(a)}")
+    if b is not None:
+        for store in (a, b):  # a feature that one lacks is refused before anything is said
+            store.distinct("all", store.default_feature if feature is None else feature)
         for line in (same_images(a, b), read_otherwise(a, b)):
             if line:
                 notice(line)
-    if len(a) < LEAST:
-        raise TaskError(f"{a.path}: expected at least {LEAST} images, found {len(a)}")
     names, own = _layers(a, feature, notice, seed)
     others, theirs = (names, own) if b is None else _layers(b, feature, notice, seed)
     order = np.random.default_rng(seed).permutation(len(own[0]))

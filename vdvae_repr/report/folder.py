@@ -37,6 +37,7 @@ class Findings:
 
     rows: list[Result] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
+    beside: list[Comparison] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     headlines: list[str] = field(default_factory=list)
@@ -106,6 +107,7 @@ def read(folder: str | Path) -> Findings:
             f"{folder}: holds no results (results.jsonl, or similarity.csv); give a folder that a probe saved"
         )
     found.comparisons = list(_records(folder / "comparisons.csv", Comparison))
+    found.beside = list(_records(folder / "beside.csv", Comparison))
     found.sampling_costs = list(_records(folder / "noise.csv", SamplingCost))
     found.nats = {
         row["layer"]: _number(row, "nats", folder / "rate_accuracy.csv")

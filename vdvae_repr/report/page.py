@@ -7,8 +7,7 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -31,6 +30,7 @@ from vdvae_repr.results import (
     LOWER_IS_BETTER,
     METRIC_NAMES,
     UNDECIDED,
+    Comparison,
     Curve,
     Result,
     layer_by_factor,
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 NEAREST = ("nearest", "knn")  # how heads begin that look for the nearest images
 OPEN = 4  # charts of one kind that are shown; the others can be unfolded
+DIFFERENCE = "difference (right of 0: the model is better)"
 FEW = 6  # heads whose comparisons have a chart each
 MOST_POINTS = 150  # of a curve
 COLUMNS = {
@@ -201,12 +202,13 @@ def expect_of_results(store: Latents, findings: Findings) -> None:
 
 def render(findings: Findings, store: Latents | None = None, model: VDVAE | None = None) -> str:
     """Return the page as text: see `write`."""
-    asked = list(summary.asked_of(findings.rows, findings.comparisons))
+    asked = list(summary.asked_of(findings.rows, findings.comparisons, findings.beside))
     sections = [
         section
         for section in (
             _by_layer(asked),
             _comparisons(asked),
+            _others(asked, findings.called),
             _other_selections(asked),
             _rate_accuracy(findings, asked),
             _kl_by_layer(findings, asked, store),
@@ -531,40 +533,55 @@ def _kl_by_layer(findings: Findings, asked: Sequence[Asked], store: Latents | No
 def _comparisons(asked: Sequence[Asked]) -> Section:
     """Return the differences from each rival; of many heads, each from the rival by which it looks worst."""
     compared = [one for one in asked if one.comparisons]
-
-    def dot(label: str, one: Any) -> Dot:
-        p = "no p" if one.p_value is None else f"p {short(one.p_value)}"
-        if one.p_value is not None and one.p_value < 0.001:
-            p = "p < .001"
-        low, high = one.diff_low, one.diff_high
-        words = with_interval(one.difference, low, high, sign=True)
-        look = "undecided"
-        if one.p_value is not None and one.p_value < ALPHA:
-            look = "better" if one.difference > 0 else "worse"
-        tip = f"{label}: {words}, {p}"
-        return Dot(label, look, one.difference, low, high, f"{words}, {p}", tip)
-
-    x_label = "difference (right of 0: the model is better)"
     figures = []
     if len(compared) <= FEW:
         for one in compared:
-            rows = [dot(summary.control_name(c.versus), c) for c in one.comparisons]
+            rows = [_dot(summary.control_name(c.versus), c) for c in one.comparisons]
             title = f"{one.label}: {summary.verdict(one)}"
-            svg = charts.dots(f"Differences from controls by {title}", rows, x_label, zero=True)
+            svg = charts.dots(f"Differences from controls by {title}", rows, DIFFERENCE, zero=True)
             figures.append(Figure(title, svg, narrow=True))
     else:
         rows = [
-            dot(f"{_factor(one)}, {summary.control_name(one.worst.versus)}", one.worst)
+            _dot(f"{_factor(one)}, {summary.control_name(one.worst.versus)}", one.worst)
             for one in compared
             if one.worst is not None
         ]
         title = "Each beside the control by which it looks worst"
-        figures.append(Figure(title, charts.dots(title, rows, x_label, zero=True)))
+        figures.append(Figure(title, charts.dots(title, rows, DIFFERENCE, zero=True)))
     text = (
         "What training data picked, less each control. Bars are 95 % intervals; p is two-sided, after Holm "
         "over a head's controls. A triangle up is better, one down worse, a ring: no difference told."
     )
     return Section("comparisons", "Beside the controls", text, figures)
+
+
+def _others(asked: Sequence[Asked], called: Mapping[str, str]) -> Section:
+    """Return the differences from each model beside, by head."""
+    rows = [
+        _dot(f"{one.label}, {called.get(c.versus, c.versus)}", c)
+        for one in asked
+        for c in one.others
+    ]
+    title = "Differences from models beside"
+    figures = [Figure(title, charts.dots(title, rows, DIFFERENCE, zero=True))] if rows else []
+    text = (
+        "What training data picked, less what they picked of each model beside: bars, p and marks as above, "
+        "after Holm over a head's models beside."
+    )
+    return Section("others", "Beside other models", text, figures)
+
+
+def _dot(label: str, one: Comparison) -> Dot:
+    """Return a difference with its interval and p, and how it looks."""
+    p = "no p" if one.p_value is None else f"p {short(one.p_value)}"
+    if one.p_value is not None and one.p_value < 0.001:
+        p = "p < .001"
+    low, high = one.diff_low, one.diff_high
+    words = with_interval(one.difference, low, high, sign=True)
+    look = "undecided"
+    if one.p_value is not None and one.p_value < ALPHA:
+        look = "better" if one.difference > 0 else "worse"
+    return Dot(label, look, one.difference, low, high, f"{words}, {p}", f"{label}: {words}, {p}")
 
 
 def _factor(one: Asked) -> str:
@@ -850,8 +867,9 @@ def _provenance(findings: Findings, store: Latents | None) -> Iterator[tuple[str
     for name, value in findings.record.items():
         yield names.get(name, name), value
     if store is not None:
-        for name in ("preprocessing", "z", "draws", "pool", "created", "precision"):
+        yield "store: of each image", store.info.images_in_words
+        for name in ("z", "draws", "pool", "created", "precision"):
             if (value := getattr(store.info, name)) is not None:
-                yield f"store: {name}", re.sub(r'["{}]', "", str(value))
+                yield f"store: {name}", str(value)
     if findings.more_heads:
         yield "heads not asked for", ", ".join(findings.more_heads)

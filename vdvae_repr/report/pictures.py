@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from vdvae_repr import results
+from vdvae_repr.errors import TaskError
 from vdvae_repr.output import (
     FIGURES,
     MARK,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 ENDS = "|".join(FIGURES)
 MADE = re.compile(
     rf"(layers|shots|cmc|roc|dir|noise|factors|rate_accuracy|rois|voxels)(-.*)?\.({ENDS})"
-    rf"|similarity-.*\.({ENDS}|csv)|(comparisons|curves|noise|rate_accuracy)\.csv|factors-.*\.csv"
+    rf"|similarity-.*\.({ENDS}|csv)|(comparisons|beside|curves|noise|rate_accuracy)\.csv|factors-.*\.csv"
     r"|(voxels|bands)(-.*)?\.csv"
     r"|results\.(jsonl|csv)|report\.json|index\.html"
 )
@@ -83,12 +84,14 @@ def save(
         StoreError: the store is of other images or weights than the results.
     """
     refuse_formats(formats)
+    if not findings.rows:
+        raise TaskError("save: expected results to write, found none; run a probe")
     if store is not None:
         page.expect_of_results(store, findings)
     rows, costs = findings.rows, findings.sampling_costs
     with replacing_folder(folder, MADE) as aside:
         figures = Figures(aside, formats, findings.called)
-        results.write(rows, aside, costs, findings.comparisons)
+        results.write(rows, aside, costs, findings.comparisons, findings.beside)
         write(rows, findings.curves, figures)
         write_noise(costs, figures)
         for name, found in findings.similarity.items():

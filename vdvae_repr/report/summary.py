@@ -44,12 +44,14 @@ class Asked:
     Args:
         label: the head, with the number of shots where there are several.
         rows: of the store's model, of those beside and of the controls.
-        comparisons: of the chosen row with each rival.
+        comparisons: of the chosen row with each control.
+        others: of the chosen row with each model beside.
     """
 
     label: str
     rows: Sequence[Result]
     comparisons: Sequence[Comparison]
+    others: Sequence[Comparison] = ()
 
     @property
     def own(self) -> list[Result]:
@@ -68,6 +70,11 @@ class Asked:
         return len(self.own) == 1
 
     @property
+    def tied(self) -> bool:
+        """Whether training data score all rows alike, so that they pick none."""
+        return self.picked is None and any(row.training_score is not None for row in self.own)
+
+    @property
     def beside(self) -> list[Result]:
         """The chosen rows of other models."""
         own = self.own[0].model
@@ -75,6 +82,8 @@ class Asked:
 
     def best(self, single: bool) -> Result | None:
         """Return the row that training data put first among single layers, or among sets of them."""
+        if self.tied:
+            return None
         among = [
             row
             for row in self.own
@@ -99,17 +108,19 @@ def answer(
     headlines: Sequence[str] = (),
     footer: Sequence[str] = (),
     notes: Sequence[str] = (),
+    others: Sequence[Comparison] = (),
 ) -> str:
     """Say what rows and comparisons amount to.
 
     Args:
         rows: of a report.
-        comparisons: of its chosen rows with each rival.
+        comparisons: of its chosen rows with each control.
         headlines: what was asked of how many, a line each; what else must be known stands behind them.
         footer: what may be asked next.
         notes: what else the reader must know, as far as there is room.
+        others: comparisons with models beside.
     """
-    asked = list(asked_of(rows, comparisons))
+    asked = list(asked_of(rows, comparisons, others))
     said = [line for note in notes for line in _wrapped(f"- {note}", indent="  ")]
     if not asked:
         return "\n".join(["nothing was scored", *headlines, *said][:LINES])
@@ -126,7 +137,9 @@ def answer(
     return "\n".join([*above, *table, *below, *said, *last])
 
 
-def asked_of(rows: Sequence[Result], comparisons: Sequence[Comparison]) -> Iterator[Asked]:
+def asked_of(
+    rows: Sequence[Result], comparisons: Sequence[Comparison], others: Sequence[Comparison] = ()
+) -> Iterator[Asked]:
     """Yield what each head was asked, in the order of the rows; nothing where no model was scored."""
     first: dict[tuple[str, str, int], tuple[str, float | None]] = {}
     for row in rows:
@@ -142,21 +155,29 @@ def asked_of(rows: Sequence[Result], comparisons: Sequence[Comparison]) -> Itera
             if (row.task, row.head, row.n_train) == (task, head, n_train)
             and (row.metric, row.at) == (metric, at)
         ]
-        beaten = [c for c in comparisons if (c.task, c.head, c.n_train) == (task, head, n_train)]
+        found = [
+            [c for c in each if (c.task, c.head, c.n_train) == (task, head, n_train)]
+            for each in (comparisons, others)
+        ]
         if any(row.role == "model" for row in own):
-            yield Asked(label, own, beaten)
+            yield Asked(label, own, *found)
 
 
 def warnings(asked: Sequence[Asked]) -> Iterator[str]:
     """Yield what is too little to choose by, or to tell a difference by."""
-    unchosen = [one for one in asked if one.picked is None]
-    if unchosen:
+    for tied, why in (
+        (False, "no data are set apart to choose on"),
+        (True, "all rows score alike on the data to choose on, which tell nothing"),
+    ):
+        unchosen = [one for one in asked if one.picked is None and one.tied is tied]
+        if not unchosen:
+            continue
         which = "" if len(unchosen) == len(asked) else f" by {', '.join(o.label for o in unchosen)}"
         shown = ", ".join(dict.fromkeys(layer_of(one.compared) for one in unchosen))
         does = "is compared" if any(one.comparisons for one in unchosen) else "is shown"
         yield (
-            f"No row is picked{which}, as no data are set apart to choose on: what has most "
-            f"dimensions, {shown}, {does}, which is no choice."
+            f"No row is picked{which}, as {why}: what has most dimensions, {shown}, {does}, which is no "
+            "choice."
         )
     for why in dict.fromkeys(c.why for one in asked for c in one.comparisons if c.why):
         yield f"No p: {why}."
@@ -166,16 +187,22 @@ def warnings(asked: Sequence[Asked]) -> Iterator[str]:
 
 
 def beside(asked: Sequence[Asked]) -> Iterator[str]:
-    """Yield what other models have: their chosen rows, a line a head, as far as there is room."""
+    """Yield what other models have, and how the picked row stands beside them, as far as there is room."""
     found = [
-        f"{one.label} beside: "
-        + ", ".join(f"{row.model} {layer_of(row)} {short(row.value)}" for row in one.beside)
+        f"{one.label} beside: {', '.join(_of_model(one, row) for row in one.beside)}"
         for one in asked
         if one.beside
     ]
     yield from found[:MOST_BESIDE]
     if (left := len(found) - MOST_BESIDE) > 0:
         yield f"and {left} heads more"
+
+
+def _of_model(one: Asked, row: Result) -> str:
+    """Return a chosen row of a model beside, and the difference of the picked row from it."""
+    text = f"{row.model} {layer_of(row)} {short(row.value)}"
+    told = [f"{c.verdict} {_of_difference(c)}" for c in one.others if c.versus == row.model]
+    return f"{text} ({told[0]})" if told else text
 
 
 def _table(asked: Sequence[Asked], room: int) -> list[str]:

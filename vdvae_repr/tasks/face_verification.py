@@ -191,11 +191,27 @@ class Verification(Problem):
         text = f"{n_test} pairs, {where}; {added} the mirrored images' features added"
         for line in about_pairs(self._pairs, store.labels, store.ids):
             text += f"; {line}"
+        text += self._known_people(person, tested_of)
         text += of_every_split([store.splits[i] for i in _rows(self._pairs)])
         if left := [rate for rate in heads.FARS if rate not in kept and far is None]:
             text += f"; {impostors} impostors are too few for FAR {', '.join(map(str, left))}"
         super().__init__(store, Split(fitted, tested, text=text), heads=HEADS, metrics=metrics)
         self.n_train, self.n_test, self.sides = n_train, n_test, sides
+
+    def _known_people(self, person: NDArray[np.intp], tested_of: Sequence[NDArray[np.intp]]) -> str:
+        """Count the people (N,) who are tested on and learned of, by other images; nothing if there are none.
+
+        `tested_of` holds the rows that each fold tests on.
+        """
+        sides = tested_of if self.choose is None else [tested_of[0], _rows(self.choose)]
+        often = np.bincount(np.concatenate([np.unique(person[rows]) for rows in sides]))
+        if not (known := int((often > 1).sum())):
+            return ""
+        where = "in several folds" if self.choose is None else "in training and in test pairs"
+        return (
+            f"; {known} of {int((often > 0).sum())} people are {where}, by other images, so that this is "
+            "not a test on strangers"
+        )
 
     def about_images(self, images: NDArray[np.uint8], ids: Sequence[str]) -> list[str]:
         """Count the pairs of one image and its copy too, which are told by themselves.

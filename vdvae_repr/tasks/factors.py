@@ -361,7 +361,9 @@ def _read_factors(
 
 
 def _are_codes(values: NDArray[Any]) -> bool:
-    """Return whether text is written as no amount is: as `007`, or longer than float64 tells apart."""
+    """Return whether values are written as no amount is: as `007`, or longer than float64 tells apart."""
+    if values.dtype.kind in "iu":
+        return bool(((values > 2**53) | (values < -(2**53))).any())
     return values.dtype.kind in "OU" and any(
         text.isdecimal() and ((len(text) > 1 and text[0] == "0") or int(text) > 2**53)
         for text in map(str, values)

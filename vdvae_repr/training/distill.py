@@ -21,7 +21,7 @@ from vdvae_repr.model.student import Student, multiply_adds
 from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.model.weights import weights_sha256
 from vdvae_repr.training.objective import Distillation
-from vdvae_repr.training.plan import make_plan, read_given, read_run
+from vdvae_repr.training.plan import make_plan, read_given, read_run, run_folder
 from vdvae_repr.training.trainer import place_of, run_plan
 
 STUDENT = "student64"  # the preset that is taken where no configuration is given
@@ -66,7 +66,7 @@ def distill(
     Args:
         teacher: a VDVAE, or what `load` takes. A resumed run that was given a name or a path knows it.
         data: what `--data` takes, as of `train`.
-        out: the run folder; `runs/NAME`, if not given.
+        out: the run folder; `config` where that is one, else `runs/NAME`, if not given.
         config: of the student, with `kind = "student"`: a preset's name, a TOML, a run folder or a
             configuration; `student64`, if not given. Its image_size, zdim, top_down, shift and scale are the
             teacher's, and may be missing.
@@ -103,7 +103,8 @@ def distill(
     if not isinstance(model, VDVAE):
         raise CheckpointError(f"teacher: expected a VDVAE, found {model!r}; load a VDVAE")
     model = model.eval().requires_grad_(False)
-    folder = Path("runs") / (name or f"{model.name}-student") if out is None else Path(out)
+    own = None if config is None or isinstance(config, Config) else run_folder(config)
+    folder = Path(out or own or Path("runs") / (name or f"{model.name}-student"))
     begun = resume and (folder / "config.toml").is_file()
     if config is None:
         config = folder if begun else STUDENT

@@ -16,10 +16,11 @@ from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vdvae_repr.config import shown, whole_number
+from vdvae_repr.config import shown, whole_number, with_hints
 from vdvae_repr.data.loader import default_workers, map_ahead
 from vdvae_repr.data.open import open_source, warn
-from vdvae_repr.data.source import Preprocessing, Source, read_images
+from vdvae_repr.data.source import RESIZE, Preprocessing, Source, about_enlarged, read_images
+from vdvae_repr.encoders.load import loaded
 from vdvae_repr.errors import CheckpointError, DataError, TaskError, printable
 from vdvae_repr.model.base import ImageModel
 from vdvae_repr.model.distributions import LayerPosterior
@@ -81,9 +82,10 @@ class Scores:
     """The negative importance-weighted bound, (N,); None without samples."""
 
 
+@with_hints
 @arithmetic()
 def evaluate(
-    model: ImageModel,
+    model: ImageModel | str | Path,
     data: str | Path | Source | NDArray[np.uint8] | None,
     *,
     split: str | None = None,
@@ -102,7 +104,7 @@ def evaluate(
     that `join_processes` joined each score a share of the batches, and each returns the whole result.
 
     Args:
-        model: in eval mode.
+        model: in eval mode; or what `load` takes.
         data: what `--data` takes; None, with `run`, for what that run was trained on. What is left out of it
             is logged as a warning.
         split: `train`, `val` or `test`; None scores every image.
@@ -124,30 +126,33 @@ def evaluate(
     Example:
         >>> vr.evaluate(model, "photos/", split="test").bits_per_dim  # doctest: +SKIP
     """
-    if not isinstance(model, ImageModel):
-        remedy = (
-            "load it with vr.load" if isinstance(model, str | Path) else "others have no likelihood"
-        )
-        raise TaskError(f"expected a VDVAE or a PixelCNN, found {type(model).__name__}: {remedy}")
     if on_error not in ("raise", "skip"):
         raise TaskError(f"on_error: expected raise or skip, found {on_error!r}")
     whole_number("batch_size", batch_size, 1)
-    if whole_number("importance_samples", importance_samples, 0) and not model.layers:
-        raise TaskError(
-            f"importance_samples: expected a VDVAE, found {model!r}, whose likelihood is exact; leave it out"
-        )
+    whole_number("importance_samples", importance_samples, 0)
     whole_number("seed", seed, 0)
     if crop is not None:
         whole_number("crop", crop, 1)
+    if resize not in RESIZE:
+        raise DataError(f"resize: expected {' or '.join(RESIZE)}, found {resize!r}")
     if run is not None and not isinstance(run, str | Path):
         raise TaskError(f"run: expected a run folder with config.toml, found {shown(run)}")
+    if run is None and data is None:
+        raise DataError("data: expected images to score, found none given")
+    model = loaded(model)
+    if not isinstance(model, ImageModel):
+        raise TaskError(
+            f"expected a VDVAE or a PixelCNN, found {type(model).__name__}: others have no likelihood"
+        )
+    if importance_samples and not model.layers:
+        raise TaskError(
+            f"importance_samples: expected a VDVAE, found {model!r}, whose likelihood is exact; leave it out"
+        )
     left_out: dict[str, str] = {}
     if run is not None:
         source, crop, left_out = _divided(Path(run), data, crop)
-    elif data is None:
-        raise DataError("data: expected images to score, found none given")
     else:
-        source = open_source(data)
+        source = open_source(data)  # type: ignore[arg-type]  # None is refused above
     chosen = [
         i
         for i, name in enumerate(source.splits)
@@ -166,6 +171,8 @@ def evaluate(
             'split="held-back" scores the others'
         )
     if run is None and (line := model.about_crop(crop)):
+        warn(line)
+    if line := about_enlarged(source, model.config.image_size, crop, chosen):
         warn(line)
     preprocessing = Preprocessing(size=model.config.image_size, crop=crop, resize=resize)
     if on_error == "skip":
@@ -237,9 +244,15 @@ def _refuse_unfinite(model: ImageModel, scores: Scores, ids: Sequence[str]) -> N
                 f"{model.name}: the weights {name} are not finite, so there is no score; load other weights"
             )
     first = ids[int(bad.nonzero()[0])]
+    where = "are not finite"
+    for spec, kl in zip(model.layers, scores.kl.T, strict=True):
+        if not torch.isfinite(kl).all():
+            beyond = ", of more nats than float32 holds" if torch.isinf(kl).any() else ""
+            where += f" from layer {spec.name} on{beyond}"
+            break
     raise CheckpointError(
-        f"{model.name}: the scores of {int(bad.sum())} of {len(ids)} images are not finite, {first} the "
-        "first; they, or the model's shift and scale, are far from what it was trained on"
+        f"{model.name}: the scores of {int(bad.sum())} of {len(ids)} images {where}, {first} the first; such "
+        "images, or the model's shift and scale, are far from what it was trained on"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.model.weights import weights_sha256
 from vdvae_repr.training.evaluate import score
 from vdvae_repr.training.reading import process
+
+logger = logging.getLogger(__name__)
 
 
 class Objective(Protocol):
@@ -207,19 +210,30 @@ class Distillation:
         batch_size: int,
         seed: int,
     ) -> Tensor:
-        """Return the mean KL by layer, float64."""
+        """Return the mean KL by layer, float64, of images whose KL is finite; the others are said."""
         rank, world = process()
         device, student = model.device, cast(Student, model)
-        sums = torch.zeros(len(self.layers), dtype=torch.float64, device=device)
+        sums = torch.zeros(len(self.layers) + 1, dtype=torch.float64, device=device)
         for start in range(len(indices))[rank * batch_size :: world * batch_size]:
             batch = read_images(source, preprocessing, indices[start : start + batch_size])
             images = torch.from_numpy(batch).permute(0, 3, 1, 2).to(device)
             pairs = zip(self.posterior(images), student(images), strict=True)
-            for place, (layer, (mean, log_std)) in enumerate(pairs):
-                sums[place] += gaussian_kl(layer.mean, layer.log_std, mean, log_std).double().sum()
+            kl = torch.stack([
+                gaussian_kl(layer.mean, layer.log_std, mean, log_std).double().sum(dim=(1, 2, 3))
+                for layer, (mean, log_std) in pairs
+            ], dim=1)  # fmt: skip
+            finite = kl.isfinite().all(dim=1)
+            sums[:-1] += kl[finite].sum(dim=0)
+            sums[-1] += finite.sum()
         if world > 1:
             torch.distributed.all_reduce(sums)
-        return sums.cpu() / len(indices)
+        count = sums[-1].cpu()
+        if (lost := len(indices) - int(count)) and rank == 0:
+            logger.warning(
+                "%d of %d images held back are left out of the score: the teacher does not know their "
+                "like, and their KL is not finite", lost, len(indices),
+            )  # fmt: skip
+        return sums[:-1].cpu() / count
 
     def progress_rows(
         self, model: SavedModel, images: NDArray[np.uint8]

@@ -184,7 +184,7 @@ def make_plan(
     """
     given, where, name = read_given(config)
     given_options = {key: value for key, value in options.items() if value is not None}
-    folder = None if isinstance(config, Config) else _run_folder(config)
+    folder = None if isinstance(config, Config) else run_folder(config)
     if not isinstance(changed, Sequence) or not all(isinstance(item, str) for item in changed):
         raise ConfigError(
             f"changed: expected a list of texts as 'train.lr=1e-4', found {shown(changed)}"
@@ -307,11 +307,11 @@ def read_given(config: Config | str | Path) -> tuple[Tables, str, str]:
             tables["train"] = asdict(config.train)
         kind = "pixelcnn" if isinstance(config.model, PixelCNNConfig) else "vdvae"
         return tables, "config", kind
-    path, folder = find_config(config), _run_folder(config)
+    path, folder = find_config(config), run_folder(config)
     return read_tables(path), str(config), folder.resolve().name if folder else path.stem
 
 
-def _run_folder(config: str | Path) -> Path | None:
+def run_folder(config: str | Path) -> Path | None:
     """Return the folder, if `config` is one; a preset's name is none whatever lies in the working folder."""
     preset = isinstance(config, str) and config in preset_names()
     return Path(config) if not preset and Path(config).is_dir() else None

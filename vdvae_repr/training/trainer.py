@@ -32,7 +32,7 @@ from vdvae_repr.config import (
 )
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source, warn
-from vdvae_repr.data.source import Preprocessing, Source, read_images
+from vdvae_repr.data.source import Preprocessing, Source, about_enlarged, read_images
 from vdvae_repr.errors import (
     CheckpointError,
     ConfigError,
@@ -268,6 +268,8 @@ def _train(
         source = leave_out(source, plan.left_out or {})
     trained, held = split_indices(source, recipe)
     if line := about_held_back(source, recipe):
+        say(line)
+    if line := about_enlarged(source, preprocessing.size, options.crop, trained.tolist()):
         say(line)
     fingerprint = source.fingerprint()
     identity = {
