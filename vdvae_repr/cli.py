@@ -1284,7 +1284,7 @@ def nsd(
 ) -> None:
     """Gather one subject's responses from the Natural Scenes Dataset's own files.
 
-    Example: vdvae-repr brain nsd --betas subj01/betas/ --design expdesign.mat --mask roi.nii.gz --out bold.npz
+    Example: vdvae-repr brain nsd --betas subj01/betas/ --design design.mat --mask roi.nii.gz --out bold.npz
     """
     import vdvae_repr as vr
 

@@ -23,7 +23,9 @@ def seen(tiny, people, tmp_path_factory):
 
 def test_responses_are_gathered_as_they_were_made(seen):
     _, store, paths = seen
-    found = read_nsd(paths["betas"], paths["design"], mask=paths["mask"], rois=[paths["rois"]])
+    found = read_nsd(
+        paths["betas"], paths["design"], subject=1, mask=paths["mask"], rois=[paths["rois"]]
+    )
     assert found.values.shape == (3, 160, 90)
     assert not np.isnan(found.values).any()
     assert found.ids == tuple(map(str, range(160)))
@@ -47,7 +49,9 @@ def test_responses_are_gathered_as_they_were_made(seen):
 
 def test_from_nsds_files_to_layers_and_images(seen, tiny, tmp_path):
     _, _, paths = seen
-    found = read_nsd(paths["betas"], paths["design"], mask=paths["mask"], rois=[paths["rois"]])
+    found = read_nsd(
+        paths["betas"], paths["design"], subject=1, mask=paths["mask"], rois=[paths["rois"]]
+    )
     bold, rois = found.save(tmp_path / "bold.npz")
     store = vr.extract(tiny, f"{paths['stimuli']}:imgBrick", tmp_path / "s.h5")
     task = vr.Encoding(responses=f"{bold}:responses", rois=str(rois))
@@ -83,18 +87,18 @@ def test_sessions_are_counted_from_the_first_on(seen, tmp_path, missing, expecte
     _, _, paths = seen
     folder = shutil.copytree(paths["betas"], tmp_path / "betas")
     (folder / "betas_session03.hdf5").unlink()  # later ones may be missing
-    assert read_nsd(folder, paths["design"], mask=paths["mask"]).ids
+    assert read_nsd(folder, paths["design"], subject=1, mask=paths["mask"]).ids
     shutil.copy(paths["betas"] / "betas_session03.hdf5", folder)
     (folder / f"betas_session{missing}.hdf5").unlink()
     with pytest.raises(vr.DataError, match=expected):
-        read_nsd(folder, paths["design"], mask=paths["mask"])
+        read_nsd(folder, paths["design"], subject=1, mask=paths["mask"])
 
 
 def test_what_would_not_fit_into_memory_is_refused(seen, monkeypatch):
     _, _, paths = seen
     monkeypatch.setattr(nsd, "MOST_BYTES", 100_000)
     with pytest.raises(vr.DataError, match=r"160 images, seen by 90 voxels; give a mask of fewer"):
-        read_nsd(paths["betas"], paths["design"], mask=paths["mask"])
+        read_nsd(paths["betas"], paths["design"], subject=1, mask=paths["mask"])
 
 
 @pytest.mark.parametrize("real", ["nsd_expdesign.mat", "betas_fithrf_GLMdenoise_RR/x.hdf5"])
@@ -127,18 +131,18 @@ def test_volumes_are_nifti(tmp_path):
 def test_what_is_not_nsds_is_refused_by_name(seen, tmp_path):
     _, _, paths = seen
     with pytest.raises(vr.DataError, match="expected files betas_session01"):
-        read_nsd(tmp_path, paths["design"])
+        read_nsd(tmp_path, paths["design"], subject=1)
     with pytest.raises(vr.DataError, match="no such file"):
-        read_nsd(paths["betas"], tmp_path / "none.mat")
+        read_nsd(paths["betas"], tmp_path / "none.mat", subject=1)
     with pytest.raises(vr.DataError, match="subject: expected 1 to 1, found 2"):
         read_nsd(paths["betas"], paths["design"], subject=2)
     write_nifti(tmp_path / "m.nii", np.ones((2, 2, 2), np.int16))
     with pytest.raises(vr.DataError, match="as of the mask"):
-        read_nsd(paths["betas"], paths["design"], mask=tmp_path / "m.nii")
+        read_nsd(paths["betas"], paths["design"], subject=1, mask=tmp_path / "m.nii")
     (tmp_path / "x.nii.gz").write_bytes(b"no")
     with pytest.raises(vr.DataError, match="expected a NIfTI volume"):
-        read_nsd(paths["betas"], paths["design"], mask=tmp_path / "x.nii.gz")
-    found = read_nsd(paths["betas"], paths["design"], mask=paths["mask"])
+        read_nsd(paths["betas"], paths["design"], subject=1, mask=tmp_path / "x.nii.gz")
+    found = read_nsd(paths["betas"], paths["design"], subject=1, mask=paths["mask"])
     found.save(tmp_path / "a.npz")
     with pytest.raises(vr.DataError, match="exists already"):
         found.save(tmp_path / "a.npz")

@@ -34,6 +34,7 @@ from vdvae_repr.output import expect_writable, replacing
 SCALE = 300  # of betas
 REPETITIONS = 3
 TRIALS = 50  # read at once
+NAMED = 5  # regions in a line
 MOST_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # of what is gathered
 NIFTI = {2: np.uint8, 4: np.int16, 8: np.int32, 16: np.float32, 64: np.float64, 512: np.uint16}
 
@@ -209,15 +210,13 @@ def read_nsd(
         if volume.shape != flags.shape:
             raise DataError(f"{name}: expected a volume {flags.shape}, found {volume.shape}")
         inside, outside = volume[flags], Counter(volume[(volume > 0) & ~flags].tolist())
-        for number in np.unique(volume[volume > 0]).tolist():
-            own = np.flatnonzero(inside == number)
-            if len(own):
-                found_regions[f"{name}-{number:g}"] = own
-            if beyond := outside[number]:
-                notes.append(
-                    f"{name}-{number:g}: {beyond} of {beyond + len(own)} voxels are left out, as the mask "
-                    "leaves them out"
-                )
+        for number in np.unique(inside[inside > 0]).tolist():
+            found_regions[f"{name}-{number:g}"] = np.flatnonzero(inside == number)
+        if outside:
+            counts = {n: (outside[n], int((volume == n).sum())) for n in sorted(outside)[:NAMED]}
+            listed = ", ".join(f"{o} of {a} of {name}-{n:g}" for n, (o, a) in counts.items())
+            more = f" and more of {len(outside) - NAMED} others" if len(outside) > NAMED else ""
+            notes.append(f"voxels of regions outside the mask are left out: {listed}{more}")
     return NSDResponses(
         values[:, kept] if len(kept) < len(rows) else values,
         tuple(str(number) for number in numbers.tolist()),
@@ -234,9 +233,9 @@ def _subject_of(paths: Sequence[str | Path], subject: int | None) -> int:
         DataError: neither says one, or they say several.
     """
     named = {
-        int(number): str(path)
+        int(numbers[-1]): str(path)
         for path in paths
-        for number in re.findall(r"subj(\d+)", str(Path(path).absolute()))
+        if (numbers := re.findall(r"subj(\d+)", str(Path(path).absolute())))
     }
     given = {} if subject is None else {subject: f"subject {subject}"}
     said = given | {number: where for number, where in named.items() if number not in given}
@@ -260,8 +259,8 @@ def _volumes_of(rois: Sequence[str | Path]) -> dict[str, Array]:
         name = path.name.removesuffix(".gz").removesuffix(".nii")
         if name in volumes:
             raise DataError(
-                f"{path}: expected volumes of different names, by which regions are called, found two {name}; "
-                "rename a copy, as lh.V1.nii.gz"
+                f"{path}: expected regions in files of other names, by which they are called, found two "
+                f"{name}; rename a copy, as lh.{name}.nii.gz"
             )
         volumes[name] = read_nifti(path).T
         if not (volumes[name] > 0).any():
