@@ -23,9 +23,9 @@ from vdvae_repr.brain.responses import (
     Measured,
     Responses,
     correlations,
+    of_splits,
     read_responses,
     read_values,
-    splits_in_words,
 )
 from vdvae_repr.brain.voxelwise import false_discovery
 from vdvae_repr.config import path_of
@@ -383,8 +383,8 @@ def fit(
     some = [number for number, own in enumerate(read.splits) if split in (None, own)]
     if len(some) < 3:
         raise TaskError(
-            f"responses: expected some to at least 3 images of split {split}, found {len(some)} among "
-            f"{splits_in_words(read.splits)}; choose another split, or None for all"
+            f"responses: expected some to at least 3 images of split {split}, found {len(some)} "
+            f"{of_splits(read.splits)}; choose another, or None for all"
         )
     X, rows, voxels = np.ascontiguousarray(read.mean[some]), read.rows[some], read.voxels
     varying = np.ptp(X, axis=0) > 0

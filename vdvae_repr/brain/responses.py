@@ -294,7 +294,9 @@ def placed(store: Latents, found: Measurement, count: int, what: str) -> Placed:
     rows = _rows_of(store, count, found.ids, what)
     notes = found.notes
     if found.ids is None:
-        notes += (f"{what}: without ids, so taken as of the images of {store.path} in their order",)
+        notes += (
+            f"{what}: without ids, rows are taken as the images of {store.path}, in its order",
+        )
     if found.splits is None:
         return Placed(rows, tuple(store.splits[row] for row in rows), notes)
     if len(found.splits) != count:
@@ -305,14 +307,15 @@ def placed(store: Latents, found: Measurement, count: int, what: str) -> Placed:
     return Placed(rows, splits, (*notes, *(f"{what}: {line}" for line in about)))
 
 
-def splits_in_words(splits: Sequence[str]) -> str:
-    """Return splits with their numbers of images, to be named in a message.
+def of_splits(splits: Sequence[str]) -> str:
+    """Say in a message which splits images are of, and what splits are called.
 
-    >>> splits_in_words(["train", "", "train"])
-    'none (1), train (2)'
+    >>> of_splits(["train", "holdout", "train"])
+    'of holdout (1), train (2); splits are called train, val and test'
     """
     counts = Counter(splits)
-    return ", ".join(f"{split or 'none'} ({counts[split]})" for split in sorted(counts))
+    listed = ", ".join(f"{split or 'none'} ({counts[split]})" for split in sorted(counts))
+    return f"of {listed}; splits are called {', '.join(names.SPLITS[:-1])} and {names.SPLITS[-1]}"
 
 
 def _rows_of(store: Latents, count: int, ids: Sequence[str] | None, what: str) -> NDArray[np.intp]:

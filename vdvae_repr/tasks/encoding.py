@@ -20,8 +20,8 @@ from vdvae_repr.brain.responses import (
     REPEATED,
     correlations,
     expect_voxels,
+    of_splits,
     read_responses,
-    splits_in_words,
 )
 from vdvae_repr.brain.voxelwise import Predicted
 from vdvae_repr.data.names import SPLITS
@@ -193,7 +193,7 @@ class EncodingProblem(Problem):
         if min(len(fitted), len(tested)) < LEAST:
             raise TaskError(
                 f"{store.path}: expected at least {LEAST} images with responses to fit on and to test on, "
-                f"found {len(fitted)} and {len(tested)}; their splits are {splits_in_words(responses.splits)}"
+                f"found {len(fitted)} and {len(tested)} {of_splits(responses.splits)}"
             )
         notes = list(responses.notes)
         mean = responses.mean

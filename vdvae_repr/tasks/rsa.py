@@ -28,7 +28,7 @@ from vdvae_repr.brain.dissimilarity import (
     rdms_of_responses,
     read_rdms,
 )
-from vdvae_repr.brain.responses import REPEATED, read_responses, splits_in_words
+from vdvae_repr.brain.responses import REPEATED, of_splits, read_responses
 from vdvae_repr.data.names import SPLITS
 from vdvae_repr.errors import TaskError
 from vdvae_repr.latents.base import Latents, about_copies
@@ -168,8 +168,8 @@ class RSAProblem(Problem):
         for what, some in (("compare", compared), ("choose by", by)):
             if 0 < len(some) < LEAST or (not len(some) and what == "compare"):
                 raise TaskError(
-                    f"{store.path}: expected at least {LEAST} images to {what}, found {len(some)}; their "
-                    f"splits are {splits_in_words(measured.splits)}"
+                    f"{store.path}: expected at least {LEAST} images to {what}, found {len(some)} "
+                    f"{of_splits(measured.splits)}"
                 )
         if len(compared) > MOST:
             raise TaskError(
