@@ -215,7 +215,7 @@ def test_regions_keep_their_names_and_what_the_mask_cuts_off_is_said(seen, tmp_p
     found = read(volume("lh.V1.nii.gz", first), volume("rh.V1.nii.gz", second))
     assert {name: len(own) for name, own in found.rois.items()} == {"lh.V1-1": 15, "rh.V1-1": 15}
     assert found.notes == ()
-    with pytest.raises(vr.DataError, match="files of other names.*found two V1; rename a copy"):
+    with pytest.raises(vr.DataError, match=r"files of other names.*found two V1; rename a copy"):
         read(volume("lh/V1.nii.gz", first), volume("rh/V1.nii", second))
     found = read(volume("V2.nii", half), volume("FFA.nii", beyond))
     assert {name: len(own) for name, own in found.rois.items()} == {"V2-1": 30}

@@ -234,7 +234,7 @@ def test_words_that_are_no_split_are_said(store, bold, tmp_path, word):
     assert said in " ".join(vr.brain.fit(tmp_path / "a.npz", store, alpha=1.0).notes)
     listed = r"holdout \(8\), train \(12\)" if word == "holdout" else r"none \(8\), train \(12\)"
     for task in (vr.Encoding(responses=tmp_path / "a.npz"), vr.RSA(responses=tmp_path / "a.npz")):
-        with pytest.raises(vr.TaskError, match=f"found.* 0 .* of {listed}; .* train, val and test"):
+        with pytest.raises(vr.TaskError, match=f"found.* 0 of {listed}; .* train, val and test"):
             task.bind(store)
 
 

@@ -342,7 +342,7 @@ def test_similarities_are_no_dissimilarities(store, seen):
         np.cov(X),
         np.ones((24, 24)) + np.eye(24),
     ):
-        with pytest.raises(vr.TaskError, match="rdm: expected dissimilarities, .* give 1 - them"):
+        with pytest.raises(vr.TaskError, match=r"rdm: expected dissimilarities, .* give 1 - them"):
             read_rdms(similar, store)
     unknown = np.where(np.eye(24) > 0, np.nan, seen)  # a diagonal that is not there tells nothing
     for fine in (seen, unknown, seen + 0.5, np.zeros((24, 24)), seen - 0.3):

@@ -269,18 +269,19 @@ def _volumes_of(rois: Sequence[str | Path]) -> dict[str, Array]:
 
 
 def _of_other_lengths(lengths: Sequence[int]) -> list[str]:
-    """Return a line where a session but the last has other trials than others, or the last has more."""
-    usual = Counter(lengths[:-1] or lengths).most_common(1)[0][0]
-    other = [
+    """Return a line about sessions, other than the last, of fewer trials than another; none if there are none."""
+    usual = max(lengths)
+    fewer = [
         f"{length} in session {number}"
-        for number, length in enumerate(lengths, start=1)
-        if length > usual or (length < usual and number < len(lengths))
+        for number, length in enumerate(lengths[:-1], start=1)
+        if length < usual
     ]
-    if not other:
+    if not fewer:
         return []
+    more = ", ..." if len(fewer) > NAMED else ""
     return [
-        f"sessions have {usual} trials, but {', '.join(other)}: if trials are missing, those that follow are "
-        "given the responses to other images"
+        f"a session has {usual} trials, but {', '.join(fewer[:NAMED])}{more}: if trials are missing, all that "
+        "follow are given the responses to other images"
     ]
 
 
