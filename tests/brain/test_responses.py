@@ -340,7 +340,8 @@ def test_regions_are_read_from_a_table(store, bold, tmp_path):
     found = read_responses(bold, store, table)
     assert list(found.rois) == ["V1", "v1"]
     assert "columns that are not read: hemi" in found.notes[-1]
-    assert "'V1' and 'v1' are two regions" in found.notes[-2]
+    assert "read as no region: 'NA' (1 voxels), 'nan' (1 voxels)" in found.notes[-2]
+    assert "'V1' and 'v1' are two regions" in found.notes[-3]
     table.write_text("voxel,roi,subject\n1,V1,1\n2,V1,2\n")
     with pytest.raises(vr.DataError, match="voxels of one subject, found subjects 1, 2"):
         read_responses(bold, store, table)

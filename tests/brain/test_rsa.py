@@ -50,7 +50,7 @@ def features(X):
 @pytest.mark.parametrize("kind", ["correlation", "euclidean"])
 def test_dissimilarities_of_a_layer_are_rsatoolboxs(store, kind):
     X = 5 + np.random.default_rng(0).normal(size=(24, 300)).astype(np.float32)
-    problem = vr.RSA(rdm=np.eye(24), dissimilarity=kind).bind(store)
+    problem = vr.RSA(rdm=1 - np.eye(24), dissimilarity=kind).bind(store)
     outcome = problem.score(problem.heads["spearman"], features(X)).outcome
     expected = calc_rdm(Dataset(X.astype(float)), method=kind).get_vectors()[0]
     np.testing.assert_allclose(outcome, expected, rtol=1e-6)
@@ -362,10 +362,10 @@ def test_correlations_over_one_or_two_voxels_are_refused(store, voxels):
 def test_an_image_that_is_there_twice_is_refused(tiny, people, tmp_path):
     """A copy is like its image in any layer and in any brain: what is unrelated would be alike."""
     source = people(4)
-    pixels = np.stack([source.reader(row) for row in range(24)])
-    store = vr.extract(tiny, np.concatenate([pixels[:12]] * 2), tmp_path / "s.h5", layers="1x1")
-    values = np.random.default_rng(0).normal(size=(24, 9))
-    for task in (vr.RSA(responses=values), vr.Encoding(responses=np.tile(values, (1, 2)))):
+    pixels = np.stack([source.reader(row) for row in range(20)])
+    store = vr.extract(tiny, np.concatenate([pixels] * 3), tmp_path / "s.h5", layers="1x1")
+    values = np.random.default_rng(0).normal(size=(60, 9))
+    for task in (vr.RSA(responses=values), vr.Encoding(responses=values)):
         with pytest.raises(vr.TaskError, match=r"the same image as .* on the first axis"):
             vr.probe(store, task, controls=(), cache=None)
 

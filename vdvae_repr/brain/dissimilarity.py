@@ -96,8 +96,8 @@ def read_rdms(measured: Measured, store: Latents) -> MeasuredRDMs:
     matrices = (matrices + matrices.transpose(0, 2, 1)) / 2
     if any(map(_are_similarities, matrices)):
         raise TaskError(
-            "rdm: expected dissimilarities, found images more like themselves the larger a number is, as "
-            "similarities have it; give 1 - them, or dissimilarities with a diagonal of 0"
+            "rdm: expected dissimilarities, smallest of an image with itself, found them largest there, as "
+            "similarities are; give 1 - them, or dissimilarities with a diagonal of 0"
         )
     return MeasuredRDMs(matrices, rows, splits, (*about, *notes))
 

@@ -269,7 +269,7 @@ def _volumes_of(rois: Sequence[str | Path]) -> dict[str, Array]:
 
 
 def _of_other_lengths(lengths: Sequence[int]) -> list[str]:
-    """Return a line about sessions, other than the last, of fewer trials than another; none if there are none."""
+    """Return a line about sessions, other than the last, that have fewer trials than another; maybe none."""
     usual = max(lengths)
     fewer = [
         f"{length} in session {number}"
@@ -280,8 +280,8 @@ def _of_other_lengths(lengths: Sequence[int]) -> list[str]:
         return []
     more = ", ..." if len(fewer) > NAMED else ""
     return [
-        f"a session has {usual} trials, but {', '.join(fewer[:NAMED])}{more}: if trials are missing, all that "
-        "follow are given the responses to other images"
+        f"a session has {usual} trials, but {', '.join(fewer[:NAMED])}{more}: if trials are missing, all "
+        "that follow are given the responses to other images"
     ]
 
 

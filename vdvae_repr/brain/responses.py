@@ -31,6 +31,7 @@ from vdvae_repr.latents.base import Latents
 BESIDE = ("ids", "splits")  # arrays that say of which images another one is
 FORMATS = (".npy", ".npz", ".h5", ".hdf5", ".mat")
 REPEATED = "leave one out, or put repetitions of an image on the first axis"
+CONTROLS = ("null", "none")  # regions that see nothing are called so
 NAMED = 5  # arrays that are not read, in a line
 HALVES = 100  # ways to halve repetitions, at most
 AT_ONCE = 4096  # voxels worked on at once
@@ -640,16 +641,21 @@ def _read_rois(
             "keep the rows of one"
         )
     members: dict[str, list[int]] = {}
+    of_none: Counter[str] = Counter()
     for line, voxel, roi in zip(table.lines, table["voxel"], table["roi"], strict=True):
         if not (voxel.isdecimal() and int(voxel) < count):
             raise DataError(
                 f"{path} line {line}: expected a voxel from 0 to {count - 1}, found {voxel!r}"
             )
-        if not names.is_missing(roi):
+        if names.is_missing(roi) and roi.casefold() not in CONTROLS:
+            of_none[roi] += bool(roi)
+        else:
             members.setdefault(roi, []).append(int(voxel))
     rois = {name: np.isin(voxels, numbers) for name, numbers in members.items()}
     expect_voxels(rois, str(path))
     notes = tuple(f"{path}: {line}" for line in names.look_alikes(members, "regions"))
+    if listed := ", ".join(f"{word!r} ({n} voxels)" for word, n in of_none.items() if n):
+        notes += (f"{path}: read as no region: {listed}",)
     if more := [c for c in table.columns if c.casefold() not in ("voxel", "roi", "subject")]:
         notes += (f"{path}: columns that are not read: {', '.join(more)}",)
     return rois, notes
