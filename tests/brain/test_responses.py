@@ -148,6 +148,20 @@ def test_ids_are_read_in_any_case_and_other_arrays_are_named(bold, tmp_path, wor
             read_responses(tmp_path / "a.npz", store)
 
 
+def test_ids_that_are_linked_to_are_read(bold, tmp_path):
+    """By a path, or as one array that two groups hold."""
+    order = np.random.default_rng(0).permutation(len(bold))
+    store = Numbered(str(number) for number in range(len(bold)))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["1/ids"], file["1/bold"], file["2/bold"] = order, bold, bold[order]
+        file["2/ids"] = file["1/ids"]
+        file["3/bold"], file["3/ids"] = bold[order], h5py.SoftLink("/1/ids")
+    for group in (2, 3):
+        found = read_responses(tmp_path / f"a.h5:{group}/bold", store)
+        assert found.rows.tolist() == order.tolist()
+        assert "ids (" not in " ".join(found.notes)
+
+
 def test_many_arrays_are_named_in_one_line_those_of_images_first(store, bold, tmp_path):
     others = {f"a{number}": np.zeros(3) for number in range(9)}
     np.savez(tmp_path / "a.npz", bold=bold, **others, stimuli=np.arange(20))
@@ -210,6 +224,7 @@ def test_parts_of_responses_fit_together(store, bold):
     for part, message in (
         ({"values": bold}, r"values: expected \(repetitions, images, voxels\), found \(20, 7\)"),
         ({"rows": np.arange(5)}, r"rows: expected one for each of 20 images, found \(5,\)"),
+        ({"rows": np.zeros(20, int)}, "rows: expected every image once, found one twice"),
         ({"voxels": np.arange(5)}, r"voxels: expected one for each of 7 voxels, found \(5,\)"),
         ({"splits": ("train",) * 9}, "splits: expected one for each of 20 images, found 9"),
         ({"rois": {"V1": np.arange(3)}}, r"flags of 7 voxels as V1, found int64 \(3,\)"),

@@ -109,7 +109,7 @@ def _beside(path: Path, arrays: Iterable[str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for name in arrays:
-        word = name.rpartition("/")[2].casefold()
+        word = name.casefold()
         if word in BESIDE and found.setdefault(word, name) != name:
             raise DataError(f"{path}: expected one array {word!r}, found {found[word]} and {name}")
     return found
@@ -122,10 +122,9 @@ def _not_read(path: Path, shapes: Mapping[str, tuple[int, ...]], values: Array) 
     images = values.shape[-2] if values.ndim > 1 else 0
     listed = sorted(shapes, key=lambda name: int(np.prod(shapes[name])) != images)
     text = ", ".join(f"{name} {shapes[name]}" for name in listed[:NAMED])
-    if more := len(listed) - NAMED:
-        text += f" and {more} more" if more > 0 else ""
+    more = f" and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
     return (
-        f"{path}: not read: {text}; the images' ids and splits are arrays called ids and splits",
+        f"{path}: not read: {text}{more}; the images' ids and splits are arrays called ids and splits",
     )
 
 
@@ -171,21 +170,23 @@ def _of_hdf5(path: Path, key: str | None) -> Measurement:
             and name.rpartition("/")[2].casefold() not in BESIDE
         }
         name = _only(path, key, numbers)
-        data = every.pop(name)
+        data = every[name]
         _expect_written(data, f"{path}: {name}")
         array, notes = unpacked(data)
         if "MATLAB_class" in data.attrs:
             array = array.T
         about: dict[str, list[str]] = {}
-        group = name
+        read, group = [data], name
         while group and len(about) < len(BESIDE):  # outwards, as far as the root
             group = group.rpartition("/")[0]
-            inside = [n for n in every if n.rpartition("/")[0] == group]
+            folder = file[group or "/"]
+            inside = [n for n in folder if isinstance(folder.get(n), h5py.Dataset)]
             for word, beside in _beside(path, inside).items():
                 if word not in about:
-                    about[word] = _texts_of(every.pop(beside), f"{path}: {beside}")
+                    read.append(folder[beside])
+                    about[word] = _texts_of(read[-1], f"{path}: {f'{group}/{beside}'.lstrip('/')}")
         notes = tuple(f"{path}: {name}: {note}" for note in notes)
-        shapes = {n: item.shape or () for n, item in every.items()}
+        shapes = {n: item.shape or () for n, item in every.items() if item not in read}
         notes += _not_read(path, shapes, array)
     return Measurement(_numbers(array, f"{path}: {name}"), **about, notes=notes)
 
@@ -393,6 +394,8 @@ class Responses:
         for name, size, what in (("rows", images, "image"), ("voxels", voxels, "voxel")):
             if (shape := np.shape(getattr(self, name))) != (size,):
                 raise TaskError(f"{name}: expected one for each of {size} {what}s, found {shape}")
+        if len(np.unique(self.rows)) < images:
+            raise TaskError("rows: expected every image once, found one twice; " + REPEATED)
         if self.splits and len(self.splits) != images:
             raise TaskError(
                 f"splits: expected one for each of {images} images, found {len(self.splits)}"
