@@ -1270,7 +1270,10 @@ def nsd(
     out: Annotated[
         Path, typer.Option(help="The .npz to write; regions go into a table beside it.")
     ],
-    subject: Annotated[int, typer.Option(min=1, help="The subject's number.")] = 1,
+    subject: Annotated[
+        int | None,
+        typer.Option(min=1, help="The subject's number; that of subj01 in paths, if not given."),
+    ] = None,
     mask: Annotated[
         Path | None, typer.Option(help="Voxels to take, as nsdgeneral.nii.gz; all if not given.")
     ] = None,
@@ -1281,7 +1284,7 @@ def nsd(
 ) -> None:
     """Gather one subject's responses from the Natural Scenes Dataset's own files.
 
-    Example: vdvae-repr brain nsd --betas betas/ --design expdesign.mat --mask general.nii.gz --out bold.npz
+    Example: vdvae-repr brain nsd --betas subj01/betas/ --design design.mat --mask roi.nii.gz --out bold.npz
     """
     import vdvae_repr as vr
 
@@ -1289,6 +1292,8 @@ def nsd(
     found = vr.brain.read_nsd(
         betas, design, subject=subject, mask=mask, rois=roi or (), progress=_log
     )
+    for note in found.notes:
+        _log(note)
     repetitions, images, voxels = found.values.shape
     for path in found.save(out):
         _print(str(path))
@@ -1377,6 +1382,8 @@ def predict(
         device=device,
         progress=lambda name: _log(f"predicted {name}"),
     )
+    for note in found.notes:
+        _log(note)
     _print("layer       dims     alpha      R2  pearson   95 % of null       p       q")
     for row in found.layers.itertuples():
         _print(

@@ -40,7 +40,9 @@ nsd = vr.brain.synthetic_nsd(here / "nsd", own, SEES, voxels=60, noise=NOISE)
 sorted(path.relative_to(here).as_posix() for path in (here / "nsd").rglob("*.*"))
 
 # %%
-gathered = vr.brain.read_nsd(nsd["betas"], nsd["design"], mask=nsd["mask"], rois=[nsd["rois"]])
+gathered = vr.brain.read_nsd(
+    nsd["betas"], nsd["design"], subject=1, mask=nsd["mask"], rois=[nsd["rois"]]
+)
 bold, rois = gathered.save(here / "bold.npz")
 store = vr.extract(model, f"{nsd['stimuli']}:imgBrick", here / "latents.h5", layers=LAYERS)
 print(f"{gathered.values.shape}: repetitions, images, voxels; regions {', '.join(gathered.rois)}")

@@ -36,7 +36,7 @@ def test_from_nsds_files_to_scores(brain):
     bold = folder / "bold.npz"
     said = command(
         "brain", "nsd", "--betas", paths["betas"], "--design", paths["design"],
-        "--mask", paths["mask"], "--roi", paths["rois"], "--out", bold,
+        "--subject", 1, "--mask", paths["mask"], "--roi", paths["rois"], "--out", bold,
     )  # fmt: skip
     assert "80 images, seen 3 times at most, by 40 voxels" in said
     measured = ("--responses", f"{bold}:responses")

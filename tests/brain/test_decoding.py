@@ -10,8 +10,10 @@ from sklearn.linear_model import Ridge, RidgeCV
 import vdvae_repr as vr
 from vdvae_repr.brain import decoding
 from vdvae_repr.brain.responses import read_responses
+from vdvae_repr.config import StudentConfig
 from vdvae_repr.data.source import Source
 from vdvae_repr.heads.linear import ALPHAS
+from vdvae_repr.model.student import Student
 
 
 @pytest.fixture(scope="module")
@@ -225,3 +227,60 @@ def test_image_scores_are_brain_diffusers(tiny):
     assert by_layer.encoder == "tiny 4x4.0"
     with pytest.raises(vr.TaskError, match="expected 2 images or more of one size"):
         vr.brain.score_images(decoded[:1], originals[:1])
+
+
+@pytest.mark.parametrize("sides", ["both", "test"])
+def test_images_that_were_fitted_on_or_are_predicted_twice_are_refused(
+    tiny, people, tmp_path, sides
+):
+    """By responses that see nothing, copies of training images would be predicted beyond chance."""
+    source = people(10, num_people=4)
+    images = np.stack([source.reader(row) for row in range(40)])
+    images[30:] = images[:10] if sides == "both" else images[[30] * 10]
+    store = vr.extract(tiny, images, tmp_path / "s.h5", layers="1x1")
+    noise = np.random.default_rng(0).normal(size=(40, 30))
+    np.savez(tmp_path / "r.npz", r=noise, splits=["train"] * 30 + ["test"] * 10)
+    decoder = vr.brain.fit(tmp_path / "r.npz", store, alpha=1.0)
+    first = "0 in the images fitted on" if sides == "both" else "30 in the images to predict"
+    with pytest.raises(
+        vr.TaskError, match=rf"3[01] in the images to predict is the same image as {first}"
+    ):
+        decoder.predict(tmp_path / "r.npz", store, tmp_path / "p.h5")
+    assert not (tmp_path / "p.h5").exists()
+    blind = vr.extract(tiny, images, tmp_path / "b.h5", layers="1x1", images=False)
+    found = decoder.predict(tmp_path / "r.npz", blind, tmp_path / "p.h5")
+    assert "holds no images: whether some were fitted on" in found.notes[-1]
+    assert "without ids" in found.notes[0]
+
+
+def test_latents_that_give_no_images_back_are_not_fitted(tiny, people, bold, tmp_path):
+    pooled = vr.extract(tiny, people(5), tmp_path / "a.h5", layers="8x8", pool="avg")
+    with pytest.raises(vr.StoreError, match="latents pooled by avg, which give no images back"):
+        vr.brain.fit(bold[:, :30], pooled, split=None)
+    config = StudentConfig(
+        image_size=16, width=8, zdim=4, bottom_up="16x1,16d4,4x1", top_down="4x2", layers="all",
+        shift=-127.5, scale=1 / 64,
+    )  # fmt: skip
+    student = vr.extract(Student(config), people(5), tmp_path / "s.h5")
+    with pytest.raises(vr.StoreError, match=r"what a student, student, predicts"):
+        vr.brain.fit(bold[:, :30], student, split=None)
+
+
+def test_what_is_scored_is_checked():
+    """SSIM of other types is another number, or 1 of images that differ; NaN is never more alike."""
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3)).astype(np.uint8)
+    for other in (images.astype(np.float32), images / 255, images.astype(np.int64)):
+        for pair, name in (((other, images), "decoded"), ((images, other), "originals")):
+            with pytest.raises(
+                vr.TaskError, match=rf"{name}: expected uint8.* found {other.dtype}"
+            ):
+                vr.brain.score_images(*pair)
+    X = np.random.default_rng(0).normal(size=(6, 9))
+    for pair, message in (
+        ((X, np.full((6, 9), np.nan)), "predicted: expected finite numbers"),
+        ((X * np.inf, X), "truth: expected finite numbers"),
+        ((X, X[:4]), r"found \(6, 9\) and \(4, 9\)"),
+        ((X[:1], X[:1]), "2 images or more"),
+    ):
+        with pytest.raises(vr.TaskError, match=message):
+            vr.brain.two_way_identification(*pair)

@@ -23,7 +23,9 @@ def seen(tiny, people, tmp_path_factory):
 
 def test_responses_are_gathered_as_they_were_made(seen):
     _, store, paths = seen
-    found = read_nsd(paths["betas"], paths["design"], mask=paths["mask"], rois=[paths["rois"]])
+    found = read_nsd(
+        paths["betas"], paths["design"], subject=1, mask=paths["mask"], rois=[paths["rois"]]
+    )
     assert found.values.shape == (3, 160, 90)
     assert not np.isnan(found.values).any()
     assert found.ids == tuple(map(str, range(160)))
@@ -47,7 +49,9 @@ def test_responses_are_gathered_as_they_were_made(seen):
 
 def test_from_nsds_files_to_layers_and_images(seen, tiny, tmp_path):
     _, _, paths = seen
-    found = read_nsd(paths["betas"], paths["design"], mask=paths["mask"], rois=[paths["rois"]])
+    found = read_nsd(
+        paths["betas"], paths["design"], subject=1, mask=paths["mask"], rois=[paths["rois"]]
+    )
     bold, rois = found.save(tmp_path / "bold.npz")
     store = vr.extract(tiny, f"{paths['stimuli']}:imgBrick", tmp_path / "s.h5")
     task = vr.Encoding(responses=f"{bold}:responses", rois=str(rois))
@@ -83,18 +87,18 @@ def test_sessions_are_counted_from_the_first_on(seen, tmp_path, missing, expecte
     _, _, paths = seen
     folder = shutil.copytree(paths["betas"], tmp_path / "betas")
     (folder / "betas_session03.hdf5").unlink()  # later ones may be missing
-    assert read_nsd(folder, paths["design"], mask=paths["mask"]).ids
+    assert read_nsd(folder, paths["design"], subject=1, mask=paths["mask"]).ids
     shutil.copy(paths["betas"] / "betas_session03.hdf5", folder)
     (folder / f"betas_session{missing}.hdf5").unlink()
     with pytest.raises(vr.DataError, match=expected):
-        read_nsd(folder, paths["design"], mask=paths["mask"])
+        read_nsd(folder, paths["design"], subject=1, mask=paths["mask"])
 
 
 def test_what_would_not_fit_into_memory_is_refused(seen, monkeypatch):
     _, _, paths = seen
     monkeypatch.setattr(nsd, "MOST_BYTES", 100_000)
     with pytest.raises(vr.DataError, match=r"160 images, seen by 90 voxels; give a mask of fewer"):
-        read_nsd(paths["betas"], paths["design"], mask=paths["mask"])
+        read_nsd(paths["betas"], paths["design"], subject=1, mask=paths["mask"])
 
 
 @pytest.mark.parametrize("real", ["nsd_expdesign.mat", "betas_fithrf_GLMdenoise_RR/x.hdf5"])
@@ -127,18 +131,161 @@ def test_volumes_are_nifti(tmp_path):
 def test_what_is_not_nsds_is_refused_by_name(seen, tmp_path):
     _, _, paths = seen
     with pytest.raises(vr.DataError, match="expected files betas_session01"):
-        read_nsd(tmp_path, paths["design"])
+        read_nsd(tmp_path, paths["design"], subject=1)
     with pytest.raises(vr.DataError, match="no such file"):
-        read_nsd(paths["betas"], tmp_path / "none.mat")
+        read_nsd(paths["betas"], tmp_path / "none.mat", subject=1)
     with pytest.raises(vr.DataError, match="subject: expected 1 to 1, found 2"):
         read_nsd(paths["betas"], paths["design"], subject=2)
     write_nifti(tmp_path / "m.nii", np.ones((2, 2, 2), np.int16))
     with pytest.raises(vr.DataError, match="as of the mask"):
-        read_nsd(paths["betas"], paths["design"], mask=tmp_path / "m.nii")
+        read_nsd(paths["betas"], paths["design"], subject=1, mask=tmp_path / "m.nii")
     (tmp_path / "x.nii.gz").write_bytes(b"no")
     with pytest.raises(vr.DataError, match="expected a NIfTI volume"):
-        read_nsd(paths["betas"], paths["design"], mask=tmp_path / "x.nii.gz")
-    found = read_nsd(paths["betas"], paths["design"], mask=paths["mask"])
+        read_nsd(paths["betas"], paths["design"], subject=1, mask=tmp_path / "x.nii.gz")
+    found = read_nsd(paths["betas"], paths["design"], subject=1, mask=paths["mask"])
     found.save(tmp_path / "a.npz")
     with pytest.raises(vr.DataError, match="exists already"):
         found.save(tmp_path / "a.npz")
+
+
+def changed(seen, tmp_path, change, session=2, **create):
+    """Copy the betas, with those of a session as `change` of them, float32 in per cent signal change."""
+    folder = tmp_path / "changed"
+    shutil.copytree(seen[2]["betas"], folder)
+    with h5py.File(folder / f"betas_session{session:02d}.hdf5", "r+") as file:
+        betas = change(file["betas"][()])
+        del file["betas"]
+        if create:
+            data = file.create_dataset(
+                "betas", betas.shape, betas.dtype, chunks=(20, *betas.shape[1:])
+            )
+            data[: create["written"]] = betas[: create["written"]]
+        else:
+            file["betas"] = betas
+    return folder
+
+
+def test_the_subject_is_given_or_named_by_paths(seen, tmp_path):
+    """Images that not all subjects saw would be those of another one, without a word."""
+    _, _, paths = seen
+    design = scipy.io.loadmat(paths["design"])
+    own = design["subjectim"][0]
+    two = tmp_path / "design.mat"
+    several = {"masterordering": design["masterordering"], "sharedix": design["sharedix"]}
+    scipy.io.savemat(two, several | {"subjectim": np.stack([own[::-1], own])})
+    folder = tmp_path / "ppdata" / "subj02" / "func1pt8mm" / "betas"
+    shutil.copytree(paths["betas"], folder)
+    mask = {"mask": paths["mask"]}
+    expected = read_nsd(paths["betas"], paths["design"], subject=1, **mask).values
+    for betas, subject in ((folder, None), (folder, 2), (paths["betas"], 2)):
+        np.testing.assert_array_equal(
+            read_nsd(betas, two, subject=subject, **mask).values, expected
+        )
+    assert not np.array_equal(read_nsd(paths["betas"], two, subject=1, **mask).values, expected)
+    other = tmp_path / "subj01_general.nii.gz"
+    shutil.copy(paths["mask"], other)
+    for betas, subject, mask, message in (
+        (paths["betas"], None, paths["mask"], "subject: expected a number, as no path names one"),
+        (folder, 1, paths["mask"], "expected one, found subject 1 and .*subj02"),
+        (folder, None, other, "expected one, found .*subj02.* and .*subj01_general"),
+    ):
+        with pytest.raises(vr.DataError, match=message):
+            read_nsd(betas, two, subject=subject, mask=mask)
+
+
+def test_regions_keep_their_names_and_what_the_mask_cuts_off_is_said(seen, tmp_path):
+    _, _, paths = seen
+    labels = read_nifti(paths["rois"])
+
+    def volume(name, flags):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_nifti(tmp_path / name, flags.astype(np.int16))
+        return tmp_path / name
+
+    first, second = labels == 1, labels == 1
+    first[:, 15:], second[:, :15] = False, False
+    half = labels == 2
+    half[-1, :10] = True  # where the mask is 0
+    beyond = np.zeros(labels.shape, bool)
+    beyond[-1, :4] = True
+
+    def read(*rois, mask=paths["mask"]):
+        return read_nsd(paths["betas"], paths["design"], subject=1, mask=mask, rois=rois)
+
+    found = read(volume("lh.V1.nii.gz", first), volume("rh.V1.nii.gz", second))
+    assert {name: len(own) for name, own in found.rois.items()} == {"lh.V1-1": 15, "rh.V1-1": 15}
+    assert found.notes == ()
+    with pytest.raises(vr.DataError, match=r"files of other names.*found two V1; rename a copy"):
+        read(volume("lh/V1.nii.gz", first), volume("rh/V1.nii", second))
+    found = read(volume("V2.nii", half), volume("FFA.nii", beyond))
+    assert {name: len(own) for name, own in found.rois.items()} == {"V2-1": 30}
+    assert found.notes == (
+        "voxels of regions outside the mask are left out: 10 of 40 of V2-1",
+        "voxels of regions outside the mask are left out: 4 of 4 of FFA-1",
+    )
+    empty = volume("empty.nii", np.zeros(labels.shape))
+    with pytest.raises(vr.DataError, match="expected regions by numbers above 0"):
+        read(empty)
+    with pytest.raises(vr.DataError, match="expected voxels above 0, which are taken, found none"):
+        read(mask=empty)
+
+
+@pytest.mark.parametrize("written", [0, 40])
+def test_betas_that_nobody_wrote_are_refused(seen, tmp_path, written):
+    folder = changed(seen, tmp_path, lambda betas: betas, written=written)
+    expected = "was never written" if not written else "6 chunks of .* that were never written"
+    with pytest.raises(vr.DataError, match=f"betas_session02.hdf5: betas .*{expected}"):
+        read_nsd(folder, seen[2]["design"], subject=1)
+
+
+@pytest.mark.parametrize(
+    ("session", "kept", "said"),
+    [(2, 159, "159 in session 2"), (1, 150, "150 in session 1"), (3, 100, "")],
+)
+def test_sessions_of_other_lengths_are_said(seen, tmp_path, session, kept, said):
+    """Only the last may be shorter: trials are counted through, so that others' images would be shifted."""
+    folder = changed(seen, tmp_path, lambda betas: betas[:kept], session)
+    found = read_nsd(folder, seen[2]["design"], subject=1, mask=seen[2]["mask"])
+    assert said in " ".join(found.notes)
+    assert bool(found.notes) == bool(said)
+
+
+def test_a_trial_without_a_response_costs_no_session(seen, tmp_path):
+    """Of floats one may be NaN: the others are standardised without it."""
+    _, _, paths = seen
+
+    def without(betas):
+        betas = betas.astype(np.float32)
+        betas[3] = np.nan
+        return betas
+
+    folder = changed(seen, tmp_path, without)
+    found = read_nsd(folder, paths["design"], subject=1, mask=paths["mask"])
+    assert found.notes == ("betas_session02.hdf5: 1 of 160 trials are NaN",)
+    assert np.isnan(found.values).mean() == pytest.approx(1 / 480)
+    with h5py.File(folder / "betas_session02.hdf5") as file:
+        inside = file["betas"][()][:, read_nifti(paths["mask"]).T > 0] / 300
+    design = scipy.io.loadmat(paths["design"])
+    images = design["subjectim"][0, design["masterordering"][0] - 1] - 1
+    trial = 160 + 5
+    expected = (inside[5] - np.nanmean(inside, axis=0)) / np.nanstd(inside, axis=0)
+    own = found.values[:, int(np.flatnonzero(np.array(found.ids) == str(images[trial]))[0])]
+    assert np.abs(own - expected).max(axis=1).min() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept", "expected"),
+    [(np.nan, np.nan, 1), (0, 5, 1), (np.inf, 0, 1), (2, 3, 5), (1, 0, 1), (1, np.nan, None)],
+)
+def test_volumes_are_scaled_as_nibabel_does(tmp_path, slope, intercept, expected):
+    """A slope that is 0 or not finite says that values stand as they are."""
+    path = tmp_path / "a.nii"
+    write_nifti(path, np.ones((2, 2, 2), np.int16))
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<2f", content, 112, slope, intercept)
+    path.write_bytes(content)
+    if expected is None:
+        with pytest.raises(vr.DataError, match="an intercept beside its slope 1, found nan"):
+            read_nifti(path)
+    else:
+        np.testing.assert_array_equal(read_nifti(path), np.full((2, 2, 2), expected))

@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.io
+import torch
 
 import vdvae_repr as vr
+from vdvae_repr.brain.dissimilarity import read_rdms
 from vdvae_repr.brain.responses import Responses, read_responses
 
 
@@ -50,7 +53,8 @@ def test_every_kind_of_file_is_read(store, bold, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["a.npz", "a.h5", "a.mat", "cells.mat", "b.mat", "numbers.mat", "b-cells.mat"]
+    "name",
+    ["a.npz", "a.h5", "a.mat", "doubles.mat", "cells.mat", "b.mat", "numbers.mat", "b-cells.mat"],
 )
 def test_ids_and_splits_are_read_in_whatever_a_file_writes_them(bold, tmp_path, name):
     """As numbers, texts, or MATLAB's cells, with its padding; measured in another order than the store's."""
@@ -62,7 +66,11 @@ def test_ids_and_splits_are_read_in_whatever_a_file_writes_them(bold, tmp_path, 
     path = tmp_path / name
     if name == "a.npz":
         np.savez(path, bold=bold[order], ids=numbers, splits=np.array(words, "S"))
-    elif name == "a.mat":
+    elif name in (
+        "a.mat",
+        "doubles.mat",
+    ):  # MATLAB's numbers are doubles, where nobody says otherwise
+        numbers = numbers if name == "a.mat" else order.astype(float)[:, None]
         scipy.io.savemat(path, {"bold": bold[order], "ids": numbers, "splits": words})
     elif name == "cells.mat":
         cells = np.array([[word] for word in own], object), np.array(words, object)
@@ -106,6 +114,144 @@ class Numbered(list):
     def ids(self):
         return list(self)
 
+    @property
+    def splits(self):
+        return [""] * len(self)
+
+
+@pytest.mark.parametrize("word", ["IDs", "ID", "image_ids", "names", "is_test"])
+def test_ids_are_read_in_any_case_and_other_arrays_are_named(bold, tmp_path, word):
+    """Of ids under a name that nothing reads, rows would be those of other images, without a word."""
+    order = np.random.default_rng(0).permutation(len(bold))
+    store = Numbered(str(number) for number in range(len(bold)))
+    texts = np.array([str(row) for row in order], "S")
+    np.savez(tmp_path / "a.npz", bold=bold[order], **{word: order})
+    scipy.io.savemat(tmp_path / "a.mat", {"bold": bold[order], word: order})
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["bold"], file[word] = bold[order], texts
+    with h5py.File(tmp_path / "around.h5", "w") as file:
+        file["subject/session/bold"], file[f"subject/{word}"] = bold[order], texts
+        file["subject/session/mask"], file["splits"] = np.ones(3), ["train"] * 20
+    for name in ("a.npz:bold", "a.mat:bold", "a.h5", "around.h5:subject/session/bold"):
+        found = read_responses(tmp_path / name, store)
+        said = " ".join(found.notes)
+        read = word == "IDs"
+        assert found.rows.tolist() == (order.tolist() if read else list(range(20))), name
+        assert (f"{word} (" in said) != read
+        assert ("responses: without ids, rows are taken as the images of s.h5" in said) != read
+        if name.startswith("around"):
+            assert "/mask (3,)" in said
+            assert found.splits == ("train",) * 20
+    if word == "IDs":
+        np.savez(tmp_path / "a.npz", bold=bold, ids=order, IDs=order)
+        with pytest.raises(vr.DataError, match="expected one array 'ids', found ids and IDs"):
+            read_responses(tmp_path / "a.npz", store)
+
+
+def test_ids_that_are_linked_to_are_read(bold, tmp_path):
+    """By a path, or as one array that two groups hold."""
+    order = np.random.default_rng(0).permutation(len(bold))
+    store = Numbered(str(number) for number in range(len(bold)))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["1/ids"], file["1/bold"], file["2/bold"] = order, bold, bold[order]
+        file["2/ids"] = file["1/ids"]
+        file["3/bold"], file["3/ids"] = bold[order], h5py.SoftLink("/1/ids")
+    for group in (2, 3):
+        found = read_responses(tmp_path / f"a.h5:{group}/bold", store)
+        assert found.rows.tolist() == order.tolist()
+        assert "ids (" not in " ".join(found.notes)
+
+
+def test_many_arrays_are_named_in_one_line_those_of_images_first(store, bold, tmp_path):
+    others = {f"a{number}": np.zeros(3) for number in range(9)}
+    np.savez(tmp_path / "a.npz", bold=bold, **others, stimuli=np.arange(20))
+    (line,) = (n for n in read_responses(tmp_path / "a.npz:bold", store).notes if "not read" in n)
+    assert "not read: stimuli (20,), a0 (3,)" in line
+    assert "and 5 more" in line
+
+
+def test_values_that_nobody_wrote_are_no_responses(store, bold, tmp_path):
+    """HDF5 makes up 0 for chunks that were never written; what it is told to make up as NaN is missing."""
+    path = tmp_path / "a.h5"
+    for key, made_up in (("bold", 0), ("bold", -1), ("ids", 0), ("bold", np.nan)):
+        with h5py.File(path, "w") as file:
+            whole = {"bold": bold, "ids": np.arange(20)}
+            array = whole.pop(key)
+            data = file.create_dataset(
+                key, array.shape, array.dtype, chunks=(5, *array.shape[1:]), fillvalue=made_up
+            )
+            data[:10] = array[:10]
+            for name, other in whole.items() if key == "ids" else ():
+                file[name] = other
+        if np.isnan(made_up):
+            found = read_responses(path, store)
+            assert found.rows.tolist() == list(range(10))
+            assert "responses: 10 images without any response left out" in found.notes
+        else:
+            with pytest.raises(vr.DataError, match=f"{key}: 2 chunks of .* were never written"):
+                read_responses(path, store)
+
+
+@pytest.mark.parametrize("mark", ["_FillValue", "missing_value"])
+def test_attributes_say_what_is_missing_and_what_numbers_stand_for(store, bold, tmp_path, mark):
+    """As NetCDF's conventions have it."""
+    stored = np.round(100 * bold).astype(np.int16)
+    stored[4, 2] = -999
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["bold"] = stored
+        file["bold"].attrs.update({mark: np.int16(-999), "scale_factor": 0.01, "add_offset": 2.0})
+        file["floats"] = np.where(stored == -999, np.float32(-0.1), bold)
+        file["floats"].attrs[mark] = -0.1
+    for name in ("bold", "floats"):
+        found = read_responses(tmp_path / f"a.h5:{name}", store)
+        assert found.voxels.tolist() == [0, 1, 3, 4, 5, 6]
+        np.testing.assert_allclose(
+            found.mean, bold[:, found.voxels] + 2 * (name == "bold"), atol=0.006
+        )
+        assert "1 values are" in " ".join(found.notes)
+
+
+def test_what_is_no_array_is_refused_by_what_it_is(store, bold):
+    for measured in (bold.tolist(), torch.tensor(bold), pd.DataFrame(bold), None):
+        for read, what in ((read_responses, "responses"), (read_rdms, "rdm")):
+            kind = type(measured).__name__
+            with pytest.raises(vr.DataError, match=rf"{what}: expected a NumPy array, .* {kind};"):
+                read(measured, store)
+
+
+def test_parts_of_responses_fit_together(store, bold):
+    whole = read_responses(bold, store)
+    for part, message in (
+        ({"values": bold}, r"values: expected \(repetitions, images, voxels\), found \(20, 7\)"),
+        ({"rows": np.arange(5)}, r"rows: expected one for each of 20 images, found \(5,\)"),
+        ({"rows": np.zeros(20, int)}, "rows: expected every image once, found one twice"),
+        ({"voxels": np.arange(5)}, r"voxels: expected one for each of 7 voxels, found \(5,\)"),
+        ({"splits": ("train",) * 9}, "splits: expected one for each of 20 images, found 9"),
+        ({"rois": {"V1": np.arange(3)}}, r"flags of 7 voxels as V1, found int64 \(3,\)"),
+        ({"rois": {"V1": np.ones(5, bool)}}, r"flags of 7 voxels as V1, found bool \(5,\)"),
+    ):
+        with pytest.raises(vr.TaskError, match=message):
+            replace(whole, **part)
+    words = replace(whole, splits=("Training",) * 15 + ("holdout",) * 5)
+    found = read_responses(words, store)
+    assert found.splits == ("train",) * 15 + ("holdout",) * 5
+    assert "no split is called 'holdout' (5 images)" in found.notes[-1]
+    assert read_responses(found, store).notes == found.notes
+
+
+@pytest.mark.parametrize("word", ["holdout", "", "nan"])
+def test_words_that_are_no_split_are_said(store, bold, tmp_path, word):
+    np.savez(tmp_path / "a.npz", bold=bold, splits=["train"] * 12 + [word] * 8)
+    found = read_responses(tmp_path / "a.npz", store)
+    assert found.splits == ("train",) * 12 + (word if word == "holdout" else "",) * 8
+    said = "no split is called 'holdout' (8 images)" if word == "holdout" else "8 images belong to"
+    assert said in " ".join(found.notes)
+    assert said in " ".join(vr.brain.fit(tmp_path / "a.npz", store, alpha=1.0).notes)
+    listed = r"holdout \(8\), train \(12\)" if word == "holdout" else r"none \(8\), train \(12\)"
+    for task in (vr.Encoding(responses=tmp_path / "a.npz"), vr.RSA(responses=tmp_path / "a.npz")):
+        with pytest.raises(vr.TaskError, match=f"found.* 0 of {listed}; .* train, val and test"):
+            task.bind(store)
+
 
 def matlab(file, name, array, kind):
     """Write an array as MATLAB 7.3 does."""
@@ -114,7 +260,12 @@ def matlab(file, name, array, kind):
 
 
 def test_ids_that_are_neither_texts_nor_whole_numbers_are_refused(store, bold, tmp_path):
-    for ids in (np.arange(20) + 0.5, np.full(20, np.nan), np.ones(20, bool)):
+    for ids in (
+        np.arange(20) + 0.5,
+        np.full(20, np.nan),
+        np.arange(20) + 2.0**53,
+        np.ones(20, bool),
+    ):
         np.savez(tmp_path / "a.npz", bold=bold, ids=ids)
         with h5py.File(tmp_path / "a.h5", "w") as file:
             file["bold"], file["ids"] = bold, ids
@@ -170,7 +321,7 @@ def test_what_is_unknown_is_left_out_and_said(store, bold):
     bold[:, 5] = 3
     found = read_responses(bold, store)
     assert found.voxels.tolist() == [0, 1, 3, 4, 6]
-    assert found.notes == (
+    assert found.notes[1:] == (
         "responses: 1 of 7 voxels left out, which are NaN",
         "responses: 1 voxels left out, which never vary",
     )
@@ -181,7 +332,7 @@ def test_what_is_unknown_is_left_out_and_said(store, bold):
     assert len(found.rows) == 19
     assert found.repetitions.tolist() == [3, 3, 3, 1] + [3] * 15
     np.testing.assert_allclose(found.mean[3], values[2, 3])
-    assert found.notes == ("responses: 1 images without any response left out",)
+    assert found.notes[1:] == ("responses: 1 images without any response left out",)
     with pytest.raises(vr.TaskError, match="found none"):
         read_responses(np.full((20, 2), np.nan), store)
     with pytest.raises(vr.DataError, match="masked"):
@@ -197,6 +348,18 @@ def test_regions_are_read_from_a_table(store, bold, tmp_path):
         "V1": [2],
         "FFA": [2, 6],
     }
+    # What a table writes for none is no region; other columns, and regions that look alike, are said.
+    table.write_text(
+        "voxel,roi,hemi,subject\n0,V1,lh,1\n2,NA,lh,1\n3,nan,lh,1\n4,v1,rh,1\n6,V1,rh,1\n"
+    )
+    found = read_responses(bold, store, table)
+    assert list(found.rois) == ["V1", "v1"]
+    assert "columns that are not read: hemi" in found.notes[-1]
+    assert "read as no region: 'NA' (1 voxels), 'nan' (1 voxels)" in found.notes[-2]
+    assert "'V1' and 'v1' are two regions" in found.notes[-3]
+    table.write_text("voxel,roi,subject\n1,V1,1\n2,V1,2\n")
+    with pytest.raises(vr.DataError, match="voxels of one subject, found subjects 1, 2"):
+        read_responses(bold, store, table)
     table.write_text("voxel,roi\n7,V1\n")
     with pytest.raises(vr.DataError, match=r"line 2: expected a voxel from 0 to 6, found '7'"):
         read_responses(bold, store, table)

@@ -50,7 +50,7 @@ def features(X):
 @pytest.mark.parametrize("kind", ["correlation", "euclidean"])
 def test_dissimilarities_of_a_layer_are_rsatoolboxs(store, kind):
     X = 5 + np.random.default_rng(0).normal(size=(24, 300)).astype(np.float32)
-    problem = vr.RSA(rdm=np.eye(24), dissimilarity=kind).bind(store)
+    problem = vr.RSA(rdm=1 - np.eye(24), dissimilarity=kind).bind(store)
     outcome = problem.score(problem.heads["spearman"], features(X)).outcome
     expected = calc_rdm(Dataset(X.astype(float)), method=kind).get_vectors()[0]
     np.testing.assert_allclose(outcome, expected, rtol=1e-6)
@@ -330,6 +330,44 @@ def test_every_shape_is_read(store, seen, tmp_path):
     ):
         with pytest.raises(vr.TaskError, match=message):
             vr.RSA(**options)
+
+
+def test_similarities_are_no_dissimilarities(store, seen):
+    """Of a similarity matrix every sign would be turned."""
+    X = np.random.default_rng(0).normal(size=(24, 9))
+    for similar in (
+        1 - seen,
+        seen.max() - seen,
+        X @ X.T,
+        np.cov(X),
+        np.ones((24, 24)) + np.eye(24),
+    ):
+        with pytest.raises(vr.TaskError, match=r"rdm: expected dissimilarities, .* give 1 - them"):
+            read_rdms(similar, store)
+    unknown = np.where(np.eye(24) > 0, np.nan, seen)  # a diagonal that is not there tells nothing
+    for fine in (seen, unknown, seen + 0.5, np.zeros((24, 24)), seen - 0.3):
+        read_rdms(fine, store)
+
+
+@pytest.mark.parametrize("voxels", [1, 2])
+def test_correlations_over_one_or_two_voxels_are_refused(store, voxels):
+    """Of one value there is none, and of two it is 1 or -1 whatever was seen."""
+    values = np.random.default_rng(0).normal(size=(24, 3))
+    with pytest.raises(vr.TaskError, match=f"expected at least 3 voxels.* found {voxels}; take eu"):
+        vr.RSA(responses=values[:, :voxels]).bind(store)
+    vr.RSA(responses=values[:, :voxels], dissimilarity="euclidean").bind(store)
+    vr.RSA(responses=values).bind(store)
+
+
+def test_an_image_that_is_there_twice_is_refused(tiny, people, tmp_path):
+    """A copy is like its image in any layer and in any brain: what is unrelated would be alike."""
+    source = people(4)
+    pixels = np.stack([source.reader(row) for row in range(20)])
+    store = vr.extract(tiny, np.concatenate([pixels] * 3), tmp_path / "s.h5", layers="1x1")
+    values = np.random.default_rng(0).normal(size=(60, 9))
+    for task in (vr.RSA(responses=values), vr.Encoding(responses=values)):
+        with pytest.raises(vr.TaskError, match=r"the same image as .* on the first axis"):
+            vr.probe(store, task, controls=(), cache=None)
 
 
 def test_without_the_extra_one_line_says_what_to_install(store, seen, monkeypatch):

@@ -19,9 +19,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vdvae_repr.brain.responses import (
+    REPEATED,
     Measured,
     Responses,
     correlations,
+    of_splits,
     read_responses,
     read_values,
 )
@@ -31,7 +33,7 @@ from vdvae_repr.errors import TaskError, first_line
 from vdvae_repr.heads.algebra import Algebra
 from vdvae_repr.heads.linear import ALPHAS
 from vdvae_repr.heads.spectrum import leading_eigenvectors
-from vdvae_repr.latents.base import Latents
+from vdvae_repr.latents.base import Latents, about_copies
 from vdvae_repr.latents.decode import decodable_feature
 from vdvae_repr.latents.exchange import expect_place, import_latents
 from vdvae_repr.latents.store import LatentStore
@@ -191,15 +193,15 @@ class Decoder:
             progress: receives each layer's name when it is predicted.
 
         Raises:
-            TaskError: other voxels than were fitted on, images of another store, no image to predict, or too
-                few to restandardise.
+            TaskError: other voxels than were fitted on, images of another store, no image to predict, too few
+                to restandardise, or one that was fitted on under another id, or is predicted twice.
             StoreError: `out` is in the way, or cannot be written.
         """
         algebra = Algebra.on(device)
         expect_place(out, like, overwrite=overwrite)  # before it takes time
         self._expect_same(like)
         specs = select_layers(like.layers, list(self.layers))
-        values, rows = self._responses_to(responses, like, split)
+        values, rows, notes = self._responses_to(responses, like, split)
         if restandardise and len(rows) < LEAST:
             raise TaskError(
                 f"responses: expected some to at least {LEAST} images, whose predictions are given a "
@@ -207,6 +209,12 @@ class Decoder:
             )
         place = {image_id: row for row, image_id in enumerate(like.ids)}
         fitted = np.array([place[image_id] for image_id in self.ids], np.intp)
+        if like.has_images:
+            _expect_new_images(like, fitted, rows)
+        else:
+            notes += (
+                f"{like.path} holds no images: whether some were fitted on under other ids is not known",
+            )
         weights = dict(self._weights(values, algebra))
         width = sum(spec.num_dims for spec in specs)
         predicted = np.empty((len(rows), width), np.float32)
@@ -236,7 +244,7 @@ class Decoder:
         )
         table = pd.DataFrame(scores)
         table["q_value"] = false_discovery(table["p_value"].to_numpy())
-        return Prediction(store, table)
+        return Prediction(store, table, notes)
 
     def _expect_same(self, like: LatentStore) -> None:
         if like.info.weights_sha256 != self.weights_sha256:
@@ -253,14 +261,14 @@ class Decoder:
 
     def _responses_to(
         self, responses: Measured | Responses, like: LatentStore, split: str | None
-    ) -> tuple[Values, Rows]:
-        """Return responses (M, V) to the images to predict, and their rows of the store."""
+    ) -> tuple[Values, Rows, tuple[str, ...]]:
+        """Return responses (M, V) to the images to predict, their rows of the store, and notes."""
         if isinstance(responses, Responses):
             read = read_responses(responses, like)
-            values, rows, splits = read.values, read.rows, read.splits
+            values, rows, splits, notes = read.values, read.rows, read.splits, read.notes
             voxels, measured = read.voxels, read.measured
         else:
-            values, rows, splits = read_values(responses, like)
+            values, (rows, splits, notes) = read_values(responses, like)
             voxels, measured = np.arange(values.shape[2]), values.shape[2]
         if measured != self.measured:
             raise TaskError(
@@ -300,7 +308,7 @@ class Decoder:
                 f"responses: expected finite numbers, found others of voxel {self.voxels[voxel]}, image "
                 f"{like.ids[rows[some[number]]]!r}; fit without that voxel"
             )
-        return mean, rows[some]
+        return mean, rows[some], notes
 
     def _weights(self, values: Values, algebra: Algebra) -> Iterator[tuple[float, Any]]:
         """Yield each penalty with the weights (M, n) of the training images, on the device."""
@@ -322,10 +330,12 @@ class Prediction:
         layers: a row a layer: `layer`, `dims`, `alpha`, `r2` of all dimensions together and `pearson`, the
             mean over dimensions, before restandardising; `null_r2`, the 95 % point of `r2` under permutations
             of the images, `p_value` and, by false discovery rate over layers, `q_value`.
+        notes: what the reader must know.
     """
 
     store: LatentStore
     layers: pd.DataFrame
+    notes: tuple[str, ...] = ()
 
     @property
     def told(self) -> list[str]:
@@ -373,8 +383,8 @@ def fit(
     some = [number for number, own in enumerate(read.splits) if split in (None, own)]
     if len(some) < 3:
         raise TaskError(
-            f"responses: expected some to at least 3 images of split {split}, found {len(some)}; choose "
-            "another split, or None for all"
+            f"responses: expected some to at least 3 images of split {split}, found {len(some)} "
+            f"{of_splits(read.splits)}; choose another, or None for all"
         )
     X, rows, voxels = np.ascontiguousarray(read.mean[some]), read.rows[some], read.voxels
     varying = np.ptp(X, axis=0) > 0
@@ -401,6 +411,18 @@ def fit(
         weights_sha256=store.info.weights_sha256,
         notes=tuple(notes),
     )
+
+
+def _expect_new_images(like: LatentStore, fitted: Rows, rows: Rows) -> None:
+    """Refuse to predict an image that was fitted on under another id, or that is predicted twice.
+
+    Raises:
+        TaskError: names both.
+    """
+    needed = np.union1d(fitted, rows).tolist()
+    images = {row: like.read("images", "images", row) for row in needed}
+    each = [("images to predict", row) for row in rows[:, None]]
+    about_copies(images, like.ids, [("images fitted on", fitted), *each], remedy=REPEATED)
 
 
 def _products(algebra: Algebra, train: Array, test: Array) -> tuple[Any, Any]:

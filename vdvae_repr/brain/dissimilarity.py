@@ -20,9 +20,8 @@ from vdvae_repr.brain.extra import needed
 from vdvae_repr.brain.responses import (
     Measured,
     Responses,
+    placed,
     read_array,
-    rows_of,
-    splits_of,
     voxel_blocks,
 )
 from vdvae_repr.errors import TaskError
@@ -33,6 +32,7 @@ COMPARISONS = {"spearman": "spearman", "kendall": "tau-a", "cosine": "cosine"}
 RESAMPLES = 500  # of images and subjects
 BLOCK_BYTES = 2**27  # of models' pairs whose draws are made at once
 LEAST = 4  # images
+LEAST_VOXELS = 3  # of a correlation: of two values it is 1 or -1, of one there is none
 LEVEL = 0.95  # of intervals
 
 Values = NDArray[np.float64]
@@ -65,10 +65,10 @@ def read_rdms(measured: Measured, store: Latents) -> MeasuredRDMs:
         store: of the images.
 
     Raises:
-        DataError: the file cannot be read. TaskError: no dissimilarities of these images.
+        DataError: the file cannot be read. TaskError: no dissimilarities of these images, or similarities.
     """
     found = read_array(measured, "rdm")
-    array, ids = found.values.astype(np.float64), found.ids
+    array = found.values.astype(np.float64)
     notes: list[str] = []
     if array.ndim == 1:
         try:
@@ -86,7 +86,7 @@ def read_rdms(measured: Measured, store: Latents) -> MeasuredRDMs:
         notes.append(f"rdm: the mean of {array.shape[1]} sessions of each subject is taken")
         array = array.mean(axis=1)
     matrices = array if array.ndim == 3 else array[None]
-    rows = rows_of(store, matrices.shape[-1], ids, "rdm")
+    rows, splits, about = placed(store, found, matrices.shape[-1], "rdm")
     off = ~np.eye(matrices.shape[-1], dtype=bool)
     if not np.isfinite(matrices[:, off]).all():
         raise TaskError("rdm: expected a finite number for each pair, found NaN or infinity")
@@ -94,8 +94,24 @@ def read_rdms(measured: Measured, store: Latents) -> MeasuredRDMs:
     if apart.max(initial=0) > 1e-4 * np.abs(matrices[:, off]).max(initial=0):
         raise TaskError("rdm: expected symmetric dissimilarities, found others on either side")
     matrices = (matrices + matrices.transpose(0, 2, 1)) / 2
-    splits = splits_of(store, rows, found.splits, "rdm")
-    return MeasuredRDMs(matrices, rows, splits, tuple(notes))
+    if any(map(_are_similarities, matrices)):
+        raise TaskError(
+            "rdm: expected dissimilarities, smallest of an image with itself, found them largest there, as "
+            "similarities are; give 1 - them, or dissimilarities with a diagonal of 0"
+        )
+    return MeasuredRDMs(matrices, rows, splits, (*about, *notes))
+
+
+def _are_similarities(matrix: Values) -> bool:
+    """Whether no pair of a matrix (N, N) exceeds the mean of what both images have with themselves.
+
+    So it is of correlations, cosines, covariances and other inner products, and of squared distances only
+    where all are 0; a diagonal that is not known tells nothing.
+    """
+    own = np.diag(matrix)
+    first, second = np.triu_indices(len(matrix), 1)
+    above = (own[first] + own[second]) / 2 - matrix[first, second]
+    return bool(np.isfinite(own).all() and above.min(initial=0) >= 0 and above.any())
 
 
 def rdms_of_responses(responses: Responses, kind: str) -> MeasuredRDMs:
@@ -108,8 +124,15 @@ def rdms_of_responses(responses: Responses, kind: str) -> MeasuredRDMs:
             by the deviation of their noise.
 
     Raises:
-        TaskError: crossnobis of responses without repetitions of all images.
+        TaskError: crossnobis of responses without repetitions of all images, or correlations over fewer than
+            three voxels.
     """
+    voxels = len(responses.voxels)
+    if kind == "correlation" and voxels < LEAST_VOXELS:
+        raise TaskError(
+            f"dissimilarity: expected at least {LEAST_VOXELS} voxels, over which responses are correlated, "
+            f"found {voxels}; take euclidean"
+        )
     if kind != "crossnobis":
         mean = responses.mean
         inner, sums = np.zeros((len(mean),) * 2), np.zeros(len(mean))

@@ -68,9 +68,15 @@ def score_images(
         layer: of it; its last if not given.
 
     Raises:
-        TaskError: other shapes, fewer than two images, or no scikit-image.
+        TaskError: other shapes or types, fewer than two images, or no scikit-image.
     """
     decoded, originals = np.asarray(decoded), np.asarray(originals)
+    for name, images in (("decoded", decoded), ("originals", originals)):
+        if images.dtype != np.uint8:
+            raise TaskError(
+                f"{name}: expected uint8, from 0 to 255, found {images.dtype}; give numbers from 0 to 1 as "
+                "(255 * images).round().astype('uint8')"
+            )
     if decoded.shape != originals.shape or decoded.ndim != 4 or len(decoded) < LEAST:
         raise TaskError(
             f"decoded and originals: expected {LEAST} images or more of one size (N, H, W, 3), found "
@@ -109,11 +115,23 @@ def two_way_identification(truth: NDArray[np.generic], predicted: NDArray[np.gen
         truth: features of the images (N, D).
         predicted: of the same images (N, D).
 
+    Raises:
+        TaskError: other shapes, fewer than two images, or numbers that are not finite.
+
     Examples:
         >>> X = np.random.default_rng(0).normal(size=(5, 40))
         >>> two_way_identification(X, X + 0.1)
         1.0
     """
+    truth, predicted = np.asarray(truth), np.asarray(predicted)
+    if truth.shape != predicted.shape or truth.ndim != 2 or len(truth) < LEAST:
+        raise TaskError(
+            f"truth and predicted: expected features (N, D) of {LEAST} images or more, found "
+            f"{truth.shape} and {predicted.shape}"
+        )
+    for name, features in (("truth", truth), ("predicted", predicted)):
+        if not np.isfinite(features.astype(np.float64)).all():
+            raise TaskError(f"{name}: expected finite numbers, found NaN or infinity")
     r = correlation_matrix(truth, predicted)
     wins = (r < np.diag(r)).sum()
     return float(wins / (len(r) * (len(r) - 1)))

@@ -9,8 +9,11 @@ and which images all subjects saw (`sharedix`); masks and regions are NIfTI volu
 from __future__ import annotations
 
 import gzip
+import math
 import os
+import re
 import struct
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +25,7 @@ import scipy.io
 from numpy.typing import NDArray
 
 from vdvae_repr.config import path_of
+from vdvae_repr.data.hdf5 import missing_values, unwritten_chunks
 from vdvae_repr.data.names import natural_key
 from vdvae_repr.errors import DataError, TaskError, first_line
 from vdvae_repr.latents.base import Latents
@@ -30,6 +34,7 @@ from vdvae_repr.output import expect_writable, replacing
 SCALE = 300  # of betas
 REPETITIONS = 3
 TRIALS = 50  # read at once
+NAMED = 5  # regions in a line
 MOST_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # of what is gathered
 NIFTI = {2: np.uint8, 4: np.int16, 8: np.int32, 16: np.float32, 64: np.float64, 512: np.uint16}
 
@@ -46,12 +51,14 @@ class NSDResponses:
         ids: of the images (N,): their numbers among the 73,000, from 0, as in `nsd_stimuli.hdf5`.
         splits: `test` of images that all subjects saw, else `train`.
         rois: voxels of each region, by its name.
+        notes: what is not as expected, or left out.
     """
 
     values: NDArray[np.float32]
     ids: tuple[str, ...]
     splits: tuple[str, ...]
     rois: Mapping[str, NDArray[np.intp]]
+    notes: tuple[str, ...] = ()
 
     def save(self, path: str | Path) -> list[Path]:
         """Write `PATH`, a .npz, and of regions a table beside it, `PATH` with `-rois.csv`; return both.
@@ -103,7 +110,7 @@ def read_nsd(
     betas: str | Path,
     design: str | Path,
     *,
-    subject: int = 1,
+    subject: int | None = None,
     mask: str | Path | None = None,
     rois: Sequence[str | Path] = (),
     progress: Callable[[str], None] = lambda name: None,
@@ -116,18 +123,20 @@ def read_nsd(
         betas: the folder of `betas_session*.hdf5`, as `betas_fithrf_GLMdenoise_RR`; those that are there are
             taken, from the first session on.
         design: `nsd_expdesign.mat`.
-        subject: from 1 to 8.
+        subject: from 1 to 8; if not given, the one that paths name, as `ppdata/subj01/`.
         mask: a NIfTI volume, as `nsdgeneral.nii.gz`, whose voxels above 0 are taken; every voxel if not
             given.
         rois: NIfTI volumes of whole numbers, as `prf-visualrois.nii.gz`, whose number 3 becomes the region
-            `prf-visualrois-3`.
+            `prf-visualrois-3`; no two of one name.
         progress: receives the name of each session's file when it is read.
 
     Raises:
-        DataError: a file, or a session before others, that is missing; a file that is not as NSD's are; more
-            than half of the machine's memory would be taken.
+        DataError: a file, or a session before others, that is missing; a file that is not as NSD's are; no
+            subject, or another than paths name; more than half of the machine's memory would be taken.
     """
     folder = Path(betas)
+    subject = _subject_of([betas, *([] if mask is None else [mask]), *rois], subject)
+    regions = _volumes_of(rois)
     sessions = sorted(folder.glob("betas_session*.hdf5"), key=lambda p: natural_key(p.name))
     if not sessions:
         raise DataError(f"{folder}: expected files betas_session01.hdf5, ..., found none")
@@ -141,10 +150,14 @@ def read_nsd(
     flags: NDArray[np.bool_] | None = None
     if mask is not None:
         flags = read_nifti(mask).T > 0
+        if not flags.any():
+            raise DataError(f"{mask}: expected voxels above 0, which are taken, found none")
     rows = {image: row for row, image in enumerate(np.unique(images).tolist())}
     seen = np.zeros(len(rows), np.intp)
     values: Array | None = None
     trial = 0
+    lengths: list[int] = []
+    notes: list[str] = []
     for path in sessions:
         with _opened(path) as file:
             data = file["betas"]
@@ -171,8 +184,14 @@ def read_nsd(
                 [data[i : i + TRIALS][:, flags] for i in range(0, len(data), TRIALS)]
             ).astype(np.float32)
         found /= SCALE
-        deviation = found.std(axis=0)
-        found = (found - found.mean(axis=0)) / np.where(deviation > 0, deviation, np.nan)
+        there = ~np.isnan(found).all(axis=1)
+        some = found if there.all() else found[there]
+        if len(some) < len(found):
+            notes.append(f"{path.name}: {len(found) - len(some)} of {len(found)} trials are NaN")
+        if len(some):
+            deviation = some.std(axis=0)
+            found = (found - some.mean(axis=0)) / np.where(deviation > 0, deviation, np.nan)
+        lengths.append(len(found))
         for one in found:
             row = rows[int(images[trial])]
             if seen[row] == REPETITIONS:
@@ -185,21 +204,85 @@ def read_nsd(
     assert flags is not None
     kept = np.flatnonzero(seen)
     numbers = np.array(list(rows))[kept]
-    regions = {}
-    for path in map(Path, rois):
-        volume = read_nifti(path).T
+    notes += _of_other_lengths(lengths)
+    found_regions = {}
+    for name, volume in regions.items():
         if volume.shape != flags.shape:
-            raise DataError(f"{path}: expected a volume {flags.shape}, found {volume.shape}")
-        name = path.name.removesuffix(".gz").removesuffix(".nii")
-        inside = volume[flags]
+            raise DataError(f"{name}: expected a volume {flags.shape}, found {volume.shape}")
+        inside, outside = volume[flags], Counter(volume[(volume > 0) & ~flags].tolist())
         for number in np.unique(inside[inside > 0]).tolist():
-            regions[f"{name}-{number:g}"] = np.flatnonzero(inside == number)
+            found_regions[f"{name}-{number:g}"] = np.flatnonzero(inside == number)
+        if outside:
+            counts = {n: (outside[n], int((volume == n).sum())) for n in sorted(outside)[:NAMED]}
+            listed = ", ".join(f"{o} of {a} of {name}-{n:g}" for n, (o, a) in counts.items())
+            more = f" and more of {len(outside) - NAMED} others" if len(outside) > NAMED else ""
+            notes.append(f"voxels of regions outside the mask are left out: {listed}{more}")
     return NSDResponses(
         values[:, kept] if len(kept) < len(rows) else values,
         tuple(str(number) for number in numbers.tolist()),
         tuple("test" if number in shared else "train" for number in numbers.tolist()),
-        regions,
+        found_regions,
+        tuple(notes),
     )
+
+
+def _subject_of(paths: Sequence[str | Path], subject: int | None) -> int:
+    """Return the subject that is given, or that paths name, as NSD's folders `subj01` do.
+
+    Raises:
+        DataError: neither says one, or they say several.
+    """
+    named = {
+        int(numbers[-1]): str(path)
+        for path in paths
+        if (numbers := re.findall(r"subj(\d+)", str(Path(path).absolute())))
+    }
+    given = {} if subject is None else {subject: f"subject {subject}"}
+    said = given | {number: where for number, where in named.items() if number not in given}
+    if not said:
+        raise DataError(
+            f"subject: expected a number, as no path names one, as subj01 in {paths[0]} would; give it"
+        )
+    if len(said) > 1:
+        raise DataError(f"subject: expected one, found {' and '.join(said.values())}")
+    return next(iter(said))
+
+
+def _volumes_of(rois: Sequence[str | Path]) -> dict[str, Array]:
+    """Return the volumes of regions (Z, Y, X) by the files' names.
+
+    Raises:
+        DataError: two of one name, or one of no region.
+    """
+    volumes: dict[str, Array] = {}
+    for path in map(Path, rois):
+        name = path.name.removesuffix(".gz").removesuffix(".nii")
+        if name in volumes:
+            raise DataError(
+                f"{path}: expected regions in files of other names, by which they are called, found two "
+                f"{name}; rename a copy, as lh.{name}.nii.gz"
+            )
+        volumes[name] = read_nifti(path).T
+        if not (volumes[name] > 0).any():
+            raise DataError(f"{path}: expected regions by numbers above 0, found none")
+    return volumes
+
+
+def _of_other_lengths(lengths: Sequence[int]) -> list[str]:
+    """Return a line about sessions, other than the last, that have fewer trials than another; maybe none."""
+    usual = max(lengths)
+    fewer = [
+        f"{length} in session {number}"
+        for number, length in enumerate(lengths[:-1], start=1)
+        if length < usual
+    ]
+    if not fewer:
+        return []
+    more = ", ..." if len(fewer) > NAMED else ""
+    return [
+        f"a session has {usual} trials, but {', '.join(fewer[:NAMED])}{more}: if trials are missing, all "
+        "that follow are given the responses to other images"
+    ]
 
 
 def _read_design(path: Path, subject: int) -> tuple[NDArray[np.intp], set[int]]:
@@ -228,6 +311,13 @@ def _opened(path: Path) -> h5py.File:
     if not isinstance(file.get("betas"), h5py.Dataset) or file["betas"].ndim != 4:
         file.close()
         raise DataError(f"{path}: expected an array betas (trials, Z, Y, X), found none")
+    data = file["betas"]
+    why = missing_values(data)
+    if not why and (missing := unwritten_chunks(data)):
+        why = f"has {missing} chunks of {data.chunks} that were never written"
+    if why:
+        file.close()
+        raise DataError(f"{path}: betas {why}; copy or download it again")
     return file
 
 
@@ -254,8 +344,13 @@ def read_nifti(path: str | Path) -> Array:
         volume = np.frombuffer(content, kind, count, int(offset)).reshape(shape, order="F")
     except (OSError, EOFError, struct.error, ValueError) as error:
         raise DataError(f"{path}: expected a NIfTI volume ({first_line(error)})") from error
-    if slope not in (0, 1) or intercept != 0:
-        volume = volume * (slope or 1) + intercept
+    if math.isfinite(slope) and slope != 0:  # else values are as they stand, as nibabel has it
+        if not math.isfinite(intercept):
+            raise DataError(
+                f"{path}: expected an intercept beside its slope {slope:g}, found {intercept}"
+            )
+        if (slope, intercept) != (1, 0):
+            volume = volume * slope + intercept
     return np.asarray(volume)
 
 

@@ -5,8 +5,10 @@ R repetitions, N images, V voxels. A voxel stands for whatever was measured: neu
 
 from __future__ import annotations
 
+import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -18,8 +20,8 @@ import scipy.io
 from numpy.typing import NDArray
 
 from vdvae_repr.config import hidden_by_mask
-from vdvae_repr.data.hdf5 import leads_outside, missing_values
-from vdvae_repr.data.names import split_of
+from vdvae_repr.data import names
+from vdvae_repr.data.hdf5 import leads_outside, missing_values, unpacked, unwritten_chunks
 from vdvae_repr.data.readers.arrays import map_npy, read_member
 from vdvae_repr.data.table import read_table
 from vdvae_repr.errors import DataError, TaskError, first_line
@@ -28,6 +30,9 @@ from vdvae_repr.latents.base import Latents
 
 BESIDE = ("ids", "splits")  # arrays that say of which images another one is
 FORMATS = (".npy", ".npz", ".h5", ".hdf5", ".mat")
+REPEATED = "leave one out, or put repetitions of an image on the first axis"
+CONTROLS = ("null", "none")  # regions that see nothing are called so
+NAMED = 5  # arrays that are not read, in a line
 HALVES = 100  # ways to halve repetitions, at most
 AT_ONCE = 4096  # voxels worked on at once
 
@@ -43,6 +48,8 @@ class Measurement(NamedTuple):
     values: Array
     ids: list[str] | None = None
     splits: list[str] | None = None
+    notes: tuple[str, ...] = ()
+    """What of the file is not read, or not as it stands."""
 
 
 def read_array(measured: Measured, what: str) -> Measurement:
@@ -50,16 +57,22 @@ def read_array(measured: Measured, what: str) -> Measurement:
 
     Args:
         measured: an array; or a .npy, .npz, .h5 or .mat file, with `:KEY` behind it where it holds several
-            arrays. `ids` and `splits` are arrays of these names in the same file, or in the same group.
+            arrays. `ids` and `splits` are arrays of these names, in any case, in the same file, in the same
+            group or in one around it.
         what: the option, in messages.
 
     Raises:
-        DataError: no such file or array; one that is no numbers.
+        DataError: no such file or array; one that is no numbers, or of which values were never written.
     """
     if why := hidden_by_mask(measured, "numbers", what):
         raise DataError(f"{what}: {why}")
     if isinstance(measured, np.ndarray):
         return Measurement(_numbers(measured, what))
+    if not isinstance(measured, str | os.PathLike):
+        raise DataError(
+            f"{what}: expected a NumPy array, or the name of a file, found {type(measured).__name__}; "
+            "give it as an array"
+        )
     path, key = _file_and_key(measured, what)
     try:
         if path.suffix == ".npy":
@@ -76,16 +89,46 @@ def read_array(measured: Measured, what: str) -> Measurement:
             }
         else:
             return _of_hdf5(path, key)
-        name = _only(path, key, {n: a for n, a in arrays.items() if n not in BESIDE})
-        about = {n: _words(arrays[n], f"{path}: {n}") for n in BESIDE if n in arrays}
-        return Measurement(_numbers(np.asarray(arrays[name]), f"{path}: {name}"), **about)
+        name = _only(path, key, {n: a for n, a in arrays.items() if n.casefold() not in BESIDE})
+        values = _numbers(np.asarray(arrays[name]), f"{path}: {name}")
+        beside = _beside(path, arrays)
+        about = {word: _words(arrays[n], f"{path}: {n}") for word, n in beside.items()}
+        sizes = {n: np.shape(a) for n, a in arrays.items() if n not in (name, *beside.values())}
+        return Measurement(values, **about, notes=_not_read(path, sizes, values))
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
         raise DataError(
             f"{path}: expected an array in a {path.suffix} file ({first_line(error)}); save it again"
         ) from error
 
 
-def _file_and_key(measured: str | Path, what: str) -> tuple[Path, str | None]:
+def _beside(path: Path, arrays: Iterable[str]) -> dict[str, str]:
+    """Return which of the arrays of a file, or of a group, are its `ids` and `splits`, in any case.
+
+    Raises:
+        DataError: there are two of one, as `ids` and `IDs`.
+    """
+    found: dict[str, str] = {}
+    for name in arrays:
+        word = name.casefold()
+        if word in BESIDE and found.setdefault(word, name) != name:
+            raise DataError(f"{path}: expected one array {word!r}, found {found[word]} and {name}")
+    return found
+
+
+def _not_read(path: Path, shapes: Mapping[str, tuple[int, ...]], values: Array) -> tuple[str, ...]:
+    """Return a line that names arrays that nothing reads, those with a value an image first; maybe none."""
+    if not shapes:
+        return ()
+    images = values.shape[-2] if values.ndim > 1 else 0
+    listed = sorted(shapes, key=lambda name: int(np.prod(shapes[name])) != images)
+    text = ", ".join(f"{name} {shapes[name]}" for name in listed[:NAMED])
+    more = f" and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
+    return (
+        f"{path}: not read: {text}{more}; the images' ids and splits are arrays called ids and splits",
+    )
+
+
+def _file_and_key(measured: str | os.PathLike[str], what: str) -> tuple[Path, str | None]:
     path, key = Path(measured), None
     if not path.is_file() and ":" in str(measured):
         file, _, key = str(measured).rpartition(":")
@@ -112,33 +155,62 @@ def _of_hdf5(path: Path, key: str | None) -> Measurement:
     with h5py.File(path, "r") as file:
         if why := leads_outside(file, {"."}, soft_links=True):
             raise DataError(f"{path}: {why}; refused: copy what is to be read into one file")
-        found: dict[str, Any] = {}
+        every: dict[str, h5py.Dataset] = {}
 
         def visit(name: str, item: Any) -> None:
-            if name.rpartition("/")[2] in BESIDE or name.startswith("#refs#/"):  # cells of MATLAB's
-                return
-            if isinstance(item, h5py.Dataset) and item.shape and item.dtype.kind in "fiu":
-                found[name] = item
+            if isinstance(item, h5py.Dataset) and not name.startswith("#"):  # cells of MATLAB's
+                every[name] = item
 
         file.visititems(visit)
-        name = _only(path, key, found)
-        if why := missing_values(found[name]):
-            raise DataError(f"{path}: {name} {why}")
-        array = found[name][()]
-        if "MATLAB_class" in found[name].attrs:
+        numbers = {
+            name: item
+            for name, item in every.items()
+            if item.shape
+            and item.dtype.kind in "fiu"
+            and name.rpartition("/")[2].casefold() not in BESIDE
+        }
+        name = _only(path, key, numbers)
+        data = every[name]
+        _expect_written(data, f"{path}: {name}")
+        array, notes = unpacked(data)
+        if "MATLAB_class" in data.attrs:
             array = array.T
-        folder = name.rpartition("/")[0]
-        about = {}
-        for word in BESIDE:
-            beside = file.get(f"{folder}/{word}" if folder else word)
-            if isinstance(beside, h5py.Dataset):
-                about[word] = _beside(beside, f"{path}: {beside.name[1:]}")
-    return Measurement(_numbers(array, f"{path}: {name}"), **about)
+        about: dict[str, list[str]] = {}
+        read, group = [data], name
+        while group and len(about) < len(BESIDE):  # outwards, as far as the root
+            group = group.rpartition("/")[0]
+            folder = file[group or "/"]
+            inside = [n for n in folder if isinstance(folder.get(n), h5py.Dataset)]
+            for word, beside in _beside(path, inside).items():
+                if word not in about:
+                    read.append(folder[beside])
+                    about[word] = _texts_of(read[-1], f"{path}: {f'{group}/{beside}'.lstrip('/')}")
+        notes = tuple(f"{path}: {name}: {note}" for note in notes)
+        shapes = {n: item.shape or () for n, item in every.items() if item not in read}
+        notes += _not_read(path, shapes, array)
+    return Measurement(_numbers(array, f"{path}: {name}"), **about, notes=notes)
 
 
-def _beside(data: h5py.Dataset, what: str) -> list[str]:
+def _expect_written(data: h5py.Dataset, what: str) -> None:
+    """Refuse a data set with values that nobody wrote, where what HDF5 makes up for them is no NaN.
+
+    Raises:
+        DataError: it has some.
+    """
+    if why := missing_values(data):
+        raise DataError(f"{what} {why}")
+    made_up = data.fillvalue
+    if (missing := unwritten_chunks(data)) and not (data.dtype.kind == "f" and np.isnan(made_up)):
+        raise DataError(
+            f"{what}: {missing} chunks of {data.chunks} were never written, for which HDF5 makes up "
+            f"{made_up!r:.20}; write NaN where nothing was measured"
+        )
+
+
+def _texts_of(data: h5py.Dataset, what: str) -> list[str]:
     """Return the words of a data set; of MATLAB's cells those that they refer to."""
     if data.shape is None or h5py.check_ref_dtype(data.dtype) is not h5py.Reference:
+        _expect_written(data, what)
         return _words(_of_matlab(data), what)
     cells = [data.file[reference] for reference in np.ravel(np.transpose(data[()]))]
     if not all(isinstance(c, h5py.Dataset) and c.dtype.kind in "fiu" for c in cells):
@@ -147,21 +219,18 @@ def _beside(data: h5py.Dataset, what: str) -> list[str]:
 
 
 def _of_matlab(data: h5py.Dataset) -> Array:
-    """Return the values of a data set; what MATLAB 7.3 wrote as text or as whole doubles is that again."""
+    """Return the values of a data set; what MATLAB 7.3 wrote as text is that again."""
     kind = data.attrs.get("MATLAB_class", b"")
     array = np.asarray(data[()]).T if kind else np.asarray(data[()])
     if kind == b"char" and "MATLAB_empty" in data.attrs:
         return np.array([""])
     if kind == b"char" and array.dtype == np.uint16 and array.ndim == 2:  # a text a row
         return np.array(["".join(map(chr, row)).rstrip(" ") for row in array.tolist()])
-    if kind == b"double" and array.dtype == np.float64:
-        whole = (np.abs(array) < 2**53) & (array == np.round(array))
-        return array.astype(np.int64) if whole.all() else array
     return array
 
 
 def _words(array: Array, what: str) -> list[str]:
-    """Return texts, or whole numbers as texts; of MATLAB's cells what each holds.
+    """Return texts, or whole numbers, also those of type double, as texts; of MATLAB's cells what each holds.
 
     Raises:
         DataError: they are something else.
@@ -171,6 +240,8 @@ def _words(array: Array, what: str) -> list[str]:
         while isinstance(item, np.ndarray) and item.size <= 1:
             item = item.item() if item.size else ""
         word = item.decode() if isinstance(item, bytes) else item
+        if isinstance(word, float) and word.is_integer() and abs(word) < 2**53:
+            word = int(word)
         if isinstance(word, bool) or not isinstance(word, str | int):
             raise DataError(
                 f"{what}: expected texts or whole numbers, found {type(word).__name__} {word!r}"
@@ -200,7 +271,56 @@ def _numbers(array: Array, what: str) -> Array:
     return array
 
 
-def rows_of(store: Latents, count: int, ids: Sequence[str] | None, what: str) -> NDArray[np.intp]:
+class Placed(NamedTuple):
+    """The store's rows (N,) that N measured images are, their splits (N,), and lines about both."""
+
+    rows: NDArray[np.intp]
+    splits: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def placed(store: Latents, found: Measurement, count: int, what: str) -> Placed:
+    """Return which of a store's images were measured, by ids, or in the store's order, and their splits.
+
+    Splits are the file's own where it has some, by the words that mean them, else those of the store.
+
+    Args:
+        store: of the images.
+        found: what was read.
+        count: N.
+        what: the option, in messages.
+
+    Raises:
+        TaskError: other numbers of images, ids or splits, an id that the store lacks, or one twice.
+    """
+    rows = _rows_of(store, count, found.ids, what)
+    notes = found.notes
+    if found.ids is None:
+        notes += (
+            f"{what}: without ids, rows are taken as the images of {store.path}, in its order",
+        )
+    if found.splits is None:
+        return Placed(rows, tuple(store.splits[row] for row in rows), notes)
+    if len(found.splits) != count:
+        raise TaskError(
+            f"{what}: expected a split for each of {count} images, found {len(found.splits)}"
+        )
+    splits, about = names.splits_of(found.splits)
+    return Placed(rows, splits, (*notes, *(f"{what}: {line}" for line in about)))
+
+
+def of_splits(splits: Sequence[str]) -> str:
+    """Say in a message which splits images are of, and what splits are called.
+
+    >>> of_splits(["train", "holdout", "train"])
+    'of holdout (1), train (2); splits are called train, val and test'
+    """
+    counts = Counter(splits)
+    listed = ", ".join(f"{split or 'none'} ({counts[split]})" for split in sorted(counts))
+    return f"of {listed}; splits are called {', '.join(names.SPLITS[:-1])} and {names.SPLITS[-1]}"
+
+
+def _rows_of(store: Latents, count: int, ids: Sequence[str] | None, what: str) -> NDArray[np.intp]:
     """Return the store's rows (N,) that N measured images are, by ids, or in the store's order.
 
     Raises:
@@ -228,23 +348,6 @@ def rows_of(store: Latents, count: int, ids: Sequence[str] | None, what: str) ->
             f"{what}: expected every id once, found {twice!r} twice; put repetitions on the first axis"
         )
     return rows
-
-
-def splits_of(
-    store: Latents, rows: NDArray[np.intp], own: Sequence[str] | None, what: str
-) -> tuple[str, ...]:
-    """Return the splits of N measured images: the file's own, by the words that mean them, or the store's.
-
-    Raises:
-        TaskError: another number of splits than of images.
-    """
-    if own is None:
-        return tuple(store.splits[row] for row in rows)
-    if len(own) != len(rows):
-        raise TaskError(
-            f"{what}: expected a split for each of {len(rows)} images, found {len(own)}"
-        )
-    return tuple(split_of(word) or word for word in own)
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,6 +379,33 @@ class Responses:
     notes: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
     measured: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not fit together.
+
+        Raises:
+            TaskError: names the part.
+        """
+        if self.values.ndim != 3:
+            raise TaskError(
+                f"values: expected (repetitions, images, voxels), found {self.values.shape}"
+            )
+        _, images, voxels = self.values.shape
+        for name, size, what in (("rows", images, "image"), ("voxels", voxels, "voxel")):
+            if (shape := np.shape(getattr(self, name))) != (size,):
+                raise TaskError(f"{name}: expected one for each of {size} {what}s, found {shape}")
+        if len(np.unique(self.rows)) < images:
+            raise TaskError("rows: expected every image once, found one twice; " + REPEATED)
+        if self.splits and len(self.splits) != images:
+            raise TaskError(
+                f"splits: expected one for each of {images} images, found {len(self.splits)}"
+            )
+        for name, flags in self.rois.items():
+            found = np.asarray(flags)
+            if found.dtype != bool or found.shape != (voxels,):
+                raise TaskError(
+                    f"rois: expected flags of {voxels} voxels as {name}, found {found.dtype} {found.shape}"
+                )
 
     @property
     def mean(self) -> Array:
@@ -377,28 +507,24 @@ def correlations(x: Array, y: Array) -> Values:
     return np.asarray((x * y).sum(axis=0) / np.where(lengths > 0, lengths, np.inf))
 
 
-def read_values(
-    measured: Measured, store: Latents
-) -> tuple[Array, NDArray[np.intp], tuple[str, ...]]:
-    """Return responses (R, N, V) as they are measured, the rows of a store (N,) that they are of, and splits.
-
-    Splits are the file's own where it has some, by the words that mean them, else those of the store.
+def read_values(measured: Measured, store: Latents) -> tuple[Array, Placed]:
+    """Return responses (R, N, V) as they are measured, and the images of a store that they are of.
 
     Raises:
         DataError: the file cannot be read. TaskError: it does not fit the store.
     """
-    array, ids, own = read_array(measured, "responses")
+    found = read_array(measured, "responses")
+    array = found.values
     if array.ndim not in (2, 3):
         raise TaskError(
             "responses: expected (images, voxels) or (repetitions, images, voxels), found "
             f"{array.shape}"
         )
     values = array if array.ndim == 3 else array[None]
-    rows = rows_of(store, values.shape[1], ids, "responses")
-    splits = splits_of(store, rows, own, "responses")
+    at = placed(store, found, values.shape[1], "responses")
     if values.dtype not in (np.float32, np.float64):
         values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
-    return values, rows, splits
+    return values, at
 
 
 def read_responses(
@@ -426,19 +552,24 @@ def read_responses(
                 f"{outside[0]}"
             )
         count = measured.measured or int(measured.voxels.max(initial=-1)) + 1
-        regions = measured.rois
+        regions, notes = measured.rois, [*measured.notes]
         if rois is not None:
             if regions:
                 raise TaskError(
                     f"rois: expected a table, or responses that have regions, found both; leave out {rois}"
                 )
-            regions = _read_rois(Path(rois), measured.voxels, count)
-        splits = measured.splits or splits_of(store, measured.rows, None, "responses")
-        return replace(measured, splits=splits, rois=regions, measured=count)
-    values, rows, splits = read_values(measured, store)
+            regions, about = _read_rois(Path(rois), measured.voxels, count)
+            notes += about
+        if measured.splits:
+            splits, about = names.splits_of(measured.splits)
+            notes += (f"responses: {line}" for line in about if f"responses: {line}" not in notes)
+        else:
+            splits = tuple(store.splits[row] for row in measured.rows)
+        return replace(measured, splits=splits, rois=regions, measured=count, notes=tuple(notes))
+    values, (rows, splits, about) = read_values(measured, store)
     count = values.shape[2]
     voxels = np.arange(count)
-    notes: list[str] = []
+    notes = [*about]
     absent, known, infinite = _missing(values)
     if never := int(absent.all(axis=0).sum()):
         notes.append(f"responses: {never} images without any response left out")
@@ -466,7 +597,10 @@ def read_responses(
         if not varying.any():
             raise TaskError("responses: expected voxels that vary over images, found none")
         responses = responses.of(varying)
-    regions = {} if rois is None else _read_rois(Path(rois), responses.voxels, count)
+    regions = {}
+    if rois is not None:
+        regions, about = _read_rois(Path(rois), responses.voxels, count)
+        notes += about
     return replace(responses, rois=regions, notes=tuple(notes), measured=count)
 
 
@@ -494,24 +628,40 @@ def voxel_blocks(voxels: int) -> Iterator[slice]:
         yield slice(start, start + AT_ONCE)
 
 
-def _read_rois(path: Path, voxels: NDArray[np.intp], count: int) -> dict[str, NDArray[np.bool_]]:
-    """Return the voxels of each region, as flags, in the order of the table.
+def _read_rois(
+    path: Path, voxels: NDArray[np.intp], count: int
+) -> tuple[dict[str, NDArray[np.bool_]], tuple[str, ...]]:
+    """Return the voxels of each region, as flags, in the order of the table, and lines about the table.
 
     Raises:
-        DataError: a number of a voxel that there is not. TaskError: no voxel of a region is left.
+        DataError: a number of a voxel that there is not, or voxels of several subjects.
+        TaskError: no voxel of a region is left.
     """
     table = read_table(path, "voxel", "roi")
+    if len(subjects := sorted(set(table.column("subject") or ()))) > 1:
+        raise DataError(
+            f"{path}: expected voxels of one subject, found subjects {', '.join(subjects)}; "
+            "keep the rows of one"
+        )
     members: dict[str, list[int]] = {}
+    of_none: Counter[str] = Counter()
     for line, voxel, roi in zip(table.lines, table["voxel"], table["roi"], strict=True):
         if not (voxel.isdecimal() and int(voxel) < count):
             raise DataError(
                 f"{path} line {line}: expected a voxel from 0 to {count - 1}, found {voxel!r}"
             )
-        if roi:
+        if names.is_missing(roi) and roi.casefold() not in CONTROLS:
+            of_none[roi] += bool(roi)
+        else:
             members.setdefault(roi, []).append(int(voxel))
     rois = {name: np.isin(voxels, numbers) for name, numbers in members.items()}
     expect_voxels(rois, str(path))
-    return rois
+    notes = tuple(f"{path}: {line}" for line in names.look_alikes(members, "regions"))
+    if listed := ", ".join(f"{word!r} ({n} voxels)" for word, n in of_none.items() if n):
+        notes += (f"{path}: read as no region: {listed}",)
+    if more := [c for c in table.columns if c.casefold() not in ("voxel", "roi", "subject")]:
+        notes += (f"{path}: columns that are not read: {', '.join(more)}",)
+    return rois, notes
 
 
 def expect_voxels(rois: dict[str, NDArray[np.bool_]], what: str) -> None:

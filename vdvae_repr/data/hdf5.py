@@ -160,6 +160,40 @@ def other_pixels(data: h5py.Dataset) -> str:
     return f"holds packed values ({given}); save what they stand for, as uint8 or from 0 to 1"
 
 
+def unpacked(data: h5py.Dataset) -> tuple[np.ndarray[Any, Any], tuple[str, ...]]:
+    """Return what numbers stand for by their attributes, and lines about values that stand for none.
+
+    By the CF conventions of NetCDF: values that are `_FillValue` or `missing_value` become NaN, and others
+    are `scale_factor` times the value, plus `add_offset`.
+    """
+    values = np.asarray(data[()])
+    numbers = {
+        name: found
+        for name in ("_FillValue", "missing_value", "scale_factor", "add_offset")
+        if name in data.attrs
+        and (found := np.ravel(np.asarray(data.attrs[name]))).dtype.kind in "fiu"
+        and found.size
+    }
+    marks = [numbers.pop(name) for name in ("_FillValue", "missing_value") if name in numbers]
+    missing = np.zeros(values.shape, bool)
+    if marks and values.dtype.kind in "fiu":
+        every = np.unique(np.concatenate(marks))
+        missing = np.isin(values, every.astype(values.dtype) if values.dtype.kind == "f" else every)
+    if not missing.any() and not numbers:
+        return values, ()
+    if values.dtype.kind != "f":
+        values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
+    scale, offset = numbers.get("scale_factor", [1])[0], numbers.get("add_offset", [0])[0]
+    values = np.where(missing, values.dtype.type(np.nan), values * values.dtype.type(scale))
+    values += values.dtype.type(offset)
+    if not missing.any():
+        return values, ()
+    listed = ", ".join(f"{mark:g}" for mark in every.tolist())
+    return values, (
+        f"{int(missing.sum())} values are {listed}, its mark of missing ones, read as NaN",
+    )
+
+
 def _attribute(data: h5py.Dataset, name: str) -> str | None:
     """Return an attribute of one number or text, as text; None where there is none."""
     if name not in data.attrs:

@@ -6,7 +6,7 @@ import json
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr.config import ModelConfig, with_hints
-from vdvae_repr.errors import LayerError, StoreError, first_line
+from vdvae_repr.errors import LayerError, StoreError, TaskError, first_line
 from vdvae_repr.latents.format import MIRROR, StoreInfo, array_key
 from vdvae_repr.latents.pooling import pool_layer
 from vdvae_repr.model.layers import FEATURES, LayerSpec, make_layer_specs, select_layers
@@ -495,6 +495,48 @@ def same_images(store: Latents, other: Latents) -> str:
     if first == second:
         return ""
     return f"{other.path} shows another part of the images ({second}) than {store.path} ({first})"
+
+
+def about_copies(
+    images: NDArray[Any] | Mapping[int, NDArray[Any]],
+    ids: Sequence[str],
+    sides: Sequence[tuple[str, NDArray[np.intp]]],
+    targets: NDArray[Any] | None = None,
+    *,
+    remedy: str = "remove one",
+) -> list[str]:
+    """Refuse an image that is in two sides, and count those that are of two classes in one.
+
+    Args:
+        images: as stored, (N, H, W, 3), or those of the rows of all sides.
+        ids: of them.
+        sides: names and rows; where no image may be there twice, each is a side of its own.
+        targets: the class of each image (N,); None where there are none.
+        remedy: what to do about one, in the message.
+
+    Raises:
+        TaskError: names both.
+    """
+    seen: dict[bytes, tuple[int, str]] = {}
+    torn: dict[str, list[tuple[int, int]]] = {}
+    for name, side in sides:
+        here: dict[bytes, tuple[int, str]] = {}
+        for i in side.tolist():
+            image = images[i].tobytes()
+            if twin := seen.get(image):
+                raise TaskError(
+                    f"{ids[i]} in the {name} is the same image as {ids[twin[0]]} in the {twin[1]}; {remedy}"
+                )
+            first = here.setdefault(image, (i, name))[0]
+            if targets is not None and targets[first] != targets[i]:
+                torn.setdefault(name, []).append((first, i))
+        seen |= here
+    return [
+        f"{ids[pairs[0][0]]} and {ids[pairs[0][1]]} in the {name} are one image of two classes"
+        + (f", as are {len(pairs) - 1} more" if len(pairs) > 1 else "")
+        + "; mend their labels"
+        for name, pairs in torn.items()
+    ]
 
 
 def read_otherwise(store: Latents, other: Latents) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections import Counter
@@ -149,12 +150,23 @@ def decodable_feature(store: Latents) -> str:
     """Return the stored feature that images can be made of: `z` where it is stored, `mean` otherwise.
 
     Raises:
-        StoreError: neither is stored, as of an encoder that is no VDVAE.
+        StoreError: neither is stored, as of an encoder that is no VDVAE; what is stored is pooled, or what a
+            student predicts.
     """
     if "activation" in store.features:
         raise StoreError(
             f"{store.path}: holds activations of {store.info.model}, which gives no images back; only "
             "latents of a VDVAE can be decoded"
+        )
+    if store.info.pool is not None:
+        raise StoreError(
+            f"{store.path}: holds latents pooled by {store.info.pool}, which give no images back; extract "
+            "without pool"
+        )
+    if json.loads(store.info.config).get("kind") == "student":
+        raise StoreError(
+            f"{store.path}: holds what a student, {store.info.model}, predicts, of which no images are made; "
+            "extract with its teacher"
         )
     feature = next((name for name in ("z", "mean") if name in store.features), None)
     if feature is None:

@@ -25,7 +25,7 @@ from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.gram import Rows
 from vdvae_repr.heads.linear import LogisticProbe, Ridge, RidgeRegressor
 from vdvae_repr.heads.sgd import SGDProbe
-from vdvae_repr.latents.base import Latents
+from vdvae_repr.latents.base import Latents, about_copies
 from vdvae_repr.probing import controls
 from vdvae_repr.probing.features import Features, Workspace
 from vdvae_repr.probing.head import Head
@@ -605,42 +605,3 @@ def of_every_split(splits: Sequence[str]) -> str:
         return ""
     listed = ", ".join(f"{split or 'none'} ({counts[split]})" for split in sorted(counts))
     return f"; images of every split are taken: {listed}"
-
-
-def about_copies(
-    images: NDArray[Any],
-    ids: Sequence[str],
-    sides: Sequence[tuple[str, Rows]],
-    targets: NDArray[Any] | None = None,
-) -> list[str]:
-    """Refuse an image that is in two sides, and count those that are of two classes in one.
-
-    Args:
-        images: as stored, (N, H, W, 3).
-        ids: of them.
-        sides: names and rows; where no image may be there twice, each is a side of its own.
-        targets: the class of each image (N,); None where there are none.
-
-    Raises:
-        TaskError: names both.
-    """
-    seen: dict[bytes, tuple[int, str]] = {}
-    torn: dict[str, list[tuple[int, int]]] = {}
-    for name, side in sides:
-        here: dict[bytes, tuple[int, str]] = {}
-        for i in side:
-            image = images[i].tobytes()
-            if twin := seen.get(image):
-                raise TaskError(
-                    f"{ids[i]} in the {name} is the same image as {ids[twin[0]]} in the {twin[1]}; remove one"
-                )
-            first = here.setdefault(image, (int(i), name))[0]
-            if targets is not None and targets[first] != targets[i]:
-                torn.setdefault(name, []).append((first, int(i)))
-        seen |= here
-    return [
-        f"{ids[pairs[0][0]]} and {ids[pairs[0][1]]} in the {name} are one image of two classes"
-        + (f", as are {len(pairs) - 1} more" if len(pairs) > 1 else "")
-        + "; mend their labels"
-        for name, pairs in torn.items()
-    ]

@@ -16,14 +16,20 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.model_selection import KFold, cross_val_predict
 
 from vdvae_repr.brain import voxelwise
-from vdvae_repr.brain.responses import correlations, expect_voxels, read_responses
+from vdvae_repr.brain.responses import (
+    REPEATED,
+    correlations,
+    expect_voxels,
+    of_splits,
+    read_responses,
+)
 from vdvae_repr.brain.voxelwise import Predicted
 from vdvae_repr.data.names import SPLITS
 from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.algebra import Algebra
 from vdvae_repr.heads.gram import Scaling, centre_and_scale
 from vdvae_repr.heads.spectrum import Spectrum
-from vdvae_repr.latents.base import Latents
+from vdvae_repr.latents.base import Latents, about_copies
 from vdvae_repr.output import BANDS, VOXELS
 from vdvae_repr.probing.features import GRAM_BYTES, Columns, Features, Workspace, hash_text
 from vdvae_repr.probing.head import Head, estimator_digest
@@ -187,7 +193,7 @@ class EncodingProblem(Problem):
         if min(len(fitted), len(tested)) < LEAST:
             raise TaskError(
                 f"{store.path}: expected at least {LEAST} images with responses to fit on and to test on, "
-                f"found {len(fitted)} and {len(tested)}"
+                f"found {len(fitted)} and {len(tested)} {of_splits(responses.splits)}"
             )
         notes = list(responses.notes)
         mean = responses.mean
@@ -211,6 +217,8 @@ class EncodingProblem(Problem):
         text += "".join(f"; {note}" for note in notes)
         split = Split(responses.rows[fitted], responses.rows[tested], text=text)
         super().__init__(store, split, heads={}, metrics=["pearson", "r2"])
+        # A copy of an image, as another row a trial, would be learned of itself, or count as another image.
+        self.sides = [(name, row) for name, side in self.sides for row in np.reshape(side, (-1, 1))]
         # Of a store's images those alone that were fitted on and tested on, in this order.
         self.work = Workspace(store.ids, np.concatenate([split.train, split.test]))
         self.work.algebra = Algebra.on(task.device)
@@ -229,6 +237,14 @@ class EncodingProblem(Problem):
         return [
             VoxelHead(name if roi is None else f"{name}:{roi}", estimator, roi) for roi in self.rois
         ]
+
+    def about_images(self, images: NDArray[np.uint8], ids: Sequence[str]) -> list[str]:
+        """Refuse an image that is there twice.
+
+        Raises:
+            TaskError: names both.
+        """
+        return about_copies(images, ids, self.sides, remedy=REPEATED)
 
     def counted(self) -> str:
         """Return the numbers of images and of voxels."""

@@ -28,10 +28,10 @@ from vdvae_repr.brain.dissimilarity import (
     rdms_of_responses,
     read_rdms,
 )
-from vdvae_repr.brain.responses import read_responses
+from vdvae_repr.brain.responses import REPEATED, of_splits, read_responses
 from vdvae_repr.data.names import SPLITS
 from vdvae_repr.errors import TaskError
-from vdvae_repr.latents.base import Latents
+from vdvae_repr.latents.base import Latents, about_copies
 from vdvae_repr.probing.features import Columns, Features
 from vdvae_repr.probing.head import Head
 from vdvae_repr.probing.similarity import cka_without_each, debiased_cka, u_centred
@@ -168,7 +168,8 @@ class RSAProblem(Problem):
         for what, some in (("compare", compared), ("choose by", by)):
             if 0 < len(some) < LEAST or (not len(some) and what == "compare"):
                 raise TaskError(
-                    f"{store.path}: expected at least {LEAST} images to {what}, found {len(some)}"
+                    f"{store.path}: expected at least {LEAST} images to {what}, found {len(some)} "
+                    f"{of_splits(measured.splits)}"
                 )
         if len(compared) > MOST:
             raise TaskError(
@@ -196,12 +197,25 @@ class RSAProblem(Problem):
         )
         # PCA of pixels is no choice; without splits it is of the images that are compared.
         self.fitted = self.split.train if len(self.choosing) else self.split.test
-        self.sides = [("choosing", self.split.train), ("test", self.split.test)]
+        # A copy of an image is like it in any layer, and in any brain: each layer would be like each brain.
+        self.sides = [
+            (name, row)
+            for name, side in (("choosing", self.split.train), ("test", self.split.test))
+            for row in side[:, None]
+        ]
         # Responses with crossnobis are compared with squared distances, which layers have without noise.
         self._kind = "correlation" if task.dissimilarity == "correlation" else "euclidean"
         self.subjects = among(measured.matrices, kept)
         self.read_elsewhere = [self.subjects, self.rows]
         self._kept: OrderedDict[tuple[Columns, ...], tuple[Matrix, Matrix]] = OrderedDict()
+
+    def about_images(self, images: NDArray[np.uint8], ids: Sequence[str]) -> list[str]:
+        """Refuse an image that is there twice.
+
+        Raises:
+            TaskError: names both.
+        """
+        return about_copies(images, ids, self.sides, remedy=REPEATED)
 
     def counted(self) -> str:
         """Return how many images and subjects are compared."""
