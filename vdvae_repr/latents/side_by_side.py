@@ -35,8 +35,8 @@ def side_by_side(*stores: Latents, weights: Sequence[float] | None = None) -> Si
             square distance from the mean, of the images that may be learned from.
 
     Raises:
-        StoreError: fewer than two stores, other images, labels or splits, features that cannot be told
-            apart, or weights that are not one positive number each.
+        StoreError: fewer than two stores, other images, labels or splits, two layers of one name although
+            they are called by their encoders, or weights that are not one positive number each.
 
     Examples:
         A layer of a VDVAE and one of another network:
@@ -251,8 +251,14 @@ def _names(stores: Sequence[Latents]) -> list[list[str]]:
         f"{model} ({models[:i].count(model) + 1})" if model in models[:i] else model
         for i, model in enumerate(models)
     ]
-    return [
+    names = [
         [f"{model}.{spec.name}" if clash else spec.name for spec in store.layers]
         for model, store in zip(called, stores, strict=True)
         for clash in [any(holders[spec.name] > 1 for spec in store.layers)]
     ]
+    for name, count in Counter(name for own in names for name in own).items():
+        if count > 1:  # as of stores that stand side by side already, beside one of them
+            raise StoreError(
+                f"side_by_side: two layers would be called {name!r}; give all stores in one call"
+            )
+    return names
