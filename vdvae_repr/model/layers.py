@@ -18,9 +18,7 @@ from vdvae_repr.errors import LayerError
 from vdvae_repr.model.structure import BlockSpec, parse_blocks
 
 _RESOLUTION_NAME = re.compile(r"(\d+)x\1\.(\d+)")
-_ENDS_IN_ONE = re.compile(
-    rf"(?:^|\.){_RESOLUTION_NAME.pattern}$"
-)  # as `faces64.8x8.0`, of several encoders
+_ENDS_IN_ONE = re.compile(rf"(?:^|\.){_RESOLUTION_NAME.pattern}$")  # as `faces64.8x8.0`
 
 FEATURES = (
     "mean",
