@@ -198,6 +198,12 @@ class SideBySide(Latents):
         return self._features[name][number] + colon + draw
 
 
+def numbered(names: Sequence[str]) -> list[str]:
+    """Return names, numbered from the second of a name on: `faces64 (2)`."""
+    before = [names[:i].count(name) for i, name in enumerate(names)]
+    return [f"{n} ({count + 1})" if count else n for n, count in zip(names, before, strict=True)]
+
+
 def _parts(key: str) -> tuple[int, str]:
     number, _, own = key.partition(":")
     return int(number), own
@@ -246,11 +252,7 @@ def _expect_same_rows(store: Latents, first: Latents) -> None:
 def _names(stores: Sequence[Latents]) -> list[list[str]]:
     """Return the names of each store's layers: behind their encoder's where another store has one of them."""
     holders = Counter(spec.name for store in stores for spec in store.layers)
-    models = [store.info.model for store in stores]
-    called = [
-        f"{model} ({models[:i].count(model) + 1})" if model in models[:i] else model
-        for i, model in enumerate(models)
-    ]
+    called = numbered([store.info.model for store in stores])
     names = [
         [f"{model}.{spec.name}" if clash else spec.name for spec in store.layers]
         for model, store in zip(called, stores, strict=True)
