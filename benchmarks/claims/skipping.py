@@ -126,12 +126,13 @@ def verdicts(rows: pd.DataFrame, settings: Settings) -> list[Verdict]:
         ),
         answers.pop() if len(answers) == 1 else UNTOLD,
     )  # fmt: skip
-    own = rows[rows.skip]
-    share = own.skipped.sum() / own.updates.sum()
+    counts = rows.groupby("skip")[["skipped", "updates"]].sum()
+    shares = counts.skipped / counts.updates
     few = Verdict(
         "few updates are skipped",
-        f"{100 * share:.2f} %",
-        AGREES if share < settings["few"] else DISAGREES,
+        f"{100 * shares[True]:.2f} % with skipping, {100 * shares[False]:.2f} % without, where only "
+        "those that are not finite are",
+        AGREES if shares[True] < settings["few"] else DISAGREES,
     )
     return [first, better, few]
 

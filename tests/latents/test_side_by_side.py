@@ -79,6 +79,8 @@ def test_layers_of_one_name_are_called_by_their_encoder(tiny, source, two, tmp_p
     with pytest.raises(vr.LayerError, match=r"no layer matches '4x4\.0'"):
         both.matrix("4x4.0")
     pair = vr.side_by_side(vae, twin)
+    with pytest.raises(vr.StoreError, match=r"two layers would be called 'tiny\.1x1\.0'"):
+        vr.side_by_side(pair, vae, twin)  # whose names the pair has given already
     assert pair.features == ("mean",)  # that both have
     assert pair.matrix("4x4")[0].shape[1] == 2 * vae.matrix("4x4")[0].shape[1]
 

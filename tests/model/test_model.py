@@ -128,6 +128,14 @@ def test_selectors(tiny):
             names(unknown)
 
 
+def test_places_count_where_a_module_is_called_as_a_kernel_is():
+    layers = [LayerSpec(i, f"conv3x3.{i}", 8, (4, 8, 8)) for i in range(2)]
+    assert select_layers(layers, "8x8.1") == (layers[1],)
+    layers = [LayerSpec(i, f"faces64.8x8.{i}", 8, (4, 8, 8)) for i in range(2)]
+    with pytest.raises(LayerError, match=r"no layer matches '8x8\.1'"):
+        select_layers(layers, "8x8.1")  # the number in the name counts
+
+
 def test_posterior_does_not_depend_on_the_batch(tiny, images):
     whole = tiny.posterior(images, z="sample", ids=[f"i{k}" for k in range(12)])
     one = tiny.posterior(images[7:8], z="sample", ids=["i7"])

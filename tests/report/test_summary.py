@@ -153,7 +153,7 @@ def test_a_model_beside_is_compared_in_words():
     other = row("layer4", 0.7, 0.6, model="timm:resnet50", chosen=True)
     versus = beaten("0:3", 0.61, "timm:resnet50", -0.09, verdict="worse")
     text = answer([*three(), other], [beaten("0:3", 0.61, "pca", 0.1)], others=[versus])
-    words = "ridge beside: timm:resnet50 layer4 .700 (worse -.090 [-.140, -.040])"
+    words = "ridge beside: timm:resnet50 layer4 .700 (worse than it: -.090 [-.140, -.040])"
     assert words in text.replace("\n", " ")
 
 

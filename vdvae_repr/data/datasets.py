@@ -173,8 +173,10 @@ def open_dataset(name: str, root: str | Path | None = None, *, download: bool = 
         download: fetch it if it is missing, where the table knows how.
 
     Raises:
-        DataError: it is missing, cannot be read, or cannot be downloaded. Notices of the source say where
-            other than the published number of images is there.
+        DataError: it is missing, cannot be read, or cannot be downloaded.
+
+    Returns:
+        the source, one of whose notices says where other than the published number of images is there.
     """
     dataset = DATASETS[name]
     if root is not None and not str(root).strip():

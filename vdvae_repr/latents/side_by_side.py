@@ -35,8 +35,8 @@ def side_by_side(*stores: Latents, weights: Sequence[float] | None = None) -> Si
             square distance from the mean, of the images that may be learned from.
 
     Raises:
-        StoreError: fewer than two stores, other images, labels or splits, features that cannot be told
-            apart, or weights that are not one positive number each.
+        StoreError: fewer than two stores, other images, labels or splits, two layers of one name although
+            they are called by their encoders, or weights that are not one positive number each.
 
     Examples:
         A layer of a VDVAE and one of another network:
@@ -198,6 +198,12 @@ class SideBySide(Latents):
         return self._features[name][number] + colon + draw
 
 
+def numbered(names: Sequence[str]) -> list[str]:
+    """Return names, numbered from the second of a name on: `faces64 (2)`."""
+    before = [names[:i].count(name) for i, name in enumerate(names)]
+    return [f"{n} ({count + 1})" if count else n for n, count in zip(names, before, strict=True)]
+
+
 def _parts(key: str) -> tuple[int, str]:
     number, _, own = key.partition(":")
     return int(number), own
@@ -246,13 +252,15 @@ def _expect_same_rows(store: Latents, first: Latents) -> None:
 def _names(stores: Sequence[Latents]) -> list[list[str]]:
     """Return the names of each store's layers: behind their encoder's where another store has one of them."""
     holders = Counter(spec.name for store in stores for spec in store.layers)
-    models = [store.info.model for store in stores]
-    called = [
-        f"{model} ({models[:i].count(model) + 1})" if model in models[:i] else model
-        for i, model in enumerate(models)
-    ]
-    return [
+    called = numbered([store.info.model for store in stores])
+    names = [
         [f"{model}.{spec.name}" if clash else spec.name for spec in store.layers]
         for model, store in zip(called, stores, strict=True)
         for clash in [any(holders[spec.name] > 1 for spec in store.layers)]
     ]
+    for name, count in Counter(name for own in names for name in own).items():
+        if count > 1:  # as of stores that stand side by side already, beside one of them
+            raise StoreError(
+                f"side_by_side: two layers would be called {name!r}; give all stores in one call"
+            )
+    return names

@@ -18,6 +18,7 @@ from vdvae_repr.errors import LayerError
 from vdvae_repr.model.structure import BlockSpec, parse_blocks
 
 _RESOLUTION_NAME = re.compile(r"(\d+)x\1\.(\d+)")
+_ENDS_IN_ONE = re.compile(rf"(?:^|\.){_RESOLUTION_NAME.pattern}$")  # as `faces64.8x8.0`
 
 FEATURES = (
     "mean",
@@ -177,7 +178,7 @@ def _select_one(layers: Sequence[LayerSpec], item: str) -> set[int]:
         same = [layer.index for layer in layers if layer.resolution == int(match[1])]
         place = int(match[2])
         # Of a VDVAE of which some layers are stored, the number in the name counts, not the place.
-        own = any(_RESOLUTION_NAME.search(layer.name) for layer in layers)
+        own = any(_ENDS_IN_ONE.search(layer.name) for layer in layers)
         return set() if own else set(same[place : place + 1])
     if match := re.fullmatch(r"(\d*):(\d*)", item):
         start, stop = match.groups()

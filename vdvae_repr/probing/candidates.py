@@ -11,7 +11,7 @@ import numpy as np
 
 from vdvae_repr.errors import LayerError, TaskError
 from vdvae_repr.latents.base import Latents, same_images
-from vdvae_repr.latents.side_by_side import SideBySide
+from vdvae_repr.latents.side_by_side import SideBySide, numbered
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.probing.features import Columns, Features
 from vdvae_repr.probing.task import Problem, expect_several, several
@@ -215,9 +215,7 @@ def pruned(
 
 def names_beside(store: Latents, beside: Sequence[Latents]) -> dict[str, Latents]:
     """Return stores by their models' names, numbered from the second of a name on: `faces64 (2)`."""
-    names = [of.info.model for of in (store, *beside)]
-    before = [names[:i].count(name) for i, name in enumerate(names)]
-    called = [f"{n} ({count + 1})" if count else n for n, count in zip(names, before, strict=True)]
+    called = numbered([of.info.model for of in (store, *beside)])
     return dict(zip(called[1:], beside, strict=True))
 
 

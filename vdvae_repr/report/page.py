@@ -46,6 +46,10 @@ if TYPE_CHECKING:
 NEAREST = ("nearest", "knn")  # how heads begin that look for the nearest images
 OPEN = 4  # charts of one kind that are shown; the others can be unfolded
 DIFFERENCE = "difference (right of 0: the model is better)"
+MARKS = (
+    "Bars are 95 % intervals; p is two-sided, after Holm over {over}. A triangle up is better, one down "
+    "worse, a ring: no difference told."
+)
 FEW = 6  # heads whose comparisons have a chart each
 MOST_POINTS = 150  # of a curve
 COLUMNS = {
@@ -548,10 +552,7 @@ def _comparisons(asked: Sequence[Asked]) -> Section:
         ]
         title = "Each beside the control by which it looks worst"
         figures.append(Figure(title, charts.dots(title, rows, DIFFERENCE, zero=True)))
-    text = (
-        "What training data picked, less each control. Bars are 95 % intervals; p is two-sided, after Holm "
-        "over a head's controls. A triangle up is better, one down worse, a ring: no difference told."
-    )
+    text = "What training data picked, less each control. " + MARKS.format(over="a head's controls")
     return Section("comparisons", "Beside the controls", text, figures)
 
 
@@ -564,9 +565,8 @@ def _others(asked: Sequence[Asked], called: Mapping[str, str]) -> Section:
     ]
     title = "Differences from models beside"
     figures = [Figure(title, charts.dots(title, rows, DIFFERENCE, zero=True))] if rows else []
-    text = (
-        "What training data picked, less what they picked of each model beside: bars, p and marks as above, "
-        "after Holm over a head's models beside."
+    text = "What training data picked, less what they picked of each model beside. " + MARKS.format(
+        over="a head's models beside"
     )
     return Section("others", "Beside other models", text, figures)
 

@@ -201,8 +201,11 @@ def beside(asked: Sequence[Asked]) -> Iterator[str]:
 def _of_model(one: Asked, row: Result) -> str:
     """Return a chosen row of a model beside, and the difference of the picked row from it."""
     text = f"{row.model} {layer_of(row)} {short(row.value)}"
-    told = [f"{c.verdict} {_of_difference(c)}" for c in one.others if c.versus == row.model]
-    return f"{text} ({told[0]})" if told else text
+    compared = next((c for c in one.others if c.versus == row.model), None)
+    if compared is None:
+        return text
+    words = compared.verdict if compared.verdict == UNDECIDED else f"{compared.verdict} than it"
+    return f"{text} ({words}: {_of_difference(compared)})"
 
 
 def _table(asked: Sequence[Asked], room: int) -> list[str]:

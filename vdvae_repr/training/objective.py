@@ -230,8 +230,8 @@ class Distillation:
         count = sums[-1].cpu()
         if (lost := len(indices) - int(count)) and rank == 0:
             logger.warning(
-                "%d of %d images held back are left out of the score: the teacher does not know their "
-                "like, and their KL is not finite", lost, len(indices),
+                "%d of %d images held back are left out of the score, as their KL is not finite: such "
+                "images are far from what the teacher, or the student, was trained on", lost, len(indices),
             )  # fmt: skip
         return sums[:-1].cpu() / count
 
