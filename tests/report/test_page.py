@@ -344,8 +344,9 @@ def test_verification_has_roc_curves_and_open_sets_rates_of_detection(report, tm
 
 def test_models_beside_are_drawn_and_draws_have_their_cost(report, tmp_path):
     alike = [row("ridge", layer, 0.2, model="other") for layer in ("1x1.0", "4x4.0")]
+    together = row("ridge", "0:2", 0.3, model="other", selection="cumulative", chosen=True)
     unlike = row("ridge", "layer4", 0.777, model="timm:resnet50", chosen=True)
-    report.rows += [*alike, unlike]
+    report.rows += [*alike, together, unlike]
     report.sampling_costs = [
         SamplingCost(
             head="ridge", n_train=60, layer=layer, selection="single", pool=None, dims=16, draws=8,
@@ -358,6 +359,7 @@ def test_models_beside_are_drawn_and_draws_have_their_cost(report, tmp_path):
     assert "Beside other models" in headings(text)
     assert "ridge, timm:resnet50: -.280 [-.330, -.230], p .011" in text
     assert "other, one layer" in text
+    assert "other, 0:2 together .300" in text
     assert "timm:resnet50 .777" in text
     assert "ridge beside: timm:resnet50 layer4 .777" in text
     assert "What drawing costs" in headings(text)

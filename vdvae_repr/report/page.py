@@ -410,11 +410,13 @@ def _layer_figure(one: Asked, own: Sequence[Result], title: str) -> Figure | Non
         alike = [r for r in rows if r.selection == "single" and (r.feature, r.pool) == kind]
         chosen = next((row for row in rows if row.chosen), None)
         look = next(looks, "s6")
-        if alike and all(str(row.layer) in place for row in alike):
+        drawn = bool(alike) and all(str(row.layer) in place for row in alike)
+        if drawn:
             label = f"{model}, one layer"
             series.append(Series(label, look, [_point(place[str(r.layer)], r) for r in alike]))
-        elif chosen is not None:
-            levels.append(Across(f"{model} {short(chosen.value)}", look, chosen.value))
+        if chosen is not None and not (drawn and chosen.selection == "single"):
+            which = f", {layer_of(chosen)} together" if drawn else ""
+            levels.append(Across(f"{model}{which} {short(chosen.value)}", look, chosen.value))
     random = [
         row
         for row in one.rows
