@@ -361,7 +361,7 @@ def test_models_beside_are_drawn_and_draws_have_their_cost(report, tmp_path):
     assert "other, one layer" in text
     assert "other, 0:2 together .300" in text
     assert "timm:resnet50 .777" in text
-    assert "ridge beside: timm:resnet50 layer4 .777" in text
+    assert "ridge beside: other 0:2 .300, timm:resnet50 layer4 .777" in text
     assert "What drawing costs" in headings(text)
     assert "4x4.0, mean of 8 draws: .387" in text
 
