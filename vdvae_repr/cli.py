@@ -354,9 +354,12 @@ def extract(
     if sheet is not None:
         if no_images:
             raise TaskError("--sheet shows stored images; leave --no-images out")
-        from vdvae_repr.data.sheet import check_picture
+        from vdvae_repr.data.datasets import is_name
+        from vdvae_repr.data.sheet import check_outside, check_picture
 
         check_picture(sheet)
+        if not is_name(data) and Path(data).is_dir():
+            check_outside(sheet, Path(data))
     _keep_freed_memory()
     if device == "cuda":  # one card a process of torchrun
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
