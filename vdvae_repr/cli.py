@@ -1393,11 +1393,7 @@ def predict(
             f"{row.layer:9s}{row.dims:7d}  {row.alpha:8.3g}  {row.r2:6.3f}  {row.pearson:7.3f}  "
             f"{row.null_r2:13.3f}  {row.p_value:6.4f}  {row.q_value:6.4f}"
         )
-    told = ",".join(found.told)
-    _print(
-        f"predicted beyond chance: {told or 'no layer'}"
-        + (f"; decode --layer {told}" if told else "")
-    )
+    _print(f"predicted beyond chance: {_layers_told(found.told, len(found.layers))}")
     _print(f"{out}: {_counted(len(found.store), 'image')}")
 
 
@@ -1611,6 +1607,8 @@ def _load_vdvae(model: str, preset: str | None, device: str, download: bool) -> 
     net = vr.load(model, preset=preset, device=device, download=download)
     if isinstance(net, vr.PixelCNN):
         raise TaskError(net.about_latents)
+    if isinstance(net, vr.Student):
+        raise TaskError(net.about_images)
     if not isinstance(net, vr.VDVAE):
         raise TaskError(
             f"{model}: expected a VDVAE, which gives images back; other encoders can be extracted, probed "
@@ -1626,12 +1624,23 @@ def _load_generative(
     import vdvae_repr as vr
 
     net = vr.load(model, preset=preset, device=device, download=download)
+    if isinstance(net, vr.Student):
+        raise TaskError(net.about_images)
     if not isinstance(net, vr.VDVAE | vr.PixelCNN):
         raise TaskError(
             f"{model}: expected a VDVAE or a PixelCNN, which have a likelihood; other encoders can be "
             "extracted, probed and compared"
         )
     return net
+
+
+def _layers_told(told: Sequence[str], count: int) -> str:
+    """Say which of so many layers are predicted, and how to decode them where these are some."""
+    if not told:
+        return "no layer"
+    if len(told) == count:
+        return f"all {count} layers" if count > 1 else f"the only layer, {told[0]}"
+    return f"{len(told)} of {count} layers; decode --layer {','.join(told)}"
 
 
 def _command_line() -> str:
