@@ -619,7 +619,8 @@ def probe(
         ("--selection", selection, results.SELECTIONS),
     ):
         if unknown := [value for value in values or () if value not in known]:
-            raise TaskError(f"{name}: expected {', '.join(known)}, found {unknown[0]!r}")
+            hint = suggestion(unknown[0], known)
+            raise TaskError(f"{name}: expected {', '.join(known)}, found {unknown[0]!r}{hint}")
     if (train is None) != (test is None):
         raise TaskError("--train and --test: expected both, found one")
     if train is not None and latents is not None:
