@@ -78,7 +78,7 @@ def test_a_feature_that_is_not_stored_says_how_to_store_it(path):
         (["probe", "--way", "5"], 2, "--way is no option of probe or of face_id"),
         (["--version"], 0, vr.__version__),
         (["probe", "--task", "face_ids"], 2, "did you mean 'face_id'"),
-        (["probe", "--control", "pixel"], 2, "--control: expected pixels"),
+        (["probe", "--control", "pixel"], 2, "found 'pixel'; did you mean 'pixels'?"),
         (["probe", "--selection", "some"], 2, "--selection: expected single"),
         (["probe", "--format", "jpg"], 2, "expected png, pdf, svg, found 'jpg'"),
         (["probe", "--latents", "none.h5"], 2, "none.h5: no such store"),

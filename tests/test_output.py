@@ -135,6 +135,18 @@ def test_a_picture_that_cannot_be_saved_is_refused_before_a_model_is_loaded(stor
     assert not (tmp_path / "e").exists()
 
 
+def test_a_sheet_among_the_images_that_are_read_is_refused_before_a_model_is_loaded(tmp_path):
+    photos = tmp_path / "photos"
+    (photos / "a").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(photos / "a" / "1.png")
+    (tmp_path / "link").symlink_to(photos)
+    extract = ["extract", "--model", "nowhere", "--data", photos, "--sheet"]
+    for sheet in (photos / "seen.png", photos / "a" / "seen.png", tmp_path / "link" / "seen.png"):
+        assert "would be read as one of the images next time" in command(*extract, sheet)[1]
+    for sheet in (tmp_path / "seen.png", photos / ".hidden" / "seen.png"):
+        assert "one of the images" not in command(*extract, sheet)[1]
+
+
 def test_what_is_no_file_is_not_replaced(tmp_path):
     (tmp_path / "a.csv").mkdir()
     with pytest.raises(vr.TaskError, match=r"a\.csv: exists"):

@@ -354,9 +354,12 @@ def extract(
     if sheet is not None:
         if no_images:
             raise TaskError("--sheet shows stored images; leave --no-images out")
-        from vdvae_repr.data.sheet import check_picture
+        from vdvae_repr.data.datasets import is_name
+        from vdvae_repr.data.sheet import check_outside, check_picture
 
         check_picture(sheet)
+        if not is_name(data) and Path(data).is_dir():
+            check_outside(sheet, Path(data))
     _keep_freed_memory()
     if device == "cuda":  # one card a process of torchrun
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
@@ -616,7 +619,8 @@ def probe(
         ("--selection", selection, results.SELECTIONS),
     ):
         if unknown := [value for value in values or () if value not in known]:
-            raise TaskError(f"{name}: expected {', '.join(known)}, found {unknown[0]!r}")
+            hint = suggestion(unknown[0], known)
+            raise TaskError(f"{name}: expected {', '.join(known)}, found {unknown[0]!r}{hint}")
     if (train is None) != (test is None):
         raise TaskError("--train and --test: expected both, found one")
     if train is not None and latents is not None:
@@ -1390,11 +1394,7 @@ def predict(
             f"{row.layer:9s}{row.dims:7d}  {row.alpha:8.3g}  {row.r2:6.3f}  {row.pearson:7.3f}  "
             f"{row.null_r2:13.3f}  {row.p_value:6.4f}  {row.q_value:6.4f}"
         )
-    told = ",".join(found.told)
-    _print(
-        f"predicted beyond chance: {told or 'no layer'}"
-        + (f"; decode --layer {told}" if told else "")
-    )
+    _print(f"predicted beyond chance: {_layers_told(found.told, len(found.layers))}")
     _print(f"{out}: {_counted(len(found.store), 'image')}")
 
 
@@ -1608,6 +1608,8 @@ def _load_vdvae(model: str, preset: str | None, device: str, download: bool) -> 
     net = vr.load(model, preset=preset, device=device, download=download)
     if isinstance(net, vr.PixelCNN):
         raise TaskError(net.about_latents)
+    if isinstance(net, vr.Student):
+        raise TaskError(net.about_images)
     if not isinstance(net, vr.VDVAE):
         raise TaskError(
             f"{model}: expected a VDVAE, which gives images back; other encoders can be extracted, probed "
@@ -1623,12 +1625,23 @@ def _load_generative(
     import vdvae_repr as vr
 
     net = vr.load(model, preset=preset, device=device, download=download)
+    if isinstance(net, vr.Student):
+        raise TaskError(net.about_images)
     if not isinstance(net, vr.VDVAE | vr.PixelCNN):
         raise TaskError(
             f"{model}: expected a VDVAE or a PixelCNN, which have a likelihood; other encoders can be "
             "extracted, probed and compared"
         )
     return net
+
+
+def _layers_told(told: Sequence[str], count: int) -> str:
+    """Say which of so many layers are predicted, and how to decode them where these are some."""
+    if not told:
+        return "no layer"
+    if len(told) == count:
+        return f"all {count} layers" if count > 1 else f"the only layer, {told[0]}"
+    return f"{len(told)} of {count} layers; decode --layer {','.join(told)}"
 
 
 def _command_line() -> str:

@@ -1,6 +1,7 @@
 """The commands of brains, from NSD's files to scores of decoded images, as a person types them."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from typer.testing import CliRunner
 
 import vdvae_repr as vr
 from vdvae_repr.brain.nsd import synthetic_nsd
-from vdvae_repr.cli import app
+from vdvae_repr.cli import _layers_told, app
 from vdvae_repr.model.weights import save
 
 
@@ -55,7 +56,7 @@ def test_from_nsds_files_to_scores(brain):
     said = command("brain", "fit", *measured, "--latents", store, "--out", decoder)
     assert "40 voxels to 5 layers, 64 images" in said
     said = command("brain", "predict", decoder, *measured, "--latents", store, "--out", predicted)
-    assert "predicted beyond chance: 1x1.0" in said
+    assert re.search(r"^predicted beyond chance: (all 5|\d of 5) layers", said, re.M)
     said = command(
         "brain", "score", predicted, "--latents", store, "--model", model, "--layer", "1x1",
         "--encoder", model, "--json",
@@ -67,6 +68,12 @@ def test_from_nsds_files_to_scores(brain):
     assert "two-way identification by" in command(
         "brain", "score", predicted, "--latents", store, "--model", model, "--encoder", model
     )
+
+
+def test_layers_that_are_told_are_named_once_and_counted_where_they_are_all():
+    assert _layers_told(["1x1.0", "4x4.1"], 5) == "2 of 5 layers; decode --layer 1x1.0,4x4.1"
+    assert _layers_told(["1x1.0", "4x4.1"], 2) == "all 2 layers"
+    assert _layers_told([], 5) == "no layer"
 
 
 def test_what_is_wrong_is_said_in_the_commands_words(brain, tmp_path):

@@ -254,8 +254,14 @@ def test_slices_of_a_layer_and_a_torch_data_set(store, tiny, images):
     assert store["8x8.1"].delta.shape == mean.shape
     with pytest.raises(vr.LayerError, match="feature 'z' is not stored"):
         _ = store["8x8.1"].z
-    with pytest.raises(vr.LayerError, match="expected the name of one layer"):
+    with pytest.raises(
+        vr.LayerError, match=r"expected the name of one layer, found '8x8'"
+    ) as refused:
         _ = store["8x8"]
+    assert "8x8.0" in str(refused.value)
+    assert "store.matrix(layers='8x8')" in str(refused.value)
+    with pytest.raises(vr.LayerError, match="'means' is not stored; did you mean 'mean'"):
+        store.matrix("8x8", feature="means")
     items = store.dataset("8x8", pool="avg")
     batches = torch.utils.data.DataLoader(items, batch_size=5, num_workers=2)
     rows = torch.cat([features for features, _ in batches])

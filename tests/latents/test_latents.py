@@ -1,6 +1,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -77,7 +78,7 @@ def test_another_model_on_resume_is_refused(tiny, images, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         vr.extract(tiny, images, tmp_path / "r.h5", progress=interrupt)
     torch.manual_seed(9)
-    with pytest.raises(vr.StoreError, match="model was 'tiny', is 'other'; weights_sha256 was"):
+    with pytest.raises(vr.StoreError, match=r"\(model was 'tiny', is 'other'\);"):
         vr.extract(VDVAE(tiny.config, name="other").eval(), images, tmp_path / "r.h5")
 
 
@@ -114,12 +115,22 @@ def test_bad_requests(store, tiny, images, tmp_path):
         vr.extract(tiny, images, store.path, crop=8, features=("mean", "delta"))
     again = vr.extract(tiny, images, store.path, features=("mean", "delta"))
     assert again.attrs["created"] == store.attrs["created"]
-    with pytest.raises(vr.LayerError, match="unknown feature"):
+    with pytest.raises(vr.LayerError, match="unknown feature 'means'; did you mean 'mean'"):
         vr.extract(tiny, images, tmp_path / "x.h5", features=("means",))
     with pytest.raises(vr.LayerError, match="repeats mean"):
         vr.extract(tiny, images, tmp_path / "x.h5", features=("z",))
     with pytest.raises(vr.StoreError, match="no such store"):
         vr.LatentStore.open(tmp_path / "none.h5")
+    with pytest.raises(
+        vr.StoreError, match=r"give the \.h5 that"
+    ) as refused:  # no store is called so
+        vr.LatentStore.open(tmp_path / "seen.png")
+    assert "--out" not in str(refused.value)
+    other = vr.VDVAE(replace(tiny.config, zdim=2), name="other").eval()
+    with pytest.raises(
+        vr.StoreError, match=r"another extraction \(model was 'tiny', is 'other'\); choose"
+    ):
+        vr.extract(other, images, store.path, features=("mean", "delta"))
     with pytest.raises(vr.LayerError, match="not stored"):
         store.matrix(feature="z")
 

@@ -257,6 +257,8 @@ def test_without_images_there_are_controls_that_need_none(tiny, people, tmp_path
     store = vr.extract(tiny, people(4), tmp_path / "s.h5", layers="1x1", images=False)
     with pytest.raises(vr.TaskError, match="holds no images, so the controls pixels cannot run"):
         vr.probe(store, "face_id", controls="pixels")
+    with pytest.raises(vr.TaskError, match=r"found 'random'; did you mean 'random-init'\?"):
+        vr.probe(store, "face_id", controls="random")
     report = vr.probe(store, "face_id", controls="shuffled-labels", heads="ridge", cache=None)
     assert {row.model for row in report.rows} == {"tiny", "shuffled-labels"}
     assert any("whether one is on both sides" in note for note in report.notes)

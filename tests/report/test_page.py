@@ -122,7 +122,7 @@ def test_the_answer_is_that_of_the_text(report, tmp_path):
     said = html.unescape(re.sub(r"\s+", " ", text))
     assert summary.lead(asked).sentence in said
     assert summary.lead(asked).sentence.startswith(
-        "The first 4 layers together (0:4) of tiny reach a rank-1 identification rate of .494"
+        "The first 4 layers together (0:4, 1x1.0 to 8x8.0) of tiny reach a rank-1 identification rate of .494"
     )
     for one in asked:
         for cell in summary.cells_of(one):

@@ -6,7 +6,7 @@ import pytest
 
 from vdvae_repr.probing.report import Report
 from vdvae_repr.report.summary import answer, asked_of, lead
-from vdvae_repr.results import Comparison, Result
+from vdvae_repr.results import UNDECIDED, Comparison, Result
 
 VERDICTS = ("better", "worse", "no difference told")
 
@@ -112,9 +112,45 @@ def test_the_sentence_names_what_every_control_reaches(verdict, difference, said
     singles = [row for row in asked[0].own if row.selection == "single"]
     first = max(singles, key=lambda row: row.training_score)
     alone = f"Of single layers {first.layer} was first on training data: {first.value:.3f}. "
+    alone += "4x4.0 alone scored 0.900 on the test images, but nothing seen before them said so. "
     controls = f"random weights .310, raw pixels {0.61 - difference:.3f}"
     told = f"(chance .050). {alone}Controls reach: {controls}. ".replace(" 0.", " .")
     assert sentence.endswith(told + said)
+
+
+def test_the_lead_names_what_a_set_holds_as_far_as_rows_tell():
+    two = [
+        row("1x1.0", 0.2, 0.3),
+        row("4x4.0", 0.3, 0.4),
+        row("0:2", 0.4, 0.5, chosen=True),
+    ]
+    assert lead(list(asked_of(two, []))).sentence.startswith(
+        "The first 2 layers together (0:2, 1x1.0 to 4x4.0) of faces64 reach"
+    )
+    sentence = lead(list(asked_of(three(), []))).sentence  # of 0:3 two rows alone tell the layers
+    assert sentence.startswith("The first 3 layers together (0:3) of faces64 reach")
+
+
+@pytest.mark.parametrize(("metric", "said"), [("rank1", False), ("error", True)])
+def test_a_single_layer_that_did_better_on_test_images_is_named(metric, said):
+    """Of rank 1 the single layer at .3 is worse than the set at .4; of an error it is better."""
+    rows = [row("8x8.0", 0.3, 0.1, metric=metric)]
+    rows.append(row("0:3", 0.4, 0.5, metric=metric, chosen=True))
+    sentence = lead(list(asked_of(rows, []))).sentence
+    assert ("8x8.0 alone scored .300 on the test images" in sentence) is said
+
+
+def test_the_lead_says_at_most_two_other_heads_and_counts_the_rest():
+    heads = {"own": "better", "knn": "worse", "svm": "better", "mlp": UNDECIDED, "sgd": "better"}
+    rows = [row("8x8.0", 0.5, 0.5 - 0.1 * n, head, chosen=True) for n, head in enumerate(heads)]
+    found = [beaten("8x8.0", 0.5, "pixels", 0.1, head, said) for head, said in heads.items()]
+    asked = list(asked_of(rows, found))
+    others = " By knn .500, worse than raw pixels. By svm .500, better than every control."
+    assert lead(asked).sentence.endswith(f"{others} And 2 more heads below.")
+    assert lead([asked[0], asked[3]]).sentence.endswith(
+        " By mlp .500, no difference told beside raw pixels."
+    )
+    assert " By " not in lead(asked[:1]).sentence
 
 
 def test_of_errors_it_says_that_lower_is_better():

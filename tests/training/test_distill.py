@@ -12,7 +12,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.utils.flop_counter import FlopCounterMode
 
 import vdvae_repr as vr
-from vdvae_repr.cli import main
+from vdvae_repr.cli import _load_generative, _load_vdvae, main
 from vdvae_repr.config import StudentConfig, load_config, preset_path
 from vdvae_repr.data.source import Preprocessing
 from vdvae_repr.model.student import Student, multiply_adds
@@ -250,6 +250,17 @@ def test_a_student_fills_stores_and_refuses_what_it_has_not(tiny, photos, tmp_pa
         vr.train("student64", photos, tmp_path / "t")
     with pytest.raises(vr.TaskError, match="expected a VDVAE or a PixelCNN"):
         vr.evaluate(student, photos)
+    for draws in (student.decode, student.sample, student.elbo):
+        with pytest.raises(
+            vr.CheckpointError, match=r"a student draws nothing: .*load its teacher"
+        ):
+            draws(photos, seed=1)
+
+
+@pytest.mark.parametrize("load", [_load_vdvae, _load_generative])
+def test_the_command_line_says_that_a_student_draws_nothing(load):
+    with pytest.raises(vr.TaskError, match="faces64-student: a student draws nothing"):
+        load("faces64-student", None, "cpu", False)
 
 
 def test_its_random_twin_is_a_student(tiny):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from vdvae_repr.data.names import is_hidden
 from vdvae_repr.errors import DataError, printable
 from vdvae_repr.output import MARK, is_own, replacing
 
@@ -57,6 +58,19 @@ def check_picture(path: Path) -> None:
     if os.path.lexists(path) and not is_own(path):
         raise DataError(
             f"{path}: exists, and was not made by {MARK}, so it is not replaced; choose another path"
+        )
+
+
+def check_outside(path: Path, folder: Path) -> None:
+    """Refuse a picture among the images of a folder, also where links lead there.
+
+    Raises:
+        DataError: it would be read as one of them.
+    """
+    place, root = path.resolve(), folder.resolve()
+    if place.is_relative_to(root) and not any(map(is_hidden, place.relative_to(root).parts)):
+        raise DataError(
+            f"{path}: lies in {folder}, and would be read as one of the images next time; write it elsewhere"
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.config import ModelConfig, with_hints
+from vdvae_repr.config import ModelConfig, suggestion, with_hints
 from vdvae_repr.errors import LayerError, StoreError, TaskError, first_line
 from vdvae_repr.latents.format import MIRROR, StoreInfo, array_key
 from vdvae_repr.latents.pooling import pool_layer
@@ -299,7 +299,12 @@ class Latents(ABC):
         """Return a layer, whose features are read by slices: `store["8x8.2"].mean[100:200]`."""
         chosen = select_layers(self.layers, layer)
         if len(chosen) != 1:
-            raise LayerError(f"expected the name of one layer, found {layer!r}")
+            names = [spec.name for spec in chosen]
+            listed = ", ".join(names) if len(names) <= 3 else f"{names[0]} to {names[-1]}"
+            raise LayerError(
+                f"expected the name of one layer, found {layer!r}, which selects {len(names)} ({listed}); "
+                f"name one, as {names[0]!r}, or take them together by store.matrix(layers={layer!r})"
+            )
         return StoredLayer(self, chosen[0])
 
     def key(self, spec: LayerSpec, feature: str) -> str:
@@ -311,13 +316,17 @@ class Latents(ABC):
         stored, _, draw = feature.partition(":") if isinstance(feature, str) else ("", "", "")
         if stored not in self.features:
             raise LayerError(
-                f"feature {feature!r} is not stored; stored are {', '.join(self.features)}"
-                f"{self._how_to_store(stored)}"
+                f"feature {feature!r} is not stored{self._meant(stored)}; stored are "
+                f"{', '.join(self.features)}{self._how_to_store(stored)}"
             )
         if draw and not (stored == "z" and self.draws and draw in map(str, range(self.draws))):
             held = f"draws z:0 to z:{self.draws - 1}" if self.draws else "no draws to choose among"
             raise LayerError(f"feature {feature!r} is not stored; there are {held}")
         return (MIRROR if self.reads_mirrored else "") + array_key(spec, stored)
+
+    def _meant(self, feature: str) -> str:
+        """Return which stored feature was probably meant, of one that no model has."""
+        return "" if feature in FEATURES else suggestion(feature, self.features)
 
     def _how_to_store(self, feature: str) -> str:
         """Return how to extract a feature that is known and not stored."""

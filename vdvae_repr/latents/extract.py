@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vdvae_repr.config import path_of
+from vdvae_repr.config import path_of, suggestion
 from vdvae_repr.data.faces import AlignedFace, noted_faces
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source, warn
@@ -984,7 +984,8 @@ def _check_features(encoder: Encoder, features: Sequence[str], sampling: Samplin
     for feature in features:
         if feature not in encoder.features:
             raise LayerError(
-                f"{encoder.name}: unknown feature {feature!r}; the features are "
+                f"{encoder.name}: unknown feature {feature!r}"
+                f"{suggestion(str(feature), encoder.features)}; the features are "
                 f"{', '.join(encoder.features)}"
             )
     if "z" not in encoder.features and z != "mean":

@@ -159,11 +159,15 @@ def read_claim(path: Path) -> dict[str, Any]:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Name in words what differs first between two extractions, with both values; empty where nothing does.
 
+    Of another model it is its name alone, from which its configuration and weights follow.
+
     Examples:
         >>> differences({"z": "mean", "part": 512}, {"z": "sample", "part": 448})
         "z was 'mean', is 'sample'"
     """
     changed = [name for name, value in now.items() if before.get(name) != value]
+    if "model" in changed and "model" in before:
+        changed = ["model"]
     told = [line for name in changed for line in _difference(name, before.get(name), now[name])]
     told = told or [f"{name} differs" for name in changed[:1]]
     more = f"; and {len(told) - 3} more" if len(told) > 3 else ""

@@ -89,6 +89,10 @@ class LatentStore(Latents):
                 raise StoreError(
                     f"{path}: is being written, or was interrupted; rerun its vdvae-repr extract to go on"
                 )
+            if path.suffix.lower() not in (".h5", ".hdf5", ".hdf"):
+                raise StoreError(
+                    f"{path}: no such store; give the .h5 that vdvae-repr extract wrote"
+                )
             raise StoreError(
                 f"{path}: no such store; make one with vdvae-repr extract --out {path}"
             )

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from vdvae_repr.config import hidden_by_mask, whole_number
+from vdvae_repr.config import hidden_by_mask, suggestion, whole_number
 from vdvae_repr.data.names import readable
 from vdvae_repr.data.open import warn
 from vdvae_repr.data.source import Preprocessing, RawImage, file_source
@@ -79,7 +79,8 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             whole_number("crop", self.crop, 1)
         if self.feature not in FEATURES:
             raise LayerError(
-                f"unknown feature {self.feature!r}; the features are {', '.join(FEATURES)}"
+                f"unknown feature {self.feature!r}{suggestion(str(self.feature), FEATURES)}; the features "
+                f"are {', '.join(FEATURES)}"
             )
         model = self.model
         net = load(model, device=self.device) if isinstance(model, str | Path) else model

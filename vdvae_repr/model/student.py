@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from vdvae_repr.config import StudentConfig
-from vdvae_repr.errors import ConfigError, LayerError
+from vdvae_repr.errors import CheckpointError, ConfigError, LayerError
 from vdvae_repr.model.base import SavedModel
 from vdvae_repr.model.blocks import Block, Widths
 from vdvae_repr.model.layers import ByLayer, LayerSpec, layers_of_config, select_layers
@@ -117,6 +117,25 @@ class Student(SavedModel):
             predicted = self.predict(to_input(tensor, self.config), chosen)
         pairs = zip(chosen, predicted, strict=True)
         return Prediction({spec.name: PredictedPosterior(*layer) for spec, layer in pairs})
+
+    def decode(self, *arguments: Any, **keywords: Any) -> NoReturn:
+        """Refuse to make images or to score them, as a student does neither.
+
+        Raises:
+            CheckpointError: always.
+        """
+        raise CheckpointError(self.about_images)
+
+    sample = decode
+    elbo = decode
+
+    @property
+    def about_images(self) -> str:
+        """Say, where images or a likelihood are asked for, that there are none."""
+        return (
+            f"{self.name}: a student draws nothing: it makes no images, and has no likelihood; load its "
+            "teacher, a VDVAE"
+        )
 
     def __repr__(self) -> str:
         """Say what it predicts, and how large it is."""

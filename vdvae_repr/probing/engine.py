@@ -683,7 +683,8 @@ def _known_controls(store: Latents, controls: Any) -> tuple[str, ...]:
     """
     names = several(controls, "controls", str, "names")
     if unknown := [name for name in names if name not in CONTROLS]:
-        raise TaskError(f"controls: expected {', '.join(CONTROLS)}, found {unknown[0]!r}")
+        hint = suggestion(unknown[0], CONTROLS)
+        raise TaskError(f"controls: expected {', '.join(CONTROLS)}, found {unknown[0]!r}{hint}")
     if not store.has_images and (needing := [name for name in names if name in RIVALS]):
         raise TaskError(
             f"{store.path}: holds no images, so the controls {_listed(needing)} cannot run; extract without "

@@ -28,6 +28,7 @@ from vdvae_repr.results import (
 
 LINES, WIDTH = 30, 80
 MOST_HEADLINES, MOST_BESIDE = 6, 4
+MOST_OTHERS = 2  # heads that the lead names beside its own
 MOST_NOTES = 6  # lines that notes may take of the table's
 LONGEST = 20  # of what a row is of; --rows has the whole of it
 CONTROLS_IN_WORDS = {
@@ -382,7 +383,7 @@ class Lead:
 
 
 def lead(asked: Sequence[Asked]) -> Lead | None:
-    """Return the answer in one sentence: of the head that training data put first.
+    """Return the answer in a few sentences: of the head that training data put first, then of others.
 
     Of factors, which are a head each, how many the model tells better than every control.
     """
@@ -398,25 +399,58 @@ def lead(asked: Sequence[Asked]) -> Lead | None:
     if row.chance is not None:
         known.append(f"chance {short(row.chance)}")
     brackets = f" ({', '.join(known)})" if known else ""
-    many, what = _in_words(row)
+    many, what = _in_words(one)
     words = metric_words(row.metric, row.at)
     lower = ", where lower is better" if row.metric in LOWER_IS_BETTER else ""
     article = "an" if words[0] in "aeiou" else "a"
     sentence = (
         f"{what} of {row.model} reach{'' if many else 'es'} {article} {words} of {short(row.value)}"
         f"{lower}, by {one.label}{brackets}. {_alone(one)}{_beside_controls(one)}"
+        f"{_by_other_heads(asked, one)}"
     )
     return Lead(short(row.value), words, sentence, one.worst.verdict if one.worst else None)
 
 
 def _alone(one: Asked) -> str:
-    """Return the single layer that training data put first, as a sentence, where a set was picked."""
-    single = one.best(single=True)
-    if single is None or one.compared.selection == "single":
+    """Return, where a set was picked, which single layer training data and which test data put first."""
+    single, picked = one.best(single=True), one.picked
+    if single is None or picked is None or picked.selection == "single":
         return ""
-    return (
+    said = (
         f"Of single layers {layer_of(single)} was first on training data: {short(single.value)}. "
     )
+    sign = -1 if picked.metric in LOWER_IS_BETTER else 1
+    singles = [row for row in one.own if row.selection == "single"]
+    found = max(singles, key=lambda row: sign * row.value)
+    if sign * found.value > sign * picked.value and short(found.value) != short(picked.value):
+        said += (
+            f"{layer_of(found)} alone scored {short(found.value)} on the test images, but nothing seen "
+            "before them said so. "
+        )
+    return said
+
+
+def _by_other_heads(asked: Sequence[Asked], one: Asked) -> str:
+    """Return what other heads of the same task reach, a sentence each; first those of as many images."""
+    task, n_train = one.rows[0].task, one.rows[0].n_train
+    others = [each for each in asked if each is not one and each.rows[0].task == task]
+    others.sort(key=lambda each: each.rows[0].n_train != n_train)
+    said = ""
+    for each in others[:MOST_OTHERS]:
+        said += f" By {each.label} {short(each.compared.value)}{_in_short(each.worst)}."
+    if (left := len(others) - MOST_OTHERS) > 0:
+        said += f" And {left} more {'head' if left == 1 else 'heads'} below."
+    return said
+
+
+def _in_short(rival: Comparison | None) -> str:
+    """Return the verdict as the end of a sentence."""
+    if rival is None:
+        return ""
+    if rival.verdict == "better":
+        return ", better than every control"
+    joined = "beside" if rival.verdict == UNDECIDED else "than"
+    return f", {rival.verdict} {joined} {_in_full(rival.versus)}"
 
 
 def _beside_controls(one: Asked) -> str:
@@ -439,13 +473,17 @@ def _in_full(name: str) -> str:
     return CONTROLS_IN_WORDS.get(name, name)
 
 
-def _in_words(row: Result) -> tuple[bool, str]:
-    """Return whether a row is of several layers, and which, as the beginning of a sentence."""
+def _in_words(one: Asked) -> tuple[bool, str]:
+    """Return whether the compared row is of several layers, and which, as the beginning of a sentence."""
+    row = one.compared
     name = layer_of(row)
     if row.selection == "single":
         return False, f"Layer {name}"
     if row.selection == "cumulative" and (match := re.fullmatch(r"0:(\d+)", row.layer or "")):
-        return True, f"The first {match[1]} layers together ({name})"
+        singles = [each.layer for each in one.own if each.selection == "single" and each.layer]
+        held = list(dict.fromkeys(singles))[: int(match[1])]
+        which = f", {held[0]} to {held[-1]}" if len(held) == int(match[1]) else ""
+        return True, f"The first {match[1]} layers together ({name}{which})"
     if row.selection == "pruned":
         return False, f"The selection {name}"
     return True, f"Layers {name} together"
