@@ -415,14 +415,15 @@ def test_what_is_left_out_is_said_by_whatever_opens_the_data(toml, folder, tiny,
     vr.evaluate(vr.load(out), None, run=out, split="held-back")
     assert [record.getMessage() for record in caplog.records].count(left_out) == 2
     vr.evaluate(tiny, vr.open_source(folder))  # which says it, and nobody does again
-    assert len(caplog.records) == 3
+    assert [record.getMessage() for record in caplog.records].count(left_out) == 3
     caplog.clear()
     vr.extract(tiny, folder, tmp_path / "t.h5")
     vr.train(toml, folder, tmp_path / "q")
     vr.extract(
         tiny, folder, tmp_path / "t.h5", report=said.append
     )  # to whom it is said is not logged
-    assert [record.getMessage() for record in caplog.records] == [left_out] * 2
+    said = [record.getMessage() for record in caplog.records]
+    assert [line for line in said if "enlarged" not in line] == [left_out] * 2
 
 
 def test_the_command_says_once_what_is_left_out(toml, folder, tmp_path):

@@ -207,8 +207,8 @@ def open_dataset(name: str, root: str | Path | None = None, *, download: bool = 
 def _about_parts(source: Source) -> tuple[str, ...]:
     """Return a line where other than the published number of images is there; maybe none."""
     name = source.name
-    published = PUBLISHED_IMAGES.get(name) or PUBLISHED_IMAGES[name.partition(" (")[0]]
-    if len(source) == published:
+    published = PUBLISHED_IMAGES.get(name) or PUBLISHED_IMAGES.get(name.partition(" (")[0])
+    if published in (None, len(source)):
         return ()
     return (
         f"{len(source):,} images are there, {published:,} are published; figures are of these alone",
