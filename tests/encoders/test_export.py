@@ -115,7 +115,7 @@ def parameters_in(path):
 
 
 def test_weights_that_are_not_finite_or_not_float32_are_not_exported(student, tmp_path):
-    with pytest.raises(vr.CheckpointError, match="expected weights in float32, found float16"):
+    with pytest.raises(vr.ConfigError, match="expected weights in float32, found float16"):
         vr.export_model(copy.deepcopy(student).half(), tmp_path / "m.pt2")
     broken = copy.deepcopy(student)
     next(broken.heads[-1].parameters()).data.fill_(torch.nan)

@@ -217,7 +217,7 @@ def test_other_passes_and_resizes_of_stores_beside_are_said(tiny, people, tmp_pa
 def test_whom_faces64_was_trained_on_is_said_where_it_is_asked_about_lfw(store):
     shown = store.info
     for model, source, said in (("faces64", "lfw (lfw_funneled)", True), ("tiny", "lfw", False),
-                                ("faces64", "people", False)):  # fmt: skip
+                                ("faces64-student", "lfw", True), ("faces64", "people", False)):  # fmt: skip
         store.info = replace(shown, model=model, source=source)
         report = vr.probe(store, "face_id", controls=[], heads="nearest-neighbor", **HOW)
         assert (

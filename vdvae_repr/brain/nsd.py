@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import re
 import struct
 from collections import Counter
@@ -28,6 +27,7 @@ from vdvae_repr.config import path_of
 from vdvae_repr.data.hdf5 import missing_values, unwritten_chunks
 from vdvae_repr.data.names import natural_key
 from vdvae_repr.errors import DataError, TaskError, first_line
+from vdvae_repr.heads.algebra import HALF_OF_MEMORY
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.output import expect_writable, replacing
 
@@ -35,7 +35,7 @@ SCALE = 300  # of betas
 REPETITIONS = 3
 TRIALS = 50  # read at once
 NAMED = 5  # regions in a line
-MOST_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # of what is gathered
+MOST_BYTES = HALF_OF_MEMORY  # of what is gathered
 NIFTI = {2: np.uint8, 4: np.int16, 8: np.int32, 16: np.float32, 64: np.float64, 512: np.uint16}
 
 Array = NDArray[Any]

@@ -56,7 +56,8 @@ def export_model(
         layers: selector.
 
     Raises:
-        CheckpointError: the model is neither, or its weights are not finite or not float32.
+        CheckpointError: the model is neither, or its weights are not finite.
+        ConfigError: they are not float32.
         LayerError: a selector that names no layer.
         TaskError: another ending, packages that are missing, a file of somebody else, or no room.
 
@@ -76,11 +77,7 @@ def export_model(
     if path.suffix == ".onnx":
         _require_onnx()
     chosen = select_layers(model.layers, layers)
-    if (dtype := next(model.parameters()).dtype) != torch.float32:
-        raise CheckpointError(
-            f"{model.name}: expected weights in float32, found {str(dtype).removeprefix('torch.')}; call "
-            "model.float()"
-        )
+    model.expect_float32()
     check_finite(model.state_dict(), model.name)
     refuse_others([path])
     kind = VDVAEPass if isinstance(model, VDVAE) else StudentPass

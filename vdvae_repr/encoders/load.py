@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -102,21 +102,20 @@ def as_encoder(model: VDVAE | PixelCNN | Student | Encoder | str | Path) -> Enco
     Raises:
         CheckpointError: it is neither.
     """
-    if isinstance(model, str | Path):
-        model = load(model)
-    if isinstance(model, VDVAE):
-        return VDVAEEncoder(model)
-    if isinstance(model, Student):
-        return StudentEncoder(model)
-    if isinstance(model, PixelCNN):
-        raise CheckpointError(model.about_latents)
-    if callable(getattr(model, "read", None)):
-        return model
+    net = loaded(model)
+    if isinstance(net, VDVAE):
+        return VDVAEEncoder(net)
+    if isinstance(net, Student):
+        return StudentEncoder(net)
+    if isinstance(net, PixelCNN):
+        raise CheckpointError(net.about_latents)
+    if callable(getattr(net, "read", None)):
+        return cast(Encoder, net)
     remedy = "load it with vr.load(...)"
-    if isinstance(model, nn.Module):
+    if isinstance(net, nn.Module):
         remedy = "wrap it in vr.TorchEncoder(net, layers=[...], size=..., mean=..., std=...)"
     raise CheckpointError(
-        f"expected a VDVAE or another encoder, found {type(model).__name__}; {remedy}"
+        f"expected a VDVAE or another encoder, found {type(net).__name__}; {remedy}"
     )
 
 

@@ -5,6 +5,7 @@ All of it is in float64 on either, so that results differ by rounding alone.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
 from vdvae_repr.errors import TaskError, first_line
+
+HALF_OF_MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # bytes
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vdvae_repr.config import AnyModelConfig, ModelConfig, PixelCNNConfig, shortened
-from vdvae_repr.errors import CheckpointError
+from vdvae_repr.errors import CheckpointError, ConfigError
 from vdvae_repr.model.distributions import LayerPosterior, LogisticMixture, mixture_log_prob
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.model.noise import NoiseFn
@@ -64,6 +64,18 @@ class SavedModel(nn.Module):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
+
+    def expect_float32(self) -> None:
+        """Refuse weights of another precision than that of the inputs.
+
+        Raises:
+            ConfigError: they are of another.
+        """
+        if (dtype := next(self.parameters()).dtype) != torch.float32:
+            raise ConfigError(
+                f"{self.name}: expected weights in float32, found {str(dtype).removeprefix('torch.')}; call "
+                'model.float(), and ask for precision="bf16" where less will do'
+            )
 
     def about_crop(self, crop: int | None) -> str:
         """Say which central square the model was trained on, where none is taken of images; else nothing."""

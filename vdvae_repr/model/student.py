@@ -81,6 +81,7 @@ class Student(SavedModel):
 
     def predict(self, x: Tensor, layers: Sequence[LayerSpec]) -> list[tuple[Tensor, Tensor]]:
         """Return mean and log standard deviation of some layers of normalised (N, 3, S, S) inputs."""
+        self.expect_float32()
         activations = self.bottom_up(x)
         activated = {r: F.gelu(activations[r]) for r in {spec.resolution for spec in layers}}
         predicted = []

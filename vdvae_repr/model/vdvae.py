@@ -302,14 +302,6 @@ class VDVAE(ImageModel):
             (stop, kept, top_down, bottom_up, precision, self.top_down.gain.data_ptr()),
         )
 
-    def _expect_float32(self) -> None:
-        """Refuse weights of another precision than that of the inputs."""
-        if (dtype := self.top_down.gain.dtype) != torch.float32:
-            raise ConfigError(
-                f"{self.name}: expected weights in float32, found {str(dtype).removeprefix('torch.')}; call "
-                'model.float(), and ask for precision="bf16" where less will do'
-            )
-
     def _infer(
         self,
         x: Tensor,
@@ -319,7 +311,7 @@ class VDVAE(ImageModel):
         top_down: bool,
         bottom_up: bool,
     ) -> Inferred:
-        self._expect_float32()
+        self.expect_float32()
         plan = plan_of(self, x)
         x = x.contiguous(memory_format=torch.channels_last)
         activations = self.bottom_up(x, blocks=plan and plan.bottom_up)
@@ -359,7 +351,7 @@ class VDVAE(ImageModel):
 
         Returns the top-down states by resolution.
         """
-        self._expect_float32()
+        self.expect_float32()
         temperatures = _per_layer(temperature, len(self.layers))
         resolutions = {spec.resolution for spec in self.layers}
         states = _channels_last(self.top_down.initial_states(num_images), resolutions)

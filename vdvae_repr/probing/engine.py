@@ -161,13 +161,13 @@ def probe(
 
 
 def _about_training_people(store: Latents) -> str:
-    """Say where faces64 is asked about the people whose photographs it was trained on; else nothing."""
+    """Say where a packaged model is asked about people whose photographs it was trained on; else nothing."""
     own = store.info.source.partition(" (")[0].casefold() == "lfw"
-    if not own or store.info.model != "faces64":
+    if not own or store.info.model not in ("faces64", "faces64-student"):
         return ""
     return (
-        "faces64 was trained on photographs of LFW's people who are not in View 1's peopleDevTest: of "
-        "pairsDevTest it has seen none, of View 2's people half"
+        f"{store.info.model} was trained on photographs of LFW's people who are not in View 1's "
+        "peopleDevTest: of pairsDevTest it has seen none, of View 2's people half"
     )
 
 

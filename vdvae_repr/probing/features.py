@@ -21,16 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr.errors import TaskError
-from vdvae_repr.heads.algebra import NUMPY
+from vdvae_repr.heads.algebra import HALF_OF_MEMORY, NUMPY
 from vdvae_repr.heads.gram import Gram, Rows, Scaling, gram_matrices
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.model.layers import LayerSpec
 
 KEPT_BYTES = 2**28  # of Gram matrices and what is known of them
 MATRIX_BYTES = 2**32  # of features side by side in memory, for a head that takes columns
-GRAM_BYTES = (
-    os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-)  # of inner products at once
+GRAM_BYTES = HALF_OF_MEMORY  # of inner products at once
 
 Array = NDArray[Any]
 
