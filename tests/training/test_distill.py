@@ -266,7 +266,9 @@ def test_the_command_line_says_that_a_student_draws_nothing(load):
 def test_weights_of_another_precision_are_refused_in_one_line(tiny, photos, tmp_path):
     student = student_of(tiny).half()
     for use in (student.posterior, lambda images: vr.extract(student, images, tmp_path / "s.h5")):
-        with pytest.raises(vr.ConfigError, match=r"^student: expected weights in float32, found fl"):
+        with pytest.raises(
+            vr.ConfigError, match=r"^student: expected weights in float32, found fl"
+        ):
             use(photos)
 
 
