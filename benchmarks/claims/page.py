@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import pandas as pd
 from claim import HERE, Settings, Verdict, module, overall, read_settings
 from matplotlib.figure import Figure
+from tables import fill, markdown
 
 README = HERE / "README.md"
-MARKS = ("<!-- claims -->", "<!-- end of claims -->")
 NOT_RUN = "not run yet"
 LINKS = "../results/claims/"
 COMMAND = "benchmarks/claims/run.py --size {size} {claim}"
@@ -102,20 +103,6 @@ def _as_toml(settings: Settings) -> list[str]:
     return lines
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """Write a table of texts and numbers."""
-
-    def cell(value: object) -> str:
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-    lines = [
-        "| " + " | ".join(map(str, table.columns)) + " |",
-        "|" + " --- |" * len(table.columns),
-    ]
-    lines += ["| " + " | ".join(map(cell, row)) + " |" for row in table.itertuples(index=False)]
-    return "\n".join(lines)
-
-
 def index(results: Path, claims: tuple[str, ...], links: str = "") -> str:
     """Return the table of claims: what the paper says, what was measured, whether it agrees, the command.
 
@@ -140,11 +127,7 @@ def index(results: Path, claims: tuple[str, ...], links: str = "") -> str:
 
 def write_index(results: Path, claims: tuple[str, ...], readme: Path = README) -> None:
     """Write the table into README.md beside this script, between its marks."""
-    before, rest = readme.read_text(encoding="utf-8").split(MARKS[0])
-    _, after = rest.split(MARKS[1])
-    table = index(results, claims, LINKS)
-    text = f"{before}{MARKS[0]}\n\n{table}\n\n{MARKS[1]}{after}"
-    readme.write_text(text, encoding="utf-8")
+    fill(readme, {"claims": index(results, claims, LINKS)})
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ fi
 DEVICE=cuda RESULTS=${OUT:-benchmarks/results/gpu}
 if ((smoke)); then
   DEVICE=cpu RESULTS=${OUT:-benchmarks/results/gpu/smoke}
-elif ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-  echo "run.sh: PyTorch of $PYTHON finds no CUDA device; --smoke runs on a CPU" >&2
+elif ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+  echo "run.sh: $PYTHON has no PyTorch that finds a CUDA device; --smoke runs on a CPU" >&2
   exit 2
 fi
 export PYTHON DEVICE RESULTS SMOKE=$smoke PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}

@@ -8,7 +8,8 @@ With --data: cold answers of `vr.probe`, each in a process of its own with nothi
 the heads that answer at once, single layers and cumulative sets, all controls; single layers by `linear-
 lbfgs`; `few_shot` (one and five shots) and `classification` of pooled layers of Tiny ImageNet. Of this
 checkout and of WORKTREE in turn, on the same stores, which are extracted into WORK where they are not there.
-DATA holds lfw_people/ and tiny_imagenet/. --images takes about so many of each, --case some of the cases.
+DATA holds lfw_people/ and tiny_imagenet/. --images takes about so many of each, --case some of the cases;
+--no-controls leaves controls out: of checkouts that draw random weights another number of times.
 
 Else: random features of 2,000 samples, 16,384 dimensions and 40 classes that they tell in part, 500 more to
 choose C on. Ours: standardising, Gram matrices, the path over the protocol's 45 values of C to 1e-6 of the
@@ -143,6 +144,8 @@ def answers(options: argparse.Namespace) -> None:
     for case in options.case or CASES:
         store, how = CASES[case]
         how = {"selections": ["single", "cumulative"]} | how
+        if options.no_controls:
+            how["controls"] = []
         for name, tree in trees.items():
             environment = os.environ | {"PYTHONPATH": str(tree)}
             command = [sys.executable, "-c", RUN, str(paths[store]), case, json.dumps(how)]
@@ -152,7 +155,8 @@ def answers(options: argparse.Namespace) -> None:
             last = run.stdout.strip().splitlines()[-1:] or [
                 json.dumps({"error": run.stderr[-300:]})
             ]
-            row = {"case": case, "checkout": name, "images": options.images} | json.loads(last[0])
+            row = {"case": case, "checkout": name, "controls": not options.no_controls}
+            row |= {"images": options.images} | json.loads(last[0])
             print(json.dumps(row), flush=True)
 
 
@@ -167,6 +171,7 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="another checkout, timed in turn")
     parser.add_argument("--images", type=int, help="about so many of each store alone")
     parser.add_argument("--case", action="append", choices=list(CASES))
+    parser.add_argument("--no-controls", action="store_true", help="the layers alone")
     options = parser.parse_args()
     if options.data:
         answers(options)

@@ -72,7 +72,7 @@ def test_without_a_card_one_line_says_so(stages, tmp_path):
     done = subprocess.run([str(RUN)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
-    assert "no CUDA device" in done.stderr
+    assert "no PyTorch that finds a CUDA device" in done.stderr
 
 
 @pytest.fixture
