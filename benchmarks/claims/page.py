@@ -72,8 +72,8 @@ def page(
         "## Settings",
         "",
         f"Size `{size}` of `benchmarks/claims/{claim}.toml`; the pieces took {rows.seconds.sum() / 60:.0f} "
-        f"minutes in all, one after the other; {' to '.join(_ends(rows.date))}, on "
-        f"{' and '.join(rows.machine.unique())}.",
+        f"minutes in all, one after the other, of one that was stopped since it last went on; "
+        f"{' to '.join(_ends(rows.date))}, on {' and '.join(rows.machine.unique())}.",
         "",
         "```toml",
         *_as_toml(settings),

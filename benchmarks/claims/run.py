@@ -33,6 +33,8 @@ import torch
 from claim import HERE, SIZES, Context, Piece, Row, Settings, module, name_of, read_settings
 from page import write_index, write_page
 
+import vdvae_repr as vr
+
 CLAIMS = (
     "depth", "autoregressive", "construction", "unpooling", "skipping", "where", "student", "transfer",
 )  # fmt: skip
@@ -89,6 +91,8 @@ def work_off(
             try:
                 work_on(claim, piece, context)
                 yield piece, None
+            except vr.Terminated:  # all is to stop, not this piece alone
+                raise
             except Exception as error:
                 traceback.print_exc()
                 yield piece, error
@@ -100,7 +104,9 @@ def work_off(
         }
         try:
             for future in as_completed(started):
-                if (error := future.exception()) is not None:
+                if isinstance(error := future.exception(), vr.Terminated):
+                    raise error
+                if error is not None:
                     traceback.print_exception(error)
                 yield started[future], error
         except BaseException:
@@ -189,6 +195,8 @@ def main() -> None:
                         options.device,
                     )
                 )
+            except vr.Terminated as error:
+                sys.exit(f"{error}; the same command goes on")
             except Exception:  # of a page or a figure: the other claims are run all the same
                 traceback.print_exc()
                 good.append(False)

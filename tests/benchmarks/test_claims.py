@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
+import vdvae_repr as vr
+
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "claims"
 NAMES = [path.stem for path in FOLDER.glob("*.py")]
 
@@ -123,6 +125,9 @@ def measure(piece, context):
     log.write_text((log.read_text() if log.is_file() else "") + f"{piece['seed']} ")
     if piece["seed"] == context.settings.get("broken"):
         raise ValueError("broken")
+    if piece["seed"] == context.settings.get("stopped"):
+        import vdvae_repr as vr
+        raise vr.Terminated("stopped by SIGTERM")
     return [{"value": piece["seed"] + context.settings["more"]}]
 def verdicts(rows, settings):
     from claim import AGREES, DISAGREES, Verdict
@@ -171,6 +176,12 @@ def test_a_piece_that_fails_stops_no_other_and_is_done_again(toy, tmp_path, caps
     assert not (tmp_path / "out" / "toy.md").exists()
     assert "seed-2: FAILED (broken)" in capsys.readouterr().out
     assert toy("broken = 2") == (False, ["2"])
+
+
+def test_a_piece_that_is_ended_by_sigterm_ends_the_run(toy, tmp_path):
+    with pytest.raises(vr.Terminated):
+        toy("stopped = 2")
+    assert (tmp_path / "log").read_text().split() == ["1", "2"]
 
 
 def test_the_page_says_what_the_rows_say_by_the_rule(toy, tmp_path):
