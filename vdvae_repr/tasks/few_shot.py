@@ -37,7 +37,7 @@ from vdvae_repr.probing.task import (
 
 SIDES = ("base", "val", "novel")
 QUERIES = 15  # a way, unless classes are small
-BATCH_BYTES = 2**28  # of inner products of the episodes that are scored at once
+BATCH_BYTES = 2**28  # of the inner products, or of the images, of episodes that are worked on at once
 BLOCK = 2048  # columns of pixels that are made float64 at once
 OUTSIDE = 500  # images that PCA is fitted on, drawn among the classes outside an episode
 Rows = NDArray[np.intp]
@@ -382,8 +382,14 @@ class _Images:
 
     def products(self, items: Rows, support: int, batch: slice) -> EpisodeProducts:
         """Return those of the images (E, I) of some episodes, the first of which are the support."""
-        A = (self.X[batch] if self.X.ndim == 3 else self.X[items]).astype(np.float64)
-        return EpisodeProducts(A @ A[:, :support].transpose(0, 2, 1), (A**2).sum(axis=2))
+        taken = range(len(self.X))[batch] if self.X.ndim == 3 else items
+        size = max(1, BATCH_BYTES // (8 * items.shape[1] * self.X.shape[-1]))
+        inner, squares = [], []
+        for start in range(0, len(items), size):
+            A = self.X[taken[start : start + size]].astype(np.float64)
+            inner.append(A @ A[:, :support].transpose(0, 2, 1))
+            squares.append((A**2).sum(axis=2))
+        return EpisodeProducts(np.concatenate(inner), np.concatenate(squares))
 
     def with_means(
         self, members: NDArray[np.float64], weights: NDArray[np.float64], items: Rows
