@@ -7,7 +7,6 @@ import random
 import resource
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from launch import Command
+from launch import Command, torchrun
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -87,17 +86,14 @@ def run(*arguments):
 
 def start_two(toml, photos, out, *arguments):
     """The same by two processes under torchrun."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [sys.executable, *launcher, "-m", "vdvae_repr.cli", "train", str(toml)]
-    command += ["--data", str(photos), "--out", str(out), *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    script = toml.with_name("rank.py")
+    script.write_text("from vdvae_repr.cli import main; main()")
+    return torchrun(script, "train", toml, "--data", photos, "--out", out, *arguments)
 
 
 def run_two(*arguments):
     process = start_two(*arguments)
-    _, errors = process.communicate(timeout=300)
-    return process.returncode, errors
+    return process.wait(), process.communicate()[1]
 
 
 def final(out, step=60):
@@ -622,10 +618,8 @@ trainer.joint_noise = spoiled
 config = load_config({str(toml)!r}, ["train.steps=4", "train.log_every=1"])
 vr.train(config, {str(photos)!r}, {str(tmp_path / "r")!r})
 """)
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script],
-        check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    process = torchrun(script)
+    assert process.wait() == 0, process.communicate()[1]
     assert [row["skipped"] for row in log(tmp_path / "r")] == [0, 0, 1, 1]
     assert all(torch.isfinite(value).all() for value in final(tmp_path / "r", 4).values())
 
