@@ -15,9 +15,8 @@ import tempfile
 from pathlib import Path
 
 HEAVY = [
-    "accelerate", "h5py", "pandas", "scipy.stats", "sklearn.base", "torch", "torch.distributed.run", "torchvision",
-    "vdvae_repr.cli",
-    "vdvae_repr.data.open", "vdvae_repr.encoders.load", "vdvae_repr.heads.neighbors",
+    "accelerate", "h5py", "pandas", "scipy.stats", "sklearn.base", "torch", "torch.distributed.run",
+    "torchvision", "vdvae_repr.cli", "vdvae_repr.data.open", "vdvae_repr.encoders.load", "vdvae_repr.heads.neighbors",
     "vdvae_repr.latents.extract", "vdvae_repr.probing", "vdvae_repr.report.pictures", "vdvae_repr.tasks",
     "vdvae_repr.training.trainer",
 ]  # fmt: skip
@@ -77,7 +76,7 @@ def run(*arguments, **options):
 
 
 def torchrun(script, *arguments, **options):
-    """Start `torchrun --standalone --nproc-per-node=2 SCRIPT ARGUMENTS`, whose processes are forks as well."""
+    """Start `torchrun --standalone --nproc-per-node=2 SCRIPT ARGUMENTS`, whose processes are forks, too."""
     options["environment"] = {"OMP_NUM_THREADS": "1"} | options.get("environment", {})
     launcher = ["--standalone", "--nproc-per-node=2", "--start-method=fork", "--run-path", script]
     code = "from torch.distributed.run import main; main()"
