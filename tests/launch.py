@@ -16,9 +16,9 @@ from pathlib import Path
 
 HEAVY = [
     "accelerate", "h5py", "pandas", "scipy.stats", "sklearn.base", "torch", "torch.distributed.run",
-    "torchvision", "vdvae_repr.cli", "vdvae_repr.data.open", "vdvae_repr.encoders.load", "vdvae_repr.heads.neighbors",
-    "vdvae_repr.latents.extract", "vdvae_repr.probing", "vdvae_repr.report.pictures", "vdvae_repr.tasks",
-    "vdvae_repr.training.trainer",
+    "torchvision", "vdvae_repr.cli", "vdvae_repr.data.open", "vdvae_repr.encoders.load",
+    "vdvae_repr.heads.neighbors", "vdvae_repr.latents.extract", "vdvae_repr.probing",
+    "vdvae_repr.report.pictures", "vdvae_repr.tasks", "vdvae_repr.training.trainer",
 ]  # fmt: skip
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(HEAVY)
