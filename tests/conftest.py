@@ -10,6 +10,11 @@ from vdvae_repr.data.source import Source
 from vdvae_repr.model.vdvae import VDVAE
 
 
+def pytest_collection_modifyitems(items):
+    """Train first, which takes longest, so that of several processes none works alone at the end."""
+    items.sort(key=lambda item: "training" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     folder = os.environ.get("VDVAE_REPR_DATA")

@@ -154,7 +154,8 @@ def test_columns_are_the_matrix_in_pieces(tiny, tmp_path, monkeypatch, layout, p
     assert store.digest(store.layers[-2], "mean") != digest
 
 
-def test_learned_on_one_store_and_tested_on_another(tiny, tmp_path, people):
+def test_learned_on_one_store_and_tested_on_another(tiny, tmp_path, people, monkeypatch):
+    monkeypatch.setattr("vdvae_repr.heads.linear.C_GRID", C_GRID[::11])
     first, second = people(6, seed=0), people(4, seed=5)
     a, b = (
         vr.extract(tiny, s, tmp_path / f"{i}.h5", layers="<=8x8")
