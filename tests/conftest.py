@@ -1,13 +1,29 @@
 import os
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typer.main
+import typer.testing
 
 from vdvae_repr.config import ModelConfig
 from vdvae_repr.data.source import Source
 from vdvae_repr.model.vdvae import VDVAE
+
+
+def pytest_collection_modifyitems(items):
+    """Train first, which takes longest, so that of several processes none works alone at the end."""
+    items.sort(key=lambda item: "training" not in item.path.parts)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def command_line_made_once():
+    """As `cli.main` does; typer's own runner of tests makes all commands anew at each call."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.testing._get_command", cache(typer.main.get_command))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -15,10 +15,10 @@ import tempfile
 from pathlib import Path
 
 HEAVY = [
-    "accelerate", "h5py", "pandas", "scipy.stats", "sklearn.base", "torch", "torchvision", "vdvae_repr.cli",
-    "vdvae_repr.data.open", "vdvae_repr.encoders.load", "vdvae_repr.heads.neighbors",
-    "vdvae_repr.latents.extract", "vdvae_repr.probing", "vdvae_repr.report.pictures", "vdvae_repr.tasks",
-    "vdvae_repr.training.trainer",
+    "accelerate", "h5py", "pandas", "scipy.stats", "sklearn.base", "torch", "torch.distributed.run",
+    "torchvision", "vdvae_repr.cli", "vdvae_repr.data.open", "vdvae_repr.encoders.load",
+    "vdvae_repr.heads.neighbors", "vdvae_repr.latents.extract", "vdvae_repr.probing",
+    "vdvae_repr.report.pictures", "vdvae_repr.tasks", "vdvae_repr.training.trainer",
 ]  # fmt: skip
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(HEAVY)
@@ -73,6 +73,14 @@ def run(*arguments, **options):
     process = Command(*arguments, **options)
     printed = process.communicate()
     return subprocess.CompletedProcess(arguments, process.returncode, *printed)
+
+
+def torchrun(script, *arguments, **options):
+    """Start `torchrun --standalone --nproc-per-node=2 SCRIPT ARGUMENTS`, whose processes are forks, too."""
+    options["environment"] = {"OMP_NUM_THREADS": "1"} | options.get("environment", {})
+    launcher = ["--standalone", "--nproc-per-node=2", "--start-method=fork", "--run-path", script]
+    code = "from torch.distributed.run import main; main()"
+    return Command(*launcher, *arguments, code=code, **options)
 
 
 def _run(arguments, cwd, code, environment, files):

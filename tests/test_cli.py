@@ -1,6 +1,5 @@
 import errno
 import logging
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +13,21 @@ from PIL import Image
 
 import vdvae_repr as vr
 from vdvae_repr.cli import _task_of, main
-from vdvae_repr.config import preset_path
+
+SMALL = """
+[model]
+image_size = 8
+width = 4
+zdim = 2
+bottom_up = "8x1,8d2,4x1,4d4,1x1"
+top_down = "1x1,4m1,8m4"
+num_mixtures = 1
+
+[train]
+steps = 100000
+batch_size = 4
+lr = 1e-3
+"""
 
 
 def test_public_names():
@@ -206,8 +219,8 @@ def test_an_image_that_is_too_large_is_one_line(tmp_path):
 
 
 def test_interrupt_is_exit_130_and_one_line(tmp_path):
-    shutil.copy(preset_path("faces64"), tmp_path)
-    process = Command("train", "faces64.toml", "--out", "r", cwd=tmp_path)
+    (tmp_path / "small.toml").write_text(SMALL)
+    process = Command("train", "small.toml", "--out", "r", cwd=tmp_path)
     while process.poll() is None and not (tmp_path / "r" / "log.jsonl").is_file():
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)

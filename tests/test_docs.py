@@ -18,6 +18,7 @@ from PIL import Image
 import vdvae_repr as vr
 from vdvae_repr.cli import main
 from vdvae_repr.data.toy import toy_faces
+from vdvae_repr.heads.linear import C_GRID
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -83,10 +84,13 @@ def photos(tmp_path_factory):
 )
 def test_blocks_run(page, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    # That it runs is asked, and not what it says: one control of a kind, a model read once, no picture drawn.
+    # That it runs is asked, and not what it says: one control of a kind, few values of C, a model read once,
+    # no picture drawn.
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", save_nothing)
     monkeypatch.setattr("vdvae_repr.probing.controls.INITIALISATIONS", 1)
     monkeypatch.setattr("vdvae_repr.probing.task.PERMUTATIONS", 1)
+    monkeypatch.setattr("vdvae_repr.heads.linear.C_GRID", C_GRID[::11])
+    monkeypatch.setattr("vdvae_repr.training.trainer.EARLY", set())  # scored at the last step alone
     monkeypatch.setattr(vr, "load", load_once, raising=False)
     (tmp_path / "photos").symlink_to(photos)
     known = dict(vr.Task.known)

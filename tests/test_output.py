@@ -82,7 +82,8 @@ def test_probe_refuses_a_folder_with_files_of_the_users(store, tmp_path, name, m
 
 def test_probe_replaces_its_own_results_and_leaves_other_files(store, tmp_path):
     out = tmp_path / "out"
-    how = ["probe", "--latents", store.path, "--out", out, "--head", "nearest-neighbor"]
+    how = ["probe", "--latents", store.path, "--out", out, "--control", "pixels"]
+    how += ["--head", "nearest-neighbor"]
     assert command(*how, "--layer", "1x1") == (0, "")
     assert all(is_own(path) for path in out.iterdir())
     (out / "notes.txt").write_text("mine")

@@ -1727,6 +1727,12 @@ class _LogLines(logging.Handler):
             _log(f"{record.name.partition('.')[0].replace('_', '-')}: {line}")
 
 
+@cache
+def _command() -> Any:
+    """Return the command line that typer makes of `app`: of hundreds of options, so made once."""
+    return typer.main.get_command(app)
+
+
 def main() -> None:
     """Run the command line; errors become one line and an exit code, warnings of the package a line."""
     warnings.showwarning = _show_warning
@@ -1740,7 +1746,7 @@ def main() -> None:
         try:
             _refuse_empty(sys.argv[1:])
             _refuse_twice(sys.argv[1:])
-            app()
+            _command()()
         except SystemExit as stopped:
             if stopped.code == 130:  # typer's, after Ctrl-C
                 command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
@@ -1784,7 +1790,7 @@ def _refuse_twice(arguments: Sequence[str]) -> None:
     Raises:
         TaskError: names the option.
     """
-    command: Any = typer.main.get_command(app)
+    command = _command()
     words = list(arguments)
     while words and (inner := getattr(command, "commands", {}).get(words[0])):
         command = inner
@@ -1837,7 +1843,7 @@ def in_options(message: str) -> str:
 def _options() -> dict[str, str]:
     """Return the options of all commands, by the names of the parameters they stand for."""
     found: dict[str, str] = {"no_restandardise": "--as-regressed"}
-    waiting: list[Any] = [typer.main.get_command(app)]
+    waiting = [_command()]
     while waiting:
         command = waiting.pop()
         waiting += getattr(command, "commands", {}).values()

@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
-from torchvision import transforms
 
 import vdvae_repr as vr
 
@@ -186,6 +184,8 @@ def test_options_that_make_no_sense_are_refused(net, option, value):
 
 @pytest.mark.parametrize("size", [(40, 57), (61, 40), (300, 221)])
 def test_the_transform_is_torchvisions(net, size):
+    from torchvision import transforms  # here, as sessions that a test starts import this file
+
     encoder = vr.TorchEncoder(
         net, layers=["conv"], size=16, mean=MEAN, std=STD, crop_pct=0.8, interpolation="bilinear"
     )
@@ -197,7 +197,9 @@ def test_the_transform_is_torchvisions(net, size):
 
 
 def test_a_network_of_torchvision_goes_through(images, tmp_path):
-    net = torchvision.models.resnet18(weights=None)
+    from torchvision.models import resnet18
+
+    net = resnet18(weights=None)
     encoder = vr.TorchEncoder(
         net, layers=["layer1.0", "layer1.1", "layer4"], size=32, mean=MEAN, std=STD
     )
@@ -482,7 +484,9 @@ def test_kept_scores_of_a_random_twin_are_not_taken_for_those_of_another_network
 
 
 def test_a_token_beside_a_square_of_patches_is_said(caplog):
-    vit = torchvision.models.VisionTransformer(16, 4, 1, 2, 8, 16)
+    from torchvision.models import VisionTransformer
+
+    vit = VisionTransformer(16, 4, 1, 2, 8, 16)
     given = {"layers": ["encoder.ln"], "size": 16, "mean": MEAN, "std": STD}
     vr.TorchEncoder(vit, **given)
     assert caplog.messages == [

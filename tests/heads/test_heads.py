@@ -15,7 +15,14 @@ from sklearn.utils.estimator_checks import check_estimator
 from vdvae_repr.heads import gram as module
 from vdvae_repr.heads.few_shot import NearestPrototype
 from vdvae_repr.heads.gram import Fold, gram_matrices
-from vdvae_repr.heads.linear import ALPHAS, LogisticProbe, Ridge, RidgeRegressor, stratified_folds
+from vdvae_repr.heads.linear import (
+    ALPHAS,
+    C_GRID,
+    LogisticProbe,
+    Ridge,
+    RidgeRegressor,
+    stratified_folds,
+)
 from vdvae_repr.heads.neighbors import NearestNeighbor, WeightedNeighbors
 from vdvae_repr.heads.verification import Centred, Whitened
 
@@ -326,13 +333,16 @@ def test_features_that_are_not_finite_are_named():
         gram(X, (np.arange(30), "standardised"))
 
 
+FEW_CS = tuple(C_GRID[[0, 22, 44]])  # both ends of the protocol's grid, and its middle
+
+
 @pytest.mark.parametrize(
     "head",
     [
-        NearestNeighbor(), WeightedNeighbors(), NearestPrototype(), Ridge(), LogisticProbe(),
+        NearestNeighbor(), WeightedNeighbors(), NearestPrototype(), Ridge(), LogisticProbe(Cs=FEW_CS),
         RidgeRegressor(), Centred(), Whitened(2), RidgeRegressor(precomputed=True),
         NearestNeighbor(precomputed=True), WeightedNeighbors(precomputed=True), Ridge(precomputed=True),
-        LogisticProbe(precomputed=True),
+        LogisticProbe(Cs=FEW_CS, precomputed=True),
     ],
 )  # fmt: skip
 def test_head_keeps_scikit_learns_contract(head):

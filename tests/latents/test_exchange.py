@@ -1,12 +1,11 @@
 import json
-import subprocess
-import sys
 import zipfile
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from launch import run
 
 import vdvae_repr as vr
 from vdvae_repr.data.source import Source
@@ -271,19 +270,8 @@ def test_slices_of_a_layer_and_a_torch_data_set(store, tiny, images):
 def test_decoding_onto_a_full_disk_is_one_line(store, tiny, small_disk, tmp_path):
     (small_disk / "ballast").write_bytes(bytes(2**20))
     save(tiny, tmp_path / "tiny.safetensors", record={})
-    command = [
-        sys.executable,
-        "-m",
-        "vdvae_repr.cli",
-        "decode",
-        "s.h5",
-        "--model",
-        "tiny.safetensors",
-    ]
     for where in (["--out", small_disk / "d"], ["--out", "d", "--sheet", small_disk / "s.png"]):
-        done = subprocess.run(
-            [*command, *where], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+        done = run("decode", "s.h5", "--model", "tiny.safetensors", *where, cwd=tmp_path)
         assert done.returncode == 2
         assert "No space left on device" in done.stderr
         assert "make room" in done.stderr

@@ -8,8 +8,6 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
@@ -17,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from launch import Command, run
+from launch import Command, run, torchrun
 from PIL import Image
 
 import vdvae_repr as vr
@@ -67,14 +65,12 @@ def finished(folder, *slowly, **options):
     return run(*arguments, cwd=folder, code=code)
 
 
-def torchrun(folder, pause=0.0, *extra):
+def start_two(folder, pause=0.0, *extra):
     """The same by two processes, each in a group of its own; `pid-NUMBER` tells who they are."""
     mark = "import os, pathlib; pathlib.Path(f'pid-{os.getpid()}').touch(); "
-    (folder / "job.py").write_text(mark + SLOWLY.format(pause=pause))
-    return [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        "job.py", "extract", "--model", "tiny.safetensors", *ARGUMENTS, "--out", "s.h5", *extra,
-    ]  # fmt: skip
+    arguments, code = job(pause, *extra)
+    (folder / "job.py").write_text(mark + code)
+    return torchrun("job.py", *arguments, cwd=folder)
 
 
 def parts_of(store):
@@ -443,37 +439,35 @@ def test_values_that_float16_makes_zero_are_counted_and_said(tiny, images, tmp_p
     )
 
 
-def test_two_processes_write_the_same_store_byte_for_byte_killed_or_not(photos, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_two_processes_write_the_same_store_byte_for_byte_killed_or_not(photos):
     alone = finished(photos)
     assert alone.returncode == 0, alone.stderr
     (photos / "s.h5").rename(photos / "whole.h5")
-    joint = torchrun(photos)
-    done = subprocess.run(joint, cwd=photos, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("24 images") == 1
+    joint = start_two(photos)
+    printed, errors = joint.communicate()
+    assert joint.returncode == 0, errors
+    assert printed.count("24 images") == 1
     assert equal(photos / "s.h5", photos / "whole.h5")
     (photos / "s.h5").unlink()
     # Killed midway with their launcher: what they had finished is not made again.
     for path in photos.glob("pid-*"):
         path.unlink()
-    slow = torchrun(photos, 0.15, "--layout", "virtual")
-    launcher = subprocess.Popen(slow, cwd=photos, stderr=subprocess.DEVNULL)
+    launcher = start_two(photos, 0.15, "--layout", "virtual")
     while len(kept := parts_of(photos / "s.h5")) < 2:
         assert launcher.poll() is None
         time.sleep(0.02)
-    launcher.kill()
     workers = [int(path.name.removeprefix("pid-")) for path in photos.glob("pid-*")]
     assert len(workers) == 2
-    for worker in workers:
+    for worker in workers:  # before the launcher, whose end would interrupt them
         os.kill(worker, signal.SIGKILL)
+    launcher.kill()
     launcher.wait()
     kept = parts_of(photos / "s.h5")
     assert 2 <= len(kept) < 6
     assert not (photos / "s.h5").exists()
-    again = torchrun(photos, 0.0, "--layout", "virtual")
-    done = subprocess.run(again, cwd=photos, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    again = start_two(photos, 0.0, "--layout", "virtual")
+    _, errors = again.communicate()
+    assert again.returncode == 0, errors
     assert parts_of(photos / "s.h5").items() >= kept.items()
     assert equal(photos / "s.h5", photos / "whole.h5")
 

@@ -18,6 +18,12 @@ from vdvae_repr.tasks.identification import Identification
 HOW = {"layers": "1x1", "heads": ["nearest-neighbor"], "cache": None}
 
 
+@pytest.fixture(autouse=True)
+def two_of_each_control(monkeypatch):
+    monkeypatch.setattr("vdvae_repr.probing.controls.INITIALISATIONS", 2)
+    monkeypatch.setattr("vdvae_repr.probing.task.PERMUTATIONS", 2)
+
+
 @pytest.fixture
 def scored(monkeypatch):
     """Names the features that are scored, not read."""

@@ -19,6 +19,9 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("extending")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        # The examples run; what they find, the tests below look at without controls.
+        patch.setattr("vdvae_repr.probing.controls.INITIALISATIONS", 1)
+        patch.setattr("vdvae_repr.probing.task.PERMUTATIONS", 1)
         for block in re.findall(
             r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL
         ):

@@ -8,7 +8,7 @@ from sklearn.preprocessing import StandardScaler
 
 import vdvae_repr as vr
 from vdvae_repr.data.source import Source
-from vdvae_repr.heads.linear import ALPHAS
+from vdvae_repr.heads.linear import ALPHAS, C_GRID
 from vdvae_repr.latents import base as store_module
 from vdvae_repr.latents.store import JoinedStore
 from vdvae_repr.model.layers import select_layers
@@ -25,10 +25,17 @@ def store(tiny, tmp_path_factory, people):
     return vr.extract(tiny, people(8), path, features=["mean", "kl"])
 
 
+def by_each_head(store, **how):
+    """Identify by three heads; of the grid of C five values, its ends among them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vdvae_repr.heads.linear.C_GRID", C_GRID[::11])
+        heads = ["nearest-neighbor", "ridge", "linear-lbfgs"]
+        return vr.probe(store, "face_id", heads=heads, **how)
+
+
 @pytest.fixture(scope="module")
 def found(store):
-    heads = ["nearest-neighbor", "ridge", "linear-lbfgs"]
-    atlas = vr.probe(store, "face_id", selections=ATLAS, heads=heads)
+    atlas = by_each_head(store, selections=ATLAS)
     lines = atlas.notes
     assert not any("no pruning" in line for line in lines)
     return atlas
@@ -37,10 +44,7 @@ def found(store):
 def test_sums_of_gram_matrices_are_features_side_by_side(store, found):
     cumulative = [f"0:{k}" for k in range(2, 6)]
     without = ["4x4,8x8,16x16", "1x1,8x8,16x16", "1x1,4x4,16x16", "1x1,4x4,8x8"]
-    heads = ["nearest-neighbor", "ridge", "linear-lbfgs"]
-    joint = vr.probe(
-        store, "face_id", layers=cumulative + without, selections="joint", heads=heads
-    ).rows
+    joint = by_each_head(store, layers=cumulative + without, selections="joint").rows
     value = {(r.head, r.layer, r.metric): r.value for r in found.rows if r.model in ("tiny",)}
     ours = [r for r in joint if r.model == "tiny"]
     assert len(ours) == 8 * 3 * 2
@@ -150,7 +154,8 @@ def test_columns_are_the_matrix_in_pieces(tiny, tmp_path, monkeypatch, layout, p
     assert store.digest(store.layers[-2], "mean") != digest
 
 
-def test_learned_on_one_store_and_tested_on_another(tiny, tmp_path, people):
+def test_learned_on_one_store_and_tested_on_another(tiny, tmp_path, people, monkeypatch):
+    monkeypatch.setattr("vdvae_repr.heads.linear.C_GRID", C_GRID[::11])
     first, second = people(6, seed=0), people(4, seed=5)
     a, b = (
         vr.extract(tiny, s, tmp_path / f"{i}.h5", layers="<=8x8")

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import launch
 import numpy as np
 import pytest
 import torch
@@ -166,15 +167,15 @@ def test_processes_divide_an_evaluation_exactly(tiny, images, tmp_path):
 
     save(tiny, tmp_path / "m.safetensors", record={})
     np.savez(tmp_path / "a.npz", images=images[:11])
-    command = ["-m", "vdvae_repr.cli", "evaluate", "--model", str(tmp_path / "m.safetensors")]
+    command = ["evaluate", "--model", str(tmp_path / "m.safetensors")]
     command += ["--data", str(tmp_path / "a.npz"), "--batch-size", "2", "--iw", "2", "--json"]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    found = [
-        subprocess.run(
-            [sys.executable, *launcher, *command], capture_output=True, text=True, check=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        ).stdout
-        for launcher in ([], torchrun)
-    ]  # fmt: skip
-    assert '"images": 11' in found[0]
-    assert found[0] == found[1]
+    one_thread = {"OMP_NUM_THREADS": "1"}
+    alone = launch.run(*command, environment=one_thread).stdout
+    assert '"images": 11' in alone
+    # As users start it, in interpreters of its own; tests of other commands take `launch.torchrun`.
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    divided = subprocess.run(
+        [*torchrun, "-m", "vdvae_repr.cli", *command], capture_output=True, text=True, check=True,
+        env=os.environ | one_thread,
+    )  # fmt: skip
+    assert divided.stdout == alone

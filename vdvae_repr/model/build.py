@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 from vdvae_repr.config import AnyModelConfig, ModelConfig, PixelCNNConfig, StudentConfig
@@ -23,6 +25,16 @@ def build(config: AnyModelConfig, name: str) -> SavedModel:
     """
     model: SavedModel = _MODELS[type(config)](config, name=name)
     return model
+
+
+@lru_cache(maxsize=16)
+def check_buildable(config: AnyModelConfig) -> None:
+    """Refuse a configuration that no model can be made of, before memory is taken; one that passed is known.
+
+    Raises:
+        ConfigError: a configuration that makes no model, or one of more parameters than any machine holds.
+    """
+    on_meta(config)
 
 
 def on_meta(config: AnyModelConfig, name: str = "vdvae") -> SavedModel:

@@ -45,7 +45,7 @@ from vdvae_repr.config import (
 )
 from vdvae_repr.errors import CheckpointError, ConfigError, first_line
 from vdvae_repr.model.base import SavedModel
-from vdvae_repr.model.build import build, on_meta
+from vdvae_repr.model.build import build, check_buildable, on_meta
 from vdvae_repr.model.graphs import graph_inference
 from vdvae_repr.model.inference import compile_inference
 from vdvae_repr.model.pixelcnn import PixelCNN
@@ -141,7 +141,7 @@ def random_weights(config: AnyModelConfig, name: str, seed: int) -> SavedModel:
     Raises:
         ConfigError: a configuration that makes no model, or one that is too large.
     """
-    on_meta(config)
+    check_buildable(config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build(config, name)

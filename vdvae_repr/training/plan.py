@@ -33,7 +33,7 @@ from vdvae_repr.config import (
     whole_number,
 )
 from vdvae_repr.errors import ConfigError, TrainingError, first_line
-from vdvae_repr.model.build import on_meta
+from vdvae_repr.model.build import check_buildable
 from vdvae_repr.model.structure import parse_blocks, parse_widths
 from vdvae_repr.training.checkpoints import checkpoint_steps
 from vdvae_repr.training.sealed import read_sealed_json, seal_of_toml, sealed_json
@@ -389,7 +389,7 @@ def _problems(tables: Tables) -> list[str]:
     if unreadable or any("model" in text for text in found):  # no model can be built
         return found + unreadable
     try:
-        on_meta(build_model_config({"shift": 0, "scale": 1, **model}))
+        check_buildable(build_model_config({"shift": 0, "scale": 1, **model}))
     except ConfigError as error:
         found.append(str(error))
     return found
