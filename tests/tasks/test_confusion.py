@@ -4,17 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.neighbors import KNeighborsClassifier
 
 import vdvae_repr as vr
 from vdvae_repr.heads.neighbors import WeightedNeighbors
 from vdvae_repr.output import is_own
 from vdvae_repr.tasks.identification import Identification
 
-HEADS = {"knn": "knn", "logistic": make_pipeline(StandardScaler(), LogisticRegression())}
+HEADS = {"knn": "knn", "vote": KNeighborsClassifier(3)}
 HOW = {"controls": ("pixels",), "progress": False}
 NAMES = ("cat", "=1+1", "-odd", "a,b\"c'", "none there")
 
@@ -50,7 +48,7 @@ def test_counts_are_scikit_learns_of_the_row_that_is_compared(store, report):
     assert [f.head for f in found.confusions] == list(HEADS)
     tested = np.array(store.splits) == "test"
     train = ~tested & (store.labels < 4)
-    estimators = {"knn": WeightedNeighbors(), "logistic": HEADS["logistic"]}
+    estimators = {"knn": WeightedNeighbors(), "vote": HEADS["vote"]}
     for confusion in found.confusions:
         (row,) = (
             row
@@ -79,10 +77,10 @@ def test_scores_that_are_kept_give_the_same_counts(store, report, monkeypatch):
 
 
 def test_a_folder_gives_counts_and_names_back(report, tmp_path):
-    found = replace(report[0], rows=[row for row in report[0].rows if row.head == "knn"])
+    found = replace(report[0], rows=report[0].rows[:1])  # few to draw
     found.save(tmp_path)
     assert is_own(tmp_path / "confusion.csv")
-    assert {"confusion-knn.png", "confusion-logistic.png"} <= {p.name for p in tmp_path.iterdir()}
+    assert {"confusion-knn.png", "confusion-vote.png"} <= {p.name for p in tmp_path.iterdir()}
     read = vr.Report.load(tmp_path)
     assert columns(read) == columns(found)
     for one, other in zip(read.confusions, found.confusions, strict=True):

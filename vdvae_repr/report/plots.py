@@ -524,7 +524,7 @@ def confusion(found: Confusion, ax: Axes | None = None) -> Axes:
                     column, row, str(count), color=color, ha="center", va="center", fontsize=size
                 )
     _color_bar(ax, image, "share of the true class's images")
-    size = _font(number) if names else SMALL
+    size = min(SMALL, 200 / number) if names else SMALL
     ax.set_xticks(range(len(names)), names, fontsize=size, rotation=90 if turned else 0)
     ax.set_yticks(range(len(names)), names, fontsize=size)
     many = "" if names else f" ({number}, in order)"
