@@ -23,6 +23,7 @@ from vdvae_repr.latents.decode import picture_paths
 from vdvae_repr.model.weights import save
 from vdvae_repr.output import (
     COMPARISONS,
+    CONFUSION,
     EARLIER,
     NOISE,
     RESULTS,
@@ -172,11 +173,18 @@ def test_a_table_to_which_somebody_added_a_column_is_theirs(tmp_path):
     assert ",".join(results.COLUMNS) == RESULTS
     for made, columns in ((results.SamplingCost, NOISE), (results.Comparison, COMPARISONS)):
         assert ",".join(field.name for field in dataclasses.fields(made)) == columns
+    *of, _, _, _ = CONFUSION.split(",")
+    assert [field.name for field in dataclasses.fields(results.Confusion)] == [
+        *of,
+        "classes",
+        "counts",
+    ]
     earlier = EARLIER[0]
     for name, header, row in (
         ("results.csv", earlier, "1" + ",2" * earlier.count(",")),
         ("results.csv", RESULTS, "1" + ",2" * RESULTS.count(",")),
         ("noise.csv", NOISE, "1" + ",2" * NOISE.count(",")),
+        ("confusion.csv", CONFUSION, "1" + ",2" * CONFUSION.count(",")),
         ("rate_accuracy.csv", OURS.strip(), "1" + ",2" * OURS.count(",")),
         ("factors-r2.csv", "r2,hue", "8x8.0,-1.5e-05"),
         ("similarity.csv", "debiased linear CKA,4x4.0", "8x8.0,"),

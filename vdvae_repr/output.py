@@ -36,8 +36,8 @@ FIGURES = ("png", "pdf", "svg")  # formats of figures
 # The first column of similarity.csv and of similarity-shuffled.csv, and of factors-METRIC.csv.
 SIMILARITY = ("debiased linear CKA", "debiased linear CKA, images shuffled")
 FACTORS = ("r2", "pearson", "balanced_accuracy")
-# Columns of results.csv and results.jsonl, comparisons.csv and beside.csv, curves.csv, noise.csv
-# and rate_accuracy.csv.
+# Columns of results.csv and results.jsonl, comparisons.csv and beside.csv, curves.csv, confusion.csv,
+# noise.csv and rate_accuracy.csv.
 RESULTS = (
     "task,protocol,head,model,role,weights_sha256,source,layer,selection,feature,pool,scaling,dims,n_train,"
     "n_test,units,metric,at,value,ci_low,ci_high,interval,se,std,chance,ceiling_low,ceiling_high,"
@@ -53,6 +53,7 @@ RESULTS_BEFORE = (
     "metric,value,ci_low,ci_high,se,std,chance,chosen,p_value,seed,transductive,seconds"
 )
 CURVES = "kind,head,model,layer,x,y,low,high,AUC,EER"
+CONFUSION = "head,n_train,model,layer,selection,feature,pool,truth,predicted,images"
 RECORD = ["software", "record", "called", "headlines", "notes", "more_heads"]  # keys of report.json
 NOISE = (
     "head,n_train,layer,selection,pool,dims,draws,metric,mean,one_z,mean_of_z,p_one_z,p_mean_of_z"
@@ -117,8 +118,8 @@ def is_own(path: Path) -> bool:
             if columns and columns[0] in (*SIMILARITY, *FACTORS):
                 rows = csv.reader(file)
                 return all(len(row) == len(columns) and _are_numbers(row[1:]) for row in rows)
-        ours = (RESULTS, COMPARISONS, CURVES, NOISE, RATE_ACCURACY, VOXELS, BANDS, *EARLIER)
-        return ",".join(columns) in ours
+        ours = (RESULTS, COMPARISONS, CURVES, CONFUSION, NOISE, RATE_ACCURACY, VOXELS, BANDS)
+        return ",".join(columns) in (*ours, *EARLIER)
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, csv.Error, StopIteration):
         return False
 

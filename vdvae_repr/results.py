@@ -171,6 +171,40 @@ class Curve:
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Confusion:
+    """What a row takes each test image for.
+
+    Args:
+        head, n_train, model, layer, selection, feature, pool: as in the row.
+        classes: names, K.
+        counts: of test images, (K, K): a row for each true class, a column for each predicted one.
+    """
+
+    head: str
+    n_train: int
+    model: str
+    layer: str | None
+    selection: str | None
+    feature: str | None
+    pool: str | None
+    classes: tuple[str, ...]
+    counts: NDArray[np.int64]
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """The counts as shares of each true class's images, (K, K); 0 of a class without any."""
+        return self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
+
+    def __repr__(self) -> str:
+        """Say of what it is."""
+        right, images = np.trace(self.counts), self.counts.sum()
+        return (
+            f"<Confusion {self.head}, {layer_of(self)}: {len(self.classes)} classes, {right} of {images} "
+            "test images told right>"
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingCost:
     """What drawing costs a layer: a head's first metric of its mean, of one z, and of the mean of several z.
@@ -308,7 +342,7 @@ def table(rows: Sequence[Result]) -> str:
     return aligned(lines)
 
 
-def layer_of(row: Result) -> str:
+def layer_of(row: Result | Confusion) -> str:
     """Return what a row's features are called: layer, feature unless it is the mean, and pooling."""
     feature = None if row.feature == "mean" else row.feature
     return " ".join(filter(None, (row.layer, feature, row.pool)))

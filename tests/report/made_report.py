@@ -3,7 +3,7 @@
 import numpy as np
 
 from vdvae_repr.probing.report import Report
-from vdvae_repr.results import Comparison, Curve, Result, Similarity
+from vdvae_repr.results import Comparison, Confusion, Curve, Result, Similarity
 
 LAYERS = ("1x1.0", "4x4.0", "4x4.1", "8x8.0", "8x8.1")
 VALUES = {
@@ -52,6 +52,13 @@ def compared(head, versus, difference, p, verdict):
     )  # fmt: skip
 
 
+def confused(classes, counts, head="ridge"):
+    return Confusion(
+        head=head, n_train=60, model="tiny", layer="0:4", selection="cumulative", feature="mean", pool=None,
+        classes=tuple(classes), counts=np.array(counts),
+    )  # fmt: skip
+
+
 def made_report():
     rows = [row for head, values in VALUES.items() for row in rows_of(head, values)]
     ranks = np.arange(1.0, 21.0)
@@ -69,6 +76,7 @@ def made_report():
             for head in VALUES
             for model in ("tiny", "pixels")
         ],
+        confusions=[confused(["cat", "dog", "=owl"], [[12, 7, 1], [2, 13, 0], [0, 0, 15]])],
         notes=["no splits: half of each person's images"],
         headlines=["face_id, closed-set: 20 people, 60 gallery + 50 probe images · tiny"],
         more_heads=["linear-lbfgs"],

@@ -1,5 +1,6 @@
 """The page shows what the rows hold, whole, as valid HTML that loads nothing, and replaces no other file."""
 
+import base64
 import csv
 import dataclasses
 import html
@@ -9,7 +10,8 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from made_report import compared, row
+from made_report import compared, confused, row
+from PIL import Image
 from typer.testing import CliRunner
 
 import vdvae_repr as vr
@@ -137,7 +139,7 @@ def test_the_answer_is_that_of_the_text(report, tmp_path):
 def test_every_chart_has_its_points_and_a_text_in_its_place(report, tmp_path):
     page, text = page_of(report, tmp_path)
     found = page.all("svg", role="img")
-    assert len(found) == 9  # by layer 2, beside controls 2, rate 1, KL 1, CMC 2, CKA 1
+    assert len(found) == 10  # by layer 2, beside controls 2, rate, KL, CMC 2, confusion, CKA
     for attrs, _ in found:
         assert len(attrs["aria-label"]) > 20
     tips = [attrs["data-tip"] for attrs, _ in page.all("g") if "data-tip" in attrs]
@@ -155,6 +157,7 @@ def test_every_chart_has_its_points_and_a_text_in_its_place(report, tmp_path):
         "Rate and accuracy",
         "KL by layer",
         "Cumulative match",
+        "What is taken for what",
     ):
         assert f"<h2>{title}</h2>" in text
     for absent in ("Few-shot curves", "Layers and factors", "Rebuilt", "What drawing costs"):
@@ -180,6 +183,7 @@ def test_names_from_files_are_text_and_nothing_else(report, tmp_path):
     ]
     report.comparisons = [dataclasses.replace(c, model=evil) for c in report.comparisons]
     report.curves = [dataclasses.replace(c, layer=evil) for c in report.curves]
+    report.confusions = [confused([evil, "dog"], [[1, 2], [3, 4]])]
     report.notes = [evil]
     page, text = page_of(report, tmp_path)
     assert not page.all("img")
@@ -203,6 +207,10 @@ def test_a_folder_gives_back_what_was_saved(report, saved):
     for ours, read in zip(report.curves, found.curves, strict=True):
         np.testing.assert_array_equal(ours.x, read.x)
         np.testing.assert_allclose(ours.y, read.y)
+    (ours,), (read,) = report.confusions, found.confusions
+    assert (read.head, read.n_train, read.layer, read.pool) == ("ridge", 60, "0:4", None)
+    assert read.classes == ours.classes == ("cat", "dog", "=owl")
+    np.testing.assert_array_equal(read.counts, ours.counts)
     np.testing.assert_allclose(found.similarity["mean"].cka, report.similarity["mean"].cka)
     assert found.similarity["mean"].layers == report.similarity["mean"].layers
     assert str(found) == str(report)
@@ -255,7 +263,8 @@ def test_no_folder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["comparisons.csv", "curves.csv", "report.json", "rate_accuracy.csv"]
+    "name",
+    ["comparisons.csv", "curves.csv", "confusion.csv", "report.json", "rate_accuracy.csv"],
 )
 def test_what_was_damaged_is_named(saved, name):
     path = saved / name
@@ -311,6 +320,60 @@ def test_factors_are_a_map_of_numbers(tmp_path):
     numbers = re.findall(r'ink-\w+"[^>]*>(-?[\d.]+)<', text)
     assert numbers == ["0.30", "0.25", "0.10", "0.85"]
     assert "pose yaw" in text
+
+
+def test_a_class_taken_for_another_is_a_cell_and_a_sentence(report, tmp_path):
+    page, text = page_of(report, tmp_path)
+    section = text.partition('<section id="confusion">')[2].partition("</section>")[0]
+    tips = [attrs["data-tip"] for attrs, _ in page.all("g") if "data-tip" in attrs]
+    assert "cat, taken for dog: 7 of 20 images" in tips
+    assert not any("cat, taken for" in tip for tip in tips if ": 0 of" in tip)
+    assert re.findall(r'ink-\w+"[^>]*>(\d+)<', section) == ["12", "7", "1", "2", "13", "15"]
+    [(attrs, _)] = [f for f in page.all("svg") if "predicted" in f[0].get("aria-label", "")]
+    for said in ("cat is taken for dog most often: 7 of 20 images.", "40 of 50 test images"):
+        assert said in attrs["aria-label"]
+    assert '<p class="note">cat is taken for dog most often: 7 of 20 images.</p>' in section
+    assert section.count(">=owl</text>") == 2  # named on both axes
+
+
+@pytest.mark.parametrize("number", [2, 21, 40, 41, 300])
+def test_of_many_classes_numbers_then_names_are_left_out(report, tmp_path, number):
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 9, (number, number)) + 20 * np.eye(number, dtype=int)
+    report.confusions = [confused([f"class {k}" for k in range(number)], counts)]
+    page, text = page_of(report, tmp_path)
+    section = text.partition('<section id="confusion">')[2].partition("</section>")[0]
+    assert (section.count("ink-") > 0) == (number <= 20)
+    assert (">class 1</text>" in section) == (number <= 40)
+    assert f"predicted class{'' if number <= 40 else f', {number} in order'}<" in section
+    if number > 40:
+        source = re.search(r'href="data:image/png;base64,([^"]*)"', section)[1]
+        with Image.open(io.BytesIO(base64.b64decode(source))) as picture:
+            shown = np.asarray(picture.convert("P"))
+            assert picture.size == (number, number)
+        shares = counts / counts.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(shown / 255, shares, atol=0.5 / 255)
+    assert len(section) < 1_000_000
+    for attrs, _ in page.all("svg", role="img"):  # as the test of all charts: letters of 13 pixels
+        width = float(attrs["viewbox"].split()[2])
+        assert 13 * float(re.search(r"--least:([\d.]+)px", attrs["style"])[1]) / width >= 11
+
+
+@pytest.mark.parametrize(
+    ("counts", "sentence"),
+    [
+        ([[3, 0], [0, 4]], "No test image is taken for another class."),
+        ([[3, 1], [1, 4]], "a is taken for b and b for a most often: 1 image each."),
+        (
+            2 - np.eye(3),
+            "a is taken for b, a for c and b for a most often: 2 images each, as in 3 other pairs.",
+        ),
+        ([[5, 0, 0], [2, 3, 0], [0, 1, 9]], "b is taken for a most often: 2 of 5 images."),
+    ],
+)  # fmt: skip
+def test_the_most_frequent_mistake_is_named_and_no_other(counts, sentence):
+    counts = np.asarray(counts, np.int64)
+    assert summary.confused(confused("abc"[: len(counts)], counts)) == sentence
 
 
 def test_verification_has_roc_curves_and_open_sets_rates_of_detection(report, tmp_path):

@@ -1,5 +1,7 @@
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from PIL import Image
 import vdvae_repr as vr
 from vdvae_repr.output import is_own
 from vdvae_repr.report import pictures
-from vdvae_repr.results import CONTROLS, Curve, Result, table
+from vdvae_repr.results import CONTROLS, Confusion, Curve, Result, table
 
 LAYERS = ["1x1.0", "4x4.0", "4x4.1", "8x8.0", "8x8.1", "8x8.2"]
 TOGETHER = ["<=1x1", "<=4x4", "<=8x8"]
@@ -55,6 +57,13 @@ def curve(kind, x, y, model="faces64", **columns):
     return Curve(kind=kind, head="ridge", model=model, layer=None, x=x, y=y, **columns)
 
 
+def confused(classes, counts):
+    return Confusion(
+        head="ridge", n_train=60, model="faces64", layer="8x8.0", selection="single", feature="mean",
+        pool=None, classes=tuple(classes), counts=np.array(counts),
+    )  # fmt: skip
+
+
 def line(ax, label):
     (found,) = (artist for artist in ax.lines if artist.get_label() == label)
     return found
@@ -84,6 +93,7 @@ DRAWN = {
     "roc": lambda ax: vr.plot.roc([curve("roc", [0, 0.01, 1], [0.2, 0.4, 1])], ax),
     "detection": lambda ax: vr.plot.detection([curve("dir", [0, 0.01, 1], [0.2, 0.4, 1])], ax),
     "similarity": lambda ax: vr.plot.similarity(np.eye(6), LAYERS, ax=ax),
+    "confusion": lambda ax: vr.plot.confusion(confused("ab", [[1, 2], [0, 4]]), ax),
     "factors": lambda ax: vr.plot.factors(np.full((6, 2), 0.5), LAYERS, ["pose", "hair"], ax),
 }
 
@@ -446,6 +456,42 @@ def test_similarity_shows_the_matrix_from_0_to_1_with_lines_between_resolutions(
     assert shuffled.get_title(loc="left") == "Similarity of layers (images shuffled: -0.02 to 0.03)"
 
 
+def test_a_confusion_shows_shares_of_each_true_class_and_writes_counts():
+    counts = np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
+    ax = vr.plot.confusion(confused(["cat", "dog", "owl"], counts))
+    (image,) = ax.images
+    np.testing.assert_allclose(image.get_array(), [[0.75, 0.25, 0], [0.25, 0.75, 0], [0, 0, 0]])
+    assert image.get_clim() == (0, 1)
+    written = {text.get_position(): text.get_text() for text in ax.texts}
+    assert written == {(0, 0): "6", (1, 0): "2", (0, 1): "1", (1, 1): "3"}  # x is what is predicted
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted class", "true class")
+    for names in (ax.get_xticklabels(), ax.get_yticklabels()):
+        assert [text.get_text() for text in names] == ["cat", "dog", "owl"]
+    assert ax.get_title(loc="left") == "ridge, 8x8.0: 9 of 12 test images are told right"
+    report = vr.Report(rows=run(), confusions=[confused("ab", np.eye(2)), confused("abc", counts)])
+    report.confusions[0] = replace(report.confusions[0], head="knn")
+    assert len(report.plot.confusion().get_xticklabels()) == 2
+    assert len(report.plot.confusion("ridge").get_xticklabels()) == 3
+
+
+@pytest.mark.parametrize("number", [2, 9, 20, 40, 41, 500])
+@pytest.mark.parametrize("name", ["", "a name as long as that of one of ImageNet's"])
+def test_a_confusion_of_any_number_of_classes_is_legible_or_leaves_names_out(number, name):
+    counts = np.full((number, number), 7) + 1000 * np.eye(number, dtype=int)
+    ax = vr.plot.confusion(confused([f"{k}{name}" for k in range(number)], counts))
+    ax.figure.canvas.draw()
+    assert len(ax.texts) == (number**2 if number <= 20 else 0)
+    shown = ax.get_xticklabels(), ax.get_yticklabels()
+    assert {len(names) for names in shown} == {number if number <= 40 else 0}
+    for names in shown:
+        boxes = [text.get_window_extent() for text in names]
+        assert not any(one.overlaps(other) for one, other in pairwise(boxes))
+        assert all(text.get_fontsize() >= 5 for text in names)
+    for one, other in pairwise(ax.texts[:number]):  # counts side by side
+        assert not one.get_window_extent().overlaps(other.get_window_extent())
+    assert min(ax.get_window_extent().size) > 200  # pixels, of 100 an inch
+
+
 def test_factors_writes_the_numbers_into_the_cells():
     matrix = np.arange(12).reshape(6, 2) / 12
     matrix[0, 0] = np.nan
@@ -491,6 +537,12 @@ def test_factors_have_plain_names_and_their_groups_stand_above():
         (lambda: vr.plot.cmc([curve("cmc", [1, 2], [0.5])]), "faces64: expected arrays of one length"),
         (lambda: vr.plot.roc([curve("roc", [0.0], [0.5])]), "false accept rates above zero"),
         (lambda: vr.plot.similarity(np.eye(5), LAYERS), "6 rows and 6 columns"),
+        (lambda: vr.plot.confusion(confused("ab", np.eye(3))), "2 rows and 2 columns"),
+        (lambda: vr.Report(rows=run()).plot.confusion(), "expected a report of classification"),
+        (
+            lambda: vr.Report(confusions=[confused("ab", np.eye(2))]).plot.confusion("knn"),
+            "expected one of the heads ridge, found knn",
+        ),
         (lambda: vr.plot.factors(np.ones((6, 3)), LAYERS, ["pose"]), "6 rows and 1 columns"),
     ],
 )  # fmt: skip
@@ -547,6 +599,7 @@ def test_any_name_is_drawn_as_text(name):
         vr.plot.similarity(np.eye(10), [f"{name}{i}" for i in range(10)], models=(name, name)),
         vr.plot.factors(np.eye(10), [name] * 10, [f"{name}{i}" for i in range(10)], metric=name),
         vr.plot.cmc([curve("cmc", [1, 2], [0.5, 1], f"{name}a")]),
+        vr.plot.confusion(confused([f"{name}{i}" for i in range(10)], np.eye(10))),
     ]
     for figure in [ax.figure for ax in axes] + [vr.plot.layer_panels(rows[:10])]:
         figure.canvas.draw()

@@ -284,11 +284,12 @@ def p_is_scipys(problem, head, one, other, unit):
 def test_faces_resample_people_and_classes_images(store):
     """Of three people always told and three never, intervals are wide; of as many images, narrow."""
     faces, classes = vr.FaceId().bind(store), vr.Classification().bind(store)
-    ranks = scored(np.where(LABELS[faces.split.test] < 3, 0, PEOPLE - 1))
-    (figure,) = faces.figures("rank1", [[ranks]], 0)
+    ranks = np.where(LABELS[faces.split.test] < 3, 0, PEOPLE - 1)
+    (figure,) = faces.figures("rank1", [[scored(ranks)]], 0)
     assert (figure.low, figure.high) == pytest.approx(tuple(binomtest(3, 6).proportion_ci()))
     assert (figure.units, figure.interval) == (6, "clopper-pearson")
-    (figure,) = classes.figures("accuracy", [[ranks]], 0)
+    predicted = np.zeros_like(ranks)
+    (figure,) = classes.figures("accuracy", [[scored([ranks, predicted])]], 0)
     wilson = binomtest(18, 36).proportion_ci(method="wilson")
     assert (figure.low, figure.high) == pytest.approx(tuple(wilson))
     assert (figure.units, figure.interval) == (36, "wilson")

@@ -288,7 +288,7 @@ class Measurement:
         self._left_out = [name for name in CONTROLS if name not in run.controls]
 
     def measure(self, candidates: Sequence[Candidates], report: Report) -> None:
-        """Score candidates beside controls, and add rows, curves and comparisons to a report."""
+        """Score candidates beside controls, and add rows, curves, confusions and comparisons to a report."""
         name, protocols = self.store.info.model, map(self.problem.protocol, self.heads.values())
         known = {self.task.name, self.task.name.replace("_", "-"), *self.heads}
         asked = ", ".join([self.task.name, *sorted({*filter(None, protocols)} - known)])
@@ -382,6 +382,9 @@ class Measurement:
             )
             every.append(Entry(draws, choosable=False))
         report.curves += self._curves(head, every)
+        if compared is not None:
+            confusion = self.problem.confusion(head, compared.draws[0])
+            report.confusions += [] if confusion is None else [confusion]
         own = [scored for entry in grouped[name] for scored in entry.draws if entry.choosable]
         report.tables |= self.problem.tables(head, own, self.seed)
         report.rows += self._rows(head, every, compared, comparisons)

@@ -36,6 +36,8 @@ class Report(Findings):
         comparisons: of each head's chosen row with that of each control; `verdict` says how it stands.
         beside: the same with that of each model beside, with a verdict of its own, p after Holm over these.
         curves: CMC, ROC, or detection and identification rates, of chosen rows.
+        confusions: of `classification` which class is taken for which, `counts` of test images (K, K), by the
+            row of each head that is compared: the chosen one, where one is.
         notes: what the reader must know: the split, what was left out.
         headlines: what was asked of how much, a line each task and size of it.
         more_heads: names of the task's heads that were not asked for.
@@ -228,6 +230,22 @@ class Plots:
         from vdvae_repr.report import plots
 
         return plots.detection(self._curves("dir", head), ax, called=self.report.called)
+
+    def confusion(self, head: str | None = None, ax: Axes | None = None) -> Axes:
+        """Draw which class a head takes for which, the first head's if not given; see `vr.plot.confusion`.
+
+        Raises:
+            TaskError: the report holds no such counts, as of another task than `classification`.
+        """
+        from vdvae_repr.report import plots
+
+        known = {found.head: found for found in self.report.confusions}
+        if not known or head not in (None, *known):
+            heads = (
+                f"one of the heads {', '.join(known)}" if known else "a report of classification"
+            )
+            raise TaskError(f"confusion: expected {heads}, found {head or 'another'}")
+        return plots.confusion(known[head or next(iter(known))], ax)
 
     def factors(self, metric: str | None = None, ax: Axes | None = None) -> Axes:
         """Draw what each layer tells of each factor, by a metric, the first row's if not given."""

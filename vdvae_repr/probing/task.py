@@ -44,7 +44,7 @@ from vdvae_repr.probing.statistics import (
     pearson,
     weighted,
 )
-from vdvae_repr.results import LOWER_IS_BETTER, Curve
+from vdvae_repr.results import LOWER_IS_BETTER, Confusion, Curve
 
 PERMUTATIONS = 20  # of training labels, for shuffled-labels
 FEWER = 5  # of heads that take long
@@ -468,6 +468,10 @@ class Problem:
 
     def curve(self, head: Head, scored: Sequence[Scored], seed: int) -> Curve | None:
         """Return the curve that goes with the metrics, if there is one: of several draws the mean."""
+        return None
+
+    def confusion(self, head: Head, scored: Scored) -> Confusion | None:
+        """Return which class was taken for which, where classes are told apart and that is known."""
         return None
 
     def tables(self, head: Head, scored: Sequence[Scored], seed: int) -> Mapping[str, pd.DataFrame]:

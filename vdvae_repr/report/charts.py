@@ -8,6 +8,8 @@ Names are escaped here; what is returned can be put into a page as it stands.
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from vdvae_repr.errors import printable
 from vdvae_repr.results import layer_place, resolution_edges
@@ -25,6 +28,7 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 18, 46, 48  # margins around what is drawn, in pi
 HEIGHT = 236  # of what is drawn
 LABEL = 8.2  # width of a character, at most
 LONGEST = 30  # characters of a name
+MOST_NUMBERS, MOST_CELLS = 20, 40  # classes whose counts are written, and whose cells are told
 CIVIDIS = ("#00204d", "#414d6b", "#7c7b78", "#bcaf6f", "#ffea46")  # evenly spaced, from 0 to 1
 
 
@@ -318,17 +322,7 @@ def grid(
             continue
         shade = float(np.clip(shades[row, column], 0, 1))
         x, y = room + cell[0] * column, top + cell[1] * row
-        shape = (
-            f'<rect x="{x:.1f}" y="{y:.1f}" width="{cell[0] + 0.3:.1f}" height="{cell[1] + 0.3:.1f}" '
-            f'fill="{_color(shade)}"/>'
-        )
-        if numbers:
-            ink = "dark" if shade > 0.5 else "bright"
-            number = f"{round(value, 2) + 0.0:.2f}"
-            shape += (
-                f'<text class="middle ink-{ink}" x="{x + cell[0] / 2:.1f}" '
-                f'y="{y + cell[1] / 2 + 4:.1f}">{number}</text>'
-            )
+        shape = _cell(x, y, cell, shade, f"{round(value, 2) + 0.0:.2f}" if numbers else "")
         tip = f"{rows[row]}, {columns[column]}: {value:.3f}"
         drawing.told(x + cell[0] / 2, y + cell[1] / 2, tip, shape)
     every = 1 if cell[1] > 15 else 4  # of the names that are written
@@ -344,6 +338,89 @@ def grid(
         x = room + cell[0] * edge
         drawing.line(x, top, x, top + height, "seam")
     return drawing.svg()
+
+
+def counts(
+    title: str,
+    description: str,
+    counted: NDArray[np.int64],
+    shades: NDArray[np.float64],
+    names: Sequence[str],
+) -> str:
+    """Draw how many of each true class, a row, are taken for each class, a column.
+
+    Counts of up to `MOST_NUMBERS` classes are written into the cells. More than `MOST_CELLS` are an image
+    without names, as there is no room for any.
+
+    Args:
+        title: what it is of.
+        description: what it shows, for those who do not see it.
+        counted: (K, K).
+        shades: from 0 to 1, (K, K).
+        names: of classes, K.
+    """
+    written_in, told = len(names) <= MOST_NUMBERS, len(names) <= MOST_CELLS
+    digits = len(str(counted.max()))
+    cell = (
+        (max(26.0, 8.0 * digits + 10), 26.0) if written_in else (max(16.0, 560 / len(names)),) * 2
+    )
+    if not told:
+        cell = (560 / len(names),) * 2
+    beside = LABEL * min(max(map(len, names)), LONGEST) if told else 0.0
+    turned = beside > cell[0] - 4
+    room, top = beside + 38, 8.0
+    width, height = cell[0] * len(names), cell[1] * len(names)
+    bottom = top + height + (0.87 * beside if turned else 8.0) + 14
+    drawing = Drawing(room + width + 16, bottom + 26, title, description)
+    if told:
+        drawing.parts.append(_cell(room, top, (width, height), 0.0))
+        for (row, column), count in np.ndenumerate(counted):
+            x, y, shade = room + cell[0] * column, top + cell[1] * row, float(shades[row, column])
+            shape = _cell(x, y, cell, shade, str(count) if written_in and count else "")
+            tip = f"{names[row]}, taken for {names[column]}: {count} of {counted[row].sum()} images"
+            if count or row == column:
+                drawing.told(x + cell[0] / 2, y + cell[1] / 2, tip, shape)
+        for at, name in enumerate(names):
+            drawing.text(room - 8, top + cell[1] * (at + 0.5) + 4, name, "end name")
+            look, right = ("end name", 4.0) if turned else ("middle name", 0.0)
+            place = room + cell[0] * (at + 0.5) + right
+            drawing.text(place, top + height + 14, name, look, turned)
+    else:
+        drawing.parts.append(
+            f'<image x="{room:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}" '
+            f'preserveAspectRatio="none" style="image-rendering:pixelated" href="{_image(shades)}"/>'
+        )
+    of = "" if told else f", {len(names)} in order"
+    drawing.text(room + width / 2, bottom + 14, f"predicted class{of}", "middle label")
+    drawing.parts.append(
+        f'<text class="middle label" transform="rotate(-90 16 {top + height / 2:.1f})" x="16" '
+        f'y="{top + height / 2:.1f}">true class{of}</text>'
+    )
+    return drawing.svg()
+
+
+def _cell(x: float, y: float, size: tuple[float, float], shade: float, number: str = "") -> str:
+    """Return a cell of a map, with a number in it where there is one."""
+    shape = (
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{size[0] + 0.3:.1f}" height="{size[1] + 0.3:.1f}" '
+        f'fill="{_color(shade)}"/>'
+    )
+    if number:
+        ink = "dark" if shade > 0.5 else "bright"
+        shape += (
+            f'<text class="middle ink-{ink}" x="{x + size[0] / 2:.1f}" '
+            f'y="{y + size[1] / 2 + 4:.1f}">{number}</text>'
+        )
+    return shape
+
+
+def _image(shades: NDArray[np.float64]) -> str:
+    """Return shades from 0 to 1 as the address of an image, a pixel each."""
+    image = Image.fromarray(np.round(255 * shades).astype(np.uint8)).convert("P")
+    image.putpalette([int(_color(k / 255)[i : i + 2], 16) for k in range(256) for i in (1, 3, 5)])
+    file = io.BytesIO()
+    image.save(file, format="png")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def swatch(look: str, kind: str = "line") -> str:

@@ -16,10 +16,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vdvae_repr.errors import TaskError, first_line
-from vdvae_repr.output import BANDS, FORMULA, MARK, VOXELS, write_table, write_text
-from vdvae_repr.results import Comparison, Curve, Result, SamplingCost, Similarity
+from vdvae_repr.output import BANDS, CONFUSION, FORMULA, MARK, VOXELS, write_table, write_text
+from vdvae_repr.results import Comparison, Confusion, Curve, Result, SamplingCost, Similarity
 
 CURVES = "curves.csv"
+CONFUSIONS = "confusion.csv"
 RECORD = "report.json"
 SIMILARITY_FILE = re.compile(r"similarity(?:-(?P<feature>(?!shuffled).+))?\.csv")
 SHUFFLED = "-shuffled.csv"
@@ -39,6 +40,7 @@ class Findings:
     comparisons: list[Comparison] = field(default_factory=list)
     beside: list[Comparison] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
+    confusions: list[Confusion] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     headlines: list[str] = field(default_factory=list)
     more_heads: list[str] = field(default_factory=list)
@@ -67,6 +69,34 @@ def write_curves(curves: Sequence[Curve], folder: Path) -> None:
         for c in curves
     ]
     write_table(pd.concat(points), folder / CURVES)
+
+
+def write_confusions(confusions: Sequence[Confusion], folder: Path) -> None:
+    """Write the counts of all confusions as `confusion.csv`, where there are confusions.
+
+    A line is a true class and what it is taken for; there is none where that never happens, but each class
+    has one with itself, so that the file holds all classes in their order.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if not confusions:
+        return
+    columns = CONFUSION.split(",")
+    lines = []
+    for found in confusions:
+        of = [getattr(found, name) for name in columns[:-3]]
+        shown = np.argwhere((found.counts > 0) | np.eye(len(found.classes), dtype=bool))
+        lines += [
+            [
+                *of,
+                found.classes[truth],
+                found.classes[predicted],
+                int(found.counts[truth, predicted]),
+            ]
+            for truth, predicted in shown.tolist()
+        ]
+    write_table(pd.DataFrame(lines, columns=columns), folder / CONFUSIONS)
 
 
 def write_record(findings: Findings, folder: Path) -> None:
@@ -115,6 +145,7 @@ def read(folder: str | Path) -> Findings:
         if "layer" in row
     }
     found.curves = list(_curves(folder / CURVES))
+    found.confusions = list(_confusions(folder / CONFUSIONS))
     found.tables = dict(_tables(folder))
     if (path := folder / RECORD).is_file():
         try:
@@ -205,6 +236,27 @@ def _curves(path: Path) -> Iterator[Curve]:
             None if np.isnan(high).any() else high,
             {name: value for name, value in of_all.items() if not np.isnan(value)},
         )
+
+
+def _confusions(path: Path) -> Iterator[Confusion]:
+    hints = get_type_hints(Confusion)
+    *of, _, _, _ = CONFUSION.split(",")
+    cells: dict[tuple[Any, ...], list[tuple[str, str, int]]] = {}
+    try:
+        for row in _table(path):
+            key = tuple(_value(row[name], hints[name]) for name in of)
+            truth, predicted = (_value(row[name], str) for name in ("truth", "predicted"))
+            cells.setdefault(key, []).append((truth, predicted, int(row["images"])))
+        for key, counted in cells.items():
+            classes = tuple(dict.fromkeys(truth for truth, _, _ in counted))
+            place = {name: number for number, name in enumerate(classes)}
+            counts = np.zeros((len(classes), len(classes)), np.int64)
+            for truth, predicted, images in counted:
+                counts[place[truth], place[predicted]] = images
+            about: dict[str, Any] = dict(zip(of, key, strict=True))
+            yield Confusion(**about, classes=classes, counts=counts)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from error
 
 
 def _tables(folder: Path) -> Iterator[tuple[str, pd.DataFrame]]:

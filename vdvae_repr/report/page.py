@@ -219,6 +219,7 @@ def render(findings: Findings, store: Latents | None = None, model: VDVAE | None
             _curves(findings, "cmc"),
             _curves(findings, "roc"),
             _curves(findings, "dir"),
+            _confusions(findings),
             _shots(asked),
             _factors(findings),
             _sampling(findings),
@@ -657,6 +658,31 @@ def _from(line: Series, lowest: float) -> Series:
     if before:
         points.insert(0, replace(before[-1], x=lowest))
     return replace(line, points=points)
+
+
+def _confusions(findings: Findings) -> Section:
+    """Return which class each head takes for which."""
+    figures = []
+    for found in findings.confusions:
+        title = f"{found.head}: {layer_of(found)}"
+        said = summary.confused(found)
+        right, images = np.trace(found.counts), found.counts.sum()
+        description = f"{right:,} of {images:,} test images are told right. {said}"
+        svg = charts.counts(
+            f"{title}: true and predicted classes",
+            description,
+            found.counts,
+            found.shares,
+            [printable(name) for name in found.classes],
+        )
+        scale = (charts.swatch("", "scale"), "share of a true class's images, from 0 to 1", False)
+        narrow = len(found.classes) <= charts.MOST_NUMBERS // 2
+        figures.append(Figure(title, svg, [scale], said, narrow))
+    text = (
+        "How many test images of each true class (rows) are taken for each class (columns), by the row of "
+        "each head that the answer compares: on the diagonal are those told right."
+    )
+    return Section("confusion", "What is taken for what", text, figures)
 
 
 def _shots(asked: Sequence[Asked]) -> Section:

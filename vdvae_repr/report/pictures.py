@@ -26,7 +26,7 @@ from vdvae_repr.output import (
     write_text,
 )
 from vdvae_repr.report import page, plots
-from vdvae_repr.report.folder import Findings, write_curves, write_record
+from vdvae_repr.report.folder import Findings, write_confusions, write_curves, write_record
 from vdvae_repr.results import (
     CONTROLS,
     LABELS_OF_FACTORS,
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 # Files that `probe --out` makes; `compare` makes `similarity` alone.
 ENDS = "|".join(FIGURES)
 MADE = re.compile(
-    rf"(layers|shots|cmc|roc|dir|noise|factors|rate_accuracy|rois|voxels)(-.*)?\.({ENDS})"
-    rf"|similarity-.*\.({ENDS}|csv)|(comparisons|beside|curves|noise|rate_accuracy)\.csv|factors-.*\.csv"
-    r"|(voxels|bands)(-.*)?\.csv"
+    rf"(layers|shots|cmc|roc|dir|confusion|noise|factors|rate_accuracy|rois|voxels)(-.*)?\.({ENDS})"
+    rf"|similarity-.*\.({ENDS}|csv)|(comparisons|beside|curves|confusion|noise|rate_accuracy)\.csv"
+    r"|factors-.*\.csv|(voxels|bands)(-.*)?\.csv"
     r"|results\.(jsonl|csv)|report\.json|index\.html"
 )
 PAGE = "index.html"
@@ -93,6 +93,8 @@ def save(
         figures = Figures(aside, formats, findings.called)
         results.write(rows, aside, costs, findings.comparisons, findings.beside)
         write(rows, findings.curves, figures)
+        for confusion in findings.confusions:
+            figures.save(plots.confusion(confusion), "confusion", confusion.head)
         write_noise(costs, figures)
         for name, found in findings.similarity.items():
             write_similarity(found, figures, name)
@@ -101,6 +103,7 @@ def save(
             write_rate_accuracy(rows, findings.nats, figures)
         write_tables(findings, figures)
         write_curves(findings.curves, aside)
+        write_confusions(findings.confusions, aside)
         write_record(findings, aside)
         write_text(aside / PAGE, page.render(findings, store, model))
 

@@ -24,9 +24,11 @@ from vdvae_repr.results import (
     ALPHA,
     LOWER_IS_BETTER,
     METRIC_NAMES,
+    Confusion,
     Curve,
     Result,
     layer_by_roi,
+    layer_of,
     layer_place,
     resolution_edges,
 )
@@ -64,6 +66,7 @@ NAME, TITLE = (
     36,
     150,
 )  # characters of a name from a file, and of a title with several, that are drawn
+CELLS, CLASSES = 20, 40  # classes whose counts are written into a confusion, and that are named
 SHOTS = "shots (images a class to learn from)"
 GROUPS = ("identity", "nuisance")  # first words of factors' names that say what they are of
 
@@ -490,6 +493,47 @@ def similarity(
         low, high = np.min(shuffled), np.max(shuffled)
         title += f" (images shuffled: {low:.2f} to {high:.2f})".replace("-0.00", "0.00")
     entitle(ax, title)
+    return ax
+
+
+def confusion(found: Confusion, ax: Axes | None = None) -> Axes:
+    """Draw which class is taken for which as a map: the share of each true class's images, from 0 to 1.
+
+    Of up to 20 classes the counts are written into the cells; more than 40 are not named.
+
+    Args:
+        found: of a head, as `report.confusions` holds them.
+        ax: to draw on.
+
+    Raises:
+        TaskError: counts of another shape than the classes are many, or none at all.
+    """
+    counts = _matrix(found.counts, found.classes, found.classes).astype(np.int64)
+    shares, number = found.shares, len(found.classes)
+    names = [drawable(name, 24) for name in found.classes] if number <= CLASSES else []
+    longest = 0.06 * max(map(len, names), default=0)  # inches
+    turned = number * longest > 3.6
+    ax = ax or _axes(5 + longest, 4.2 + (longest if turned else 0))
+    image = ax.imshow(shares, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+    if number <= CELLS:
+        size = min(SMALL, 400 / number / len(str(counts.max())))
+        for (row, column), count in np.ndenumerate(counts):
+            color = "black" if shares[row, column] > 0.5 else "white"
+            if count:
+                ax.text(
+                    column, row, str(count), color=color, ha="center", va="center", fontsize=size
+                )
+    _color_bar(ax, image, "share of the true class's images")
+    size = min(SMALL, 200 / number) if names else SMALL
+    ax.set_xticks(range(len(names)), names, fontsize=size, rotation=90 if turned else 0)
+    ax.set_yticks(range(len(names)), names, fontsize=size)
+    many = "" if names else f" ({number}, in order)"
+    ax.set_xlabel(f"predicted class{many}")
+    ax.set_ylabel(f"true class{many}")
+    what = f"{head_name(found.head)}, {layer_of(found)}"
+    entitle(ax, f"{what}: {np.trace(counts):,} of {counts.sum():,} test images are told right")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_tick_params(labelsize=size)
     return ax
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
+import numpy as np
+
 from vdvae_repr.errors import printable
 from vdvae_repr.results import (
     ALPHA,
@@ -21,6 +23,7 @@ from vdvae_repr.results import (
     RIVALS,
     UNDECIDED,
     Comparison,
+    Confusion,
     Result,
     aligned,
     layer_of,
@@ -29,6 +32,7 @@ from vdvae_repr.results import (
 LINES, WIDTH = 30, 80
 MOST_HEADLINES, MOST_BESIDE = 6, 4
 MOST_OTHERS = 2  # heads that the lead names beside its own
+MOST_PAIRS = 3  # of classes that are named as confused
 MOST_NOTES = 6  # lines that notes may take of the table's
 LONGEST = 20  # of what a row is of; --rows has the whole of it
 CONTROLS_IN_WORDS = {
@@ -314,6 +318,36 @@ def _why_undecided(one: Asked) -> str:
     if rival.p_value >= ALPHA or other.p_value is None:
         return f" (p {short(rival.p_value)} after Holm)"
     return f" (p {short(other.p_value)} beside {control_name(other.versus)})"
+
+
+def confused(found: Confusion) -> str:
+    """Say in a sentence which class is most often taken for which other one.
+
+    Examples:
+        >>> counts = np.array([[69, 31], [4, 96]])
+        >>> of = {"head": "knn", "n_train": 9, "model": "tiny", "layer": "4x4.0", "selection": "single"}
+        >>> of |= {"feature": "mean", "pool": None, "classes": ("cat", "dog"), "counts": counts}
+        >>> confused(Confusion(**of))
+        'cat is taken for dog most often: 31 of 100 images.'
+    """
+    wrong = np.where(np.eye(len(found.classes), dtype=bool), 0, found.counts)
+    most, images = wrong.max(), found.counts.sum(axis=1)
+    if not most:
+        return "No test image is taken for another class."
+    often = np.argwhere(wrong == most).tolist()
+    names = [_cut(printable(name), LONGEST) for name in found.classes]
+    verbs = ["is taken for", *["for"] * (MOST_PAIRS - 1)]
+    pairs = [
+        f"{names[truth]} {verb} {names[predicted]}"
+        for verb, (truth, predicted) in zip(verbs, often, strict=False)
+    ]
+    said = f"{', '.join(pairs[:-1])} and {pairs[-1]}" if len(pairs) > 1 else pairs[0]
+    counted = f"{most:,} image{'s' if most > 1 else ''} each"
+    if len(often) == 1:
+        counted = f"{most:,} of {images[often[0][0]]:,} images"
+    left = len(often) - len(pairs)
+    others = f", as in {left} other pair{'s' if left > 1 else ''}" if left else ""
+    return f"{said} most often: {counted}{others}."
 
 
 def shots(at: float) -> str:

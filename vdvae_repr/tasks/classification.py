@@ -34,7 +34,7 @@ class Classification(Task):
     """
 
     name: ClassVar[str] = "classification"
-    version: ClassVar[int | None] = 1
+    version: ClassVar[int | None] = 2
 
     def bind(self, store: Latents, seed: int = 0) -> Problem:
         """Return training and test images."""

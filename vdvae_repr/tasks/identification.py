@@ -16,7 +16,7 @@ from vdvae_repr.probing.head import Head
 from vdvae_repr.probing.predict import score_classes
 from vdvae_repr.probing.statistics import Items, band, spread, weighted
 from vdvae_repr.probing.task import Problem, Scored, Split, first_halves, has_splits, without_splits
-from vdvae_repr.results import CONTROLS, Curve
+from vdvae_repr.results import CONTROLS, Confusion, Curve
 
 DEEP = ("rank5", "top5")  # of five guesses
 
@@ -50,7 +50,12 @@ class Identification(Problem):
         metrics: `rank1` and `rank5`, or `accuracy`, `balanced_accuracy` and `top5`; those of five guesses
             are left out where there are five classes or fewer.
         default_heads: those that answer at once.
-        of_people: whether people are resampled, and the CMC is drawn; else each image by itself.
+        of_people: whether people are resampled, and the CMC is drawn; else each image by itself, and it is
+            counted which class is taken for which.
+
+    Attributes:
+        known: labels of the classes that are told apart, ascending, K.
+        names: of these classes.
     """
 
     def __init__(
@@ -64,7 +69,8 @@ class Identification(Problem):
         default_heads: Sequence[str],
     ) -> None:
         split = split_of(store, words)
-        self.classes = len(np.unique(store.labels[split.train]))
+        self.known = np.unique(store.labels[split.train])
+        self.classes, self.names = len(self.known), _names(store, self.known)
         super().__init__(
             store,
             split,
@@ -94,7 +100,10 @@ class Identification(Problem):
     def score(
         self, head: Head, features: Features, seed: int = 0, shuffled: bool = False
     ) -> Scored:
-        """Fit a head; the outcome is the rank (N,) of each test image's own label, 0 the first."""
+        """Fit a head; the outcome is the rank (N,) of each test image's own label, 0 the first.
+
+        Of images by themselves a second row is which of `known` is predicted, (2, N).
+        """
         train, val, test = self.split.train, self.split.val, self.split.test
         y = self.shuffled(seed) if shuffled else self.targets[train]
         held = (val, self.targets[val]) if len(val) else None
@@ -103,11 +112,17 @@ class Identification(Problem):
         value = np.take_along_axis(found.scores, own, axis=1)
         before = np.arange(found.scores.shape[1]) < own  # of equal scores the first is predicted
         rank = ((found.scores > value) | ((found.scores == value) & before)).sum(axis=1)
+        if not self.of_people:
+            rank = np.stack([rank, found.scores.argmax(axis=1)])
         return Scored(features, rank, found.training_score, found.scaling)
+
+    def _ranks(self, scored: Scored) -> NDArray[np.int64]:
+        """Return the rank of each test image's own label, (N,)."""
+        return scored.outcome if self.of_people else scored.outcome[0]
 
     def items(self, metric: str, scored: Scored) -> Items:
         """Return the shares of test images whose own label is among the first guesses."""
-        right = scored.outcome < (5 if metric in DEEP else 1)
+        right = self._ranks(scored) < (5 if metric in DEEP else 1)
         if metric == "balanced_accuracy":
             return Items.balanced(right, self.targets[self.split.test])
         return Items.mean_of(right)
@@ -135,6 +150,26 @@ class Identification(Problem):
         low, high = band(ranks, some, shares, resampled, units, units.alone)
         return replace(curve, low=low, high=high)
 
+    def confusion(self, head: Head, scored: Scored) -> Confusion | None:
+        """Return how many test images of each class are taken for which; None of people."""
+        if self.of_people:
+            return None
+        own = np.searchsorted(self.known, self.targets[self.split.test])
+        cells = own * self.classes + scored.outcome[1]
+        counts = np.bincount(cells, minlength=self.classes**2)
+        of = scored.features
+        return Confusion(
+            head=head.name,
+            n_train=self.n_train,
+            model=of.model,
+            layer=of.layer,
+            selection=of.selection,
+            feature=of.feature,
+            pool=of.pool,
+            classes=self.names,
+            counts=counts.reshape(self.classes, self.classes),
+        )
+
 
 def nothing_to_choose_on(words: TaskLabels, y: NDArray[np.int64]) -> str:
     """Return what to say of training images of classes y (N,), if no class has two."""
@@ -146,10 +181,15 @@ def nothing_to_choose_on(words: TaskLabels, y: NDArray[np.int64]) -> str:
     )
 
 
+def _names(store: Latents, labels: NDArray[np.int64]) -> tuple[str, ...]:
+    """Return the names of labels (N,); numbers that have none name themselves."""
+    known = store.label_names
+    return tuple(str(known[k]) if k < len(known) else str(k) for k in labels)
+
+
 def _few(store: Latents, labels: NDArray[np.int64]) -> str:
     """Name up to three of the classes of labels (N,)."""
-    known = store.label_names
-    names = [str(known[k]) if k < len(known) else str(k) for k in np.unique(labels)]
+    names = _names(store, np.unique(labels))
     return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else "none"
 
 
