@@ -69,7 +69,8 @@ def lines(folder: Path) -> list[str]:
                 f"{row.difference:+.3f} [{row.diff_low:.3f}, {row.diff_high:.3f}] {row.versus}"
             )
         p = "" if pd.isna(row.p_value) else f"{row.p_value:.4f}"
-        at = f", {row['at']:g} shots" if row.task == "few_shot" else ""
+        shots = "shot" if row["at"] == 1 else "shots"
+        at = f", {row['at']:g} {shots}" if row.task == "few_shot" else ""
         cells = [
             f"{NAMES.get(data, data)}{at}", f"{model}, `{feature}`", f"`{row['head']}`",
             f"**{row.value:.3f}** ({row.layer})", *controls, difference, p,
