@@ -20,7 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
-from vdvae_repr.config import hidden_by_mask, suggestion
+from vdvae_repr.config import hidden_by_mask, suggestion, without_order
 from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.gram import Rows
 from vdvae_repr.heads.linear import LogisticProbe, Ridge, RidgeRegressor
@@ -143,7 +143,12 @@ class Split:
             TaskError: names the side.
         """
         for side in ("train", "test", "val"):
-            rows = np.asarray(getattr(self, side))
+            given = getattr(self, side)
+            if why := hidden_by_mask(given, "numbers of rows", side) or without_order(
+                given, "rows"
+            ):
+                raise TaskError(f"Split: {side}: {why}")
+            rows = np.asarray(given)
             if rows.shape == (0,):
                 rows = no_rows()
             if rows.ndim != 1 or rows.dtype.kind not in "iu" or rows.min(initial=0) < 0:
