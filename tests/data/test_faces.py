@@ -184,3 +184,21 @@ def test_official_lists(shared_data):
     folds = read_pairs(official, sorted(names))
     assert np.array_equal(np.bincount(folds.fold), [600] * 10)
     assert folds.same.sum() == 3000
+
+
+def test_what_lists_of_pairs_do_not_say_together_is_said(table):
+    both = (
+        f"a,b,same,fold,split\n{A},{B},1,1,test\n{A},{C},0,2,test\n{D},{E},1,1,train\n"
+        f"{D},{F},0,2,train\n"
+    )
+    path = table(both)
+    count = f"the folds of {path} count for nothing, as the threshold is found on training pairs"
+    assert read_pair_lists(path, None, IDS)[2] == [count]
+    other = table(OWN, "other.csv")
+    left = f"2 train pairs of {path} left out, as {other} has others"
+    assert read_pair_lists(path, other, IDS)[2] == [left, count]
+    assert read_pair_lists(other, path, IDS)[2] == [f"2 test pairs of {path} left out", count]
+    folds = table("\n".join(line.rpartition(",")[0] for line in both.split("\n")), "folds.csv")
+    test, choose, notes = read_pair_lists(folds, None, IDS)
+    assert (test.fold.tolist(), choose, notes) == ([0, 1, 0, 1], None, [])
+    assert read_pair_lists(other, None, IDS)[2] == []

@@ -209,7 +209,7 @@ class Decoder:
         algebra = Algebra.on(device)
         whole_number("seed", seed, 0)
         expect_place(out, like, overwrite=overwrite)  # before it takes time
-        self._expect_same(like)
+        fitted = self._fitted_rows(like)
         specs = select_layers(like.layers, list(self.layers))
         values, rows, notes = self._responses_to(responses, like, split)
         if restandardise and len(rows) < LEAST:
@@ -217,9 +217,6 @@ class Decoder:
                 f"responses: expected some to at least {LEAST} images, whose predictions are given a "
                 f"mean and deviation, found {len(rows)}; say restandardise=False"
             )
-        place = {image_id: row for row, image_id in enumerate(like.ids)}
-        fitted = np.array([place[image_id] for image_id in self.ids], np.intp)
-        expect_images(self.checksums, like, fitted, "like")
         if like.has_images:
             _expect_new_images(like, fitted, rows)
         else:
@@ -257,18 +254,26 @@ class Decoder:
         table["q_value"] = false_discovery(table["p_value"].to_numpy())
         return Prediction(store, table, notes)
 
-    def _expect_same(self, like: LatentStore) -> None:
+    def _fitted_rows(self, like: LatentStore) -> Rows:
+        """Return the rows of a store that the training images are (n,).
+
+        Raises:
+            TaskError: it is of other weights, lacks one, or has another image under its id.
+        """
         if like.info.weights_sha256 != self.weights_sha256:
             raise TaskError(
                 f"{like.path}: expected latents of the weights that were fitted on, "
                 f"{self.weights_sha256[:8]}, found {like.info.weights_sha256[:8]}; fit anew"
             )
-        known = set(like.ids)
-        if missing := [image_id for image_id in self.ids if image_id not in known]:
+        place = {image_id: row for row, image_id in enumerate(like.ids)}
+        if missing := [image_id for image_id in self.ids if image_id not in place]:
             raise TaskError(
                 f"{like.path}: expected the images that were fitted on, found no {missing[0]!r}; give the "
                 "store that was fitted on"
             )
+        rows = np.array([place[image_id] for image_id in self.ids], np.intp)
+        expect_images(self.checksums, like, rows, "like")
+        return rows
 
     def _responses_to(
         self, responses: Measured | Responses, like: LatentStore, split: str | None

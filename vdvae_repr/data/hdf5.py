@@ -116,12 +116,14 @@ def made_up(data: h5py.Dataset, none: float = math.nan) -> str:
     """
     if not (missing := unwritten_chunks(data)):
         return ""
-    value = data.fillvalue
-    if data.dtype.kind in "fi" and (value == none or np.isnan(value)):
-        return ""
+    value, instead = data.fillvalue, ""
+    if data.dtype.kind in "fi":
+        if value == none or np.isnan(value):
+            return ""
+        instead = f", with {'NaN' if math.isnan(none) else int(none)} where there is none"
     return (
         f"has {missing} chunks of {data.chunks} that were never written, for which HDF5 makes up "
-        f"{value!r:.20}; write all of it, with {none:.0f} where there is none"
+        f"{np.asarray(value).tolist()!r:.20}; write all of it{instead}"
     )
 
 

@@ -156,12 +156,15 @@ def import_latents(
     expected: dict[str, list[str]] = {
         "layers": [spec.name for spec in chosen],
         "feature": [feature],
-        "pool": [str(like.info.pool)],
+        "pool": [like.info.pool or "none"],
         "shapes": [str(side) for spec in chosen for side in spec.shape],
         "columns": [str(end) for end in ends],
     }
     for what, words in expected.items():
-        if about.get(what, words) not in (words, ["None"] if what == "pool" else words):
+        if about.get(what, words) not in (
+            words,
+            ["None"] if what == "pool" else words,
+        ):  # of JSON's null
             raise StoreError(
                 f"{name}: says that it holds {what} {_few(about[what])}, expected {_few(words)}; "
                 "choose layers, or save the predictions alone, as latents and ids"
