@@ -305,7 +305,7 @@ def test_what_is_scored_is_refused_in_one_line():
     X = np.random.default_rng(0).normal(size=(6, 9))
     for pair, message in (
         ((X[:, :1], X[:, :1]), "expected two features of an image or more, .* found 1"),
-        ((X, np.ma.masked_less(X, 0)), "predicted: expected features, found a masked array"),
+        ((X, np.ma.masked_less(X, 0)), "predicted: expected real numbers, found a masked array"),
         ((X.astype(complex), X), "truth: expected real numbers, found complex128"),
     ):
         with pytest.raises(vr.TaskError, match=message):

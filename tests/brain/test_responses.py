@@ -13,6 +13,7 @@ import torch
 import vdvae_repr as vr
 from vdvae_repr.brain.dissimilarity import read_rdms
 from vdvae_repr.brain.responses import Responses, read_responses
+from vdvae_repr.latents.base import Latents
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,9 @@ class Numbered(list):
     @property
     def splits(self):
         return [""] * len(self)
+
+
+Latents.register(Numbered)
 
 
 @pytest.mark.parametrize("word", ["IDs", "ID", "image_ids", "names", "is_test"])
@@ -499,6 +503,9 @@ def test_parts_of_responses_may_be_lists_and_are_otherwise_refused(store, bold):
     np.testing.assert_allclose(found.responses, expected.responses, rtol=1e-6)
     matrix = vr.brain.fit(np.asmatrix(bold), store, alpha=1.0, split=None)
     np.testing.assert_array_equal(matrix.responses, expected.responses)
+    empty = Responses(np.zeros((1, 20, 0)), np.arange(20), [], {}, splits=np.array(["train"] * 20))
+    with pytest.raises(vr.TaskError, match="expected at least one voxel"):
+        read_responses(empty, store)
     for part, message in (
         (
             {"values": np.ma.masked_less(bold[None], 0)},
@@ -513,6 +520,7 @@ def test_parts_of_responses_may_be_lists_and_are_otherwise_refused(store, bold):
         ({"voxels": [0] * 7}, "voxels: expected every voxel once, found one twice"),
         ({"rois": None}, "rois: expected flags of voxels by region, found NoneType"),
         ({"rois": {"V1": [1] * 7}}, "rois: V1: expected flags of 7 voxels, found int64"),
+        ({"notes": "left out"}, "notes: expected a list of texts, found 'left out'"),
         ({"splits": {"train", "test"}}, "splits: expected texts in order, found set"),
         ({"splits": "a" * 20}, "splits: expected a list of texts, found 'aaa"),
         ({"ids": ("a",)}, "ids: expected one for each of 20 images, found 1"),
@@ -540,3 +548,17 @@ def test_two_arrays_of_one_name_are_refused(store, bold, tmp_path):
             archive.writestr(name, archive.read(name))
         with pytest.raises(vr.DataError, match=f"expected one array '{name[:-4]}', found two"):
             read_responses(tmp_path / "a.npz", store)
+
+
+def test_a_path_is_no_open_store(store, bold, tmp_path):
+    decoder = vr.brain.fit(bold, store, alpha=1.0, split=None)
+    for use in (
+        lambda path: read_responses(bold, path),
+        lambda path: vr.brain.fit(bold, path),
+        lambda path: decoder.predict(bold, path, tmp_path / "p.h5"),
+        lambda path: vr.brain.synthetic_nsd(tmp_path / "n", path, {"V1": None}),
+    ):
+        with pytest.raises(
+            vr.TaskError, match=r"(store|like): expected an open store, found 's.h5'"
+        ):
+            use("s.h5")

@@ -37,7 +37,7 @@ from vdvae_repr.errors import TaskError, first_line
 from vdvae_repr.heads.algebra import Algebra
 from vdvae_repr.heads.linear import ALPHAS
 from vdvae_repr.heads.spectrum import leading_eigenvectors
-from vdvae_repr.latents.base import Latents, about_copies
+from vdvae_repr.latents.base import Latents, about_copies, expect_store
 from vdvae_repr.latents.decode import decodable_feature
 from vdvae_repr.latents.exchange import expect_place, import_latents
 from vdvae_repr.latents.store import LatentStore
@@ -206,6 +206,7 @@ class Decoder:
                 to restandardise, or one that was fitted on under another id, or is predicted twice.
             StoreError: `out` is in the way, or cannot be written.
         """
+        expect_store(like, "like")
         algebra = Algebra.on(device)
         whole_number("seed", seed, 0)
         expect_place(out, like, overwrite=overwrite)  # before it takes time
@@ -388,6 +389,7 @@ def fit(
     if alpha is not None and not (_is_number(alpha) and np.isfinite(alpha) and alpha > 0):
         raise TaskError(f"alpha: expected a number above 0, found {shown(alpha)}")
     whole_number("seed", seed, 0)
+    expect_store(store)
     algebra = Algebra.on(device)
     feature = decodable_feature(store)
     specs = select_layers(store.layers, layers)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr.brain.extra import needed
-from vdvae_repr.config import hidden_by_mask
+from vdvae_repr.brain.responses import as_array
 from vdvae_repr.data.source import Source
 from vdvae_repr.encoders.base import Encoder
 from vdvae_repr.encoders.load import as_encoder
@@ -74,10 +74,8 @@ def score_images(
         TaskError: other shapes or types, fewer than two images, smaller ones than SSIM is made of, or no
             scikit-image.
     """
-    for name, given in (("decoded", decoded), ("originals", originals)):
-        if why := hidden_by_mask(given, "pixels", name):
-            raise TaskError(f"{name}: {why}")
-    decoded, originals = np.asarray(decoded), np.asarray(originals)
+    decoded = as_array("decoded", decoded, "pixels", "biufc")
+    originals = as_array("originals", originals, "pixels", "biufc")
     for name, images in (("decoded", decoded), ("originals", originals)):
         if images.dtype != np.uint8:
             raise TaskError(
@@ -147,10 +145,8 @@ def two_way_identification(truth: NDArray[np.generic], predicted: NDArray[np.gen
         >>> two_way_identification(X, np.ones((5, 40)))
         0.5
     """
-    for name, given in (("truth", truth), ("predicted", predicted)):
-        if why := hidden_by_mask(given, "features", name):
-            raise TaskError(f"{name}: {why}")
-    truth, predicted = np.asarray(truth), np.asarray(predicted)
+    truth = as_array("truth", truth, "real numbers", "biuf")
+    predicted = as_array("predicted", predicted, "real numbers", "biuf")
     if truth.shape != predicted.shape or truth.ndim != 2 or len(truth) < LEAST:
         raise TaskError(
             f"truth and predicted: expected features (N, D) of {LEAST} images or more, found "
@@ -162,8 +158,6 @@ def two_way_identification(truth: NDArray[np.generic], predicted: NDArray[np.gen
             f"found {truth.shape[1]}"
         )
     for name, features in (("truth", truth), ("predicted", predicted)):
-        if features.dtype.kind not in "fiub":
-            raise TaskError(f"{name}: expected real numbers, found {features.dtype}")
         if not np.isfinite(features.astype(np.float64)).all():
             raise TaskError(f"{name}: expected finite numbers, found NaN or infinity")
     r = correlation_matrix(truth, predicted)

@@ -30,7 +30,7 @@ from vdvae_repr.data.hdf5 import missing_values, unwritten_chunks
 from vdvae_repr.data.names import natural_key
 from vdvae_repr.errors import DataError, TaskError, first_line
 from vdvae_repr.heads.algebra import HALF_OF_MEMORY
-from vdvae_repr.latents.base import Latents
+from vdvae_repr.latents.base import Latents, expect_store
 from vdvae_repr.output import expect_writable, replacing
 
 SCALE = 300  # of betas
@@ -411,6 +411,7 @@ def synthetic_nsd(
     Raises:
         TaskError: no images, or no region. DataError: one of the files exists.
     """
+    expect_store(store)
     if not store.has_images or not sees:
         raise TaskError(
             "synthetic_nsd: expected a store with images, and regions that see its layers"

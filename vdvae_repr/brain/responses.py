@@ -20,14 +20,14 @@ import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
-from vdvae_repr.config import hidden_by_mask, without_order
+from vdvae_repr.config import hidden_by_mask, whole_number, without_order
 from vdvae_repr.data import names
 from vdvae_repr.data.hdf5 import leads_outside, made_up, marked, missing_values, unpacked
 from vdvae_repr.data.readers.arrays import map_npy, npz_members, read_member
 from vdvae_repr.data.table import read_table
 from vdvae_repr.errors import DataError, TaskError, first_line
 from vdvae_repr.heads.gram import Rows
-from vdvae_repr.latents.base import Latents
+from vdvae_repr.latents.base import Latents, expect_store
 
 BESIDE = ("ids", "splits")  # arrays that say of which images another one is
 FORMATS = (".npy", ".npz", ".h5", ".hdf5", ".mat")
@@ -394,7 +394,7 @@ class Responses:
         Raises:
             TaskError: names the part.
         """
-        values = _array("values", self.values, "real numbers", "fiu")
+        values = as_array("values", self.values, "real numbers", "fiu")
         if values.ndim != 3:
             raise TaskError(f"values: expected (repetitions, images, voxels), found {values.shape}")
         if values.dtype not in (np.float32, np.float64):
@@ -402,7 +402,7 @@ class Responses:
         object.__setattr__(self, "values", values)
         _, images, voxels = values.shape
         for name, size, what in (("rows", images, "image"), ("voxels", voxels, "voxel")):
-            numbers = _array(name, getattr(self, name), "whole numbers", "iu")
+            numbers = as_array(name, getattr(self, name), "whole numbers", "iu")
             if numbers.shape != (size,):
                 raise TaskError(
                     f"{name}: expected one for each of {size} {what}s, found {numbers.shape}"
@@ -411,22 +411,23 @@ class Responses:
                 remedy = f"; {REPEATED}" if name == "rows" else ""
                 raise TaskError(f"{name}: expected every {what} once, found one twice{remedy}")
             object.__setattr__(self, name, numbers.astype(np.intp))
-        for name in ("ids", "splits"):
-            given = getattr(self, name)
-            if why := without_order(given, "texts"):
+        for name in ("ids", "splits", "notes"):
+            if why := without_order(getattr(self, name), "texts"):
                 raise TaskError(f"{name}: {why}")
-            object.__setattr__(self, name, tuple(given))
-            if given and len(given) != images:
+            texts = tuple(map(str, getattr(self, name)))
+            object.__setattr__(self, name, texts)
+            if name != "notes" and texts and len(texts) != images:
                 raise TaskError(
-                    f"{name}: expected one for each of {images} images, found {len(given)}"
+                    f"{name}: expected one for each of {images} images, found {len(texts)}"
                 )
+        whole_number("measured", self.measured, 0)
         if not isinstance(self.rois, Mapping):
             raise TaskError(
                 f"rois: expected flags of voxels by region, found {type(self.rois).__name__}; give a dict"
             )
         rois = {}
         for name, given in self.rois.items():
-            flags = _array(f"rois: {name}", given, f"flags of {voxels} voxels", "b")
+            flags = as_array(f"rois: {name}", given, f"flags of {voxels} voxels", "b")
             if flags.shape != (voxels,):
                 raise TaskError(
                     f"rois: {name}: expected flags of {voxels} voxels, found {flags.dtype} {flags.shape}"
@@ -546,7 +547,7 @@ class Responses:
             yield block, self.values[:, :, block][first, images].astype(np.float64)
 
 
-def _array(name: str, given: Any, what: str, kinds: str) -> Array:
+def as_array(name: str, given: Any, what: str, kinds: str) -> Array:
     """Return what was given as an array of NumPy's own class.
 
     Raises:
@@ -560,7 +561,7 @@ def _array(name: str, given: Any, what: str, kinds: str) -> Array:
         raise TaskError(
             f"{name}: expected an array of {what}, found {type(given).__name__} ({first_line(error)})"
         ) from error
-    if array.dtype.kind not in kinds:
+    if array.dtype.kind not in kinds and array.size:  # an empty list has floats
         raise TaskError(f"{name}: expected {what}, found {array.dtype} {array.shape}")
     return array
 
@@ -673,6 +674,7 @@ def read_responses(
     Raises:
         DataError: the file cannot be read. TaskError: it does not fit the store.
     """
+    expect_store(store)
     responses = read_values(measured, store)
     if rois is not None and responses.rois:
         raise TaskError(
@@ -776,4 +778,4 @@ def expect_voxels(rois: dict[str, NDArray[np.bool_]], what: str) -> None:
         TaskError: there is one.
     """
     if empty := [name for name, flags in rois.items() if not flags.any()]:
-        raise TaskError(f"{what}: no voxel of {empty[0]} is left; take it out of the table")
+        raise TaskError(f"{what}: no voxel of {empty[0]} is left; leave that region out")

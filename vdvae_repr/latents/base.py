@@ -433,6 +433,19 @@ class StoredFeature:
             raise RowError(f"{self.store.path}: {what}: {first_line(error)}") from error
 
 
+def expect_store(store: object, name: str = "store") -> None:
+    """Refuse what is no open store, as a path to one.
+
+    Raises:
+        TaskError: names the parameter.
+    """
+    if not isinstance(store, Latents):
+        found = repr(store) if isinstance(store, str | Path | None) else type(store).__name__
+        raise TaskError(
+            f"{name}: expected an open store, found {found}; vr.open('latents.h5') opens one"
+        )
+
+
 def list_of_ids(ids: Iterable[str]) -> list[str]:
     """Return ids as a list.
 

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
-from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar
 
@@ -500,19 +499,6 @@ def name_of(metric: str) -> tuple[str, float | None]:
 def span_of(metric: str) -> Span:
     """Return between which values a metric lies."""
     return SPANS.get(name_of(metric)[0], (-np.inf, np.inf))
-
-
-def expect_store(store: object, name: str = "store") -> None:
-    """Refuse what is no open store, as a path to one.
-
-    Raises:
-        TaskError: names the parameter.
-    """
-    if not isinstance(store, Latents):
-        found = repr(store) if isinstance(store, str | Path | None) else type(store).__name__
-        raise TaskError(
-            f"{name}: expected an open store, found {found}; vr.open('latents.h5') opens one"
-        )
 
 
 def expect_several(values: object, name: str, kind: Kind, words: str) -> None:
