@@ -817,6 +817,22 @@ def hidden_by_mask(array: Any, what: str, argument: str) -> str:
     )
 
 
+def without_order(values: Any, what: str) -> str:
+    """Say that values cannot be taken one by one in their order; empty where they can.
+
+    Args:
+        values: a set and a mapping have no order that rows could follow, and a text would be taken by its
+            letters.
+        what: was expected: `ids`.
+    """
+    if isinstance(values, str | bytes):
+        return f"expected a list of {what}, found {shown(values)}; give one as [{shown(values)}]"
+    if isinstance(values, set | frozenset | Mapping) or not isinstance(values, Iterable):
+        found = type(values).__name__
+        return f"expected {what} in order, found {found}; give them as a list"
+    return ""
+
+
 def path_of(name: str, value: Any) -> Path:
     """Return a parameter's path; "" is none, though Python takes it for the working folder.
 

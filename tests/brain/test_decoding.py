@@ -284,3 +284,71 @@ def test_what_is_scored_is_checked():
     ):
         with pytest.raises(vr.TaskError, match=message):
             vr.brain.two_way_identification(*pair)
+
+
+def test_correlations_that_are_alike_count_one_half():
+    """So that what tells nothing is at chance, as where all predictions are one."""
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(10, 20))
+    for nothing in (np.ones((10, 20)), np.full((10, 20), 0.1), np.repeat(truth[:1], 10, axis=0)):
+        assert vr.brain.two_way_identification(truth, nothing) == 0.5
+    # Of images that are there twice, which are told from the others alone.
+    twice = np.repeat(truth[:5], 2, axis=0)
+    assert vr.brain.two_way_identification(twice, twice) == pytest.approx((8 + 0.5) / 9)
+    # One prediction that is constant is at chance against each other image, on either side.
+    one = truth.copy()
+    one[3] = 0.7
+    assert vr.brain.two_way_identification(truth, one) == pytest.approx((9 + 0.5) / 10)
+
+
+def test_what_is_scored_is_refused_in_one_line():
+    X = np.random.default_rng(0).normal(size=(6, 9))
+    for pair, message in (
+        ((X[:, :1], X[:, :1]), "expected two features of an image or more, .* found 1"),
+        ((X, np.ma.masked_less(X, 0)), "predicted: expected real numbers, found a masked array"),
+        ((X.astype(complex), X), "truth: expected real numbers, found complex128"),
+    ):
+        with pytest.raises(vr.TaskError, match=message):
+            vr.brain.two_way_identification(*pair)
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3)).astype(np.uint8)
+    hidden = np.ma.masked_less(images, 9)
+    for pair, message in (
+        (
+            (images.transpose(0, 3, 1, 2),) * 2,
+            r"channels to the end: images.transpose\(0, 2, 3, 1\)",
+        ),
+        ((images[..., :2],) * 2, r"expected images \(N, H, W, 3\), found \(4, 16, 16, 2\)$"),
+        ((images[:, :10],) * 2, "expected images of 11x11 pixels or more, .* found 10x16"),
+        ((images, hidden), "originals: expected pixels, found a masked array"),
+    ):
+        with pytest.raises(vr.TaskError, match=message):
+            vr.brain.score_images(*pair)
+
+
+@pytest.mark.parametrize("alpha", ["3", [1, 2], True, np.nan, 0, np.ones(1)])
+def test_a_penalty_is_a_number_above_0(store, bold, alpha):
+    with pytest.raises(vr.TaskError, match="alpha: expected a number above 0, found"):
+        vr.brain.fit(bold, store, alpha=alpha)
+
+
+def test_seeds_are_whole_numbers(store, bold):
+    with pytest.raises(vr.ConfigError, match="seed: expected a whole number"):
+        vr.brain.fit(bold, store, alpha=1.0, seed="a")
+
+
+def test_responses_are_predicted_from_in_a_store_of_another_order(
+    store, bold, tiny, people, tmp_path
+):
+    """The same images have the same predictions, whatever their rows."""
+    source = people(20, num_people=8)
+    splits = ["train", "train", "test", "train"] * 40
+    split = Source(
+        name="seen", ids=source.ids, reader=source.reader, labels=source.labels, splits=splits
+    )
+    turned = vr.extract(tiny, split.select(range(159, -1, -1)), tmp_path / "t.h5", layers="1x1")
+    read = read_responses(bold, store)
+    decoder = vr.brain.fit(read, store, layers="1x1", alpha=10.0)
+    first = decoder.predict(read, store, tmp_path / "a.h5").store
+    second = decoder.predict(read, turned, tmp_path / "b.h5").store
+    place = [second.ids.index(image_id) for image_id in first.ids]
+    np.testing.assert_allclose(second.matrix()[0][place], first.matrix()[0], atol=1e-5)

@@ -182,7 +182,7 @@ def test_a_region_whose_last_voxel_does_not_vary_is_refused(store, tmp_path):
     Y[store.rows("test"), 2] = 0
     table = tmp_path / "rois.csv"
     table.write_text("voxel,roi\n0,V1\n2,FFA\n")
-    with pytest.raises(vr.TaskError, match="no voxel of FFA is left; take it out of the table"):
+    with pytest.raises(vr.TaskError, match="no voxel of FFA is left; leave that region out"):
         vr.Encoding(responses=Y, rois=str(table)).bind(store)
 
 

@@ -289,3 +289,39 @@ def test_volumes_are_scaled_as_nibabel_does(tmp_path, slope, intercept, expected
             read_nifti(path)
     else:
         np.testing.assert_array_equal(read_nifti(path), np.full((2, 2, 2), expected))
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float64])
+def test_labels_of_many_digits_are_regions_of_their_own(seen, tmp_path, kind):
+    _, _, paths = seen
+    labels = read_nifti(paths["rois"]).astype(kind)
+    many = np.select([labels == 1, labels == 2], [1234561, 1234562], 0).astype(kind)
+    write_nifti(tmp_path / "big.nii", many)
+    rois = [tmp_path / "big.nii"]
+    found = read_nsd(paths["betas"], paths["design"], subject=1, mask=paths["mask"], rois=rois)
+    assert {name: len(own) for name, own in found.rois.items()} == {
+        "big-1234561": 30,
+        "big-1234562": 30,
+    }
+    write_nifti(tmp_path / "part.nii", many.astype(np.float64) / 2)
+    for rois, message in (
+        (
+            [tmp_path / "part.nii"],
+            "regions by whole numbers, found 617280.5; give a volume of labels",
+        ),
+        (str(tmp_path / "big.nii"), "rois: expected a list of files, found"),
+    ):
+        with pytest.raises(vr.DataError, match=message):
+            read_nsd(paths["betas"], paths["design"], subject=1, mask=paths["mask"], rois=rois)
+
+
+def test_regions_of_any_name_are_read_back(seen, tmp_path):
+    _, store, _ = seen
+    rois = {"V1, left": np.arange(3), 'the "word" area': np.arange(2, 5), "a;b": np.array([5])}
+    values = np.random.default_rng(0).normal(size=(2, len(store), 6)).astype(np.float32)
+    made = nsd.NSDResponses(values, store.ids, ("train",) * len(store), rois)
+    bold, table = made.save(tmp_path / "bold.npz")
+    found = vr.brain.read_responses(f"{bold}:responses", store, table)
+    assert {name: np.flatnonzero(flags).tolist() for name, flags in found.rois.items()} == {
+        name: own.tolist() for name, own in rois.items()
+    }

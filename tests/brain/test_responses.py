@@ -1,5 +1,6 @@
 """Responses as people have them in files, and their noise ceilings, against planted ones."""
 
+import zipfile
 from dataclasses import replace
 
 import h5py
@@ -12,6 +13,7 @@ import torch
 import vdvae_repr as vr
 from vdvae_repr.brain.dissimilarity import read_rdms
 from vdvae_repr.brain.responses import Responses, read_responses
+from vdvae_repr.latents.base import Latents
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,7 @@ class Numbered(list):
     """A store's ids, as much as responses ask of it."""
 
     path = "s.h5"
+    checksums = None
 
     @property
     def ids(self):
@@ -117,6 +120,9 @@ class Numbered(list):
     @property
     def splits(self):
         return [""] * len(self)
+
+
+Latents.register(Numbered)
 
 
 @pytest.mark.parametrize("word", ["IDs", "ID", "image_ids", "names", "is_test"])
@@ -188,7 +194,7 @@ def test_values_that_nobody_wrote_are_no_responses(store, bold, tmp_path):
             assert found.rows.tolist() == list(range(10))
             assert "responses: 10 images without any response left out" in found.notes
         else:
-            with pytest.raises(vr.DataError, match=f"{key}: 2 chunks of .* were never written"):
+            with pytest.raises(vr.DataError, match=f"{key} has 2 chunks of .* never written"):
                 read_responses(path, store)
 
 
@@ -227,8 +233,14 @@ def test_parts_of_responses_fit_together(store, bold):
         ({"rows": np.zeros(20, int)}, "rows: expected every image once, found one twice"),
         ({"voxels": np.arange(5)}, r"voxels: expected one for each of 7 voxels, found \(5,\)"),
         ({"splits": ("train",) * 9}, "splits: expected one for each of 20 images, found 9"),
-        ({"rois": {"V1": np.arange(3)}}, r"flags of 7 voxels as V1, found int64 \(3,\)"),
-        ({"rois": {"V1": np.ones(5, bool)}}, r"flags of 7 voxels as V1, found bool \(5,\)"),
+        (
+            {"rois": {"V1": np.arange(3)}},
+            r"rois: V1: expected flags of 7 voxels, found int64 \(3,\)",
+        ),
+        (
+            {"rois": {"V1": np.ones(5, bool)}},
+            r"rois: V1: expected flags of 7 voxels, found bool \(5,\)",
+        ),
     ):
         with pytest.raises(vr.TaskError, match=message):
             replace(whole, **part)
@@ -283,7 +295,7 @@ def test_responses_in_memory_take_regions_too(store, bold, tmp_path):
     with pytest.raises(vr.TaskError, match="found both"):
         read_responses(found, store, table)
     with pytest.raises(vr.TaskError, match=r"expected rows of .* from 0 to 19, found 20"):
-        read_responses(replace(read, rows=read.rows + 1), store)
+        read_responses(replace(read, rows=read.rows + 1, ids=()), store)
 
 
 @pytest.mark.parametrize("repetitions", [2, 3, 5])
@@ -399,3 +411,154 @@ def test_ceiling_is_nsds_formula():
     averaged = (40 / 3 + 10 / 2 + 10 / 1) / 60
     np.testing.assert_allclose(responses.noise_ceiling(), snr / (snr + averaged))
     np.testing.assert_allclose(responses.noise_ceiling(np.arange(10)), snr / (snr + 1))
+
+
+def test_responses_of_another_order_are_found_by_the_ids_of_their_images(
+    store, bold, tiny, people, tmp_path
+):
+    """Whatever says which images they are: ids of a file, or the order of the store they were read for."""
+    source = people(5, num_people=4)
+    turned = vr.extract(tiny, source.select(range(19, -1, -1)), tmp_path / "t.h5", layers="1x1")
+    np.savez(tmp_path / "a.npz", bold=bold[::-1], ids=store.ids[::-1])
+    for measured in (bold, tmp_path / "a.npz"):
+        found = read_responses(read_responses(measured, store), turned)
+        assert found.ids == tuple(turned.ids[row] for row in found.rows)
+        np.testing.assert_array_equal(found.mean[np.argsort(found.rows)], bold[::-1])
+        some = read_responses(read_responses(measured, store).to(np.array([3, 1])), turned)
+        assert sorted(some.rows) == sorted(found.rows[[3, 1]])
+    other = vr.extract(tiny, people(5, num_people=4, seed=1), tmp_path / "o.h5", layers="1x1")
+    with pytest.raises(vr.TaskError, match=r"responses: id '0-0' is not in .*o\.h5"):
+        read_responses(read_responses(bold, store), other)
+    by_hand = Responses(bold[None], np.arange(20)[::-1], np.arange(7), {})
+    found = read_responses(by_hand, store)
+    assert found.rows.tolist() == list(range(20))[::-1]
+    assert f"without ids, rows are taken as those of {store.path}" in found.notes[0]
+
+
+def test_other_images_under_the_same_ids_are_refused(tiny, people, bold, tmp_path):
+    source = people(5, num_people=4)
+    pixels = np.stack([source.reader(row) for row in range(20)])
+    first = vr.extract(tiny, pixels, tmp_path / "a.h5", layers="1x1")
+    turned = vr.extract(tiny, pixels[::-1], tmp_path / "b.h5", layers="1x1")
+    found = read_responses(bold, first)
+    decoder = vr.brain.fit(found, first, alpha=1.0, split=None)
+    message = r"expected the images .* found another in .*b\.h5 under the id '0'"
+    for use in (
+        lambda: read_responses(found, turned),
+        lambda: vr.brain.fit(found, turned, alpha=1.0, split=None),
+        lambda: decoder.predict(bold, turned, tmp_path / "p.h5", split=None),
+        lambda: vr.Encoding(responses=found).bind(turned),
+        lambda: vr.RSA(responses=found).bind(turned),
+    ):
+        with pytest.raises(vr.TaskError, match=message):
+            use()
+
+
+def test_values_in_memory_are_looked_at_as_arrays_are(store):
+    """NaN is left out and said, infinity is refused, and no repetition need be the first."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(20, 4)) + 0.5 * rng.normal(size=(3, 20, 4))
+    values[0, 10:] = np.nan
+    values[:, 5] = np.nan
+    whole = read_responses(values, store)
+    by_hand = Responses(values, np.arange(20), np.arange(4), {})
+    found = read_responses(by_hand, store)
+    assert found.notes[1:] == whole.notes[1:]
+    for ceiling in (Responses.noise_ceiling, Responses.split_half, lambda r: r.repetitions):
+        np.testing.assert_array_equal(ceiling(found), ceiling(whole))
+        assert np.isfinite(ceiling(found)).all()
+    two, apart = rng.normal(size=(2, 20, 4)), np.full((3, 20, 4), np.nan)
+    apart[:2, :9], apart[1:, 9:] = two[:, :9], two[:, 9:]
+    together, apart = (Responses(v, np.arange(20), np.arange(4), {}) for v in (two, apart))
+    np.testing.assert_allclose(apart.noise_ceiling(), together.noise_ceiling(), atol=1e-12)
+    np.testing.assert_allclose(apart.split_half(), together.split_half(), atol=1e-12)
+    for value, said in (
+        (np.nan, "responses: 1 of 4 voxels left out, which are NaN"),
+        (np.inf, None),
+    ):
+        values = rng.normal(size=(2, 20, 4))
+        values[1, 3, 2] = value
+        by_hand = Responses(values, np.arange(20), np.arange(4), {})
+        uses = (
+            lambda given: " ".join(vr.brain.fit(given, store, alpha=5.0, split=None).notes),
+            lambda given: vr.RSA(responses=given).bind(store).split.text,
+        )
+        for use in uses:
+            if said:
+                assert said in use(by_hand)
+            else:
+                with pytest.raises(vr.TaskError, match="expected finite numbers, found infinity"):
+                    use(by_hand)
+    regions = Responses(values, np.arange(20), np.arange(4), {"V1": np.arange(4) == 2})
+    regions.values[1, 3, 2] = np.nan
+    with pytest.raises(vr.TaskError, match="responses: no voxel of V1 is left"):
+        read_responses(regions, store)
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_parts_of_responses_may_be_lists_and_are_otherwise_refused(store, bold):
+    lists = Responses([bold.tolist()], list(range(20)), list(range(7)), {"V1": [True] * 7})
+    expected = vr.brain.fit(bold, store, alpha=1.0, split=None)
+    found = vr.brain.fit(lists, store, alpha=1.0, split=None)
+    np.testing.assert_allclose(found.responses, expected.responses, rtol=1e-6)
+    matrix = vr.brain.fit(np.asmatrix(bold), store, alpha=1.0, split=None)
+    np.testing.assert_array_equal(matrix.responses, expected.responses)
+    empty = Responses(np.zeros((1, 20, 0)), np.arange(20), [], {}, splits=np.array(["train"] * 20))
+    with pytest.raises(vr.TaskError, match="expected at least one voxel"):
+        read_responses(empty, store)
+    for part, message in (
+        (
+            {"values": np.ma.masked_less(bold[None], 0)},
+            "values: expected real numbers, found a masked",
+        ),
+        ({"values": bold[None].astype(str)}, "values: expected real numbers, found <U32"),
+        ({"values": [[1, 2], [3]]}, "values: expected an array of real numbers, found list"),
+        ({"rows": np.arange(20.0)}, r"rows: expected whole numbers, found float64 \(20,\)"),
+        ({"rows": set(range(20))}, "rows: expected whole numbers in order, found set"),
+        ({"rows": np.ma.masked_less(np.arange(20), 3)}, "rows: .* found a masked array, 3 values"),
+        ({"voxels": None}, "voxels: expected whole numbers in order, found NoneType"),
+        ({"voxels": [0] * 7}, "voxels: expected every voxel once, found one twice"),
+        ({"rois": None}, "rois: expected flags of voxels by region, found NoneType"),
+        ({"rois": {"V1": [1] * 7}}, "rois: V1: expected flags of 7 voxels, found int64"),
+        ({"notes": "left out"}, "notes: expected a list of texts, found 'left out'"),
+        ({"splits": {"train", "test"}}, "splits: expected texts in order, found set"),
+        ({"splits": "a" * 20}, "splits: expected a list of texts, found 'aaa"),
+        ({"ids": ("a",)}, "ids: expected one for each of 20 images, found 1"),
+    ):
+        parts = {"values": bold[None], "rows": range(20), "voxels": range(7), "rois": {}} | part
+        with pytest.raises(vr.TaskError, match=message):
+            Responses(**parts)
+
+
+def test_ids_that_are_marked_as_missing_are_refused(store, bold, tmp_path):
+    for name, value in (("_FillValue", 3), ("scale_factor", 2.0)):
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file["bold"], file["ids"] = bold, np.arange(20)
+            file["ids"].attrs[name] = value
+        with pytest.raises(vr.DataError, match=rf"ids holds .*{name}"):
+            read_responses(tmp_path / "a.h5", store)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_arrays_of_one_name_are_refused(store, bold, tmp_path):
+    """The later one would be read, though another tool reads the first."""
+    for name in ("r.npy", "ids.npy"):
+        np.savez(tmp_path / "a.npz", r=bold, ids=store.ids)
+        with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+            archive.writestr(name, archive.read(name))
+        with pytest.raises(vr.DataError, match=f"expected one array '{name[:-4]}', found two"):
+            read_responses(tmp_path / "a.npz", store)
+
+
+def test_a_path_is_no_open_store(store, bold, tmp_path):
+    decoder = vr.brain.fit(bold, store, alpha=1.0, split=None)
+    for use in (
+        lambda path: read_responses(bold, path),
+        lambda path: vr.brain.fit(bold, path),
+        lambda path: decoder.predict(bold, path, tmp_path / "p.h5"),
+        lambda path: vr.brain.synthetic_nsd(tmp_path / "n", path, {"V1": None}),
+    ):
+        with pytest.raises(
+            vr.TaskError, match=r"(store|like): expected an open store, found 's.h5'"
+        ):
+            use("s.h5")

@@ -76,7 +76,7 @@ def table(tmp_path):
     ],
 )
 def test_pairs_of_ones_own(table, text):
-    pairs, known = read_pair_lists(table(text), None, IDS)
+    pairs, known, _ = read_pair_lists(table(text), None, IDS)
     assert known is None
     assert (pairs.first.tolist(), pairs.second.tolist()) == ([0, 0], [1, 3])
     assert pairs.same.tolist() == [True, False]
@@ -87,12 +87,12 @@ def test_folds_and_splits_of_ones_own_pairs(table):
     folded = f"a,b,same,fold\n{A},{B},1,10\n{A},{C},0,10\n{D},{E},1,9\n{D},{F},0,9\n"
     assert read_pair_lists(table(folded), None, IDS)[0].fold.tolist() == [1, 1, 0, 0]
     split = folded.replace("fold", "split").replace(",10", ",Testing").replace(",9", ",train")
-    test, known = read_pair_lists(table(split), None, IDS)
+    test, known, _ = read_pair_lists(table(split), None, IDS)
     assert (test.first.tolist(), known.first.tolist()) == ([0, 0], [3, 3])
     other = table(OWN, "other.csv")
-    test, known = read_pair_lists(table(split), other, IDS)
+    test, known, _ = read_pair_lists(table(split), other, IDS)
     assert (test.second.tolist(), known.second.tolist()) == ([1, 2], [1, 3])
-    test, known = read_pair_lists(other, table(split), IDS)
+    test, known, _ = read_pair_lists(other, table(split), IDS)
     assert (test.second.tolist(), known.second.tolist()) == ([1, 3], [4, 5])
 
 
@@ -116,7 +116,7 @@ def test_folds_and_splits_of_ones_own_pairs(table):
         (f"a,b,same,split\n{A},{B},1,test\n{A},{D},0,x\n", "line 3: expected split train or test"),
         (
             f"a,b,same,split\n{A},{B},1,test\n{A},{D},0,train\n",
-            "of two in split train, found 1 pairs",
+            "of two in split test, found 1 pairs",
         ),
         (f"a,b,same,fold\n{A},{B},1,1\n{A},{D},0,\n", "line 3: expected a fold, found 'none'"),
         (f"a,b,same,fold\n{A},{B},1,1\n{A},{D},0,NA\n", "line 3: expected a fold, found 'NA'"),
@@ -184,3 +184,21 @@ def test_official_lists(shared_data):
     folds = read_pairs(official, sorted(names))
     assert np.array_equal(np.bincount(folds.fold), [600] * 10)
     assert folds.same.sum() == 3000
+
+
+def test_what_lists_of_pairs_do_not_say_together_is_said(table):
+    both = (
+        f"a,b,same,fold,split\n{A},{B},1,1,test\n{A},{C},0,2,test\n{D},{E},1,1,train\n"
+        f"{D},{F},0,2,train\n"
+    )
+    path = table(both)
+    count = f"the folds of {path} count for nothing, as the threshold is found on training pairs"
+    assert read_pair_lists(path, None, IDS)[2] == [count]
+    other = table(OWN, "other.csv")
+    left = f"2 train pairs of {path} left out, as {other} has others"
+    assert read_pair_lists(path, other, IDS)[2] == [left, count]
+    assert read_pair_lists(other, path, IDS)[2] == [f"2 test pairs of {path} left out", count]
+    folds = table("\n".join(line.rpartition(",")[0] for line in both.split("\n")), "folds.csv")
+    test, choose, notes = read_pair_lists(folds, None, IDS)
+    assert (test.fold.tolist(), choose, notes) == ([0, 1, 0, 1], None, [])
+    assert read_pair_lists(other, None, IDS)[2] == []

@@ -279,3 +279,30 @@ def test_tables_of_other_kinds_are_told_what_to_be(tmp_path, name, content, advi
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=advice):
         open_source(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({1, 2}, "rows: expected rows in order, found set; give them as a list"),
+        ({1: 2}, "rows: expected rows in order, found dict"),
+        (np.ma.masked_equal([1, 2], 2), "rows: expected numbers of rows, found a masked array, 1"),
+        (np.ma.masked_equal(np.arange(10) < 3, False), "found a masked array, 7 values"),
+    ],
+)
+def test_rows_without_order_or_behind_a_mask_are_refused(rows, message):
+    images = np.zeros((10, 8, 9), np.uint8)
+    for choose in (
+        lambda: open_source(images, rows=rows),
+        lambda: open_source(images).select(rows),
+    ):
+        with pytest.raises(DataError, match=message):
+            choose()
+
+
+@pytest.mark.parametrize("text", ["1_0 3", "3 0x1", "2 1.0"])
+def test_rows_in_a_file_are_digits(tmp_path, text):
+    """Python reads 1_0 as 10."""
+    (tmp_path / "rows.txt").write_text(text)
+    with pytest.raises(DataError, match=r"rows: expected FIRST:LAST .* is no number of a row"):
+        open_source(np.zeros((11, 8, 9), np.uint8), rows=tmp_path / "rows.txt")

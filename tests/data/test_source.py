@@ -671,3 +671,19 @@ def test_sizes_of_named_data_and_of_selections_are_looked_at():
     digits = vr.open_source("digits")
     assert "100 of 100 images looked at are enlarged to 64" in about_enlarged(digits, 64)
     assert "8 of 8 images are" in about_enlarged(digits.select(range(8)), 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ids", {"a", "b"}),
+        ("ids", "ab"),
+        ("labels", {0, 1}),
+        ("splits", {"train", "test"}),
+        ("label_names", {"x", "y"}),
+    ],
+)
+def test_what_has_no_order_is_of_no_image(name, value):
+    parts = {"ids": ("a", "b"), "labels": [0, 1], "splits": (), "label_names": ()} | {name: value}
+    with pytest.raises(DataError, match=f"x: {name}: expected .*(in order, found set|found 'ab')"):
+        Source(name="x", reader=lambda index: None, **parts)

@@ -359,3 +359,15 @@ def test_linear_lbfgs_converges_where_the_gradient_is_rounding():
         head = LogisticProbe(Cs=[1e-6], standardize=False).fit(X, y)
     theirs = LogisticRegression(C=1e-6, tol=1e-8).fit(X, y)
     np.testing.assert_allclose(head.decision_function(X), theirs.decision_function(X), atol=1e-7)
+
+
+@pytest.mark.parametrize("head", [LogisticProbe(), Ridge(), NearestNeighbor(), NearestPrototype()])
+def test_masked_arrays_are_refused(head):
+    """scikit-learn takes the values that a mask hides."""
+    X, y = np.random.default_rng(0).normal(size=(8, 3)), np.arange(8) % 2
+    hidden = np.ma.masked_less(X, 0)
+    for arrays, name in (((hidden, y), "X"), ((X, np.ma.masked_equal(y, 1)), "y")):
+        with pytest.raises(ValueError, match=f"{name}: expected numbers, found a masked array"):
+            head.fit(*arrays)
+    with pytest.raises(ValueError, match="X: expected numbers, found a masked array"):
+        head.fit(X, y).predict(hidden)

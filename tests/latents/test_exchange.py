@@ -313,3 +313,46 @@ def test_a_matrix_saved_over_an_export_does_not_take_its_ids(store, tmp_path):
     assert list(vr.import_latents(path, store, out, ids=backwards).ids) == backwards
     path.with_suffix(".json").unlink()
     assert vr.import_latents(path, store, out, overwrite=True).ids == store.ids
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy"])
+@pytest.mark.parametrize("says", ["pool", "shapes", "columns"])
+def test_what_a_file_says_of_its_columns_is_compared(store, tmp_path, says, suffix):
+    path = tmp_path / f"m{suffix}"
+    store.export(path, "<=4x4")
+    if suffix == ".npz":
+        about = dict(np.load(path))
+        del about["sha256"]
+        other = {"pool": "avg", "shapes": about["shapes"][:, ::-1], "columns": about["columns"] - 1}
+        np.savez(path, **(about | {says: other[says]}))
+    else:
+        beside = path.with_suffix(".json")
+        about = json.loads(beside.read_text())
+        ends = [about["columns"][0] - 1, *about["columns"][1:]]
+        shapes = [shape[::-1] for shape in about["shapes"]]
+        other = {"pool": "avg", "shapes": shapes, "columns": ends}
+        beside.write_text(json.dumps(about | {says: other[says]}))
+    if (says, suffix) == ("columns", ".npz"):
+        message = "says that it holds columns 3 .. 67, expected 4 .. 68"
+    else:
+        message = f"says that it holds {says} "
+    with pytest.raises(vr.StoreError, match=message):
+        import_latents(path, store, tmp_path / "o.h5", "<=4x4")
+
+
+def test_ids_without_an_order_are_refused(store, tiny, tmp_path):
+    """A set would give each row the latents of another image."""
+    with pytest.raises(vr.StoreError, match="ids: expected ids in order, found set"):
+        import_latents(store.matrix()[0], store, tmp_path / "o.h5", ids=set(store.ids))
+    with pytest.raises(vr.StoreError, match="ids: expected ids in order, found set"):
+        next(decode(store, tiny, ids=set(store.ids)))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_matrices_in_one_file_are_refused(store, tmp_path):
+    path = tmp_path / "m.npz"
+    np.savez(path, latents=store.matrix()[0])
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("latents.npy", archive.read("latents.npy"))
+    with pytest.raises(vr.StoreError, match="expected one array 'latents', found two"):
+        import_latents(path, store, tmp_path / "o.h5")

@@ -11,6 +11,7 @@ import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,23 @@ from numpy.typing import NDArray
 
 from vdvae_repr.brain.responses import (
     REPEATED,
+    Checksums,
     Measured,
     Responses,
+    checksums_of,
     correlations,
+    expect_images,
     of_splits,
     read_responses,
     read_values,
 )
 from vdvae_repr.brain.voxelwise import false_discovery
-from vdvae_repr.config import path_of
+from vdvae_repr.config import path_of, shown, whole_number
 from vdvae_repr.errors import TaskError, first_line
 from vdvae_repr.heads.algebra import Algebra
 from vdvae_repr.heads.linear import ALPHAS
 from vdvae_repr.heads.spectrum import leading_eigenvectors
-from vdvae_repr.latents.base import Latents, about_copies
+from vdvae_repr.latents.base import Latents, about_copies, expect_store
 from vdvae_repr.latents.decode import decodable_feature
 from vdvae_repr.latents.exchange import expect_place, import_latents
 from vdvae_repr.latents.store import LatentStore
@@ -65,6 +69,7 @@ class Decoder:
         feature: of the latents, `z` or `mean`.
         weights_sha256: of the model whose latents they are.
         notes: what the reader must know.
+        checksums: of the training images (n,), behind what they are of, as `LatentStore.checksums` has them.
     """
 
     responses: Array
@@ -76,6 +81,7 @@ class Decoder:
     feature: str
     weights_sha256: str
     notes: tuple[str, ...] = ()
+    checksums: Checksums | None = None
 
     def __repr__(self) -> str:
         """Say what it predicts of what."""
@@ -99,16 +105,18 @@ class Decoder:
             "weights_sha256": self.weights_sha256,
             "measured": self.measured,
             "notes": self.notes,
+            "checksums": None if self.checksums is None else self.checksums[0],
         }
+        arrays: dict[str, Any] = {
+            "responses": self.responses,
+            "voxels": self.voxels,
+            "ids": np.array(self.ids),
+        }
+        if self.checksums is not None:
+            arrays["checksums"] = self.checksums[1]
         try:
             with replacing(path) as file:
-                np.savez(
-                    file,
-                    about=np.array(json.dumps(about)),
-                    responses=self.responses,
-                    voxels=self.voxels,
-                    ids=np.array(self.ids),
-                )
+                np.savez(file, about=np.array(json.dumps(about)), **arrays)
         except OSError as error:
             raise _unwritable(path, error) from error
 
@@ -154,6 +162,7 @@ class Decoder:
                     about["feature"],
                     about["weights_sha256"],
                     tuple(about["notes"]),
+                    about["checksums"] and (about["checksums"], found["checksums"]),
                 )
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise TaskError(
@@ -197,9 +206,11 @@ class Decoder:
                 to restandardise, or one that was fitted on under another id, or is predicted twice.
             StoreError: `out` is in the way, or cannot be written.
         """
+        expect_store(like, "like")
         algebra = Algebra.on(device)
+        whole_number("seed", seed, 0)
         expect_place(out, like, overwrite=overwrite)  # before it takes time
-        self._expect_same(like)
+        fitted = self._fitted_rows(like)
         specs = select_layers(like.layers, list(self.layers))
         values, rows, notes = self._responses_to(responses, like, split)
         if restandardise and len(rows) < LEAST:
@@ -207,8 +218,6 @@ class Decoder:
                 f"responses: expected some to at least {LEAST} images, whose predictions are given a "
                 f"mean and deviation, found {len(rows)}; say restandardise=False"
             )
-        place = {image_id: row for row, image_id in enumerate(like.ids)}
-        fitted = np.array([place[image_id] for image_id in self.ids], np.intp)
         if like.has_images:
             _expect_new_images(like, fitted, rows)
         else:
@@ -246,35 +255,38 @@ class Decoder:
         table["q_value"] = false_discovery(table["p_value"].to_numpy())
         return Prediction(store, table, notes)
 
-    def _expect_same(self, like: LatentStore) -> None:
+    def _fitted_rows(self, like: LatentStore) -> Rows:
+        """Return the rows of a store that the training images are (n,).
+
+        Raises:
+            TaskError: it is of other weights, lacks one, or has another image under its id.
+        """
         if like.info.weights_sha256 != self.weights_sha256:
             raise TaskError(
                 f"{like.path}: expected latents of the weights that were fitted on, "
                 f"{self.weights_sha256[:8]}, found {like.info.weights_sha256[:8]}; fit anew"
             )
-        known = set(like.ids)
-        if missing := [image_id for image_id in self.ids if image_id not in known]:
+        place = {image_id: row for row, image_id in enumerate(like.ids)}
+        if missing := [image_id for image_id in self.ids if image_id not in place]:
             raise TaskError(
                 f"{like.path}: expected the images that were fitted on, found no {missing[0]!r}; give the "
                 "store that was fitted on"
             )
+        rows = np.array([place[image_id] for image_id in self.ids], np.intp)
+        expect_images(self.checksums, like, rows, "like")
+        return rows
 
     def _responses_to(
         self, responses: Measured | Responses, like: LatentStore, split: str | None
     ) -> tuple[Values, Rows, tuple[str, ...]]:
         """Return responses (M, V) to the images to predict, their rows of the store, and notes."""
-        if isinstance(responses, Responses):
-            read = read_responses(responses, like)
-            values, rows, splits, notes = read.values, read.rows, read.splits, read.notes
-            voxels, measured = read.voxels, read.measured
-        else:
-            values, (rows, splits, notes) = read_values(responses, like)
-            voxels, measured = np.arange(values.shape[2]), values.shape[2]
-        if measured != self.measured:
+        read = read_values(responses, like)
+        rows = read.rows
+        if read.measured != self.measured:
             raise TaskError(
-                f"responses: expected the {self.measured} voxels that were fitted on, found {measured}"
+                f"responses: expected the {self.measured} voxels that were fitted on, found {read.measured}"
             )
-        column = {voxel: number for number, voxel in enumerate(voxels.tolist())}
+        column = {voxel: number for number, voxel in enumerate(read.voxels.tolist())}
         if missing := [voxel for voxel in self.voxels.tolist() if voxel not in column]:
             raise TaskError(
                 f"responses: expected voxel {missing[0]}, which was fitted on, found that it was left out; "
@@ -284,7 +296,7 @@ class Decoder:
         some = [
             number
             for number, row in enumerate(rows)
-            if (splits[number] == split if split is not None else like.ids[row] not in fitted)
+            if (read.splits[number] == split if split is not None else like.ids[row] not in fitted)
         ]
         if not some:
             what = f"split {split}" if split is not None else "images that were not fitted on"
@@ -294,7 +306,7 @@ class Decoder:
                 f"split: {both[0]!r} was fitted on, so that predicting it tells nothing; choose another split"
             )
         own = [column[voxel] for voxel in self.voxels.tolist()]
-        chosen = values[:, some][:, :, own].astype(np.float64)
+        chosen = read.values[:, some][:, :, own].astype(np.float64)
         seen: NDArray[np.bool_] = np.asarray(~np.isnan(chosen).all(axis=2))
         if len(never := np.flatnonzero(~seen.any(axis=0))):
             number = int(never[0])
@@ -308,7 +320,7 @@ class Decoder:
                 f"responses: expected finite numbers, found others of voxel {self.voxels[voxel]}, image "
                 f"{like.ids[rows[some[number]]]!r}; fit without that voxel"
             )
-        return mean, rows[some], notes
+        return mean, rows[some], read.notes
 
     def _weights(self, values: Values, algebra: Algebra) -> Iterator[tuple[float, Any]]:
         """Yield each penalty with the weights (M, n) of the training images, on the device."""
@@ -374,8 +386,10 @@ def fit(
         TaskError: responses of other images, or fewer than 3 of them; a penalty that is not above 0.
         DataError: a file that cannot be read. StoreError: latents that cannot be decoded.
     """
-    if alpha is not None and not (np.isfinite(alpha) and alpha > 0):
-        raise TaskError(f"alpha: expected a number above 0, found {alpha}")
+    if alpha is not None and not (_is_number(alpha) and np.isfinite(alpha) and alpha > 0):
+        raise TaskError(f"alpha: expected a number above 0, found {shown(alpha)}")
+    whole_number("seed", seed, 0)
+    expect_store(store)
     algebra = Algebra.on(device)
     feature = decodable_feature(store)
     specs = select_layers(store.layers, layers)
@@ -410,7 +424,12 @@ def fit(
         feature=feature,
         weights_sha256=store.info.weights_sha256,
         notes=tuple(notes),
+        checksums=checksums_of(store, rows),
     )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _expect_new_images(like: LatentStore, fitted: Rows, rows: Rows) -> None:

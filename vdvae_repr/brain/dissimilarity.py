@@ -155,8 +155,7 @@ def rdms_of_responses(responses: Responses, kind: str) -> MeasuredRDMs:
         )
     # Of each fold the product with the mean of the others, summed over folds.
     products = np.zeros((len(responses.rows),) * 2)
-    for block in voxel_blocks(len(responses.voxels)):
-        values = responses.values[:least, :, block].astype(np.float64)
+    for _, values in responses.seen(least):
         noise = values.var(axis=0, ddof=1).mean(axis=0)
         values /= np.sqrt(np.where(noise > 0, noise, 1))
         total = values.sum(axis=0)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr.brain.extra import needed
+from vdvae_repr.brain.responses import as_array
 from vdvae_repr.data.source import Source
 from vdvae_repr.encoders.base import Encoder
 from vdvae_repr.encoders.load import as_encoder
@@ -20,6 +21,8 @@ from vdvae_repr.model.student import Student
 from vdvae_repr.model.vdvae import VDVAE
 
 LEAST = 2  # images
+WINDOW = 11  # pixels a side that structural similarity weighs at once, by a Gaussian of 1.5 pixels
+ROUNDING = 1e-12  # of correlations: those that differ by less are alike
 
 Images = NDArray[np.uint8]
 Values = NDArray[np.float64]
@@ -68,9 +71,11 @@ def score_images(
         layer: of it; its last if not given.
 
     Raises:
-        TaskError: other shapes or types, fewer than two images, or no scikit-image.
+        TaskError: other shapes or types, fewer than two images, smaller ones than SSIM is made of, or no
+            scikit-image.
     """
-    decoded, originals = np.asarray(decoded), np.asarray(originals)
+    decoded = as_array("decoded", decoded, "pixels", "biufc")
+    originals = as_array("originals", originals, "pixels", "biufc")
     for name, images in (("decoded", decoded), ("originals", originals)):
         if images.dtype != np.uint8:
             raise TaskError(
@@ -81,6 +86,18 @@ def score_images(
         raise TaskError(
             f"decoded and originals: expected {LEAST} images or more of one size (N, H, W, 3), found "
             f"{decoded.shape} and {originals.shape}"
+        )
+    _, height, width, channels = decoded.shape
+    if channels != 3:
+        advice = "; move the channels to the end: images.transpose(0, 2, 3, 1)"
+        raise TaskError(
+            f"decoded and originals: expected images (N, H, W, 3), found {decoded.shape}"
+            + (advice if height == 3 else "")
+        )
+    if min(height, width) < WINDOW:
+        raise TaskError(
+            f"decoded and originals: expected images of {WINDOW}x{WINDOW} pixels or more, of which "
+            f"structural similarity is made, found {height}x{width}; enlarge both"
         )
     pixels = correlation_matrix(
         originals.reshape(len(originals), -1), decoded.reshape(len(decoded), -1)
@@ -109,31 +126,45 @@ def score_images(
 def two_way_identification(truth: NDArray[np.generic], predicted: NDArray[np.generic]) -> float:
     """Return how often features predicted of an image are more like its own than those of another image.
 
-    By Pearson's r, over all pairs of an image with each other one; 0.5 by chance.
+    By Pearson's r, over all pairs of an image with each other one; 0.5 by chance. Source: brain-diffuser
+    (Ozcelik and VanRullen 2023), which counts how often r with another image is smaller than r with an
+    image's own. Where both are alike, which it counts as a loss, one half is counted here, as otherwise
+    features that tell nothing would score below chance; r of constant features, which is undefined, is 0.
 
     Args:
-        truth: features of the images (N, D).
+        truth: features of the images (N, D), two or more of each.
         predicted: of the same images (N, D).
 
     Raises:
-        TaskError: other shapes, fewer than two images, or numbers that are not finite.
+        TaskError: other shapes, fewer than two images or features, or numbers that are not finite.
 
     Examples:
         >>> X = np.random.default_rng(0).normal(size=(5, 40))
         >>> two_way_identification(X, X + 0.1)
         1.0
+        >>> two_way_identification(X, np.ones((5, 40)))
+        0.5
     """
-    truth, predicted = np.asarray(truth), np.asarray(predicted)
+    truth = as_array("truth", truth, "real numbers", "biuf")
+    predicted = as_array("predicted", predicted, "real numbers", "biuf")
     if truth.shape != predicted.shape or truth.ndim != 2 or len(truth) < LEAST:
         raise TaskError(
             f"truth and predicted: expected features (N, D) of {LEAST} images or more, found "
             f"{truth.shape} and {predicted.shape}"
         )
+    if truth.shape[1] < 2:
+        raise TaskError(
+            "truth and predicted: expected two features of an image or more, over which they are correlated, "
+            f"found {truth.shape[1]}"
+        )
     for name, features in (("truth", truth), ("predicted", predicted)):
         if not np.isfinite(features.astype(np.float64)).all():
             raise TaskError(f"{name}: expected finite numbers, found NaN or infinity")
     r = correlation_matrix(truth, predicted)
-    wins = (r < np.diag(r)).sum()
+    ahead = np.diag(r) - r
+    alike = np.abs(ahead) <= ROUNDING
+    np.fill_diagonal(alike, False)
+    wins = (ahead > ROUNDING).sum() + alike.sum() / 2
     return float(wins / (len(r) * (len(r) - 1)))
 
 
@@ -142,7 +173,8 @@ def correlation_matrix(a: NDArray[np.generic], b: NDArray[np.generic]) -> Values
     sides = []
     for rows in (a, b):
         centred = rows.astype(np.float64)
-        centred = centred - centred.mean(axis=1, keepdims=True)
+        vary = np.ptp(centred, axis=1, keepdims=True) > 0  # else rounding is left
+        centred = np.where(vary, centred - centred.mean(axis=1, keepdims=True), 0)
         length = np.linalg.norm(centred, axis=1, keepdims=True)
         sides.append(centred / np.where(length > 0, length, np.inf))
     return np.asarray(sides[0] @ sides[1].T)

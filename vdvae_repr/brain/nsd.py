@@ -8,7 +8,9 @@ and which images all subjects saw (`sharedix`); masks and regions are NIfTI volu
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import math
 import re
 import struct
@@ -23,12 +25,12 @@ import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
-from vdvae_repr.config import path_of
+from vdvae_repr.config import path_of, without_order
 from vdvae_repr.data.hdf5 import missing_values, unwritten_chunks
 from vdvae_repr.data.names import natural_key
 from vdvae_repr.errors import DataError, TaskError, first_line
 from vdvae_repr.heads.algebra import HALF_OF_MEMORY
-from vdvae_repr.latents.base import Latents
+from vdvae_repr.latents.base import Latents, expect_store
 from vdvae_repr.output import expect_writable, replacing
 
 SCALE = 300  # of betas
@@ -67,9 +69,9 @@ class NSDResponses:
             DataError: they cannot be written.
         """
         path, table = self.expect_place(path)
-        lines = ["voxel,roi"]
-        for name, voxels in self.rois.items():
-            lines += [f"{voxel},{name}" for voxel in voxels.tolist()]
+        lines = io.StringIO()
+        rows = ((voxel, name) for name, own in self.rois.items() for voxel in own.tolist())
+        csv.writer(lines, lineterminator="\n").writerows([("voxel", "roi"), *rows])
         try:
             with replacing(path) as file:
                 np.savez(
@@ -80,7 +82,7 @@ class NSDResponses:
                 )
             if self.rois:
                 with replacing(table) as file:
-                    file.write(("\n".join(lines) + "\n").encode())
+                    file.write(lines.getvalue().encode())
         except OSError as error:
             raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
         return [path, table] if self.rois else [path]
@@ -135,6 +137,8 @@ def read_nsd(
             subject, or another than paths name; more than half of the machine's memory would be taken.
     """
     folder = Path(betas)
+    if why := without_order(rois, "files"):
+        raise DataError(f"rois: {why}")
     subject = _subject_of([betas, *([] if mask is None else [mask]), *rois], subject)
     regions = _volumes_of(rois)
     sessions = sorted(folder.glob("betas_session*.hdf5"), key=lambda p: natural_key(p.name))
@@ -211,10 +215,10 @@ def read_nsd(
             raise DataError(f"{name}: expected a volume {flags.shape}, found {volume.shape}")
         inside, outside = volume[flags], Counter(volume[(volume > 0) & ~flags].tolist())
         for number in np.unique(inside[inside > 0]).tolist():
-            found_regions[f"{name}-{number:g}"] = np.flatnonzero(inside == number)
+            found_regions[f"{name}-{int(number)}"] = np.flatnonzero(inside == number)
         if outside:
             counts = {n: (outside[n], int((volume == n).sum())) for n in sorted(outside)[:NAMED]}
-            listed = ", ".join(f"{o} of {a} of {name}-{n:g}" for n, (o, a) in counts.items())
+            listed = ", ".join(f"{o} of {a} of {name}-{int(n)}" for n, (o, a) in counts.items())
             more = f" and more of {len(outside) - NAMED} others" if len(outside) > NAMED else ""
             notes.append(f"voxels of regions outside the mask are left out: {listed}{more}")
     return NSDResponses(
@@ -252,7 +256,7 @@ def _volumes_of(rois: Sequence[str | Path]) -> dict[str, Array]:
     """Return the volumes of regions (Z, Y, X) by the files' names.
 
     Raises:
-        DataError: two of one name, or one of no region.
+        DataError: two of one name, or one of no region, or of other numbers than whole ones.
     """
     volumes: dict[str, Array] = {}
     for path in map(Path, rois):
@@ -263,8 +267,13 @@ def _volumes_of(rois: Sequence[str | Path]) -> dict[str, Array]:
                 f"{name}; rename a copy, as lh.{name}.nii.gz"
             )
         volumes[name] = read_nifti(path).T
-        if not (volumes[name] > 0).any():
+        numbers = volumes[name][volumes[name] > 0]
+        if not numbers.size:
             raise DataError(f"{path}: expected regions by numbers above 0, found none")
+        if (other := numbers[~(np.isfinite(numbers) & (numbers == np.floor(numbers)))]).size:
+            raise DataError(
+                f"{path}: expected regions by whole numbers, found {other[0]}; give a volume of labels"
+            )
     return volumes
 
 
@@ -402,6 +411,7 @@ def synthetic_nsd(
     Raises:
         TaskError: no images, or no region. DataError: one of the files exists.
     """
+    expect_store(store)
     if not store.has_images or not sees:
         raise TaskError(
             "synthetic_nsd: expected a store with images, and regions that see its layers"

@@ -10,6 +10,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,14 +20,14 @@ import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
-from vdvae_repr.config import hidden_by_mask
+from vdvae_repr.config import hidden_by_mask, whole_number, without_order
 from vdvae_repr.data import names
-from vdvae_repr.data.hdf5 import leads_outside, missing_values, unpacked, unwritten_chunks
-from vdvae_repr.data.readers.arrays import map_npy, read_member
+from vdvae_repr.data.hdf5 import leads_outside, made_up, marked, missing_values, unpacked
+from vdvae_repr.data.readers.arrays import map_npy, npz_members, read_member
 from vdvae_repr.data.table import read_table
 from vdvae_repr.errors import DataError, TaskError, first_line
 from vdvae_repr.heads.gram import Rows
-from vdvae_repr.latents.base import Latents
+from vdvae_repr.latents.base import Latents, expect_store
 
 BESIDE = ("ids", "splits")  # arrays that say of which images another one is
 FORMATS = (".npy", ".npz", ".h5", ".hdf5", ".mat")
@@ -38,6 +39,7 @@ AT_ONCE = 4096  # voxels worked on at once
 
 Array = NDArray[Any]
 Values = NDArray[np.float64]
+Checksums = tuple[str, NDArray[np.uint64]]
 Measured = str | Path | NDArray[Any]
 """An array in memory, or the name of a file that holds one: FILE, or FILE:KEY."""
 
@@ -67,7 +69,7 @@ def read_array(measured: Measured, what: str) -> Measurement:
     if why := hidden_by_mask(measured, "numbers", what):
         raise DataError(f"{what}: {why}")
     if isinstance(measured, np.ndarray):
-        return Measurement(_numbers(measured, what))
+        return Measurement(_numbers(np.asarray(measured), what))  # a matrix stays one in two axes
     if not isinstance(measured, str | os.PathLike):
         raise DataError(
             f"{what}: expected a NumPy array, or the name of a file, found {type(measured).__name__}; "
@@ -145,8 +147,8 @@ def _file_and_key(measured: str | os.PathLike[str], what: str) -> tuple[Path, st
 def _of_npz(path: Path) -> dict[str, Array]:
     with zipfile.ZipFile(path) as archive:
         return {
-            info.filename.removesuffix(".npy"): read_member(path, archive, info)
-            for info in archive.infolist()
+            name: read_member(path, archive, info)
+            for name, info in npz_members(path, archive).items()
         }
 
 
@@ -197,31 +199,31 @@ def _expect_written(data: h5py.Dataset, what: str) -> None:
     Raises:
         DataError: it has some.
     """
-    if why := missing_values(data):
+    if why := missing_values(data) or made_up(data):
         raise DataError(f"{what} {why}")
-    made_up = data.fillvalue
-    if (missing := unwritten_chunks(data)) and not (data.dtype.kind == "f" and np.isnan(made_up)):
-        raise DataError(
-            f"{what}: {missing} chunks of {data.chunks} were never written, for which HDF5 makes up "
-            f"{made_up!r:.20}; write NaN where nothing was measured"
-        )
 
 
 def _texts_of(data: h5py.Dataset, what: str) -> list[str]:
     """Return the words of a data set; of MATLAB's cells those that they refer to."""
     if data.shape is None or h5py.check_ref_dtype(data.dtype) is not h5py.Reference:
-        _expect_written(data, what)
-        return _words(_of_matlab(data), what)
+        return _words(_of_matlab(data, what), what)
     cells = [data.file[reference] for reference in np.ravel(np.transpose(data[()]))]
     if not all(isinstance(c, h5py.Dataset) and c.dtype.kind in "fiu" for c in cells):
         raise DataError(f"{what}: expected texts or whole numbers in cells, found others")
-    return [word for cell in cells for word in _words(_of_matlab(cell), what)]
+    return [word for cell in cells for word in _words(_of_matlab(cell, what), what)]
 
 
-def _of_matlab(data: h5py.Dataset) -> Array:
-    """Return the values of a data set; what MATLAB 7.3 wrote as text is that again."""
+def _of_matlab(data: h5py.Dataset, what: str) -> Array:
+    """Return the values of a data set; what MATLAB 7.3 wrote as text is that again.
+
+    Raises:
+        DataError: some were never written, or are marked as missing.
+    """
+    _expect_written(data, what)
     kind = data.attrs.get("MATLAB_class", b"")
     array = np.asarray(data[()]).T if kind else np.asarray(data[()])
+    if why := marked(data, array):
+        raise DataError(f"{what} {why}")
     if kind == b"char" and "MATLAB_empty" in data.attrs:
         return np.array([""])
     if kind == b"char" and array.dtype == np.uint16 and array.ndim == 2:  # a text a row
@@ -355,13 +357,17 @@ class Responses:
     """Responses of V voxels to N images, seen up to R times each.
 
     Args:
-        values: (R, N, V); an image that was seen less often has NaN as its last repetitions.
+        values: (R, N, V); a repetition that is NaN in every voxel was not there.
         rows: the store's images that they are of (N,).
         voxels: the numbers of the voxels in the file (V,), from 0.
         rois: voxels of each region of interest, as flags (V,), by its name.
         notes: what was left out.
         splits: of the images (N,): those of the file, else those of the store.
         measured: how many voxels were measured, with those that were left out.
+        ids: of the images (N,). Where they are given, they, and not `rows`, say which images of a store
+            these are.
+        checksums: of the images (N,), behind what they are of, as `LatentStore.checksums` has them: a store
+            that has other images under these ids is refused.
 
     Examples:
         >>> rng = np.random.default_rng(0)
@@ -379,33 +385,55 @@ class Responses:
     notes: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
     measured: int = 0
+    ids: tuple[str, ...] = ()
+    checksums: Checksums | None = None
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not fit together.
+        """Make arrays of lists, and refuse parts that do not fit together.
 
         Raises:
             TaskError: names the part.
         """
-        if self.values.ndim != 3:
-            raise TaskError(
-                f"values: expected (repetitions, images, voxels), found {self.values.shape}"
-            )
-        _, images, voxels = self.values.shape
+        values = as_array("values", self.values, "real numbers", "fiu")
+        if values.ndim != 3:
+            raise TaskError(f"values: expected (repetitions, images, voxels), found {values.shape}")
+        if values.dtype not in (np.float32, np.float64):
+            values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
+        object.__setattr__(self, "values", values)
+        _, images, voxels = values.shape
         for name, size, what in (("rows", images, "image"), ("voxels", voxels, "voxel")):
-            if (shape := np.shape(getattr(self, name))) != (size,):
-                raise TaskError(f"{name}: expected one for each of {size} {what}s, found {shape}")
-        if len(np.unique(self.rows)) < images:
-            raise TaskError("rows: expected every image once, found one twice; " + REPEATED)
-        if self.splits and len(self.splits) != images:
-            raise TaskError(
-                f"splits: expected one for each of {images} images, found {len(self.splits)}"
-            )
-        for name, flags in self.rois.items():
-            found = np.asarray(flags)
-            if found.dtype != bool or found.shape != (voxels,):
+            numbers = as_array(name, getattr(self, name), "whole numbers", "iu")
+            if numbers.shape != (size,):
                 raise TaskError(
-                    f"rois: expected flags of {voxels} voxels as {name}, found {found.dtype} {found.shape}"
+                    f"{name}: expected one for each of {size} {what}s, found {numbers.shape}"
                 )
+            if len(np.unique(numbers)) < size:
+                remedy = f"; {REPEATED}" if name == "rows" else ""
+                raise TaskError(f"{name}: expected every {what} once, found one twice{remedy}")
+            object.__setattr__(self, name, numbers.astype(np.intp))
+        for name in ("ids", "splits", "notes"):
+            if why := without_order(getattr(self, name), "texts"):
+                raise TaskError(f"{name}: {why}")
+            texts = tuple(map(str, getattr(self, name)))
+            object.__setattr__(self, name, texts)
+            if name != "notes" and texts and len(texts) != images:
+                raise TaskError(
+                    f"{name}: expected one for each of {images} images, found {len(texts)}"
+                )
+        whole_number("measured", self.measured, 0)
+        if not isinstance(self.rois, Mapping):
+            raise TaskError(
+                f"rois: expected flags of voxels by region, found {type(self.rois).__name__}; give a dict"
+            )
+        rois = {}
+        for name, given in self.rois.items():
+            flags = as_array(f"rois: {name}", given, f"flags of {voxels} voxels", "b")
+            if flags.shape != (voxels,):
+                raise TaskError(
+                    f"rois: {name}: expected flags of {voxels} voxels, found {flags.dtype} {flags.shape}"
+                )
+            rois[name] = flags
+        object.__setattr__(self, "rois", rois)
 
     @property
     def mean(self) -> Array:
@@ -421,12 +449,31 @@ class Responses:
     @property
     def repetitions(self) -> NDArray[np.intp]:
         """How often each image was seen, (N,)."""
-        return np.asarray((~np.isnan(self.values[:, :, 0])).sum(axis=0))
+        return np.asarray(self._there.sum(axis=0))
 
-    def to(self, images: Sequence[int]) -> Responses:
+    @cached_property
+    def _there(self) -> NDArray[np.bool_]:
+        """Which repetitions of which images were there, (R, N)."""
+        there: NDArray[np.bool_] = np.asarray(~np.isnan(self.values[:, :, :1]).all(axis=2))
+        for repetition, image in np.argwhere(~there).tolist():
+            there[repetition, image] = not np.isnan(self.values[repetition, image]).all()
+        return there
+
+    def to(self, images: NDArray[np.intp]) -> Responses:
         """Return the responses to some images, by their numbers among these N."""
-        splits = tuple(self.splits[image] for image in images) if self.splits else ()
-        return replace(self, values=self.values[:, images], rows=self.rows[images], splits=splits)
+        splits, ids = (
+            tuple(texts[image] for image in images) if texts else ()
+            for texts in (self.splits, self.ids)
+        )
+        known = self.checksums
+        return replace(
+            self,
+            values=self.values[:, images],
+            rows=self.rows[images],
+            splits=splits,
+            ids=ids,
+            checksums=None if known is None else (known[0], known[1][images]),
+        )
 
     def of(self, kept: NDArray[np.bool_]) -> Responses:
         """Return the responses of some voxels, by flags (V,)."""
@@ -453,7 +500,7 @@ class Responses:
             return None
         averaged = float((1 / times[slice(None) if tested is None else tested]).mean())
         ceiling = np.empty(len(self.voxels))
-        for block, values in self._seen_most():
+        for block, values in self.seen(int(times.max())):
             noise = values.var(axis=0, ddof=1).mean(axis=0)
             total = values.reshape(-1, values.shape[2]).var(axis=0, ddof=1)
             signal = np.maximum(total - noise, 0)
@@ -484,7 +531,7 @@ class Responses:
             orders = [tuple(rng.permutation(k).tolist()) for _ in range(HALVES)]
             ways = [(order[:half], order[half : 2 * half]) for order in orders]
         reliability = np.empty(len(self.voxels))
-        for block, values in self._seen_most():
+        for block, values in self.seen(k):
             halves = [[values[list(side)].mean(axis=0) for side in way] for way in ways]
             r = np.mean([correlations(a, b) for a, b in halves], axis=0)
             agree = np.maximum(r, 0)
@@ -492,27 +539,51 @@ class Responses:
             reliability[block] = np.where(r > 0, stepped, r)
         return reliability
 
-    def _seen_most(self) -> Iterator[tuple[slice, Values]]:
-        """Yield voxels, and their responses (k, n, v) to the n images that were seen most often, k times."""
-        times = self.repetitions
-        k = int(times.max())
+    def seen(self, times: int) -> Iterator[tuple[slice, Values]]:
+        """Yield voxels, and the first responses (times, n, v) to the n images that were seen so often."""
+        images = np.flatnonzero(self.repetitions >= times)
+        first = np.argsort(~self._there[:, images], axis=0, kind="stable")[:times]
         for block in voxel_blocks(len(self.voxels)):
-            yield block, self.values[:k, times == k, block].astype(np.float64)
+            yield block, self.values[:, :, block][first, images].astype(np.float64)
+
+
+def as_array(name: str, given: Any, what: str, kinds: str) -> Array:
+    """Return what was given as an array of NumPy's own class.
+
+    Raises:
+        TaskError: it cannot be one, is of another kind of values, or hides some.
+    """
+    if why := hidden_by_mask(given, what, name) or without_order(given, what):
+        raise TaskError(f"{name}: {why}")
+    try:
+        array = np.asarray(given)
+    except (TypeError, ValueError) as error:
+        raise TaskError(
+            f"{name}: expected an array of {what}, found {type(given).__name__} ({first_line(error)})"
+        ) from error
+    if array.dtype.kind not in kinds and array.size:  # an empty list has floats
+        raise TaskError(f"{name}: expected {what}, found {array.dtype} {array.shape}")
+    return array
 
 
 def correlations(x: Array, y: Array) -> Values:
     """Return Pearson's r of each column of x (N, V) with that of y (N, V); 0 where one does not vary."""
+    vary = (np.ptp(x, axis=0) > 0) & (
+        np.ptp(y, axis=0) > 0
+    )  # what is left of a constant is rounding
     x, y = (a - a.mean(axis=0, dtype=np.float64) for a in (x, y))
     lengths = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
-    return np.asarray((x * y).sum(axis=0) / np.where(lengths > 0, lengths, np.inf))
+    return np.asarray((x * y).sum(axis=0) / np.where(vary & (lengths > 0), lengths, np.inf))
 
 
-def read_values(measured: Measured, store: Latents) -> tuple[Array, Placed]:
-    """Return responses (R, N, V) as they are measured, and the images of a store that they are of.
+def read_values(measured: Measured | Responses, store: Latents) -> Responses:
+    """Return responses as they were measured, with NaN, and the images of a store that they are of.
 
     Raises:
         DataError: the file cannot be read. TaskError: it does not fit the store.
     """
+    if isinstance(measured, Responses):
+        return _of_store(measured, store)
     found = read_array(measured, "responses")
     array = found.values
     if array.ndim not in (2, 3):
@@ -521,10 +592,68 @@ def read_values(measured: Measured, store: Latents) -> tuple[Array, Placed]:
             f"{array.shape}"
         )
     values = array if array.ndim == 3 else array[None]
-    at = placed(store, found, values.shape[1], "responses")
-    if values.dtype not in (np.float32, np.float64):
-        values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
-    return values, at
+    rows, splits, notes = placed(store, found, values.shape[1], "responses")
+    count = values.shape[2]
+    responses = Responses(values, rows, np.arange(count), {}, notes, splits, count)
+    return _with_images(responses, store)
+
+
+def _of_store(responses: Responses, store: Latents) -> Responses:
+    """Return responses with the rows that their images have in a store, and splits.
+
+    Raises:
+        TaskError: images that the store lacks, or others under the same ids.
+    """
+    notes = [*responses.notes]
+    if responses.ids:
+        rows = _rows_of(store, len(responses.ids), responses.ids, "responses")
+    else:
+        rows = responses.rows
+        if len(outside := rows[(rows < 0) | (rows >= len(store))]):
+            raise TaskError(
+                f"responses: expected rows of {store.path}, from 0 to {len(store) - 1}, found "
+                f"{outside[0]}"
+            )
+        notes.append(f"responses: without ids, rows are taken as those of {store.path}")
+    if responses.splits:
+        splits, about = names.splits_of(responses.splits)
+        notes += (f"responses: {line}" for line in about if f"responses: {line}" not in notes)
+    else:
+        splits = tuple(store.splits[row] for row in rows)
+    count = responses.measured or int(responses.voxels.max(initial=-1)) + 1
+    placed = replace(responses, rows=rows, splits=splits, measured=count, notes=tuple(notes))
+    expect_images(responses.checksums, store, rows, "responses")
+    return placed if responses.checksums else _with_images(placed, store)
+
+
+def _with_images(responses: Responses, store: Latents) -> Responses:
+    """Return responses that say which images of a store they are of."""
+    ids = tuple(store.ids[row] for row in responses.rows)
+    return replace(responses, ids=ids, checksums=checksums_of(store, responses.rows))
+
+
+def checksums_of(store: Latents, rows: NDArray[np.intp]) -> Checksums | None:
+    """Return the checksums of some of a store's images, as `Latents.checksums` has them."""
+    known = store.checksums
+    return None if known is None else (known[0], known[1][rows])
+
+
+def expect_images(
+    known: Checksums | None, store: Latents, rows: NDArray[np.intp], what: str
+) -> None:
+    """Refuse a store that has other images in some rows than those of which checksums are known.
+
+    Raises:
+        TaskError: names one. What cannot be told, as checksums of other things, is not refused.
+    """
+    own = checksums_of(store, rows)
+    if known is None or own is None or known[0] != own[0]:
+        return
+    if len(other := np.flatnonzero(known[1] != own[1])):
+        raise TaskError(
+            f"{what}: expected the images of the store that was given first, found another in {store.path} "
+            f"under the id {store.ids[rows[other[0]]]!r}; give that store"
+        )
 
 
 def read_responses(
@@ -534,8 +663,8 @@ def read_responses(
 
     Args:
         measured: (N, V) or (repetitions, N, V), in the store's order, or under ids that the file holds; see
-            `read_array`. A repetition that is NaN in every voxel was not there. `Responses` are taken as
-            they are.
+            `read_array`. A repetition that is NaN in every voxel was not there. `Responses` are of the
+            images that their ids say; without ids, of the store's rows that they name.
         store: of the images.
         rois: a table with the columns `voxel` (numbers from 0) and `roi`; a voxel may be in several.
 
@@ -545,63 +674,41 @@ def read_responses(
     Raises:
         DataError: the file cannot be read. TaskError: it does not fit the store.
     """
-    if isinstance(measured, Responses):
-        if len(outside := measured.rows[(measured.rows < 0) | (measured.rows >= len(store))]):
-            raise TaskError(
-                f"responses: expected rows of {store.path}, from 0 to {len(store) - 1}, found "
-                f"{outside[0]}"
-            )
-        count = measured.measured or int(measured.voxels.max(initial=-1)) + 1
-        regions, notes = measured.rois, [*measured.notes]
-        if rois is not None:
-            if regions:
-                raise TaskError(
-                    f"rois: expected a table, or responses that have regions, found both; leave out {rois}"
-                )
-            regions, about = _read_rois(Path(rois), measured.voxels, count)
-            notes += about
-        if measured.splits:
-            splits, about = names.splits_of(measured.splits)
-            notes += (f"responses: {line}" for line in about if f"responses: {line}" not in notes)
-        else:
-            splits = tuple(store.splits[row] for row in measured.rows)
-        return replace(measured, splits=splits, rois=regions, measured=count, notes=tuple(notes))
-    values, (rows, splits, about) = read_values(measured, store)
-    count = values.shape[2]
-    voxels = np.arange(count)
-    notes = [*about]
-    absent, known, infinite = _missing(values)
+    expect_store(store)
+    responses = read_values(measured, store)
+    if rois is not None and responses.rois:
+        raise TaskError(
+            f"rois: expected a table, or responses that have regions, found both; leave out {rois}"
+        )
+    count, notes = responses.measured, [*responses.notes]
+    absent, known, infinite = _missing(responses.values)
     if never := int(absent.all(axis=0).sum()):
         notes.append(f"responses: {never} images without any response left out")
-        seen = ~absent.all(axis=0)
-        values, absent = values[:, seen], absent[:, seen]
-        rows, splits = rows[seen], tuple(np.array(splits)[seen].tolist())
-    if (absent[:-1] > absent[1:]).any():  # what is there comes first
-        first = np.argsort(absent, axis=0, kind="stable")
-        values = np.take_along_axis(values, first[:, :, None], axis=0)
+        responses = responses.to(np.flatnonzero(~absent.all(axis=0)))
     if not known.all():
         notes.append(
             f"responses: {int((~known).sum())} of {len(known)} voxels left out, which are NaN"
         )
-        values, voxels, infinite = values[:, :, known], voxels[known], infinite[known]
-    if not values.size:
+        responses, infinite = responses.of(known), infinite[known]
+    if not responses.values.size:
         raise TaskError("responses: expected at least one voxel known of every image, found none")
     if infinite.any():
         raise TaskError(
             "responses: expected finite numbers, found infinity; write NaN where none is known"
         )
-    responses = Responses(values, rows, voxels, {}, splits=splits)
     varying = np.ptp(responses.mean, axis=0) > 0
     if not varying.all():
         notes.append(f"responses: {int((~varying).sum())} voxels left out, which never vary")
         if not varying.any():
             raise TaskError("responses: expected voxels that vary over images, found none")
         responses = responses.of(varying)
-    regions = {}
+    regions = responses.rois
     if rois is not None:
         regions, about = _read_rois(Path(rois), responses.voxels, count)
         notes += about
-    return replace(responses, rois=regions, notes=tuple(notes), measured=count)
+    elif regions:
+        expect_voxels(regions, "responses")
+    return replace(responses, rois=regions, notes=tuple(notes))
 
 
 def _missing(
@@ -671,4 +778,4 @@ def expect_voxels(rois: dict[str, NDArray[np.bool_]], what: str) -> None:
         TaskError: there is one.
     """
     if empty := [name for name, flags in rois.items() if not flags.any()]:
-        raise TaskError(f"{what}: no voxel of {empty[0]} is left; take it out of the table")
+        raise TaskError(f"{what}: no voxel of {empty[0]} is left; leave that region out")

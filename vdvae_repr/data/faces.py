@@ -130,26 +130,39 @@ class Pairs:
 
 def read_pair_lists(
     pairs: str | Path, pairs_train: str | Path | None, ids: Sequence[str]
-) -> tuple[Pairs, Pairs | None]:
-    """Read the pairs to test, and those to find the threshold on, None where there are none.
+) -> tuple[Pairs, Pairs | None, list[str]]:
+    """Read the pairs to test, those to find the threshold on, None where there are none, and what to say.
 
     A list is LFW's (`read_pairs`), or a table of one's own, .csv or .tsv: two columns of ids, a column `same`
-    (1 or 0), and maybe `fold`, or `split`, which says of each pair whether it is `train` or `test`.
+    (1 or 0), and maybe `fold`, or `split`, which says of each pair whether it is `train` or `test`. What is
+    said is which pairs are left out, and where folds count for nothing, as there are training pairs.
 
     Raises:
         DataError: a line that is malformed or pairs an image with itself (it is numbered), images that are
             not among the ids, no pairs, or pairs that contradict one another.
     """
-    test, split = _read_list(Path(pairs), ids)
+    found, splits = _read_list(Path(pairs), ids)
+    test = found if splits is None else _of_split(Path(pairs), found, splits, "test")
+    lists = [(Path(pairs), found)]
+    notes = []
     if pairs_train is not None:
-        known, its_split = _read_list(Path(pairs_train), ids)
-        if its_split is not None:
-            known = _of_split(Path(pairs_train), known, its_split, "train")
-        return (test if split is None else _of_split(Path(pairs), test, split, "test")), known
-    if split is None:
-        return test, None
-    choose = _of_split(Path(pairs), test, split, "train") if (split == "train").any() else None
-    return _of_split(Path(pairs), test, split, "test"), choose
+        if splits is not None and (left := int((splits == "train").sum())):
+            notes.append(f"{left} train pairs of {pairs} left out, as {pairs_train} has others")
+        pairs, (found, splits) = pairs_train, _read_list(Path(pairs_train), ids)
+        lists.append((Path(pairs), found))
+        if splits is not None and (left := int((splits == "test").sum())):
+            notes.append(f"{left} test pairs of {pairs} left out")
+        choose = found if splits is None else _of_split(Path(pairs), found, splits, "train")
+    elif splits is not None and (splits == "train").any():
+        choose = _of_split(Path(pairs), found, splits, "train")
+    else:
+        return test, None, notes
+    notes += [
+        f"the folds of {path} count for nothing, as the threshold is found on training pairs"
+        for path, read in lists
+        if read.fold.any()
+    ]
+    return test, choose, notes
 
 
 def is_table(path: str | Path) -> bool:

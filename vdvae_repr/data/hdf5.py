@@ -107,6 +107,65 @@ def unwritten_chunks(data: h5py.Dataset) -> int:
     return math.prod(-(-side // chunk) for side, chunk in sides) - int(data.id.get_num_chunks())
 
 
+def made_up(data: h5py.Dataset, none: float = math.nan) -> str:
+    """Say that chunks were never written, for which HDF5 makes up values; empty where these stand for none.
+
+    Args:
+        data: whose values are read.
+        none: the number that stands for no value, beside NaN.
+    """
+    if not (missing := unwritten_chunks(data)):
+        return ""
+    value, instead = data.fillvalue, ""
+    if data.dtype.kind in "fi":
+        if value == none or np.isnan(value):
+            return ""
+        instead = f", with {'NaN' if math.isnan(none) else int(none)} where there is none"
+    return (
+        f"has {missing} chunks of {data.chunks} that were never written, for which HDF5 makes up "
+        f"{np.asarray(value).tolist()!r:.20}; write all of it{instead}"
+    )
+
+
+def marked(data: h5py.Dataset, values: np.ndarray[Any, Any], none: float = math.nan) -> str:
+    """Say by which attribute of NetCDF's values are other than they stand; empty where by none.
+
+    Args:
+        data: with the attributes.
+        values: all that it holds: labels, splits or ids, of which no number is scaled.
+        none: the number that stands for no value anyway, beside NaN and the empty text.
+    """
+    for name, nothing in (("scale_factor", 1), ("add_offset", 0)):
+        given = _attribute(data, name)
+        if (
+            values.dtype.kind in "fiu"
+            and given is not None
+            and given not in (str(nothing), f"{nothing}.0")
+        ):
+            return f"holds packed values ({name} {given}); save what they stand for"
+    for name in ("_FillValue", "missing_value"):
+        mark = _attribute(data, name)
+        if mark is None:
+            continue
+        if values.dtype.kind in "fiu":
+            try:
+                number = float(mark)
+            except ValueError:
+                continue
+            count = 0 if number == none else int((values == number).sum())
+        else:
+            texts = (
+                v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values.flat
+            )
+            count = sum(text == mark for text in texts) if mark else 0
+        if count:
+            return (
+                f"holds {count} values that are {mark}, by {name} its mark of missing ones; leave these out, "
+                "or write what they are, without that attribute"
+            )
+    return ""
+
+
 def open_rows(file: h5py.File, key: str) -> h5py.Dataset:
     """Open a data set of which rows are read in their order.
 

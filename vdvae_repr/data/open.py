@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.config import hidden_by_mask, suggestion, with_hints
+from vdvae_repr.config import hidden_by_mask, suggestion, with_hints, without_order
 from vdvae_repr.data.datasets import BUILT_IN, DATASETS, is_name, open_built_in, open_dataset
 from vdvae_repr.data.readers.arrays import (
     HDF5,
@@ -211,6 +211,9 @@ def _row_numbers(rows: Rows, count: int, name: str) -> NDArray[np.intp]:
     Raises:
         DataError: they cannot be read, are none, occur twice, or are not there.
     """
+    given = [] if isinstance(rows, str | Path) else rows
+    if why := hidden_by_mask(given, "numbers of rows", "rows") or without_order(given, "rows"):
+        raise DataError(f"rows: {why}")
     if isinstance(rows, str) and (match := re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", rows)):
         first, last = int(match[1] or 0), int(match[2] or count)
         if last > count:
@@ -244,6 +247,8 @@ def _numbers_in(rows: str | Path) -> NDArray[Any]:
         if path.suffix.lower() == ".npy":
             return np.atleast_1d(np.squeeze(map_npy(path)))
         words = read_text(path).replace(",", " ").split()
+        if wrong := [word for word in words if not word.isdecimal()]:
+            raise ValueError(f"{wrong[0]!r:.40} is no number of a row")
         return np.array([int(word) for word in words], np.int64)
     except Exception as error:  # as of a reader
         raise DataError(

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
-from vdvae_repr.config import hidden_by_mask
+from vdvae_repr.config import hidden_by_mask, without_order
 from vdvae_repr.data.faces import LANDMARKS, align_face
 from vdvae_repr.data.names import number_labels, readable, splits_of, unfit_for_a_file
 from vdvae_repr.errors import SKIP_ADVICE, DataError, first_line, printable
@@ -196,6 +196,9 @@ class Source(Dataset[Image.Image]):
 
         Columns of a table are taken by position, and splits by the words that mean them.
         """
+        for name in ("ids", "labels", "splits", "label_names"):
+            if why := without_order(getattr(self, name), name):
+                raise DataError(f"{self.name}: {name}: {why}")
         for name in ("ids", "splits", "label_names"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         by_position = {name: np.asanyarray(values) for name, values in self.factors.items()}
@@ -355,6 +358,8 @@ class Source(Dataset[Image.Image]):
         Raises:
             DataError: there are no such images.
         """
+        if why := hidden_by_mask(rows, "numbers of rows", "rows") or without_order(rows, "rows"):
+            raise DataError(f"{self.name}: rows: {why}")
         given = np.asarray(rows)
         if given.dtype == bool and given.shape == (len(self),):
             given = np.flatnonzero(given)

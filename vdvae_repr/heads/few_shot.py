@@ -16,12 +16,12 @@ from sklearn.linear_model import RidgeClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from vdvae_repr.heads.gram import Scaling
 from vdvae_repr.heads.linear import LogisticProbe
 from vdvae_repr.heads.neighbors import unit
-from vdvae_repr.heads.scores import ScoresClasses
+from vdvae_repr.heads.scores import ScoresClasses, validated
 
 
 class NearestPrototype(ScoresClasses, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -75,7 +75,7 @@ class NearestPrototype(ScoresClasses, ClassifierMixin, BaseEstimator):  # type: 
             raise ValueError(f"metric: expected euclidean or cosine, found {self.metric!r}")
         if isinstance(self.mean, str):
             raise ValueError(f"mean: expected numbers (D,), found {self.mean!r}")
-        X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
+        X, y = validated(self, X, y, dtype=[np.float32, np.float64])
         check_classification_targets(y)
         self.classes_, encoded = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
@@ -89,7 +89,7 @@ class NearestPrototype(ScoresClasses, ClassifierMixin, BaseEstimator):  # type: 
     def class_scores(self, X: Any) -> NDArray[np.float64]:
         """Return a score for each class, (N, K), columns in the order of `classes_`."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
+        X = validated(self, X, dtype=[np.float32, np.float64], reset=False)
         X, prototypes = self._transform(X), self.prototypes_
         if self.metric == "cosine":
             return np.asarray(unit(X) @ prototypes.T, dtype=np.float64)

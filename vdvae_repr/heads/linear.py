@@ -22,7 +22,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import StratifiedKFold
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from vdvae_repr.heads.gram import (
     BLOCK_BYTES,
@@ -34,7 +34,7 @@ from vdvae_repr.heads.gram import (
     left_out_accuracy,
 )
 from vdvae_repr.heads.logistic import ON_THE_WAY, LogisticPath
-from vdvae_repr.heads.scores import Logits, ScoresClasses, numbers_of
+from vdvae_repr.heads.scores import Logits, ScoresClasses, numbers_of, validated
 from vdvae_repr.heads.spectrum import Spectrum, blas_threads, one_thread_each
 
 C_GRID = 10 ** np.linspace(-6, 5, 45)  # DINOv2, eval/log_regression.py
@@ -204,7 +204,7 @@ class LogisticProbe(Logits, ProductHead, ClassifierMixin, BaseEstimator):  # typ
 
     def _check_validation(self, X: Any, y: Any) -> tuple[NDArray[Any], Rows]:
         """Return samples (M, ...), and their classes as numbers (M,)."""
-        X, y = validate_data(self, X, y, dtype=[np.float32, np.float64], reset=False)
+        X, y = validated(self, X, y, dtype=[np.float32, np.float64], reset=False)
         return X, numbers_of(y, self.classes_)
 
     def _with_validation(self, X: NDArray[Any], held: NDArray[Any], both: Any) -> NDArray[Any]:
@@ -278,7 +278,7 @@ class LogisticProbe(Logits, ProductHead, ClassifierMixin, BaseEstimator):  # typ
     def class_scores(self, X: Any) -> Matrix:
         """Return logits (N, K), columns in the order of `classes_`."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
+        X = validated(self, X, dtype=[np.float32, np.float64], reset=False)
         scores: Matrix = self._reduced.project(X) @ self._weights + self.intercept_
         return scores
 
@@ -338,7 +338,7 @@ class _Ridge(ProductHead, BaseEstimator):  # type: ignore[misc]
 
     def _predicted(self, X: Any) -> Matrix:
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
+        X = validated(self, X, dtype=[np.float32, np.float64], reset=False)
         return np.asarray(self._reduced.project(X) @ self._weights + self.intercept_)
 
 
@@ -434,7 +434,7 @@ class RidgeRegressor(RegressorMixin, _Ridge):  # type: ignore[misc]
         Raises:
             ValueError: NaN, or other shapes.
         """
-        X, y = validate_data(
+        X, y = validated(
             self, X, y, dtype=[np.float32, np.float64], ensure_min_samples=2, y_numeric=True
         )
         if self.precomputed and X.shape[0] != X.shape[1]:
@@ -514,7 +514,7 @@ class GroupedRidge:
 
 def _check(head: Any, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], Rows]:
     """Return X (N, D), y (N,), the classes and y as their numbers."""
-    X, y = validate_data(head, X, y, dtype=[np.float32, np.float64], ensure_min_samples=2)
+    X, y = validated(head, X, y, dtype=[np.float32, np.float64], ensure_min_samples=2)
     check_classification_targets(y)
     classes, encoded = np.unique(y, return_inverse=True)
     if len(classes) < 2:

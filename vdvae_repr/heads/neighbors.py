@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from vdvae_repr.heads.gram import (
     Fold,
@@ -20,7 +20,7 @@ from vdvae_repr.heads.gram import (
     centre_and_scale,
     left_out_accuracy,
 )
-from vdvae_repr.heads.scores import ScoresClasses
+from vdvae_repr.heads.scores import ScoresClasses, validated
 
 BLOCK = 1024  # samples scored at once
 
@@ -75,7 +75,7 @@ class _CosineNeighbors(ScoresClasses, ProductHead, ClassifierMixin, BaseEstimato
         Raises:
             ValueError: NaN, other shapes, or `standardize` without `center`.
         """
-        X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
+        X, y = validated(self, X, y, dtype=[np.float32, np.float64])
         check_classification_targets(y)
         self.classes_, self._labels = np.unique(y, return_inverse=True)
         if self.standardize and not self.center:
@@ -96,7 +96,7 @@ class _CosineNeighbors(ScoresClasses, ProductHead, ClassifierMixin, BaseEstimato
     def class_scores(self, X: Any) -> NDArray[np.float64]:
         """Return a score for each class, (N, K), columns in the order of `classes_`."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
+        X = validated(self, X, dtype=[np.float32, np.float64], reset=False)
         return _by_blocks(X if self.precomputed else self._unit(X), self._similarity, self._scores)
 
     def leave_one_out(self) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""What every classifier here makes of its scores: the class of the highest, probabilities, decisions."""
+"""What every head takes, and what classifiers make of scores: the class of the highest, probabilities."""
 
 from __future__ import annotations
 
@@ -6,8 +6,23 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.utils.validation import validate_data
+
+from vdvae_repr.config import hidden_by_mask
 
 Matrix = NDArray[np.float64]
+
+
+def validated(head: Any, X: Any, y: Any = "no_validation", **options: Any) -> Any:
+    """Return X, and y where it is given, as scikit-learn's `validate_data` does.
+
+    Raises:
+        ValueError: as there; also of a masked array, whose hidden values scikit-learn takes.
+    """
+    for name, given in (("X", X), ("y", y)):
+        if why := hidden_by_mask(given, "numbers", name):
+            raise ValueError(f"{name}: {why}")
+    return validate_data(head, X, y, **options)
 
 
 class ScoresClasses:

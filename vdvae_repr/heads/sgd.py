@@ -16,11 +16,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from vdvae_repr.heads.gram import BLOCK_BYTES, Matrix, Rows, Scaling, is_constant
 from vdvae_repr.heads.linear import stratified_folds
-from vdvae_repr.heads.scores import Logits, numbers_of
+from vdvae_repr.heads.scores import Logits, numbers_of, validated
 
 LEARNING_RATES = np.outer(10.0 ** np.arange(-5, -1), [1, 2, 5]).ravel()
 LEARNING_RATES = np.append(LEARNING_RATES, 0.1)  # DINOv2, eval/linear.py, of 256 samples a step
@@ -185,7 +185,7 @@ class SGDProbe(Logits, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if isinstance(X, Samples):
             self.n_features_in_ = X.shape[1]
         else:
-            X, y = validate_data(self, X, y, dtype=[np.float32, np.float64], ensure_min_samples=2)
+            X, y = validated(self, X, y, dtype=[np.float32, np.float64], ensure_min_samples=2)
             X = Samples(X)
         check_classification_targets(y)
         self.classes_, encoded = np.unique(y, return_inverse=True)
@@ -200,7 +200,7 @@ class SGDProbe(Logits, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _checked_samples(self, X: Any) -> Samples:
         if isinstance(X, Samples):
             return X
-        return Samples(validate_data(self, X, dtype=[np.float32, np.float64], reset=False))
+        return Samples(validated(self, X, dtype=[np.float32, np.float64], reset=False))
 
     def _search(
         self, X: Samples, y: Rows, held: Samples, truth: Rows, rates: Matrix

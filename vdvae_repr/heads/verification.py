@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.neighbors import unit
+from vdvae_repr.heads.scores import validated
 from vdvae_repr.heads.spectrum import Spectrum
 
 FARS = (0.1, 0.01, 0.001)  # false accept rates, where there are impostors enough
@@ -43,14 +44,14 @@ class Centred(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: Any, y: Any = None) -> Centred:
         """Average X (N, D)."""
-        X = validate_data(self, X, dtype=[np.float32, np.float64])
+        X = validated(self, X, dtype=[np.float32, np.float64])
         self.mean_ = X.mean(axis=0, dtype=np.float64).astype(X.dtype)
         return self
 
     def transform(self, X: Any) -> NDArray[Any]:
         """Return X (M, D), centred."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
+        X = validated(self, X, dtype=[np.float32, np.float64], reset=False)
         return np.asarray(X - self.mean_)
 
 
@@ -79,14 +80,14 @@ class Whitened(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: Any, y: Any = None) -> Whitened:
         """Decompose X (N, D), N at least 2."""
-        X = validate_data(self, X, dtype=[np.float32, np.float64], ensure_min_samples=2)
+        X = validated(self, X, dtype=[np.float32, np.float64], ensure_min_samples=2)
         self.spectrum_ = Spectrum.of(X, min(self.components, len(X) - 1, X.shape[1]))
         return self
 
     def transform(self, X: Any) -> NDArray[Any]:
         """Return components (M, r) of X (M, D)."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
+        X = validated(self, X, dtype=[np.float32, np.float64], reset=False)
         return np.asarray(self.spectrum_.project(X) / self.spectrum_.deviations)
 
 

@@ -15,7 +15,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.config import ModelConfig, suggestion, with_hints
+from vdvae_repr.config import (
+    ModelConfig,
+    hidden_by_mask,
+    suggestion,
+    with_hints,
+    without_order,
+)
 from vdvae_repr.errors import LayerError, StoreError, TaskError, first_line
 from vdvae_repr.latents.format import MIRROR, StoreInfo, array_key
 from vdvae_repr.latents.pooling import pool_layer
@@ -427,14 +433,27 @@ class StoredFeature:
             raise RowError(f"{self.store.path}: {what}: {first_line(error)}") from error
 
 
+def expect_store(store: object, name: str = "store") -> None:
+    """Refuse what is no open store, as a path to one.
+
+    Raises:
+        TaskError: names the parameter.
+    """
+    if not isinstance(store, Latents):
+        found = repr(store) if isinstance(store, str | Path | None) else type(store).__name__
+        raise TaskError(
+            f"{name}: expected an open store, found {found}; vr.open('latents.h5') opens one"
+        )
+
+
 def list_of_ids(ids: Iterable[str]) -> list[str]:
     """Return ids as a list.
 
     Raises:
-        StoreError: they are one text, whose letters would be taken for ids, or none at all.
+        StoreError: they are one text, whose letters would be taken for ids, a set, or no ids at all.
     """
-    if isinstance(ids, str) or not isinstance(ids, Iterable):
-        raise StoreError(f"ids: expected a list of ids, found {ids!r:.80}; give one as [id]")
+    if why := without_order(ids, "ids"):
+        raise StoreError(f"ids: {why}")
     return list(ids)
 
 
@@ -449,6 +468,8 @@ def chosen_rows(rows: Any, count: int) -> int | slice | NDArray[np.intp]:
     if isinstance(rows, slice):
         start, stop, step = rows.indices(count)
         return rows if step > 0 else np.arange(start, stop, step)
+    if why := hidden_by_mask(rows, "rows", "rows"):
+        raise RowError(why)
     array = np.asarray(rows)
     if array.dtype == bool and array.shape == (count,):
         return np.flatnonzero(array)

@@ -16,7 +16,12 @@ from numpy.typing import NDArray
 
 from vdvae_repr.config import hidden_by_mask, path_of, with_hints
 from vdvae_repr.data.names import readable
-from vdvae_repr.data.readers.arrays import map_npy, read_member, read_npy_header
+from vdvae_repr.data.readers.arrays import (
+    map_npy,
+    npz_members,
+    read_member,
+    read_npy_header,
+)
 from vdvae_repr.errors import DataError, StoreError, first_line
 from vdvae_repr.latents import parts as partition
 from vdvae_repr.latents.base import list_of_ids
@@ -36,7 +41,7 @@ from vdvae_repr.model.layers import LayerSpec, select_layers, split_selector
 from vdvae_repr.output import expect_writable
 
 ABOUT = (  # what an export says of its latents
-    "labels", "label_names", "layers", "feature", "model", "weights_sha256",
+    "labels", "label_names", "layers", "shapes", "columns", "feature", "pool", "model", "weights_sha256",
 )  # fmt: skip
 ZIP_SIGNATURE = b"PK\3\4"
 ROWS = 256  # of a matrix, read and written at once
@@ -147,10 +152,21 @@ def import_latents(
             f"{_few(weights)[:8]}, expected those of {like.path}, {like.info.model}, weights "
             f"{like.info.weights_sha256[:8]}; give as like a store of that model"
         )
-    for what, expected in (("layers", [spec.name for spec in chosen]), ("feature", [feature])):
-        if about.get(what, expected) != expected:
+    ends = np.cumsum([spec.num_dims for spec in chosen])
+    expected: dict[str, list[str]] = {
+        "layers": [spec.name for spec in chosen],
+        "feature": [feature],
+        "pool": [like.info.pool or "none"],
+        "shapes": [str(side) for spec in chosen for side in spec.shape],
+        "columns": [str(end) for end in ends],
+    }
+    for what, words in expected.items():
+        if about.get(what, words) not in (
+            words,
+            ["None"] if what == "pool" else words,
+        ):  # of JSON's null
             raise StoreError(
-                f"{name}: says that it holds {what} {_few(about[what])}, expected {_few(expected)}; "
+                f"{name}: says that it holds {what} {_few(about[what])}, expected {_few(words)}; "
                 "choose layers, or save the predictions alone, as latents and ids"
             )
 
@@ -299,7 +315,7 @@ def _read_matrix(path: Path, named: bool) -> _Matrix:
             array = map_npy(path)
             return _Matrix.of(str(path), array, *_exported_beside(path, array.shape, named))
         with zipfile.ZipFile(path) as archive:
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            members = npz_members(path, archive)
             if "latents" not in members:
                 raise StoreError(f"{path}: expected an array 'latents', found {list(members)}")
             if unknown := members.keys() - {"latents", *DESCRIPTION, DIGEST}:
@@ -310,9 +326,7 @@ def _read_matrix(path: Path, named: bool) -> _Matrix:
             with archive.open(members["latents"]) as member:
                 shape, _, dtype = read_npy_header(member)
             about = {
-                key: np.ravel(read_member(path, archive, members[key], whole=True))
-                .astype(str)
-                .tolist()
+                key: _texts(read_member(path, archive, members[key], whole=True).tolist())
                 for key in ("ids", *ABOUT)
                 if key in members
             }
@@ -340,6 +354,7 @@ def _exported_beside(
         if shape != (len(ids), about["columns"][-1]):
             return None, {}
         digest = about.get(DIGEST)
+        says = {key: _texts(about[key]) for key in ABOUT if key in about}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None, {}
     if digest is not None:
@@ -352,4 +367,11 @@ def _exported_beside(
                 f"{path}: was saved over an export, so that {path.with_suffix('.json').name} beside it says "
                 "whose another matrix is; remove that, or give ids"
             )
-    return ids, {key: np.ravel(about[key]).astype(str).tolist() for key in ABOUT if key in about}
+    return ids, says
+
+
+def _texts(value: Any) -> list[str]:
+    """Return the texts of a value, of a list in a list too, of which shapes may be of several lengths."""
+    if isinstance(value, list):
+        return [text for item in value for text in _texts(item)]
+    return [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)]

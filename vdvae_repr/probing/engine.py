@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from vdvae_repr.config import suggestion, with_hints
 from vdvae_repr.errors import TaskError, printable
-from vdvae_repr.latents.base import Latents, read_otherwise
+from vdvae_repr.latents.base import Latents, expect_store, read_otherwise
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.output import version
 from vdvae_repr.probing import controls as baselines
@@ -50,7 +50,6 @@ from vdvae_repr.probing.task import (
     Task,
     expect,
     expect_several,
-    expect_store,
     name_of,
     several,
 )

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from vdvae_repr.config import with_hints
 from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.gram import gram_matrices
-from vdvae_repr.latents.base import Latents, read_otherwise, same_images
-from vdvae_repr.probing.task import expect_store
+from vdvae_repr.latents.base import Latents, expect_store, read_otherwise, same_images
 from vdvae_repr.results import Similarity
 
 logger = logging.getLogger(__name__)

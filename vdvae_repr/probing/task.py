@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
-from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar
 
@@ -20,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
-from vdvae_repr.config import hidden_by_mask, suggestion
+from vdvae_repr.config import hidden_by_mask, suggestion, without_order
 from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.gram import Rows
 from vdvae_repr.heads.linear import LogisticProbe, Ridge, RidgeRegressor
@@ -143,7 +142,12 @@ class Split:
             TaskError: names the side.
         """
         for side in ("train", "test", "val"):
-            rows = np.asarray(getattr(self, side))
+            given = getattr(self, side)
+            if why := hidden_by_mask(given, "numbers of rows", side) or without_order(
+                given, "rows"
+            ):
+                raise TaskError(f"Split: {side}: {why}")
+            rows = np.asarray(given)
             if rows.shape == (0,):
                 rows = no_rows()
             if rows.ndim != 1 or rows.dtype.kind not in "iu" or rows.min(initial=0) < 0:
@@ -499,19 +503,6 @@ def name_of(metric: str) -> tuple[str, float | None]:
 def span_of(metric: str) -> Span:
     """Return between which values a metric lies."""
     return SPANS.get(name_of(metric)[0], (-np.inf, np.inf))
-
-
-def expect_store(store: object, name: str = "store") -> None:
-    """Refuse what is no open store, as a path to one.
-
-    Raises:
-        TaskError: names the parameter.
-    """
-    if not isinstance(store, Latents):
-        found = repr(store) if isinstance(store, str | Path | None) else type(store).__name__
-        raise TaskError(
-            f"{name}: expected an open store, found {found}; vr.open('latents.h5') opens one"
-        )
 
 
 def expect_several(values: object, name: str, kind: Kind, words: str) -> None:

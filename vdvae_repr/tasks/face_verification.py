@@ -130,7 +130,7 @@ class Verification(Problem):
         seed: int = 0,
     ) -> None:
         sides: Sequence[tuple[str, NDArray[np.intp]]] = ()
-        self.test, self.choose = read_pair_lists(pairs, pairs_train, store.ids)
+        self.test, self.choose, notes = read_pair_lists(pairs, pairs_train, store.ids)
         folds = int(self.test.fold.max()) + 1
         if self.choose is None and folds < 2:
             raise TaskError(
@@ -189,7 +189,7 @@ class Verification(Problem):
         )
         added = "with" if self.mirrored else "without"
         text = f"{n_test} pairs, {where}; {added} the mirrored images' features added"
-        for line in about_pairs(self._pairs, store.labels, store.ids):
+        for line in (*notes, *about_pairs(self._pairs, store.labels, store.ids)):
             text += f"; {line}"
         text += self._known_people(person, tested_of)
         text += of_every_split([store.splits[i] for i in _rows(self._pairs)])

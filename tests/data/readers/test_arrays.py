@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import h5py
@@ -566,3 +567,77 @@ def test_labels_of_no_split_beside_images_of_splits_are_named(tmp_path):
     said = " ".join(open_source(tmp_path / "a.npz").notices)
     assert "labels left out, as images are those of" in said
     assert "so that images have no labels; call those of each by its split, as t" in said
+
+
+@pytest.mark.parametrize("name", ["labels", "splits", "class_names"])
+@pytest.mark.parametrize("kind", ["S5", h5py.string_dtype(), "i4", "u1", "f4"])
+def test_columns_that_nobody_wrote_whole_are_refused(tmp_path, name, kind):
+    """HDF5 makes up 0 or an empty text for the others, which would be a class, a split or a name."""
+    if name != "labels" and kind not in ("S5", h5py.string_dtype()):
+        return
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"] = IMAGES
+        if name == "class_names":
+            file["labels"] = [0, 1, 2, 3]
+        data = file.create_dataset(name, (4,), kind, chunks=(2,))
+        data[:2] = [b"test", b"val"] if kind not in ("i4", "u1", "f4") else [1, 2]
+    with pytest.raises(DataError, match=rf"{name} has 1 chunks of \(2,\) that were never written"):
+        open_source(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize(("kind", "none"), [("i4", -1), ("f4", np.nan)])
+def test_labels_that_stand_for_none_need_not_be_written(tmp_path, kind, none):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"] = IMAGES
+        file.create_dataset("labels", (4,), kind, chunks=(2,), fillvalue=none)[:2] = [5, 6]
+    assert labels(open_source(tmp_path / "a.h5")) == ["5", "6", None, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("_FillValue", 2, "labels holds 1 values that are 2, by _FillValue its mark of missing"),
+        ("missing_value", np.array([1.0]), "labels holds 1 values that are 1.0, by missing_value"),
+        ("scale_factor", 2.0, r"labels holds packed values \(scale_factor 2.0\)"),
+        ("add_offset", 5, r"labels holds packed values \(add_offset 5\)"),
+        ("_FillValue", -1, None),
+        ("_FillValue", 99, None),
+        ("scale_factor", 1.0, None),
+    ],
+)
+def test_labels_that_attributes_make_others_are_refused(tmp_path, name, value, message):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"], file["labels"] = IMAGES, [0, 1, 2, -1]
+        file["labels"].attrs[name] = value
+    if message is None:
+        assert labels(open_source(tmp_path / "a.h5")) == ["0", "1", "2", None]
+    else:
+        with pytest.raises(DataError, match=message):
+            open_source(tmp_path / "a.h5")
+
+
+def test_an_array_has_the_labels_and_splits_that_are_called_by_its_name(tmp_path):
+    arrays = {
+        "a": IMAGES, "b": IMAGES, "labels": [0, 0, 0, 0], "a_labels": [1, 2, 3, 4],
+        "splits": np.array(["test"] * 4, "S"), "a_splits": np.array(["train"] * 4, "S"),
+    }  # fmt: skip
+    np.savez(tmp_path / "k.npz", **arrays)
+    with h5py.File(tmp_path / "k.h5", "w") as file:
+        for name, array in arrays.items():
+            file[name] = array
+    for file in ("k.npz", "k.h5"):
+        source = open_source(f"{tmp_path / file}:a")
+        assert labels(source) == ["1", "2", "3", "4"]
+        assert source.splits == ("train",) * 4
+        source = open_source(f"{tmp_path / file}:b")
+        assert labels(source) == ["0"] * 4
+        assert source.splits == ("test",) * 4
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_arrays_of_one_name_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", images=IMAGES)
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("images.npy", archive.read("images.npy"))
+    with pytest.raises(DataError, match="expected one array 'images', found two"):
+        open_source(tmp_path / "a.npz")

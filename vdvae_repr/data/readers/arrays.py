@@ -28,6 +28,8 @@ from vdvae_repr.data.hdf5 import (
     CHUNK_BYTES,
     dtype_of,
     leads_outside,
+    made_up,
+    marked,
     missing_values,
     open_rows,
     other_pixels,
@@ -53,6 +55,7 @@ ROW_BYTES = 2**29  # of one image
 FEW_ROWS = 10**6  # more than so many need a byte of the file each
 NAMES_KEYS = ("class_names", "label_names", "names", "classes")  # attributes that name classes
 COLUMN_BYTES = 2**28  # of labels, splits or class names
+NO_LABEL = -1  # stands for none
 DARK = 32  # an array of 8 bits all below, in all of its images, may be of fewer bits
 INFLATED = 500  # times that a member of a .npz may be larger than what is stored of it
 
@@ -156,8 +159,8 @@ def open_npz(path: Path, key: str | None = None) -> Source:
     """
     with zipfile.ZipFile(path) as archive:
         members = {
-            info.filename.removesuffix(".npy"): info
-            for info in archive.infolist()
+            name: info
+            for name, info in npz_members(path, archive).items()
             if info.filename.endswith(".npy")
         }
 
@@ -166,6 +169,21 @@ def open_npz(path: Path, key: str | None = None) -> Source:
 
         content = _Lazy(members, read)
         return _source_of(path, content, key, [_described(content, name) for name in members])
+
+
+def npz_members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """Return the entries of a .npz file by the names of their arrays.
+
+    Raises:
+        DataError: there are two of one name.
+    """
+    members: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        name = info.filename.removesuffix(".npy")
+        if name in members:
+            raise DataError(f"{path}: expected one array {name!r}, found two; save the file anew")
+        members[name] = info
+    return members
 
 
 def read_member(
@@ -243,8 +261,10 @@ def open_hdf5(path: Path, key: str | None = None) -> Source:
                 raise DataError(f"{path}: {name} is a single value; expected images (N, H, W, 3)")
             if why := missing_values(item):
                 raise DataError(f"{path}: {name} {why}")
-            if name.rpartition("/")[2] in ("labels", "splits", "split", "class_names") or (
-                name.endswith("_labels")
+            if (
+                (item.ndim and item.shape[1:] in ((), (1,)))
+                or name.rpartition("/")[2] in ("labels", "splits", "split", "class_names")
+                or name.endswith(("_labels", "_splits"))
             ):
                 return _read_column(path, name, item)
             if item.ndim == 0:
@@ -323,8 +343,16 @@ def _read_column(path: Path, name: str, item: h5py.Dataset) -> NDArray[Any]:
     """Return labels, splits or class names; texts some rows at a time, as many may share one long text.
 
     Raises:
-        DataError: they take more than `COLUMN_BYTES`.
+        DataError: they take more than `COLUMN_BYTES`, or are not those that were meant: some were never
+            written, are marked as missing, or are packed.
     """
+    values = _column_values(path, name, item)
+    if why := made_up(item, NO_LABEL) or marked(item, values, NO_LABEL):
+        raise DataError(f"{path}: {name} {why}")
+    return values
+
+
+def _column_values(path: Path, name: str, item: h5py.Dataset) -> NDArray[Any]:
     taken, blocks = item.size * item.dtype.itemsize, []
     if taken <= COLUMN_BYTES and (item.dtype.kind != "O" or item.ndim == 0 or item.size == 0):
         return np.asarray(item[()])
@@ -425,12 +453,17 @@ def _source_of(
             images, folder = content[key], key.rpartition("/")[0]
             beside = f"{folder}/" if folder else ""
             base = key.rpartition("/")[2]
-            own = [base.replace("images", "labels")] if "images" in base else []
+
+            def own(word: str) -> str:
+                return base.replace("images", word) if "images" in base else f"{base}_{word}"
+
             labels, about_labels = _beside(
-                content, [f"{beside}{label}" for label in (*own, "labels")], len(images)
+                content, [f"{beside}{label}" for label in (own("labels"), "labels")], len(images)
             )
             splits, about_splits = _beside(
-                content, [f"{beside}splits", f"{beside}split"], len(images)
+                content,
+                [f"{beside}{split}" for split in (own("splits"), "splits", "split")],
+                len(images),
             )
             notices += about_labels + about_splits
             parts.append(Part("", images, labels, splits))
