@@ -295,7 +295,7 @@ class _Sums:
         if self.scaling != "raw":
             return True
         n = len(self.rows)
-        mean = A[:n].mean(axis=0)
+        mean = np.full(n, 1 / n) @ A[:n]
         return bool(mean @ mean < 0.999 * squares[:n].mean())
 
     def add(self, product: _Product) -> None:
