@@ -49,6 +49,7 @@ from vdvae_repr.model.build import build, on_meta
 from vdvae_repr.model.graphs import graph_inference
 from vdvae_repr.model.inference import compile_inference
 from vdvae_repr.model.pixelcnn import PixelCNN
+from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.published import from_published_names
 from vdvae_repr.model.student import Student
 from vdvae_repr.model.vdvae import VDVAE
@@ -142,8 +143,9 @@ def random_weights(config: AnyModelConfig, name: str, seed: int) -> SavedModel:
         ConfigError: a configuration that makes no model, or one that is too large.
     """
     on_meta(config)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    # On the CPU, and from its generator alone, which is left as it was.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), arithmetic():
+        torch.default_generator.manual_seed(seed)
         return build(config, name)
 
 
