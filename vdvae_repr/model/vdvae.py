@@ -52,7 +52,7 @@ from vdvae_repr.model.published import from_published_names
 from vdvae_repr.model.structure import check_structure, parse_blocks, parse_widths
 from vdvae_repr.output import html_table
 
-_GREW = "layer by layer the draws grew beyond what float32 holds; take another seed, a lower temperature"
+_GREW = "layer by layer the draws grew beyond what float32 holds; take another seed"
 
 
 def _nats(layer: LayerPosterior) -> float:

@@ -286,14 +286,14 @@ def _load_file(path: Path, preset: Architecture | None) -> SavedModel:
         warnings.warn(
             f"{path.name}: holds raw weights; published figures belong to their moving average, "
             f"{path.name.removesuffix(RAW_ENDING)}{EMA_ENDING}",
-            stacklevel=5,  # where the caller of vr.load stands
+            stacklevel=6,  # where the caller of vr.load stands
         )
     average = path.with_name(AVERAGE_FILE)
     if path.name == "model.safetensors" and average.is_file():
         warnings.warn(
             f"{path}: holds the raw weights of a checkpoint; a run's figures belong to their moving average, "
             f"{AVERAGE_FILE} beside it",
-            stacklevel=5,
+            stacklevel=6,
         )
     net.record = _record(file)
     net.trained_crop = _trained_crop(net.record)
