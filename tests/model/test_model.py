@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import math
 import pickle
@@ -307,6 +308,23 @@ def test_an_image_that_is_not_finite_is_no_black_image(tiny, images):
     given["16x16.0"][1, 0, 3, 3] = torch.nan
     with pytest.raises(vr.DataError, match="image 'b': expected a finite likelihood"):
         tiny.decode(given, ids=["a", "b", "c"])
+
+
+def test_draws_that_grow_beyond_float32_say_what_to_do(tiny, images):
+    """The prior's deviations have no bound: here that of one layer is e^70."""
+    model = copy.deepcopy(tiny)
+    block = model.top_down.block(model.layers[2])
+    block.prior.c4.bias.data[block.zdim : 2 * block.zdim] = 70.0
+    given = {"1x1.0": tiny.posterior(images[:2], layers="1x1")["1x1.0"].z}
+    message = r"image '0'.*draws grew beyond what float32 holds; take another seed"
+    with pytest.raises(vr.DataError, match=message + ', a lower temperature or rest="mean"'):
+        model.decode(given, rest="sample", seed=3)
+    with pytest.raises(vr.DataError, match=message + " or a lower temperature"):
+        model.sample(2, seed=3)
+    assert model.decode(given, rest="mean").shape == (2, 16, 16, 3)
+    given["1x1.0"][0] = torch.nan
+    with pytest.raises(vr.DataError, match="look at the latents and the weights"):
+        model.decode(given, rest="sample", seed=3)
 
 
 def test_grey_and_float_images_are_read_as_their_uint8_in_color(tiny):

@@ -1,13 +1,16 @@
 """Which row is compared where nothing is chosen, what stands beside it, and what a problem does by itself."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 from scipy.stats import pearsonr
+from typer.testing import CliRunner
 
 import vdvae_repr as vr
+from vdvae_repr.cli import app
 from vdvae_repr.probing.task import Scored
 
 HOW = {"cache": None, "layers": "<=4x4"}
@@ -187,6 +190,56 @@ def test_models_beside_are_compared_row_picked_with_row_picked(tiny, people, tmp
     assert not alone.beside
     there.save(tmp_path / "results")
     assert vr.Report.load(tmp_path / "results").beside == there.beside
+
+
+def test_a_store_beside_of_other_labels_or_splits_is_refused(tiny, people, tmp_path):
+    """As `side_by_side` refuses the pair; one that has none says nothing of them."""
+    source = replace(people(4), splits=("train", "train", "val", "test") * 6)
+    others = {
+        "labels": replace(source, labels=source.labels[::-1].copy()),
+        "splits": replace(source, splits=source.splits[::-1]),
+    }
+    how = {"layers": "1x1", "features": "mean"}
+    one = vr.extract(tiny, source, tmp_path / "a.h5", **how)
+    task = vr.Classification()
+    for what, changed in others.items():
+        other = vr.extract(tiny, changed, tmp_path / f"{what}.h5", **how)
+        message = rf"{what}\.h5: expected the {what} of .*a\.h5, found others; extract both"
+        for option in ({"beside": [other]}, {"drawn": other}):
+            with pytest.raises(vr.TaskError, match=message):
+                vr.probe(one, task, **option)
+        with pytest.raises(vr.StoreError, match=message):
+            vr.side_by_side(one, other)
+        done = CliRunner().invoke(
+            app,
+            [
+                "probe",
+                "--task",
+                "classification",
+                "--latents",
+                str(one.path),
+                "--beside",
+                str(other.path),
+            ],
+        )
+        assert re.search(message, str(done.exception))
+    bare = replace(source, labels=np.full(24, -1), label_names=(), splits=())
+    other = vr.extract(tiny, bare, tmp_path / "b.h5", **how)
+    report = vr.probe(one, task, beside=[other], controls=[], heads="ridge", cache=None)
+    first, second = (row for row in report.rows if row.metric == report.rows[0].metric)
+    assert first.value == second.value
+
+
+def test_scale_of_features_changes_no_score(tiny, people, tmp_path):
+    one = vr.extract(tiny, people(6), tmp_path / "a.h5", layers="4x4")
+    other = vr.extract(tiny, people(6), tmp_path / "b.h5", layers="8x8")
+    heads = ["ridge", "linear-lbfgs", "knn", "knn-dino"]
+    values = []
+    for scale in (1.0, 2.0**-40, 2.0**-90):
+        both = vr.side_by_side(one, other, weights=[scale, scale])
+        report = vr.probe(both, "classification", heads=heads, controls=[], cache=None)
+        values.append([row.value for row in report.rows])
+    assert values[0] == values[1] == values[2]
 
 
 def test_other_passes_and_resizes_of_stores_beside_are_said(tiny, people, tmp_path):

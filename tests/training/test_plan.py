@@ -212,9 +212,9 @@ def test_a_preset_goes_by_its_name(tmp_path, photos):
     with pytest.raises(vr.ConfigError, match=r"unknown key train.stepz; did you mean 'steps'"):
         vr.train("faces64", photos, tmp_path / "r", stepz=1)
     big = np.zeros((10, 64, 64, 3), np.uint8)
-    out = vr.train("faces64", big, tmp_path / "r", steps=1, batch_size=1, hold_back="images")
+    out = vr.train("faces64", big, tmp_path / "r", steps=2, batch_size=1, hold_back="images")
     assert vr.load(out).name == "faces64"
-    assert load_config(out / "config.toml").train.steps == 1
+    assert load_config(out / "config.toml").train.steps == 2
     (tmp_path / "model.toml").write_text(SHIFTED.partition("[train]")[0])
     with pytest.raises(vr.ConfigError, match=r"no \[train\] table.*cifar10, faces64"):
         vr.train(tmp_path / "model.toml", photos, tmp_path / "s")
@@ -363,7 +363,7 @@ def test_weights_that_saw_pixels_scaled_otherwise_are_said(toml, photos, tmp_pat
             said = []
             out = tmp_path / f"{start.name} {expected}"
             vr.train(
-                toml, 255 - photos, out, steps=1, init_from=start, changed=changed,
+                toml, 255 - photos, out, steps=2, init_from=start, changed=changed,
                 progress=said.append,
             )  # fmt: skip
             line = f"was trained with model.shift = {config.shift:.8g}, here "
@@ -448,9 +448,9 @@ def test_a_run_finds_its_data_from_another_folder(toml, photos, name, tmp_path, 
     with tarfile.open("s-0.tar", "w") as tar:
         for path in sorted(Path("photos").iterdir()):
             tar.add(path, arcname=path.name)
-    out = vr.train(toml, name, tmp_path / "r", probe_data=name, probe_every=1000, steps=1)
+    out = vr.train(toml, name, tmp_path / "r", probe_data=name, probe_every=1000, steps=2)
     monkeypatch.chdir(tmp_path / "there")
-    vr.train(out, resume=True, steps=2)
+    vr.train(out, resume=True, steps=3)
     kept = json.loads((out / "run.json").read_text())
     assert kept["data"] == kept["options"]["probe_data"] == str(tmp_path / "here" / name)
 
@@ -459,7 +459,7 @@ def test_a_run_finds_its_data_from_another_folder(toml, photos, name, tmp_path, 
 def test_a_known_name_stays_one(toml, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
-    out = vr.train(toml, name, tmp_path / "r", probe_data=name, probe_every=1000, steps=1)
+    out = vr.train(toml, name, tmp_path / "r", probe_data=name, probe_every=1000, steps=2)
     kept = json.loads((out / "run.json").read_text())
     assert kept["data"] == kept["options"]["probe_data"] == name
 
@@ -556,19 +556,19 @@ def test_a_run_does_not_go_on_with_images_that_were_replaced(
             Image.fromarray(image).save(tmp_path / "photos" / f"{i:02d}.bmp")
         return tmp_path / "photos"
 
-    out = vr.train(toml, write(photos), tmp_path / "r", steps=1, probe_every=0)
+    out = vr.train(toml, write(photos), tmp_path / "r", steps=2, probe_every=0)
     write(photos)
-    vr.train(out, resume=True, steps=2)
+    vr.train(out, resume=True, steps=3)
     other = photos.copy()
     other[12:15] += 1
     write(other)
     before = (out / "run.json").read_bytes()
     with pytest.raises(vr.TrainingError, match=message):
-        vr.train(out, resume=True, steps=3)
+        vr.train(out, resume=True, steps=4)
     assert (out / "run.json").read_bytes() == before
     vr.train(out, resume=True)  # it is finished
     write(photos)
-    vr.train(out, resume=True, steps=3)
+    vr.train(out, resume=True, steps=4)
 
 
 @pytest.mark.parametrize("chosen", ["0:12", "rows.txt", [3, 1, *range(5, 15)]])
@@ -577,11 +577,11 @@ def test_a_resumed_run_knows_the_rows_of_its_data(toml, photos, tmp_path, monkey
     np.save("photos.npy", photos)
     (tmp_path / "rows.txt").write_text(" ".join(map(str, range(3, 16))))
     source = vr.open_source("photos.npy", rows=chosen)
-    out = vr.train(toml, source, tmp_path / "r", steps=1, probe_every=0)
+    out = vr.train(toml, source, tmp_path / "r", steps=2, probe_every=0)
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "there")
-    vr.train(out, resume=True, steps=2)
-    assert rows(out)[-1]["step"] == 2
+    vr.train(out, resume=True, steps=3)
+    assert rows(out)[-1]["step"] == 3
     held = vr.evaluate(vr.load(out), None, run=out, split="held-back")
     assert held.images == 1
 
@@ -606,11 +606,11 @@ def test_a_resumed_run_knows_the_root_of_its_data(tmp_path, photos, toml, monkey
             if variable:
                 context.setenv("VDVAE_REPR_DATA_ROOT", str(variable))
             out = vr.train(
-                toml, vr.open_source("mine", root=root), tmp_path / f"r{number}", steps=1
+                toml, vr.open_source("mine", root=root), tmp_path / f"r{number}", steps=2
             )
         monkeypatch.chdir(tmp_path)
-        vr.train(out, resume=True, steps=2)
-        assert rows(out)[-1]["step"] == 2
+        vr.train(out, resume=True, steps=3)
+        assert rows(out)[-1]["step"] == 3
 
 
 def test_reasons_do_not_advise_what_was_done(toml, folder, tiny, tmp_path):

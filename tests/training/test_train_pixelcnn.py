@@ -82,10 +82,10 @@ def test_a_divided_batch_gives_the_same_run(toml, photos, tmp_path):
 
 
 def test_a_run_starts_from_weights_of_its_own_kind(toml, photos, tmp_path):
-    vr.train(toml, photos, tmp_path / "a", steps=1)
-    vr.train(toml, photos, tmp_path / "b", steps=1, init_from=tmp_path / "a")
+    vr.train(toml, photos, tmp_path / "a", steps=2)
+    vr.train(toml, photos, tmp_path / "b", steps=2, init_from=tmp_path / "a")
     with pytest.raises(vr.CheckpointError, match="weights of another architecture"):
-        vr.train(toml, photos, tmp_path / "c", steps=1, init_from="faces64")
+        vr.train(toml, photos, tmp_path / "c", steps=2, init_from="faces64")
 
 
 def test_probes_during_training_are_refused(toml, photos, tmp_path):

@@ -248,6 +248,33 @@ def test_changed_config_is_refused_by_name(toml, photos, again):
     assert log(again)[-1]["learning_rate"] == pytest.approx(1e-4)
 
 
+def test_a_run_whose_updates_all_have_rate_0_has_learned_nothing(toml, photos, tmp_path):
+    """The published schedule begins at 0, however short its warm-up is."""
+    message = r"nothing was learned: the first update has rate 0.*begins; raise train.steps \(1\)"
+    for out, warmup in ((tmp_path / "a", 1), (tmp_path / "r", 100)):
+        with pytest.raises(vr.TrainingError, match=message):
+            trained(toml, photos, out, "train.steps=1", f"train.warmup_steps={warmup}")
+        assert log(out)[-1]["learning_rate"] == 0
+    with pytest.raises(vr.TrainingError, match="nothing was learned"):  # said again
+        vr.train(out, resume=True)
+    with pytest.raises(vr.TrainingError, match=r"rate 0.*, and all others were skipped"):
+        vr.train(out, resume=True, steps=2, skip_threshold=1e-9)
+    vr.train(out, resume=True, steps=3, skip_threshold=1000)  # which learns something
+
+
+def test_the_log_has_the_rate_of_the_update(toml, photos, tmp_path):
+    """As PyTorch's LambdaLR(step / warmup) sets it."""
+    trained(toml, photos, tmp_path / "r", "train.steps=8", "train.log_every=1")
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, step / 5))
+    rates = []
+    for _ in range(8):
+        rates += schedule.get_last_lr()
+        optimiser.step()
+        schedule.step()
+    assert [row["learning_rate"] for row in log(tmp_path / "r")] == pytest.approx(rates)
+
+
 def test_a_threshold_that_skips_everything_stops_the_run(toml, photos, tmp_path):
     with pytest.raises(vr.TrainingError, match=r"raise that") as error:
         trained(
@@ -449,7 +476,7 @@ def test_a_published_run_that_is_not_whole_is_refused(toml, photos, tmp_path):
     (tmp_path / "x-opt.th").unlink()
     (tmp_path / "x-model-ema.th").unlink()  # its score is not finite, which is an error at the end
     said = []
-    trained(toml, photos, tmp_path / "r", "train.steps=1", init_from=start, progress=said.append)
+    trained(toml, photos, tmp_path / "r", "train.steps=2", init_from=start, progress=said.append)
     lacking = (
         "beside it are no x-model-ema.th, x-opt.th, x-log.jsonl, so that the moving average starts"
     )
@@ -650,7 +677,7 @@ def test_what_was_held_back_can_be_scored(toml, photos, finished):
 
 
 def test_scoring_what_was_trained_on_is_said(toml, photos, tmp_path, caplog):
-    out = trained(toml, photos, tmp_path / "r", "train.steps=1")
+    out = trained(toml, photos, tmp_path / "r", "train.steps=2")
     model = vr.load(out)
     line = "photos.npz: about 36 of 40 images are those the run was trained on; split="
     for given in ({"data": photos}, {"data": open_source(photos)}, {"data": None, "run": out}):
@@ -690,7 +717,7 @@ def test_a_run_that_skipped_most_updates_says_so(toml, photos, tmp_path, monkeyp
     update = trainer.Optimisation.update
 
     def mostly_skipped(self, norm, finite):
-        return update(self, norm, finite and self.step == 0)
+        return update(self, norm, finite and self.step == 1)
 
     monkeypatch.setattr(trainer.Optimisation, "update", mostly_skipped)
     said = []
@@ -723,7 +750,7 @@ def test_images_to_probe_with_that_cannot_be_read_are_said(toml, photos, tmp_pat
     path.write_bytes(path.read_bytes()[:60])
     said = []
     trained(
-        toml, photos, tmp_path / "r", "train.steps=1", on_error="skip", probe_every=1,
+        toml, photos, tmp_path / "r", "train.steps=2", on_error="skip", probe_every=2,
         probe_data=tmp_path / "labelled", progress=said.append,
     )  # fmt: skip
     assert "probe_data: 1 unreadable images left out: b/2.png" in said

@@ -30,6 +30,7 @@ from vdvae_repr.data.hdf5 import missing_values, unwritten_chunks
 from vdvae_repr.data.names import natural_key
 from vdvae_repr.errors import DataError, TaskError, first_line
 from vdvae_repr.heads.algebra import HALF_OF_MEMORY
+from vdvae_repr.heads.gram import centre_and_scale
 from vdvae_repr.latents.base import Latents, expect_store
 from vdvae_repr.output import expect_writable, replacing
 
@@ -424,7 +425,8 @@ def synthetic_nsd(
         if layer is None:
             continue
         X = store.matrix(layer)[0].astype(np.float64)
-        X = (X - X.mean(axis=0)) / np.maximum(X.std(axis=0), 1e-12)
+        mean, deviation = centre_and_scale(X, standardize=True)
+        X = (X - mean) / deviation
         own = X @ rng.normal(size=(X.shape[1], voxels))
         signal[:, number * voxels : (number + 1) * voxels] = own / own.std(axis=0)
     order = np.concatenate([rng.permutation(count) for _ in range(REPETITIONS)])

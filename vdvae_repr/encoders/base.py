@@ -317,6 +317,7 @@ class TorchEncoder:
         self._options = frozenset(key for key in described if described[key] == after.get(key))
         _KNOWN.add(self)
 
+    @arithmetic()
     def _set_up(
         self,
         net: nn.Module,
@@ -445,6 +446,7 @@ class TorchEncoder:
                 f"{self.image_size}) float32 ({first_line(error)}); expected one that reads such a batch"
             ) from error
 
+    @arithmetic()
     def _check_that_images_stand_alone(self) -> None:
         """Read images again, and refuse a network that says of them what depends on the occasion.
 

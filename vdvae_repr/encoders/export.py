@@ -20,6 +20,7 @@ from vdvae_repr.config import path_of, with_hints
 from vdvae_repr.encoders.load import loaded
 from vdvae_repr.errors import CheckpointError, TaskError, VDVAEReprError, first_line
 from vdvae_repr.model.layers import LayerSpec, select_layers
+from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.preprocessing import to_input
 from vdvae_repr.model.student import Student
 from vdvae_repr.model.vdvae import VDVAE
@@ -32,6 +33,7 @@ ONNX = ("onnx", "onnxscript")
 
 
 @with_hints
+@arithmetic()
 def export_model(
     model: VDVAE | Student | str | Path,
     out: str | Path,

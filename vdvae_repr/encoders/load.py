@@ -25,11 +25,13 @@ from vdvae_repr.encoders.vdvae import VDVAEEncoder, random_vdvae
 from vdvae_repr.errors import CheckpointError
 from vdvae_repr.model import published, weights
 from vdvae_repr.model.pixelcnn import PixelCNN
+from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.student import Student
 from vdvae_repr.model.vdvae import VDVAE
 
 
 @with_hints
+@arithmetic()
 def load(
     model: str | Path,
     *,
@@ -119,6 +121,7 @@ def as_encoder(model: VDVAE | PixelCNN | Student | Encoder | str | Path) -> Enco
     )
 
 
+@arithmetic()
 def random_twin(
     config_json: str, weights_sha256: str, seed: int, layers: Sequence[str] = ()
 ) -> Encoder:

@@ -20,7 +20,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from vdvae_repr.heads.gram import Scaling
 from vdvae_repr.heads.linear import LogisticProbe
-from vdvae_repr.heads.neighbors import unit
+from vdvae_repr.heads.neighbors import BLOCK, unit
+from vdvae_repr.heads.parameters import flag, vector
 from vdvae_repr.heads.scores import ScoresClasses, validated
 
 
@@ -69,20 +70,23 @@ class NearestPrototype(ScoresClasses, ClassifierMixin, BaseEstimator):  # type: 
         """Average the samples X (N, D) of each class of y (N,).
 
         Raises:
-            ValueError: NaN, other shapes, a single class, another metric.
+            ValueError: NaN, other shapes, a single class, or a parameter that is none.
         """
-        if self.metric not in ("euclidean", "cosine"):
-            raise ValueError(f"metric: expected euclidean or cosine, found {self.metric!r}")
+        if not isinstance(self.metric, str) or self.metric not in ("euclidean", "cosine"):
+            raise ValueError(f"metric: expected euclidean or cosine, found {self.metric!r:.80}")
         if isinstance(self.mean, str):
             raise ValueError(f"mean: expected numbers (D,), found {self.mean!r}")
+        flag("normalize", self.normalize)
         X, y = validated(self, X, y, dtype=[np.float32, np.float64])
         check_classification_targets(y)
         self.classes_, encoded = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError("expected samples of at least 2 classes, found 1 class")
-        X = self._transform(X)
-        members = np.eye(len(self.classes_), dtype=X.dtype)[encoded]
-        prototypes = members.T @ X / members.sum(axis=0)[:, None]
+        if self.mean is not None:
+            vector("mean", self.mean, X.shape[1])
+        members = np.eye(len(self.classes_))[encoded]
+        sums = sum(members[rows].T @ self._transform(X[rows]) for rows in _blocks(len(X)))
+        prototypes = sums / members.sum(axis=0)[:, None]
         self.prototypes_ = unit(prototypes) if self.metric == "cosine" else prototypes
         return self
 
@@ -90,16 +94,29 @@ class NearestPrototype(ScoresClasses, ClassifierMixin, BaseEstimator):  # type: 
         """Return a score for each class, (N, K), columns in the order of `classes_`."""
         check_is_fitted(self)
         X = validated(self, X, dtype=[np.float32, np.float64], reset=False)
-        X, prototypes = self._transform(X), self.prototypes_
-        if self.metric == "cosine":
-            return np.asarray(unit(X) @ prototypes.T, dtype=np.float64)
-        squares = (prototypes**2).sum(axis=1) + (X**2).sum(axis=1)[:, None]
-        return np.asarray(2 * X @ prototypes.T - squares, dtype=np.float64)
+        return np.concatenate([self._scores(self._transform(X[rows])) for rows in _blocks(len(X))])
 
-    def _transform(self, X: NDArray[Any]) -> NDArray[Any]:
+    def _scores(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+        prototypes = self.prototypes_
+        if self.metric == "cosine":
+            return np.asarray(unit(X) @ prototypes.T)
+        # Squares of what is common to all would hide the differences.
+        center = prototypes.mean(axis=0)
+        X, prototypes = X - center, prototypes - center
+        squares = (prototypes**2).sum(axis=1) + (X**2).sum(axis=1)[:, None]
+        return np.asarray(2 * X @ prototypes.T - squares)
+
+    def _transform(self, X: NDArray[Any]) -> NDArray[np.float64]:
+        """Return samples (N, D) as they are compared, in float64."""
+        X = X.astype(np.float64)
         if self.mean is not None:
-            X = X - np.asarray(self.mean, X.dtype)
+            X -= np.asarray(self.mean, np.float64)
         return unit(X) if self.normalize else X
+
+
+def _blocks(count: int) -> list[slice]:
+    """Return what cuts samples into blocks of which each is copied in float64."""
+    return [slice(start, start + BLOCK) for start in range(0, count, BLOCK)]
 
 
 HEADS: dict[str, Any] = {

@@ -166,7 +166,9 @@ def gram_matrices(
     """Return the Gram matrix for each of some training sets, in one pass over the features.
 
     All is summed in float64, but products of float32 features are taken in float32, after centring and over
-    `DEPTH` columns at most: they are as exact as the features are. On another device all is in float64.
+    `DEPTH` columns at most: they are as exact as the features are. Where that would not be so, as of raw
+    features far from 0 or of a size whose squares float32 does not hold, and on another device, all is in
+    float64.
 
     Args:
         blocks: columns of the features X (N, D), (N, d) each, any float.
@@ -278,10 +280,23 @@ class _Sums:
     def product(self, A: Matrix, kind: type[np.floating[Any]]) -> _Product:
         """Multiply some columns (N, d), in order."""
         squares = np.einsum("nd,nd->n", A, A)
+        if kind is np.float32 and not self._fits(A, squares):
+            kind = np.float64
         A = A.astype(kind, copy=False)
         training, others = np.split(A, [len(self.rows)])
         # NumPy computes one half of the first.
         return _Product(squares, training @ training.T, others @ training.T)
+
+    def _fits(self, A: Matrix, squares: Matrix) -> bool:
+        """Whether float32 holds the products of columns (N, d), and what they say of differences."""
+        largest = squares.max()
+        if largest > 0 and not 1e-20 < largest < 1e30:
+            return False
+        if self.scaling != "raw":
+            return True
+        n = len(self.rows)
+        mean = np.full(n, 1 / n) @ A[:n]
+        return bool(mean @ mean < 0.999 * squares[:n].mean())
 
     def add(self, product: _Product) -> None:
         """Add the products of some columns."""
@@ -330,9 +345,9 @@ def centre_and_scale(X: NDArray[Any], standardize: bool) -> tuple[Matrix, Matrix
 
 
 def is_constant(mean: Matrix, deviation: Matrix) -> NDArray[np.bool_]:
-    """Return which features (D,) do not vary beyond rounding."""
+    """Return which features (D,) do not vary beyond the rounding of numbers of their size."""
     return np.asarray(_constant(np, mean, deviation))
 
 
 def _constant(xp: Any, mean: Any, deviation: Any) -> Any:
-    return deviation <= 1e-10 * xp.clip(xp.abs(mean), 1, None)
+    return deviation <= 1e-10 * xp.abs(mean)

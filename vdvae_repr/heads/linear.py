@@ -24,6 +24,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
+from vdvae_repr.heads import parameters
 from vdvae_repr.heads.gram import (
     BLOCK_BYTES,
     Fold,
@@ -164,13 +165,19 @@ class LogisticProbe(Logits, ProductHead, ClassifierMixin, BaseEstimator):  # typ
                 standardised by all of them. What is asked later is then products with all of them.
 
         Raises:
-            ValueError: NaN, other shapes, a single class, or a class that is in `validation` alone.
+            ValueError: NaN, other shapes, a single class, a class that is in `validation` alone, or a
+                parameter that is none.
 
         Warns:
             ConvergenceWarning: `max_iter` steps did not reach `tol`.
         """
+        grid = np.sort(C_GRID if self.Cs is None else parameters.grid("Cs", self.Cs))
+        parameters.flag("standardize", self.standardize)
+        parameters.flag("precomputed", self.precomputed)
+        seed = parameters.seed(self.seed)
+        parameters.positive("tol", self.tol)
+        parameters.whole("max_iter", self.max_iter)
         X, y, self.classes_, encoded = _check(self, X, y)
-        grid = np.sort(np.asarray(C_GRID if self.Cs is None else self.Cs, dtype=np.float64).ravel())
         self.search_, self.C_ = "fixed", float(grid[0]) if len(grid) == 1 else 1.0
         self.cv_scores_ = np.full(len(grid), np.nan)
         index = None
@@ -180,7 +187,7 @@ class LogisticProbe(Logits, ProductHead, ClassifierMixin, BaseEstimator):  # typ
             if len(grid) > 1:
                 self.search_ = "validation"
                 parts = [partial(self._part, X, encoded, held, truth)]
-        elif len(grid) > 1 and (splits := stratified_folds(encoded, self.seed or 0)):
+        elif len(grid) > 1 and (splits := stratified_folds(encoded, seed)):
             self.search_ = "k-fold"
             parts = self._folds(X, encoded, splits, folds)
         if parts:
@@ -310,6 +317,16 @@ class _Ridge(ProductHead, BaseEstimator):  # type: ignore[misc]
         """Standardised, or centred alone."""
         return "standardised" if self.standardize else "centred"
 
+    def _grid(self) -> Matrix:
+        """Return the grid of penalties.
+
+        Raises:
+            ValueError: a parameter that is none.
+        """
+        parameters.flag("standardize", self.standardize)
+        parameters.flag("precomputed", self.precomputed)
+        return ALPHAS if self.alphas is None else parameters.grid("alphas", self.alphas)
+
     def _solve(self, X: NDArray[Any], targets: Matrix, spectrum: Spectrum | None) -> None:
         """Fit samples X to targets (N, K), each K with the same penalty."""
         self._reduced = _Reduced(X, self.standardize, self.precomputed, spectrum)
@@ -318,8 +335,7 @@ class _Ridge(ProductHead, BaseEstimator):  # type: ignore[misc]
         U = Z / np.sqrt(np.where(squares > 0, squares, 1))
         self.intercept_ = targets.mean(axis=0)
         loads = U.T @ (targets - self.intercept_)
-        grid = np.asarray(ALPHAS if self.alphas is None else self.alphas, dtype=np.float64)
-        alphas = grid * max(squares.sum() / len(Z), 1e-300)
+        alphas = self._grid() * max(squares.sum() / len(Z), 1e-300)
         shrinks = squares[:, None] / (squares[:, None] + alphas)
         leverages = 1 / len(Z) + (U**2) @ shrinks
         smallest = np.inf
@@ -378,8 +394,9 @@ class Ridge(ScoresClasses, ClassifierMixin, _Ridge):  # type: ignore[misc]
             spectrum: of precomputed samples, where it is known.
 
         Raises:
-            ValueError: NaN, other shapes, or a single class.
+            ValueError: NaN, other shapes, a single class, or a parameter that is none.
         """
+        self._grid()
         X, y, self.classes_, encoded = _check(self, X, y)
         self._solve(
             X, np.where(np.eye(len(self.classes_), dtype=bool)[encoded], 1.0, -1.0), spectrum
@@ -432,8 +449,9 @@ class RidgeRegressor(RegressorMixin, _Ridge):  # type: ignore[misc]
         """Fit on X (N, D), precomputed (N, N), and numbers y (N,); `spectrum` as of `Ridge.fit`.
 
         Raises:
-            ValueError: NaN, or other shapes.
+            ValueError: NaN, other shapes, or a parameter that is none.
         """
+        self._grid()
         X, y = validated(
             self, X, y, dtype=[np.float32, np.float64], ensure_min_samples=2, y_numeric=True
         )

@@ -20,6 +20,7 @@ from vdvae_repr.heads.gram import (
     centre_and_scale,
     left_out_accuracy,
 )
+from vdvae_repr.heads.parameters import flag, positive, whole
 from vdvae_repr.heads.scores import ScoresClasses, validated
 
 BLOCK = 1024  # samples scored at once
@@ -73,8 +74,9 @@ class _CosineNeighbors(ScoresClasses, ProductHead, ClassifierMixin, BaseEstimato
         """Store the samples X (N, D), precomputed their cosines (N, N), and y (N,).
 
         Raises:
-            ValueError: NaN, other shapes, or `standardize` without `center`.
+            ValueError: NaN, other shapes, a parameter that is none, or `standardize` without `center`.
         """
+        self._check_parameters()
         X, y = validated(self, X, y, dtype=[np.float32, np.float64])
         check_classification_targets(y)
         self.classes_, self._labels = np.unique(y, return_inverse=True)
@@ -92,6 +94,17 @@ class _CosineNeighbors(ScoresClasses, ProductHead, ClassifierMixin, BaseEstimato
             if centred is None or (left_out_accuracy(self, y) or 0) <= centred:
                 self._store(X, False)
         return self
+
+    def _check_parameters(self) -> None:
+        """Refuse what is none.
+
+        Raises:
+            ValueError: names the first.
+        """
+        flag("center", self.center)
+        if self.standardize is not None:
+            flag("standardize", self.standardize)
+        flag("precomputed", self.precomputed)
 
     def class_scores(self, X: Any) -> NDArray[np.float64]:
         """Return a score for each class, (N, K), columns in the order of `classes_`."""
@@ -113,8 +126,8 @@ class _CosineNeighbors(ScoresClasses, ProductHead, ClassifierMixin, BaseEstimato
 
     def _unit(self, X: NDArray[Any]) -> NDArray[Any]:
         """Return samples (M, D) as they are compared: scaled as the fitted ones are, of length 1."""
-        if not self.center:
-            return unit(X)
+        if not self.center:  # angles between samples far from 0 are less than float32 tells apart
+            return unit(np.asarray(X, np.float64))
         return np.asarray(unit((X - self._mean) / self._scale), X.dtype)
 
     def _similarity(self, X: NDArray[Any]) -> NDArray[Any]:
@@ -201,6 +214,11 @@ class WeightedNeighbors(_CosineNeighbors):
         self.standardize = standardize
         self.precomputed = precomputed
 
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        whole("k", self.k)
+        positive("temperature", self.temperature)
+
     def _scores(self, similarity: NDArray[Any]) -> NDArray[np.float64]:
         n, k = len(similarity), min(self.k, similarity.shape[1])
         voters = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
@@ -231,5 +249,12 @@ def _by_blocks(
 
 def unit(X: NDArray[Any]) -> NDArray[Any]:
     """Scale rows (N, D) to length 1; zeros stay."""
-    length = np.linalg.norm(X, axis=1, keepdims=True)
+    least, most = np.sqrt(np.finfo(X.dtype).tiny) * 1e4, np.sqrt(np.finfo(X.dtype).max) / 1e4
+    with np.errstate(over="ignore", under="ignore"):
+        length = np.linalg.norm(X, axis=1, keepdims=True)
+    # X's type does not hold the squares of these; they are divided by their largest number first.
+    if (odd := ~((length > least) & (length < most))).any():
+        largest = np.abs(X).max(axis=1, keepdims=True)
+        X = X / np.where(odd & (largest > 0), largest, 1)
+        length = np.linalg.norm(X, axis=1, keepdims=True)
     return np.asarray(X / np.where(length > 0, length, 1))

@@ -18,9 +18,11 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
+from vdvae_repr.heads import parameters
 from vdvae_repr.heads.gram import BLOCK_BYTES, Matrix, Rows, Scaling, is_constant
 from vdvae_repr.heads.linear import stratified_folds
 from vdvae_repr.heads.scores import Logits, numbers_of, validated
+from vdvae_repr.model.precision import arithmetic
 
 LEARNING_RATES = np.outer(10.0 ** np.arange(-5, -1), [1, 2, 5]).ravel()
 LEARNING_RATES = np.append(LEARNING_RATES, 0.1)  # DINOv2, eval/linear.py, of 256 samples a step
@@ -147,16 +149,18 @@ class SGDProbe(Logits, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Raises:
             ValueError: NaN, other shapes, a single class, a class that is in `validation` alone, or a
-                parameter that is not above 0.
+                parameter that is none.
         """
+        rates = LEARNING_RATES
+        if self.learning_rates is not None:
+            rates = np.sort(parameters.grid("learning_rates", self.learning_rates))
+        parameters.whole("steps", self.steps)
+        parameters.whole("batch_size", self.batch_size)
+        parameters.flag("standardize", self.standardize)
+        seed = parameters.seed(self.seed)
+        if not str(self.device).startswith(("cpu", "cuda")):
+            raise ValueError(f"device: expected cpu, cuda or cuda:1, found {self.device!r:.80}")
         X, encoded = self._checked(X, y)
-        given = LEARNING_RATES if self.learning_rates is None else self.learning_rates
-        rates = np.sort(np.asarray(given, np.float64).ravel())
-        if not (len(rates) and rates[0] > 0 and self.steps > 0 and self.batch_size > 0):
-            raise ValueError(
-                "expected learning_rates, steps and batch_size above 0, found "
-                f"{rates.tolist()}, {self.steps} and {self.batch_size}"
-            )
         chosen = (len(rates) - 1) // 2
         self.search_, self.cv_scores_ = "fixed", np.full(len(rates), np.nan)
         kept: _Classifiers | None = None
@@ -164,7 +168,7 @@ class SGDProbe(Logits, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.search_ = "validation"
             held, truth = self._checked_validation(*validation)
             self.cv_scores_, kept = self._search(X, encoded, held, truth, rates)
-        elif folds := stratified_folds(encoded, self.seed or 0):
+        elif folds := stratified_folds(encoded, seed):
             self.search_ = "k-fold"
             right = np.zeros(len(rates))
             for fit, out in folds:
@@ -274,10 +278,10 @@ class _Classifiers:
             for number in self._numbers
         ]
         self._W = self._put(np.concatenate(first, axis=1)) * INITIAL_DEVIATION
-        self._b = torch.zeros(self._W.shape[1], device=self._device)
+        self._b = torch.zeros(self._W.shape[1], dtype=torch.float32, device=self._device)
         steps = np.repeat(rates[numbers] * probe.batch_size / 256, self._classes)
         batches = _batches(len(X), probe.batch_size, np.random.default_rng([seed, 0]))
-        with torch.inference_mode():
+        with torch.inference_mode(), arithmetic():
             self._train(X, y, batches, self._put(steps.astype(np.float32)), probe.steps)
 
     def _train(
@@ -311,7 +315,7 @@ class _Classifiers:
     def accuracies(self, X: Samples, y: Rows) -> Matrix:
         """Return the share of samples that each classifier tells, (L,)."""
         right, start = np.zeros(len(self._numbers)), 0
-        with torch.inference_mode():
+        with torch.inference_mode(), arithmetic():
             for block in X.blocks():
                 x = self._put(self.scale.apply(block).astype(np.float32, copy=False))
                 predicted = self._logits(x).argmax(dim=2).cpu().numpy()

@@ -15,7 +15,8 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from vdvae_repr.errors import TaskError
-from vdvae_repr.heads.neighbors import unit
+from vdvae_repr.heads.neighbors import BLOCK, unit
+from vdvae_repr.heads.parameters import whole
 from vdvae_repr.heads.scores import validated
 from vdvae_repr.heads.spectrum import Spectrum
 
@@ -79,9 +80,14 @@ class Whitened(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.components = components
 
     def fit(self, X: Any, y: Any = None) -> Whitened:
-        """Decompose X (N, D), N at least 2."""
+        """Decompose X (N, D), N at least 2.
+
+        Raises:
+            ValueError: NaN, other shapes, or a number of components that is none.
+        """
+        components = whole("components", self.components)
         X = validated(self, X, dtype=[np.float32, np.float64], ensure_min_samples=2)
-        self.spectrum_ = Spectrum.of(X, min(self.components, len(X) - 1, X.shape[1]))
+        self.spectrum_ = Spectrum.of(X, min(components, len(X) - 1, X.shape[1]))
         return self
 
     def transform(self, X: Any) -> NDArray[Any]:
@@ -93,8 +99,14 @@ class Whitened(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
 def cosine_similarity(X: NDArray[Any], first: NDArray[np.intp], second: NDArray[np.intp]) -> Scores:
     """Return the cosine similarity (P,) of rows `first` (P,) and `second` (P,) of features X (N, D)."""
-    unit_rows = unit(X)
-    return np.einsum("pd,pd->p", unit_rows[first], unit_rows[second], dtype=np.float64)
+    similarity = np.empty(len(first))
+    for start in range(
+        0, len(first), BLOCK
+    ):  # in float64: of samples far from 0 all angles are small
+        pairs = slice(start, start + BLOCK)
+        one, other = (unit(X[rows[pairs]].astype(np.float64)) for rows in (first, second))
+        similarity[pairs] = np.einsum("pd,pd->p", one, other)
+    return similarity
 
 
 def best_threshold(similarity: Scores, same: Flags) -> float:

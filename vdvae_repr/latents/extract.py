@@ -63,6 +63,7 @@ from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.model.base import SavedModel
 from vdvae_repr.model.layers import LayerSpec, select_layers
 from vdvae_repr.model.noise import seeded_noise
+from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.student import Student
 from vdvae_repr.model.vdvae import VDVAE
 
@@ -74,6 +75,7 @@ PART_BYTES = 2**28
 CHUNK = 8  # images, at most, that a worker reads in a row
 
 
+@arithmetic()
 def extract(
     model: VDVAE | Student | Encoder | str | Path,
     data: str | Path | NDArray[np.uint8] | Source,

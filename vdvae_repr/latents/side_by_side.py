@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -236,17 +236,25 @@ def _expect_same_rows(store: Latents, first: Latents) -> None:
             f"{store.path}: expected the images of {first.path} in their order, found {found}; "
             "extract both from the same images"
         )
-    labels = [[of.label_names[k] if k >= 0 else None for k in of.labels] for of in (first, store)]
-    for what, own, expected in (
-        ("labels", labels[1], labels[0]),
-        ("splits", store.splits, first.splits),
-        ("mirrored", store.reads_mirrored, first.reads_mirrored),
-    ):
-        if own != expected:
-            raise StoreError(
-                f"{store.path}: expected the {what} of {first.path}, found others; "
-                "extract both from the same images"
-            )
+    unlike = [what for what, own, expected in known_of_images(store, first) if own != expected]
+    if store.reads_mirrored != first.reads_mirrored:
+        unlike.append("mirrored")
+    if unlike:
+        raise StoreError(
+            f"{store.path}: expected the {unlike[0]} of {first.path}, found others; "
+            "extract both from the same images"
+        )
+
+
+def known_of_images(
+    store: Latents, first: Latents
+) -> Iterator[tuple[str, Sequence[str | None], Sequence[str | None]]]:
+    """Yield what both stores say of their images: its name, that of the one, (N,), and that of the other."""
+    own, expected = (
+        [of.label_names[k] if k >= 0 else None for k in of.labels] for of in (store, first)
+    )
+    yield "labels", own, expected
+    yield "splits", store.splits, first.splits
 
 
 def _names(stores: Sequence[Latents]) -> list[list[str]]:

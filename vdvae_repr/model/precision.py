@@ -17,21 +17,48 @@ Precision = Literal["fp32", "tf32", "bf16"]
 def arithmetic(precision: Precision = "fp32", device: str = "cpu") -> Iterator[None]:
     """Compute in `precision` within; tf32 is of GPUs alone, bf16 is autocast on a device's type.
 
+    Whatever the caller has set of autocast, of PyTorch's default type of numbers, and of the precision of
+    products, is set aside, and is as it was afterwards.
+
     Raises:
-        ConfigError: another precision, or one that the device has not.
+        ConfigError: another precision, or one that the device has not; or PyTorch itself cannot tell which
+            the caller has set.
     """
     check_precision(precision, device)
-    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = convolutions.allow_tf32, products.allow_tf32
-    convolutions.allow_tf32 = products.allow_tf32 = precision == "tf32"
+    kinds = [kind for kind in {"cpu", "cuda", device} if torch.amp.is_autocast_available(kind)]
+    casts = {kind: torch.is_autocast_enabled(kind) for kind in kinds}
+    numbers = torch.get_default_dtype()
+    try:
+        products = torch.get_float32_matmul_precision()
+        convolutions = torch.backends.cudnn.allow_tf32
+    except (
+        RuntimeError
+    ) as error:  # PyTorch's, where the caller has set one backend by its newer names
+        raise ConfigError(
+            "torch.backends: expected one precision of float32, found some fp32_precision set by itself; set "
+            'torch.backends.fp32_precision = "none" and that one too'
+        ) from error
+    # By hand and not by torch.autocast(enabled=False), within which another autocast would not end with the
+    # reduced weights that it keeps let go: a training step would go on with those of the step before.
+    for kind in kinds:
+        torch.set_autocast_enabled(kind, False)
+    torch.set_default_dtype(torch.float32)
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
     try:
         if precision == "bf16":
+            torch.clear_autocast_cache()  # of a caller's autocast, which may be of other weights by now
             with torch.autocast(device, torch.bfloat16):
                 yield
+            torch.clear_autocast_cache()
         else:
             yield
     finally:
-        convolutions.allow_tf32, products.allow_tf32 = before
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
+        torch.set_default_dtype(numbers)
+        for kind, enabled in casts.items():
+            torch.set_autocast_enabled(kind, enabled)
 
 
 def check_precision(precision: Precision, device: str) -> None:

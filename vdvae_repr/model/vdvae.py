@@ -52,6 +52,8 @@ from vdvae_repr.model.published import from_published_names
 from vdvae_repr.model.structure import check_structure, parse_blocks, parse_widths
 from vdvae_repr.output import html_table
 
+_GREW = "layer by layer the draws grew beyond what float32 holds; take another seed"
+
 
 def _nats(layer: LayerPosterior) -> float:
     return float(layer.kl.sum() / max(1, len(layer.mean)))
@@ -444,6 +446,8 @@ class VDVAE(ImageModel):
         Raises:
             ConfigError: a temperature where nothing is drawn.
             LayerError: an unknown layer, or latents of another shape than the layer's.
+            DataError: a likelihood that is not finite, as of latents far from those of images. A prior's
+                deviations have no bound, so that draws can lead there by themselves.
         """
         _one_of("rest", rest, ("mean", "sample"))
         if rest == "mean" and not np.array_equal(temperature, 1.0):
@@ -485,7 +489,10 @@ class VDVAE(ImageModel):
         whole_number("seed", seed, 0)
         noise = seeded_noise(seed, names, self.device) if rest == "sample" else None
         states = self.generate(count, given, noise, temperature)
-        return self._pixels(states, pixels, seed, names)
+        remedy = "look at the latents and the weights"
+        if noise is not None and all(bool(z.isfinite().all()) for z in given.values()):
+            remedy = f'{_GREW}, a lower temperature or rest="mean"'
+        return self._pixels(states, pixels, seed, names, remedy)
 
     @torch.no_grad()
     @arithmetic()
@@ -499,10 +506,11 @@ class VDVAE(ImageModel):
         """Draw images uint8 (count, S, S, 3) from the prior; temperature 0 is its mean."""
         names = [str(i) for i in range(whole_number("count", count, 1))]
         noise = seeded_noise(whole_number("seed", seed, 0), names, self.device)
-        return self._pixels(self.generate(count, {}, noise, temperature), pixels, seed, names)
+        states = self.generate(count, {}, noise, temperature)
+        return self._pixels(states, pixels, seed, names, f"{_GREW} or a lower temperature")
 
     def _pixels(
-        self, states: dict[int, Tensor], how: str, seed: int, ids: Sequence[str]
+        self, states: dict[int, Tensor], how: str, seed: int, ids: Sequence[str], remedy: str
     ) -> NDArray[np.uint8]:
         _one_of("pixels", how, ("mean", "sample"))
         parameters = self.top_down.mixture_parameters(states)
@@ -510,7 +518,7 @@ class VDVAE(ImageModel):
         if not finite.all():
             raise DataError(
                 f"image {ids[int(finite.logical_not().nonzero()[0])]!r}: expected a finite likelihood, found "
-                "NaN or infinity; look at the latents and the weights, and at the temperature of draws"
+                f"NaN or infinity; {remedy}"
             )
         if how == "mean":
             return to_uint8(mixture_mean(LogisticMixture.from_parameters(parameters)))

@@ -49,6 +49,7 @@ from vdvae_repr.model.build import build, check_buildable, on_meta
 from vdvae_repr.model.graphs import graph_inference
 from vdvae_repr.model.inference import compile_inference
 from vdvae_repr.model.pixelcnn import PixelCNN
+from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.published import from_published_names
 from vdvae_repr.model.student import Student
 from vdvae_repr.model.vdvae import VDVAE
@@ -142,8 +143,9 @@ def random_weights(config: AnyModelConfig, name: str, seed: int) -> SavedModel:
         ConfigError: a configuration that makes no model, or one that is too large.
     """
     check_buildable(config)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    # On the CPU, and from its generator alone, which is left as it was.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), arithmetic():
+        torch.default_generator.manual_seed(seed)
         return build(config, name)
 
 
@@ -284,14 +286,14 @@ def _load_file(path: Path, preset: Architecture | None) -> SavedModel:
         warnings.warn(
             f"{path.name}: holds raw weights; published figures belong to their moving average, "
             f"{path.name.removesuffix(RAW_ENDING)}{EMA_ENDING}",
-            stacklevel=5,  # where the caller of vr.load stands
+            stacklevel=6,  # where the caller of vr.load stands
         )
     average = path.with_name(AVERAGE_FILE)
     if path.name == "model.safetensors" and average.is_file():
         warnings.warn(
             f"{path}: holds the raw weights of a checkpoint; a run's figures belong to their moving average, "
             f"{AVERAGE_FILE} beside it",
-            stacklevel=5,
+            stacklevel=6,
         )
     net.record = _record(file)
     net.trained_crop = _trained_crop(net.record)

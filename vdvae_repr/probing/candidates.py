@@ -11,7 +11,7 @@ import numpy as np
 
 from vdvae_repr.errors import LayerError, TaskError
 from vdvae_repr.latents.base import Latents, same_images
-from vdvae_repr.latents.side_by_side import SideBySide, numbered
+from vdvae_repr.latents.side_by_side import SideBySide, known_of_images, numbered
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.probing.features import Columns, Features
 from vdvae_repr.probing.task import Problem, expect_several, several
@@ -223,12 +223,18 @@ def expect_same_images(other: Latents, store: Latents) -> str:
     """Refuse a store of other images; return what the reader must know, or nothing.
 
     Raises:
-        TaskError: other ids, or in another order.
+        TaskError: other ids, or in another order; other labels or splits, unless it has none.
     """
     if other.ids != store.ids:
         raise TaskError(
             f"{other.path}: expected the images of {store.path} in their order, found others"
         )
+    for what, own, expected in known_of_images(other, store):
+        if any(own) and own != expected:
+            raise TaskError(
+                f"{other.path}: expected the {what} of {store.path}, found others; "
+                "extract both from the same images"
+            )
     return same_images(store, other)
 
 

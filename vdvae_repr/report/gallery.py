@@ -157,7 +157,8 @@ def nearest(values: NDArray[np.float32], queries: NDArray[np.intp], count: int) 
     Nearness is the cosine, the mean of all rows subtracted.
     """
     values = values - values.mean(axis=0)
-    values /= np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    length = np.linalg.norm(values, axis=1, keepdims=True)
+    values /= np.where(length > 0, length, 1)
     cosines = values[queries] @ values.T
     cosines[np.arange(len(queries)), queries] = -np.inf
     return np.argsort(-cosines, axis=1, kind="stable")[:, :count]

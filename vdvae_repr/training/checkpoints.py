@@ -118,10 +118,11 @@ def _read_state(path: Path, step: int) -> dict[str, Any]:
         ValueError: it is damaged. OSError: it cannot be read.
     """
     state = read_sealed_json(path)
-    state.setdefault("begun_at", 0)  # which the first version did not write
+    for key in ("begun_at", "at_rate_0"):  # which the first version did not write
+        state.setdefault(key, 0)
     kinds: dict[str, Any] = {
-        "step": int, "images_seen": int, "skipped": int, "begun_at": int, "source": str, "images": str,
-        "crop": int | None, "sha256": dict,
+        "step": int, "images_seen": int, "skipped": int, "begun_at": int, "at_rate_0": int, "source": str,
+        "images": str, "crop": int | None, "sha256": dict,
     }  # fmt: skip
     for key, kind in kinds.items():
         if not isinstance(value := state.get(key), kind) or (kind is int and value < 0):

@@ -18,7 +18,8 @@ from vdvae_repr.model.base import SavedModel
 class Optimisation:
     """A model, its moving average and AdamW, moved together (Child 2020; openai/vdvae train.py).
 
-    `step` counts updates, skipped ones included: the schedule follows it.
+    `step` counts updates, skipped ones included: the schedule follows it. `at_rate_0` counts those that were
+    taken with a rate of 0, as the first of the schedule, and changed no weight.
 
     Args:
         model: what is trained.
@@ -36,6 +37,7 @@ class Optimisation:
         self.average_warmup = average_warmup
         self.step = 0
         self.skipped = 0
+        self.at_rate_0 = 0
         self.adamw = torch.optim.AdamW(
             model.parameters(),
             lr=recipe.lr,
@@ -86,6 +88,7 @@ class Optimisation:
             for group in self.adamw.param_groups:
                 group["lr"] = self.learning_rate
             self.adamw.step()
+            self.at_rate_0 += self.learning_rate == 0
             averages: list[Tensor] = list(self.average.parameters())
             values: list[Tensor] = list(self.model.parameters())
             with torch.no_grad():

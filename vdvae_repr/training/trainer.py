@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -43,11 +43,10 @@ from vdvae_repr.errors import (
 )
 from vdvae_repr.lock import locked
 from vdvae_repr.model.base import ImageModel
-from vdvae_repr.model.build import build
 from vdvae_repr.model.inference import allow_recompiles
 from vdvae_repr.model.layers import select_layers
-from vdvae_repr.model.precision import arithmetic
-from vdvae_repr.model.weights import config_of, packaged_names, save
+from vdvae_repr.model.precision import Precision, arithmetic
+from vdvae_repr.model.weights import config_of, packaged_names, random_weights, save
 from vdvae_repr.output import version
 from vdvae_repr.training.checkpoints import (
     announce_checkpoint,
@@ -221,7 +220,12 @@ def run_plan(
     progress = progress if main and progress else lambda line: None
     for line in notices:
         say(line)
-    with _alone(plan.out) if main else nullcontext():
+    # A caller may have switched gradients off.
+    with (
+        _alone(plan.out) if main else nullcontext(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
         return _train(
             plan, objective, accelerator, data, labelled, resume=resume,
             workers=check_workers(num_workers), say=say, progress=progress,
@@ -291,8 +295,7 @@ def _train(
     )
     config = plan.config(_measure(plan, source, preprocessing, trained, workers, progress))
 
-    torch.manual_seed(recipe.seed)
-    model = build(config.model, options.name).to(accelerator.device)
+    model = random_weights(config.model, options.name, recipe.seed).to(accelerator.device)
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)
     there = model.resolutions if isinstance(model, ImageModel) else ()
@@ -310,6 +313,7 @@ def _train(
         tensors, state = checkpoint
         optimisation.restore(tensors, str(out / "checkpoints"))
         optimisation.step, optimisation.skipped = state["step"], state["skipped"]
+        optimisation.at_rate_0 = state["at_rate_0"]
         images_seen, begun_at = state["images_seen"], state["begun_at"]
     elif options.init_from is not None:
         init_from = options.init_from
@@ -404,6 +408,7 @@ class _Run:
             waited += time.perf_counter() - started
             terms = self.forward_backward(model, batch)
             norm, finite, stop = self.look(terms, optimisation.clip(), stopped)
+            rate = optimisation.learning_rate
             taken = optimisation.update(norm, finite)
             seconds += time.perf_counter() - started
             self.images_seen += recipe.batch_size
@@ -426,7 +431,7 @@ class _Run:
                     row |= self.objective.named(self.mean(recent), optimisation.model)
                 row["gradient_norm"] = norm if math.isfinite(norm) else None
                 row["skipped"] = optimisation.skipped
-                row["learning_rate"] = optimisation.learning_rate
+                row["learning_rate"] = rate
                 row["images_per_second"] = round((self.images_seen - first) / seconds, 2)
                 row["data_wait"] = round(waited / seconds, 4)
                 if step in EARLY or (due and (not stop or step == recipe.steps)):
@@ -490,9 +495,7 @@ class _Run:
             noise = joint_noise(self.recipe.seed, step, self.recipe.batch_size, rows, device)
             last = index == self.options.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
-                with torch.autocast(
-                    device.type, torch.bfloat16, enabled=self.options.precision == "bf16"
-                ):
+                with arithmetic(cast(Precision, self.options.precision), device.type):
                     losses, parts = self.objective.terms(
                         model,
                         images[start : start + self.share],
@@ -531,11 +534,19 @@ class _Run:
 
     def nothing_learned(self, row: Mapping[str, Any]) -> str | None:
         """Return why a run that has reached its last step has learned nothing; None where it has."""
-        updates = self.optimisation.step - self.begun_at
-        if self.optimisation.skipped == updates:
+        optimisation = self.optimisation
+        updates = optimisation.step - self.begun_at
+        if optimisation.skipped == updates:
             return (
                 f"nothing was learned: all {updates} updates were skipped; raise train.skip_threshold "
                 f"({self.recipe.skip_threshold:g}) or lower train.lr ({self.recipe.lr:g})"
+            )
+        if optimisation.skipped + optimisation.at_rate_0 == updates:
+            others = ", and all others were skipped" if updates > 1 else ""
+            return (
+                f"nothing was learned: the first update has rate 0, from which the warm-up begins{others}; "
+                f"raise train.steps ({self.recipe.steps}) or train.skip_threshold "
+                f"({self.recipe.skip_threshold:g})"
             )
         for key, model in (("held_back", "average"), ("held_back_weights", "weights")):
             if row.get(f"{key}_{self.objective.total}", 0.0) is None:
@@ -562,6 +573,7 @@ class _Run:
             state = {
                 "images_seen": self.images_seen,
                 "skipped": optimisation.skipped,
+                "at_rate_0": optimisation.at_rate_0,
                 "begun_at": self.begun_at,
                 "failure": failure,
                 **self.identity,
