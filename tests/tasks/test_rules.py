@@ -128,7 +128,8 @@ def test_what_is_worse_than_a_control_is_said_to_be_worse(tiny, tmp_path, people
 
     def score(features):
         ranks = np.where(np.random.default_rng(0).permutation(100) < right[features.model], 0, 9)
-        return replace(scored(ranks, training_score=0.5), features=features)
+        outcome = [ranks, np.zeros_like(ranks)]  # and which class is predicted
+        return replace(scored(outcome, training_score=0.5), features=features)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Identification, "score", lambda self, head, features, *a: score(features))
