@@ -136,6 +136,18 @@ def similarity(feature: str) -> str:
     return markdown(pd.DataFrame(lines))
 
 
+def tables() -> dict[str, str]:
+    """Return the page's tables by their marks."""
+    return {
+        "pruning": pruning(),
+        "draws": draws("single"),
+        "draws, cumulative": draws("cumulative"),
+        "factors": factors(),
+        "similarity of means": similarity("mean"),
+        "similarity of deltas": similarity("delta"),
+    }
+
+
 def draw() -> None:
     """Draw the three pictures."""
     found = read("draws")
@@ -169,15 +181,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.folder:
         collect(options.folder)
-    tables = {
-        "pruning": pruning(),
-        "draws": draws("single"),
-        "draws, cumulative": draws("cumulative"),
-        "factors": factors(),
-        "similarity of means": similarity("mean"),
-        "similarity of deltas": similarity("delta"),
-    }
-    fill(RESULTS / "layers.md", tables)
+    fill(RESULTS / "layers.md", tables())
     draw()
 
 

@@ -138,7 +138,7 @@ def stores(data: Path, work: Path, images: int | None) -> dict[str, Path]:
 def answers(options: argparse.Namespace) -> None:
     """Time each case in turn by this checkout and by the other."""
     paths = stores(options.data, options.work, options.images)
-    trees = {"here": Path(__file__).parents[2]}
+    trees = {"this": Path(__file__).parents[2]}
     if options.against:
         trees["against"] = options.against.resolve()
     for case in options.case or CASES:
@@ -155,7 +155,8 @@ def answers(options: argparse.Namespace) -> None:
             last = run.stdout.strip().splitlines()[-1:] or [
                 json.dumps({"error": run.stderr[-300:]})
             ]
-            row = {"case": case, "checkout": name, "controls": not options.no_controls}
+            row = {"case": case, "checkout": name, "cores": len(os.sched_getaffinity(0))}
+            row["controls"] = "none" if options.no_controls else "all"
             row |= {"images": options.images} | json.loads(last[0])
             print(json.dumps(row), flush=True)
 

@@ -442,9 +442,8 @@ def test_modified_hausdorff_baseline_has_lakes_error(shared_data, tiny, tmp_path
         known = problem.split.train[problem.runs[problem.split.train] == problem.runs[query]]
         there = [near[other].query(ink[query])[0].mean() for other in known]
         nearest, least = -1, np.inf
-        for place in np.argsort(
-            there
-        ):  # the larger of two ways, so no other is nearer once one way is not
+        # The larger of two ways counts, so no other is nearer once one way is not.
+        for place in np.argsort(there):
             if there[place] >= least:
                 break
             back = near[query].query(ink[known[place]])[0].mean()

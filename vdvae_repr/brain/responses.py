@@ -420,7 +420,8 @@ class Responses:
                 raise TaskError(
                     f"{name}: expected one for each of {images} images, found {len(texts)}"
                 )
-        whole_number("measured", self.measured, 0)
+        measured = whole_number("measured", self.measured, 0)
+        object.__setattr__(self, "measured", measured)
         if not isinstance(self.rois, Mapping):
             raise TaskError(
                 f"rois: expected flags of voxels by region, found {type(self.rois).__name__}; give a dict"
@@ -568,9 +569,8 @@ def as_array(name: str, given: Any, what: str, kinds: str) -> Array:
 
 def correlations(x: Array, y: Array) -> Values:
     """Return Pearson's r of each column of x (N, V) with that of y (N, V); 0 where one does not vary."""
-    vary = (np.ptp(x, axis=0) > 0) & (
-        np.ptp(y, axis=0) > 0
-    )  # what is left of a constant is rounding
+    # What is left of a constant is rounding.
+    vary = (np.ptp(x, axis=0) > 0) & (np.ptp(y, axis=0) > 0)
     x, y = (a - a.mean(axis=0, dtype=np.float64) for a in (x, y))
     lengths = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
     return np.asarray((x * y).sum(axis=0) / np.where(vary & (lengths > 0), lengths, np.inf))

@@ -150,7 +150,7 @@ class NearestNeighbor(_CosineNeighbors):
     A class's score is its best similarity.
 
     Args:
-        center: subtract the samples' mean first.
+        center: subtract the samples' mean first. Without it samples are kept and compared in float64.
         standardize: give each feature deviation 1 on the samples too; None does so where it leaves fewer
             errors on the samples, each left out once.
         precomputed: X holds cosines, of N samples with each other (N, N) and of others with them (M, N).

@@ -93,7 +93,7 @@ class SGDProbe(Logits, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         standardize: give each feature mean 0 and deviation 1 on the training samples; else centre only, and
             divide all features by one number, so that their mean square is 1.
         seed: of the first weights, the order of samples and the folds; 0 if not given.
-        device: of torch, where the classifiers are trained, as "cpu" or "cuda".
+        device: of torch, where the classifiers are trained, "cpu", "cuda" or "cuda:1"; others are refused.
 
     Attributes:
         classes_: the classes (K,), in the order of `class_scores`.

@@ -100,9 +100,8 @@ class Whitened(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 def cosine_similarity(X: NDArray[Any], first: NDArray[np.intp], second: NDArray[np.intp]) -> Scores:
     """Return the cosine similarity (P,) of rows `first` (P,) and `second` (P,) of features X (N, D)."""
     similarity = np.empty(len(first))
-    for start in range(
-        0, len(first), BLOCK
-    ):  # in float64: of samples far from 0 all angles are small
+    for start in range(0, len(first), BLOCK):
+        # In float64: of samples far from 0 all angles are small.
         pairs = slice(start, start + BLOCK)
         one, other = (unit(X[rows[pairs]].astype(np.float64)) for rows in (first, second))
         similarity[pairs] = np.einsum("pd,pd->p", one, other)

@@ -161,10 +161,9 @@ def import_latents(
         "columns": [str(end) for end in ends],
     }
     for what, words in expected.items():
-        if about.get(what, words) not in (
-            words,
-            ["None"] if what == "pool" else words,
-        ):  # of JSON's null
+        # A pool of JSON's null is none.
+        allowed = [words, ["None"]] if what == "pool" else [words]
+        if about.get(what, words) not in allowed:
             raise StoreError(
                 f"{name}: says that it holds {what} {_few(about[what])}, expected {_few(words)}; "
                 "choose layers, or save the predictions alone, as latents and ids"

@@ -31,9 +31,8 @@ def arithmetic(precision: Precision = "fp32", device: str = "cpu") -> Iterator[N
     try:
         products = torch.get_float32_matmul_precision()
         convolutions = torch.backends.cudnn.allow_tf32
-    except (
-        RuntimeError
-    ) as error:  # PyTorch's, where the caller has set one backend by its newer names
+    # PyTorch's, where the caller has set one backend by its newer names.
+    except RuntimeError as error:
         raise ConfigError(
             "torch.backends: expected one precision of float32, found some fp32_precision set by itself; set "
             'torch.backends.fp32_precision = "none" and that one too'
@@ -50,10 +49,11 @@ def arithmetic(precision: Precision = "fp32", device: str = "cpu") -> Iterator[N
             torch.clear_autocast_cache()  # of a caller's autocast, which may be of other weights by now
             with torch.autocast(device, torch.bfloat16):
                 yield
-            torch.clear_autocast_cache()
         else:
             yield
     finally:
+        if precision == "bf16":
+            torch.clear_autocast_cache()
         torch.backends.cudnn.allow_tf32 = convolutions
         torch.set_float32_matmul_precision(products)
         torch.set_default_dtype(numbers)

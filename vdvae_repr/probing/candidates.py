@@ -223,14 +223,14 @@ def expect_same_images(other: Latents, store: Latents) -> str:
     """Refuse a store of other images; return what the reader must know, or nothing.
 
     Raises:
-        TaskError: other ids, or in another order; other labels or splits, unless it has none.
+        TaskError: other ids, or in another order; other labels or splits, where both have some.
     """
     if other.ids != store.ids:
         raise TaskError(
             f"{other.path}: expected the images of {store.path} in their order, found others"
         )
     for what, own, expected in known_of_images(other, store):
-        if any(own) and own != expected:
+        if any(own) and any(expected) and own != expected:
             raise TaskError(
                 f"{other.path}: expected the {what} of {store.path}, found others; "
                 "extract both from the same images"

@@ -37,9 +37,8 @@ from vdvae_repr.probing.task import (
 
 SIDES = ("base", "val", "novel")
 QUERIES = 15  # a way, unless classes are small
-BATCH_BYTES = (
-    2**28
-)  # of the inner products, or of the images, of episodes that are worked on at once
+# Of the inner products, or of the images, of episodes that are worked on at once.
+BATCH_BYTES = 2**28
 BLOCK = 2048  # columns of pixels that are made float64 at once
 OUTSIDE = 500  # images that PCA is fitted on, drawn among the classes outside an episode
 Rows = NDArray[np.intp]
