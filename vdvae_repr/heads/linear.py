@@ -327,15 +327,17 @@ class _Ridge(ProductHead, BaseEstimator):  # type: ignore[misc]
         parameters.flag("precomputed", self.precomputed)
         return ALPHAS if self.alphas is None else parameters.grid("alphas", self.alphas)
 
-    def _solve(self, X: NDArray[Any], targets: Matrix, spectrum: Spectrum | None) -> None:
-        """Fit samples X to targets (N, K), each K with the same penalty."""
+    def _solve(
+        self, X: NDArray[Any], targets: Matrix, spectrum: Spectrum | None, grid: Matrix
+    ) -> None:
+        """Fit samples X to targets (N, K), each K with the same penalty, of the `grid`."""
         self._reduced = _Reduced(X, self.standardize, self.precomputed, spectrum)
         Z = self._reduced.Z
         squares = (Z**2).sum(axis=0)  # the columns are orthogonal, and each has mean 0
         U = Z / np.sqrt(np.where(squares > 0, squares, 1))
         self.intercept_ = targets.mean(axis=0)
         loads = U.T @ (targets - self.intercept_)
-        alphas = self._grid() * max(squares.sum() / len(Z), 1e-300)
+        alphas = grid * max(squares.sum() / len(Z), 1e-300)
         shrinks = squares[:, None] / (squares[:, None] + alphas)
         leverages = 1 / len(Z) + (U**2) @ shrinks
         smallest = np.inf
@@ -396,11 +398,10 @@ class Ridge(ScoresClasses, ClassifierMixin, _Ridge):  # type: ignore[misc]
         Raises:
             ValueError: NaN, other shapes, a single class, or a parameter that is none.
         """
-        self._grid()
+        grid = self._grid()
         X, y, self.classes_, encoded = _check(self, X, y)
-        self._solve(
-            X, np.where(np.eye(len(self.classes_), dtype=bool)[encoded], 1.0, -1.0), spectrum
-        )
+        targets = np.where(np.eye(len(self.classes_), dtype=bool)[encoded], 1.0, -1.0)
+        self._solve(X, targets, spectrum, grid)
         return self
 
     def fit_judged(
@@ -451,13 +452,13 @@ class RidgeRegressor(RegressorMixin, _Ridge):  # type: ignore[misc]
         Raises:
             ValueError: NaN, other shapes, or a parameter that is none.
         """
-        self._grid()
+        grid = self._grid()
         X, y = validated(
             self, X, y, dtype=[np.float32, np.float64], ensure_min_samples=2, y_numeric=True
         )
         if self.precomputed and X.shape[0] != X.shape[1]:
             raise ValueError(f"expected inner products (N, N), found {X.shape}")
-        self._solve(X, y[:, None].astype(np.float64), spectrum)
+        self._solve(X, y[:, None].astype(np.float64), spectrum, grid)
         return self
 
     def fit_judged(

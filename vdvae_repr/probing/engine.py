@@ -500,18 +500,13 @@ class Measurement:
         found = [self.problem.compare(picked.draws, e.draws, head, self.seed) for e in rivals]
         adjusted = holm([difference.p for difference in found])
         words = verdict([difference.value for difference in found], adjusted)
-        of = picked.features
         return [
             Comparison(
                 task=self.task.name,
                 protocol=self.problem.protocol(head) or self.task.name,
                 head=head.name,
                 n_train=self.problem.n_train,
-                model=of.model,
-                layer=of.layer,
-                selection=of.selection,
-                feature=of.feature,
-                pool=of.pool,
+                **picked.features.called,
                 metric=plain,
                 at=at,
                 value=values[0],
@@ -609,14 +604,10 @@ class Measurement:
                     task=self.task.name,
                     protocol=problem.protocol(head) or self.task.name,
                     head=head.name,
-                    model=of.model,
+                    **of.called,
                     role="control" if of.model in CONTROLS else "model",
                     weights_sha256=weights.get(of.model),
                     source=info.source,
-                    layer=of.layer,
-                    selection=of.selection,
-                    feature=of.feature,
-                    pool=of.pool,
                     scaling=entry.draws[0].scaling,
                     dims=of.dims,
                     n_train=problem.n_train,

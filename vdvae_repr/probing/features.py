@@ -119,6 +119,12 @@ class Features:
     selection: str | None = None
 
     @property
+    def called(self) -> dict[str, Any]:
+        """What results call them by: model, layer, selection, feature and pool."""
+        names = ("model", "layer", "selection", "feature", "pool")
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def dims(self) -> int:
         """Return the number of dimensions."""
         return sum(columns.dims for columns in self.columns)

@@ -361,11 +361,8 @@ def counts(
     """
     written_in, told = len(names) <= MOST_NUMBERS, len(names) <= MOST_CELLS
     digits = len(str(counted.max()))
-    cell = (
-        (max(26.0, 8.0 * digits + 10), 26.0) if written_in else (max(16.0, 560 / len(names)),) * 2
-    )
-    if not told:
-        cell = (560 / len(names),) * 2
+    side = max(16.0 if told else 0.0, 560 / len(names))
+    cell = (max(26.0, 8.0 * digits + 10), 26.0) if written_in else (side, side)
     beside = LABEL * min(max(map(len, names)), LONGEST) if told else 0.0
     turned = beside > cell[0] - 4
     room, top = beside + 38, 8.0

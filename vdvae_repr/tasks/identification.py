@@ -157,15 +157,10 @@ class Identification(Problem):
         own = np.searchsorted(self.known, self.targets[self.split.test])
         cells = own * self.classes + scored.outcome[1]
         counts = np.bincount(cells, minlength=self.classes**2)
-        of = scored.features
         return Confusion(
             head=head.name,
             n_train=self.n_train,
-            model=of.model,
-            layer=of.layer,
-            selection=of.selection,
-            feature=of.feature,
-            pool=of.pool,
+            **scored.features.called,
             classes=self.names,
             counts=counts.reshape(self.classes, self.classes),
         )
