@@ -25,16 +25,6 @@ AGAINST = {
     "other_images_per_second": "before, images/s",
     "times_other": "times as fast, median of paired rounds",
 }
-STORE = {
-    "run": "run",
-    "threads": "threads",
-    "read_images_per_second": "reading alone, images/s",
-    "single_images_per_second": "single file",
-    "single_cost": "cost",
-    "virtual_images_per_second": "virtual store",
-    "virtual_cost": "cost of it",
-    "disk_takes_mb_per_second": "disk takes, MB/s",
-}
 TABLES: dict[str, dict[str, dict[str, str]]] = {
     "extraction_speed": {
         "published": {
@@ -47,7 +37,16 @@ TABLES: dict[str, dict[str, dict[str, str]]] = {
             "peak_mb": "peak memory, MB",
             "of_best_convolution": "of the best convolution",
         },
-        "store": STORE,
+        "store": {
+            "run": "run",
+            "threads": "threads",
+            "read_images_per_second": "reading alone, images/s",
+            "single_images_per_second": "single file",
+            "single_cost": "cost",
+            "virtual_images_per_second": "virtual store",
+            "virtual_cost": "cost of it",
+            "disk_takes_mb_per_second": "disk takes, MB/s",
+        },
         "workers": {
             "workers": "workers",
             "images_per_second": "images/s",
