@@ -88,12 +88,14 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seconds", type=float, default=150, help="no case begins after these")
     parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--mode", action="append", help="these modes alone; all of them without it")
     options = parser.parse_args()
     device, deadline = options.device, time.monotonic() + options.seconds
-    precisions = {precision for _, _, precision, _ in cases(options.smoke)}
+    wanted = [case for case in cases(options.smoke) if not options.mode or case[0] in options.mode]
+    precisions = {precision for _, _, precision, _ in wanted}
     rates = {precision: matrix_rate(precision, device) for precision in precisions}
     model, built, left_out = None, None, []
-    for case in cases(options.smoke):
+    for case in wanted:
         mode, preset, precision, layers = case
         if time.monotonic() > deadline:
             left_out.append(" ".join(case))
