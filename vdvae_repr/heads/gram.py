@@ -186,15 +186,21 @@ def gram_matrices(
     for block in blocks:
         sums = sums or [_Sums(rows, scaling, len(block)) for rows, scaling in subsets]
         dims += block.shape[1]
-        columns = max(1, min(DEPTH, BLOCK_BYTES // (8 * len(block))))
-        parts = [block[:, start : start + columns] for start in range(0, block.shape[1], columns)]
-        for part, products in _multiplied(parts, sums):
-            for of, product in zip(sums, products, strict=True):
-                of.add(product)
-            if not all(of.finite for of in sums):
-                finite = np.isfinite(part).all(axis=1)
-                raise ValueError(f"expected finite features, found others in row {finite.argmin()}")
+        _add(block, sums)
+        del block  # before the next is made
     return [of.gram(dims) for of in sums]
+
+
+def _add(block: NDArray[Any], sums: Sequence[_Sums]) -> None:
+    """Add what some columns (N, d) give to each sum."""
+    columns = max(1, min(DEPTH, BLOCK_BYTES // (8 * len(block))))
+    parts = [block[:, start : start + columns] for start in range(0, block.shape[1], columns)]
+    for part, products in _multiplied(parts, sums):
+        for of, product in zip(sums, products, strict=True):
+            of.add(product)
+        if not all(of.finite for of in sums):
+            finite = np.isfinite(part).all(axis=1)
+            raise ValueError(f"expected finite features, found others in row {finite.argmin()}")
 
 
 def _gram_matrices_on(

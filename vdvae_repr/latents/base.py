@@ -30,7 +30,7 @@ from vdvae_repr.model.structure import parse_blocks
 from vdvae_repr.output import html_table
 
 SLICE_BYTES = 2**26  # read at once where a matrix is not wanted whole
-COLUMN_BYTES = 2**28  # of a layer's columns, all images'
+COLUMN_BYTES = 2**27  # of a layer's columns, all images'
 
 Array = NDArray[Any]
 
@@ -282,6 +282,7 @@ class Latents(ABC):
                 block[first : first + len(rows)] = rows[:, wanted]
                 first += len(rows)
             yield block
+            del block  # before the next is made
 
     def shape(self, spec: LayerSpec, feature: str, pool: str | None = None) -> tuple[int, ...]:
         """Return the shape, (C, R, R) or (T, C), of what `matrix` flattens of a layer."""

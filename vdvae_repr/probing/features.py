@@ -264,6 +264,7 @@ class Workspace:
                     f"{self.ids[int(finite.argmin())]}; extract again"
                 )
             yield block
+            del block  # before the next is made
 
 
 def _array_on_disk(rows: int, dims: int) -> Array:
