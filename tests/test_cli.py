@@ -13,6 +13,7 @@ from PIL import Image
 
 import vdvae_repr as vr
 from vdvae_repr.cli import _task_of, main
+from vdvae_repr.model.weights import save
 
 SMALL = """
 [model]
@@ -166,6 +167,16 @@ def test_another_network_is_extracted_and_not_decoded(tmp_path):
     decoded = run("decode", "latents.h5", "--out", "d", cwd=tmp_path)
     assert decoded.returncode == 2
     assert "which gives no images back" in decoded.stderr
+
+
+def test_a_store_of_a_run_of_ones_own_is_decoded_with_its_model_named(tiny, images, tmp_path):
+    vr.extract(tiny, images, tmp_path / "latents.h5", layers="all").close()
+    save(tiny, tmp_path / "mine.safetensors", record={})
+    told = run("decode", "latents.h5", "--out", "d", cwd=tmp_path)
+    line = "latents.h5: was extracted with tiny, which is no packaged model; give --model, its run"
+    assert (told.returncode, line in told.stderr) == (2, True)
+    done = run("decode", "latents.h5", "--out", "d", "--model", "mine.safetensors", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_pictures_are_drawn_by_seed_and_replace_no_photograph(tmp_path):

@@ -31,6 +31,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from vdvae_repr.config import suggestion
 from vdvae_repr.errors import (
+    CheckpointError,
     DataError,
     TaskError,
     Terminated,
@@ -1152,7 +1153,7 @@ def decode(
         originals = originals_of(store, store if like is None else vr.open(like), chosen)
         if not originals:
             _log(f"{latents}: holds no images, so the sheet shows no originals; --like STORE does")
-    net = _load_vdvae(model or store.info.model, preset, device, download)
+    net = _load_vdvae_of(store, model, preset, device, download)
     shown: dict[str, np.ndarray] = {}
     done = 0
     for ids, images in store.decode(
@@ -1444,7 +1445,7 @@ def score(
     known = originals_of(store, originals, store.ids)
     if not known:
         raise TaskError(f"--latents: {latents} holds no images; extract without --no-images")
-    net = _load_vdvae(model or store.info.model, preset, device, download)
+    net = _load_vdvae_of(store, model, preset, device, download)
     # What would be refused is refused before images are decoded.
     needed("skimage.metrics", "scoring images")
     identifier = None if encoder is None else vr.load(encoder, device=device, download=download)
@@ -1616,6 +1617,25 @@ def _load_vdvae(model: str, preset: str | None, device: str, download: bool) -> 
             "and compared"
         )
     return net
+
+
+def _load_vdvae_of(
+    store: LatentStore, model: str | None, preset: str | None, device: str, download: bool
+) -> VDVAE:
+    """Load the VDVAE that is named, else that whose name a store keeps, which a run's own is not found by."""
+    from vdvae_repr.model.weights import packaged_names
+
+    name = model or store.info.model
+    try:
+        return _load_vdvae(name, preset, device, download)
+    except CheckpointError as error:
+        known = name in packaged_names() or any(mark in name for mark in ":@")
+        if model is not None or known or Path(name).exists():
+            raise
+        raise TaskError(
+            f"{store.path}: was extracted with {name}, which is no packaged model; give --model, its run "
+            "folder or file"
+        ) from error
 
 
 def _load_generative(

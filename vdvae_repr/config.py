@@ -459,6 +459,8 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
             meant = known.get(key.strip())
             example = f"{meant}.{override}" if meant and separator else "train.lr=1e-4"
             raise ConfigError(f"{override}: expected section.key=value, as {example}")
+        if key.strip() in values:
+            raise ConfigError(f"{key.strip()}: expected one value, found it given twice")
         try:
             values[key.strip()] = tomllib.loads(f"value = {value}")["value"]
         except (ValueError, RecursionError):

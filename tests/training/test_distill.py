@@ -204,7 +204,8 @@ def test_what_the_teacher_tells_is_the_teachers(tiny, toml, photos, tmp_path):
     run = vr.distill(
         tiny, photos, tmp_path / "r", config=toml, layers="4x4", steps=2, progress=said.append
     )
-    assert any("model.shift" in line and "the teacher's" in line for line in said)
+    line = f"{toml}: model.shift is the teacher's, and not the one given"
+    assert line in said
     student = vr.load(run)
     assert student.config.shift == tiny.config.shift
     assert [spec.name for spec in student.layers] == ["4x4.0"]

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vdvae_repr.config import MOST_CHANNELS, ModelConfig, StudentConfig, shown
+from vdvae_repr.config import (
+    MOST_CHANNELS,
+    AnyModelConfig,
+    ModelConfig,
+    PixelCNNConfig,
+    StudentConfig,
+    shown,
+)
 from vdvae_repr.errors import ConfigError
 
 
@@ -131,6 +138,47 @@ def check_bottom_up(config: ModelConfig | StudentConfig) -> set[int]:
             f"{narrowest} x {config.bottleneck_multiple}"
         )
     return reached
+
+
+def check_all_is_used(config: AnyModelConfig) -> None:
+    """Refuse layers of a VDVAE that reach no pixel, and widths of no resolution or of one given twice.
+
+    They make a model, so that one that was trained with them loads; a new run has no use for them.
+
+    Raises:
+        ConfigError: names them.
+    """
+    if isinstance(config, PixelCNNConfig):
+        return
+    items = [item for item in config.widths.split(",") if item]
+    named = [int(item.partition(":")[0]) for item in items]
+    if twice := [resolution for resolution in named if named.count(resolution) > 1]:
+        raise ConfigError(
+            f"model.widths: expected each resolution once, found {twice[0]} twice in {shown(config.widths)}"
+        )
+    reached = sorted(check_bottom_up(config))
+    if strange := [resolution for resolution in named if resolution not in reached]:
+        raise ConfigError(
+            f"model.widths: expected resolutions that the blocks reach, {reached}, found {strange[0]}"
+        )
+    if isinstance(config, StudentConfig):
+        return
+    blocks = parse_blocks(config.top_down, key="model.top_down")
+    read = {config.image_size}  # resolutions whose states later blocks, or the pixels, depend on
+    unread = set()
+    for spec in reversed(blocks):
+        if spec.resolution not in read:
+            unread.add(spec.resolution)
+        elif spec.mixin is not None:
+            read.add(spec.mixin)
+    if unread:
+        coarse = max(unread)
+        finer = min(spec.resolution for spec in blocks if spec.resolution > coarse)
+        layers = " and ".join(f"{resolution}x{resolution}" for resolution in sorted(unread))
+        raise ConfigError(
+            f"model.top_down: layers at {layers} reach no pixel, as no block after them mixes them in; mix "
+            f"each in where the next resolution begins, as {finer}m{coarse}"
+        )
 
 
 def _item(spec: BlockSpec) -> str:

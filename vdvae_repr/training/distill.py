@@ -140,9 +140,9 @@ def _replaced(where: str, tables: Mapping[str, Any], taught: Mapping[str, Any]) 
     other = [key for key, value in taught.items() if key in given and given[key] != value]
     if not other:
         return []
-    return [
-        f"{where}: {', '.join(f'model.{key}' for key in other)} are the teacher's, and not those given"
-    ]
+    keys, are = ", ".join(f"model.{key}" for key in other), "are" if len(other) > 1 else "is"
+    those = "those" if len(other) > 1 else "the one"
+    return [f"{where}: {keys} {are} the teacher's, and not {those} given"]
 
 
 def _cost(student: Student, teacher: VDVAE) -> str:

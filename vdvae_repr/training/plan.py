@@ -34,13 +34,21 @@ from vdvae_repr.config import (
 )
 from vdvae_repr.errors import ConfigError, TrainingError, first_line
 from vdvae_repr.model.build import check_buildable
-from vdvae_repr.model.structure import parse_blocks, parse_widths
+from vdvae_repr.model.structure import check_all_is_used, parse_blocks, parse_widths
 from vdvae_repr.training.checkpoints import checkpoint_steps
 from vdvae_repr.training.sealed import read_sealed_json, seal_of_toml, sealed_json
 
 MEASURED = ("model.shift", "model.scale")  # on the training images, where they are not given
 KEPT = {"options", "data", "preset_values", "fingerprint", "left_out"}  # in `run.json`
-WRITTEN = ("run.json", "config.toml", "log.jsonl", "model.safetensors", "checkpoints", "samples")
+WRITTEN = (
+    "run.json",
+    "config.toml",
+    "log.jsonl",
+    "model.safetensors",
+    "trained_on.npy",
+    "checkpoints",
+    "samples",
+)
 FIXED = ("train.seed", "train.hold_back")  # of a run that is resumed
 
 
@@ -191,7 +199,10 @@ def make_plan(
         )
     named = [item for item in changed if "=" not in item and isinstance(config, Config)]
     values = parse_overrides([item for item in changed if item not in named])
-    values |= {f"train.{key}": value for key, value in train_keys.items()}
+    by_keyword = {f"train.{key}": value for key, value in train_keys.items()}
+    if twice := sorted(values.keys() & by_keyword.keys()):
+        raise ConfigError(f"{twice[0]}: expected one value, found it in changed and as a keyword")
+    values |= by_keyword
     fixed = {f"model.{key}": value for key, value in (model_keys or {}).items()}
     for key in values.keys() & fixed.keys():
         if values[key] != fixed[key]:
@@ -218,6 +229,10 @@ def make_plan(
     out = Path(out or folder or Path("runs") / chosen.name)
     if not (resume and (out / "config.toml").is_file()):
         refuse_strangers(out)
+        try:
+            check_all_is_used(build_model_config({"shift": 0, "scale": 1, **given["model"]}))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
         return Plan(out=out, tables=given, options=chosen, preset_values=preset_values)
     kept = read_run(out)
     if kept.older:
