@@ -99,6 +99,11 @@ def _wrong_files(folder, state):
     )
     yield "page.ckpt", b"\n\n<!DOCTYPE html><html></html>", "is a web page"
     yield "bom.pt", b"\xef\xbb\xbf<html>", "is a web page"
+    yield (
+        "t.toml",
+        b"[model]\nwidth = 4\n",
+        "is a configuration .TOML., which holds no weights; train with",
+    )
     yield "json.bin", b'{"error": "not found"}', "is a JSON text"
     yield "note.th", b"see the other folder", "a text, 20 bytes"
     yield "zero.th", b"", "is empty, 0 bytes"

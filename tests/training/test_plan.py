@@ -21,6 +21,7 @@ from vdvae_repr.config import TrainConfig, load_config, preset_names, preset_pat
 from vdvae_repr.data import datasets
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing
+from vdvae_repr.model.structure import check_all_is_used
 from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.training import trainer, watch
 from vdvae_repr.training.optimisation import Optimisation
@@ -168,6 +169,12 @@ def test_statistics_do_not_depend_on_batches(photos):
         ("width = 4|width = 4\nscale = 0", ["model.scale must be above 0"]),
         ("width = 4|width = 1", ["expected 1 channel at least inside each block"]),
         ("width = 4|width = 4\nwidths = '8:16'", ["expected 4 channels at 8"]),
+        ("width = 4|width = 4\nwidths = '4:8,2:8'", [r"that the blocks reach, [1, 4, 8], found 2"]),
+        ("width = 4|width = 4\nwidths = '4:8,4:6'", ["widths: expected each resolution once, found 4 twice"]),
+        ("1x1,4m1,8m4|1x1,4x1,8m4", ["layers at 1x1 reach no pixel", "as 4m1"]),
+        ("1x1,4m1,8m4|1x1,4m1,8x1", ["layers at 1x1 and 4x4 reach no pixel", "as 8m4"]),
+        ("1x1,4m1,8m4|1x1,4m1,8m1", ["layers at 4x4 reach no pixel", "as 8m4"]),
+        ("1x1,4m1,8m4|1x1,4m1,8m4,4x1,8x1", ["layers at 4x4 reach no pixel"]),
         ("8x1,8d2|8x1000000000,8d2", ["bottom_up: expected 1000 blocks at most"]),
         ("8x1,8d2|8x1,16d2", ["expected a block at 8, found 16d2"]),
         ("[train]|[trian]", ["unknown key trian; did you mean 'train'?"]),
@@ -194,6 +201,79 @@ def test_all_mistakes_are_named_at_once(change, words, toml, photos, tmp_path):
     assert all(word in str(error.value) for word in words), error.value
     assert "\n" not in str(error.value)
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_layer_and_width_of_a_preset_is_used(name):
+    check_all_is_used(load_config(preset_path(name)).model)
+
+
+@pytest.mark.parametrize(
+    ("top_down", "unread"), [("1x1,4x1,8m4", {"1x1.0"}), ("1x1,4m1,8m4", set())]
+)
+def test_layers_that_are_refused_are_those_that_change_no_pixel(top_down, unread):
+    """Of a model with random weights, each layer's z is moved, one after the other."""
+    torch.manual_seed(0)
+    config = vr.ModelConfig(
+        image_size=8, width=4, zdim=2, bottom_up="8x1,8d2,4x1,4d4,1x1", top_down=top_down,
+        num_mixtures=1, shift=-127.5, scale=0.015625,
+    )  # fmt: skip
+    model = VDVAE(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    z = {spec.name: torch.zeros(1, *spec.shape) for spec in model.layers}
+    plain = model.decode(z)
+    same = {
+        name
+        for name, value in z.items()
+        if np.array_equal(model.decode(z | {name: value + 50}), plain)
+    }
+    assert same == unread
+
+
+def test_a_value_that_is_given_twice_is_refused(toml, photos, tmp_path):
+    twice = ["train.seed=1", "train.seed=2"]
+    for given in ({"changed": twice}, {"changed": twice[:1], "seed": 2}):
+        with pytest.raises(vr.ConfigError, match=r"train\.seed: expected one value, found it"):
+            vr.train(toml, photos, tmp_path / "r", **given)
+    with pytest.raises(vr.ConfigError, match="found it given twice"):
+        load_config(toml, twice)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"kl_warmup_steps": 16}, "train.kl_warmup_steps (16): at the end the rate counts by 0.25"),
+        ({"warmup_steps": 16}, "train.warmup_steps (16): the step size comes to 0.00025 at most"),
+        ({"probe_every": 5}, "probe_every (5) is more than train.steps (4), so that it does nothing"),
+        ({"keep_every": 5}, "train.keep_every (5) is more than train.steps (4)"),
+        ({"kl_warmup_steps": 4, "warmup_steps": 4, "probe_every": 4, "keep_every": 4}, None),
+    ],
+)  # fmt: skip
+def test_what_the_steps_are_too_few_for_is_said(options, line, toml, photos, tmp_path):
+    said = []
+    labelled = vr.Source(
+        name="l", ids=tuple(map(str, range(20))), reader=lambda i: photos[i],
+        labels=np.arange(20) % 2,
+    )  # fmt: skip
+    vr.train(toml, labelled, tmp_path / "r", progress=said.append, hold_back="images", **options,
+             **({"probe_data": labelled} if "probe_every" in options else {}))  # fmt: skip
+    found = [text for text in said if "train.steps (4)" in text]
+    assert len(found) == (line is not None)
+    assert line is None or line in found[0]
+
+
+def test_a_start_that_saw_images_cropped_otherwise_is_said(toml, photos, tmp_path):
+    toml.write_text(SHIFTED)
+    start = vr.train(toml, photos, tmp_path / "a", crop=6)
+    for crop, line in ((None, "crop 6, here none"), (7, "crop 6, here 7"), (6, None)):
+        said = []
+        vr.train(
+            toml, photos, tmp_path / f"{crop}", init_from=start, crop=crop, progress=said.append
+        )
+        assert [text for text in said if f"was trained with {line}; set" in text] or line is None
+        assert line is not None or not [text for text in said if "crop" in text]
 
 
 def test_a_toml_may_begin_with_a_byte_order_mark(tmp_path):

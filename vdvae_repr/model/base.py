@@ -47,6 +47,8 @@ class SavedModel(nn.Module):
     """The central square, pixels, that its training took of images, where a file tells."""
     record: dict[str, Any]
     """Of a model of a run, what its file records of that, as `data_sha256`; as it was read, unchecked."""
+    trained_on: NDArray[np.uint64] | None
+    """Hashes of the images it was trained on (`training.seen`), sorted; None where no run folder has them."""
 
     def __init__(self, config: AnyModelConfig, name: str) -> None:
         super().__init__()
@@ -54,6 +56,7 @@ class SavedModel(nn.Module):
         self.name = name
         self.trained_crop = None
         self.record = {}
+        self.trained_on = None
 
     @property
     @abstractmethod

@@ -24,7 +24,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -38,6 +40,7 @@ from vdvae_repr.config import (
     model_config_from_json,
     preset_architecture,
     preset_names,
+    read_tables,
     shortened,
     shown,
     suggestion,
@@ -58,6 +61,7 @@ from vdvae_repr.output import aside_of, replacing
 FORMAT = "vdvae-repr/1"
 RAW_ENDING, EMA_ENDING = "-model.th", "-model-ema.th"
 AVERAGE_FILE = "average.safetensors"  # of a run's checkpoint, beside its model.safetensors
+TRAINED_ON_FILE = "trained_on.npy"  # of a run folder: hashes of the images trained on, sorted
 NAME_IT = "name the architecture with preset=NAME, a preset's name or a TOML"
 NO_WEIGHTS = re.compile(  # keys under which tensors are called as the weights are
     r"(?i)(?:.*[\W_])?(?:grads?|gradients?|deltas?|diffs?|moments?|momentum|exp_avg(?:_sq)?|optimi[sz]ers?)"
@@ -295,10 +299,28 @@ def _load_file(path: Path, preset: Architecture | None) -> SavedModel:
             f"{AVERAGE_FILE} beside it",
             stacklevel=6,
         )
-    net.record = _record(file)
-    net.trained_crop = _trained_crop(net.record)
+    _recall_training(net, file)
     net.to_empty(device="cpu").load_weights(weights, str(path))
     return net
+
+
+def _recall_training(net: SavedModel, file: _WeightsFile) -> None:
+    """Give a model what its file, or the run folder that it lies in, says of its training."""
+    net.record = _record(file)
+    net.trained_crop = _trained_crop(net.record)
+    if file.path.name == "model.safetensors":
+        net.trained_on = read_trained_on(file.path.parent)
+
+
+def read_trained_on(folder: Path) -> NDArray[np.uint64] | None:
+    """Return the hashes of the images that a run was trained on; None of no whole file of them."""
+    try:  # mapped, so that a damaged header takes no memory
+        hashes = np.load(folder / TRAINED_ON_FILE, mmap_mode="r", allow_pickle=False)
+        if hashes.dtype != np.uint64 or hashes.ndim != 1 or (hashes[1:] <= hashes[:-1]).any():
+            return None
+        return np.array(hashes)
+    except (OSError, ValueError, EOFError, OverflowError, AttributeError):
+        return None
 
 
 def _record(file: _WeightsFile) -> dict[str, Any]:
@@ -319,14 +341,18 @@ def _trained_crop(record: Mapping[str, Any]) -> int | None:
         return None
 
 
-def config_of(model: str | Path) -> AnyModelConfig | None:
-    """Return what a file's weights are of, without reading the tensors; None where that does not tell."""
+def without_weights(model: str | Path) -> SavedModel | None:
+    """Return a model on torch's device `meta`, its tensors unread; None where its file does not tell."""
     try:
         file = _WeightsFile.open(_find(model))
         rename = _published_renaming(file.shapes)
-        return _architecture_of(file, {rename[k]: v for k, v in file.shapes.items()}, None)[0]
+        shapes = {rename[key]: shape for key, shape in file.shapes.items()}
+        config, name, _ = _architecture_of(file, shapes, None)
+        net = on_meta(config, name)
     except (CheckpointError, ConfigError):
         return None
+    _recall_training(net, file)
+    return net
 
 
 def _architecture_of(
@@ -742,6 +768,14 @@ def _head(path: Path) -> bytes:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
+def _is_configuration(path: Path) -> bool:
+    """Whether a file is a TOML with a `[model]` table."""
+    try:
+        return "model" in read_tables(path)
+    except ConfigError:
+        return False
+
+
 def _is_safetensors(head: bytes) -> bool:
     """Whether a file begins as safetensors: eight bytes of length, then a JSON object."""
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32
@@ -761,6 +795,11 @@ def _refuse_what_is_no_checkpoint(path: Path) -> None:
         raise CheckpointError(
             f"{path}: is a Git LFS pointer, {_size(path)}, in place of the weights; "
             "run git lfs pull, or download the file itself"
+        )
+    if _is_configuration(path):
+        raise CheckpointError(
+            f"{path}: is a configuration (TOML), which holds no weights; train with it, or name a file of "
+            "weights, and give it as preset"
         )
     kinds = (
         ((b"<",), "a web page (HTML or XML)"),

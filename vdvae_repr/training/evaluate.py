@@ -28,7 +28,15 @@ from vdvae_repr.model.noise import seeded_noise
 from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.training.draws import mark_held_back
 from vdvae_repr.training.plan import read_run
-from vdvae_repr.training.reading import LEFT_OUT, leave_out, process, reopened, unreadable
+from vdvae_repr.training.reading import (
+    LEFT_OUT,
+    about_mended,
+    leave_out,
+    process,
+    reopened,
+    unreadable,
+)
+from vdvae_repr.training.seen import about_unknown, count_trained_on
 
 ACTIVE_VARIANCE = 0.01
 
@@ -161,14 +169,10 @@ def evaluate(
     if not chosen:
         known = sorted({name for name in source.splits if name and name != LEFT_OUT})
         divided = split in ("train", "held-back") and run is None and "data_sha256" in model.record
-        more = "; how a run divided it is known with run=FOLDER" if divided else ""
+        more = '; of what a run divided, split="held-back" is known, and in Python both with run=FOLDER'
         raise DataError(
-            f"{source.name}: no image is in split {split!r}; it has {', '.join(known) or 'no splits'}{more}"
-        )
-    if split is None and (count := _trained_on(model, source, run is not None)):
-        warn(
-            f"{source.name}: about {count} of {len(chosen)} images are those the run was trained on; "
-            'split="held-back" scores the others'
+            f"{source.name}: no image is in split {split!r}; it has {', '.join(known) or 'no splits'}"
+            f"{more if divided else ''}"
         )
     if run is None and (line := model.about_crop(crop)):
         warn(line)
@@ -178,6 +182,8 @@ def evaluate(
     if on_error == "skip":
         left_out = left_out | unreadable(source, preprocessing, chosen, default_workers())
         chosen = [i for i in chosen if source.ids[i] not in left_out]
+    if split != "train" and (line := _about_trained_on(model, source, chosen, run, split)):
+        warn(line)
     if left_out:
         why = next(iter(left_out.values()))  # which names the image
         all_of_them = "" if len(left_out) == 1 else "; left_out of the result lists all"
@@ -191,16 +197,32 @@ def evaluate(
     return replace(found, left_out=left_out)
 
 
-def _trained_on(model: ImageModel, source: Source, divided: bool) -> int:
-    """Return how many images of a source a model was trained on, 0 where nothing tells.
+def _about_trained_on(
+    model: ImageModel,
+    source: Source,
+    chosen: Sequence[int],
+    run: str | Path | None,
+    split: str | None,
+) -> str:
+    """Say how many of the images to score the model was trained on, or that a run's file does not tell.
 
-    A source that is `divided` by the model's run has these as its split `train`.
+    A source that its `run` divides has them as its split `train` where no hashes are known.
     """
-    if divided:
-        return source.splits.count("train")
-    count, known = model.record.get("images"), model.record.get("data_sha256")
-    same = known is not None and known == source.fingerprint()
-    return count if same and isinstance(count, int) else 0
+    found = count_trained_on(model, source, chosen, default_workers())
+    if found is None and run is not None:
+        found = sum(source.splits[i] == "train" for i in chosen), len(chosen)
+    if found is None:
+        tells = split is not None or "data_sha256" not in model.record
+        return "" if tells else about_unknown(model, model.name, f"images of {source.name}")
+    count, asked = found
+    if not count:
+        return ""
+    divided = run is not None or model.record.get("data_sha256") == source.fingerprint()
+    looked_at = " looked at" if asked < len(chosen) else ""
+    line = f"{source.name}: {count} of {asked} images{looked_at} are those the model was trained on"
+    if split is None and divided:
+        return f'{line}; split="held-back" scores those held back'
+    return f"{line}, so that their score is not of new images"
 
 
 def _divided(
@@ -218,6 +240,7 @@ def _divided(
     if plan.fingerprint not in (None, source.fingerprint()):
         raise DataError(
             f"{run}: was trained on other data than {source.name}; give what it was trained on"
+            f"{about_mended(left_out)}"
         )
     return (
         mark_held_back(source, plan.recipe),

@@ -44,6 +44,10 @@ class Objective(Protocol):
     def record(self) -> Mapping[str, Any]:
         """What the model's file says of it."""
 
+    @property
+    def teacher(self) -> SavedModel | None:
+        """The model that it learns from, if there is one."""
+
     def terms(
         self,
         model: Any,
@@ -90,6 +94,7 @@ class Likelihood:
 
     total = "bits_per_dim"
     unit = "bits/dim"
+    teacher = None
 
     @property
     def record(self) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch.distributed
@@ -19,6 +19,7 @@ from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.errors import SKIP_ADVICE, DataError
 
+T = TypeVar("T")
 LEFT_OUT = "left out"  # the split of images that cannot be read
 CHECKED = 4096  # images, of more than these
 
@@ -67,12 +68,8 @@ def unreadable(
 
     rank, world = process()
     mine = map_ahead(reason, indices[rank::world], workers=workers, ahead=4 * workers)
-    pairs = [pair for pair in mine if pair is not None]
-    if world > 1:
-        gathered: list[list[tuple[str, str]]] = [[] for _ in range(world)]
-        torch.distributed.all_gather_object(gathered, pairs)
-        pairs = [pair for part in gathered for pair in part]
-    found = dict(sorted(pairs))
+    parts = gathered([pair for pair in mine if pair is not None])
+    found = dict(sorted(pair for part in parts for pair in part))
     if len(found) == len(indices) > 0:
         raise DataError(
             f"{source.name}: none of {len(indices)} images can be read; the first: "
@@ -89,12 +86,8 @@ def content_checksums(source: Source, workers: int) -> tuple[NDArray[np.intp], l
     mine = map_ahead(
         source.checksum, indices[rank::world].tolist(), workers=workers, ahead=4 * workers
     )
-    parts = [list(mine)]
-    if world > 1:
-        own, parts = parts[0], [[] for _ in range(world)]
-        torch.distributed.all_gather_object(parts, own)
     found = np.zeros(len(indices), np.uint64)
-    for start, part in enumerate(parts):
+    for start, part in enumerate(gathered(list(mine))):
         found[start::world] = part
     return indices, found.tolist()
 
@@ -117,6 +110,15 @@ def describe_left_out(left_out: Mapping[str, str]) -> str:
     return f"{len(names)} unreadable images left out: {', '.join(names[:5])}{more}"
 
 
+def about_mended(left_out: Mapping[str, str] | None) -> str:
+    """End a refusal of other data: an image that was left out, and is readable since, makes them others."""
+    if not left_out:
+        return ""
+    first, more = next(iter(left_out)), len(left_out) - 1
+    names = repr(first) + (f" and {more} more" if more else "")
+    return f"; it left {names} out, unread: where that was mended or removed since, put it back as it was"
+
+
 def pixel_statistics(
     source: Source, preprocessing: Preprocessing, indices: NDArray[np.intp], workers: int
 ) -> PixelStatistics:
@@ -135,12 +137,9 @@ def pixel_statistics(
     rank, world = process()
     mine = indices[rank::world]
     batches = [mine[start : start + 64] for start in range(0, len(mine), 64)]
-    parts = list(map_ahead(sums, batches, workers=workers, ahead=2 * workers))
-    if world > 1:
-        gathered: list[list[tuple[int, int]]] = [[] for _ in range(world)]
-        torch.distributed.all_gather_object(gathered, parts)
-        parts = [pair for part in gathered for pair in part]
-    total, squares = (sum(column) for column in zip(*parts, strict=True))
+    parts = gathered(list(map_ahead(sums, batches, workers=workers, ahead=2 * workers)))
+    pairs = [pair for part in parts for pair in part]
+    total, squares = (sum(column) for column in zip(*pairs, strict=True))
     count = len(indices) * 3 * preprocessing.size**2
     if squares * count == total**2:
         raise DataError(
@@ -149,6 +148,16 @@ def pixel_statistics(
         )
     variance = (squares * count - total**2) / count**2
     return PixelStatistics(len(indices), total / count, math.sqrt(variance))
+
+
+def gathered(own: list[T]) -> list[list[T]]:
+    """Return the lists of all processes, by rank; this one's alone where there is no other."""
+    _, world = process()
+    if world == 1:
+        return [own]
+    parts: list[list[T]] = [[] for _ in range(world)]
+    torch.distributed.all_gather_object(parts, own)
+    return parts
 
 
 def process() -> tuple[int, int]:

@@ -23,7 +23,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vdvae_repr.config import (
-    AnyModelConfig,
     Config,
     TrainConfig,
     expect_likelihood,
@@ -42,11 +41,18 @@ from vdvae_repr.errors import (
     first_line,
 )
 from vdvae_repr.lock import locked
-from vdvae_repr.model.base import ImageModel
+from vdvae_repr.model.base import ImageModel, SavedModel
 from vdvae_repr.model.inference import allow_recompiles
 from vdvae_repr.model.layers import select_layers
 from vdvae_repr.model.precision import Precision, arithmetic
-from vdvae_repr.model.weights import config_of, packaged_names, random_weights, save
+from vdvae_repr.model.weights import (
+    TRAINED_ON_FILE,
+    packaged_names,
+    random_weights,
+    read_trained_on,
+    save,
+    without_weights,
+)
 from vdvae_repr.output import version
 from vdvae_repr.training.checkpoints import (
     announce_checkpoint,
@@ -68,6 +74,7 @@ from vdvae_repr.training.objective import Likelihood, Objective
 from vdvae_repr.training.optimisation import Optimisation
 from vdvae_repr.training.plan import Plan, RunOptions, make_plan
 from vdvae_repr.training.reading import (
+    about_mended,
     content_checksums,
     describe_left_out,
     leave_out,
@@ -75,6 +82,7 @@ from vdvae_repr.training.reading import (
     reopened,
     unreadable,
 )
+from vdvae_repr.training.seen import NONE, SeenImages, about_held_back_before
 from vdvae_repr.training.watch import Probe, Watch
 
 SKIPS_IN_A_ROW = 50
@@ -285,6 +293,8 @@ def _train(
         _check_identity(plan, checkpoint[1], identity, source.name)
         if checkpoint[1]["step"] >= recipe.steps:
             return _finished(plan, checkpoint[1], progress)
+    for line in _about_too_few_steps(recipe, options):
+        say(line)
     indices, checksums = content_checksums(source, workers)
     if line := _about_copies(source, indices, checksums, trained, held):
         say(line)
@@ -309,16 +319,26 @@ def _train(
         )
     optimisation = Optimisation(model, recipe, average_warmup=recipe.ema_warmup)
     images_seen = begun_at = 0
+    before = objective.teacher
+    seen_before: NDArray[np.uint64] | None = NONE
     if checkpoint is not None:
         tensors, state = checkpoint
         optimisation.restore(tensors, str(out / "checkpoints"))
         optimisation.step, optimisation.skipped = state["step"], state["skipped"]
         optimisation.at_rate_0 = state["at_rate_0"]
         images_seen, begun_at = state["images_seen"], state["begun_at"]
+        seen_before = read_trained_on(out)
+        if seen_before is None:
+            say(
+                f"{out}: holds no whole {TRAINED_ON_FILE}, so that evaluate cannot tell image by image what "
+                "the run was trained on"
+            )
     elif options.init_from is not None:
         init_from = options.init_from
         tensors, begun_at = read_start(init_from, say)
-        _say_other_scaling(init_from, config.model, say)
+        before = without_weights(init_from)
+        if before is not None and (line := _about_other_pixels(before, init_from, config, options)):
+            say(line)
         optimisation.step = begun_at
         optimisation.restore(tensors, str(init_from))
         images_seen = optimisation.step * recipe.batch_size
@@ -326,6 +346,14 @@ def _train(
             raise ConfigError(
                 f"{init_from} is at step {optimisation.step}, and train.steps is {recipe.steps}; raise that"
             )
+    if checkpoint is None:
+        name = options.init_from or (before.name if before else "")
+        if name and not name.endswith("@random"):
+            if line := about_held_back_before(before, name, source, held, workers):
+                say(line)
+            if before is not None and before.trained_on is not None:
+                seen_before = before.trained_on
+    seen = None if seen_before is None else SeenImages(seen_before, len(source))
     if options.compile and isinstance(model, ImageModel):
         compile_blocks(model)
     probe = None
@@ -348,8 +376,8 @@ def _train(
     run = _Run(
         config=config, recipe=recipe, options=options, out=out, accelerator=accelerator,
         optimisation=optimisation, objective=objective, watch=watch, source=source,
-        preprocessing=preprocessing, identity=identity, trained=trained, workers=workers, share=share,
-        images_seen=images_seen, begun_at=begun_at, say=say,
+        preprocessing=preprocessing, identity=identity, trained=trained, seen=seen, workers=workers,
+        share=share, images_seen=images_seen, begun_at=begun_at, say=say,
     )  # fmt: skip
     watch.open(optimisation.step)
     try:
@@ -381,6 +409,8 @@ class _Run:
     preprocessing: Preprocessing
     identity: dict[str, Any]
     trained: NDArray[np.intp]
+    seen: SeenImages | None
+    """None of a run that an earlier version began."""
     workers: int
     share: int
     images_seen: int
@@ -464,20 +494,24 @@ class _Run:
         first_step, first_image = self.optimisation.step, self.images_seen
         layout = torch.channels_last if self.options.channels_last else torch.contiguous_format
 
-        def read(step: int) -> Tensor:
+        def read(step: int) -> tuple[Tensor, NDArray[np.uint64]]:
             position = first_image + (step - first_step) * size
             chosen = ordered(len(self.trained), position, size, recipe.seed)[mine]
-            batch = read_images(self.source, self.preprocessing, self.trained[chosen])
+            indices = self.trained[chosen]
+            batch = read_images(self.source, self.preprocessing, indices)
+            new = NONE if self.seen is None else self.seen.hashes(indices, batch)
             if recipe.flip:
                 mirrored = flipped(recipe.seed, step, size)[mine]
                 batch[mirrored] = batch[mirrored, :, ::-1]
             images = torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous(memory_format=layout)
-            return images.pin_memory() if device.type == "cuda" else images
+            return images.pin_memory() if device.type == "cuda" else images, new
 
         steps = range(first_step, recipe.steps)
         ahead = max(2, self.workers)
         with closing(map_ahead(read, steps, workers=self.workers, ahead=ahead)) as batches:
-            for batch in batches:
+            for batch, new in batches:
+                if self.seen is not None:
+                    self.seen.new.append(new)
                 yield batch.to(device, non_blocking=True), mine
 
     def forward_backward(self, model: Any, batch: tuple[Tensor, slice]) -> Tensor:
@@ -568,6 +602,8 @@ class _Run:
 
     def checkpoint(self, row: dict[str, Any], failure: str | None) -> None:
         """Write the complete state, and the moving average as the run's model."""
+        if self.seen is not None:
+            self.seen.write(self.out / TRAINED_ON_FILE, self.accelerator.is_main_process)
         if self.accelerator.is_main_process:
             optimisation, start = self.optimisation, self.options.init_from
             state = {
@@ -745,7 +781,7 @@ def _check_identity(
     if other := [key for key, value in identity.items() if state[key] != value]:
         raise TrainingError(
             f"{plan.out}: was trained on other data than {name} (another {' and '.join(other)}); "
-            "give what it was trained on"
+            f"give what it was trained on{about_mended(plan.left_out)}"
         )
 
 
@@ -791,6 +827,31 @@ def _refuse_replaced(
         )
 
 
+def _about_too_few_steps(recipe: TrainConfig, options: RunOptions) -> list[str]:
+    """Say what of a run its steps are too few for."""
+    lines, steps = [], recipe.steps
+    if recipe.kl_warmup_steps > steps:
+        lines.append(
+            f"train.steps ({steps}) ends before train.kl_warmup_steps ({recipe.kl_warmup_steps}): at the end "
+            f"the rate counts by {steps / recipe.kl_warmup_steps:.2g} alone, so that no bound is trained and "
+            "nats by layer are too many; raise train.steps, or lower train.kl_warmup_steps"
+        )
+    if recipe.warmup_steps > steps:
+        lines.append(
+            f"train.steps ({steps}) ends before train.warmup_steps ({recipe.warmup_steps}): the step size "
+            f"comes to {recipe.lr * steps / recipe.warmup_steps:.2g} at most, and never to train.lr "
+            f"({recipe.lr:g}); raise train.steps, or lower train.warmup_steps"
+        )
+    # A row of the log and a checkpoint come at the last step too, whatever their intervals.
+    intervals = {"probe_every": options.probe_every, "train.keep_every": recipe.keep_every}
+    lines += [
+        f"{key} ({every}) is more than train.steps ({steps}), so that it does nothing; lower it"
+        for key, every in intervals.items()
+        if every > steps
+    ]
+    return lines
+
+
 def _measure(
     plan: Plan, source: Source, preprocessing: Preprocessing, trained: NDArray[np.intp],
     workers: int, progress: Callable[[str], None],
@@ -810,21 +871,25 @@ def _measure(
     return measured
 
 
-def _say_other_scaling(
-    init_from: str | Path, config: AnyModelConfig, say: Callable[[str], None]
-) -> None:
-    """Say where the weights that a run starts from saw pixels shifted or scaled in another way."""
-    own = config_of(init_from)
+def _about_other_pixels(
+    before: SavedModel, init_from: str | Path, config: Config, options: RunOptions
+) -> str:
+    """Say where the weights that a run starts from saw images cropped, sized, shifted or scaled otherwise."""
+    own, now = before.config, config.model
     lines = [
-        f"model.{key} = {getattr(own, key):.8g}, here {getattr(config, key):.8g}"
-        for key in ("shift", "scale")
-        if own is not None
-        and not math.isclose(getattr(own, key), getattr(config, key), rel_tol=1e-6)
+        f"model.{key} = {getattr(own, key):.8g}, here {getattr(now, key):.8g}"
+        for key in ("image_size", "bits", "shift", "scale")
+        if hasattr(own, key)
+        and not math.isclose(getattr(own, key), getattr(now, key), rel_tol=1e-6)
     ]
-    if lines:
-        say(
-            f"{init_from}: was trained with {', and '.join(lines)}; set them to go on as it saw pixels"
-        )
+    if "crop" in before.record and before.trained_crop != options.crop:
+        crops = [str(crop or "none") for crop in (before.trained_crop, options.crop)]
+        lines.append(f"crop {crops[0]}, here {crops[1]}")
+    if not lines:
+        return ""
+    return (
+        f"{init_from}: was trained with {', and '.join(lines)}; set them to go on as it saw pixels"
+    )
 
 
 @contextmanager

@@ -1,0 +1,219 @@
+"""What a model was trained on is told image by image, in whatever form the images are given."""
+
+import hashlib
+import shutil
+
+import numpy as np
+import pytest
+from launch import torchrun
+from PIL import Image
+from safetensors.torch import save_file
+
+import vdvae_repr as vr
+from vdvae_repr.data.open import open_source
+
+TOML = """
+[model]
+image_size = 8
+width = 4
+zdim = 2
+bottom_up = "8x1,8d2,4x1,4d4,1x1"
+top_down = "1x1,4m1,8m4"
+num_mixtures = 1
+shift = -127.5
+scale = 0.015625
+
+[train]
+steps = 4
+batch_size = 4
+lr = 1e-3
+warmup_steps = 1
+flip = true
+"""
+STUDENT = """
+[model]
+kind = "student"
+width = 4
+bottom_up = "8x1,8d2,4x1,4d4,1x1"
+layers = "4x4"
+
+[train]
+steps = 2
+batch_size = 4
+lr = 1e-3
+warmup_steps = 1
+"""
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+TRAINED = 16  # the first ones
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """A folder of 16 images to train on, of two classes, and 4 held back; a run of it, each seen once."""
+    root = tmp_path_factory.mktemp("given")
+    for number, pixels in enumerate(PIXELS):
+        path = root / "p" / ("train" if number < TRAINED else "val") / "ab"[number % 2]
+        path.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path / f"{number:02}.png")
+    (root / "t.toml").write_text(TOML)
+    (root / "student.toml").write_text(STUDENT)
+    vr.train(root / "t.toml", root / "p", root / "run")
+    return root
+
+
+@pytest.fixture
+def said(caplog):
+    def lines():
+        return [line for line in caplog.messages if "trained on" in line]
+
+    return lines
+
+
+def by_hand(pixels):
+    """What a run folder keeps of some images, (N, 8, 8, 3)."""
+    digests = [hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in pixels]
+    return sorted(int.from_bytes(digest, "little") for digest in digests)
+
+
+def test_a_run_keeps_the_hashes_of_the_images_it_was_trained_on(given):
+    kept = np.load(given / "run" / "trained_on.npy")
+    assert kept.tolist() == by_hand(PIXELS[:TRAINED])
+    assert np.array_equal(vr.load(given / "run").trained_on, kept)
+
+
+def forms(root, tmp_path):
+    """Yield the name of each form, the images in it, and how many of them are trained on, of how many."""
+    yield "all", root / "p", (16, 20)
+    yield "rows", open_source(root / "p", rows="10:20"), (6, 10)
+    yield "class", root / "p" / "train" / "a", (8, 8)
+    table = tmp_path / "table.csv"
+    files = sorted(map(str, (root / "p").rglob("*.png")))
+    table.write_text("\n".join(["file", *files]))
+    yield "table", table, (16, 20)
+    np.save(tmp_path / "most.npy", PIXELS[3:19])
+    yield "array", tmp_path / "most.npy", (13, 16)
+    for number in (2, 18):
+        Image.fromarray(PIXELS[number]).save(tmp_path / f"{number}.bmp")
+    yield "other files", tmp_path, (1, 2)
+    yield "new", PIXELS[TRAINED:], (0, 4)
+
+
+def test_scored_images_that_were_trained_on_are_counted_in_any_form(given, tmp_path, caplog, said):
+    model = vr.load(given / "run")
+    for form, data, (count, asked) in forms(given, tmp_path):
+        caplog.clear()
+        vr.evaluate(model, data)
+        if not count:
+            assert said() == [], form
+            continue
+        (line,) = said()
+        assert f": {count} of {asked} images are those the model was trained on" in line, form
+        assert ('split="held-back" scores those held back' in line) == (form == "all")
+
+
+def test_images_are_counted_whatever_crop_they_are_scored_with(given, caplog, said):
+    vr.evaluate(vr.load(given / "run"), given / "p", crop=6)
+    assert ": 16 of 20 images are those" in said()[0]
+
+
+def test_a_run_that_left_damaged_images_out_knows_the_others(given, tmp_path, said):
+    data = shutil.copytree(given / "p", tmp_path / "p")
+    damaged = next((data / "train").rglob("*.png"))
+    whole = damaged.read_bytes()
+    damaged.write_bytes(b"bad")
+    out = vr.train(given / "t.toml", data, tmp_path / "run", on_error="skip")
+    vr.evaluate(vr.load(out), data, on_error="skip")
+    assert ": 15 of 19 images are those the model was trained on" in said()[0]
+    damaged.write_bytes(whole)
+    left_out = damaged.relative_to(data / "train")
+    for again in (
+        lambda: vr.train(given / "t.toml", data, out, resume=True, steps=6),
+        lambda: vr.evaluate(vr.load(out), data, run=out, split="held-back"),
+    ):
+        with pytest.raises(vr.VDVAEReprError, match=f"it left '.*{left_out.name}' out, unread"):
+            again()
+
+
+def test_a_resumed_run_adds_to_what_it_was_trained_on(given, tmp_path, caplog):
+    out, kept = tmp_path / "run", tmp_path / "run" / "trained_on.npy"
+    vr.train(given / "t.toml", given / "p", out, steps=2)
+    first = np.load(kept)
+    assert len(first) == 8
+    vr.train(out, resume=True, steps=3)
+    assert len(np.load(kept)) == 12
+    assert np.isin(first, np.load(kept)).all()
+    kept.unlink()
+    vr.train(out, resume=True, steps=4)
+    assert not kept.exists()  # as it would hold a part
+    assert any("holds no whole trained_on.npy" in line for line in caplog.messages)
+
+
+def test_processes_put_together_what_they_were_trained_on(given, tmp_path):
+    script = tmp_path / "rank.py"
+    script.write_text("from vdvae_repr.cli import main; main()")
+    out = tmp_path / "run"
+    process = torchrun(script, "train", given / "t.toml", "--data", given / "p", "--out", out)
+    assert process.wait() == 0, process.communicate()[1]
+    assert np.load(out / "trained_on.npy").tolist() == by_hand(PIXELS[:TRAINED])
+
+
+@pytest.mark.parametrize("damage", ["absent", "cut", "unsorted"])
+def test_without_hashes_the_record_of_a_run_tells_or_it_is_said(
+    damage, given, tmp_path, caplog, said
+):
+    out = shutil.copytree(given / "run", tmp_path / "run")
+    kept = out / "trained_on.npy"
+    whole = kept.read_bytes()
+    kept.unlink()
+    if damage == "cut":
+        kept.write_bytes(whole[:-8])
+    elif damage == "unsorted":
+        np.save(kept, np.load(given / "run" / "trained_on.npy")[::-1])
+    model = vr.load(out)
+    assert model.trained_on is None
+    vr.evaluate(model, given / "p")
+    assert ": 16 of 20 images are those the model was trained on" in said()[0]
+    caplog.clear()
+    vr.evaluate(model, PIXELS[:4])
+    assert said() == ["t: was trained on p; whether images of array are among that is not recorded"]
+
+
+def test_images_held_back_that_the_start_was_trained_on_are_said(given, tmp_path, caplog):
+    lines = []
+    others = np.random.default_rng(1).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
+    cases = {"p/train": (given / "p" / "train", 2), "others": (others, 0)}
+    for data, held in cases.values():
+        lines.clear()
+        out = tmp_path / f"run{held}"
+        vr.train(
+            given / "t.toml", data, out, init_from=given / "run", steps=2, progress=lines.append
+        )
+        told = [line for line in lines if "images held back are images that" in line]
+        assert len(told) == bool(held)
+        if held:
+            assert (
+                f": {held} of {held} images held back are images that {given / 'run'} was"
+                in told[0]
+            )
+        lines.clear()
+        vr.distill(
+            given / "run", data, tmp_path / f"student{held}", config=given / "student.toml",
+            progress=lines.append,
+        )  # fmt: skip
+        assert len(
+            [line for line in lines if "images held back are images that t was" in line]
+        ) == bool(held)
+    # What it began from counts as its own too.
+    assert set(by_hand(PIXELS[:TRAINED])) < set(np.load(tmp_path / "run0" / "trained_on.npy"))
+
+
+def test_a_start_whose_images_are_not_recorded_is_said(given, tmp_path):
+    weights = {k: v.clone() for k, v in vr.load(given / "run").state_dict().items()}
+    save_file(weights, tmp_path / "w.safetensors")
+    lines = []
+    vr.train(
+        given / "t.toml", given / "p", tmp_path / "run", init_from=tmp_path / "w.safetensors",
+        progress=lines.append,
+    )  # fmt: skip
+    line = "w.safetensors: which images it was trained on is not recorded, so that images held back may"
+    assert [text for text in lines if line in text]
