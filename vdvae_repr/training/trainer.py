@@ -28,7 +28,6 @@ from vdvae_repr.config import (
     TrainConfig,
     expect_likelihood,
     shown,
-    whole_number,
 )
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source, warn
@@ -212,8 +211,7 @@ def run_plan(
         notices: lines to be said first.
         progress: as of `train`.
     """
-    if num_workers is not None:
-        whole_number("num_workers", num_workers, 1)
+    workers = check_workers(num_workers)
     accelerator = _accelerator(device, plan.options.log_with, plan.out)
     main = accelerator.is_main_process  # which alone says anything
     say = (progress or warn) if main else lambda line: None
@@ -228,7 +226,7 @@ def run_plan(
     ):
         return _train(
             plan, objective, accelerator, data, labelled, resume=resume,
-            workers=check_workers(num_workers), say=say, progress=progress,
+            workers=workers, say=say, progress=progress,
         )  # fmt: skip
 
 
