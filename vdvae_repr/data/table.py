@@ -105,8 +105,15 @@ def _records(
     line = first
     try:
         for record in reader:
-            yield line, tuple(value.strip() for value in record)
-            line = first + reader.line_num
+            last = first + reader.line_num - 1
+            values = tuple(value.strip() for value in record)
+            if broken := next((value for value in values if "\n" in value), ""):
+                raise DataError(
+                    f"{path} lines {line} to {last}: expected a row on each line, found quotation marks "
+                    f"around several, {broken[:60]!r}; close them on their line"
+                )
+            yield line, values
+            line = last + 1
     except csv.Error as error:
         raise DataError(
             f"{path} line {line}: cannot be read as a table ({error}); "

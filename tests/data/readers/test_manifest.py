@@ -169,6 +169,12 @@ def test_what_is_read_otherwise_is_said(table, content, notice):
             'file,label\n"a.png,cat\nb.png,dog\n',
             "line 2: cannot be read as a table .*quotation mark",
         ),
+        (
+            'file,label\na.png,"tool 5\nb.png,dog\nc.png,tool 3"\nd.png,dog\n',
+            "lines 2 to 4: expected a row on each line, found quotation marks around several",
+        ),
+        ('file,label,"a\nb"\na.png,cat,1\n', "lines 1 to 2: expected a row on each line"),
+        ('file\tnote\na.png\t"5\nb.png\t3"\n', "lines 2 to 3: expected a row on each line"),
         ('file,label\n"a.png\n",cat\nz.png,dog\n', "line 4: no such file"),
         ("file,label,.\na.png,cat,1\n", r"line 1: no store can keep a column called '\.'"),
         ("file,label,h/w\na.png,cat,1\n", "line 1: no store can keep a column called 'h/w'"),
