@@ -107,7 +107,7 @@ def test_numbers_of_numpy_are_taken_as_pythons(call, store, tiny, tmp_path):
     assert json.dumps(results[0]) == json.dumps(results[1])
 
 
-@pytest.mark.parametrize("seed", [-1, True, 1.5], ids=str)
+@pytest.mark.parametrize("seed", [-1, True, 1.5, "1"], ids=repr)
 @pytest.mark.parametrize("call", CALLS)
 def test_what_is_no_seed_is_one_line(call, seed, store, tiny, tmp_path):
     with pytest.raises(vr.VDVAEReprError, match=r"seed(: expected| must be)"):

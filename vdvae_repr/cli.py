@@ -620,11 +620,11 @@ def probe(
     from vdvae_repr.latents.store import JoinedStore
     from vdvae_repr.output import prepare_folder
 
+    kinds = _formats(formats or "png")
     if formats is not None and out is None:
         raise TaskError("--format: expected --out with it, found none; give the folder of figures")
     if every_row and json_lines:
         raise TaskError("--rows and --json: expected one of them, found both")
-    kinds = _formats(formats or "png")
     task_options = _task_options(task, context.args)
     for name, values, known in (
         ("--control", control, (*results.CONTROLS, "none")),

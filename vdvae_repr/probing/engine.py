@@ -113,6 +113,7 @@ def probe(
     Raises:
         TaskError: the store cannot support the task, or lacks what a control needs; an argument of another
             type, or unknown.
+        ConfigError: a seed that is none.
         DataError: a pair list that is malformed.
     """
     expect_store(store)

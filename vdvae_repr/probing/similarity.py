@@ -50,7 +50,7 @@ def compare(
         the similarity of each layer of `a` with each of `b`, and what it is of shuffled images.
 
     Raises:
-        TaskError: other images, or fewer than 4.
+        TaskError: other images, or fewer than 4. ConfigError: a seed that is none.
     """
     notice = notice or logger.warning
     expect_store(a, "a")

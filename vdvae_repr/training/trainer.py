@@ -153,7 +153,7 @@ def train(
         ConfigError: no recipe, a setting that is none, or a resumed run's config differs in keys that were
             not set by name.
         CheckpointError: `init_from` is no such model, of another architecture, damaged, or not finite.
-        DataError: nothing to train on, an image that cannot be read, or no workers.
+        DataError: nothing to train on, or an image that cannot be read. ConfigError: no workers.
         TaskError: too few labels to probe with.
         TrainingError: too many skips in a row, nothing learned, a run that is already there, a full disk.
 
