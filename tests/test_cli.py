@@ -12,7 +12,7 @@ from launch import Command, run
 from PIL import Image
 
 import vdvae_repr as vr
-from vdvae_repr.cli import _task_of, main
+from vdvae_repr.cli import _task_of, in_options, main
 from vdvae_repr.model.weights import save
 
 SMALL = """
@@ -252,6 +252,21 @@ def test_interrupt_is_exit_130_and_one_line(tmp_path):
         (("evaluate", "--split", ""), "--split: expected a value"),
         (("train", ""), "an argument: expected a value"),
         (("probe", "--latents", "n", "--train", "a", "--test", "b"), "in place of --latents"),
+        (("probe", "--format", "pdf"), "--format: expected --out with it, found none"),
+        (("probe", "--rows", "--json"), "--rows and --json: expected one of them"),
+        (
+            ("sample", "--model", "faces64@random", "--preset", "no"),
+            "preset 'no' would say nothing",
+        ),
+        (("distill", "--resume", "--out", "no"), "no: expected a run to go on with, found none"),
+        (
+            ("distill", "--resume"),
+            "teacher: expected a VDVAE, or what loads it, as --teacher faces64",
+        ),
+        (
+            ("probe", "--task", "few_shot", "--far", "0.1"),
+            "an option of face_id and face_verification, not",
+        ),
     ],
 )
 def test_empty_values_and_options_that_would_do_nothing_are_refused(
@@ -286,6 +301,29 @@ def test_an_option_of_one_value_given_twice_is_refused(
         main()
     assert stopped.value.code == 2
     assert f"{option}: expected one value, found it given twice" in capsys.readouterr().err
+
+
+def test_code_in_advice_stays_code(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["vdvae-repr", "extract", "--data", "cifar10"])
+    monkeypatch.setenv("VDVAE_REPR_DATA_ROOT", str(tmp_path))
+    with pytest.raises(SystemExit):
+        main()
+    assert f"CIFAR10('{tmp_path}', download=True) gets it" in capsys.readouterr().err
+    for text, expected in (
+        ("choose another folder, or cache=None", "choose another folder, or --no-cache"),
+        ("choose another, or all by split=None", "choose another, or all by --split all"),
+        (
+            "take fewer, vr.FewShot(ways=5), or images=False",
+            "take fewer, vr.FewShot(ways=5), or --no-images",
+        ),
+    ):
+        assert in_options(text) == expected
+
+
+def test_the_package_is_run_as_the_command_line():
+    command = [sys.executable, "-m", "vdvae_repr", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"vdvae-repr {vr.__version__}\n"
 
 
 def test_a_tasks_option_of_one_value_given_twice_is_refused():

@@ -386,7 +386,7 @@ def test_what_is_no_store_is_told_in_a_line(store, tmp_path):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"task": None}, {"seed": "1"}, {"heads": 5}, {"layers": None}, {"features": 5}, {"pools": 5},
+    [{"task": None}, {"heads": 5}, {"layers": None}, {"features": 5}, {"pools": 5},
      {"cache": 5}, {"controls": None}, {"selections": "all"}, {"controls": "noise"}, {"heads": ()}],
 )  # fmt: skip
 def test_arguments_of_another_type_are_named(store, wrong):

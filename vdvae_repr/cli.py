@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 QUOTE = '"'
 PARAMETER = re.compile(
-    r'(?<![\w.])([a-z_]+)=(True|False|"[^"]*"|\d+|[A-Z]{2,})(?![\w.])'
-)  # name=value, in a message
+    r'\w[\w.]*\([^()]*\)|(?<![\w.])([a-z_]+)=(True|False|None|"[^"]*"|\d+|[A-Z]{2,})(?![\w.])'
+)  # name=value, in a message; not in a call, as torchvision.datasets.CIFAR10("data", download=True)
 
 
 class WholeLines(TyperGroup):
@@ -143,6 +143,7 @@ brain_app = typer.Typer(
 app.add_typer(brain_app, name="brain")
 
 DEFAULT = ("single", "cumulative")  # selections of probe
+NOT_SEEN = "that latents are of these images was not checked"  # of imported ones
 DRAWN = "toy-faces"  # the images where none are named
 ATLAS = ("single", "cumulative", "without", "pruned")  # selections of probe --atlas
 Model = Annotated[
@@ -492,7 +493,9 @@ def _task_options(name: str, arguments: list[str]) -> dict[str, list[str]]:
     for option in values:
         if option not in tasks[name][1]:
             owners = [task for task, (_, options) in tasks.items() if option in options]
-            whose = f"an option of {owners[0]}, not" if owners else "no option of probe or"
+            whose = (
+                f"an option of {' and '.join(owners)}, not" if owners else "no option of probe or"
+            )
             raise TaskError(f"--{option.replace('_', '-')} is {whose} of {name}")
     return values
 
@@ -596,7 +599,12 @@ def probe(
         Path | None,
         typer.Option(help="Folder for the page index.html, tables (results.csv, ...) and figures."),
     ] = None,
-    formats: Formats = "png",
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="Formats of figures: png, if not given, pdf, svg; commas join several."
+        ),
+    ] = None,
     every_row: Annotated[
         bool, typer.Option("--rows", help="Print every row, not the answer alone.")
     ] = False,
@@ -613,7 +621,11 @@ def probe(
     from vdvae_repr.latents.store import JoinedStore
     from vdvae_repr.output import prepare_folder
 
-    kinds = _formats(formats)
+    kinds = _formats(formats or "png")
+    if formats is not None and out is None:
+        raise TaskError("--format: expected --out with it, found none; give the folder of figures")
+    if every_row and json_lines:
+        raise TaskError("--rows and --json: expected one of them, found both")
     task_options = _task_options(task, context.args)
     for name, values, known in (
         ("--control", control, (*results.CONTROLS, "none")),
@@ -1224,6 +1236,8 @@ def import_(
 
     store = vr.import_latents(matrix, vr.open(like), out, layer, split=split, overwrite=overwrite)
     _print(f"{out}: {_counted(len(store), 'image')}, {_counted(len(store.layers), 'layer')}")
+    if store.checksums is not None:
+        _log(f"checksums of images are taken by ids from {like}; {NOT_SEEN}")
 
 
 @store_app.command()
@@ -1233,15 +1247,18 @@ def info(path: Path) -> None:
     Example: vdvae-repr store info latents.h5
     """
     import vdvae_repr as vr
+    from vdvae_repr.data.names import number_of_classes
 
     store = vr.open(path)
     about = store.info
+    taken = about.is_predicted and store.checksums is not None
     lines = [
         ("model", about.model),
         ("weights_sha256", about.weights_sha256),
         ("source", about.source),
-        ("images", f"{len(store)}, {_counted(len(store.label_names), 'class')}"),
+        ("images", f"{len(store)}, {_counted(number_of_classes(store.labels), 'class')}"),
         *(("left out", item["reason"]) for item in about.skipped),
+        *([("checksums", f"taken by ids from the store it is like; {NOT_SEEN}")] if taken else []),
         ("of each image", about.images_in_words),
         ("layers", ", ".join(spec.name for spec in store.layers)),
         ("features", ", ".join(store.features)),
@@ -1843,16 +1860,20 @@ def in_options(message: str) -> str:
         'choose another path, or --overwrite'
         >>> in_options('extract with features="z", images=False')
         'extract with --feature z, --no-images'
+        >>> in_options("CIFAR10('data', download=True) gets it")
+        "CIFAR10('data', download=True) gets it"
     """
     options = _options()
 
     def option(match: re.Match[str]) -> str:
         name, value = match[1], match[2]
-        name = f"no_{name}" if value == "False" else name
+        if name is None:
+            return match[0]
+        name = f"no_{name}" if value in ("False", "None") else name
         flag = (
             options.get(name) or options.get(name.removesuffix("s")) or options.get(f"data_{name}")
         )
-        if flag is None or value in ("True", "False"):
+        if flag is None or value in ("True", "False", "None"):
             return flag or match[0]
         return f"{flag} {value if ' ' in value else value.strip(QUOTE)}"
 
@@ -1862,7 +1883,7 @@ def in_options(message: str) -> str:
 @cache
 def _options() -> dict[str, str]:
     """Return the options of all commands, by the names of the parameters they stand for."""
-    found: dict[str, str] = {"no_restandardise": "--as-regressed"}
+    found = {"no_restandardise": "--as-regressed", "no_split": "--split all"}
     waiting = [_command()]
     while waiting:
         command = waiting.pop()

@@ -17,7 +17,7 @@ import os
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
@@ -91,7 +91,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Check what can be checked without building the model."""
-        raise_all(_problems_of_table(ModelConfig, dataclasses.asdict(self), "model"))
+        _check_fields(self, "model")
 
     @classmethod
     def from_published(cls, hyperparameters: Mapping[str, Any]) -> ModelConfig:
@@ -187,7 +187,7 @@ class PixelCNNConfig:
 
     def __post_init__(self) -> None:
         """Check what can be checked without building the model."""
-        raise_all(_problems_of_table(PixelCNNConfig, dataclasses.asdict(self), "model"))
+        _check_fields(self, "model")
         coarsest = 2 ** (self.resolutions - 1)
         if self.image_size % coarsest:
             raise ConfigError(
@@ -233,7 +233,7 @@ class StudentConfig:
 
     def __post_init__(self) -> None:
         """Check what can be checked without building the model."""
-        raise_all(_problems_of_table(StudentConfig, dataclasses.asdict(self), "model"))
+        _check_fields(self, "model")
 
     def to_json(self) -> str:
         """Serialise to one line of JSON, keys sorted."""
@@ -337,7 +337,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check types and ranges."""
-        raise_all(_problems_of_table(TrainConfig, dataclasses.asdict(self), "train"))
+        _check_fields(self, "train")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -710,6 +710,17 @@ def _suggest_key(name: str, section: str, known: Mapping[str, type]) -> str:
     return f"; did you mean {key if of[key] == section else f'{of[key]}.{key}'!r}?{note}"
 
 
+def _check_fields(config: Any, section: str) -> None:
+    """Refuse a configuration's values of other types or out of range; NumPy's numbers become Python's.
+
+    Raises:
+        ConfigError: all mistakes in one message.
+    """
+    for name, value in dataclasses.asdict(config).items():
+        object.__setattr__(config, name, python_number(value))
+    raise_all(_problems_of_table(type(config), dataclasses.asdict(config), section))
+
+
 def _problems_of_table(
     cls: type, table: Mapping[str, Any], section: str, may_lack: Collection[str] = ()
 ) -> list[str]:
@@ -780,6 +791,28 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+MOST_SEED = 2**32 - 1
+"""Of a probe: what scikit-learn's folds take."""
+
+
+def python_number(value: Any) -> Any:
+    """Return a number of another library, as NumPy's, as int or float, and anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def keep_whole_numbers(options: Any, **lowest: int) -> None:
+    """Make fields of a frozen dataclass ints, as `whole_number` does; None stays.
+
+    Raises:
+        ConfigError: one is no whole number, or below its lowest.
+    """
+    for name, least in lowest.items():
+        if (value := getattr(options, name)) is not None:
+            object.__setattr__(options, name, whole_number(name, value, least))
+
+
 def whole_number(
     name: str, value: Any, lowest: int, highest: int = 2**63 - 1, what: str = "a whole number"
 ) -> int:
@@ -788,9 +821,9 @@ def whole_number(
     Raises:
         ConfigError: it is no whole number, or out of range.
     """
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if whole and lowest <= int(value) <= highest:
-        return int(value)
+    value = python_number(value)
+    if type(value) is int and lowest <= value <= highest:
+        return value
     upto = f" to {highest}" if highest < 2**63 - 1 else ""
     raise ConfigError(f"{name}: expected {what}, from {lowest}{upto}, found {shown(value)}")
 

@@ -315,6 +315,21 @@ def test_labels_of_many_digits_are_regions_of_their_own(seen, tmp_path, kind):
             read_nsd(paths["betas"], paths["design"], subject=1, mask=paths["mask"], rois=rois)
 
 
+@pytest.mark.parametrize("constant", [0, 1, -32768, 32767, 1234])
+def test_a_voxel_that_is_constant_in_a_session_has_no_responses_there(seen, tmp_path, constant):
+    """At whatever value: the float32 deviation of most is above 0 by rounding."""
+    _, _, paths = seen
+    shutil.copytree(paths["betas"], tmp_path / "betas")
+    with h5py.File(tmp_path / "betas/betas_session02.hdf5", "r+") as file:
+        betas = file["betas"][()]
+        betas[:, 0, 0, 0] = constant
+        file["betas"][...] = betas
+    found = read_nsd(tmp_path / "betas", paths["design"], subject=1, mask=paths["mask"]).values
+    whole = read_nsd(paths["betas"], paths["design"], subject=1, mask=paths["mask"]).values
+    assert np.isnan(found[:, :, 0]).sum() == len(betas)
+    np.testing.assert_array_equal(found[:, :, 1:], whole[:, :, 1:])
+
+
 def test_regions_of_any_name_are_read_back(seen, tmp_path):
     _, store, _ = seen
     rois = {"V1, left": np.arange(3), 'the "word" area': np.arange(2, 5), "a;b": np.array([5])}

@@ -55,5 +55,7 @@ def test_the_cores_are_divided_among_the_processes_of_a_machine(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert default_workers() == 1
     assert check_workers(3) == 3
-    with pytest.raises(vr.DataError, match="expected 1 or more, found 0"):
+    with pytest.raises(
+        vr.ConfigError, match="num_workers: expected a whole number, from 1, found 0"
+    ):
         check_workers(0)

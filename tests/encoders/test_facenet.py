@@ -57,6 +57,21 @@ def test_facenet_takes_weights_from_a_file(facenet, tmp_path):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("people", "loads", "refuses"),
+    [(8631, "vggface2", "casia-webface"), (10575, "casia-webface", "vggface2")],
+)
+def test_weights_of_the_other_set_are_refused(facenet, tmp_path, people, loads, refuses):
+    """Told by the people of its classifier, of whom facenet-pytorch's README counts as many."""
+    classifier = {"logits.weight": torch.zeros(people, 512), "logits.bias": torch.zeros(people)}
+    torch.save(facenet.net.state_dict() | classifier, tmp_path / "w.pt")
+    assert vr.load(f"facenet:{loads}@{tmp_path / 'w.pt'}").name == f"facenet:{loads}"
+    with pytest.raises(
+        vr.CheckpointError, match=f"expected weights of {refuses}.*facenet:{loads}@"
+    ):
+        vr.load(f"facenet:{refuses}@{tmp_path / 'w.pt'}")
+
+
 def test_published_weights_are_those_of_torchs_cache(facenet, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "checkpoints").mkdir()

@@ -62,6 +62,28 @@ def test_out_and_in_again(store, tiny, tmp_path, suffix, monkeypatch):
     back.verify()
 
 
+def test_an_imported_store_says_that_its_images_were_not_looked_at(store, tiny, images, tmp_path):
+    vr.extract(tiny, images[::-1].copy(), tmp_path / "other.h5").close()  # of the same ids
+    store.export(tmp_path / "p.npz", "4x4")
+    options = ["--like", "other.h5", "--layer", "4x4", "--out", "p.h5"]
+    done = run("store", "import", "p.npz", *options, cwd=tmp_path)
+    assert "taken by ids from other.h5" in done.stderr
+    assert "was not checked" in done.stderr
+    told = " ".join(run("store", "info", "p.h5", cwd=tmp_path).stdout.split())
+    assert "source predicted: p.npz, like other.h5" in told
+    assert "was not checked" in told
+    assert "was not checked" not in run("store", "info", "other.h5", cwd=tmp_path).stdout
+
+
+def test_a_store_counts_the_classes_of_its_images(tiny, people, tmp_path):
+    source = people(2)  # of 6 people
+    with vr.extract(tiny, source.select([0, 1, 2]), tmp_path / "few.h5", layers="1x1") as store:
+        assert "3, 2 classes" in store._repr_html_()
+    told = " ".join(run("store", "info", "few.h5", cwd=tmp_path).stdout.split())
+    assert "images 3, 2 classes" in told
+    assert "3 images, 2 classes" in repr(source.select([0, 1, 2]))
+
+
 def test_the_files_ids_say_whose_a_row_is(store, tiny, tmp_path):
     X = store.matrix("<=4x4")[0]
     np.savez(tmp_path / "p.npz", latents=X[::-1], ids=np.array(store.ids)[::-1])

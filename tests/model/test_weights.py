@@ -145,6 +145,10 @@ class Anything:
         ({"model": {}, "ema": {}}, "found the keys model, ema"),
         ({"model": {"w": torch.zeros(2)}, "ema": {"w": torch.zeros(2)}},
          r"2 sets of weights, model, ema; save the one that is meant: torch\.save\(torch\.load"),
+        ({"model": {"w": torch.zeros(2)}, "optimizer": {"state": {"w": {"exp_avg": torch.zeros(2)}}}},
+         r"torch\.load\('.*'\)\['model'\], FILE\)"),
+        ({"exp_avg": {"w": torch.zeros(2)}, "optimizer": {"w": {"exp_avg": torch.zeros(2)}}},
+         r"torch\.save\(model\.state_dict\(\), FILE\)"),
         ({"w": torch.zeros(1), "n": 3}, "found int under 'n'"),
         ([torch.zeros(1)], "found list"),
         (torch.zeros(3), "found Tensor"),
@@ -272,8 +276,23 @@ def test_two_names_of_one_parameter_are_refused(published, tmp_path):
 
 def test_a_preset_beside_a_config_is_refused(tiny, tmp_path):
     weights.save(tiny, tmp_path / "own.safetensors", record={})
-    with pytest.raises(vr.CheckpointError, match=r"holds its own configuration.*leave preset out"):
+    with pytest.raises(vr.CheckpointError, match=r"says its own architecture.*leave preset out"):
         vr.load(tmp_path / "own.safetensors", preset="cifar10")
+
+
+@pytest.mark.parametrize("preset", ["cifar10", "no-such-thing"])
+@pytest.mark.parametrize("model", ["faces64@random", "openai:cifar10-seed0", "faces64"])
+def test_a_preset_beside_a_name_that_says_its_architecture_is_refused(model, preset):
+    with pytest.raises(vr.CheckpointError, match=f"preset '{preset}' would say nothing; leave"):
+        vr.load(model, preset=preset)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.SAFETENSORS", "w.pt"])
+@pytest.mark.parametrize("write", [torch.save, save_file])
+def test_weights_are_told_by_their_content_and_not_by_their_name(tiny, tmp_path, write, name):
+    write(tiny.state_dict(), tmp_path / name)
+    found = vr.load(tmp_path / name, preset=tiny.config).state_dict()
+    assert all(torch.equal(found[key], value) for key, value in tiny.state_dict().items())
 
 
 def test_a_path_is_never_a_name(tiny, tmp_path, monkeypatch):

@@ -257,7 +257,7 @@ def test_what_was_scored_is_kept(store, tmp_path, monkeypatch):
     vr.probe(store, "face_id", **how | {"heads": ["ridge"]})
     assert len(calls) == done + 2 * fresh
     (tmp_path / "file").touch()
-    with pytest.raises(vr.TaskError, match="choose another folder as cache"):
+    with pytest.raises(vr.TaskError, match="choose another folder, or cache=None"):
         vr.probe(store, "face_id", **how | {"cache": tmp_path / "file"})
 
 

@@ -37,6 +37,15 @@ def test_what_is_no_row_or_a_row_twice_is_one_line(train, said):
             vr.Split(**({"train": EVEN, "test": ODD} | {side: train}))
 
 
+def test_one_metric_or_head_may_be_a_text(store):
+    problem = vr.Problem(
+        store, vr.Split(EVEN, ODD), np.arange(24.0), metrics="r2", default_heads="ridge"
+    )
+    assert (problem.metrics, problem.default_heads) == (("r2",), ("ridge",))
+    with pytest.raises(vr.TaskError, match=r"metrics: expected r2, pearson of numbers, found 'r3'"):
+        vr.Problem(store, vr.Split(EVEN, ODD), np.arange(24.0), metrics="r3")
+
+
 def test_rows_targets_and_units_are_of_the_stores_images(store):
     with pytest.raises(vr.TaskError, match=r"test: expected rows below 24, .* found 25"):
         vr.Problem(store, vr.Split(EVEN, ODD + 2))

@@ -208,7 +208,7 @@ class Decoder:
         """
         expect_store(like, "like")
         algebra = Algebra.on(device)
-        whole_number("seed", seed, 0)
+        seed = whole_number("seed", seed, 0)
         expect_place(out, like, overwrite=overwrite)  # before it takes time
         fitted = self._fitted_rows(like)
         specs = select_layers(like.layers, list(self.layers))
@@ -388,7 +388,7 @@ def fit(
     """
     if alpha is not None and not (_is_number(alpha) and np.isfinite(alpha) and alpha > 0):
         raise TaskError(f"alpha: expected a number above 0, found {shown(alpha)}")
-    whole_number("seed", seed, 0)
+    seed = whole_number("seed", seed, 0)
     expect_store(store)
     algebra = Algebra.on(device)
     feature = decodable_feature(store)
@@ -398,7 +398,7 @@ def fit(
     if len(some) < 3:
         raise TaskError(
             f"responses: expected some to at least 3 images of split {split}, found {len(some)} "
-            f"{of_splits(read.splits)}; choose another, or None for all"
+            f"{of_splits(read.splits)}; choose another, or all by split=None"
         )
     X, rows, voxels = np.ascontiguousarray(read.mean[some]), read.rows[some], read.voxels
     varying = np.ptp(X, axis=0) > 0

@@ -25,7 +25,7 @@ import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
-from vdvae_repr.config import path_of, without_order
+from vdvae_repr.config import path_of, whole_number, without_order
 from vdvae_repr.data.hdf5 import missing_values, unwritten_chunks
 from vdvae_repr.data.names import natural_key
 from vdvae_repr.errors import DataError, TaskError, first_line
@@ -194,8 +194,9 @@ def read_nsd(
         if len(some) < len(found):
             notes.append(f"{path.name}: {len(found) - len(some)} of {len(found)} trials are NaN")
         if len(some):
-            deviation = some.std(axis=0)
-            found = (found - some.mean(axis=0)) / np.where(deviation > 0, deviation, np.nan)
+            # A constant's deviation is not 0 but rounding.
+            varies = some.min(axis=0) < some.max(axis=0)
+            found = (found - some.mean(axis=0)) / np.where(varies, some.std(axis=0), np.nan)
         lengths.append(len(found))
         for one in found:
             row = rows[int(images[trial])]
@@ -242,6 +243,8 @@ def _subject_of(paths: Sequence[str | Path], subject: int | None) -> int:
         for path in paths
         if (numbers := re.findall(r"subj(\d+)", str(Path(path).absolute())))
     }
+    if subject is not None:
+        subject = whole_number("subject", subject, 1)
     given = {} if subject is None else {subject: f"subject {subject}"}
     said = given | {number: where for number, where in named.items() if number not in given}
     if not said:
@@ -417,8 +420,9 @@ def synthetic_nsd(
         raise TaskError(
             "synthetic_nsd: expected a store with images, and regions that see its layers"
         )
+    voxels, sessions = whole_number("voxels", voxels, 1), whole_number("sessions", sessions, 1)
     folder = Path(folder)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(whole_number("seed", seed, 0))
     count, regions = len(store), list(sees)
     signal = np.zeros((count, len(regions) * voxels))
     for number, layer in enumerate(sees.values()):

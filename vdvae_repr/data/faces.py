@@ -16,7 +16,7 @@ from PIL import Image
 
 from vdvae_repr.data.names import class_names, is_missing, number_labels, split_of
 from vdvae_repr.data.table import Table, read_table, read_text
-from vdvae_repr.errors import DataError
+from vdvae_repr.errors import SKIP_ADVICE, DataError
 
 # Eyes, nose, corners of the mouth in an aligned image of side 1: where they lie in the central 128 pixels of
 # deep-funneled LFW (median of 60 images, made symmetric), which is how faces64 has seen faces.
@@ -74,7 +74,7 @@ def align_face(picture: Image.Image, size: int) -> Image.Image:
     if min(shrunk.size) >= SMALLEST:
         boxes, _, points = _detector().detect(shrunk, landmarks=True)
     if boxes is None or points is None:
-        raise DataError("expected a face, found none; leave the image out, or do not align")
+        raise DataError(f"expected a face, found none; do not align{SKIP_ADVICE}")
     boxes, points = np.asarray(boxes, np.float64), np.asarray(points, np.float64)
     found = points[_meant(boxes, shrunk.size)] * (picture.width / shrunk.width)
     matrix = _similarity(LANDMARKS * size, found)

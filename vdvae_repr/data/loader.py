@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
-from vdvae_repr.errors import DataError
+from vdvae_repr.config import whole_number
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -33,13 +33,11 @@ def check_workers(num_workers: int | None) -> int:
     """Return the number of workers asked for, `default_workers()` for None.
 
     Raises:
-        DataError: a number below 1.
+        ConfigError: no whole number, or one below 1.
     """
     if num_workers is None:
         return default_workers()
-    if num_workers < 1:
-        raise DataError(f"num_workers: expected 1 or more, found {num_workers}")
-    return num_workers
+    return whole_number("num_workers", num_workers, 1)
 
 
 def map_ahead(

@@ -80,6 +80,15 @@ def natural_key(text: str) -> tuple[list[tuple[int, int, str]], str]:
     return parts, text
 
 
+def number_of_classes(labels: NDArray[np.int64]) -> int:
+    """Return how many classes images (N,) are of; of one whose label is -1 nothing is known.
+
+    >>> number_of_classes(np.array([2, -1, 2, 0]))
+    2
+    """
+    return len(np.unique(labels[labels >= 0]))
+
+
 def number_labels(names: Sequence[str | None]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Number label names from 0 in natural order; -1 where there is none."""
     distinct = sorted({name for name in names if name is not None}, key=natural_key)

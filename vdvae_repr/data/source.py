@@ -28,7 +28,13 @@ from torch.utils.data import Dataset
 
 from vdvae_repr.config import hidden_by_mask, without_order
 from vdvae_repr.data.faces import LANDMARKS, align_face
-from vdvae_repr.data.names import number_labels, readable, splits_of, unfit_for_a_file
+from vdvae_repr.data.names import (
+    number_labels,
+    number_of_classes,
+    readable,
+    splits_of,
+    unfit_for_a_file,
+)
 from vdvae_repr.errors import SKIP_ADVICE, DataError, first_line, printable
 from vdvae_repr.pixels import decode_pixels, to_rgb, white_is_zero, white_of
 
@@ -185,8 +191,9 @@ class Source(Dataset[Image.Image]):
     def __repr__(self) -> str:
         """Say what it is of, in one line however many images there are."""
         splits = ", ".join(dict.fromkeys(self.splits))
+        classes = number_of_classes(self.labels)
         return (
-            f"<{type(self).__name__} {self.name}: {len(self.ids)} images, {len(self.label_names)} classes"
+            f"<{type(self).__name__} {self.name}: {len(self.ids)} images, {classes} classes"
             f"{f', splits {splits}' if any(self.splits) else ''}"
             f"{f', {len(self.factors)} factors' if self.factors else ''}>"
         )

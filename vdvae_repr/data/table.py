@@ -15,6 +15,7 @@ from vdvae_repr.errors import DataError
 TEXT_BYTES = 2**28  # of a text file, which is read whole
 LINE_BYTES = 2**20  # of a line
 MOST_COLUMNS = 10_000
+ON_ONE_LINE = ("label", "split")  # columns of names, as those that are needed are
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 EXCEL = re.compile(r'"?sep=([,;\t])"?', re.IGNORECASE)  # a first line that names the separator
 
@@ -29,6 +30,8 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     lines: tuple[int, ...]
     """The line of the file on which each row begins, the header's being 1."""
+    notices: tuple[str, ...] = ()
+    """What is to be said of it: that a value goes over several lines, as quotation marks may by mistake."""
 
     def __getitem__(self, name: str) -> tuple[str, ...]:
         """Return the values of a column that is needed."""
@@ -56,8 +59,8 @@ def read_table(path: str | Path, *needed: str) -> Table:
     """Read a table whose header has the columns `needed`, which also tell what separates columns.
 
     Raises:
-        DataError: the file cannot be read, lacks such a column, or a row has more or fewer values than the
-            header; the message has the line's number.
+        DataError: the file cannot be read, lacks such a column, a row has more or fewer values than the
+            header, or a name goes over several lines; the message has the line's number.
     """
     path = Path(path)
     text = read_text(path)
@@ -76,13 +79,18 @@ def read_table(path: str | Path, *needed: str) -> Table:
         raise DataError(
             f"{path}: expected {MOST_COLUMNS} columns at most, found {len(columns)}; leave some out"
         )
+    if any("\n" in column for column in columns):
+        raise DataError(
+            f"{path} line {first}: expected the names of columns on one line, found quotation marks around "
+            "several; close them there"
+        )
     if not set(needed) <= {column.casefold() for column in columns}:
         expected = (
             f"a column {needed[0]!r}" if len(needed) == 1 else f"columns {' and '.join(needed)}"
         )
         listed = ", ".join(column or "''" for column in columns) or "none"
         raise DataError(f"{path}: expected {expected}, found {listed}")
-    rows, lines = [], []
+    rows, lines, spanning = [], [], []
     for line, row in records:
         if not any(row):
             continue
@@ -91,9 +99,21 @@ def read_table(path: str | Path, *needed: str) -> Table:
                 f"{path} line {line}: expected {len(columns)} values, as in the header, found {len(row)}: "
                 f"{separator.join(row)[:60]!r}"
             )
+        for column, value in zip(columns, row, strict=False):
+            if "\n" in value:
+                until = line + "".join(row).count("\n")
+                found = f"quotation marks in column {column!r} around several, {value[:60]!r}"
+                if column.casefold() in (*needed, *ON_ONE_LINE):
+                    raise DataError(
+                        f"{path} lines {line} to {until}: expected a row on each line, found {found}; close "
+                        "them on their line"
+                    )
+                spanning.append(f"lines {line} to {until} are one row, for {found}")
         rows.append(row[: len(columns)])
         lines.append(line)
-    return Table(path, separator, columns, tuple(rows), tuple(lines))
+    if len(spanning) > 1:
+        spanning = [f"{spanning[0]}, and so {len(spanning) - 1} more"]
+    return Table(path, separator, columns, tuple(rows), tuple(lines), tuple(spanning))
 
 
 def _records(

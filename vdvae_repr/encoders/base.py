@@ -153,7 +153,8 @@ class NetworkPreprocessing:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done."""
-        whole_number("size", self.size, 1, 2**12, "the side of a square, pixels")
+        size = whole_number("size", self.size, 1, 2**12, "the side of a square, pixels")
+        object.__setattr__(self, "size", size)
         if not isinstance(self.crop_pct, int | float):
             raise ConfigError(f"crop_pct: expected a number in 0..1, found {shown(self.crop_pct)}")
         Preprocessing(size=self.size, crop=self.crop, align=self.align)
@@ -333,7 +334,7 @@ class TorchEncoder:
             raise LayerError(
                 f"expected names of layers, each once, found {', '.join(names) or 'none'}"
             )
-        whole_number("prefix_tokens", prefix_tokens, 0)
+        prefix_tokens = whole_number("prefix_tokens", prefix_tokens, 0)
         self.net, self.name, self.preprocessing = net, name, transform
         self.mean = _of_channels("mean", mean, lowest=0.0)
         self.std = _of_channels("std", std, lowest=math.nextafter(0, 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ SETS = {
     "vggface2": f"{_RELEASE}/20180402-114759-vggface2.pt",
     "casia-webface": f"{_RELEASE}/20180408-102900-casia-webface.pt",
 }
+PEOPLE = {"vggface2": 8631, "casia-webface": 10575}  # classes of each set's classifier; as above
 STAGES = (
     "conv2d_2b",
     "conv2d_4b",
@@ -85,7 +86,9 @@ def load_facenet(what: str, weights: Path | None, download: bool) -> FaceNetEnco
     """
     net = _create(what)
     file = weights or _published(what, download)
-    net.load_state_dict(checked_state(read_weights(file), net, str(file), ("logits",)))
+    state = read_weights(file)
+    _refuse_another_set(what, state, file)
+    net.load_state_dict(checked_state(state, net, str(file), ("logits",)))
     return FaceNetEncoder(net, f"{PREFIX}{what}")
 
 
@@ -104,6 +107,21 @@ def _create(what: str) -> nn.Module:
 
     net: nn.Module = InceptionResnetV1(pretrained=None)
     return net.eval()
+
+
+def _refuse_another_set(what: str, state: Mapping[str, Tensor], file: Path) -> None:
+    """Refuse weights whose classifier is of as many people as another set has.
+
+    Raises:
+        CheckpointError: names the set.
+    """
+    counts = {len(value) for key, value in state.items() if f".{key}".endswith(".logits.weight")}
+    for other, count in PEOPLE.items():
+        if other != what and count in counts:
+            raise CheckpointError(
+                f"{file}: expected weights of {what}, found a classifier of {count:,} people, as those of "
+                f"{other}; load it as {PREFIX}{other}@{file}"
+            )
 
 
 def _published(what: str, download: bool) -> Path:

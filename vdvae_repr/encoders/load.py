@@ -70,6 +70,7 @@ def load(
     if kind is None:
         if name.startswith(published.PREFIX):
             known = name.removeprefix(published.PREFIX)
+            weights.refuse_preset(name, preset)
             file = released_file(name, download)
             net = weights.load(file, preset=published.RELEASES[known].preset, **how)
             net.name = name

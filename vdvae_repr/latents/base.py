@@ -22,6 +22,7 @@ from vdvae_repr.config import (
     with_hints,
     without_order,
 )
+from vdvae_repr.data.names import number_of_classes
 from vdvae_repr.errors import LayerError, StoreError, TaskError, first_line
 from vdvae_repr.latents.format import MIRROR, StoreInfo, array_key
 from vdvae_repr.latents.pooling import pool_layer
@@ -185,7 +186,7 @@ class Latents(ABC):
         rows = {
             "model": self.info.model,
             "source": self.info.source,
-            "images": f"{len(self)}, {len(self.label_names)} classes",
+            "images": f"{len(self)}, {number_of_classes(self.labels)} classes",
             "layers": f"{len(self.layers)}, {self.layers[0].name} to {self.layers[-1].name}",
             "features": ", ".join(self.features),
         }

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vdvae_repr.config import whole_number
 from vdvae_repr.encoders.load import loaded
 from vdvae_repr.errors import LayerError, StoreError
 from vdvae_repr.latents.base import Array, Latents, OtherWeightsError, list_of_ids
@@ -70,6 +71,7 @@ def decode(
     if first is not None:
         if layers != "all":
             raise LayerError("first and layers both choose layers; give one")
+        first = whole_number("first", first, 0)
         if not 1 <= first <= len(store.layers):
             raise LayerError(f"first: expected 1 to {len(store.layers)} layers, found {first}")
         layers = [spec.name for spec in store.layers[:first]]

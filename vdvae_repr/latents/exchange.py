@@ -28,6 +28,7 @@ from vdvae_repr.latents.base import list_of_ids
 from vdvae_repr.latents.export import DESCRIPTION, DIGEST, UNREADABLE
 from vdvae_repr.latents.format import (
     IMAGE_BYTES,
+    PREDICTED,
     StoreInfo,
     create_array,
     describe_images,
@@ -196,7 +197,8 @@ def import_latents(
             model=like.info.model, config=like.info.config, weights_sha256=like.info.weights_sha256,
             preprocessing=like.info.preprocessing, z=like.info.z, seed=like.info.seed,
             pool=like.info.pool,
-            source=f"predicted: {readable(Path(name).name)}", layers=chosen, features=(feature,),
+            source=f"{PREDICTED}{readable(Path(name).name)}, like {readable(like.path.name)}",
+            layers=chosen, features=(feature,),
         )  # fmt: skip
         known = like.checksums
         describe_images(

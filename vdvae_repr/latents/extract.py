@@ -110,7 +110,7 @@ def extract(
         **keywords: options by their names.
 
     Raises:
-        DataError, LayerError: bad source or selector, no workers. TypeError: an unknown option.
+        DataError, LayerError: bad source or selector. TypeError: an unknown option.
         ConfigError: an option's number.
         StoreError: an option's word; the output exists, is no store, is being written by another process,
             belongs to another extraction, does not fit on the disk, or cannot be written; a value that is
@@ -488,7 +488,7 @@ class ExtractionJob:
         """Make the job of reading a source so.
 
         Raises:
-            DataError: no workers.
+            ConfigError: no workers.
         """
         compute = options.compute
         reading, checksums = source.with_checksums()

@@ -32,6 +32,7 @@ SCHEMA = "vdvae-repr/1"
 CHUNK_BYTES = 2**20
 MIRROR = "mirror/"
 DEPTH = 3  # of groups: mirror/layers/LLL
+PREDICTED = "predicted: "  # how the source of imported latents begins
 IMAGE_BYTES = 2**8  # of an image's id, split, label, checksum and factors, about
 SEAL = "metadata_sha256"  # of everything but the arrays that have checksums chunk by chunk
 TRAILER = b"vdvae-repr/trailer"  # ends every file that is written: see `refuse_broken_trailer`
@@ -88,6 +89,11 @@ class StoreInfo:
     """`Source.checksum` of each image left out."""
     created: str | None = None
     versions: str | None = None
+
+    @property
+    def is_predicted(self) -> bool:
+        """Whether the latents were imported, so that they are of images by their ids alone."""
+        return self.source.startswith(PREDICTED)
 
     @property
     def images_in_words(self) -> str:

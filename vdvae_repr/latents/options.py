@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, cast
 
-from vdvae_repr.config import suggestion, whole_number
+from vdvae_repr.config import keep_whole_numbers, suggestion, whole_number
 from vdvae_repr.errors import StoreError
 from vdvae_repr.model.precision import Precision
 
@@ -35,7 +35,7 @@ class Sampling:
     def __post_init__(self) -> None:
         """Refuse another word for z, and what is no seed."""
         _one_of("z", self.z, ("mean", "sample"))
-        whole_number("seed", self.seed, 0)
+        keep_whole_numbers(self, draws=1, seed=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,8 +57,7 @@ class Frame:
         """Refuse another word for on_error, and squares of nothing."""
         _one_of("on_error", self.on_error, ("raise", "skip"))
         _truth("align", self.align)
-        if self.crop is not None:
-            whole_number("crop", self.crop, 1)
+        keep_whole_numbers(self, crop=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +100,9 @@ class Compute:
         """Refuse another precision and batches of nothing."""
         _one_of("precision", self.precision, ("fp32", "tf32", "bf16"))
         if self.batch_size != "auto":
-            whole_number("batch_size", self.batch_size, 1, what='a whole number, or "auto"')
+            size = whole_number("batch_size", self.batch_size, 1, what='a whole number, or "auto"')
+            object.__setattr__(self, "batch_size", size)
+        keep_whole_numbers(self, num_workers=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -341,8 +341,7 @@ class PixelCNN(ImageModel):
             ConfigError: a number that is none. DataError: the weights are not finite, so that nothing can be
                 drawn.
         """
-        whole_number("count", count, 1)
-        whole_number("seed", seed, 0)
+        count, seed = whole_number("count", count, 1), whole_number("seed", seed, 0)
         if not (isinstance(temperature, Real) and 0 <= float(temperature) < math.inf):
             raise ConfigError(
                 f"temperature: expected a finite number from 0, found {shown(temperature)}"

@@ -405,8 +405,7 @@ class VDVAE(ImageModel):
             LayerError: a selector that names no layer.
         """
         _one_of("z", z, ("mean", "sample"))
-        whole_number("seed", seed, 0)
-        whole_number("draw", draw, 0)
+        seed, draw = whole_number("seed", seed, 0), whole_number("draw", draw, 0)
         chosen = select_layers(self.layers, layers)
         tensor = as_image_tensor(images, self.config.image_size)
         tensor = tensor.to(self.device, non_blocking=True)
@@ -486,7 +485,7 @@ class VDVAE(ImageModel):
             )
         count = counts.pop()
         names = image_names(ids, count)
-        whole_number("seed", seed, 0)
+        seed = whole_number("seed", seed, 0)
         noise = seeded_noise(seed, names, self.device) if rest == "sample" else None
         states = self.generate(count, given, noise, temperature)
         remedy = "look at the latents and the weights"
@@ -504,8 +503,9 @@ class VDVAE(ImageModel):
         pixels: Literal["mean", "sample"] = "mean",
     ) -> NDArray[np.uint8]:
         """Draw images uint8 (count, S, S, 3) from the prior; temperature 0 is its mean."""
-        names = [str(i) for i in range(whole_number("count", count, 1))]
-        noise = seeded_noise(whole_number("seed", seed, 0), names, self.device)
+        count, seed = whole_number("count", count, 1), whole_number("seed", seed, 0)
+        names = [str(i) for i in range(count)]
+        noise = seeded_noise(seed, names, self.device)
         states = self.generate(count, {}, noise, temperature)
         return self._pixels(states, pixels, seed, names, f"{_GREW} or a lower temperature")
 

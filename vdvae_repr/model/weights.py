@@ -109,6 +109,7 @@ def load(
             "model: expected a name or a file, found an empty text; is a variable not set?"
         )
     if isinstance(model, str) and model.endswith("@random"):
+        refuse_preset(model, preset)
         config = preset_architecture(model.removesuffix("@random"))
         net = random_weights(config, model, seed=0)  # the same ones each time
     else:
@@ -121,6 +122,19 @@ def load(
     if cuda_graphs:
         graph_inference(net)
     return cast(VDVAE | PixelCNN | Student, net)
+
+
+def refuse_preset(model: str | Path, preset: Architecture | None) -> None:
+    """Refuse a preset beside a model whose architecture is known.
+
+    Raises:
+        CheckpointError: one is given.
+    """
+    if preset is not None:
+        raise CheckpointError(
+            f"{model}: says its own architecture, so that preset {str(preset)!r} would say "
+            "nothing; leave preset out"
+        )
 
 
 def on_device(model: Model, device: str | torch.device) -> Model:
@@ -391,12 +405,8 @@ def _own_config(file: _WeightsFile, preset: Architecture | None) -> AnyModelConf
         except ConfigError as error:
             reason = f"the config in its metadata cannot be read ({first_line(error)})"
         else:
-            if preset is None:
-                return config
-            raise CheckpointError(
-                f"{file.path}: holds its own configuration, so that preset {str(preset)!r} would say "
-                "nothing; leave preset out"
-            )
+            refuse_preset(file.path, preset)
+            return config
     else:
         reason = f"expected the model's config in the metadata of format {FORMAT}, found none"
     if preset is None:
@@ -535,7 +545,12 @@ def read_th(path: Path, *, lazily: bool = False) -> dict[str, Any]:
         # What training scripts keep beside the weights; it is a plain record and runs nothing.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # of pickle protocols: what matters raises
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily and zipped)
+            how: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+            if path.suffix.lower() == ".safetensors":  # by which alone torch reads it as such
+                with path.open("rb") as file:
+                    state = torch.load(file, **how)
+            else:
+                state = torch.load(path, mmap=lazily and zipped, **how)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         head = _head(path)
@@ -610,9 +625,11 @@ def unwrapped(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
             )
         state = state[inside[0]]
     if inside:
+        meant = [key for key in inside if not NO_WEIGHTS.fullmatch(key)]
+        place = f"torch.load({path.name!r}){_place(state, meant[-1])}" if meant else ""
         raise CheckpointError(
             f"{path}: holds {len(inside)} sets of weights, {_some(inside)}; save the one that is meant: "
-            f"torch.save(torch.load({path.name!r}){_place(state, inside[-1])}, FILE)"
+            f"torch.save({place or 'model.state_dict()'}, FILE)"
         )
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:

@@ -43,8 +43,8 @@ class ScoreCache:
                 raise PermissionError(None, "Permission denied")
         except OSError as error:
             raise TaskError(
-                f"{folder}: cannot be made, or written ({error.strerror}); choose another folder as "
-                "cache, or None"
+                f"{folder}: cannot be made, or written ({error.strerror}); choose another "
+                "folder, or cache=None"
             ) from error
 
     def get(self, features: Features, how: Sequence[str], score: Callable[[], Scored]) -> Scored:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from vdvae_repr.config import suggestion, with_hints
+from vdvae_repr.config import MOST_SEED, suggestion, whole_number, with_hints
 from vdvae_repr.errors import TaskError, printable
 from vdvae_repr.latents.base import Latents, expect_store, read_otherwise
 from vdvae_repr.model.layers import LayerSpec
@@ -114,13 +113,14 @@ def probe(
     Raises:
         TaskError: the store cannot support the task, or lacks what a control needs; an argument of another
             type, or unknown.
+        ConfigError: a seed that is none.
         DataError: a pair list that is malformed.
     """
     expect_store(store)
     expect_several(beside, "beside", Latents, "open stores")
     if drawn is not None:
         expect_store(drawn, "drawn")
-    expect(seed, "seed", Integral, "a whole number")
+    seed = whole_number("seed", seed, 0, MOST_SEED)
     expect(cache, "cache", str | Path | None, "a folder")
     if isinstance(cache, str) and not cache.strip():
         raise TaskError("cache: expected a folder, found an empty text")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.config import with_hints
+from vdvae_repr.config import MOST_SEED, whole_number, with_hints
 from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.gram import gram_matrices
 from vdvae_repr.latents.base import Latents, expect_store, read_otherwise, same_images
@@ -50,7 +50,7 @@ def compare(
         the similarity of each layer of `a` with each of `b`, and what it is of shuffled images.
 
     Raises:
-        TaskError: other images, or fewer than 4.
+        TaskError: other images, or fewer than 4. ConfigError: a seed that is none.
     """
     notice = notice or logger.warning
     expect_store(a, "a")
@@ -68,6 +68,7 @@ def compare(
         for line in (same_images(a, b), read_otherwise(a, b)):
             if line:
                 notice(line)
+    seed = whole_number("seed", seed, 0, MOST_SEED)
     names, own = _layers(a, feature, notice, seed)
     others, theirs = (names, own) if b is None else _layers(b, feature, notice, seed)
     order = np.random.default_rng(seed).permutation(len(own[0]))

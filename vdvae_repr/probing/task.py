@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
-from vdvae_repr.config import hidden_by_mask, suggestion, without_order
+from vdvae_repr.config import hidden_by_mask, python_number, suggestion, without_order
 from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.gram import Rows
 from vdvae_repr.heads.linear import LogisticProbe, Ridge, RidgeRegressor
@@ -229,10 +229,10 @@ class Problem:
         targets: NDArray[Any] | None = None,
         *,
         heads: Mapping[str, Any] | None = None,
-        metrics: Sequence[str] | None = None,
+        metrics: str | Sequence[str] | None = None,
         units: NDArray[Any] | None = None,
         chance: float | None = None,
-        default_heads: Sequence[str] | None = None,
+        default_heads: str | Sequence[str] | None = None,
     ) -> None:
         self.split, self.work = split, Workspace(store.ids)
         self.targets: NDArray[Any] = np.asarray(
@@ -254,7 +254,8 @@ class Problem:
         if heads is None:
             heads = {"ridge": RidgeRegressor() if self.numeric else Ridge()}
         self.heads = {name: Head(name, estimator) for name, estimator in heads.items()}
-        self.metrics = tuple(metrics or getattr(self, "metrics", ()) or self._default_metrics())
+        metrics = metrics or getattr(self, "metrics", ()) or self._default_metrics()
+        self.metrics = several(metrics, "metrics", str, "names")
         own = type(self)
         self._scores_itself = own.score is Problem.score
         parts = ("items", "evaluate", "figures")
@@ -264,7 +265,8 @@ class Problem:
             self._expect_known_metrics()
         self.units = np.arange(len(store)) if units is None else np.asarray(units)
         self.chance = chance
-        self.default_heads = tuple(self.heads if default_heads is None else default_heads)
+        own_heads = tuple(self.heads) if default_heads is None else default_heads
+        self.default_heads = several(own_heads, "default_heads", str, "names")
         self.fitted = split.train
         self.n_train, self.n_test = len(split.train), len(split.test)
         sides = {"train": split.train, "val": split.val, "test": split.test}
@@ -529,7 +531,7 @@ def expect(value: object, name: str, kind: Kind, words: str) -> None:
 
 
 def expect_at_least(task: Task, least: Mapping[str, int]) -> None:
-    """Refuse options of a task that are no whole numbers, or below the least; None is not asked.
+    """Make options of a task ints, and refuse what is no whole number, or below the least; None stays.
 
     Raises:
         TaskError: names the option.
@@ -542,6 +544,8 @@ def expect_at_least(task: Task, least: Mapping[str, int]) -> None:
             expect(number, name, Integral, "a whole number")
             if number < lowest:
                 raise TaskError(f"{name}: expected at least {lowest}, found {number}")
+        plain = tuple(map(int, value)) if isinstance(value, tuple) else python_number(value)
+        object.__setattr__(task, name, plain)
 
 
 def several(value: Any, name: str, kind: Kind, words: str) -> tuple[Any, ...]:

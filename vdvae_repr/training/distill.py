@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vdvae_repr.config import Config, StudentConfig, sections
 from vdvae_repr.data.source import Source
 from vdvae_repr.encoders.load import load
-from vdvae_repr.errors import CheckpointError, ConfigError
+from vdvae_repr.errors import CheckpointError, ConfigError, TrainingError
 from vdvae_repr.model.build import on_meta
 from vdvae_repr.model.layers import LayerSpec, split_selector
 from vdvae_repr.model.precision import arithmetic
@@ -95,8 +95,12 @@ def distill(
     if teacher is None and resume and out is not None and (Path(out) / "config.toml").is_file():
         teacher = read_run(Path(out)).options.teacher
     if teacher is None:
+        if resume and out is not None and not (Path(out) / "config.toml").is_file():
+            raise TrainingError(
+                f"{out}: expected a run to go on with, found none; choose its folder, or give a teacher"
+            )
         raise CheckpointError(
-            "teacher: expected a VDVAE, or what loads it, as teacher='faces64', found none"
+            'teacher: expected a VDVAE, or what loads it, as teacher="faces64", found none'
         )
     taught_by = None if isinstance(teacher, VDVAE) else place_of("teacher", teacher)
     model = copy.deepcopy(teacher) if isinstance(teacher, VDVAE) else load(teacher)

@@ -136,11 +136,11 @@ def evaluate(
     """
     if on_error not in ("raise", "skip"):
         raise TaskError(f"on_error: expected raise or skip, found {on_error!r}")
-    whole_number("batch_size", batch_size, 1)
-    whole_number("importance_samples", importance_samples, 0)
-    whole_number("seed", seed, 0)
+    batch_size = whole_number("batch_size", batch_size, 1)
+    importance_samples = whole_number("importance_samples", importance_samples, 0)
+    seed = whole_number("seed", seed, 0)
     if crop is not None:
-        whole_number("crop", crop, 1)
+        crop = whole_number("crop", crop, 1)
     if resize not in RESIZE:
         raise DataError(f"resize: expected {' or '.join(RESIZE)}, found {resize!r}")
     if run is not None and not isinstance(run, str | Path):

@@ -22,10 +22,12 @@ from vdvae_repr.config import (
     build_model_config,
     build_table,
     find_config,
+    keep_whole_numbers,
     parse_overrides,
     preset_names,
     preset_path,
     problems,
+    python_number,
     raise_all,
     read_tables,
     sections,
@@ -84,16 +86,13 @@ class RunOptions:
         for key in ("compile", "channels_last"):
             if type(value := getattr(self, key)) is not bool:
                 raise ConfigError(f"{key}: expected True or False, found {shown(value)}")
-        if self.crop is not None:
-            whole_number("crop", self.crop, 1)
-        whole_number("accumulate", self.accumulate, 1)
-        whole_number("probe_every", self.probe_every, 0)
+        keep_whole_numbers(self, crop=1, accumulate=1, probe_every=0)
         if isinstance(self.recompute, str) or not isinstance(self.recompute, Sequence):
             raise ConfigError(
                 f"recompute: expected resolutions in a list, as [64], found {shown(self.recompute)}"
             )
-        for resolution in self.recompute:
-            whole_number("recompute", resolution, 1)
+        resolutions = [whole_number("recompute", side, 1) for side in self.recompute]
+        object.__setattr__(self, "recompute", tuple(resolutions))
 
 
 UNCHANGED = (
@@ -199,7 +198,7 @@ def make_plan(
         )
     named = [item for item in changed if "=" not in item and isinstance(config, Config)]
     values = parse_overrides([item for item in changed if item not in named])
-    by_keyword = {f"train.{key}": value for key, value in train_keys.items()}
+    by_keyword = {f"train.{key}": python_number(value) for key, value in train_keys.items()}
     if twice := sorted(values.keys() & by_keyword.keys()):
         raise ConfigError(f"{twice[0]}: expected one value, found it in changed and as a keyword")
     values |= by_keyword

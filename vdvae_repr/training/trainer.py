@@ -27,7 +27,6 @@ from vdvae_repr.config import (
     TrainConfig,
     expect_likelihood,
     shown,
-    whole_number,
 )
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source, warn
@@ -162,7 +161,7 @@ def train(
         ConfigError: no recipe, a setting that is none, or a resumed run's config differs in keys that were
             not set by name.
         CheckpointError: `init_from` is no such model, of another architecture, damaged, or not finite.
-        DataError: nothing to train on, an image that cannot be read, or no workers.
+        DataError: nothing to train on, or an image that cannot be read. ConfigError: no workers.
         TaskError: too few labels to probe with.
         TrainingError: too many skips in a row, nothing learned, a run that is already there, a full disk.
 
@@ -220,8 +219,7 @@ def run_plan(
         notices: lines to be said first.
         progress: as of `train`.
     """
-    if num_workers is not None:
-        whole_number("num_workers", num_workers, 1)
+    workers = check_workers(num_workers)
     accelerator = _accelerator(device, plan.options.log_with, plan.out)
     main = accelerator.is_main_process  # which alone says anything
     say = (progress or warn) if main else lambda line: None
@@ -236,7 +234,7 @@ def run_plan(
     ):
         return _train(
             plan, objective, accelerator, data, labelled, resume=resume,
-            workers=check_workers(num_workers), say=say, progress=progress,
+            workers=workers, say=say, progress=progress,
         )  # fmt: skip
 
 

@@ -154,6 +154,14 @@ def test_splits_of_array_files(tmp_path, keys):
     assert source.notices == ("holdout/images left out: no split is called so",)
 
 
+def test_a_split_of_two_arrays_is_refused_with_the_file(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["dev/images"] = file["valid/images"] = IMAGES
+    message = r"a\.h5: expected one array of images of split val, found dev/images and valid/images"
+    with pytest.raises(DataError, match=message):
+        open_source(tmp_path / "a.h5")
+
+
 def test_an_array_of_splits(tmp_path):
     np.savez(tmp_path / "a.npz", images=IMAGES, splits=np.array(["Train", "test", "", "other"]))
     assert open_source(tmp_path / "a.npz").splits == ("train", "test", "", "other")

@@ -149,6 +149,10 @@ def test_labels_that_stand_for_none(table):
         (",file,label\n0,a.png,cat\n", "1 column without a name left out"),
         ("file;label\na.png;cat\n", "read as separated by semicolons"),
         ("file,label,split\na.png,cat,fold1\n", "no split is called 'fold1' (1 images)"),
+        (
+            'file,label,note\na.png,cat,"5\nb.png,dog,3"\n',
+            "lines 2 to 3 are one row, for quotation marks in column 'note' around several",
+        ),
     ],
 )
 def test_what_is_read_otherwise_is_said(table, content, notice):
@@ -169,6 +173,11 @@ def test_what_is_read_otherwise_is_said(table, content, notice):
             'file,label\n"a.png,cat\nb.png,dog\n',
             "line 2: cannot be read as a table .*quotation mark",
         ),
+        (
+            'file,label\na.png,"tool 5\nb.png,dog\nc.png,tool 3"\nd.png,dog\n',
+            "lines 2 to 4: expected a row on each line, found quotation marks in column 'label'",
+        ),
+        ('file,label,"a\nb"\na.png,cat,1\n', "line 1: expected the names of columns on one line"),
         ('file,label\n"a.png\n",cat\nz.png,dog\n', "line 4: no such file"),
         ("file,label,.\na.png,cat,1\n", r"line 1: no store can keep a column called '\.'"),
         ("file,label,h/w\na.png,cat,1\n", "line 1: no store can keep a column called 'h/w'"),

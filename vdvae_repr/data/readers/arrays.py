@@ -468,7 +468,7 @@ def _source_of(
             notices += about_labels + about_splits
             parts.append(Part("", images, labels, splits))
     if not parts:
-        parts, said = _named_parts(content, root)
+        parts, said = _named_parts(path, content, root)
         notices += said
     if not parts:
         raise DataError(
@@ -532,9 +532,10 @@ def _beside(content: _Lazy, names: Sequence[str], count: int) -> tuple[Any, list
     return array, []
 
 
-def _named_parts(content: Mapping[str, Any], root: str) -> tuple[list[Part], list[str]]:
+def _named_parts(path: Path, content: Mapping[str, Any], root: str) -> tuple[list[Part], list[str]]:
     """Return `images`, and those of splits: `train/images` or `train_images`; name those of no split."""
     parts: dict[str, Part] = {}
+    first: dict[str, str] = {}
     others: list[str] = []
     for key in sorted(content, key=lambda k: natural_key(k)):
         match = _NAMED.fullmatch(key.removeprefix(root)) if key.startswith(root) else None
@@ -546,7 +547,11 @@ def _named_parts(content: Mapping[str, Any], root: str) -> tuple[list[Part], lis
             others.append(key)
             continue
         if split in parts:
-            raise DataError(f"{key}: the images of split {split} are there twice")
+            raise DataError(
+                f"{path}: expected one array of images of split {split}, found {first[split]} and {key}; "
+                f"choose one, as {path}:{key}, or rename one"
+            )
+        first[split] = key
         labels, splits = (
             next((content[n] for n in names if n in content), None)
             for names in (

@@ -43,7 +43,7 @@ def open_manifest(path: Path) -> Source:
     """
     table = read_table(path, "file")
     ids, splits = table["file"], table.column("split")
-    notices = list(_about_columns(table.columns))
+    notices = [*table.notices, *_about_columns(table.columns)]
     called = _column_of_splits(table) if splits is None else None
     if called is not None:
         splits = table.column(called.casefold())
