@@ -440,7 +440,7 @@ def _tasks() -> dict[str, tuple[str, dict[str, str]]]:
                     for option, value in fields.items()
                     if isinstance(value, ast.Call)
                 }
-                found[str(name.value)] = (ast.get_docstring(kind) or "").splitlines()[0], options
+                found[str(name.value)] = (ast.get_docstring(kind) or "").partition("\n")[0], options
     if "vdvae_repr.probing.task" in sys.modules:
         from vdvae_repr.probing.task import Task
 
@@ -448,7 +448,7 @@ def _tasks() -> dict[str, tuple[str, dict[str, str]]]:
             given = {
                 field.name: field.metadata.get("help", "") for field in dataclasses.fields(own)
             }
-            found.setdefault(known, ((own.__doc__ or "").splitlines()[0], given))
+            found.setdefault(known, ((own.__doc__ or "").partition("\n")[0], given))
     return found
 
 

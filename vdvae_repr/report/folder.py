@@ -145,7 +145,7 @@ def _hashes(folder: Path, names: re.Pattern[str]) -> dict[str, str]:
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.iterdir())
-        if names.fullmatch(path.name)
+        if names.fullmatch(path.name) and path.is_file()
     }
 
 
@@ -327,7 +327,7 @@ def _tables(folder: Path) -> Iterator[tuple[str, pd.DataFrame]]:
                     keep_default_na=False,
                     na_values={number: [""] for number in numbers},
                 )
-                for name in table.columns.intersection(NAMES):
+                for name in table.columns.intersection([*NAMES]):
                     table[name] = table[name].map(lambda cell: _value(cell, str))
             except (OSError, ValueError) as error:
                 raise _damaged(path, error) from error
