@@ -110,6 +110,56 @@ def test_compare_replaces_its_own_similarity_alone(store, tmp_path):
     assert content(out) == before
 
 
+def test_results_of_compare_and_of_probe_stay_readable_in_one_folder(store, tmp_path):
+    out = tmp_path / "out"
+    compare = ["compare", store.path, store.path, "--out", out]
+    probe = ["probe", "--latents", store.path, "--out", out, "--layer", "1x1", "--no-cache"]
+    probe += ["--control", "none", "--head", "nearest-neighbor"]
+    for first, second in ((compare, probe), (probe, compare), ([*probe, "--atlas"], compare)):
+        assert command(*first) == (0, "")
+        before = content(out)
+        assert command(*second) == (0, "")
+        renewed = ("index.html", "results", "layers", "cmc", "report", "curves")
+        kept = [name for name in before if not name.startswith(renewed)]
+        if "--atlas" not in first:
+            kept = list(before)
+        assert all((out / name).is_file() for name in kept)
+        report = vr.Report.load(out)
+        assert report.rows
+        np.testing.assert_allclose(
+            report.similarity[""].cka, vr.compare(store, store).cka, atol=1e-6
+        )
+        report.save(tmp_path / "copy")  # with what compare wrote
+        again = vr.Report.load(tmp_path / "copy").similarity[""]
+        assert again.record == report.similarity[""].record
+        assert again.record["images"] == "people"
+
+
+def test_results_that_another_command_made_are_not_lost(store, tmp_path):
+    report = vr.probe(store, "face_id", heads="nearest-neighbor", controls=(), cache=None)
+    for made_by, then in (
+        ("demo", ["probe", "--latents", store.path, "--no-cache"]),
+        ("probe", ["demo"]),
+    ):
+        report.record["command"] = f"vdvae-repr {made_by} --out 'a b'"
+        report.save(tmp_path / made_by)
+        before = content(tmp_path / made_by)
+        _, error = command(*then, "--out", tmp_path / made_by)
+        assert f"holds results of the command {made_by}, which would be lost" in error
+        assert content(tmp_path / made_by) == before
+
+
+def test_the_page_beside_other_results_is_not_replaced(store, tmp_path):
+    report = vr.probe(store, "face_id", heads="nearest-neighbor", controls=(), cache=None)
+    for name in ("a", "b"):
+        report.save(tmp_path / name)
+    before = content(tmp_path)
+    _, error = command("report", tmp_path / "a", "--out", tmp_path / "b")
+    assert "index.html: is the page of the results beside it" in error
+    assert content(tmp_path) == before
+    assert command("report", tmp_path / "a", "--out", tmp_path / "a") == (0, "")
+
+
 def test_factors_are_known_as_ours(store, tmp_path):
     out = tmp_path / "out"
     how = ["probe", "--task", "factors", "--latents", store.path, "--out", out, "--layer", "1x1"]

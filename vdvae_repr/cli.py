@@ -442,7 +442,7 @@ def _tasks() -> dict[str, tuple[str, dict[str, str]]]:
                     for option, value in fields.items()
                     if isinstance(value, ast.Call)
                 }
-                found[str(name.value)] = (ast.get_docstring(kind) or "").splitlines()[0], options
+                found[str(name.value)] = (ast.get_docstring(kind) or "").partition("\n")[0], options
     if "vdvae_repr.probing.task" in sys.modules:
         from vdvae_repr.probing.task import Task
 
@@ -450,7 +450,7 @@ def _tasks() -> dict[str, tuple[str, dict[str, str]]]:
             given = {
                 field.name: field.metadata.get("help", "") for field in dataclasses.fields(own)
             }
-            found.setdefault(known, ((own.__doc__ or "").splitlines()[0], given))
+            found.setdefault(known, ((own.__doc__ or "").partition("\n")[0], given))
     return found
 
 
@@ -654,6 +654,7 @@ def probe(
 
     if out is not None:
         prepare_folder(out, pictures.MADE)
+        results.expect_made_by("probe", out)
         former = results.task_in(out)
         if former not in (None, chosen_task.name):
             _log(
@@ -745,6 +746,9 @@ def report_(
     if path.suffix != ".html":
         path = path / pictures.PAGE
     page.check(path)
+    beside = path.parent / "results.jsonl"
+    if path.name == pictures.PAGE and beside.exists() and not path.parent.samefile(results):
+        raise TaskError(f"{path}: is the page of the results beside it; choose another folder")
     store = None if latents is None else vr.open(latents)
     if store is not None:
         page.expect_of_results(store, report)  # before a model is loaded for nothing
@@ -799,7 +803,7 @@ def compare(
         like = found.other_layers[best]
         _print(f"{name:8s}  {like:12s}  {values[best]:7.3f}  {shuffled[best]:15.3f}")
     figures = [f"similarity.{kind}" for kind in kinds]
-    made = ["similarity.csv", "similarity-shuffled.csv", *figures]
+    made = ["similarity.csv", "similarity-shuffled.csv", "similarity.json", *figures]
     _print(", ".join(str(out / name) for name in made))
 
 
@@ -1507,8 +1511,10 @@ def demo(
     from vdvae_repr.data.sheet import check_picture
     from vdvae_repr.output import prepare_folder
     from vdvae_repr.report import pictures, showcase
+    from vdvae_repr.results import expect_made_by
 
     prepare_folder(out, pictures.MADE)
+    expect_made_by("demo", out)
     sheets = {
         name: out / f"{name}.png" for name in ("reconstructions", "neighbours", "interpolation")
     }

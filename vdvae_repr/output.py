@@ -54,7 +54,9 @@ RESULTS_BEFORE = (
 )
 CURVES = "kind,head,model,layer,x,y,low,high,AUC,EER"
 CONFUSION = "head,n_train,model,layer,selection,feature,pool,truth,predicted,images"
-RECORD = ["software", "record", "called", "headlines", "notes", "more_heads"]  # keys of report.json
+# Keys of report.json, of those of versions before this one, and of similarity.json.
+RECORD = ["software", "record", "called", "headlines", "notes", "more_heads", "files"]
+RECORDS = (RECORD, RECORD[:-1], ["software", "record", "files"])
 NOISE = (
     "head,n_train,layer,selection,pool,dims,draws,metric,mean,one_z,mean_of_z,p_one_z,p_mean_of_z"
 )
@@ -109,7 +111,7 @@ def is_own(path: Path) -> bool:
             if path.suffix == ".html":
                 return GENERATOR in file.read(PAGE_BYTES)
             if path.suffix == ".json":
-                return list(content := json.load(file)) == RECORD and content["software"] == MARK
+                return list(content := json.load(file)) in RECORDS and content["software"] == MARK
             line = file.readline(HEADER_BYTES)
             if path.suffix == ".jsonl":
                 return ",".join(json.loads(line)) in (RESULTS, *EARLIER)

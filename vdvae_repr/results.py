@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import accumulate, groupby
@@ -238,6 +239,7 @@ class Similarity:
         layers: names, K.
         other_layers: of the other store, or of the same one, L.
         models: that the rows and the columns are of, where it is known.
+        record: where it comes from, in words: the images, and of either side the store and its weights.
     """
 
     cka: NDArray[np.float64]
@@ -245,6 +247,7 @@ class Similarity:
     layers: tuple[str, ...]
     other_layers: tuple[str, ...]
     models: tuple[str, str] = ("", "")
+    record: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Say which layers are rows and which are columns."""
@@ -274,6 +277,28 @@ def task_in(folder: Path) -> str | None:
     except (OSError, ValueError):
         return None
     return str(row["task"]) if isinstance(row, dict) and "task" in row else None
+
+
+def command_in(folder: Path) -> str | None:
+    """Return the command that made the results in a folder, as `probe`; None where none is recorded."""
+    try:
+        content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        return str(shlex.split(content["record"]["command"])[1])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def expect_made_by(command: str, folder: Path) -> None:
+    """Refuse a folder with results that another command made, which would be replaced.
+
+    Raises:
+        TaskError: names the command.
+    """
+    made_by = command_in(folder)
+    if made_by in ("probe", "demo") and made_by != command:
+        raise TaskError(
+            f"{folder}: holds results of the command {made_by}, which would be lost; choose another folder"
+        )
 
 
 def to_frame(rows: Sequence[Result]) -> pd.DataFrame:

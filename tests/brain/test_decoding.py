@@ -73,6 +73,13 @@ def test_predictions_are_brain_diffusers(store, bold, tmp_path, alpha, monkeypat
         assert r2 == pytest.approx(1 - errors / ((truth - truth.mean(axis=0)) ** 2).sum(), abs=1e-5)
 
 
+def test_a_penalty_too_small_for_responses_of_few_voxels_is_one_line(store, bold, tmp_path):
+    """The inner products of 120 images by 20 voxels are singular to rounding."""
+    decoder = vr.brain.fit(bold[:, :, :20], store, layers="1x1", alpha=1e-30)
+    with pytest.raises(vr.TaskError, match="alpha: 1e-30 is too small a penalty"):
+        decoder.predict(bold[:, :, :20], store, tmp_path / "p.h5")
+
+
 def test_each_layer_has_the_penalty_that_leave_one_out_finds(store, bold):
     decoder = vr.brain.fit(bold, store, layers=["1x1", "4x4", "8x8"])
     train = store.rows("train")

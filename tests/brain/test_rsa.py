@@ -13,6 +13,7 @@ from vdvae_repr.data.source import Source
 from vdvae_repr.probing.features import Columns, Features
 from vdvae_repr.probing.similarity import cka_without_each, debiased_cka, u_centred
 from vdvae_repr.tasks import rsa
+from vdvae_repr.tasks.rsa import METRICS
 
 with warnings.catch_warnings():
     rsatoolbox = pytest.importorskip("rsatoolbox")
@@ -50,7 +51,8 @@ def features(X):
 @pytest.mark.parametrize("kind", ["correlation", "euclidean"])
 def test_dissimilarities_of_a_layer_are_rsatoolboxs(store, kind):
     X = 5 + np.random.default_rng(0).normal(size=(24, 300)).astype(np.float32)
-    problem = vr.RSA(rdm=1 - np.eye(24), dissimilarity=kind).bind(store)
+    measured = np.random.default_rng(1).uniform(size=(24, 24))
+    problem = vr.RSA(rdm=measured + measured.T, dissimilarity=kind).bind(store)
     outcome = problem.score(problem.heads["spearman"], features(X)).outcome
     expected = calc_rdm(Dataset(X.astype(float)), method=kind).get_vectors()[0]
     np.testing.assert_allclose(outcome, expected, rtol=1e-6)
@@ -347,6 +349,31 @@ def test_similarities_are_no_dissimilarities(store, seen):
     unknown = np.where(np.eye(24) > 0, np.nan, seen)  # a diagonal that is not there tells nothing
     for fine in (seen, unknown, seen + 0.5, np.zeros((24, 24)), seen - 0.3):
         read_rdms(fine, store)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("subjects", [1, 3])
+def test_a_subject_all_of_whose_pairs_are_as_dissimilar_is_refused(store, seen, subjects, value):
+    """As where it was never filled in."""
+    rdms = seen[:subjects].copy()
+    rdms[-1] = value * (1 - np.eye(24))
+    message = f"found {value:g} for all pairs of subject {subjects} of {subjects}; leave that"
+    with pytest.raises(vr.TaskError, match=message):
+        vr.RSA(rdm=rdms).bind(store)
+
+
+@pytest.mark.parametrize("dissimilarity", ["correlation", "euclidean"])
+@pytest.mark.parametrize("head", ["spearman", "kendall", "cosine", "cka"])
+def test_a_layer_that_is_constant_is_0_and_said(store, seen, head, dissimilarity, monkeypatch):
+    """Also of euclidean distances of a constant, which are rounding."""
+    monkeypatch.setattr("vdvae_repr.brain.dissimilarity.RESAMPLES", 20)
+    problem = vr.RSA(rdm=seen, dissimilarity=dissimilarity).bind(store)
+    scored = problem.score(problem.heads[head], features(np.full((24, 30), 0.7)))
+    (figure,) = problem.figures(METRICS[head], [[scored]], seed=0)
+    assert (figure.value, figure.low) == (0, None)
+    assert any("x x: all pairs of images are as dissimilar" in note for note in problem.notes)
+    difference = problem.compare([scored], [scored], problem.heads[head], seed=0)
+    assert (difference.value, difference.p) == (0, 1)
 
 
 @pytest.mark.parametrize("voxels", [1, 2])

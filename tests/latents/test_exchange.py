@@ -190,6 +190,12 @@ def test_bad_predictions_are_refused(store, tiny, tmp_path):
         export(store, tmp_path / "m.mat")
 
 
+def test_predictions_of_no_image_are_refused(store, tmp_path):
+    nothing = np.zeros((0, store.matrix()[0].shape[1]), np.float32)
+    with pytest.raises(vr.StoreError, match="expected a row of one image at least, found no ids"):
+        vr.import_latents(nothing, store, tmp_path / "p.h5", ids=[])
+
+
 def test_a_matrix_of_another_shape_is_refused_before_it_takes_memory(store, tmp_path, monkeypatch):
     def read(path, archive, member):
         raise AssertionError(member.filename)

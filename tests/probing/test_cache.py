@@ -1,8 +1,11 @@
 """Scores kept on the disk belong to all that they depend on, and to nothing else."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.naive_bayes import GaussianNB
@@ -12,6 +15,8 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 import vdvae_repr as vr
 from vdvae_repr.data.source import Source
 from vdvae_repr.model.vdvae import VDVAE
+from vdvae_repr.probing.cache import option_digest
+from vdvae_repr.probing.task import Scored
 from vdvae_repr.tasks.few_shot import Episodes
 from vdvae_repr.tasks.identification import Identification
 
@@ -119,6 +124,94 @@ def test_none_is_kept_where_none_is_asked_for(store, tmp_path):
     folder = tmp_path / "s.h5.scores"
     assert [note for note in report.notes if "kept" in note] == [f"scores are kept in {folder}"]
     assert list(folder.iterdir())
+
+
+class Weighing(vr.Problem):
+    """The share of test images on one side of a plane of the user's."""
+
+    def score(self, head, features, seed=0, shuffled=False):
+        X = self.read(head, features)[self.split.test]
+        return Scored(features, (X @ self.weights[: X.shape[1]] > 0).astype(float))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plane(vr.Task):
+    name: ClassVar[str] = "plane"
+    version: ClassVar[int | None] = 1
+
+    weights: Any = None
+    read: ClassVar[Any] = None
+
+    def bind(self, store, seed=0):
+        problem = Weighing(
+            store, vr.Split(np.arange(8), np.arange(8, 48)), store.labels, metrics=["share"]
+        )
+        problem.weights = type(self).read(self.weights)
+        return problem
+
+
+del vr.Task.known["plane"]  # other tests count the tasks
+
+
+def in_a_file(weights, folder, key=""):
+    np.savez(folder / "w.npz", w=weights)
+    return f"{folder / 'w.npz'}{key}"
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (lambda w, _: w, np.asarray),
+        (lambda w, _: w.tolist(), np.asarray),
+        (lambda w, _: w.astype(object), lambda w: w.astype(float)),
+        (lambda w, _: pd.DataFrame({"w": w}), lambda w: w["w"].to_numpy()),
+        (lambda w, _: pd.Series(w), lambda w: w.to_numpy()),
+        (lambda w, _: torch.tensor(w), lambda w: w.numpy()),
+        (lambda w, _: {"a": {"b": w}}, lambda w: w["a"]["b"]),
+        (lambda w, _: (1, w), lambda w: w[1]),
+        (lambda w, folder: in_a_file(w, folder, ":w"), lambda w: np.load(w[:-2])["w"]),
+        (lambda w, folder: (in_a_file(w, folder),), lambda w: np.load(w[0])["w"]),
+        (lambda w, _: np.ma.masked_array(w, w < 0), lambda w: w.filled(0)),
+    ],
+)
+def test_an_option_is_told_by_all_of_its_content(store, tmp_path, monkeypatch, given, read):
+    """Of 2,000 numbers that are shown shortened, some in the middle change."""
+    monkeypatch.setattr(Plane, "read", read)
+    how = HOW | {"heads": None, "controls": (), "layers": "4x4.0"}
+    first = np.random.default_rng(0).normal(size=2_000)
+    second = first.copy()
+    second[10:60] *= -1
+    second[1_000] *= -1
+    for weights in (first, second, second):
+        task = Plane(weights=given(weights, tmp_path))
+        kept = vr.probe(store, task, **how | {"cache": tmp_path / "k"})
+        assert kept.rows[0].value == vr.probe(store, task, **how).rows[0].value
+    middle = first.copy()
+    middle[1_000] *= -1
+    digests = []
+    for weights in (first, middle, first):
+        digests.append(option_digest(given(weights, tmp_path)))
+    assert digests[0] == digests[2] != digests[1]
+
+
+@pytest.mark.parametrize(
+    "odd", [lambda: 0, object(), {"a": [np.sin]}, Path(), torch.eye(2).to_sparse()]
+)
+def test_of_an_option_whose_content_is_not_known_no_scores_are_kept(
+    store, tmp_path, monkeypatch, odd
+):
+    monkeypatch.setattr(Plane, "read", lambda w: np.ones(2_000))
+    how = HOW | {"heads": None, "controls": (), "cache": tmp_path / "k"}
+    report = vr.probe(store, Plane(weights=odd), **how)
+    (said,) = [note for note in report.notes if "scores are kept" in note]
+    assert said.startswith(f"no scores are kept: weights is a {type(odd).__name__}, whose content")
+    assert not (tmp_path / "k").exists()
+
+
+def test_a_plain_option_is_told_by_how_it_is_written():
+    """So that what was kept before options were told by their content is found again."""
+    for value in (None, 3, 0.1, "text", ("a", 1), [1.5], {"a": (1, None)}, True, np.float64(2)):
+        assert option_digest(value) == repr(value)
 
 
 def test_estimators_whose_code_may_change_are_scored_each_time(store, scored, tmp_path):

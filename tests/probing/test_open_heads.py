@@ -3,17 +3,22 @@
 import numpy as np
 import pytest
 from scipy.stats import pearsonr
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
-from sklearn.ensemble import IsolationForest, RandomForestClassifier
+from sklearn.ensemble import (
+    IsolationForest,
+    RandomForestClassifier,
+    StackingClassifier,
+    VotingClassifier,
+)
 from sklearn.linear_model import LinearRegression, RidgeClassifier
 from sklearn.metrics import balanced_accuracy_score, r2_score
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.naive_bayes import GaussianNB
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, NeighborhoodComponentsAnalysis
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
 import vdvae_repr as vr
@@ -151,6 +156,73 @@ def test_few_shot_gives_columns_to_what_needs_them(store):
     assert row.value == pytest.approx(np.mean(accuracies))
 
 
+class ByDeviation(RidgeClassifier):
+    """Divides columns by their deviations, which are those of one basis alone."""
+
+    def fit(self, X, y):
+        self.deviation_ = X.std(axis=0) + 1e-9
+        return super().fit(X / self.deviation_, y)
+
+    def predict(self, X):
+        return super().predict(X / self.deviation_)
+
+
+class OurByDeviation(vr.NearestPrototype):
+    def fit(self, X, y):
+        self.deviation_ = X.std(axis=0) + 1e-9
+        return super().fit(X / self.deviation_, y)
+
+    def predict(self, X):
+        return super().predict(X / self.deviation_)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        ByDeviation(),
+        OurByDeviation(),
+        RidgeClassifier(positive=True, alpha=0.1),
+        make_pipeline(Normalizer("max"), RidgeClassifier()),
+        make_pipeline(Normalizer(), ByDeviation()),
+    ],
+)
+def test_what_is_derived_from_a_head_of_inner_products_is_given_columns(store, head):
+    """Known by the estimator itself on the columns of each episode; 8x8.0 has more of them than images."""
+    task = vr.FewShot(ways=3, shots=2, queries=3, episodes=20)
+    (row,) = vr.probe(store, task, heads={"own": head}, **HOW).rows
+    X = store.matrix("8x8.0")[0]
+    assert X.shape[1] > len(X)
+    y, truth = np.repeat(range(3), 2), np.repeat(range(3), 3)
+    told = [
+        clone(head).fit(X[e.support], y).predict(X[e.query]) == truth
+        for e in task.bind(store).episodes
+    ]
+    assert row.value == pytest.approx(np.mean(told))
+
+
+class OurScaled(vr.Ridge):
+    """What fits anew is asked, also where its parent need not be fitted on columns."""
+
+    def fit(self, X, y):
+        return super().fit(X**3, y)
+
+    def class_scores(self, X):
+        return super().class_scores(X**3)
+
+
+def test_what_is_derived_from_a_head_of_ours_fits_in_its_own_way(store, split):
+    (row,) = (
+        row
+        for row in vr.probe(store, "face_id", heads={"own": OurScaled()}, **HOW).rows
+        if row.metric == "rank1"
+    )
+    X, y, _ = store.matrix("8x8.0")
+    train, test = split
+    expected = OurScaled().fit(X[train], y[train]).predict(X[test]) == y[test]
+    assert row.value == pytest.approx(expected.mean())
+    assert row.scaling is None
+
+
 def test_factors_take_regressors_for_numbers_and_classifiers_for_categories(store):
     task = vr.Factors(categories="dark")
     problem = task.bind(store)
@@ -186,6 +258,8 @@ def test_verification_compares_what_transformers_make(tiny, people, tmp_path):
     assert {row.head for row in rows} == {"own", "ours"}
     with pytest.raises(vr.TaskError, match="'own' transforms nothing"):
         vr.probe(store, task, heads={"own": SVC()}, **how)
+    with pytest.raises(vr.TaskError, match="expected a transformer that is fitted without labels"):
+        vr.probe(store, task, heads={"own": NeighborhoodComponentsAnalysis(2)}, **how)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +305,83 @@ def test_of_a_first_guess_alone_nothing_deeper_is_told(store):
     assert [(row.metric, row.value) for row in rows] == [("rank1", 1 / 6)]
     with pytest.raises(vr.TaskError, match="open-set needs scores, and 'guess' gives none"):
         vr.probe(store, vr.FaceId(protocol="open-set", far=[0.9]), heads={"guess": Guess()}, **HOW)
+
+
+class Nearest(ClassifierMixin, BaseEstimator):
+    """The class of the nearest mean, whose classes are listed from the last to the first."""
+
+    def __init__(self, scores=False):
+        self.scores = scores
+
+    def fit(self, X, y):
+        self.classes_ = np.unique(y)[::-1]
+        self.means_ = np.stack([X[y == label].mean(axis=0) for label in self.classes_])
+        return self
+
+    def predict(self, X):
+        return self.classes_[self._distances(X).argmin(axis=1)]
+
+    def _distances(self, X):
+        return ((X[:, None] - self.means_) ** 2).sum(axis=2)
+
+
+class NearestScores(Nearest):
+    def decision_function(self, X):
+        return -self._distances(X)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        Nearest(),
+        NearestScores(),
+        StackingClassifier([("ridge", RidgeClassifier())], cv=2),
+        make_pipeline(PCA(3), StackingClassifier([("ridge", RidgeClassifier())], cv=2)),
+        VotingClassifier([("ridge", RidgeClassifier()), ("bayes", GaussianNB())]),
+    ],
+)
+def test_classifiers_of_any_kind_are_asked_as_they_are(store, split, head):
+    X, y, _ = store.matrix("8x8.0")
+    train, test = split
+    row = vr.probe(store, "face_id", heads={"own": head}, **HOW).rows[0]
+    expected = clone(head).fit(X[train], y[train]).predict(X[test]) == y[test]
+    assert (row.metric, row.value) == ("rank1", pytest.approx(expected.mean()))
+
+
+class WithoutClasses(Nearest):
+    def fit(self, X, y):
+        super().fit(X, y)
+        self.kept_ = self.classes_
+        del self.classes_
+        return self
+
+    def predict(self, X):
+        return np.repeat(self.kept_[0], len(X))
+
+
+class OtherClasses(Nearest):
+    def predict(self, X):
+        return np.full(len(X), 99)
+
+
+class Plain:
+    fit = predict = set_params = None
+
+    def get_params(self, deep=True):
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (WithoutClasses(), r"own: expected the 6 classes .* found 'none'; set self\.classes_"),
+        (OtherClasses(), "own: expected one of its classes_ of each image, found 99"),
+        (Plain(), "expected 'own' to say whether it is a classifier or a regressor, found no tags"),
+    ],
+)
+def test_a_classifier_that_keeps_no_promise_of_scikit_learns_is_named(store, head, message):
+    with pytest.raises(vr.TaskError, match=message):
+        vr.probe(store, "face_id", heads={"own": head}, **HOW)
 
 
 # Controls

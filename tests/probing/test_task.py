@@ -56,3 +56,76 @@ def test_rows_targets_and_units_are_of_the_stores_images(store):
         vr.Problem(store, split, np.ma.masked_array(y, mask=y > 1))
     with pytest.raises(vr.TaskError, match=r"units: expected one of each of 24 .* \(3,\)"):
         vr.Problem(store, split, y, units=y[:3])
+
+
+Y = np.arange(24) % 3
+FLOATS = np.random.default_rng(0).normal(size=24)
+
+
+def replaced(values, rows, value):
+    values = np.asarray(values).copy()
+    values[rows] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("targets", "how", "said"),
+    [
+        (
+            replaced(FLOATS, ODD, 2.0),
+            {},
+            "numbers that differ among test images, .* found 2 of all 12",
+        ),
+        (FLOATS, {"split": vr.Split(EVEN, [1])}, "numbers that differ among test .* of 1; test on"),
+        (Y, {"split": vr.Split([], ODD)}, "Split: train: expected numbers of rows, found none"),
+        (Y, {"split": vr.Split(EVEN, [])}, "Split: test: expected numbers of rows, found none"),
+        (np.arange(24).astype("datetime64[D]"), {}, "targets: expected floats, .* datetime64"),
+        (np.arange(24).astype("timedelta64[s]"), {}, "targets: expected floats, .* timedelta64"),
+        (Y.astype("S"), {}, r"targets: expected floats, .* found \|S"),
+        (FLOATS + 1j, {}, "targets: expected floats, .* found complex128"),
+        (np.array(["a", None] * 12, object), {}, "targets: expected floats, .* NoneType None"),
+        (np.arange(24), {}, "test images of classes that training images have, found none: 1, 11"),
+        (FLOATS, {"units": replaced(Y / 1, 3, np.nan)}, "units: .* found nan for 0-3"),
+        (
+            FLOATS,
+            {"units": np.array([None, *"abcdefghijklmnopqrstuvw"[::-1]], object)[::-1]},
+            "None f",
+        ),
+        (FLOATS, {"chance": np.nan}, "chance: expected a number, found nan"),
+        (
+            FLOATS,
+            {"metrics": "r2"},
+            r"metrics: expected a list of names, found 'r2'; write \['r2'\]",
+        ),
+    ],
+)
+def test_targets_and_units_of_which_nothing_can_be_told_are_one_line(store, targets, how, said):
+    with pytest.raises(vr.TaskError, match=said):
+        vr.Problem(store, how.pop("split", vr.Split(EVEN, ODD)), targets, **how)
+
+
+def test_test_images_of_classes_that_were_not_learned_are_counted_and_named(store):
+    targets = replaced(Y.astype("<U5"), [1, 5], ["owl", "=hawk"])
+
+    class Own(vr.FaceId):
+        def bind(self, store, seed=0):
+            return vr.Problem(store, vr.Split(EVEN, ODD), targets)
+
+    report = vr.probe(store, Own(), controls=(), cache=None)
+    said = (
+        "2 of 12 test images are of classes that no training image has (=hawk, owl), and count as"
+    )
+    assert any(note.startswith(said) for note in report.notes)
+
+
+def test_units_that_are_not_known_of_training_images_do_not_matter(store):
+    vr.Problem(store, vr.Split(EVEN, ODD), FLOATS, units=replaced(Y / 1, EVEN, np.nan))
+
+
+def test_numbers_whose_squares_no_float_holds_are_refused(store):
+    class Own(vr.FaceId):
+        def bind(self, store, seed=0):
+            return vr.Problem(store, vr.Split(EVEN, ODD), FLOATS * 1e200)
+
+    with pytest.raises(vr.TaskError, match=r"y: expected numbers below 1e\+150, found"):
+        vr.probe(store, Own(), controls=(), cache=None)

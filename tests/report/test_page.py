@@ -5,10 +5,14 @@ import csv
 import dataclasses
 import html
 import io
+import json
 import re
+import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from made_report import compared, confused, row
 from PIL import Image
@@ -19,9 +23,9 @@ from vdvae_repr import results
 from vdvae_repr.cli import app
 from vdvae_repr.errors import StoreError, TaskError
 from vdvae_repr.model.weights import save
-from vdvae_repr.output import inert, is_own
+from vdvae_repr.output import VOXELS, inert, is_own
 from vdvae_repr.report import charts, pictures, summary
-from vdvae_repr.results import Curve, SamplingCost
+from vdvae_repr.results import Curve, SamplingCost, Similarity
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
 
@@ -225,6 +229,77 @@ def test_names_that_a_spreadsheet_would_calculate_come_back_as_they_were(report,
     report.comparisons = [dataclasses.replace(c, head="-odd") for c in report.comparisons]
     results.write(report.rows, tmp_path, comparisons=report.comparisons)
     assert vr.Report.load(tmp_path).comparisons == report.comparisons
+
+
+HARD = ("0.1", "0.10", "01", "007", "1e3", "True", "nan", "NA", "", "-1", "=1", "inf", "None")
+
+
+def test_names_that_look_like_numbers_come_back_as_text(report, tmp_path):
+    """Of layers, heads, regions and bands; an empty region stays an empty text."""
+    names = [name for name in HARD if name]
+    cka = np.eye(len(names))
+    report.similarity = {"mean": Similarity(cka, cka, tuple(names), tuple(names))}
+    report.curves = [
+        Curve("cmc", name, "tiny", name, np.arange(1.0, 3), np.array([0.5, 1])) for name in names
+    ]
+    report.nats = dict.fromkeys(names, 1.5)
+    report.rows = [
+        row("ridge", name, 0.5, selection="single", training_score=None) for name in names
+    ]
+    numbers = dict.fromkeys(VOXELS.split(",")[3:], 0.25)
+    unknown = {"noise_ceiling": np.nan, "split_half": np.nan}
+    report.tables = {
+        "voxels": pd.DataFrame(
+            {"voxel": range(len(HARD)), "rois": HARD, "best_layer": HARD} | numbers | unknown
+        ),
+        "bands": pd.DataFrame({"head": HARD, "layer": HARD, "band": HARD, "r2": 0.5}),
+    }
+    report.save(tmp_path)
+    found = vr.Report.load(tmp_path)
+    assert found.similarity["mean"].layers == found.similarity["mean"].other_layers == tuple(names)
+    assert [(curve.head, curve.layer) for curve in found.curves] == [(n, n) for n in names]
+    assert list(found.nats) == names
+    for name, table in report.tables.items():
+        pd.testing.assert_frame_equal(found.tables[name], table)
+
+
+def drop_last_line(path):
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "why"),
+    [
+        ("results.jsonl", drop_last_line, "it was changed since"),
+        ("comparisons.csv", drop_last_line, "it was changed since"),
+        ("comparisons.csv", Path.unlink, "it is missing"),
+        ("confusion.csv", Path.unlink, "it is missing"),
+        (
+            "confusion.csv",
+            lambda path: path.write_text(path.read_text().replace(",12\n", ",13\n")),
+            "it was changed since",
+        ),
+        (
+            "comparisons.csv",
+            lambda path: shutil.copy(path, path.with_name("beside.csv")),
+            "it is not of these results",
+        ),
+    ],
+)
+def test_a_file_that_is_not_as_it_was_saved_is_refused(saved, name, change, why):
+    change(saved / name)
+    with pytest.raises(TaskError, match=rf"\.(csv|jsonl): is not as this version wrote it.*{why}"):
+        vr.Report.load(saved)
+
+
+def test_a_report_of_a_version_that_recorded_no_hashes_is_read(report, saved):
+    path = saved / "report.json"
+    content = json.loads(path.read_text())
+    del content["files"]
+    path.write_text(json.dumps(content))
+    assert is_own(path)
+    drop_last_line(saved / "comparisons.csv")
+    assert vr.Report.load(saved).rows == report.rows
 
 
 def test_without_what_is_not_in_rows_a_page_is_made_of_rows_alone(report, saved, tmp_path):
@@ -521,6 +596,25 @@ def test_a_store_of_other_images_or_weights_is_refused(store, probed, tiny, peop
     with pytest.raises(StoreError, match="other weights"):
         probed.page(tmp_path / "index.html", store, changed)
     assert not (tmp_path / "index.html").exists()
+
+
+def test_a_page_of_a_comparison_takes_pictures_of_its_own_images_alone(
+    store, tiny, people, tmp_path
+):
+    other = vr.extract(tiny, people(4, seed=3), tmp_path / "o.h5", batch_size=12)
+    done = CliRunner().invoke(
+        app, ["compare", str(store.path), str(store.path), "--out", str(tmp_path / "c")]
+    )
+    assert done.exit_code == 0
+    report = vr.Report.load(tmp_path / "c")
+    with pytest.raises(StoreError, match="expected the images of the results, people, found anoth"):
+        report.page(tmp_path / "index.html", other)
+    assert not (tmp_path / "index.html").exists()
+    _, text = page_of(report, tmp_path, latents=store)
+    assert "layers of tiny (rows) and tiny (columns), images of people" in text
+    (tmp_path / "c" / "similarity.json").unlink()  # of an earlier version
+    with pytest.raises(StoreError, match="run compare again"):
+        vr.Report.load(tmp_path / "c").page(tmp_path / "index.html", store)
 
 
 def test_what_a_store_lacks_is_said(store, probed, tiny, people, tmp_path):

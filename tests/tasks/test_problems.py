@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 from scipy.optimize import brentq
 from scipy.spatial import KDTree
+from sklearn.linear_model import RidgeClassifier
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.preprocessing import normalize
 
@@ -15,6 +16,7 @@ from vdvae_repr.data.faces import read_pairs
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Source
 from vdvae_repr.probing.features import Columns, Features
+from vdvae_repr.probing.head import Head
 from vdvae_repr.probing.task import Scored
 from vdvae_repr.report import pictures
 from vdvae_repr.tasks.few_shot import _gram_pca
@@ -266,6 +268,22 @@ def test_components_are_those_of_the_training_images(faces, head, view):
         size = min(128, largest, layer.shape[1])
         assert value == pytest.approx(expected(layer, size), abs=1e-6)
     assert sum(r.chosen for r in rows if (r.model, r.metric) == ("pca", "accuracy")) == 1
+
+
+@pytest.mark.parametrize("dims", [8, 500])
+def test_a_layer_that_is_0_everywhere_tells_nothing_and_ends_no_probe(faces, dims):
+    """Of verification by either head, and of few-shot episodes."""
+    store, folder = faces
+    dead = Features("x", "x", (Columns.of_array("x", np.zeros((len(store), dims), np.float32)),))
+    pairs = {"pairs": folder / "test.txt", "pairs_train": folder / "train.txt"}
+    problem = vr.FaceVerification(**pairs).bind(store)
+    for head in problem.heads.values():
+        (auc,) = problem.figures("auc", [[problem.score(head, dead)]], seed=0)
+        assert auc.value == 0.5
+    episodes = vr.FewShot(ways=4, shots=1, queries=3, episodes=5).bind(store)
+    for head in (*episodes.heads.values(), Head("own", RidgeClassifier())):
+        (accuracy,) = episodes.figures("accuracy", [[episodes.score(head, dead)]], seed=0)
+        assert accuracy.value == pytest.approx(1 / 4)
 
 
 def test_verification_refuses_what_it_cannot_do(faces, tmp_path):

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from vdvae_repr.brain.responses import (
@@ -330,7 +331,14 @@ class Decoder:
         alphas = list(dict.fromkeys(self.alphas))
         for alpha in alphas:
             K[diagonal] = own + alpha
-            yield alpha, algebra.solve(K, K_test.T, overwrite=len(alphas) == 1).T
+            try:
+                weights = algebra.solve(K, K_test.T, overwrite=len(alphas) == 1).T
+            except (np.linalg.LinAlgError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+                raise TaskError(
+                    f"alpha: {alpha:g} is too small a penalty for responses to more images than there are "
+                    "voxels; fit with a larger one"
+                ) from error
+            yield alpha, weights
 
 
 @dataclass(frozen=True, eq=False)

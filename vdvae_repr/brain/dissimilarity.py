@@ -34,6 +34,9 @@ BLOCK_BYTES = 2**27  # of models' pairs whose draws are made at once
 LEAST = 4  # images
 LEAST_VOXELS = 3  # of a correlation: of two values it is 1 or -1, of one there is none
 LEVEL = 0.95  # of intervals
+ROUNDING = (
+    1e-12  # of comparisons, which lie between -1 and 1; of dissimilarities in proportion to them
+)
 
 Values = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -189,6 +192,11 @@ def layer_rdm(inner: Values, sums: Values, dims: int, kind: str) -> Values:
     return np.asarray(rdm)
 
 
+def are_constant(values: Values) -> NDArray[np.bool_]:
+    """Whether all pairs (..., P) of a matrix are as dissimilar, (...), which says nothing of any pair."""
+    return np.asarray(np.ptp(values, axis=-1) <= ROUNDING * np.abs(values).max(axis=-1))
+
+
 def pairs(matrices: Values) -> Values:
     """Return the upper triangles (..., P) of matrices (..., N, N), row by row."""
     first, second = np.triu_indices(matrices.shape[-1], 1)
@@ -262,8 +270,8 @@ class Bootstrap:
 
     def p_value(self, value: float, spread: float) -> float:
         """Return the two-sided p of a value that is 0 where nothing differs, by Student's t."""
-        if spread <= 0:
-            return 1.0 if value == 0 else 0.0
+        if spread <= ROUNDING:
+            return 1.0 if abs(value) <= ROUNDING else 0.0
         return float(2 * student.sf(abs(value) / spread, self.dof))
 
 

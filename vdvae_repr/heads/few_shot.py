@@ -133,6 +133,6 @@ def scaling_of(estimator: Any) -> Scaling | None:
 
     `logistic` and `ridge` take features as they are, and scale each sample, not each feature.
     """
-    if isinstance(estimator, NearestPrototype):
+    if type(estimator) is NearestPrototype:
         return estimator.scaling
     return "raw" if any(estimator is known for known in HEADS.values()) else None

@@ -39,6 +39,7 @@ from vdvae_repr.heads.scores import Logits, ScoresClasses, numbers_of, validated
 from vdvae_repr.heads.spectrum import Spectrum, blas_threads, one_thread_each
 
 C_GRID = 10 ** np.linspace(-6, 5, 45)  # DINOv2, eval/log_regression.py
+LARGEST = 1e150  # of targets, so that sums of their squares are finite
 ALPHAS = 10 ** np.linspace(-4, 4, 17)  # a feature, standardised
 SMALL = 300_000_000  # samples x dimensions x classes, below which products are slower on several threads
 STRIDE = (
@@ -331,6 +332,7 @@ class _Ridge(ProductHead, BaseEstimator):  # type: ignore[misc]
         self, X: NDArray[Any], targets: Matrix, spectrum: Spectrum | None, grid: Matrix
     ) -> None:
         """Fit samples X to targets (N, K), each K with the same penalty, of the `grid`."""
+        _expect_squares(targets)
         self._reduced = _Reduced(X, self.standardize, self.precomputed, spectrum)
         Z = self._reduced.Z
         squares = (Z**2).sum(axis=0)  # the columns are orthogonal, and each has mean 0
@@ -516,6 +518,7 @@ class GroupedRidge:
 
     def solve(self, targets: Matrix) -> tuple[Matrix, Matrix]:
         """Predict targets (N, K): of the other samples (M, K), and of each group from the others (N, K)."""
+        _expect_squares(targets)
         U, squares = self._U, self._squares
         mean = targets.mean(axis=0)
         loads = U.T @ (targets - mean)
@@ -529,6 +532,16 @@ class GroupedRidge:
             if (error := float((errors**2).mean())) < smallest:
                 smallest, left_out, best = error, targets - errors, alpha
         return mean + self._others @ (loads / (squares + best)[:, None]), left_out
+
+
+def _expect_squares(targets: Matrix) -> None:
+    """Refuse targets whose squared errors float64 does not hold.
+
+    Raises:
+        ValueError: names the largest.
+    """
+    if (largest := float(np.abs(targets).max(initial=0))) > LARGEST:
+        raise ValueError(f"y: expected numbers below {LARGEST:g}, found {largest:g}; divide them")
 
 
 def _check(head: Any, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], Rows]:

@@ -254,7 +254,7 @@ def unit(X: NDArray[Any]) -> NDArray[Any]:
         length = np.linalg.norm(X, axis=1, keepdims=True)
     # X's type does not hold the squares of these; they are divided by their largest number first.
     if (odd := ~((length > least) & (length < most))).any():
-        largest = np.abs(X).max(axis=1, keepdims=True)
+        largest = np.abs(X).max(axis=1, keepdims=True, initial=0)
         X = X / np.where(odd & (largest > 0), largest, 1)
         length = np.linalg.norm(X, axis=1, keepdims=True)
     return np.asarray(X / np.where(length > 0, length, 1))

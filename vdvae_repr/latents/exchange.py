@@ -120,6 +120,8 @@ def import_latents(
     of_split = [like.ids[row] for row in like.rows(split)]
     named = of_split if ids is None else list_of_ids(ids)
     width = sum(spec.num_dims for spec in chosen)
+    if not named:
+        raise StoreError(f"{name}: expected a row of one image at least, found no ids")
     if predicted.shape != (len(named), width):
         raise StoreError(
             f"{name}: expected {len(named)} rows x {width} columns, {len(chosen)} layers of "

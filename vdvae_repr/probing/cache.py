@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from enum import Enum
 from functools import cache
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import torch
 
 from vdvae_repr.errors import TaskError
 from vdvae_repr.output import replacing
-from vdvae_repr.probing.features import Features, hash_text
+from vdvae_repr.probing.features import Features, hash_arrays, hash_text
 from vdvae_repr.probing.task import Scored
 
 LIBRARIES = ("numpy", "scipy", "scikit-learn")
+PLAIN = (bool, int, float, complex, bytes, range, Enum, np.generic)  # told by how they are written
 HASH_BYTES = 32  # before the content of each file, of it and of what it is the score of
 
 
@@ -66,6 +72,70 @@ class ScoreCache:
                 f"{path}: cannot be written ({error.strerror}); free space and run the same again"
             ) from error
         return scored
+
+
+def option_digest(value: Any) -> str | None:
+    """Return all that an option of a task says; None of what cannot be told by its content.
+
+    What is written out whole is told by that; arrays, tables and tensors by their values, and what names a
+    file, or an array in one as `FILE:KEY`, by the file's content too.
+    """
+    if isinstance(value, str | Path):
+        text = str(value)
+        for name in (text, text.rpartition(":")[0]):
+            if os.path.isfile(name):  # noqa: PTH113 - no name is too long for it
+                content = _file_digest(Path(name))
+                return content if name == text else hash_text(text, content)
+        return None if os.path.isdir(text) else repr(value)  # noqa: PTH112
+    if value is None or isinstance(value, PLAIN):
+        return repr(value)
+    if isinstance(value, np.ma.MaskedArray):
+        parts = [np.asarray(value.filled()), np.ma.getmaskarray(value)]
+        return _together("masked", [option_digest(part) for part in parts])
+    if isinstance(value, np.ndarray):
+        if not value.dtype.hasobject:
+            return hash_arrays(value)
+        cells = [
+            repr(c) if isinstance(c, str) else option_digest(c) for c in value.ravel().tolist()
+        ]
+        return _together(f"array {value.shape}", cells)
+    if isinstance(value, list | tuple | set | frozenset | Mapping):
+        items = list(value)
+        if isinstance(value, Mapping):
+            items += value.values()
+        digests = [option_digest(item) for item in items]
+        if all(digest == repr(item) for digest, item in zip(digests, items, strict=True)):
+            return repr(value)  # nothing in it is shortened
+        return _together(type(value).__name__, digests)
+    if is_dataclass(value) and not isinstance(value, type):
+        of = {each.name: getattr(value, each.name) for each in fields(value)}
+        return _together(type(value).__qualname__, [option_digest(of)])
+    if isinstance(value, pd.DataFrame):
+        columns = [value.iloc[:, number] for number in range(value.shape[1])]
+        return _together("table", [option_digest(part) for part in (value.columns, *columns)])
+    if isinstance(value, pd.Series | pd.Index):
+        parts = [value.to_numpy(), *([value.index.to_numpy()] if hasattr(value, "index") else [])]
+        return _together(f"{value.dtype} {value.name}", [option_digest(part) for part in parts])
+    if isinstance(value, torch.Tensor):
+        try:
+            return hash_arrays(value.detach().cpu().numpy())
+        except (TypeError, RuntimeError):  # sparse, bfloat16 and others that NumPy does not have
+            return None
+    return None
+
+
+def _together(kind: str, digests: Sequence[str | None]) -> str | None:
+    known = [digest for digest in digests if digest is not None]
+    return hash_text(kind, *known) if len(known) == len(digests) else None
+
+
+def _file_digest(path: Path) -> str:
+    """Return what `hash_arrays` returns of a file's bytes, without holding them all in memory."""
+    sha = hashlib.sha256(f"{(path.stat().st_size,)}{np.dtype(np.uint8).str}".encode())
+    with path.open("rb") as file:
+        while block := file.read(2**24):
+            sha.update(block)
+    return sha.hexdigest()
 
 
 @cache

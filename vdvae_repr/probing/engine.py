@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from vdvae_repr.latents.base import Latents, expect_store, read_otherwise
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.output import version
 from vdvae_repr.probing import controls as baselines
-from vdvae_repr.probing.cache import ScoreCache
+from vdvae_repr.probing.cache import ScoreCache, option_digest
 from vdvae_repr.probing.candidates import (
     NO_PRUNING,
     Candidates,
@@ -282,7 +282,15 @@ class Measurement:
         )
         self._cache: ScoreCache | None = None
         if run.cache is not None and task.version is not None:
-            self._cache = run.scores_of(_problem_digest(task, run.store, images, self.problem))
+            options = {f.name: option_digest(getattr(task, f.name)) for f in fields(task)}
+            if unknown := [name for name, digest in options.items() if digest is None]:
+                run.note(
+                    f"no scores are kept: {unknown[0]} is a {type(getattr(task, unknown[0])).__name__}, "
+                    "whose content cannot be told; numbers, text, arrays, tables and files can"
+                )
+            else:
+                digest = _problem_digest(task, options, run.store, images, self.problem)
+                self._cache = run.scores_of(digest)
         self._columns: dict[tuple[Any, ...], Columns] = {}
         self._left_out = [name for name in CONTROLS if name not in run.controls]
 
@@ -315,6 +323,8 @@ class Measurement:
         for label, entries in by_head.items():
             entries += [Entry(draws) for draws in zip(*initialised[label], strict=True)]
             self._report(self.heads[label], entries, candidates, report)
+        for line in self.problem.notes:
+            self.run.note(line)
 
     def _twins(self, candidates: Sequence[Candidates]) -> list[RandomTwin]:
         """Return the store's model with other initial weights, as often as the control is drawn."""
@@ -774,13 +784,16 @@ def _how_much(entry: Entry) -> tuple[bool, bool, int]:
 
 
 def _problem_digest(
-    task: Task, store: Latents, images: NDArray[np.uint8] | None, problem: Problem
+    task: Task,
+    options: Mapping[str, str | None],
+    store: Latents,
+    images: NDArray[np.uint8] | None,
+    problem: Problem,
 ) -> str:
     """Return a hash of everything but features, head and seed that a score depends on."""
     factors = [
         f"{name} {hash_arrays(np.asarray(values, str))}" for name, values in store.factors.items()
     ]
-    options = {name: _option_digest(value) for name, value in asdict(task).items()}
     split = problem.split
     arrays = [store.labels, split.train, split.val, split.test]
     drawn = [np.asarray(values, str) for values in (problem.targets, problem.units)]
@@ -798,15 +811,6 @@ def _problem_digest(
         *store.label_names,
         *factors,
     )
-
-
-def _option_digest(value: Any) -> str:
-    """Return what an option of a task says: the content of a file or an array, else how it is written."""
-    if isinstance(value, np.ndarray):
-        return hash_arrays(value)
-    if isinstance(value, str | Path) and Path(value).is_file():
-        return hash_arrays(np.fromfile(value, np.uint8))
-    return repr(value)
 
 
 def _called(features: Features) -> str:

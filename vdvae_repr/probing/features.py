@@ -210,8 +210,10 @@ class Workspace:
 
     def compact(self, features: Features) -> Array:
         """Return features with the inner products of X (N, D), in N dimensions at most."""
-        wide = features.dims > len(self.ids)
-        return self.coordinates(features) if wide else self.matrix(features)
+        if features.dims <= len(self.ids):
+            return self.matrix(features)
+        X = self.coordinates(features)
+        return X if X.shape[1] else np.zeros((len(X), 1), X.dtype)  # of features that are all 0
 
     def grams(self, features: Features, subsets: Sequence[tuple[Rows, Scaling]]) -> list[Gram]:
         """Return `gram_matrices` of features, summed over their columns; the last are kept.

@@ -6,13 +6,13 @@ derive from `heads.gram.ProductHead`, and never see columns where these are many
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from sklearn.base import clone, is_clusterer, is_outlier_detector, is_regressor
+from sklearn.base import clone, is_classifier, is_clusterer, is_outlier_detector, is_regressor
 from sklearn.linear_model import RidgeClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer
@@ -49,15 +49,17 @@ class Head:
     @cached_property
     def rotations_change_nothing(self) -> bool:
         """Whether inner products are all that it needs to know, so that coordinates in any basis will do."""
-        steps = (
-            [step for _, step in self.estimator.steps] if self._is_pipeline else [self.estimator]
-        )
-        return all(_by_products(step) for step in steps)
+        return _by_products(self.estimator)
 
     @property
     def regresses(self) -> bool:
         """Whether it predicts numbers, not classes."""
-        return bool(is_regressor(self.estimator))
+        return self._says(is_regressor)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it predicts anything, maybe only once it is fitted, as a StackingClassifier."""
+        return hasattr(self.estimator, "predict") or self._says(is_classifier) or self.regresses
 
     def expect_predictor(self) -> None:
         """Refuse what learns of no classes and no numbers.
@@ -66,10 +68,24 @@ class Head:
             TaskError: it clusters, or detects outliers.
         """
         for does, test in (("clusters", is_clusterer), ("detects outliers", is_outlier_detector)):
-            if test(self.estimator):
+            if self._says(test):
                 raise TaskError(
                     f"heads: expected a classifier or a regressor, found {self.name!r}, which {does}"
                 )
+
+    def _says(self, test: Callable[[Any], bool]) -> bool:
+        """Return what scikit-learn reads off an estimator's tags.
+
+        Raises:
+            TaskError: it has none.
+        """
+        try:
+            return bool(test(self.estimator))
+        except AttributeError as error:
+            raise TaskError(
+                f"heads: expected {self.name!r} to say whether it is a classifier or a regressor, found no "
+                "tags of scikit-learn; derive it from ClassifierMixin or RegressorMixin, and BaseEstimator"
+            ) from error
 
     @property
     def gives_scores(self) -> bool:
@@ -78,10 +94,6 @@ class Head:
             hasattr(self.estimator, method)
             for method in ("class_scores", "decision_function", "predict_proba")
         )
-
-    @property
-    def _is_pipeline(self) -> bool:
-        return isinstance(self.estimator, Pipeline)
 
     def fresh(self, seed: int) -> Any:
         """Return an unfitted copy, whose draws are of the seed unless it has one of its own."""
@@ -100,11 +112,20 @@ class Head:
 
 
 def _by_products(estimator: Any) -> bool:
-    if isinstance(estimator, Normalizer):
+    """Whether an estimator is known to need inner products alone; one derived from it may need columns."""
+    kind = type(estimator)
+    if kind is Pipeline:
+        return all(_by_products(step) for _, step in estimator.steps)
+    if kind is Normalizer:
         return bool(estimator.norm == "l2")
-    return isinstance(estimator, RidgeClassifier) or bool(
-        getattr(estimator, "rotations_change_nothing", False)
-    )
+    if kind is RidgeClassifier:  # other solvers stop by columns, and so does a bound at 0
+        return not estimator.positive and estimator.solver in ("auto", "svd", "cholesky")
+    return is_ours(estimator) and bool(getattr(estimator, "rotations_change_nothing", False))
+
+
+def is_ours(estimator: Any) -> bool:
+    """Whether it is an estimator of this package; one derived from such may do something else."""
+    return type(estimator).__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def estimator_digest(value: Any) -> str | None:

@@ -18,7 +18,7 @@ from vdvae_repr.heads.gram import Fold, ProductHead, Rows, Scaling, left_out_acc
 from vdvae_repr.heads.linear import stratified_folds
 from vdvae_repr.heads.sgd import Samples, SGDProbe
 from vdvae_repr.probing.features import Features, Workspace
-from vdvae_repr.probing.head import Head
+from vdvae_repr.probing.head import Head, is_ours
 
 Held = tuple[Rows, NDArray[Any]]
 """Validation images and their targets."""
@@ -58,8 +58,7 @@ class _Fitted:
     @property
     def scaling(self) -> Scaling | None:
         """What was done to the features first; None of a head of the user's, which does not say."""
-        ours = isinstance(self.estimator, ProductHead | SGDProbe)
-        return self.estimator.scaling if ours else None
+        return self.estimator.scaling if _takes_products_or_rows(self.estimator) else None
 
 
 def score_classes(
@@ -76,12 +75,13 @@ def score_classes(
     fitted = _fit(work, head, features, train, y, seed, validation)
     estimator: Any = fitted.estimator
     X: Any = fitted.X[test]
-    if hasattr(estimator, "class_scores"):
-        scores = estimator.class_scores(X)
+    if is_ours(estimator) and hasattr(estimator, "class_scores"):
+        scores, classes = estimator.class_scores(X), estimator.classes_
     else:
-        scores = _class_scores(head, estimator, X)
+        classes = np.unique(y)
+        scores = _class_scores(head, estimator, X, classes)
     _expect_finite(scores, head, features)
-    return ClassScores(scores, estimator.classes_, fitted.scaling, fitted.training_score)
+    return ClassScores(scores, classes, fitted.scaling, fitted.training_score)
 
 
 def predict_numbers(
@@ -97,8 +97,18 @@ def predict_numbers(
     """Fit a head on images `train` of numbers y, and predict those of `test`."""
     fitted = _fit(work, head, features, train, y, seed, validation)
     values = np.asarray(fitted.estimator.predict(fitted.X[test]), np.float64)
+    if values.shape not in ((len(test),), (len(test), 1)):
+        raise TaskError(
+            f"{head.name}: expected a number of each of {len(test)} images, found {values.shape}"
+        )
+    values = values.reshape(-1)
     _expect_finite(values, head, features)
     return Numbers(values, fitted.scaling, fitted.training_score)
+
+
+def _takes_products_or_rows(estimator: Any) -> bool:
+    """Whether it is a head of ours that need not be given columns; one derived from it fits as it likes."""
+    return is_ours(estimator) and isinstance(estimator, ProductHead | SGDProbe)
 
 
 def _fit(
@@ -111,7 +121,7 @@ def _fit(
     validation: Held | None,
 ) -> _Fitted:
     estimator: Any = head.fresh(seed)
-    if not isinstance(head.estimator, ProductHead | SGDProbe):
+    if not _takes_products_or_rows(head.estimator):
         return _fit_on_columns(work, head, features, train, y, seed, validation)
     if not features.standardise and "standardize" in estimator.get_params():
         estimator.set_params(standardize=False)
@@ -198,18 +208,35 @@ def _fit_on_columns(
     return _Fitted(estimator, X, training_score)
 
 
-def _class_scores(head: Head, estimator: Any, X: NDArray[Any]) -> NDArray[np.float64]:
-    """Return scores (M, K) of any classifier, the highest of them that of the class it predicts."""
-    classes = estimator.classes_
-    rows, predicted = np.arange(len(X)), np.searchsorted(classes, estimator.predict(X))
-    if hasattr(estimator, "decision_function"):
-        scores = np.array(estimator.decision_function(X), np.float64)
+def _class_scores(
+    head: Head, estimator: Any, X: NDArray[Any], classes: NDArray[Any]
+) -> NDArray[np.float64]:
+    """Return scores (M, K) of any classifier fitted on K classes, ascending, highest what it predicts.
+
+    Raises:
+        TaskError: it tells of other classes, or not of every image.
+    """
+    own = np.asarray(getattr(estimator, "classes_", [])).ravel().tolist()
+    place = {name: number for number, name in enumerate(own)}
+    if len(own) != len(classes) or set(place) != set(classes.tolist()):
+        raise TaskError(
+            f"{head.name}: expected the {len(classes)} classes that it was fitted on as classes_, found "
+            f"{own or 'none'!r:.80}; set self.classes_ = np.unique(y) in fit"
+        )
+    guesses = np.asarray(estimator.predict(X))
+    known = guesses.shape == (len(X),) and [place.get(guess) for guess in guesses.tolist()]
+    if not known or None in known:
+        found = guesses.tolist()[known.index(None)] if known else guesses.shape
+        raise TaskError(f"{head.name}: expected one of its classes_ of each image, found {found!r}")
+    rows, predicted = np.arange(len(X)), np.array(known)
+    scoring = ("class_scores", "decision_function", "predict_proba")
+    method = next((name for name in scoring if hasattr(estimator, name)), None)
+    if method is None:
+        scores = np.zeros((len(X), len(classes)))
+    else:
+        scores = np.array(getattr(estimator, method)(X), np.float64)
         if scores.ndim == 1:
             scores = np.column_stack([-scores, scores])
-    elif hasattr(estimator, "predict_proba"):
-        scores = np.array(estimator.predict_proba(X), np.float64)
-    else:
-        scores = np.zeros((len(X), len(classes)))
     if scores.shape != (len(X), len(classes)):
         raise TaskError(
             f"{head.name}: expected a score of each of {len(classes)} classes, found {scores.shape[1]}; "
@@ -218,9 +245,9 @@ def _class_scores(head: Head, estimator: Any, X: NDArray[Any]) -> NDArray[np.flo
     highest = scores.max(axis=1)
     other = scores.argmax(axis=1) != predicted
     scores[rows[other], predicted[other]] = np.nextafter(highest[other], np.inf)
-    if not (hasattr(estimator, "decision_function") or hasattr(estimator, "predict_proba")):
+    if method is None:
         scores[rows, predicted] = 1.0
-    return scores
+    return scores[:, [place[name] for name in classes.tolist()]]
 
 
 def _expect_finite(values: NDArray[Any], head: Head, features: Features) -> None:

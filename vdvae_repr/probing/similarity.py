@@ -78,7 +78,22 @@ def compare(
         layers=names,
         other_layers=others,
         models=(a.info.model, (a if b is None else b).info.model),
+        record=_record(a, a if b is None else b),
     )
+
+
+def _record(a: Latents, b: Latents) -> dict[str, str]:
+    """Return where a comparison of two stores comes from, in words."""
+    record = {"images": a.info.source}
+    if sha256 := a.info.source_sha256 or b.info.source_sha256:
+        record["images_sha256"] = sha256
+    for side, store in (("rows", a), ("columns", b)):
+        record |= {
+            f"{side}_model": store.info.model,
+            f"{side}_store": str(store.path),
+            f"{side}_weights_sha256": store.info.weights_sha256,
+        }
+    return record
 
 
 def debiased_cka(

@@ -474,6 +474,8 @@ def _difference_interval(
     if number >= FEW:
         items = [Items(gap, shares) for gap in gaps.T]
         together = _over_draws(weighted(items, units, units.draws()), units.seed)
+        if not len(together):  # in no draw is there anything of weight
+            return None, None
         low, high = (float(bound) for bound in percentiles(together, number))
     elif number > 1:
         # How far each unit is from the whole, for its share of it.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
+from numbers import Integral, Real
 from types import UnionType
 from typing import Any, ClassVar
 
@@ -212,6 +212,7 @@ class Problem:
         fitted: rows that may be learned of: PCA of pixels is, and what pruning goes by.
         sides: names and rows that may have no image in common.
         read_elsewhere: arrays of other files that scores depend on, as measured responses.
+        notes: what the reader must know of figures, once they are made.
         mirrored: whether features of mirrored images are added to those of the images.
         n_train, n_test: sizes that a row states.
         work: reads features.
@@ -220,6 +221,7 @@ class Problem:
     metrics: tuple[str, ...]
     mirrored: bool = False
     read_elsewhere: Sequence[NDArray[Any]] = ()
+    notes: Sequence[str] = ()
     chance: float | None = None
 
     def __init__(
@@ -250,7 +252,18 @@ class Problem:
                 raise TaskError(
                     f"{name}: expected one of each of {len(store)} images, found {np.shape(values)}"
                 )
+        unknown = np.isin(np.arange(len(store)), split.test)
+        unknown &= False if units is None else pd.isna(np.asarray(units))
+        if unknown.any():
+            raise TaskError(
+                f"units: expected who each test image is of, found {np.asarray(units)[unknown][0]} for "
+                f"{store.ids[int(unknown.argmax())]}; leave it out of the split, or give it one of its own"
+            )
         self.numeric = self.targets.dtype.kind == "f"
+        if isinstance(metrics, str):
+            raise TaskError(
+                f"metrics: expected a list of names, found {metrics!r}; write [{metrics!r}]"
+            )
         if heads is None:
             heads = {"ridge": RidgeRegressor() if self.numeric else Ridge()}
         self.heads = {name: Head(name, estimator) for name, estimator in heads.items()}
@@ -263,7 +276,11 @@ class Problem:
             getattr(own, name) is getattr(Problem, name) for name in parts
         ):
             self._expect_known_metrics()
+        if self._scores_itself and targets is not None:
+            self.notes = self._expect_targets(store)
         self.units = np.arange(len(store)) if units is None else np.asarray(units)
+        if chance is not None and not (isinstance(chance, Real) and np.isfinite(float(chance))):
+            raise TaskError(f"chance: expected a number, found {chance!r:.80}")
         self.chance = chance
         own_heads = tuple(self.heads) if default_heads is None else default_heads
         self.default_heads = several(own_heads, "default_heads", str, "names")
@@ -284,6 +301,50 @@ class Problem:
                     f"metrics: expected {', '.join(known)} of {targets}, found {metric!r}; a Problem "
                     "of yours with `items` or `score` may have others"
                 )
+
+    def _expect_targets(self, store: Latents) -> list[str]:
+        """Refuse targets that nothing can be told of, and return what is to be said of others.
+
+        Raises:
+            TaskError: a side without images; targets of another type; numbers that do not differ among test
+                images; test images of classes that no training image has.
+        """
+        train, test = self.split.train, self.split.test
+        for side, rows in (("train", train), ("test", test)):
+            if not len(rows):
+                raise TaskError(f"Split: {side}: expected numbers of rows, found none")
+        kind = self.targets.dtype.kind
+        known = kind in "biufU" or (kind == "O" and all(isinstance(t, str) for t in self.targets))
+        if not known:
+            odd = next((t for t in self.targets if not isinstance(t, str)), None)
+            found = self.targets.dtype if kind != "O" else f"{type(odd).__name__} {odd!r:.80}"
+            raise TaskError(
+                f"targets: expected floats, which are numbers, or whole numbers or text, which are classes, "
+                f"found {found}; convert them"
+            )
+        truth = self.targets[test]
+        if self.numeric:
+            asked = [metric for metric in self.metrics if metric in OF_NUMBERS]
+            if asked and np.ptp(truth) == 0:
+                raise TaskError(
+                    f"targets: expected numbers that differ among test images, of which {asked[0]} is, found "
+                    f"{truth[0]:g} of {'all ' if len(truth) > 1 else ''}{len(truth)}; test on more images"
+                )
+            return []
+        outside = ~np.isin(truth, self.targets[train])
+        names = sorted({str(name) for name in truth[outside]})
+        listed = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        if outside.all():
+            raise TaskError(
+                f"targets: expected test images of classes that training images have, found none: {listed} "
+                "are in test alone; split the images of each class"
+            )
+        if not outside.any():
+            return []
+        return [
+            f"{outside.sum()} of {len(truth)} test images are of classes that no training image has "
+            f"({listed}), and count as not told"
+        ]
 
     def about_images(self, images: NDArray[np.uint8], ids: Sequence[str]) -> list[str]:
         """Refuse an image that is in two of `sides`, and return lines about images that are there twice.
@@ -317,7 +378,7 @@ class Problem:
         """
         head = Head(name, estimator)
         head.expect_predictor()
-        if not hasattr(estimator, "predict"):
+        if not head.predicts:
             raise TaskError(f"heads: {name!r} predicts nothing; end a pipeline with a classifier")
         if head.regresses != self.numeric:
             found, expected = ("regressor", "classifier")[:: 1 if head.regresses else -1]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -22,9 +23,17 @@ from vdvae_repr.results import Comparison, Confusion, Curve, Result, SamplingCos
 CURVES = "curves.csv"
 CONFUSIONS = "confusion.csv"
 RECORD = "report.json"
+ORIGIN = "similarity.json"  # of what `compare` wrote
 SIMILARITY_FILE = re.compile(r"similarity(?:-(?P<feature>(?!shuffled).+))?\.csv")
 SHUFFLED = "-shuffled.csv"
 TABLES = re.compile(r"voxels\.csv|bands(-.*)?\.csv")
+# What is read of a report, and of what `compare` wrote, beside their records, which hold a hash of each file.
+READ = re.compile(
+    r"results\.jsonl|(comparisons|beside|noise|rate_accuracy|curves|confusion)\.csv"
+    rf"|{TABLES.pattern}|similarity-(?!shuffled\.).+\.csv"
+)
+READ_OF_COMPARE = re.compile(r"similarity(-shuffled)?\.csv")
+NAMES = ("rois", "best_layer", "head", "layer", "band")  # columns of `TABLES` that are text
 WHOLE = ("AUC", "EER")  # figures of a whole curve
 T = TypeVar("T")
 
@@ -100,7 +109,7 @@ def write_confusions(confusions: Sequence[Confusion], folder: Path) -> None:
 
 
 def write_record(findings: Findings, folder: Path) -> None:
-    """Write as `report.json` what stands in no table.
+    """Write as `report.json` what stands in no table, and a hash of each file that `read` reads.
 
     Raises:
         OSError: it cannot be written.
@@ -112,8 +121,42 @@ def write_record(findings: Findings, folder: Path) -> None:
         "headlines": findings.headlines,
         "notes": findings.notes,
         "more_heads": findings.more_heads,
+        "files": _hashes(folder, READ),
     }
     write_text(folder / RECORD, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_origin(similarity: Similarity, folder: Path) -> None:
+    """Write as `similarity.json` what was compared, and a hash of each table of it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content = {
+        "software": MARK,
+        "record": dict(similarity.record),
+        "files": _hashes(folder, READ_OF_COMPARE),
+    }
+    write_text(folder / ORIGIN, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def _hashes(folder: Path, names: re.Pattern[str]) -> dict[str, str]:
+    """Return the SHA-256 of each file of these names in a folder."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+        if names.fullmatch(path.name) and path.is_file()
+    }
+
+
+def _expect_unchanged(folder: Path, names: re.Pattern[str], recorded: Mapping[str, str]) -> None:
+    """Refuse files that are not those a record was written with: changed, missing, or of something else."""
+    hashes = _hashes(folder, names)
+    for name in sorted({*hashes, *recorded}):
+        if hashes.get(name) != recorded.get(name):
+            why = "is missing" if name not in hashes else "was changed since"
+            why = why if name in recorded else "is not of these results"
+            raise _damaged(folder / name, ValueError(f"it {why}"))
 
 
 def read(folder: str | Path) -> Findings:
@@ -140,7 +183,7 @@ def read(folder: str | Path) -> Findings:
     found.beside = list(_records(folder / "beside.csv", Comparison))
     found.sampling_costs = list(_records(folder / "noise.csv", SamplingCost))
     found.nats = {
-        row["layer"]: _number(row, "nats", folder / "rate_accuracy.csv")
+        _value(row["layer"], str): _number(row, "nats", folder / "rate_accuracy.csv")
         for row in _table(folder / "rate_accuracy.csv")
         if "layer" in row
     }
@@ -154,17 +197,24 @@ def read(folder: str | Path) -> Findings:
                 setattr(found, name, {str(k): str(v) for k, v in content[name].items()})
             for name in ("headlines", "notes", "more_heads"):
                 setattr(found, name, [str(line) for line in content[name]])
+            recorded = dict(content["files"]) if "files" in content else None  # of earlier versions
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _damaged(path, error) from error
+        if recorded is not None:
+            _expect_unchanged(folder, READ, recorded)
     return found
 
 
 def _json_lines(path: Path) -> Iterator[Any]:
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
-            yield json.loads(line)
+            yield json.loads(line, parse_constant=_no_number)
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"it holds {text}")
 
 
 def _table(path: Path) -> list[dict[str, str]]:
@@ -217,10 +267,13 @@ def _curves(path: Path) -> Iterator[Curve]:
     columns = ("x", "y", "low", "high", *WHOLE)
     try:
         for row in _table(path):
-            key = row["kind"], row["head"], row["model"], row["layer"]
+            kind, head, model, layer = (
+                _value(row[name], str) for name in ("kind", "head", "model", "layer")
+            )
+            key = kind, head, model, layer
             values = [float(row[name]) if row[name] else np.nan for name in columns]
             points.setdefault(key, []).append(values)
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise _damaged(path, error) from error
     for (kind, head, model, layer), of_curve in points.items():
         x, y, low, high, *whole = np.array(of_curve).T
@@ -252,6 +305,8 @@ def _confusions(path: Path) -> Iterator[Confusion]:
             place = {name: number for number, name in enumerate(classes)}
             counts = np.zeros((len(classes), len(classes)), np.int64)
             for truth, predicted, images in counted:
+                if images < 0:
+                    raise ValueError("a count is below 0")
                 counts[place[truth], place[predicted]] = images
             about: dict[str, Any] = dict(zip(of, key, strict=True))
             yield Confusion(**about, classes=classes, counts=counts)
@@ -264,7 +319,16 @@ def _tables(folder: Path) -> Iterator[tuple[str, pd.DataFrame]]:
     for path in sorted(folder.iterdir()):
         if TABLES.fullmatch(path.name):
             try:
-                table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+                # Names stay text, also those that look like numbers, or are empty.
+                numbers = [*VOXELS.split(",")[3:], "r2"]
+                table = pd.read_csv(
+                    path,
+                    dtype=dict.fromkeys(NAMES, str),
+                    keep_default_na=False,
+                    na_values={number: [""] for number in numbers},
+                )
+                for name in table.columns.intersection([*NAMES]):
+                    table[name] = table[name].map(lambda cell: _value(cell, str))
             except (OSError, ValueError) as error:
                 raise _damaged(path, error) from error
             expected = VOXELS if path.stem == "voxels" else BANDS
@@ -284,16 +348,29 @@ def _similarity(folder: Path) -> dict[str, Similarity]:
         if names != [layers, others]:
             raise _damaged(path, ValueError("the table of shuffled images is of other layers"))
         found[match["feature"] or ""] = Similarity(cka, shuffled, layers, others)
+    if "" in found and (path := folder / ORIGIN).is_file():
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            record = {str(k): str(v) for k, v in content["record"].items()}
+            recorded = dict(content["files"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(path, error) from error
+        _expect_unchanged(folder, READ_OF_COMPARE, recorded)
+        models = record.get("rows_model", ""), record.get("columns_model", "")
+        found[""] = replace(found[""], models=models, record=record)
     return found
 
 
 def _matrix(path: Path) -> tuple[NDArray[np.float64], tuple[str, ...], tuple[str, ...]]:
-    try:
-        table = pd.read_csv(path, index_col=0)
-        values = table.to_numpy(dtype=np.float64)
-    except (OSError, ValueError) as error:
+    try:  # all cells as text: a layer called 0.10 is not 0.1
+        table = pd.read_csv(path, header=None, dtype=str, keep_default_na=False).to_numpy()
+        values = table[1:, 1:].astype(np.float64)
+        index, columns = (
+            [_value(name, str) for name in side] for side in (table[1:, 0], table[0, 1:])
+        )
+    except (OSError, ValueError, IndexError) as error:
         raise _damaged(path, error) from error
-    return values, tuple(map(str, table.index)), tuple(map(str, table.columns))
+    return values, tuple(index), tuple(columns)
 
 
 def _number(row: Mapping[str, str], column: str, path: Path) -> float:

@@ -186,21 +186,46 @@ def expect_of_results(store: Latents, findings: Findings) -> None:
         StoreError: says which differ.
     """
     own = next((row for row in findings.rows if row.role == "model"), None)
+    info = store.info
+    compared = findings.similarity[""].record if "" in findings.similarity else None
+    if compared is not None:
+        if not compared:
+            raise StoreError(
+                f"{store.path}: expected results that say which images they are of, found a comparison of "
+                "layers without; run compare again"
+            )
+        _expect_images(store, compared.get("images", ""), compared.get("images_sha256"), "compared")
+        weights = [compared.get(f"{side}_weights_sha256") for side in ("rows", "columns")]
+        if own is None and info.weights_sha256 not in weights:
+            raise StoreError(
+                f"{store.path}: expected a store that was compared, of {compared.get('rows_model')} or "
+                f"{compared.get('columns_model')} with the weights of then, found {info.model} "
+                f"{info.weights_sha256[:12]}; give one of those"
+            )
     if own is None:
         return
-    info, recorded = store.info, findings.record.get("images_sha256")
-    same_images = own.source == info.source or info.source in own.source.split(" -> ")
-    if not same_images or (recorded and info.source_sha256 and recorded != info.source_sha256):
-        what = f"{info.source}" if not same_images else f"another version of {info.source}"
-        raise StoreError(
-            f"{store.path}: expected the images of the results, {own.source}, found {what}; give the store "
-            "that was probed"
-        )
+    _expect_images(store, own.source, findings.record.get("images_sha256"), "probed")
     if own.weights_sha256 and own.weights_sha256 != info.weights_sha256:
         raise StoreError(
             f"{store.path}: expected latents of the weights of the results, {own.model} "
             f"{own.weights_sha256[:12]}, found {info.model} {info.weights_sha256[:12]}; give the store that "
             "was probed"
+        )
+
+
+def _expect_images(store: Latents, source: str, sha256: str | None, done: str) -> None:
+    """Refuse a store of other images than those of a source, with that hash where it is known.
+
+    Raises:
+        StoreError: says which differ.
+    """
+    info = store.info
+    same_images = source == info.source or info.source in source.split(" -> ")
+    if not same_images or (sha256 and info.source_sha256 and sha256 != info.source_sha256):
+        what = info.source if not same_images else f"another version of {info.source}"
+        raise StoreError(
+            f"{store.path}: expected the images of the results, {source}, found {what}; give the store "
+            f"that was {done}"
         )
 
 
@@ -753,6 +778,9 @@ def _similarity(findings: Findings) -> Section:
     figures = []
     for feature, found in findings.similarity.items():
         title = feature or "layers of both models"
+        if found.record and not feature:  # what lies beside it may be of other stores
+            models = f"{found.models[0]} (rows) and {found.models[1]} (columns)"
+            title = f"layers of {models}, images of {found.record.get('images')}"
         svg = charts.grid(
             f"Debiased linear CKA, {title}", found.cka, found.layers, found.other_layers
         )
@@ -894,6 +922,10 @@ def _provenance(findings: Findings, store: Latents | None) -> Iterator[tuple[str
     }
     for name, value in findings.record.items():
         yield names.get(name, name), value
+    for similarity in findings.similarity.values():
+        if own is None or similarity is findings.similarity.get(""):
+            for name, value in similarity.record.items():
+                yield f"compared: {name.replace('_', ' ')}", value
     if store is not None:
         yield "store: of each image", store.info.images_in_words
         for name in ("z", "draws", "pool", "created", "precision"):

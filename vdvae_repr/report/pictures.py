@@ -26,7 +26,13 @@ from vdvae_repr.output import (
     write_text,
 )
 from vdvae_repr.report import page, plots
-from vdvae_repr.report.folder import Findings, write_confusions, write_curves, write_record
+from vdvae_repr.report.folder import (
+    Findings,
+    write_confusions,
+    write_curves,
+    write_origin,
+    write_record,
+)
 from vdvae_repr.results import (
     CONTROLS,
     LABELS_OF_FACTORS,
@@ -45,13 +51,13 @@ if TYPE_CHECKING:
 ENDS = "|".join(FIGURES)
 MADE = re.compile(
     rf"(layers|shots|cmc|roc|dir|confusion|noise|factors|rate_accuracy|rois|voxels)(-.*)?\.({ENDS})"
-    rf"|similarity-.*\.({ENDS}|csv)|(comparisons|beside|curves|confusion|noise|rate_accuracy)\.csv"
+    rf"|similarity-(?!shuffled\.).*\.({ENDS}|csv)|(comparisons|beside|curves|confusion|noise|rate_accuracy)\.csv"
     r"|factors-.*\.csv|(voxels|bands)(-.*)?\.csv"
     r"|results\.(jsonl|csv)|report\.json|index\.html"
 )
 PAGE = "index.html"
 LONGEST = 180  # of a file's name, of 255 bytes at most
-SIMILARITY_MADE = re.compile(rf"similarity\.(csv|{ENDS})|similarity-shuffled\.csv")
+SIMILARITY_MADE = re.compile(rf"similarity\.(csv|json|{ENDS})|similarity-shuffled\.csv")
 DPI = 200  # of a PNG
 CURVES: dict[str, Callable[..., Any]] = {
     "cmc": plots.cmc,
@@ -89,7 +95,10 @@ def save(
     if store is not None:
         page.expect_of_results(store, findings)
     rows, costs = findings.rows, findings.sampling_costs
-    with replacing_folder(folder, MADE) as aside:
+    names = MADE
+    if "" in findings.similarity:  # of a folder that `compare` wrote into too
+        names = re.compile(f"{MADE.pattern}|{SIMILARITY_MADE.pattern}")
+    with replacing_folder(folder, names) as aside:
         figures = Figures(aside, formats, findings.called)
         results.write(rows, aside, costs, findings.comparisons, findings.beside)
         write(rows, findings.curves, figures)
@@ -97,7 +106,8 @@ def save(
             figures.save(plots.confusion(confusion), "confusion", confusion.head)
         write_noise(costs, figures)
         for name, found in findings.similarity.items():
-            write_similarity(found, figures, name)
+            named = not name and any(found.models)
+            write_similarity(found, figures, name, found.models if named else None)
         if findings.nats:
             write_table(rate_accuracy, aside / "rate_accuracy.csv")
             write_rate_accuracy(rows, findings.nats, figures)
@@ -285,7 +295,8 @@ def write_similarity(
 ) -> None:
     """Write `similarity.csv`, `similarity-shuffled.csv` and the figure, of a feature or without one.
 
-    `models` are those of the two sides; None where the layers of one are compared with each other.
+    Without one there is a `similarity.json` too, which says what was compared. `models` are those of the two
+    sides; None where the layers of one are compared with each other.
     """
     name = _file_name("similarity", feature)
     for matrix, end, index in zip(
@@ -295,6 +306,8 @@ def write_similarity(
             np.round(matrix, 6), index=list(found.layers), columns=list(found.other_layers)
         )
         write_table(table, figures.folder / f"{name}{end}.csv", index=index)
+    if not feature:
+        write_origin(found, figures.folder)
     others = None if models is None else found.other_layers
     ax = plots.similarity(found.cka, found.layers, others, models=models, shuffled=found.shuffled)
     figures.save(ax, "similarity", feature)

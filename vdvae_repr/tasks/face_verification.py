@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr.data.faces import Pairs, about_pairs, is_table, read_pair_lists
-from vdvae_repr.errors import TaskError
+from vdvae_repr.errors import TaskError, first_line
 from vdvae_repr.heads import verification as heads
 from vdvae_repr.heads.spectrum import Spectrum
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing import controls
 from vdvae_repr.probing.features import Columns, Features, hash_arrays, hash_text
-from vdvae_repr.probing.head import Head
+from vdvae_repr.probing.head import Head, is_ours
 from vdvae_repr.probing.statistics import (
     AT_ONCE,
     Figure,
@@ -291,7 +291,8 @@ class Verification(Problem):
                 training = heads.accuracy(cosines[~tested], same[~tested], threshold)
             similarity[tested], thresholds[tested] = cosines[tested], threshold
         outcome = np.stack([similarity, thresholds, same])[:, : self.n_test]
-        return Scored(features, outcome, training, getattr(head.estimator, "scaling", None))
+        scaling = getattr(head.estimator, "scaling", None) if is_ours(head.estimator) else None
+        return Scored(features, outcome, training, scaling)
 
     def _cosines(self, head: Head, features: Features) -> list[Scores]:
         """Return for each fold the cosine (P,) of every pair, as its training images say; keep the last."""
@@ -312,7 +313,15 @@ class Verification(Problem):
     def _compared(self, transformer: Any, X: NDArray[Any], training: NDArray[np.intp]) -> Scores:
         """Return the cosine (P,) of each pair of rows of X (N, D), transformed as training rows say."""
         rows = _rows(self._pairs)
-        made = np.asarray(transformer.fit(X[training]).transform(X[rows]))
+        try:
+            made = np.asarray(transformer.fit(X[training]).transform(X[rows]))
+        except TypeError as error:
+            if "'y'" not in str(error):
+                raise
+            raise TaskError(
+                f"heads: expected a transformer that is fitted without labels, as pairs have none, found "
+                f"{type(transformer).__name__} ({first_line(error)}); take another, as PCA"
+            ) from error
         first, second = (
             np.searchsorted(rows, side) for side in (self._pairs.first, self._pairs.second)
         )
@@ -336,9 +345,7 @@ class Verification(Problem):
                         continue
                     transformer = head.fresh(self._seed)
                     # Leading components of leading components are the first of them.
-                    most = (
-                        transformer.components if isinstance(transformer, heads.Whitened) else size
-                    )
+                    most = transformer.components if type(transformer) is heads.Whitened else size
                     some = projected[:, : min(size, most)]
                     try:
                         known.append(self._compared(transformer, some, training))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vdvae_repr.data.table import read_table
 from vdvae_repr.errors import DataError, TaskError
 from vdvae_repr.heads.episodes import SCORES, EpisodeProducts
-from vdvae_repr.heads.few_shot import HEADS, scaling_of
+from vdvae_repr.heads.few_shot import HEADS, NearestPrototype, scaling_of
 from vdvae_repr.heads.gram import gram_matrices
 from vdvae_repr.heads.spectrum import Spectrum, one_thread_each
 from vdvae_repr.latents.base import Latents
@@ -270,7 +270,8 @@ class Episodes(Problem):
     ) -> NDArray[np.bool_]:
         """Return whether each query is told, (E, ways, queries); with rng, under permuted support labels."""
         y, truth = (np.repeat(np.arange(self.ways), n) for n in (self.shots, self.queries))
-        by_base_mean = isinstance(getattr(head.estimator, "mean", None), str)
+        of = head.estimator
+        by_base_mean = isinstance(of, NearestPrototype) and isinstance(of.mean, str)
         outside = _Outside(X, self.base, self.targets)
         told = np.zeros((len(episodes), self.ways, self.queries), dtype=bool)
         estimator = head.fresh(seed)

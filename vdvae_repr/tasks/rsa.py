@@ -19,6 +19,7 @@ from vdvae_repr.brain.dissimilarity import (
     Jackknife,
     MeasuredRDMs,
     among,
+    are_constant,
     bootstrap,
     compare,
     expect_kind,
@@ -207,7 +208,26 @@ class RSAProblem(Problem):
         self._kind = "correlation" if task.dissimilarity == "correlation" else "euclidean"
         self.subjects = among(measured.matrices, kept)
         self.read_elsewhere = [self.subjects, self.rows]
+        self._refuse_constant()
         self._kept: OrderedDict[tuple[Columns, ...], tuple[Matrix, Matrix]] = OrderedDict()
+
+    def _refuse_constant(self) -> None:
+        """Refuse a subject all of whose pairs are as dissimilar, as where it was never filled in.
+
+        Raises:
+            TaskError: names the subject.
+        """
+        for rows in (self.tested, self.choosing):
+            if not len(rows):
+                continue
+            constant = are_constant(pairs(among(self.subjects, rows)))
+            if constant.any():
+                subject = int(constant.argmax())
+                value = pairs(among(self.subjects[subject], rows))[0]
+                raise TaskError(
+                    f"rsa: expected dissimilarities that differ between pairs, found {value:g} for all pairs "
+                    f"of subject {subject + 1} of {len(constant)}; leave that subject out"
+                )
 
     def about_images(self, images: NDArray[np.uint8], ids: Sequence[str]) -> list[str]:
         """Refuse an image that is there twice.
@@ -246,13 +266,23 @@ class RSAProblem(Problem):
         training = None
         if len(self.choosing):
             own, subjects = among(rdm[None], self.choosing), among(self.subjects, self.choosing)
-            training = float(self._compared(own, subjects, self._how(head)).mean())
+            if not are_constant(pairs(own[0])):
+                training = float(self._compared(own, subjects, self._how(head)).mean())
         return Scored(features, pairs(among(rdm, self.tested)), training, "raw")
 
     def figures(self, metric: str, scored: Sequence[Sequence[Scored]], seed: int) -> list[Figure]:
         """Return the mean over subjects of each, with its interval."""
         how = next(name for name, known in METRICS.items() if known == metric)
-        found = self._resampled([item for draws in scored for item in draws], how, seed)
+        every = [item for draws in scored for item in draws]
+        found = self._resampled(every, how, seed)
+        for item in every:
+            if are_constant(item.outcome):
+                layer = item.features.layer or item.features.dims
+                line = (
+                    f"{item.features.model} {layer}: all pairs of images are as dissimilar, so that there is "
+                    "nothing to compare, and 0 is given"
+                )
+                self.notes = list(dict.fromkeys([*self.notes, line]))
         figures, start = [], 0
         for draws in scored:
             weights = np.zeros(len(found.value))
@@ -333,7 +363,9 @@ class RSAProblem(Problem):
         size = len(self.tested)
         first, second = np.triu_indices(size, 1)
         models = np.zeros((len(scored), size, size))
-        models[:, first, second] = models[:, second, first] = [item.outcome for item in scored]
+        outcomes = np.stack([item.outcome for item in scored])
+        outcomes[are_constant(outcomes)] = 0  # rounding is taken for no pattern
+        models[:, first, second] = models[:, second, first] = outcomes
         subjects = self._tested_subjects
         if how in COMPARISONS:
             return bootstrap(models, subjects, how, seed)
