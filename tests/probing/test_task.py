@@ -92,11 +92,6 @@ def replaced(values, rows, value):
             "None f",
         ),
         (FLOATS, {"chance": np.nan}, "chance: expected a number, found nan"),
-        (
-            FLOATS,
-            {"metrics": "r2"},
-            r"metrics: expected a list of names, found 'r2'; write \['r2'\]",
-        ),
     ],
 )
 def test_targets_and_units_of_which_nothing_can_be_told_are_one_line(store, targets, how, said):

@@ -2,7 +2,8 @@
 
 B problems at once, each of N samples, r dimensions and K classes. The columns of the samples Z (B, N, r)
 are orthogonal and have mean 0, so that the Hessian is nearly diagonal, and conjugate gradients with that
-diagonal take few products whatever the spectrum is. Solutions are followed from C to C.
+diagonal take few products whatever the spectrum is. Where classes are nearly certain it is less so, as in few
+dimensions that are not scaled: then the diagonal of each class is taken. Solutions are followed from C to C.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 FORCING = 0.3  # the residual that conjugate gradients leave, in the preconditioned norm
 FINAL_FORCING = 0.01  # so that the decrement bounds how far the objective is from its minimum
 MOST_PRODUCTS = 200  # with the Hessian, a step
+MANY_PRODUCTS = (
+    50  # in a step; from then on its diagonal is computed exactly, which costs a product
+)
 LARGE = 10_000_000  # samples x dimensions x classes, from which on products are taken in float32
 ON_THE_WAY = 1e-6  # tolerance of solutions that choose C, or only lead to one
 
@@ -65,6 +69,7 @@ class LogisticPath:
         self._energy = (self._A**2).mean(axis=1)[..., None]
         self._mine = self.y[..., None] == np.arange(self.classes)
         self._samples = np.ix_(np.arange(problems), np.arange(n))
+        self._products = 0  # with the Hessian in a step, the most so far
         zero = np.zeros((problems, r + 1, self.classes))
         self._last = [Optimum(zero, np.zeros((problems, n, self.classes)))]
 
@@ -103,9 +108,12 @@ class LogisticPath:
             self.steps += 1
             error = ((P - self._mine) / n).astype(A.dtype)
             gradient = A.transpose(0, 2, 1) @ error + penalty * at.weights
-            # The columns of Z are orthogonal, so this is nearly the Hessian's diagonal.
-            spread = (P * (1 - P)).mean(axis=(1, 2))[:, None, None]
-            diagonal = self._energy * spread + penalty + 1e-12
+            # The columns of Z are orthogonal, so the first is nearly the Hessian's diagonal.
+            if self._products < MANY_PRODUCTS:
+                curvature = self._energy * (P * (1 - P)).mean(axis=(1, 2))[:, None, None]
+            else:
+                curvature = (A**2).transpose(0, 2, 1) @ (P * (1 - P) / n).astype(A.dtype)
+            diagonal = curvature + penalty + 1e-12
             weights = self._step(
                 P, penalty, gradient, diagonal, FINAL_FORCING if final else FORCING
             )
@@ -159,10 +167,12 @@ class LogisticPath:
         residual[:, -1] -= residual[:, -1].mean(axis=1, keepdims=True)
         step = np.zeros_like(residual)
         z = residual * scaling
+        z[:, -1] -= z[:, -1].mean(axis=1, keepdims=True)
         direction = z.copy()
         energy = first = _inner(residual, z)
         active = first > 0  # else at the minimum already
-        for _ in range(MOST_PRODUCTS if active.any() else 0):
+        for number in range(MOST_PRODUCTS if active.any() else 0):
+            self._products = max(self._products, number + 1)
             V = A @ direction
             V -= V[top][..., None]  # else p * (V - pV) cancels where a class is nearly certain
             V -= np.einsum("bnk,bnk->bn", p, V)[..., None]
@@ -177,6 +187,7 @@ class LogisticPath:
             curved *= size
             residual -= curved
             np.multiply(residual, scaling, out=z)
+            z[:, -1] -= z[:, -1].mean(axis=1, keepdims=True)
             previous, energy = energy, _inner(residual, z)
             active &= energy > forcing**2 * first
             if not active.any():

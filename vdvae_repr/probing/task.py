@@ -260,10 +260,6 @@ class Problem:
                 f"{store.ids[int(unknown.argmax())]}; leave it out of the split, or give it one of its own"
             )
         self.numeric = self.targets.dtype.kind == "f"
-        if isinstance(metrics, str):
-            raise TaskError(
-                f"metrics: expected a list of names, found {metrics!r}; write [{metrics!r}]"
-            )
         if heads is None:
             heads = {"ridge": RidgeRegressor() if self.numeric else Ridge()}
         self.heads = {name: Head(name, estimator) for name, estimator in heads.items()}
