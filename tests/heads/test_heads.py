@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from vdvae_repr.heads import gram as module
+from vdvae_repr.heads import logistic
 from vdvae_repr.heads.few_shot import NearestPrototype
 from vdvae_repr.heads.gram import Fold, gram_matrices
 from vdvae_repr.heads.linear import (
@@ -371,3 +372,31 @@ def test_masked_arrays_are_refused(head):
             head.fit(*arrays)
     with pytest.raises(ValueError, match="X: expected numbers, found a masked array"):
         head.fit(X, y).predict(hidden)
+
+
+def followed(Z, y, monkeypatch):
+    """Follow C along a path; return the products with the Hessian, and the objective at the last C."""
+    counted = []
+
+    def inner(a, b):
+        counted.append(1)
+        return np.einsum("bnk,bnk->b", a, b)
+
+    monkeypatch.setattr(logistic, "_inner", inner)
+    path = logistic.LogisticPath(Z[None], y[None], int(y.max()) + 1)
+    for C in 10 ** np.linspace(-4, 2, 10):
+        optimum = path.solve(C)
+    weights = optimum.weights[0]
+    return len(counted) // 2, objective(Z @ weights[:-1] + weights[-1], weights[:-1], y, C)
+
+
+def test_classes_that_are_nearly_certain_take_fewer_products_by_their_own_curvature(monkeypatch):
+    rng = np.random.default_rng(0)
+    y = np.arange(300) % 60
+    X = (rng.normal(size=(60, 12))[y] + 1.5 * rng.normal(size=(300, 12))) * np.logspace(3, 0, 12)
+    U, S, _ = np.linalg.svd(X - X.mean(0), full_matrices=False)
+    products, lowest = followed(U * S, y, monkeypatch)
+    monkeypatch.setattr(logistic, "MANY_PRODUCTS", 10**9)
+    more, reference = followed(U * S, y, monkeypatch)
+    assert products < 0.7 * more
+    assert abs(lowest / reference - 1) < 1e-5
