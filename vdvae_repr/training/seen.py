@@ -65,8 +65,8 @@ def count_trained_on(
 ) -> tuple[int, int] | None:
     """Return how many of some images a model was trained on, and of how many that was asked.
 
-    Of more than 4096 images so many are looked at, drawn at random, always the same. Without hashes the source
-    that its run was trained on is still known as a whole. None where nothing tells.
+    Of more than 4096 images so many are looked at, drawn at random, always the same. Without hashes the
+    source that its run was trained on is still known as a whole. None where nothing tells.
     """
     if model.trained_on is None:
         trained = _trained_rows(model, source)
@@ -140,8 +140,8 @@ def about_unknown(model: SavedModel | None, name: str, images: str) -> str:
     if isinstance(data, str):
         if start := begun_from(model):
             return (
-                f"{name}: was trained on {printable(data)}, and {start}; whether {images} are among what either "
-                "was trained on is not recorded"
+                f"{name}: was trained on {printable(data)}, and {start}; whether {images} are among what "
+                "either was trained on is not recorded"
             )
         return f"{name}: was trained on {printable(data)}; whether {images} are among that is not recorded"
     return f"{name}: which images it was trained on is not recorded, so that {images} may be among them"
