@@ -169,8 +169,10 @@ def test_statistics_do_not_depend_on_batches(photos):
         ("width = 4|width = 4\nscale = 0", ["model.scale must be above 0"]),
         ("width = 4|width = 1", ["expected 1 channel at least inside each block"]),
         ("width = 4|width = 4\nwidths = '8:16'", ["expected 4 channels at 8"]),
-        ("width = 4|width = 4\nwidths = '4:8,2:8'", [r"that the blocks reach, [1, 4, 8], found 2"]),
-        ("width = 4|width = 4\nwidths = '4:8,4:6'", ["widths: expected each resolution once, found 4 twice"]),
+        ("width = 4|width = 4\nwidths = '1:8,2:8'", [r"that the blocks reach, [1, 4, 8], found 2"]),
+        ("width = 4|width = 4\nwidths = '1:8,1:6'", ["widths: expected each resolution once, found 1 twice"]),
+        ("width = 4|width = 8\nwidths = '4:4'", ["expected at least 8 channels at 4", "8m4 mixes", "found 4"]),
+        ("width = 4|width = 4\nwidths = '4:8'", ["expected at least 8 channels at 1", "4m1 mixes", "found 4"]),
         ("1x1,4m1,8m4|1x1,4x1,8m4", ["layers at 1x1 reach no pixel", "as 4m1"]),
         ("1x1,4m1,8m4|1x1,4m1,8x1", ["layers at 1x1 and 4x4 reach no pixel", "as 8m4"]),
         ("1x1,4m1,8m4|1x1,4m1,8m1", ["layers at 4x4 reach no pixel", "as 8m4"]),
@@ -835,3 +837,18 @@ def test_a_path_is_no_preset(photos, tmp_path, monkeypatch):
     Path("faces64").mkdir()
     with pytest.raises(vr.ConfigError, match=r"faces64: expected a run folder with config\.toml"):
         vr.train(Path("faces64"), photos)
+
+
+def test_a_run_folder_that_gives_its_configuration_alone_is_said(toml, photos, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    vr.train(toml, photos, first)
+    said = []
+    vr.train(first, photos, second, steps=3, progress=said.append)
+    own = f"{first}: gives its configuration alone, and {second} starts from nothing"
+    assert [line for line in said if line.startswith(own)] == [
+        f"{own}; init_from={str(first)!r} (--init-from {first}) starts from its weights"
+    ]
+    said.clear()
+    vr.train(first, photos, second, resume=True, steps=4, progress=said.append)
+    vr.train(first, photos, tmp_path / "third", init_from=first, steps=6, progress=said.append)
+    assert not [line for line in said if "configuration alone" in line]

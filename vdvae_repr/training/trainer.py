@@ -71,7 +71,7 @@ from vdvae_repr.training.draws import (
 )
 from vdvae_repr.training.objective import Likelihood, Objective
 from vdvae_repr.training.optimisation import Optimisation
-from vdvae_repr.training.plan import Plan, RunOptions, make_plan
+from vdvae_repr.training.plan import Plan, RunOptions, about_configuration_alone, make_plan
 from vdvae_repr.training.reading import (
     about_mended,
     content_checksums,
@@ -188,6 +188,8 @@ def train(
         },
     )  # fmt: skip
     expect_likelihood(plan.tables)
+    if line := about_configuration_alone(config, plan, resume=resume):
+        notices.append(line)
     for key, value in (("probe_data", probe_data), ("probe_layers", probe_layers)):
         if value is not None and not plan.options.probe_every:
             raise ConfigError(
