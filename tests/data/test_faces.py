@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vdvae_repr.data.faces import about_pairs, read_pair_lists, read_pairs
+from vdvae_repr.data.faces import Pairs, about_pairs, read_pair_lists, read_pairs
 from vdvae_repr.errors import DataError
 
 IDS = [f"{name}/{name}_{number:04d}.jpg" for name in ("Ann", "Bo_Li") for number in (1, 2, 13)]
@@ -164,6 +164,8 @@ def test_pairs_that_contradict_the_labels_are_counted(table):
 def test_pairs_that_are_there_again_are_counted(table):
     pairs = read_pair_lists(table(OWN + f"{B},{A},1\n{A},{B},1\n"), None, IDS)[0]
     assert about_pairs(pairs, np.full(6, -1), IDS) == ["2 pairs are there again, and count again"]
+    once = Pairs(*(part[:-1] for part in (pairs.first, pairs.second, pairs.same, pairs.fold)))
+    assert about_pairs(once, np.full(6, -1), IDS) == ["1 pair is there again, and counts again"]
 
 
 @pytest.mark.shared_data

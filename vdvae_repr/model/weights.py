@@ -786,11 +786,12 @@ def _head(path: Path) -> bytes:
 
 
 def _is_configuration(path: Path) -> bool:
-    """Whether a file is a TOML with a `[model]` table."""
+    """Whether a file is a TOML with a `[model]` or a `[train]` table."""
     try:
-        return "model" in read_tables(path)
+        tables = read_tables(path)
     except ConfigError:
         return False
+    return any(isinstance(tables.get(section), dict) for section in ("model", "train"))
 
 
 def _is_safetensors(head: bytes) -> bool:

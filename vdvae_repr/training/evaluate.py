@@ -187,7 +187,8 @@ def evaluate(
     if left_out:
         why = next(iter(left_out.values()))  # which names the image
         all_of_them = "" if len(left_out) == 1 else "; left_out of the result lists all"
-        warn(f"{len(left_out)} images are left out, as {printable(why)}{all_of_them}")
+        are = "image is" if len(left_out) == 1 else "images are"
+        warn(f"{len(left_out)} {are} left out, as {printable(why)}{all_of_them}")
     scores = score(
         model, source, preprocessing, chosen, batch_size=batch_size,
         importance_samples=importance_samples, variance=True, seed=seed, progress=progress,
