@@ -810,7 +810,11 @@ def compare(
 @app.command(cls=LongHelp)
 def train(
     config: Annotated[
-        str, typer.Argument(help="A preset's name, as faces64; a TOML; a run folder to go on with.")
+        str,
+        typer.Argument(
+            help="A preset's name, as faces64; a TOML; a run folder to go on with, or to take its "
+            "configuration alone."
+        ),
     ],
     data: DataOfRun = None,
     rows: Rows = None,

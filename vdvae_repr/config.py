@@ -495,7 +495,9 @@ def problems(tables: Mapping[str, Any], may_lack: Collection[str] = ()) -> list[
         if not isinstance(table, Mapping):
             found.append(f"{section}: expected a table, found {shown(table)}")
         elif section in tables:
-            found += _problems_of_table(cls, table, section, may_lack)
+            own = _problems_of_table(cls, table, section, may_lack)
+            # Of an unknown kind, nothing says which keys there are.
+            found += [line for line in own if line.startswith("model.kind:")] or own
     train = tables.get("train")
     warmup = train.get("kl_warmup_steps") if isinstance(train, Mapping) else 0
     if warmup and known["model"] is not ModelConfig:

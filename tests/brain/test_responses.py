@@ -362,13 +362,17 @@ def test_regions_are_read_from_a_table(store, bold, tmp_path):
     }
     # What a table writes for none is no region; other columns, and regions that look alike, are said.
     table.write_text(
-        "voxel,roi,hemi,subject\n0,V1,lh,1\n2,NA,lh,1\n3,nan,lh,1\n4,v1,rh,1\n6,V1,rh,1\n"
+        'voxel,roi,hemi,subject\n0,V1,lh,1\n2,NA,lh,1\n3,nan,lh,1\n4,v1,rh,1\n6,V1,"r\nh",1\n'
     )
     found = read_responses(bold, store, table)
     assert list(found.rois) == ["V1", "v1"]
     assert "columns that are not read: hemi" in found.notes[-1]
     assert "read as no region: 'NA' (1 voxels), 'nan' (1 voxels)" in found.notes[-2]
     assert "'V1' and 'v1' are two regions" in found.notes[-3]
+    assert (
+        f"{table}: lines 6 to 7 are one row, for quotation marks in column 'hemi'"
+        in found.notes[-4]
+    )
     table.write_text("voxel,roi,subject\n1,V1,1\n2,V1,2\n")
     with pytest.raises(vr.DataError, match="voxels of one subject, found subjects 1, 2"):
         read_responses(bold, store, table)

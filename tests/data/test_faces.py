@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vdvae_repr.data.faces import about_pairs, read_pair_lists, read_pairs
+from vdvae_repr.data.faces import Pairs, about_pairs, read_pair_lists, read_pairs
 from vdvae_repr.errors import DataError
 
 IDS = [f"{name}/{name}_{number:04d}.jpg" for name in ("Ann", "Bo_Li") for number in (1, 2, 13)]
@@ -121,6 +121,10 @@ def test_folds_and_splits_of_ones_own_pairs(table):
         (f"a,b,same,fold\n{A},{B},1,1\n{A},{D},0,\n", "line 3: expected a fold, found 'none'"),
         (f"a,b,same,fold\n{A},{B},1,1\n{A},{D},0,NA\n", "line 3: expected a fold, found 'NA'"),
         (
+            f'a,b,same,fold\n{A},{B},1,"1\n{A},{C},0,2"\n{A},{D},0,2\n',
+            "lines 2 to 3: expected a row on each line, found quotation marks in column 'fold'",
+        ),
+        (
             OWN + f"{B},{A},0\n",
             "line 4: says that .* are two people, but other pairs make them one",
         ),
@@ -160,6 +164,8 @@ def test_pairs_that_contradict_the_labels_are_counted(table):
 def test_pairs_that_are_there_again_are_counted(table):
     pairs = read_pair_lists(table(OWN + f"{B},{A},1\n{A},{B},1\n"), None, IDS)[0]
     assert about_pairs(pairs, np.full(6, -1), IDS) == ["2 pairs are there again, and count again"]
+    once = Pairs(*(part[:-1] for part in (pairs.first, pairs.second, pairs.same, pairs.fold)))
+    assert about_pairs(once, np.full(6, -1), IDS) == ["1 pair is there again, and counts again"]
 
 
 @pytest.mark.shared_data
@@ -202,3 +208,12 @@ def test_what_lists_of_pairs_do_not_say_together_is_said(table):
     test, choose, notes = read_pair_lists(folds, None, IDS)
     assert (test.fold.tolist(), choose, notes) == ([0, 1, 0, 1], None, [])
     assert read_pair_lists(other, None, IDS)[2] == []
+
+
+def test_lines_of_a_list_of_pairs_that_are_one_row_are_said(table):
+    text = f'a,b,same,\n{A},{B},1,"x\n{A},{C},0,x"\n{A},{D},0,\n{D},{F},0,\n'
+    pairs, other = table(text), table(OWN, "other.csv")
+    for first, second in ((pairs, None), (pairs, other), (other, pairs)):
+        test, choose, notes = read_pair_lists(first, second, IDS)
+        assert len(test.same if first is pairs else choose.same) == 3
+        assert [note for note in notes if note.startswith(f"{pairs}: lines 2 to 3 are one row")]

@@ -359,7 +359,7 @@ def test_unreadable_image_is_named_or_skipped(photos, tiny, caplog):
         tiny, photos / "photos", photos / "t.h5", batch_size=4, on_error="skip", report=told.append
     )
     assert ["p1/5.png" in line for line in told].count(True) == 1
-    assert "1 images are left out, as p1/5.png" in caplog.text
+    assert "1 image is left out, as p1/5.png" in caplog.text
     assert "p1/5.png" not in store.ids
     assert [item["id"] for item in json.loads(store.attrs["skipped"])] == ["p1/5.png"]
     bad.unlink()

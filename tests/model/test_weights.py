@@ -104,6 +104,12 @@ def _wrong_files(folder, state):
         b"[model]\nwidth = 4\n",
         "is a configuration .TOML., which holds no weights; train with",
     )
+    yield (
+        "recipe.toml",
+        b"[train]\nsteps = 4\n",
+        "is a configuration .TOML., which holds no weights",
+    )
+    yield "script.py", b"model = 3\n", "a text, 10 bytes"
     yield "json.bin", b'{"error": "not found"}', "is a JSON text"
     yield "note.th", b"see the other folder", "a text, 20 bytes"
     yield "zero.th", b"", "is empty, 0 bytes"
@@ -258,6 +264,10 @@ def test_an_architecture_is_named_by_a_toml_or_a_configuration(tiny, tmp_path, m
             vr.CheckpointError, match=r"another architecture.*with preset=NAME|of other weights"
         ):
             vr.load(path, preset="cifar10")
+    two = [(f"{part}.{k}", v) for part in ("vae", "disc") for k, v in tiny.state_dict().items()]
+    torch.save(dict(two), tmp_path / "m.th")
+    with pytest.raises(vr.CheckpointError, match="; all its names begin with disc, vae"):
+        vr.load(tmp_path / "m.th", preset=toml)
 
 
 @pytest.mark.parametrize("model", [None, 3, [], b"faces64", "", " ", "\0", "a" * 5000])

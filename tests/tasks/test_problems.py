@@ -398,14 +398,19 @@ def test_images_without_labels_have_no_classes(tiny, images, tmp_path):
 def test_class_split_says_what_is_novel_and_where_layers_are_chosen(tiny, tmp_path):
     store = vr.extract(tiny, colored(60), tmp_path / "s.h5", layers="<=4x4")
     sides = ["base"] * 4 + ["val"] * 4 + ["novel"] * 4
-    lines = [f"P{person:02d},{side}" for person, side in enumerate(sides)]
-    (tmp_path / "split.csv").write_text("\n".join(["class,split", *lines]))
+    lines = [f"P{person:02d},{side}," for person, side in enumerate(sides)]
+    lines.append('P11,novel,"a\nb"')
+    del lines[11]
+    (tmp_path / "split.csv").write_text("\n".join(["class,split,note", *lines]))
     options = {"ways": 3, "queries": 4, "episodes": 20, "class_split": tmp_path / "split.csv"}
     report = vr.probe(
         store, vr.FewShot(**options), heads=["simpleshot-cl2n", "nearest-prototype-cosine"]
     )
     rows, notices = report.rows, report.notes
     assert "chosen on episodes of 4 val classes" in notices[0]
+    assert (
+        "split.csv: lines 13 to 14 are one row, for quotation marks in column 'note'" in notices[0]
+    )
     for head in ("simpleshot-cl2n", "nearest-prototype-cosine"):
         ours = [row for row in rows if row.model == "tiny" and row.head == head]
         assert sum(row.chosen for row in ours) == 1

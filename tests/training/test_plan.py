@@ -165,12 +165,15 @@ def test_statistics_do_not_depend_on_batches(photos):
         ("steps = 4|steps = 1" + "0" * 5000, ["expected TOML"]),
         ("steps = 4|steps = 4\nseed = -7", ["train.seed must be at least 0, found -7"]),
         ("steps = 4|steps = 4\ngrad_clip = inf", ["train.grad_clip must be finite"]),
+        ("width = 4|width = 4\nkind = 'vdvae'", ["small.toml: model.kind: expected", "found 'vdvae'"]),
         ("width = 4|width = 4\nscale = nan", ["model.scale must be finite"]),
         ("width = 4|width = 4\nscale = 0", ["model.scale must be above 0"]),
         ("width = 4|width = 1", ["expected 1 channel at least inside each block"]),
         ("width = 4|width = 4\nwidths = '8:16'", ["expected 4 channels at 8"]),
-        ("width = 4|width = 4\nwidths = '4:8,2:8'", [r"that the blocks reach, [1, 4, 8], found 2"]),
-        ("width = 4|width = 4\nwidths = '4:8,4:6'", ["widths: expected each resolution once, found 4 twice"]),
+        ("width = 4|width = 4\nwidths = '1:8,2:8'", [r"that the blocks reach, [1, 4, 8], found 2"]),
+        ("width = 4|width = 4\nwidths = '1:8,1:6'", ["widths: expected each resolution once, found 1 twice"]),
+        ("width = 4|width = 8\nwidths = '4:4'", ["at least 8 channels at 4", "8m4 mixes", "found 4"]),
+        ("width = 4|width = 4\nwidths = '4:8'", ["at least 8 channels at 1", "4m1 mixes", "found 4"]),
         ("1x1,4m1,8m4|1x1,4x1,8m4", ["layers at 1x1 reach no pixel", "as 4m1"]),
         ("1x1,4m1,8m4|1x1,4m1,8x1", ["layers at 1x1 and 4x4 reach no pixel", "as 8m4"]),
         ("1x1,4m1,8m4|1x1,4m1,8m1", ["layers at 4x4 reach no pixel", "as 8m4"]),
@@ -361,7 +364,7 @@ def test_unreadable_images_are_left_out_if_asked(toml, folder, tmp_path):
         vr.train(toml, folder, tmp_path / "r")
     said = []
     out = vr.train(toml, folder, tmp_path / "s", on_error="skip", progress=said.append)
-    assert said[0] == "1 unreadable images left out: 19.png"
+    assert said[0] == "1 unreadable image left out: 19.png"
     (folder / "19.png").rename(tmp_path / "away")
     clean = vr.train(toml, folder, tmp_path / "c")
     scores = [[row["bits_per_dim"] for row in rows(run)] for run in (out, clean)]
@@ -380,7 +383,7 @@ def test_evaluate_leaves_out_and_lists(tiny, folder, caplog):
         vr.evaluate(tiny, folder)
     found = vr.evaluate(tiny, folder, on_error="skip")
     assert found.images == 19
-    assert caplog.text.count("1 images are left out, as 19.png: ") == 1
+    assert caplog.text.count("1 image is left out, as 19.png: ") == 1
     assert list(json.loads(found.to_json())["left_out"]) == ["19.png"]
     with pytest.raises(vr.TaskError, match="raise or skip"):
         vr.evaluate(tiny, folder, on_error="ignore")
@@ -835,3 +838,18 @@ def test_a_path_is_no_preset(photos, tmp_path, monkeypatch):
     Path("faces64").mkdir()
     with pytest.raises(vr.ConfigError, match=r"faces64: expected a run folder with config\.toml"):
         vr.train(Path("faces64"), photos)
+
+
+def test_a_run_folder_that_gives_its_configuration_alone_is_said(toml, photos, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    vr.train(toml, photos, first)
+    said = []
+    vr.train(first, photos, second, steps=3, progress=said.append)
+    own = f"{first}: gives its configuration alone, and {second} starts from nothing"
+    assert [line for line in said if line.startswith(own)] == [
+        f"{own}; init_from={str(first)!r} (--init-from {first}) starts from its weights"
+    ]
+    said.clear()
+    vr.train(first, photos, second, resume=True, steps=4, progress=said.append)
+    vr.train(first, photos, tmp_path / "third", init_from=first, steps=6, progress=said.append)
+    assert not [line for line in said if "configuration alone" in line]

@@ -157,7 +157,7 @@ def test_processes_put_together_what_they_were_trained_on(given, tmp_path):
     assert np.load(out / "trained_on.npy").tolist() == by_hand(PIXELS[:TRAINED])
 
 
-@pytest.mark.parametrize("damage", ["absent", "cut", "unsorted"])
+@pytest.mark.parametrize("damage", ["absent", "cut", "unsorted", "as a zip"])
 def test_without_hashes_the_record_of_a_run_tells_or_it_is_said(
     damage, given, tmp_path, caplog, said
 ):
@@ -167,6 +167,8 @@ def test_without_hashes_the_record_of_a_run_tells_or_it_is_said(
     kept.unlink()
     if damage == "cut":
         kept.write_bytes(whole[:-8])
+    elif damage == "as a zip":
+        kept.write_bytes(b"PK\3\4" + whole)
     elif damage == "unsorted":
         np.save(kept, np.load(given / "run" / "trained_on.npy")[::-1])
     model = vr.load(out)
@@ -217,3 +219,80 @@ def test_a_start_whose_images_are_not_recorded_is_said(given, tmp_path):
     )  # fmt: skip
     line = "w.safetensors: which images it was trained on is not recorded, so that images held back may"
     assert [text for text in lines if line in text]
+
+
+def unrecorded(given, out):
+    """Begin from weights alone, whose record names `p` and no image."""
+    shutil.copy(given / "run" / "model.safetensors", out / "best.safetensors")
+    return {"init_from": out / "best.safetensors"}
+
+
+def cropped(given, out):
+    """Begin from a run that saw the central squares of larger images."""
+    large = np.random.default_rng(3).integers(0, 256, (10, 16, 16, 3), dtype=np.uint8)
+    start = vr.train(given / "t.toml", large, out / "start", crop=8, steps=2)
+    return {"init_from": start}
+
+
+def of_another_size(given, out):
+    """Begin from a PixelCNN of smaller images."""
+    recipe = TOML.partition("[train]")[2]
+    toml = '[model]\nkind = "pixelcnn"\nwidth = 4\nblocks = 1\nresolutions = 1\nnum_mixtures = 1\n'
+    for size in (4, 8):
+        (out / f"{size}.toml").write_text(f"{toml}image_size = {size}\n[train]{recipe}")
+    start = vr.train(out / "4.toml", PIXELS[:10], out / "start", steps=2)
+    return {"config": out / "8.toml", "init_from": start}
+
+
+@pytest.mark.parametrize("start", [unrecorded, cropped, of_another_size])
+def test_a_run_whose_start_is_not_recorded_keeps_no_hashes_and_says_so(
+    start, given, tmp_path, caplog, said
+):
+    others = np.random.default_rng(1).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
+    keys = {"config": given / "t.toml"} | start(given, tmp_path)
+    config, name = keys.pop("config"), keys["init_from"].name
+    out = tmp_path / "run"
+    stale = (
+        out / "trained_on.npy"
+    )  # of a start before this one, which was killed before its checkpoint
+    vr.train(config, others, out, steps=2)
+    shutil.rmtree(out / "checkpoints")
+    (out / "model.safetensors").unlink()
+    assert stale.is_file()
+    vr.train(config, others, out, steps=3, **keys)
+    assert not stale.exists()
+    vr.train(out, others, resume=True, steps=4)
+    assert not stale.exists()
+    model = vr.load(out)
+    expected = f"{model.name}: was trained on array, and began from {name}; whether images of array are among"
+    for images, split in ((PIXELS[:4], None), (others, "held-back")):
+        caplog.clear()
+        vr.evaluate(model, images, split=split, run=out if split else None)
+        assert "".join(said()).startswith(expected), split
+    caplog.clear()
+    vr.evaluate(model, others)  # of its own it is known as a whole
+    assert ": 9 of 10 images are those the model was trained on" in said()[0]
+    lines = []
+    vr.train(config, PIXELS[:10], tmp_path / "next", init_from=out, steps=5, progress=lines.append)
+    assert any(f"and began from {name}; whether images held back" in line for line in lines)
+    assert not (tmp_path / "next" / "trained_on.npy").exists()
+
+
+def test_a_student_of_a_teacher_whose_images_are_not_recorded_keeps_no_hashes(
+    given, tmp_path, said
+):
+    teacher = unrecorded(given, tmp_path)["init_from"]
+    out = vr.distill(teacher, PIXELS, tmp_path / "student", config=given / "student.toml")
+    assert "t: was trained on p; whether images held back are among that" in said()[0]
+    assert not (out / "trained_on.npy").exists()
+
+
+def test_of_many_images_a_random_choice_is_looked_at(given, monkeypatch, caplog, said):
+    monkeypatch.setattr("vdvae_repr.training.seen.CHECKED", 16)
+    every_other = np.random.default_rng(2).integers(0, 256, (32, 8, 8, 3), dtype=np.uint8)
+    every_other[1::2] = PIXELS[:TRAINED]
+    vr.evaluate(vr.load(given / "run"), every_other)
+    (line,) = said()
+    count = int(line.split(": ")[1].split()[0])
+    assert " of 16 images looked at are those the model was trained on" in line
+    assert 3 <= count <= 13  # of 16 in 32, half of which were

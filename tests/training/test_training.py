@@ -750,7 +750,7 @@ def test_images_to_probe_with_that_cannot_be_read_are_said(toml, photos, tmp_pat
         toml, photos, tmp_path / "r", "train.steps=2", on_error="skip", probe_every=2,
         probe_data=tmp_path / "labelled", progress=said.append,
     )  # fmt: skip
-    assert "probe_data: 1 unreadable images left out: b/2.png" in said
+    assert "probe_data: 1 unreadable image left out: b/2.png" in said
 
 
 def test_engine_options_change_rounding_alone(toml, photos, tmp_path):

@@ -763,7 +763,8 @@ def _read_rois(
             members.setdefault(roi, []).append(int(voxel))
     rois = {name: np.isin(voxels, numbers) for name, numbers in members.items()}
     expect_voxels(rois, str(path))
-    notes = tuple(f"{path}: {line}" for line in names.look_alikes(members, "regions"))
+    about = (*table.notices, *names.look_alikes(members, "regions"))
+    notes = tuple(f"{path}: {line}" for line in about)
     if listed := ", ".join(f"{word!r} ({n} voxels)" for word, n in of_none.items() if n):
         notes += (f"{path}: read as no region: {listed}",)
     if more := [c for c in table.columns if c.casefold() not in ("voxel", "roi", "subject")]:

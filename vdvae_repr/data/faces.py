@@ -135,20 +135,21 @@ def read_pair_lists(
 
     A list is LFW's (`read_pairs`), or a table of one's own, .csv or .tsv: two columns of ids, a column `same`
     (1 or 0), and maybe `fold`, or `split`, which says of each pair whether it is `train` or `test`. What is
-    said is which pairs are left out, and where folds count for nothing, as there are training pairs.
+    said is which pairs are left out, where folds count for nothing, as there are training pairs, and which
+    lines are one row.
 
     Raises:
         DataError: a line that is malformed or pairs an image with itself (it is numbered), images that are
             not among the ids, no pairs, or pairs that contradict one another.
     """
-    found, splits = _read_list(Path(pairs), ids)
+    found, splits, notes = _read_list(Path(pairs), ids)
     test = found if splits is None else _of_split(Path(pairs), found, splits, "test")
     lists = [(Path(pairs), found)]
-    notes = []
     if pairs_train is not None:
         if splits is not None and (left := int((splits == "train").sum())):
             notes.append(f"{left} train pairs of {pairs} left out, as {pairs_train} has others")
-        pairs, (found, splits) = pairs_train, _read_list(Path(pairs_train), ids)
+        pairs, (found, splits, more) = pairs_train, _read_list(Path(pairs_train), ids)
+        notes += more
         lists.append((Path(pairs), found))
         if splits is not None and (left := int((splits == "test").sum())):
             notes.append(f"{left} test pairs of {pairs} left out")
@@ -170,10 +171,10 @@ def is_table(path: str | Path) -> bool:
     return Path(path).suffix.lower() in (".csv", ".tsv")
 
 
-def _read_list(path: Path, ids: Sequence[str]) -> tuple[Pairs, NDArray[np.str_] | None]:
-    """Return all pairs of a list, and the split of each, None where the list has no such column."""
+def _read_list(path: Path, ids: Sequence[str]) -> tuple[Pairs, NDArray[np.str_] | None, list[str]]:
+    """Return all pairs of a list, the split of each, None without such a column, and lines about the list."""
     if not is_table(path):
-        return read_pairs(path, ids), None
+        return read_pairs(path, ids), None, []
     table = read_table(path, "same")
     same, fold, split = table["same"], table.column("fold"), table.column("split")
     first, second = _ids_of_pairs(table)
@@ -209,7 +210,8 @@ def _read_list(path: Path, ids: Sequence[str]) -> tuple[Pairs, NDArray[np.str_] 
         else number_labels(class_names(fold).labels)[0],
     )
     _refuse_contradiction(path, pairs, table.lines, ids)
-    return pairs, None if split is None else _splits_of_pairs(table, split)
+    notes = [f"{path}: {line}" for line in table.notices]
+    return pairs, None if split is None else _splits_of_pairs(table, split), notes
 
 
 def _refuse_contradiction(
@@ -244,7 +246,12 @@ def about_pairs(pairs: Pairs, labels: NDArray[np.int64], ids: Sequence[str]) -> 
     lines = []
     ends = np.sort([pairs.first, pairs.second], axis=0)
     if again := ends.shape[1] - np.unique(ends, axis=1).shape[1]:
-        lines.append(f"{again} pairs are there again, and count again")
+        pairs_are = (
+            "1 pair is there again, and counts"
+            if again == 1
+            else f"{again} pairs are there again, and count"
+        )
+        lines.append(f"{pairs_are} again")
     first, second = labels[pairs.first], labels[pairs.second]
     wrong = np.flatnonzero((first >= 0) & (second >= 0) & ((first == second) != pairs.same))
     if len(wrong):

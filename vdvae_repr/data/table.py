@@ -15,7 +15,7 @@ from vdvae_repr.errors import DataError
 TEXT_BYTES = 2**28  # of a text file, which is read whole
 LINE_BYTES = 2**20  # of a line
 MOST_COLUMNS = 10_000
-ON_ONE_LINE = ("label", "split")  # columns of names, as those that are needed are
+ON_ONE_LINE = ("label", "split", "fold")  # columns of names, as those that are needed are
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 EXCEL = re.compile(r'"?sep=([,;\t])"?', re.IGNORECASE)  # a first line that names the separator
 

@@ -175,7 +175,8 @@ def extract(
     store = LatentStore.open(out)
     if skipped := store.info.skipped:
         all_of_them = "" if len(skipped) == 1 else f"; vdvae-repr store info {out} lists all"
-        say(f"{out}: {len(skipped)} images are left out, as {skipped[0]['reason']}{all_of_them}")
+        are = "image is" if len(skipped) == 1 else "images are"
+        say(f"{out}: {len(skipped)} {are} left out, as {skipped[0]['reason']}{all_of_them}")
     return store
 
 

@@ -127,9 +127,13 @@ class SavedModel(nn.Module):
             if k in shapes and shapes[k] != expected[k]
         ]
         if differences:
+            begin = sorted({shortened(key.partition(".")[0]) for key in shapes})
+            strange = f"; all its names begin with {', '.join(begin[:3])}" if len(begin) < 4 else ""
             raise CheckpointError(
                 f"{where}: weights of another architecture: {'; '.join(differences[:3])} "
-                f"({len(differences)} differences)" + (f"; {remedy}" if remedy else "")
+                f"({len(differences)} differences)"
+                + (strange if not expected.keys() & shapes.keys() and shapes else "")
+                + (f"; {remedy}" if remedy else "")
             )
 
 

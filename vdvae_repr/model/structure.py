@@ -87,6 +87,7 @@ def check_structure(config: ModelConfig) -> None:
     """
     reached = check_bottom_up(config)
     top_down = parse_blocks(config.top_down, key="model.top_down")
+    named = parse_widths(config.widths)
     before: set[int] = set()
     for spec in top_down:
         if spec.resolution not in reached or spec.down_rate is not None:
@@ -99,6 +100,13 @@ def check_structure(config: ModelConfig) -> None:
                 f"model.top_down: expected {_item(spec)} to mix in a resolution before it that divides "
                 f"{spec.resolution}, one of {sorted(before)}"
             )
+        if spec.mixin is not None and config.unpool != "transposed":
+            coarse, own = (named.get(r, config.width) for r in (spec.mixin, spec.resolution))
+            if coarse < own:
+                raise ConfigError(
+                    f"model.widths: expected at least {own} channels at {spec.mixin}, as at "
+                    f"{spec.resolution}, where {_item(spec)} mixes it in, found {coarse}"
+                )
         before.add(spec.resolution)
     if top_down[-1].resolution != config.image_size:
         raise ConfigError(

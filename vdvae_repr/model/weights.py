@@ -329,7 +329,7 @@ def _recall_training(net: SavedModel, file: _WeightsFile) -> None:
 def read_trained_on(folder: Path) -> NDArray[np.uint64] | None:
     """Return the hashes of the images that a run was trained on; None of no whole file of them."""
     try:  # mapped, so that a damaged header takes no memory
-        hashes = np.load(folder / TRAINED_ON_FILE, mmap_mode="r", allow_pickle=False)
+        hashes = np.lib.format.open_memmap(folder / TRAINED_ON_FILE, mode="r")
         if hashes.dtype != np.uint64 or hashes.ndim != 1 or (hashes[1:] <= hashes[:-1]).any():
             return None
         return np.array(hashes)
@@ -786,11 +786,12 @@ def _head(path: Path) -> bytes:
 
 
 def _is_configuration(path: Path) -> bool:
-    """Whether a file is a TOML with a `[model]` table."""
+    """Whether a file is a TOML with a `[model]` or a `[train]` table."""
     try:
-        return "model" in read_tables(path)
+        tables = read_tables(path)
     except ConfigError:
         return False
+    return any(isinstance(tables.get(section), dict) for section in ("model", "train"))
 
 
 def _is_safetensors(head: bytes) -> bool:

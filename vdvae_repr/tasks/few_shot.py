@@ -107,7 +107,7 @@ class Episodes(Problem):
     def __init__(self, store: Latents, task: FewShot, seed: int) -> None:
         assert isinstance(task.shots, tuple)
         ways, shots, queries, episodes = task.ways, task.shots[0], task.queries, task.episodes
-        sides = _read_class_split(task.class_split, store)
+        sides, notices = _read_class_split(task.class_split, store)
         rows_of = {
             int(k): np.flatnonzero(store.labels == k) for k in np.unique(store.labels) if k >= 0
         }
@@ -142,6 +142,7 @@ class Episodes(Problem):
                 if k in drawn:
                     apart += [(f"{side} classes", row) for row in rows_of[k][:, None]]
         text = f"{self.counted()}, from {len(usable['novel'])} novel classes"
+        text += "".join(f"; {task.class_split}: {line}" for line in notices)
         if left := len(sides["novel"]) - len(usable["novel"]):
             text += f"; {left} classes of fewer than {needed} images left out"
         listed = {k for classes in sides.values() for k in classes}
@@ -499,11 +500,13 @@ def _gram_pca(gram: NDArray[np.float64], fit: Rows, items: Rows) -> NDArray[np.f
     return spectrum.project(gram[np.ix_(items, fit)])[:, ::-1]
 
 
-def _read_class_split(path: str | Path | None, store: Latents) -> dict[str, list[int]]:
-    """Return the classes of each side; every class is novel without a file."""
+def _read_class_split(
+    path: str | Path | None, store: Latents
+) -> tuple[dict[str, list[int]], tuple[str, ...]]:
+    """Return the classes of each side, every class novel without a file, and lines about the file."""
     labels = {int(k) for k in np.unique(store.labels) if k >= 0}
     if path is None:
-        return {"base": [], "val": [], "novel": sorted(labels)}
+        return {"base": [], "val": [], "novel": sorted(labels)}, ()
     number = {name: index for index, name in enumerate(store.label_names)}
     sides: dict[str, list[int]] = {side: [] for side in SIDES}
     try:
@@ -526,4 +529,4 @@ def _read_class_split(path: str | Path | None, store: Latents) -> dict[str, list
             f"{path}: expected base classes with images, for base statistics and PCA, found none; call some "
             "classes base, or leave the split out"
         )
-    return found
+    return found, table.notices

@@ -21,7 +21,13 @@ from vdvae_repr.model.student import Student, multiply_adds
 from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.model.weights import weights_sha256
 from vdvae_repr.training.objective import Distillation
-from vdvae_repr.training.plan import make_plan, read_given, read_run, run_folder
+from vdvae_repr.training.plan import (
+    about_configuration_alone,
+    make_plan,
+    read_given,
+    read_run,
+    run_folder,
+)
 from vdvae_repr.training.trainer import place_of, run_plan
 
 STUDENT = "student64"  # the preset that is taken where no configuration is given
@@ -130,6 +136,8 @@ def distill(
     )  # fmt: skip
     student = cast(Student, on_meta(plan.config({}).model, plan.options.name))
     notices = [*_replaced(where, tables, taught), _cost(student, model)]
+    if line := about_configuration_alone(config, plan, resume=resume):
+        notices.append(line)
     if line := model.about_crop(plan.options.crop):
         notices.append(line)
     return run_plan(

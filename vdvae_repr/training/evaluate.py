@@ -36,7 +36,7 @@ from vdvae_repr.training.reading import (
     reopened,
     unreadable,
 )
-from vdvae_repr.training.seen import about_unknown, count_trained_on
+from vdvae_repr.training.seen import about_unknown, begun_from, count_trained_on
 
 ACTIVE_VARIANCE = 0.01
 
@@ -187,7 +187,8 @@ def evaluate(
     if left_out:
         why = next(iter(left_out.values()))  # which names the image
         all_of_them = "" if len(left_out) == 1 else "; left_out of the result lists all"
-        warn(f"{len(left_out)} images are left out, as {printable(why)}{all_of_them}")
+        are = "image is" if len(left_out) == 1 else "images are"
+        warn(f"{len(left_out)} {are} left out, as {printable(why)}{all_of_them}")
     scores = score(
         model, source, preprocessing, chosen, batch_size=batch_size,
         importance_samples=importance_samples, variance=True, seed=seed, progress=progress,
@@ -212,11 +213,13 @@ def _about_trained_on(
     if found is None and run is not None:
         found = sum(source.splits[i] == "train" for i in chosen), len(chosen)
     if found is None:
-        tells = split is not None or "data_sha256" not in model.record
+        known = split is not None and not begun_from(model)
+        tells = known or "data_sha256" not in model.record
         return "" if tells else about_unknown(model, model.name, f"images of {source.name}")
     count, asked = found
     if not count:
-        return ""
+        unknown = begun_from(model)
+        return about_unknown(model, model.name, f"images of {source.name}") if unknown else ""
     divided = run is not None or model.record.get("data_sha256") == source.fingerprint()
     looked_at = " looked at" if asked < len(chosen) else ""
     line = f"{source.name}: {count} of {asked} images{looked_at} are those the model was trained on"

@@ -331,6 +331,23 @@ def run_folder(config: str | Path) -> Path | None:
     return Path(config) if not preset and Path(config).is_dir() else None
 
 
+def about_configuration_alone(config: Config | str | Path, plan: Plan, *, resume: bool) -> str:
+    """Say that a new run takes another run's configuration and not its weights; empty where it does not."""
+    folder = None if isinstance(config, Config) else run_folder(config)
+    if (
+        folder is None
+        or plan.options.init_from is not None
+        or folder.resolve() == plan.out.resolve()
+    ):
+        return ""
+    if resume and (plan.out / "config.toml").is_file():
+        return ""
+    line = f"{folder}: gives its configuration alone, and {plan.out} starts from nothing"
+    if plan.options.teacher_sha256 is not None:  # a student starts from no weights
+        return line
+    return f"{line}; init_from={str(folder)!r} (--init-from {folder}) starts from its weights"
+
+
 def read_run(out: Path) -> Plan:
     """Return what a run folder holds: `config.toml`, and `run.json`, which earlier versions did not write.
 

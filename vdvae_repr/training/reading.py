@@ -107,7 +107,8 @@ def describe_left_out(left_out: Mapping[str, str]) -> str:
     """Say in one line how many images were left out, and name the first of them."""
     names = list(left_out)
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"{len(names)} unreadable images left out: {', '.join(names[:5])}{more}"
+    images = "image" if len(names) == 1 else "images"
+    return f"{len(names)} unreadable {images} left out: {', '.join(names[:5])}{more}"
 
 
 def about_mended(left_out: Mapping[str, str] | None) -> str:

@@ -65,14 +65,15 @@ def count_trained_on(
 ) -> tuple[int, int] | None:
     """Return how many of some images a model was trained on, and of how many that was asked.
 
-    Of more than 4096 images so many are looked at, spread evenly. Without hashes, as of a run of an earlier
-    version, the source that it was trained on is still known as a whole. None where nothing tells.
+    Of more than 4096 images so many are looked at, drawn at random, always the same. Without hashes the
+    source that its run was trained on is still known as a whole. None where nothing tells.
     """
     if model.trained_on is None:
         trained = _trained_rows(model, source)
         return None if trained is None else (int(np.isin(indices, trained).sum()), len(indices))
     count = min(len(indices), CHECKED)
-    among = np.asarray(indices, np.intp)[np.arange(count) * len(indices) // max(count, 1)]
+    drawn = np.random.default_rng(0).permutation(len(indices))[:count]
+    among = np.asarray(indices, np.intp)[np.sort(drawn)]
     preprocessing = Preprocessing(size=model.config.image_size, crop=model.trained_crop)
 
     def hash_of(index: int) -> NDArray[np.uint64]:
@@ -85,6 +86,18 @@ def count_trained_on(
     mine = map_ahead(hash_of, among[rank::world].tolist(), workers=workers, ahead=4 * workers)
     hashes = [each for part in gathered(list(mine)) for each in part]
     return int(np.isin(np.concatenate([NONE, *hashes]), model.trained_on).sum()), count
+
+
+def hashes_to_go_on_from(
+    before: SavedModel | None, image_size: int, crop: int | None
+) -> NDArray[np.uint64] | None:
+    """Return the hashes that a run takes over from what it begins from; None where these are not known.
+
+    Hashes of images of another size or crop count as not known: no image of the run would match them.
+    """
+    if before is None or (before.config.image_size, before.trained_crop) != (image_size, crop):
+        return None
+    return before.trained_on
 
 
 def _trained_rows(model: SavedModel, source: Source) -> NDArray[np.intp] | None:
@@ -114,7 +127,7 @@ def about_held_back_before(
     if found is None:
         return about_unknown(model, name, "images held back")
     if not found[0]:
-        return ""
+        return about_unknown(model, name, "images held back") if begun_from(model) else ""
     return (
         f"{source.name}: {found[0]} of {found[1]} images held back are images that {name} was trained on, so "
         "that their score is not of new images; hold back what it did, by its train.seed and train.hold_back"
@@ -125,5 +138,21 @@ def about_unknown(model: SavedModel | None, name: str, images: str) -> str:
     """Say that nothing tells whether some images are among those that a model was trained on."""
     data = None if model is None else model.record.get("data")
     if isinstance(data, str):
+        if start := begun_from(model):
+            return (
+                f"{name}: was trained on {printable(data)}, and {start}; whether {images} are among what "
+                "either was trained on is not recorded"
+            )
         return f"{name}: was trained on {printable(data)}; whether {images} are among that is not recorded"
     return f"{name}: which images it was trained on is not recorded, so that {images} may be among them"
+
+
+def begun_from(model: SavedModel | None) -> str:
+    """Name what a model began from whose images are not recorded; empty where all are, or it is no run's."""
+    if model is None or model.trained_on is not None:
+        return ""
+    for key, began in (("init_from", "began from"), ("teacher", "was taught by")):
+        name = model.record.get(key)
+        if isinstance(name, str) and name and not name.endswith("@random"):
+            return f"{began} {printable(name)}"
+    return ""

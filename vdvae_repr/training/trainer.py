@@ -71,7 +71,7 @@ from vdvae_repr.training.draws import (
 )
 from vdvae_repr.training.objective import Likelihood, Objective
 from vdvae_repr.training.optimisation import Optimisation
-from vdvae_repr.training.plan import Plan, RunOptions, make_plan
+from vdvae_repr.training.plan import Plan, RunOptions, about_configuration_alone, make_plan
 from vdvae_repr.training.reading import (
     about_mended,
     content_checksums,
@@ -81,7 +81,12 @@ from vdvae_repr.training.reading import (
     reopened,
     unreadable,
 )
-from vdvae_repr.training.seen import NONE, SeenImages, about_held_back_before
+from vdvae_repr.training.seen import (
+    NONE,
+    SeenImages,
+    about_held_back_before,
+    hashes_to_go_on_from,
+)
 from vdvae_repr.training.watch import Probe, Watch
 
 SKIPS_IN_A_ROW = 50
@@ -183,6 +188,8 @@ def train(
         },
     )  # fmt: skip
     expect_likelihood(plan.tables)
+    if line := about_configuration_alone(config, plan, resume=resume):
+        notices.append(line)
     for key, value in (("probe_data", probe_data), ("probe_layers", probe_layers)):
         if value is not None and not plan.options.probe_every:
             raise ConfigError(
@@ -349,8 +356,7 @@ def _train(
         if name and not name.endswith("@random"):
             if line := about_held_back_before(before, name, source, held, workers):
                 say(line)
-            if before is not None and before.trained_on is not None:
-                seen_before = before.trained_on
+            seen_before = hashes_to_go_on_from(before, config.model.image_size, options.crop)
     seen = None if seen_before is None else SeenImages(seen_before, len(source))
     if options.compile and isinstance(model, ImageModel):
         compile_blocks(model)
@@ -408,7 +414,7 @@ class _Run:
     identity: dict[str, Any]
     trained: NDArray[np.intp]
     seen: SeenImages | None
-    """None of a run that an earlier version began."""
+    """None where it is not known what the run, or what it began from, was trained on before."""
     workers: int
     share: int
     images_seen: int
@@ -603,6 +609,8 @@ class _Run:
         if self.seen is not None:
             self.seen.write(self.out / TRAINED_ON_FILE, self.accelerator.is_main_process)
         if self.accelerator.is_main_process:
+            if self.seen is None:  # a file of a start before this one, or a part, would look whole
+                (self.out / TRAINED_ON_FILE).unlink(missing_ok=True)
             optimisation, start = self.optimisation, self.options.init_from
             state = {
                 "images_seen": self.images_seen,

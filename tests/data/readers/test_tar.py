@@ -45,7 +45,7 @@ def test_labels_lie_beside_the_images(tmp_path, kind):
     assert source.ids == ("000.png", "001.png", "002.png", "003.png")
     assert labels(source) == ["dog", "cat", "10", None]
     assert source.notices == (
-        f"labels are read from the .{kind} beside each image; 1 images have none",
+        f"labels are read from the .{kind} beside each image; 1 image has none",
     )
 
 

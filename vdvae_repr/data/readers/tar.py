@@ -364,7 +364,7 @@ def _labels_beside(
             others[kind] -= len(set(members) - {None})
             line = f"labels are read from the {kind} beside each image"
             if without := found.count(None):
-                line += f"; {without} images have none"
+                line += f"; {without} {'image has' if without == 1 else 'images have'} none"
             return found, (line, *about)
     if kinds := sorted({kind for beside in sidecars for kind in beside}):
         line = f"no labels are read from the {' and '.join(kinds)} beside the images"
