@@ -36,6 +36,7 @@ from vdvae_repr.errors import (
     TaskError,
     Terminated,
     VDVAEReprError,
+    counted,
     first_line,
     printable,
 )
@@ -399,7 +400,7 @@ def extract(
         return
     # Of a resumed extraction some of what is done was done before.
     rate = "" if resumed or not done else f", {done / (time.monotonic() - started):.1f} images/s"
-    _print(f"{out}: {_counted(len(store), 'image')}, {_counted(len(store.layers), 'layer')}{rate}")
+    _print(f"{out}: {counted(len(store), 'image')}, {counted(len(store.layers), 'layer')}{rate}")
     if sheet is not None:
         from vdvae_repr.data.sheet import save_sheet, spread
 
@@ -1070,7 +1071,7 @@ def export_network(
 
     net = vr.load(model, preset=preset, download=download)
     path = vr.export_model(net, out, layers=layer)  # type: ignore[arg-type]  # others are refused
-    _print(f"{path}: {_counted(path.stat().st_size, 'byte')}")
+    _print(f"{path}: {counted(path.stat().st_size, 'byte')}")
 
 
 @app.command()
@@ -1198,7 +1199,7 @@ def decode(
         save_sheet(np.stack(pairs), sheet, titles=titles, captions=list(shown))
     elif sheet is not None:
         save_sheet(np.stack(list(shown.values())), sheet, captions=list(shown))
-    _print(f"{out}: {_counted(done, 'image')}")
+    _print(f"{out}: {counted(done, 'image')}")
     if sheet is not None:
         _print(f"{sheet}: {_on_sheet(len(among))}")
 
@@ -1243,7 +1244,7 @@ def import_(
     import vdvae_repr as vr
 
     store = vr.import_latents(matrix, vr.open(like), out, layer, split=split, overwrite=overwrite)
-    _print(f"{out}: {_counted(len(store), 'image')}, {_counted(len(store.layers), 'layer')}")
+    _print(f"{out}: {counted(len(store), 'image')}, {counted(len(store.layers), 'layer')}")
     if store.checksums is not None:
         _log(f"checksums of images are taken by ids from {like}; {NOT_SEEN}")
 
@@ -1264,7 +1265,7 @@ def info(path: Path) -> None:
         ("model", about.model),
         ("weights_sha256", about.weights_sha256),
         ("source", about.source),
-        ("images", f"{len(store)}, {_counted(number_of_classes(store.labels), 'class')}"),
+        ("images", f"{len(store)}, {counted(number_of_classes(store.labels), 'class')}"),
         *(("left out", item["reason"]) for item in about.skipped),
         *([("checksums", f"taken by ids from the store it is like; {NOT_SEEN}")] if taken else []),
         ("of each image", about.images_in_words),
@@ -1368,8 +1369,8 @@ def fit(
         _log(note)
     decoder.save(out, overwrite=overwrite)
     _print(
-        f"{out}: {len(decoder.voxels)} voxels to {_counted(len(decoder.layers), 'layer')}, "
-        f"{_counted(len(decoder.ids), 'image')}"
+        f"{out}: {len(decoder.voxels)} voxels to {counted(len(decoder.layers), 'layer')}, "
+        f"{counted(len(decoder.ids), 'image')}"
     )
 
 
@@ -1421,7 +1422,7 @@ def predict(
             f"{row.null_r2:13.3f}  {row.p_value:6.4f}  {row.q_value:6.4f}"
         )
     _print(f"predicted beyond chance: {_layers_told(found.told, len(found.layers))}")
-    _print(f"{out}: {_counted(len(found.store), 'image')}")
+    _print(f"{out}: {counted(len(found.store), 'image')}")
 
 
 @brain_app.command()
@@ -1496,7 +1497,7 @@ def score(
     if json_lines:
         print(json.dumps(found.to_dict(), allow_nan=False))
         return
-    _print(f"{predicted}: {_counted(found.images, 'image')}")
+    _print(f"{predicted}: {counted(found.images, 'image')}")
     _print(f"PixCorr  {found.pixcorr:.3f}   (another's original: {found.shuffled_pixcorr:.3f})")
     _print(f"SSIM     {found.ssim:.3f}   (another's original: {found.shuffled_ssim:.3f})")
     if found.identification is not None:
@@ -1711,12 +1712,7 @@ def _on_sheet(count: int) -> str:
 
     shown = len(spread(count))
     more = "" if shown == count else f" of {count}, spread over them,"
-    return f"{_counted(shown, 'image')}{more}"
-
-
-def _counted(count: int, what: str) -> str:
-    """Write a number of things: `1 image`, `2 images`."""
-    return f"{count} {what}{'' if count == 1 else 'es' if what.endswith('s') else 's'}"
+    return f"{counted(shown, 'image')}{more}"
 
 
 def _wrapped(text: str, before: str = "") -> str:

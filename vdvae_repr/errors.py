@@ -87,3 +87,8 @@ def printable(text: str) -> str:
 def _is_control(c: str) -> bool:
     kind = unicodedata.category(c)
     return kind in ("Cc", "Cs", "Zl", "Zp") or (kind == "Cf" and c not in "\u200c\u200d")  # joiners
+
+
+def counted(count: int, what: str) -> str:
+    """Write a number of things: `1 image`, `2 images`."""
+    return f"{count} {what}{'' if count == 1 else 'es' if what.endswith('s') else 's'}"

@@ -344,7 +344,7 @@ def test_what_is_unknown_is_left_out_and_said(store, bold):
     assert len(found.rows) == 19
     assert found.repetitions.tolist() == [3, 3, 3, 1] + [3] * 15
     np.testing.assert_allclose(found.mean[3], values[2, 3])
-    assert found.notes[1:] == ("responses: 1 images without any response left out",)
+    assert found.notes[1:] == ("responses: 1 image without any response left out",)
     with pytest.raises(vr.TaskError, match="found none"):
         read_responses(np.full((20, 2), np.nan), store)
     with pytest.raises(vr.DataError, match="masked"):

@@ -366,7 +366,7 @@ def test_images_that_a_named_set_leaves_out_are_said(tmp_path, monkeypatch):
     (folder / "identity_CelebA.txt").write_text("000001.jpg 2880\n")  # cut
     assert open_source("celeba", root=tmp_path).notices == (
         "1 image has no label, as 000002.jpg",
-        "1 images in img_align_celeba left out, which its list lacks, as 000003.jpg",
+        "1 image in img_align_celeba left out, which its list lacks, as 000003.jpg",
         "2 images are there, 202,599 are published; figures are of these alone",
     )
     (folder / "identity_CelebA.txt").write_text("000001.png 2880\n000002.png 2880\n")  # renamed
@@ -391,7 +391,7 @@ def test_images_that_a_named_set_leaves_out_are_said(tmp_path, monkeypatch):
     (tiny / "val/val_annotations.txt").write_text("val_0.JPEG\tn01\t0\t32\t44\t62\n")
     assert open_source("tiny-imagenet", root=tmp_path).notices == (
         "train: 1 file left out: broken link (1)",
-        "1 images in images left out, which its list lacks, as val_1.JPEG",
+        "1 image in images left out, which its list lacks, as val_1.JPEG",
         "2 images are there, 110,000 are published; figures are of these alone",
     )
 

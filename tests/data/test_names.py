@@ -58,14 +58,14 @@ def test_a_folder_that_is_no_split_is_named():
     found = names_from_paths(["train/a/1.png", "test/a/2.png", "extra/a/3.png", "4.png"])
     assert found.splits == ("train", "test", "extra", "")
     assert found.labels == ["a", "a", "a", None]
-    assert "1 images outside the folders of the splits" in found.notices[0]
-    assert "no split is called 'extra' (1 images)" in found.notices[1]
+    assert "1 image outside the folders of the splits" in found.notices[0]
+    assert "no split is called 'extra' (1 image)" in found.notices[1]
 
 
 def test_folders_that_are_called_like_splits_are_no_classes():
     found = names_from_paths(["train2017/a/1.png", "val2017/a/2.png"])
     assert (found.labels, found.splits) == (["a", "a"], ("train2017", "val2017"))
-    assert "no split is called 'train2017' (1 images), 'val2017' (1 images)" in found.notices[0]
+    assert "no split is called 'train2017' (1 image), 'val2017' (1 image)" in found.notices[0]
     assert names_from_paths(["bullet train/1.png", "dog/2.png"]).splits == ("", "")
 
 
@@ -78,7 +78,7 @@ def test_a_class_called_train():
 def test_unknown_words_stay_and_are_named():
     splits, notices = splits_of(["Train", "nan", "fold 1"])
     assert splits == ("train", "", "fold 1")
-    assert "'fold 1' (1 images)" in notices[0]
+    assert "'fold 1' (1 image)" in notices[0]
 
 
 def test_numbers_that_differ_in_zeros_are_two_labels_in_one_order():

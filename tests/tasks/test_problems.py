@@ -504,9 +504,7 @@ def test_eigenfaces_of_orl_reach_their_known_rate(shared_data, tiny, tmp_path):
     assert (row.n_train, row.n_test) == (200, 200)
 
 
-@pytest.mark.parametrize(
-    ("stray", "outside"), [(0, "no class is"), (1, "no more than 1 images are")]
-)
+@pytest.mark.parametrize(("stray", "outside"), [(0, "no class is"), (1, "no more than 1 image is")])
 def test_as_many_ways_as_classes_take_base_statistics_from_the_support(
     tiny, tmp_path, people, stray, outside
 ):
@@ -524,7 +522,7 @@ def test_as_many_ways_as_classes_take_base_statistics_from_the_support(
     report = vr.probe(store, task, heads=["simpleshot-cl2n"])
     rows, said = report.rows, report.notes
     assert any(f"{outside} outside an episode: base statistics" in line for line in said)
-    assert any("1 classes of fewer than 4 images left out" in line for line in said) == bool(stray)
+    assert any("1 class of fewer than 4 images left out" in line for line in said) == bool(stray)
     problem = task.bind(store)
     X = store.matrix("4x4")[0].astype(np.float64)
     accuracies = []

@@ -104,7 +104,7 @@ def test_a_label_of_one_image_is_left_out_and_said(tiny, tmp_path, people, task)
         said += report.notes
         figures.append([(r.model, r.metric, r.value, r.chance, r.n_test) for r in report.rows])
     assert figures[0] == figures[1]
-    assert any("without images in both left out (p2; 1 images)" in line for line in said)
+    assert any("without images in both left out (p2; 1 image)" in line for line in said)
 
 
 def test_what_is_left_out_and_what_cannot_be_chosen_is_said(tiny, tmp_path, people):

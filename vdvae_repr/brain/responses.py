@@ -25,7 +25,7 @@ from vdvae_repr.data import names
 from vdvae_repr.data.hdf5 import leads_outside, made_up, marked, missing_values, unpacked
 from vdvae_repr.data.readers.arrays import map_npy, npz_members, read_member
 from vdvae_repr.data.table import read_table
-from vdvae_repr.errors import DataError, TaskError, first_line
+from vdvae_repr.errors import DataError, TaskError, counted, first_line
 from vdvae_repr.heads.gram import Rows
 from vdvae_repr.latents.base import Latents, expect_store
 
@@ -683,7 +683,7 @@ def read_responses(
     count, notes = responses.measured, [*responses.notes]
     absent, known, infinite = _missing(responses.values)
     if never := int(absent.all(axis=0).sum()):
-        notes.append(f"responses: {never} images without any response left out")
+        notes.append(f"responses: {counted(never, 'image')} without any response left out")
         responses = responses.to(np.flatnonzero(~absent.all(axis=0)))
     if not known.all():
         notes.append(

@@ -42,7 +42,7 @@ from vdvae_repr.data.readers.arrays import ArrayRows, map_npy, read_member
 from vdvae_repr.data.readers.folder import find_images
 from vdvae_repr.data.source import Source, file_source, image_extensions
 from vdvae_repr.data.toy import toy_faces
-from vdvae_repr.errors import DataError, first_line
+from vdvae_repr.errors import DataError, counted, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -569,7 +569,7 @@ def _not_listed(folder: Path, listed: Mapping[str, str]) -> tuple[str, ...]:
     if not others:
         return ()
     return (
-        f"{len(others)} images in {folder.name} left out, which its list lacks, as {min(others)}",
+        f"{counted(len(others), 'image')} in {folder.name} left out, which its list lacks, as {min(others)}",
     )
 
 

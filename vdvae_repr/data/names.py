@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.errors import DataError, printable
+from vdvae_repr.errors import DataError, counted, printable
 
 SPLITS = ("train", "val", "test")
 SPLIT_WORDS = {
@@ -438,7 +438,7 @@ def unknown_splits(counts: Mapping[str, int]) -> tuple[str, ...]:
     if not counts:
         return ()
     listed = ", ".join(
-        f"{word!r} ({counts[word]} images)" for word in sorted(counts, key=natural_key)
+        f"{word!r} ({counted(counts[word], 'image')})" for word in sorted(counts, key=natural_key)
     )
     return (
         f"no split is called {listed}: what goes by splits leaves them out; "
@@ -509,7 +509,9 @@ def names_from_paths(ids: Sequence[str]) -> PathNames:
             "splits are read; if they are folders, unpack the archive again, or rename the files",
         )
     if placed and (outside := splits.count("")):
-        notices += (f"{outside} images outside the folders of the splits: they belong to no split",)
+        notices += (
+            f"{counted(outside, 'image')} outside the folders of the splits: they belong to no split",
+        )
     return PathNames(labels, tuple(splits), notices + unknown_splits(unknown), about_labels)
 
 

@@ -32,7 +32,14 @@ from vdvae_repr.data.open import open_source, warn
 from vdvae_repr.data.source import Preprocessing, Source, about_enlarged, read_images
 from vdvae_repr.encoders.base import Encoder, ImageTransform
 from vdvae_repr.encoders.load import as_encoder, loaded
-from vdvae_repr.errors import SKIP_ADVICE, DataError, LayerError, StoreError, VDVAEReprError
+from vdvae_repr.errors import (
+    SKIP_ADVICE,
+    DataError,
+    LayerError,
+    StoreError,
+    VDVAEReprError,
+    counted,
+)
 from vdvae_repr.latents import parts as partition
 from vdvae_repr.latents.format import (
     IMAGE_BYTES,
@@ -1019,7 +1026,7 @@ def _size_preview(job: ExtractionJob, out: Path, parts: Path, held: Collection[s
             f"{out}: needs {_in_units(needed)} while it is written, found {_in_units(free)} free; "
             "choose fewer layers or another disk"
         )
-    what = f"{len(job.source)} images x {job.dims} dimensions ({job.dtype.name})"
+    what = f"{counted(len(job.source), 'image')} x {job.dims} dimensions ({job.dtype.name})"
     what += f" x {job.passes} draws" if job.options.sampling.draws else ""
     what += ", and mirrored" if job.options.storage.mirror else ""
     averaged = replace(job.options, storage=replace(job.options.storage, pool="avg"))

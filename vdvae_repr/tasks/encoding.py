@@ -25,7 +25,7 @@ from vdvae_repr.brain.responses import (
 )
 from vdvae_repr.brain.voxelwise import Predicted
 from vdvae_repr.data.names import SPLITS
-from vdvae_repr.errors import TaskError
+from vdvae_repr.errors import TaskError, counted
 from vdvae_repr.heads.algebra import Algebra
 from vdvae_repr.heads.gram import Scaling, centre_and_scale
 from vdvae_repr.heads.spectrum import Spectrum
@@ -184,7 +184,7 @@ class EncodingProblem(Problem):
             fitted = np.flatnonzero(np.isin(splits, SPLITS) & (splits != last))
             text = f"fitted on the other splits, tested on {last}"
             if outside := len(splits) - len(tested) - len(fitted):
-                text += f"; {outside} images of no split left out"
+                text += f"; {counted(outside, 'image')} of no split left out"
         else:
             order = np.random.default_rng(seed).permutation(len(splits))
             count = len(order) // HELD_BACK
@@ -206,7 +206,7 @@ class EncodingProblem(Problem):
             raise TaskError("responses: expected voxels that vary over images, found none")
         expect_voxels(responses.rois, str(task.rois or "responses"))
         if left := len(store) - len(responses.rows):
-            notes.append(f"{left} images without responses left out")
+            notes.append(f"{counted(left, 'image')} without responses left out")
         self.fitting, self.truth = mean[fitted], mean[tested].astype(np.float64)
         self.voxels = responses.voxels
         self.rois: dict[str | None, NDArray[np.bool_]] = {None: np.ones(len(self.voxels), bool)}

@@ -14,7 +14,7 @@ from sklearn.base import clone
 from sklearn.metrics import balanced_accuracy_score
 
 from vdvae_repr.data.names import SPLITS
-from vdvae_repr.errors import TaskError
+from vdvae_repr.errors import TaskError, counted
 from vdvae_repr.heads.gram import Scaling, centre_and_scale
 from vdvae_repr.heads.linear import GroupedRidge, RidgeRegressor
 from vdvae_repr.latents.base import Latents
@@ -120,7 +120,7 @@ class FactorProblem(Problem):
         if has_splits(splits, store.path):
             train = known & (splits == "train")
             if outside := int(np.sum(known & ~np.isin(splits, SPLITS))):
-                left_out += f"; {outside} images of no split left out"
+                left_out += f"; {counted(outside, 'image')} of no split left out"
             known &= np.isin(splits, SPLITS)
             text = "fitted on split train, tested on the other splits"
         else:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr.data.table import read_table
-from vdvae_repr.errors import DataError, TaskError
+from vdvae_repr.errors import DataError, TaskError, counted
 from vdvae_repr.heads.episodes import SCORES, EpisodeProducts
 from vdvae_repr.heads.few_shot import HEADS, NearestPrototype, scaling_of
 from vdvae_repr.heads.gram import gram_matrices
@@ -144,7 +144,7 @@ class Episodes(Problem):
         text = f"{self.counted()}, from {len(usable['novel'])} novel classes"
         text += "".join(f"; {task.class_split}: {line}" for line in notices)
         if left := len(sides["novel"]) - len(usable["novel"]):
-            text += f"; {left} classes of fewer than {needed} images left out"
+            text += f"; {counted(left, 'class')} of fewer than {needed} images left out"
         listed = {k for classes in sides.values() for k in classes}
         if alone := [store.label_names[k] for k in rows_of if k not in listed]:
             text += (
@@ -152,13 +152,16 @@ class Episodes(Problem):
                 f"({', '.join(alone[:3])}{', ...' if len(alone) > 3 else ''})"
             )
         if none := int(np.sum(store.labels < 0)):
-            text += f"; {none} unlabelled images left out"
+            text += f"; {counted(none, 'unlabelled image')} left out"
         text += of_every_split([store.splits[i] for k in listed for i in rows_of[k]])
         if not len(self.base):
             taken = sum(sorted((len(rows_of[k]) for k in usable["novel"]), reverse=True)[:ways])
             outside = sum(map(len, rows_of.values())) - taken
             if outside < ways * shots:
-                what = f"no more than {outside} images are" if outside else "no class is"
+                are = "is" if outside == 1 else "are"
+                what = (
+                    f"no more than {counted(outside, 'image')} {are}" if outside else "no class is"
+                )
                 text += f"; {what} outside an episode: base statistics and PCA are of its support"
         if choose:
             where = "val" if len(usable["val"]) >= ways else "base"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.errors import TaskError
+from vdvae_repr.errors import TaskError, counted
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing.features import Features
 from vdvae_repr.probing.head import Head
@@ -233,7 +233,7 @@ def split_of(store: Latents, words: TaskLabels) -> Split:
         who = _few(store, alone)
         text += (
             f"; {len(alone)} {words.item if len(alone) == 1 else words.many} without images in both left out"
-            f" ({who}; {np.sum(np.isin(labels, alone))} images)"
+            f" ({who}; {counted(int(np.isin(labels, alone).sum()), 'image')})"
         )
     if val.any():
         text += f"; choices are made on split val ({val.sum()} images)"

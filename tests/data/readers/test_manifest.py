@@ -148,7 +148,7 @@ def test_labels_that_stand_for_none(table):
         ),
         (",file,label\n0,a.png,cat\n", "1 column without a name left out"),
         ("file;label\na.png;cat\n", "read as separated by semicolons"),
-        ("file,label,split\na.png,cat,fold1\n", "no split is called 'fold1' (1 images)"),
+        ("file,label,split\na.png,cat,fold1\n", "no split is called 'fold1' (1 image)"),
         (
             'file,label,note\na.png,cat,"5\nb.png,dog,3"\n',
             "lines 2 to 3 are one row, for quotation marks in column 'note' around several",
