@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vdvae_repr.data.loader import map_ahead
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing, Source, read_images
-from vdvae_repr.errors import SKIP_ADVICE, DataError
+from vdvae_repr.errors import SKIP_ADVICE, DataError, counted
 
 T = TypeVar("T")
 LEFT_OUT = "left out"  # the split of images that cannot be read
@@ -107,8 +107,7 @@ def describe_left_out(left_out: Mapping[str, str]) -> str:
     """Say in one line how many images were left out, and name the first of them."""
     names = list(left_out)
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    images = "image" if len(names) == 1 else "images"
-    return f"{len(names)} unreadable {images} left out: {', '.join(names[:5])}{more}"
+    return f"{counted(len(names), 'unreadable image')} left out: {', '.join(names[:5])}{more}"
 
 
 def about_mended(left_out: Mapping[str, str] | None) -> str:
