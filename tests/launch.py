@@ -5,6 +5,7 @@ exit codes, files, what it prints) it does here too. What is about importing is 
 """
 
 import atexit
+import importlib.util
 import multiprocessing
 import os
 import shutil
@@ -20,6 +21,7 @@ HEAVY = [
     "vdvae_repr.heads.neighbors", "vdvae_repr.latents.extract", "vdvae_repr.probing",
     "vdvae_repr.report.pictures", "vdvae_repr.tasks", "vdvae_repr.training.trainer",
 ]  # fmt: skip
+COMMAND = Path(importlib.util.find_spec("vdvae_repr").origin).with_name("__main__.py")  # a script
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(HEAVY)
 _printed = tempfile.mkdtemp()

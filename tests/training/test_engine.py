@@ -1,10 +1,7 @@
 """How a step is computed changes neither its loss nor its gradient."""
 
 import dataclasses
-import os
 import shutil
-import subprocess
-import sys
 
 import launch
 import numpy as np
@@ -169,13 +166,9 @@ def test_processes_divide_an_evaluation_exactly(tiny, images, tmp_path):
     np.savez(tmp_path / "a.npz", images=images[:11])
     command = ["evaluate", "--model", str(tmp_path / "m.safetensors")]
     command += ["--data", str(tmp_path / "a.npz"), "--batch-size", "2", "--iw", "2", "--json"]
-    one_thread = {"OMP_NUM_THREADS": "1"}
-    alone = launch.run(*command, environment=one_thread).stdout
+    alone = launch.run(*command, environment={"OMP_NUM_THREADS": "1"}).stdout
     assert '"images": 11' in alone
-    # As users start it, in interpreters of its own; tests of other commands take `launch.torchrun`.
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    divided = subprocess.run(
-        [*torchrun, "-m", "vdvae_repr.cli", *command], capture_output=True, text=True, check=True,
-        env=os.environ | one_thread,
-    )  # fmt: skip
-    assert divided.stdout == alone
+    divided = launch.torchrun(launch.COMMAND, *command)
+    printed, said = divided.communicate()
+    assert divided.returncode == 0, said
+    assert printed == alone

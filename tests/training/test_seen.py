@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from launch import torchrun
+from launch import COMMAND, torchrun
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -149,10 +149,8 @@ def test_a_resumed_run_adds_to_what_it_was_trained_on(given, tmp_path, caplog):
 
 
 def test_processes_put_together_what_they_were_trained_on(given, tmp_path):
-    script = tmp_path / "rank.py"
-    script.write_text("from vdvae_repr.cli import main; main()")
     out = tmp_path / "run"
-    process = torchrun(script, "train", given / "t.toml", "--data", given / "p", "--out", out)
+    process = torchrun(COMMAND, "train", given / "t.toml", "--data", given / "p", "--out", out)
     assert process.wait() == 0, process.communicate()[1]
     assert np.load(out / "trained_on.npy").tolist() == by_hand(PIXELS[:TRAINED])
 

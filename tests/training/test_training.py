@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from launch import Command, torchrun
+from launch import COMMAND, Command, torchrun
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -104,9 +104,7 @@ def run(*arguments):
 
 def start_two(toml, photos, out, *arguments):
     """The same by two processes under torchrun."""
-    script = toml.with_name("rank.py")
-    script.write_text("from vdvae_repr.cli import main; main()")
-    return torchrun(script, "train", toml, "--data", photos, "--out", out, *arguments)
+    return torchrun(COMMAND, "train", toml, "--data", photos, "--out", out, *arguments)
 
 
 def run_two(*arguments):
