@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import re
 import unicodedata
 from collections import Counter
@@ -397,12 +399,49 @@ def _split_patterns(word: str) -> Iterator[tuple[str, str]]:
 
 def _called_alike(names: Iterable[str]) -> bool:
     """Whether names of splits say no more than the split, or the same: not `training_shoe`, `test_tube`."""
-    around = {
-        re.sub(r"\d|set|data|images?|imgs?|split|[\W_]", "", text)
-        for name in names
-        for text, _ in _split_patterns(name)
-    }
-    return len(around) == 1
+    return len({_besides(text) for name in names for text, _ in _split_patterns(name)}) == 1
+
+
+def _besides(pattern: str) -> str:
+    """Return what stands around a split in a name but numbers, signs and words as `images`."""
+    return re.sub(r"\d|set|data|images?|imgs?|split|[\W_]", "", pattern)
+
+
+def splits_of_shards(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the split that each shard's name without `.tar` means, and what to say of it.
+
+    Numbers count for nothing, nor do words that all names share. What is left of each must be a split's name,
+    else none is in a split; where nothing is left of any, the one split among shared words is that of all.
+    A single file's name is not read, as that of a folder that is opened is not.
+
+    >>> splits_of_shards(["in-train-0", "in-val-0"])
+    (('train', 'val'), ('splits are read off the names of shards, as train of in-train-0.tar',))
+    >>> splits_of_shards(["dev-train-0", "dev-test-0"])[0], splits_of_shards(["train_val-0", "test-0"])[0]
+    (('train', 'test'), ('', ''))
+    """
+    nowhere = ("",) * len(names)
+    if len(names) < 2 or not any(list(_split_patterns(name)) for name in names):
+        return nowhere, ()
+    words = [[word for word in re.split(r"[\W\d_]+", name) if word] for name in names]
+    counts = [Counter(map(str.casefold, found)) for found in words]
+    shared = functools.reduce(operator.and_, counts)
+    left = [
+        [word for word in found if word.casefold() in count - shared]
+        for found, count in zip(words, counts, strict=True)
+    ]
+    splits = []
+    for name, found, own in zip(names, words, left, strict=True):
+        patterns = list(_split_patterns(" ".join(own if any(left) else found)))
+        means = {split for _, split in patterns}
+        if len(means) != 1 or (any(left) and (len(patterns) > 1 or _besides(patterns[0][0]))):
+            return nowhere, (
+                f"no splits are read off the names of shards, as {name}.tar tells no single split; "
+                f"name each by one of {', '.join(SPLITS)} if they are meant",
+            )
+        splits.append(means.pop())
+    about = f"splits are read off the names of shards, as {splits[0]} of {names[0]}.tar"
+    called = [word for found in left for word in found]
+    return tuple(splits), (about, *words_of_one_split(called))
 
 
 def splits_of(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -88,10 +88,63 @@ def test_shards_of_several_splits(tmp_path):
     for name in ("train-000", "train-001", "val-000"):
         write(tmp_path / f"x-{name}.tar", {f"{name}.png": png(0)})
     assert open_source(str(tmp_path / "x-*.tar")).splits == ("train", "train", "val")
-    assert set(open_source(str(tmp_path / "x-train-*.tar")).splits) == {""}
+    assert set(open_source(str(tmp_path / "x-train-*.tar")).splits) == {"train"}
+    assert set(open_source(str(tmp_path / "x-train-000.tar")).splits) == {""}
     for name in ("trainset-0", "TestSet-0"):
         write(tmp_path / f"z-{name}.tar", {f"{name}.png": png(0)})
     assert set(open_source(str(tmp_path / "z-*.tar")).splits) == {"train", "test"}
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (("dev-train-0", "dev-test-0"), "train test"),
+        (("exp-test-train-0", "exp-test-val-0"), "train val"),
+        (("mytest_train-0", "mytest_val-0"), "train val"),
+        (("train2017-0", "val2017-0", "valid_images-0"), "train val val"),
+        (("a.Training-1", "a.TestSet-1"), "train test"),
+        (("in-train-0000", "in-train-0146"), "train train"),
+        (("dev-0", "val-0"), "val val"),
+    ],
+)
+def test_what_names_of_shards_do_not_share_is_their_split(tmp_path, names, splits):
+    for name in names:
+        write(tmp_path / f"{name}.tar", {f"{name}.png": png(0)})
+    source = open_source(str(tmp_path / "*.tar"))
+    ids = [f"{name}.png" for name in names]
+    found = dict(zip(source.ids, source.splits, strict=True))
+    assert found == dict(zip(ids, splits.split(), strict=True))
+    assert any(
+        line.startswith("splits are read off the names of shards") for line in source.notices
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "first"),
+    [
+        (("train_val-0", "test-0"), "train_val-0"),
+        (("trainval-0", "test-0"), "trainval-0"),
+        (("train_test_mixed-0", "val-0"), "train_test_mixed-0"),
+        (("no-train-0", "test-0"), "no-train-0"),
+        (("train_extra-0", "train-0", "test-0"), "train_extra-0"),
+        (("dev-kit-0", "train-0", "test-0"), "dev-kit-0"),
+        (("test-drive-0", "train-ride-0"), "test-drive-0"),
+        (("train-0", "train-test-0"), "train-0"),
+        (("train-0", "test-0", "extra-0"), "extra-0"),
+        (("dev-train-0", "dev-train-1"), "dev-train-0"),
+        (("cat-0", "dog-0"), None),
+        (("latest-0", "pretrain-0"), None),
+    ],
+)
+def test_names_of_shards_that_are_not_all_splits_tell_none(tmp_path, names, first):
+    """A folder `train_val` is no split either."""
+    for name in names:
+        write(tmp_path / f"{name}.tar", {f"{name}.png": png(0)})
+    source = open_source(str(tmp_path / "*.tar"))
+    assert set(source.splits) == {""}
+    said = [line for line in source.notices if "names of shards" in line]
+    assert len(said) == (first is not None)
+    assert all(f"as {first}.tar tells no single split" in line for line in said)
 
 
 def test_a_name_that_is_not_utf8(tmp_path):

@@ -24,7 +24,6 @@ from vdvae_repr.data.names import (
     is_hidden,
     is_missing,
     left_out,
-    like_split,
     look_alikes,
     names_from_paths,
     namesakes,
@@ -34,8 +33,8 @@ from vdvae_repr.data.names import (
     sample_fields,
     sample_keys,
     split_of,
+    splits_of_shards,
     unlabelled,
-    words_of_one_split,
 )
 from vdvae_repr.data.source import FILE_BYTES, Source, image_extensions, open_image
 from vdvae_repr.errors import DataError, first_line
@@ -116,8 +115,8 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
     A member `x.cls`, or else `x.json`, beside `x.png` holds its label, as WebDataset writes them; where there
     are none, labels and splits are read off the members' paths. Of several images of a sample the plain one
     is read (`0.jpg`, not `0.seg.png`); where nothing lies beside any image, each is one of its own. Shards
-    whose names tell several splits (`train-000.tar`, `val-000.tar`) give them to their members. Where members
-    of two shards are called the same, every id begins with the shard's name.
+    whose names tell splits (`train-000.tar`, `val-000.tar`) give them to their members. Where members of two
+    shards are called the same, every id begins with the shard's name.
     """
     extensions = image_extensions()
     images: list[_Member] = []
@@ -324,21 +323,15 @@ class _Headers(io.BufferedReader):
 
 
 def _split_by_shard(images: Sequence[_Member], names: PathNames) -> PathNames:
-    """Give members the split of their shard, where members tell none and the shards several."""
-    of_tar, said = {}, []
-    for tar in {member.tar for member in images}:
-        word = next((word for word in re.split(r"[^A-Za-z]+", tar.stem) if like_split(word)), "")
-        of_tar[tar] = like_split(word) or ""
-        said.append(word)
-    if any(names.splits) or len(set(of_tar.values())) < 2:
+    """Give members the split of their shard's name, where members tell none themselves."""
+    if any(names.splits):
         return names
-    without = [tar.name for tar, split in of_tar.items() if not split]
-    notices = names.notices + words_of_one_split(sorted(said))
-    if without:
-        notices += (
-            f"{len(without)} shards, as {min(without)}, belong to no split, as their names tell none",
-        )
-    return names._replace(splits=tuple(of_tar[member.tar] for member in images), notices=notices)
+    tars = list(dict.fromkeys(member.tar for member in images))
+    splits, notices = splits_of_shards([readable(tar.stem) for tar in tars])
+    of_tar = dict(zip(tars, splits, strict=True))
+    return names._replace(
+        splits=tuple(of_tar[member.tar] for member in images), notices=names.notices + notices
+    )
 
 
 def _labels_beside(
