@@ -805,13 +805,14 @@ def python_number(value: Any) -> Any:
 
 
 def keep_whole_numbers(options: Any, **lowest: int) -> None:
-    """Make fields of a frozen dataclass ints, as `whole_number` does; None stays.
+    """Make fields of a frozen dataclass ints, as `whole_number` does; None stays where it is the default.
 
     Raises:
         ConfigError: one is no whole number, or below its lowest.
     """
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
     for name, least in lowest.items():
-        if (value := getattr(options, name)) is not None:
+        if (value := getattr(options, name)) is not None or defaults[name] is not None:
             object.__setattr__(options, name, whole_number(name, value, least))
 
 

@@ -510,6 +510,7 @@ def test_compiled_inference_equals_the_plan(tiny, images):
     ("given", "message"),
     [
         ({"seed": 2**70}, "seed: expected a whole number"),
+        ({"seed": None}, "seed: expected a whole number, from 0, found None"),
         ({"seed": 1.5}, r"seed: .* found 1\.5"),
         ({"crop": 8.5}, r"crop: .* found 8\.5"),
         ({"batch_size": True}, "batch_size: .* found True"),
@@ -526,6 +527,28 @@ def test_options_of_other_kinds_are_one_line(tiny, images, tmp_path, monkeypatch
         vr.extract(tiny, images, **{"out": tmp_path / "e.h5"} | given)
     assert "\n" not in str(refusal.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_store_that_cannot_be_opened_does_not_replace_one_that_can(
+    tiny, images, tmp_path, monkeypatch
+):
+    out = tmp_path / "s.h5"
+    vr.extract(tiny, images, out).close()
+    before = out.read_bytes()
+    with pytest.raises(vr.ConfigError, match="seed: expected a whole number, from 0, found None"):
+        vr.extract(tiny, images, out, seed=None, overwrite=True)
+    assert out.read_bytes() == before
+    assemble = module.partition.assemble
+
+    def damaged(file, *rest):
+        assemble(file, *rest)
+        del file.attrs["seed"]
+
+    monkeypatch.setattr(module.partition, "assemble", damaged)
+    with pytest.raises(vr.StoreError, match="what was there stays"):
+        vr.extract(tiny, images, out, overwrite=True)
+    assert out.read_bytes() == before
+    vr.open(out).close()
 
 
 def test_texts_of_nothing_and_options_that_do_nothing_are_refused(tiny, images, tmp_path):

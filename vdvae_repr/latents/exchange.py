@@ -215,7 +215,8 @@ def import_latents(
             replaces = out.exists()
             if replaces:
                 partition.refuse_parts_of_others(out)
-            write_aside(out, write, (4 * width + IMAGE_BYTES) * len(rows))
+            size = (4 * width + IMAGE_BYTES) * len(rows)
+            write_aside(out, write, size, check=LatentStore.check_written)
             if replaces:  # what a virtual store referred to, or was to refer to
                 partition.remove_parts(parts_folder(out))
     except OSError as error:

@@ -278,7 +278,12 @@ def _write(
             size = IMAGE_BYTES * len(job.source) + 2**14 * len(files) + job.described_bytes
             if single:
                 size += sum(path.stat().st_size for path in files)
-            write_aside(out, lambda file: partition.assemble(file, files, info, job.source), size)
+            write_aside(
+                out,
+                lambda file: partition.assemble(file, files, info, job.source),
+                size,
+                check=LatentStore.check_written,
+            )
             count, largest = partition.vanished(files)
             faces = partition.aligned(files)
             if single:

@@ -666,16 +666,23 @@ def not_finite(values: Array) -> int | None:
     return None if rows.all() else int(np.argmin(rows))
 
 
-def write_aside(path: Path, write: Callable[[h5py.File], None], size: int = 0) -> None:
+def write_aside(
+    path: Path,
+    write: Callable[[h5py.File], None],
+    size: int = 0,
+    check: Callable[[Path], object] | None = None,
+) -> None:
     """Write a file beside its place, flush it to the disk, then rename it: whole or absent.
 
     Args:
         path: its place.
         write: fills the file.
         size: bytes that are set aside for it, because a disk that fills up under HDF5 ends the process.
+        check: refuses by a StoreError what was written, before it takes the place of a file that is there.
 
     Raises:
-        OSError: the disk did not take it. StoreError: another process is writing the same file.
+        OSError: the disk did not take it. StoreError: another process is writing the same file, or `check`
+            refuses it.
     """
     aside = path.with_name(path.name + ".writing")
     if aside.is_dir() or not _is_unfinished(aside):
@@ -697,6 +704,8 @@ def write_aside(path: Path, write: Callable[[h5py.File], None], size: int = 0) -
             end = _end_of_hdf5(handle.read(36))
             handle.truncate(end)
             _write_trailer(handle, end, chunks)
+        if check is not None:
+            check(aside)
         put_in_place(aside, path)
     except BlockingIOError as error:  # HDF5 locks what it writes
         raise StoreError(

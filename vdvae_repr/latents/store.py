@@ -120,6 +120,20 @@ class LatentStore(Latents):
                 f"{path}: not a readable latent store ({first_line(error)})"
             ) from error
 
+    @classmethod
+    def check_written(cls, path: Path) -> None:
+        """Refuse a new file that cannot be opened as a store, before it takes the place of an old one.
+
+        Raises:
+            StoreError: it cannot be.
+        """
+        try:
+            cls.open(path).close()
+        except StoreError as error:
+            raise StoreError(
+                f"what was written cannot be opened, so that it is removed, and what was there stays ({error})"
+            ) from error
+
     def close(self) -> None:
         """Close the file, for this store and the one of its mirrored images."""
         self._file.close()
