@@ -335,3 +335,57 @@ def test_scores_beyond_float32_are_said_with_their_layer(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     with pytest.raises(vr.CheckpointError, match=r"2 of 2 .*4x4\.\d on, of more nats than float32"):
         vr.evaluate("faces64", noise)
+
+
+@pytest.fixture(scope="module")
+def of_a_path(tiny, tmp_path_factory):
+    """What takes a path, by name, of one small store and the report of a probe of it."""
+    folder = tmp_path_factory.mktemp("entries")
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
+    np.savez(folder / "l.npz", images=images, labels=np.arange(12) % 3)
+    store = vr.extract(tiny, folder / "l.npz", folder / "l.h5", layers="<=4x4")
+    report = vr.probe(store, "classification", layers="4x4.0", controls=(), cache=None)
+    matrix, _, _ = store.matrix()
+    return {
+        "open": vr.open,
+        "extract": lambda path: vr.extract(tiny, images, path),
+        "export": store.export,
+        "import_latents": lambda path: vr.import_latents(matrix, store, path),
+        "import_latents, matrix": lambda path: vr.import_latents(path, store, folder / "p.h5"),
+        "export_model": lambda path: vr.export_model(tiny, path),
+        "Report.load": vr.Report.load,
+        "save": report.save,
+        "page": report.page,
+        "load": vr.load,
+        "open_source": vr.open_source,
+        "Decoder.load": vr.brain.Decoder.load,
+        "read_nsd": lambda path: vr.brain.read_nsd(path, folder / "design.mat"),
+    }, {
+        "rows": lambda path: vr.open_source(images, rows=path),
+        "root": lambda path: vr.open_source("cifar10", root=path),
+        "pairs": lambda path: vr.FaceVerification(pairs=path),
+        "class_split": lambda path: vr.FewShot(class_split=path),
+        "cache": lambda path: vr.probe(store, "classification", cache=path),
+        "run": lambda path: vr.evaluate(tiny, images, run=path),
+        "distill": lambda path: vr.distill(tiny, images, path),
+        "train": lambda path: vr.train("natural64", images, path),
+        "rois": lambda path: vr.probe(store, vr.Encoding(responses=rng.normal(size=(12, 3)), rois=path)),
+        "measured": lambda path: vr.brain.read_responses(path, store),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("given", ["", "  ", None, 0, b"x"])
+def test_what_is_no_path_is_refused_in_one_line_and_nothing_is_written(
+    of_a_path, given, tmp_path, monkeypatch
+):
+    """An empty text is Python's working folder, where a variable may just be unset."""
+    monkeypatch.chdir(tmp_path)
+    needed, optional = of_a_path  # of the latter None is the default, and rows may be numbers
+    for name, call in {**needed, **({} if given is None else optional)}.items():
+        with pytest.raises(vr.VDVAEReprError) as refusal:
+            call(given)
+        assert "\n" not in str(refusal.value), name
+        if isinstance(given, str):
+            assert "is a variable not set?" in str(refusal.value), (name, refusal.value)
+    assert not list(tmp_path.iterdir())

@@ -875,8 +875,10 @@ def path_of(name: str, value: Any) -> Path:
     """Return a parameter's path; "" is none, though Python takes it for the working folder.
 
     Raises:
-        ConfigError: a text without a character to see.
+        ConfigError: a text without a character to see, or no path at all.
     """
+    if not isinstance(value, str | os.PathLike):
+        raise ConfigError(f"{name}: expected a path, found {shown(value)}")
     if isinstance(value, str) and not value.strip():
         raise ConfigError(f"{name}: expected a path, found an empty text; is a variable not set?")
     return Path(value)

@@ -137,11 +137,13 @@ def read_nsd(
         DataError: a file, or a session before others, that is missing; a file that is not as NSD's are; no
             subject, or another than paths name; more than half of the machine's memory would be taken.
     """
-    folder = Path(betas)
+    folder, design = path_of("betas", betas), path_of("design", design)
+    mask = None if mask is None else path_of("mask", mask)
     if why := without_order(rois, "files"):
         raise DataError(f"rois: {why}")
-    subject = _subject_of([betas, *([] if mask is None else [mask]), *rois], subject)
-    regions = _volumes_of(rois)
+    volumes = [path_of("rois", path) for path in rois]
+    subject = _subject_of([folder, *([] if mask is None else [mask]), *volumes], subject)
+    regions = _volumes_of(volumes)
     sessions = sorted(folder.glob("betas_session*.hdf5"), key=lambda p: natural_key(p.name))
     if not sessions:
         raise DataError(f"{folder}: expected files betas_session01.hdf5, ..., found none")
@@ -151,7 +153,7 @@ def read_nsd(
                 f"{folder}: expected betas_session{number:02d}.hdf5, as trials are counted from the first "
                 f"session on, found {path.name}"
             )
-    images, shared = _read_design(Path(design), subject)
+    images, shared = _read_design(design, subject)
     flags: NDArray[np.bool_] | None = None
     if mask is not None:
         flags = read_nifti(mask).T > 0
@@ -232,7 +234,7 @@ def read_nsd(
     )
 
 
-def _subject_of(paths: Sequence[str | Path], subject: int | None) -> int:
+def _subject_of(paths: Sequence[Path], subject: int | None) -> int:
     """Return the subject that is given, or that paths name, as NSD's folders `subj01` do.
 
     Raises:
@@ -241,7 +243,7 @@ def _subject_of(paths: Sequence[str | Path], subject: int | None) -> int:
     named = {
         int(numbers[-1]): str(path)
         for path in paths
-        if (numbers := re.findall(r"subj(\d+)", str(Path(path).absolute())))
+        if (numbers := re.findall(r"subj(\d+)", str(path.absolute())))
     }
     if subject is not None:
         subject = whole_number("subject", subject, 1)
@@ -256,14 +258,14 @@ def _subject_of(paths: Sequence[str | Path], subject: int | None) -> int:
     return next(iter(said))
 
 
-def _volumes_of(rois: Sequence[str | Path]) -> dict[str, Array]:
+def _volumes_of(rois: Sequence[Path]) -> dict[str, Array]:
     """Return the volumes of regions (Z, Y, X) by the files' names.
 
     Raises:
         DataError: two of one name, or one of no region, or of other numbers than whole ones.
     """
     volumes: dict[str, Array] = {}
-    for path in map(Path, rois):
+    for path in rois:
         name = path.name.removesuffix(".gz").removesuffix(".nii")
         if name in volumes:
             raise DataError(
@@ -340,7 +342,7 @@ def read_nifti(path: str | Path) -> Array:
     Raises:
         DataError: no such file, or another format.
     """
-    path = Path(path)
+    path = path_of("path", path)
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         order: Literal["<", ">"] = "<" if struct.unpack_from("<i", content)[0] == 348 else ">"
@@ -421,7 +423,7 @@ def synthetic_nsd(
             "synthetic_nsd: expected a store with images, and regions that see its layers"
         )
     voxels, sessions = whole_number("voxels", voxels, 1), whole_number("sessions", sessions, 1)
-    folder = Path(folder)
+    folder = path_of("folder", folder)
     rng = np.random.default_rng(whole_number("seed", seed, 0))
     count, regions = len(store), list(sees)
     signal = np.zeros((count, len(regions) * voxels))

@@ -20,7 +20,7 @@ import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
-from vdvae_repr.config import hidden_by_mask, whole_number, without_order
+from vdvae_repr.config import hidden_by_mask, path_of, whole_number, without_order
 from vdvae_repr.data import names
 from vdvae_repr.data.hdf5 import leads_outside, made_up, marked, missing_values, unpacked
 from vdvae_repr.data.readers.arrays import map_npy, npz_members, read_member
@@ -131,7 +131,7 @@ def _not_read(path: Path, shapes: Mapping[str, tuple[int, ...]], values: Array) 
 
 
 def _file_and_key(measured: str | os.PathLike[str], what: str) -> tuple[Path, str | None]:
-    path, key = Path(measured), None
+    path, key = path_of(what, measured), None
     if not path.is_file() and ":" in str(measured):
         file, _, key = str(measured).rpartition(":")
         path = Path(file)
@@ -704,7 +704,7 @@ def read_responses(
         responses = responses.of(varying)
     regions = responses.rois
     if rois is not None:
-        regions, about = _read_rois(Path(rois), responses.voxels, count)
+        regions, about = _read_rois(path_of("rois", rois), responses.voxels, count)
         notes += about
     elif regions:
         expect_voxels(regions, "responses")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.config import hidden_by_mask, suggestion, with_hints, without_order
+from vdvae_repr.config import hidden_by_mask, path_of, suggestion, with_hints, without_order
 from vdvae_repr.data.datasets import BUILT_IN, DATASETS, is_name, open_built_in, open_dataset
 from vdvae_repr.data.readers.arrays import (
     HDF5,
@@ -79,6 +79,7 @@ def open_source(
         DataError: nothing there, no images in it, or contents that cannot be used.
     """
     allow_pixels()
+    root = None if root is None else path_of("root", root)
     source = _open(data, root, download)
     if not isinstance(data, Source):
         for line in source.notices:
@@ -242,7 +243,7 @@ def _row_numbers(rows: Rows, count: int, name: str) -> NDArray[np.intp]:
 
 def _numbers_in(rows: str | Path) -> NDArray[Any]:
     """Read the numbers in a text or .npy file."""
-    path = Path(rows)
+    path = path_of("rows", rows)
     try:
         if path.suffix.lower() == ".npy":
             return np.atleast_1d(np.squeeze(map_npy(path)))

@@ -102,7 +102,7 @@ def import_latents(
 
     out = refuse()
     if isinstance(matrix, str | Path):
-        predicted = _read_matrix(Path(matrix), named=ids is not None)
+        predicted = _read_matrix(path_of("matrix", matrix), named=ids is not None)
     elif isinstance(getattr(matrix, "dtype", None), np.dtype):
         predicted = _Matrix.of("matrix", matrix)
     else:
@@ -239,7 +239,7 @@ def expect_place(
         StoreError: as `import_latents`, of `out` alone.
     """
     out = linked_to(path_of("out", out))
-    refuse_target(out, [like.path, *([] if matrix is None else [Path(matrix)])])
+    refuse_target(out, [like.path, *([] if matrix is None else [path_of("matrix", matrix)])])
     if out.exists() and not overwrite:
         raise StoreError(f"{out}: exists already; choose another path, or overwrite=True")
     try:

@@ -67,10 +67,6 @@ def export(
         StoreError: another suffix, another file at `out`, values that are not finite (the layer and image are
             named), or `out` cannot be written.
     """
-    if not isinstance(out, str | Path):
-        raise StoreError(
-            f"out: expected the name of a file, found {type(out).__name__} {out!r:.80}"
-        )
     out = path_of("out", out)
     if linked_to(out).suffix == out.suffix:  # what else a link names is no export
         out = linked_to(out)

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.config import with_hints
+from vdvae_repr.config import path_of, with_hints
 from vdvae_repr.errors import StoreError, first_line
 from vdvae_repr.latents import base
 from vdvae_repr.latents.base import Array, Latents
@@ -81,7 +81,7 @@ class LatentStore(Latents):
         Raises:
             StoreError: no file, not a store, another schema, or damaged metadata.
         """
-        path = Path(path)
+        path = path_of("path", path)
         if path.is_dir():
             raise StoreError(f"{path}: expected a store, which is a file, found a folder")
         if not path.is_file():
@@ -131,7 +131,7 @@ class LatentStore(Latents):
             cls.open(path).close()
         except StoreError as error:
             raise StoreError(
-                f"what was written cannot be opened, so that it is removed, and what was there stays ({error})"
+                f"what was written cannot be opened, and is removed; what was there stays ({error})"
             ) from error
 
     def close(self) -> None:

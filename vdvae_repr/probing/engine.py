@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from vdvae_repr.config import MOST_SEED, suggestion, whole_number, with_hints
+from vdvae_repr.config import MOST_SEED, path_of, suggestion, whole_number, with_hints
 from vdvae_repr.errors import TaskError, printable
 from vdvae_repr.latents.base import Latents, expect_store, read_otherwise
 from vdvae_repr.model.layers import LayerSpec
@@ -122,8 +122,8 @@ def probe(
         expect_store(drawn, "drawn")
     seed = whole_number("seed", seed, 0, MOST_SEED)
     expect(cache, "cache", str | Path | None, "a folder")
-    if isinstance(cache, str) and not cache.strip():
-        raise TaskError("cache: expected a folder, found an empty text")
+    if cache is not None:
+        path_of("cache", cache)
     if not isinstance(task, Task):
         task = Task.named(task)
     choice = Choice.of(store, layers, features, pools, selections)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from vdvae_repr import results
+from vdvae_repr.config import path_of
 from vdvae_repr.errors import TaskError
 from vdvae_repr.report.folder import Findings, read
 from vdvae_repr.report.summary import answer
@@ -141,7 +142,9 @@ class Report(Findings):
         from vdvae_repr.encoders.load import loaded
         from vdvae_repr.report import pictures
 
-        pictures.save(self, folder, self.rate_accuracy(), formats, latents, loaded(model))
+        pictures.save(
+            self, path_of("folder", folder), self.rate_accuracy(), formats, latents, loaded(model)
+        )
 
     def page(
         self,

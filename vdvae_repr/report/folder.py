@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from vdvae_repr.config import path_of
 from vdvae_repr.errors import TaskError, first_line
 from vdvae_repr.output import BANDS, CONFUSION, FORMULA, MARK, VOXELS, write_table, write_text
 from vdvae_repr.results import Comparison, Confusion, Curve, Result, SamplingCost, Similarity
@@ -165,7 +166,7 @@ def read(folder: str | Path) -> Findings:
     Raises:
         TaskError: no such folder, one that holds no results, or a file in it that is not as it was written.
     """
-    folder = Path(folder)
+    folder = path_of("folder", folder)
     if not folder.is_dir():
         thing = "a file" if folder.exists() else "nothing"
         raise TaskError(

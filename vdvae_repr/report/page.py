@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vdvae_repr.config import path_of
 from vdvae_repr.errors import LayerError, StoreError, TaskError, printable
 from vdvae_repr.latents.base import Latents, OtherWeightsError
 from vdvae_repr.output import GENERATOR, as_csv, is_own, version, write_text
@@ -151,7 +152,7 @@ def write(
         TaskError: nothing was found, another file is in the way, or the page cannot be written.
         StoreError: the store is of other images or weights than the results.
     """
-    path = Path(path)
+    path = path_of("path", path)
     check(path)
     if not findings.rows and not findings.similarity:
         raise TaskError("page: expected results to show, found none")

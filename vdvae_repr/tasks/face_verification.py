@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vdvae_repr.config import path_of
 from vdvae_repr.data.faces import Pairs, about_pairs, is_table, read_pair_lists
 from vdvae_repr.errors import TaskError, first_line
 from vdvae_repr.heads import verification as heads
@@ -85,7 +86,7 @@ class FaceVerification(Task):
             path = getattr(self, name)
             expect(path, name, str | Path | None, "a file")
             if path is not None:
-                object.__setattr__(self, name, Path(path))
+                object.__setattr__(self, name, path_of(name, path))
         if self.far is not None:
             object.__setattr__(self, "far", several(self.far, "far", Real, "rates"))
 

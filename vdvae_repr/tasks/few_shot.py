@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vdvae_repr.config import path_of
 from vdvae_repr.data.table import read_table
 from vdvae_repr.errors import DataError, TaskError, counted
 from vdvae_repr.heads.episodes import SCORES, EpisodeProducts
@@ -81,7 +82,7 @@ class FewShot(Task):
         expect_at_least(self, {"ways": 2, "shots": 1, "queries": 1, "episodes": 2})
         expect(self.class_split, "class_split", str | Path | None, "a file")
         if self.class_split is not None:
-            object.__setattr__(self, "class_split", Path(self.class_split))
+            object.__setattr__(self, "class_split", path_of("class_split", self.class_split))
 
     def parts(self) -> Sequence[Task]:
         """Return a task for each number of shots."""

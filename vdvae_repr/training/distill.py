@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.config import Config, StudentConfig, sections
+from vdvae_repr.config import Config, StudentConfig, path_of, sections
 from vdvae_repr.data.source import Source
 from vdvae_repr.encoders.load import load
 from vdvae_repr.errors import CheckpointError, ConfigError, TrainingError
@@ -98,10 +98,11 @@ def distill(
     Example:
         >>> vr.distill("faces64", "photos/", "runs/student", steps=2000)  # doctest: +SKIP
     """
-    if teacher is None and resume and out is not None and (Path(out) / "config.toml").is_file():
-        teacher = read_run(Path(out)).options.teacher
+    out = None if out is None else path_of("out", out)
+    if teacher is None and resume and out is not None and (out / "config.toml").is_file():
+        teacher = read_run(out).options.teacher
     if teacher is None:
-        if resume and out is not None and not (Path(out) / "config.toml").is_file():
+        if resume and out is not None and not (out / "config.toml").is_file():
             raise TrainingError(
                 f"{out}: expected a run to go on with, found none; choose its folder, or give a teacher"
             )

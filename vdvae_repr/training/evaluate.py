@@ -16,7 +16,7 @@ from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vdvae_repr.config import shown, whole_number, with_hints
+from vdvae_repr.config import path_of, shown, whole_number, with_hints
 from vdvae_repr.data.loader import default_workers, map_ahead
 from vdvae_repr.data.open import open_source, warn
 from vdvae_repr.data.source import RESIZE, Preprocessing, Source, about_enlarged, read_images
@@ -158,7 +158,7 @@ def evaluate(
         )
     left_out: dict[str, str] = {}
     if run is not None:
-        source, crop, left_out = _divided(Path(run), data, crop)
+        source, crop, left_out = _divided(path_of("run", run), data, crop)
     else:
         source = open_source(data)  # type: ignore[arg-type]  # None is refused above
     chosen = [

@@ -5,7 +5,6 @@ A run folder keeps both, in `config.toml` and `run.json`, so that a resumed run 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -24,6 +23,7 @@ from vdvae_repr.config import (
     find_config,
     keep_whole_numbers,
     parse_overrides,
+    path_of,
     preset_names,
     preset_path,
     problems,
@@ -223,9 +223,7 @@ def make_plan(
     if "train" not in given:
         raise ConfigError(f"{where}: no [train] table, so no recipe; {_trainable()}")
     chosen = RunOptions(**{"name": name} | given_options)
-    if out is not None and (not isinstance(out, str | os.PathLike) or not str(out).strip()):
-        raise ConfigError(f"out: expected a folder, found {shown(out)}")
-    out = Path(out or folder or Path("runs") / chosen.name)
+    out = (folder or Path("runs") / chosen.name) if out is None else path_of("out", out)
     if not (resume and (out / "config.toml").is_file()):
         refuse_strangers(out)
         try:
