@@ -11,7 +11,7 @@ from PIL import Image
 
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing
-from vdvae_repr.errors import DataError
+from vdvae_repr.errors import ConfigError, DataError
 
 
 def picture(path, color=(200, 100, 50), mode="RGB", size=(20, 16)):
@@ -184,7 +184,7 @@ def test_an_empty_name_is_refused():
     for empty in ("", "  "):
         with pytest.raises(DataError, match="the name is empty"):
             open_source(empty)
-    with pytest.raises(DataError, match="root: the name is empty"):
+    with pytest.raises(ConfigError, match="root: expected a path, found an empty text"):
         open_source("cifar10", root="")
 
 

@@ -4,6 +4,7 @@ import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -687,3 +688,18 @@ def test_what_has_no_order_is_of_no_image(name, value):
     parts = {"ids": ("a", "b"), "labels": [0, 1], "splits": (), "label_names": ()} | {name: value}
     with pytest.raises(DataError, match=f"x: {name}: expected .*(in order, found set|found 'ab')"):
         Source(name="x", reader=lambda index: None, **parts)
+
+
+def test_class_names_of_several_lines_are_refused_wherever_they_stand(tmp_path):
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    (tmp_path / "f" / "a\nb").mkdir(parents=True)
+    Image.fromarray(images[0]).save(tmp_path / "f" / "a\nb" / "0.png")
+    np.savez(tmp_path / "l.npz", images=images, labels=["a\nb", "a"])
+    np.savez(tmp_path / "n.npz", images=images, labels=[0, 1], class_names=["a\rb", "a"])
+    with h5py.File(tmp_path / "l.h5", "w") as file:
+        file["images"], file["labels"] = images, ["a\nb", "a"]
+    for name in ("f", "l.npz", "n.npz", "l.h5"):
+        with pytest.raises(
+            DataError, match=r"names of labels: expected each on one line, found 'a"
+        ):
+            open_source(tmp_path / name)

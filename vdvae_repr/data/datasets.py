@@ -179,8 +179,6 @@ def open_dataset(name: str, root: str | Path | None = None, *, download: bool = 
         the source, one of whose notices says where other than the published number of images is there.
     """
     dataset = DATASETS[name]
-    if root is not None and not str(root).strip():
-        raise DataError("root: the name is empty; give a folder, or leave it out")
     place = Path(root or os.environ.get("VDVAE_REPR_DATA_ROOT") or "data")
     try:
         source = dataset.open(place)

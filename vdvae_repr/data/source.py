@@ -565,7 +565,7 @@ def check_names(source: Source) -> None:
     Raises:
         DataError: an id or name that is empty or longer than `LONGEST`; a text that holds a NUL or is not
             Unicode; a factor's name that `unfit_for_a_file` says something of; a factor that is no array of N
-            numbers or texts; a class name that occurs twice.
+            numbers or texts; a class name that occurs twice, or that has line breaks.
     """
     for name, values in source.factors.items():
         if why := hidden_by_mask(values, "values", name):
@@ -607,6 +607,11 @@ def check_names(source: Source) -> None:
                 f"{source.name}: {what}: expected 1 to {LONGEST} characters, found {len(wrong)}, "
                 f"as {wrong[:40]!r}; rename it"
             )
+    for wrong in (text for text in source.label_names if {*"\n\r"} & {*text}):
+        raise DataError(
+            f"{source.name}: names of labels: expected each on one line, found {wrong[:40]!r}; give each "
+            "image one label, or rename the class"
+        )
     if len(set(source.label_names)) < len(source.label_names):
         twice = Counter(source.label_names).most_common(1)[0][0]
         raise DataError(f"{source.name}: class name {twice!r} occurs twice; rename one")

@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import shutil
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -649,3 +650,30 @@ def test_two_arrays_of_one_name_are_refused(tmp_path):
         archive.writestr("images.npy", archive.read("images.npy"))
     with pytest.raises(DataError, match="expected one array 'images', found two"):
         open_source(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("key", ["data", "data/images"])
+def test_labels_and_splits_outside_what_was_chosen_are_said(tmp_path, key):
+    images = np.full((6, 8, 8, 3), 200, np.uint8)
+    with h5py.File(tmp_path / "g.h5", "w") as file:
+        file["data/images"], file["labels"] = images, np.arange(6) // 2
+        file["more/splits"] = ["train"] * 3 + ["test"] * 3
+    source = open_source(f"{tmp_path / 'g.h5'}:{key}")
+    assert set(source.labels) == {-1}
+    line = "no array 'labels', so that images have no labels; found labels, more/splits"
+    assert source.notices == (line,)
+    shutil.copy(tmp_path / "g.h5", tmp_path / "l.h5")
+    with h5py.File(tmp_path / "l.h5", "a") as file:
+        file["data/labels"] = np.arange(6) // 3
+    source = open_source(f"{tmp_path / 'l.h5'}:{key}")
+    assert source.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert source.notices == ("arrays left out: more/splits",)
+
+
+@pytest.mark.parametrize("word", ["trainval", "train_val", "train-val", "extra_2"])
+def test_an_array_of_images_of_no_split_is_said_to_be_left_out(tmp_path, word):
+    images = np.full((2, 8, 8, 3), 200, np.uint8)
+    np.savez(tmp_path / "a.npz", **{f"{word}_images": images, "test_images": images})
+    source = open_source(tmp_path / "a.npz")
+    assert source.ids == ("test/0", "test/1")
+    assert f"{word}_images left out: no split is called so" in source.notices

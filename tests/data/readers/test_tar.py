@@ -376,3 +376,23 @@ def test_a_label_that_is_a_raw_byte_is_refused(label, tmp_path):
     path = write(tmp_path / "a.tar", {"0.png": png(0), "0.cls": label})
     with pytest.raises(DataError, match=r"0.cls: expected a label as text or JSON"):
         open_source(path)
+
+
+@pytest.mark.parametrize(
+    ("member", "content", "message"),
+    [
+        ("0.cls", b"1\n2\n", r"0.cls: expected a label .*found several lines, '1\\n2'.*one value"),
+        ("0.cls", b"1\r\n2", r"0.cls: expected a label .*found several lines"),
+        (
+            "0.json",
+            b'{"label": "a\\nb"}',
+            r"names of labels: expected each on one line, found 'a\\nb'",
+        ),
+    ],
+)
+def test_a_label_of_several_lines_is_refused(tmp_path, member, content, message):
+    """As in a table. A line break behind the label is how text files end."""
+    members = {"0.png": png(0), member: content}
+    with pytest.raises(DataError, match=message):
+        open_source(write(tmp_path / "s.tar", members))
+    assert labels(open_source(write(tmp_path / "s.tar", members | {member: b"1\r\n"}))) == ["1"]

@@ -423,7 +423,7 @@ def _described(arrays: Mapping[str, Any], name: str) -> str:
     return f"{name} {'of a type that is not read' if dtype is None else dtype} {item.shape}"
 
 
-_NAMED = re.compile(r"(?:(?P<word>[^/]+)/|(?P<prefix>[A-Za-z]+)_)?images")
+_NAMED = re.compile(r"(?:(?P<word>[^/]+)/|(?P<prefix>[^/]+)_)?images")
 
 
 def _source_of(
@@ -499,6 +499,16 @@ def _source_of(
         if n.startswith(root) and not isinstance(item, str) and n not in content.taken
         if _NAMED.fullmatch(n.removeprefix(root)) is None  # of these it is said why
     ]
+    lacking = {"labels"} if all(part.labels is None for part in parts) else set()
+    if not any(part.split or part.splits is not None for part in parts):
+        lacking |= {"splits", "split"}
+    elsewhere = [  # in another group than the one chosen
+        n
+        for n, item in content.names.items()
+        if not isinstance(item, str) and n not in content.taken
+        if re.split("[/_]", n)[-1] in lacking
+    ]
+    unread += [n for n in elsewhere if n not in unread]
     without = [part.split or "no split" for part in parts if part.labels is None]
     if len(without) == len(parts):
         if f"{root}labels" in unread and all(part.split for part in parts):
@@ -514,8 +524,8 @@ def _source_of(
     else:
         if without:
             notices.append(f"no array holds labels for the images of {', '.join(without)}")
-        if unread and (key is None or root):
-            notices.append(f"arrays left out: {_list(unread)}")
+        if out := unread if key is None or root else elsewhere:
+            notices.append(f"arrays left out: {_list(out)}")
     notices += about_arrays
     return array_source(name, parts, [_text(n) for n in names], file=path, notices=notices)
 

@@ -372,6 +372,8 @@ def _label(member: _Member) -> tuple[str | None, tuple[str, ...]]:
         if control := next((c for c in text if c < " " and c not in "\t\r\n"), ""):
             raise ValueError(f"found a byte {ord(control):#04x}, which is no character")
         text = text.strip()
+        if member.name.lower().endswith(".cls") and {*"\n\r"} & {*text}:
+            raise ValueError(f"found several lines, {text[:40]!r}")
         value: Any = json.loads(text) if member.name.lower().endswith(".json") else text
     except (ValueError, RecursionError) as error:
         raise DataError(
