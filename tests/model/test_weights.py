@@ -2,6 +2,7 @@
 
 import argparse
 import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -349,6 +350,32 @@ def test_an_averaged_model_of_torch_is_unwrapped(published, tiny, tmp_path, wrap
         save_file(state, path)
     assert weights.weights_sha256(vr.load(path)) == weights.weights_sha256(tiny)
     assert set(weights.read_parameters(path)) == set(tiny.state_dict())
+
+
+@pytest.mark.parametrize("ending", ["th", "pth", "pt", "ckpt", "bin", "safetensors"])
+def test_a_flipped_bit_of_what_torch_saved_is_refused(published, tmp_path, ending):
+    """torch.load compares no checksums; the zip that torch.save writes has them."""
+    path = tmp_path / f"w.{ending}"
+    torch.save(published, path)
+    content = bytearray(path.read_bytes())
+    key = next(key for key in published if key.endswith("in_conv.weight"))
+    content[bytes(content).index(published[key].numpy().tobytes()) + 3] ^= 1
+    path.write_bytes(content)
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    for read in (vr.load, weights.read_weights):
+        with pytest.raises(vr.CheckpointError, match=rf"{damaged} do not match .* get it again"):
+            read(path)
+
+
+def test_what_torch_saved_without_checksums_is_read(published, tiny, tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(published, tmp_path / "w.th")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    read = vr.load(tmp_path / "w.th").state_dict()
+    assert all(torch.equal(value, read[key]) for key, value in tiny.state_dict().items())
 
 
 def test_names_of_averaged_models_are_those_of_torch():

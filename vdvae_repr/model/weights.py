@@ -17,6 +17,7 @@ import stat
 import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -540,7 +541,7 @@ def read_th(path: Path, *, lazily: bool = False) -> dict[str, Any]:
     _refuse_what_is_no_checkpoint(path)
     zipped = _head(path)[:2] == b"PK"
     if zipped:
-        _refuse_compression(path)
+        _refuse_archive(path, whole=not lazily)
     try:
         # What training scripts keep beside the weights; it is a plain record and runs nothing.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
@@ -664,25 +665,35 @@ def unwrapped(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _refuse_compression(path: Path) -> None:
-    """Refuse an archive that is larger unpacked: torch.save compresses nothing.
+def _refuse_archive(path: Path, whole: bool) -> None:
+    """Refuse an archive that is larger unpacked, as torch.save compresses nothing, or that is damaged.
+
+    Args:
+        path: the file.
+        whole: compare what it holds with its checksums, which torch does not. There are none where
+            `torch.serialization.set_crc32_options(False)` was called before it was saved.
 
     Raises:
-        CheckpointError: as described, or a damaged archive.
+        CheckpointError: as described.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+            entries = archive.infolist()
+            unpacked = sum(entry.file_size for entry in entries)
+            if unpacked > path.stat().st_size:
+                raise CheckpointError(
+                    f"{path}: is an archive of {unpacked:,} bytes in {_size(path)}, expected an uncompressed "
+                    "one as torch.save writes; unpack it, or get it again"
+                )
+            if whole and any(entry.CRC for entry in entries) and (bad := archive.testzip()):
+                raise ValueError(f"the bytes of {bad} do not match their checksum")
+    except (
+        zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, struct.error, zlib.error
+    ) as error:  # fmt: skip
         raise CheckpointError(
             f"{path}: not a readable checkpoint, {_size(path)} ({first_line(error)}); "
             "it is damaged or cut short: get it again"
         ) from error
-    if unpacked > path.stat().st_size:
-        raise CheckpointError(
-            f"{path}: is an archive of {unpacked:,} bytes in {_size(path)}, expected an uncompressed one as "
-            "torch.save writes; unpack it, or get it again"
-        )
 
 
 def _place(state: Mapping[str, Any], key: str) -> str:
