@@ -81,7 +81,26 @@ def test_links_are_what_they_lead_to(tmp_path):
     source = open_source(write(tmp_path / "s.tar", {"a/1.png": png(9)}, links))
     assert labels(source) == ["a", "b", "c"]
     assert [image.getpixel((0, 0)) for image in source] == [9, 9, 9]
-    assert source.notices == ("1 file left out: link to what is not in the tar (1)",)
+    assert source.notices == (
+        "2 images are the file of another image, by links, as a/1.png and b/2.png: each counts as an image",
+        "1 file left out: link to what is not in the tar (1)",
+    )
+
+
+def test_links_across_the_splits_of_a_tar_are_said_as_in_the_folder_that_it_is_of(tmp_path):
+    for name in ("train/cat/0.png", "train/dog/0.png", "test/dog/3.png"):
+        path = tmp_path / "f" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(png(len(name)))
+    (tmp_path / "f" / "test" / "cat").mkdir()
+    (tmp_path / "f" / "test" / "cat" / "7.png").hardlink_to(tmp_path / "f" / "train/cat/0.png")
+    with tarfile.open(tmp_path / "f.tar", "w") as archive:
+        archive.add(tmp_path / "f", arcname=".")
+        assert any(member.islnk() for member in archive.getmembers())
+    of_tar, of_folder = open_source(tmp_path / "f.tar"), open_source(tmp_path / "f")
+    assert of_tar.ids == of_folder.ids
+    assert of_tar.notices == of_folder.notices
+    assert "as test/cat/7.png and train/cat/0.png" in of_tar.notices[0]
 
 
 def test_shards_of_several_splits(tmp_path):

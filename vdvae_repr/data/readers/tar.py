@@ -24,6 +24,7 @@ from vdvae_repr.data.names import (
     is_hidden,
     is_missing,
     left_out,
+    links,
     look_alikes,
     names_from_paths,
     namesakes,
@@ -161,7 +162,7 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
     labels, splits, notices, about_paths = _split_by_shard(images, names_from_paths(names))
     ids, about_ids = _told_apart(images, names)
     read, said = _labels_beside([beside.get(key, {}) for key in keys], others)
-    said += about_ids
+    said += about_ids + _linked(ids, images)
     if not has_samples:
         said += called_like_fields(names)
     if read is None:
@@ -212,6 +213,16 @@ def _told_apart(
     )
 
 
+def _linked(ids: Sequence[str], images: Sequence[_Member]) -> tuple[str, ...]:
+    """Return a line about images that are one member, by links; maybe none."""
+    firsts: dict[tuple[Path, int], str] = {}
+    pairs = [
+        (firsts.setdefault((member.tar, member.offset), image_id), image_id)
+        for image_id, member in zip(ids, images, strict=True)
+    ]
+    return links([pair for pair in pairs if pair[0] != pair[1]], "image")
+
+
 def _plain_images(
     members: Sequence[_Member], beside: Sequence[str], others: Counter[str]
 ) -> tuple[list[_Member], dict[str, str]]:
@@ -255,7 +266,7 @@ def _shared(
 def _members(path: Path, others: Counter[str]) -> list[_Member]:
     """Return the files in a tar by name; links are those of the member that they lead to."""
     found: dict[str, _Member] = {}
-    links: list[tuple[str, str]] = []
+    leads: list[tuple[str, str]] = []
     twice: list[_Member] = []
     with _Headers(io.FileIO(path)) as file, tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
@@ -268,7 +279,7 @@ def _members(path: Path, others: Counter[str]) -> list[_Member]:
                 target = member.linkname
                 if member.issym():
                     target = posixpath.join(posixpath.dirname(name), target)
-                links.append((name, posixpath.normpath(target)))
+                leads.append((name, posixpath.normpath(target)))
             elif not member.isfile() or member.sparse is not None:
                 others["no regular file"] += 1
             else:
@@ -278,7 +289,7 @@ def _members(path: Path, others: Counter[str]) -> list[_Member]:
                 (twice.append(entry) if name in found else found.update({name: entry}))
         if why := _goes_on(path, archive.offset):
             raise DataError(f"{path}: {why}")
-    for name, target in links:
+    for name, target in leads:
         if target in found and name not in found:
             found[name] = found[target]._replace(name=name)
         else:
