@@ -337,6 +337,44 @@ def test_scores_beyond_float32_are_said_with_their_layer(tmp_path):
         vr.evaluate("faces64", noise)
 
 
+@pytest.mark.parametrize("given", ["no", "", 0, 1, None])
+def test_what_is_neither_true_nor_false_is_refused_in_one_line(tiny, images, tmp_path, given):
+    """As any text counts as true in Python, `overwrite="no"` would replace a store."""
+    out = tmp_path / "s.h5"
+    store = vr.extract(tiny, images[:5], out)
+    before = out.read_bytes()
+    matrix, _, _ = store.matrix()
+    for option, call in {
+        "overwrite": lambda **o: vr.extract(tiny, images, out, **o),
+        "overwrite ": lambda **o: vr.import_latents(matrix, store, tmp_path / "p.h5", **o),
+        "align": lambda **o: vr.extract(tiny, images, out, **o),
+        "mirror": lambda **o: vr.extract(tiny, images, out, **o),
+        "download": lambda **o: vr.open_source("digits", **o),
+        "download ": lambda **o: vr.load("faces64", **o),
+        "compile": lambda **o: vr.load("faces64", **o),
+        "cuda_graphs": lambda **o: vr.load("faces64", **o),
+        "resume": lambda **o: vr.train("natural64", images, tmp_path / "r", **o),
+        "resume ": lambda **o: vr.distill(tiny, images, tmp_path / "r", **o),
+        "progress": lambda **o: vr.probe(store, "classification", **o),
+    }.items():
+        name = option.strip()
+        message = rf"^{name}: expected True or False, found {given!r}$"
+        with pytest.raises(vr.ConfigError, match=message):
+            call(**{name: given})
+    assert out.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_truth_values_of_numpy_are_those_of_python(tiny, images, tmp_path):
+    out = tmp_path / "s.h5"
+    vr.extract(tiny, images[:5], out).close()
+    store = vr.extract(tiny, images, out, overwrite=np.True_, mirror=np.True_, images=np.False_)
+    assert len(store) == 12
+    assert store.info.mirror is True
+    assert not store.has_images
+    assert vr.load("faces64", compile=np.False_).name == "faces64"
+
+
 @pytest.fixture(scope="module")
 def of_a_path(tiny, tmp_path_factory):
     """What takes a path, by name, of one small store and the report of a probe of it."""

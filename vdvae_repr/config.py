@@ -798,7 +798,9 @@ MOST_SEED = 2**32 - 1
 
 
 def python_number(value: Any) -> Any:
-    """Return a number of another library, as NumPy's, as int or float, and anything else as it is."""
+    """Return a number or bool of another library, as NumPy's, as Python's, and anything else as it is."""
+    if type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"):
+        return bool(value)
     if isinstance(value, bool) or not isinstance(value, Real):
         return value
     return int(value) if isinstance(value, Integral) else float(value)
@@ -829,6 +831,28 @@ def whole_number(
         return value
     upto = f" to {highest}" if highest < 2**63 - 1 else ""
     raise ConfigError(f"{name}: expected {what}, from {lowest}{upto}, found {shown(value)}")
+
+
+def true_or_false(name: str, value: Any) -> bool:
+    """Return a parameter that is True or False; NumPy's are taken, 0, 1 and words are not.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    value = python_number(value)
+    if type(value) is not bool:
+        raise ConfigError(f"{name}: expected True or False, found {shown(value)}")
+    return value
+
+
+def keep_truths(options: Any, *names: str) -> None:
+    """Make fields of a frozen dataclass bools, as `true_or_false` does.
+
+    Raises:
+        ConfigError: one is neither True nor False.
+    """
+    for name in names:
+        object.__setattr__(options, name, true_or_false(name, getattr(options, name)))
 
 
 def hidden_by_mask(array: Any, what: str, argument: str) -> str:

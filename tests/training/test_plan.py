@@ -738,6 +738,22 @@ def test_arguments_of_other_kinds_are_one_line(toml, photos, tmp_path, given):
     assert not (tmp_path / "r").exists()
 
 
+def test_a_text_in_place_of_a_list_of_changes_is_said_to_be_one(toml, photos, tmp_path):
+    with pytest.raises(
+        vr.ConfigError, match=r"changed: expected a list of texts .* 'train.lr=1e-4'$"
+    ):
+        vr.train(toml, photos, tmp_path / "r", changed="train.lr=1e-4")
+
+
+def test_truth_values_of_numpy_in_a_recipe_are_those_of_python(toml, photos, tmp_path):
+    for out, given in (("a", np.True_), ("b", True)):
+        keys = {"flip": given, "ema_warmup": np.False_, "channels_last": given}
+        vr.train(toml, photos, tmp_path / out, steps=2, **keys)
+    read = [json.loads((tmp_path / out / "run.json").read_text()) for out in ("a", "b")]
+    assert read[0] == read[1]
+    assert (tmp_path / "a/config.toml").read_text() == (tmp_path / "b/config.toml").read_text()
+
+
 @pytest.mark.parametrize(
     ("call", "given"),
     [

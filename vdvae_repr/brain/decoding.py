@@ -33,7 +33,7 @@ from vdvae_repr.brain.responses import (
     read_values,
 )
 from vdvae_repr.brain.voxelwise import false_discovery
-from vdvae_repr.config import path_of, shown, whole_number
+from vdvae_repr.config import path_of, shown, true_or_false, whole_number
 from vdvae_repr.errors import TaskError, first_line
 from vdvae_repr.heads.algebra import Algebra
 from vdvae_repr.heads.linear import ALPHAS
@@ -128,7 +128,7 @@ class Decoder:
         Raises:
             TaskError: as `save`.
         """
-        path = path_of("path", path)
+        path, overwrite = path_of("path", path), true_or_false("overwrite", overwrite)
         if path.exists() and not (overwrite and _is_decoder(path)):
             hint = ", or overwrite=True" if _is_decoder(path) else ""
             raise TaskError(f"{path}: exists already; choose another path{hint}")
@@ -210,6 +210,7 @@ class Decoder:
         expect_store(like, "like")
         algebra = Algebra.on(device)
         seed = whole_number("seed", seed, 0)
+        restandardise = true_or_false("restandardise", restandardise)
         expect_place(out, like, overwrite=overwrite)  # before it takes time
         fitted = self._fitted_rows(like)
         specs = select_layers(like.layers, list(self.layers))

@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.config import hidden_by_mask, path_of, suggestion, with_hints, without_order
+from vdvae_repr.config import (
+    hidden_by_mask,
+    path_of,
+    suggestion,
+    true_or_false,
+    with_hints,
+    without_order,
+)
 from vdvae_repr.data.datasets import BUILT_IN, DATASETS, is_name, open_built_in, open_dataset
 from vdvae_repr.data.readers.arrays import (
     HDF5,
@@ -80,6 +87,7 @@ def open_source(
     """
     allow_pixels()
     root = None if root is None else path_of("root", root)
+    download = true_or_false("download", download)
     source = _open(data, root, download)
     if not isinstance(data, Source):
         for line in source.notices:

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.config import hidden_by_mask, path_of, with_hints
+from vdvae_repr.config import hidden_by_mask, path_of, true_or_false, with_hints
 from vdvae_repr.data.names import readable
 from vdvae_repr.data.readers.arrays import (
     map_npy,
@@ -239,6 +239,7 @@ def expect_place(
         StoreError: as `import_latents`, of `out` alone.
     """
     out = linked_to(path_of("out", out))
+    overwrite = true_or_false("overwrite", overwrite)
     refuse_target(out, [like.path, *([] if matrix is None else [path_of("matrix", matrix)])])
     if out.exists() and not overwrite:
         raise StoreError(f"{out}: exists already; choose another path, or overwrite=True")

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vdvae_repr.config import path_of, suggestion
+from vdvae_repr.config import path_of, suggestion, true_or_false
 from vdvae_repr.data.faces import AlignedFace, noted_faces
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source, warn
@@ -118,7 +118,7 @@ def extract(
 
     Raises:
         DataError, LayerError: bad source or selector. TypeError: an unknown option.
-        ConfigError: an option's number.
+        ConfigError: an option's number or truth value.
         StoreError: an option's word; the output exists, is no store, is being written by another process,
             belongs to another extraction, does not fit on the disk, or cannot be written; a value that is
             not finite or that float16 cannot hold; an id or factor that no store can hold; images that have
@@ -129,7 +129,7 @@ def extract(
         extract(model, "photos/", "s.h5", Storage(dtype="float16", pool="avg:4"), batch_size=64)
     """
     chosen_options = resolve_options(options, keywords)
-    out = linked_to(path_of("out", out))
+    out, overwrite = linked_to(path_of("out", out)), true_or_false("overwrite", overwrite)
     net = loaded(model)
     encoder = as_encoder(net)
     reading = Reading.of(encoder, layers, features, chosen_options)

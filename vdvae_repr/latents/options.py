@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, cast
 
-from vdvae_repr.config import keep_whole_numbers, suggestion, whole_number
+from vdvae_repr.config import keep_truths, keep_whole_numbers, suggestion, whole_number
 from vdvae_repr.errors import StoreError
 from vdvae_repr.model.precision import Precision
 
@@ -14,11 +14,6 @@ from vdvae_repr.model.precision import Precision
 def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise StoreError(f"{name}: expected {' or '.join(allowed)}, found {value!r}")
-
-
-def _truth(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise StoreError(f"{name}: expected True or False, found {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +51,7 @@ class Frame:
     def __post_init__(self) -> None:
         """Refuse another word for on_error, and squares of nothing."""
         _one_of("on_error", self.on_error, ("raise", "skip"))
-        _truth("align", self.align)
+        keep_truths(self, "align")
         keep_whole_numbers(self, crop=1)
 
 
@@ -79,8 +74,7 @@ class Storage:
         """Refuse another dtype or layout."""
         _one_of("dtype", self.dtype, ("float32", "float16"))
         _one_of("layout", self.layout, ("single", "virtual"))
-        _truth("images", self.images)
-        _truth("mirror", self.mirror)
+        keep_truths(self, "images", "mirror")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

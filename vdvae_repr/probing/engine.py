@@ -20,7 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from vdvae_repr.config import MOST_SEED, path_of, suggestion, whole_number, with_hints
+from vdvae_repr.config import (
+    MOST_SEED,
+    path_of,
+    suggestion,
+    true_or_false,
+    whole_number,
+    with_hints,
+)
 from vdvae_repr.errors import TaskError, printable
 from vdvae_repr.latents.base import Latents, expect_store, read_otherwise
 from vdvae_repr.model.layers import LayerSpec
@@ -124,6 +131,7 @@ def probe(
     expect(cache, "cache", str | Path | None, "a folder")
     if cache is not None:
         path_of("cache", cache)
+    progress = true_or_false("progress", progress)
     if not isinstance(task, Task):
         task = Task.named(task)
     choice = Choice.of(store, layers, features, pools, selections)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.config import Config, StudentConfig, path_of, sections
+from vdvae_repr.config import Config, StudentConfig, path_of, sections, true_or_false
 from vdvae_repr.data.source import Source
 from vdvae_repr.encoders.load import load
 from vdvae_repr.errors import CheckpointError, ConfigError, TrainingError
@@ -98,7 +98,7 @@ def distill(
     Example:
         >>> vr.distill("faces64", "photos/", "runs/student", steps=2000)  # doctest: +SKIP
     """
-    out = None if out is None else path_of("out", out)
+    resume, out = true_or_false("resume", resume), None if out is None else path_of("out", out)
     if teacher is None and resume and out is not None and (out / "config.toml").is_file():
         teacher = read_run(out).options.teacher
     if teacher is None:

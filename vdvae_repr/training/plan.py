@@ -21,6 +21,7 @@ from vdvae_repr.config import (
     build_model_config,
     build_table,
     find_config,
+    keep_truths,
     keep_whole_numbers,
     parse_overrides,
     path_of,
@@ -83,9 +84,7 @@ class RunOptions:
                 raise ConfigError(f"{key}: expected {' or '.join(allowed)}, found {shown(value)}")
         if not isinstance(self.name, str) or not self.name:
             raise ConfigError(f"name: expected a text, found {shown(self.name)}")
-        for key in ("compile", "channels_last"):
-            if type(value := getattr(self, key)) is not bool:
-                raise ConfigError(f"{key}: expected True or False, found {shown(value)}")
+        keep_truths(self, "compile", "channels_last")
         keep_whole_numbers(self, crop=1, accumulate=1, probe_every=0)
         if isinstance(self.recompute, str) or not isinstance(self.recompute, Sequence):
             raise ConfigError(
@@ -192,7 +191,8 @@ def make_plan(
     given, where, name = read_given(config)
     given_options = {key: value for key, value in options.items() if value is not None}
     folder = None if isinstance(config, Config) else run_folder(config)
-    if not isinstance(changed, Sequence) or not all(isinstance(item, str) for item in changed):
+    several = isinstance(changed, Sequence) and not isinstance(changed, str)
+    if not several or not all(isinstance(item, str) for item in changed):
         raise ConfigError(
             f"changed: expected a list of texts as 'train.lr=1e-4', found {shown(changed)}"
         )

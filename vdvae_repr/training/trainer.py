@@ -27,6 +27,7 @@ from vdvae_repr.config import (
     TrainConfig,
     expect_likelihood,
     shown,
+    true_or_false,
 )
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source, warn
@@ -173,6 +174,7 @@ def train(
     Example:
         >>> vr.train("faces64", "photos/", "runs/a", steps=2000)  # doctest: +SKIP
     """
+    resume = true_or_false("resume", resume)
     notices: list[str] = []
     labelled = None
     if probe_data is not None:
