@@ -617,6 +617,42 @@ def test_dark_files_of_any_mode_are_said(content, what, tmp_path, caplog):
     assert (len(said) == 1 and what in said[0]) if what else said == []
 
 
+@pytest.mark.parametrize("format", ["TIFF", "PPM"])
+@pytest.mark.parametrize(("high", "said"), [(0.001, True), (0.06, True), (0.07, False), (0, False)])
+def test_dark_files_of_floating_point_are_said(format, high, said, tmp_path, caplog):
+    """12 bits divided by 65535 end at 0.0625."""
+    values = np.linspace(0, high, 64, dtype=np.float32).reshape(8, 8)
+    content = io.BytesIO()
+    Image.fromarray(values).save(content, format)
+    for name in ("a.tif", "b.tif"):
+        (tmp_path / name).write_bytes(content.getvalue())
+    source = open_source(tmp_path)
+    assert int(np.asarray(to_rgb(source.load(0))).max()) == round(255 * high)
+    source.load(1)
+    line = f"a.tif has floating-point pixels, none above {high:.2g}; 1.0 is read as white, so it is dark"
+    found = [record.getMessage() for record in caplog.records]
+    assert (len(found) == 1 and line in found[0]) if said else found == []
+
+
+@pytest.mark.parametrize(
+    (
+        "lab",
+        "rgb",
+    ),  # by the formulas of CIELAB with white D50 and sRGB, adapted by Bradford's matrix
+    [
+        ((255, 0, 0), (0, 255, 255)),
+        ((128, 140, 100), (121, 114, 167)),
+        ((200, 128, 128), (194, 194, 194)),
+        ((150, 160, 150), (201, 118, 105)),
+    ],
+)
+def test_cielab_is_read_as_its_colours_and_never_said_to_be_transparent(lab, rgb, tmp_path, caplog):
+    Image.new("LAB", (8, 8), lab).save(tmp_path / "a.tif")
+    read = np.asarray(to_rgb(open_source(tmp_path).load(0)))
+    np.testing.assert_allclose(read, np.broadcast_to(rgb, (8, 8, 3)), atol=1)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
 def test_a_tiff_that_is_no_square_is_turned_whole(orientation, tmp_path):
     pixels = np.arange(16 * 24, dtype=np.uint16).reshape(16, 24).astype(np.uint8)

@@ -63,6 +63,7 @@ FORMATS = (
     "TGA",
 )
 FILE_BYTES = 2**29  # of one image's file
+FAINT = 1 / 16  # as of 12 bits that were divided by 65535
 FEW_BITS = 16  # a file of 8 bits all below may be a mask; a night photo is darker than arrays
 LOOKED_AT = (
     100  # images of colours, the first of a source, of which it is told whether they are dark
@@ -315,7 +316,8 @@ class Source(Dataset[Image.Image]):
             if isinstance(held, int) and held > bands:
                 more = "the first is" if bands == 1 else f"the first {bands} are"
                 self._say_once(index, f"has {held} channels, of which {more} read")
-            if "A" in image.getbands() and image.getchannel("A").getbbox() is None:
+            # The A of LAB is a colour.
+            if image.getbands()[-1] == "A" and image.getchannel("A").getbbox() is None:
                 self._say_once(index, TRANSPARENT)
             self._say_if_dark(image, index, deep)
         elif image.shape[2:] == (4,) and not image[..., 3].any():
@@ -323,10 +325,16 @@ class Source(Dataset[Image.Image]):
         return image
 
     def _say_if_dark(self, image: Image.Image, index: int, deep: bool) -> None:
-        """Warn, once, where none but the lowest values of 8 or 16 bits are used; `deep` is of the file."""
+        """Warn, once, where none but the lowest values of a depth are used; `deep`: the file has 16 bits."""
         if ("dim" if deep else "dark") in self._said:
             return
-        if image.mode.startswith("I"):
+        if image.mode == "F":
+            faint = float(np.asarray(image).max(initial=0))
+            if 0 < faint < FAINT:
+                how = "black, so it is bright" if white_is_zero(image) else "white, so it is dark"
+                line = f"has floating-point pixels, none above {faint:.2g}; 1.0 is read as {how}"
+                self._say_once(index, line, kind="dark")
+        elif image.mode.startswith("I"):
             if deep:
                 self._say_if_dim(image, index)
         elif deep or image.mode == "L" or index < LOOKED_AT:

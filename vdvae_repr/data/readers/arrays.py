@@ -44,7 +44,7 @@ from vdvae_repr.data.names import (
     split_of,
     splits_of,
 )
-from vdvae_repr.data.source import Source
+from vdvae_repr.data.source import FAINT, Source
 from vdvae_repr.errors import DataError
 from vdvae_repr.pixels import to_uint8
 
@@ -778,7 +778,7 @@ def _white(name: str, images: Any) -> tuple[int, str]:
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
     what = "from 0 to 1, scaled by 255" if fractional else "whole numbers from 0 to 255"
-    if brightest < 1 / 16 or (not fractional and brightest < DARK):
+    if brightest < FAINT or (not fractional and brightest < DARK):
         what += f"; the brightest found is {brightest:.2g}"
     return white, f"{dtype} pixels are read as {what}"
 
