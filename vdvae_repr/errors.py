@@ -89,6 +89,7 @@ def _is_control(c: str) -> bool:
     return kind in ("Cc", "Cs", "Zl", "Zp") or (kind == "Cf" and c not in "\u200c\u200d")  # joiners
 
 
-def counted(count: int, what: str) -> str:
-    """Write a number of things: `1 image`, `2 images`."""
-    return f"{count} {what}{'' if count == 1 else 'es' if what.endswith('s') else 's'}"
+def counted(count: int, what: str, one: str = "", several: str = "") -> str:
+    """Write a number of things, and a verb: `1 image`, `2 images`; with "is" and "are", `1 image is`."""
+    ending, verb = ("", one) if count == 1 else ("es" if what.endswith("s") else "s", several)
+    return f"{count} {what}{ending} {verb}".rstrip()

@@ -104,7 +104,7 @@ def test_folds_and_splits_of_ones_own_pairs(table):
         (OWN + f"{A},{C}\n", "line 4: expected 3 values"),
         (
             OWN + f"{A},x.jpg,1\n",
-            r"1 images are not in the store, as 'x.jpg' \(line 4\); ids there are as",
+            r"1 image is not in the store, as 'x.jpg' \(line 4\); ids there are as",
         ),
         (OWN.replace("same", "match"), "expected a column 'same', found first, second, match"),
         (

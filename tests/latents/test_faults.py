@@ -132,7 +132,7 @@ def test_interrupt_keeps_what_is_finished(photos):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     parts = list((photos / "s.h5.parts").glob("part-*.h5"))
-    assert f"{4 * len(parts)} of 24 images are kept" in errors
+    assert f"{4 * len(parts)} of 24 images kept" in errors
     assert "rerun the same command" in errors
     assert "--resume" not in errors
     assert "Traceback" not in errors

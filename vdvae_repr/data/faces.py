@@ -16,7 +16,7 @@ from PIL import Image
 
 from vdvae_repr.data.names import class_names, is_missing, number_labels, split_of
 from vdvae_repr.data.table import Table, read_table, read_text
-from vdvae_repr.errors import SKIP_ADVICE, DataError
+from vdvae_repr.errors import SKIP_ADVICE, DataError, counted
 
 # Eyes, nose, corners of the mouth in an aligned image of side 1: where they lie in the central 128 pixels of
 # deep-funneled LFW (median of 60 images, made symmetric), which is how faces64 has seen faces.
@@ -190,8 +190,8 @@ def _read_list(path: Path, ids: Sequence[str]) -> tuple[Pairs, NDArray[np.str_] 
         missing += [f"{image_id!r} (line {line})" for image_id in (a, b) if image_id not in rows]
     if missing:
         raise DataError(
-            f"{path}: {len(missing)} images are not in the store, as {', '.join(missing[:3])}; ids there are "
-            f"as {ids[0]!r}"
+            f"{path}: {counted(len(missing), 'image', 'is', 'are')} not in the store, as "
+            f"{', '.join(missing[:3])}; ids there are as {ids[0]!r}"
         )
     for line, value in zip(table.lines, fold or (), strict=fold is not None):
         if is_missing(value):
@@ -372,8 +372,8 @@ def read_pairs(path: str | Path, ids: Sequence[str]) -> Pairs:
         same.append(matched)
     if missing:
         raise DataError(
-            f"{path}: {len(missing)} images are not in the store, as {', '.join(missing[:3])}; "
-            "extract the folder that the list is of"
+            f"{path}: {counted(len(missing), 'image', 'is', 'are')} not in the store, as "
+            f"{', '.join(missing[:3])}; extract the folder that the list is of"
         )
     fold = np.arange(len(same)) // (2 * count)
     return Pairs(np.array(first), np.array(second), np.array(same), fold)

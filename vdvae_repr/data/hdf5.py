@@ -9,6 +9,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from vdvae_repr.errors import counted
+
 MOST_OBJECTS = 100_000
 CHUNK_BYTES = 2**29  # of a chunk, which HDF5 reads whole
 CACHE_BYTES = 2**28  # of chunks that are kept, at most
@@ -248,9 +250,8 @@ def unpacked(data: h5py.Dataset) -> tuple[np.ndarray[Any, Any], tuple[str, ...]]
     if not missing.any():
         return values, ()
     listed = ", ".join(f"{mark:g}" for mark in every.tolist())
-    return values, (
-        f"{int(missing.sum())} values are {listed}, its mark of missing ones, read as NaN",
-    )
+    marked_so = counted(int(missing.sum()), "value", "is", "are")
+    return values, (f"{marked_so} {listed}, its mark of missing ones, read as NaN",)
 
 
 def _attribute(data: h5py.Dataset, name: str) -> str | None:

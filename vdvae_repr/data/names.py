@@ -212,9 +212,9 @@ def factor_values(values: Sequence[str], decimal_commas: bool = False) -> tuple[
     others = [text for text in values if not is_missing(text) and not NUMBER.fullmatch(text)]
     endless = [text for text in others if text.casefold().lstrip("+-") in ("inf", "infinity")]
     if endless and len({*endless}) < len(present) and endless == others:
-        what = "value is infinite" if len(endless) == 1 else "values are infinite"
         said = (
-            f"{len(endless)} {what}, as {endless[0]!r}, and task factors takes finite numbers alone"
+            f"{counted(len(endless), 'value', 'is', 'are')} infinite, as {endless[0]!r}, and task factors "
+            "takes finite numbers alone"
         )
         return ["nan" if is_missing(text) else text for text in values], said
     if not present or others:
@@ -329,8 +329,7 @@ def unlabelled(ids: Sequence[str], labels: Sequence[str | None]) -> tuple[str, .
     none = [image_id for image_id, label in zip(ids, labels, strict=True) if label is None]
     if not none or len(none) == len(ids):
         return ()
-    verb = "image has" if len(none) == 1 else "images have"
-    return (f"{len(none)} {verb} no label, as {none[0]}",)
+    return (f"{counted(len(none), 'image', 'has', 'have')} no label, as {none[0]}",)
 
 
 def is_missing(value: str) -> bool:
@@ -779,9 +778,9 @@ def in_several_formats(images: Sequence[str]) -> tuple[str, ...]:
     again = [name for name in images if first.setdefault(_stem(name), name) != name]
     if not again:
         return ()
-    what = "image is called as another" if len(again) == 1 else "images are called as others"
+    called = counted(len(again), "image", "is called as another", "are called as others")
     return (
-        f"{len(again)} {what} but for the extension, as {first[_stem(again[0])]} and {again[0]}: "
+        f"{called} but for the extension, as {first[_stem(again[0])]} and {again[0]}: "
         "each is an image",
     )
 

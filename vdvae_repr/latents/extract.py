@@ -167,7 +167,7 @@ def extract(
                 except KeyboardInterrupt:
                     parts = job.parts(folder, begun["generation"])
                     kept = sum(len(images) for path, images in parts if path.exists())
-                    say(f"{folder}: {kept} of {len(source)} images are kept")
+                    say(f"{folder}: {kept} of {counted(len(source), 'image')} kept")
                     raise
     except OSError as error:
         stays = f"; what is finished stays in {folder.name}" if folder.exists() else ""
@@ -182,8 +182,8 @@ def extract(
     store = LatentStore.open(out)
     if skipped := store.info.skipped:
         all_of_them = "" if len(skipped) == 1 else f"; vdvae-repr store info {out} lists all"
-        are = "image is" if len(skipped) == 1 else "images are"
-        say(f"{out}: {len(skipped)} {are} left out, as {skipped[0]['reason']}{all_of_them}")
+        left = counted(len(skipped), "image", "is", "are")
+        say(f"{out}: {left} left out, as {skipped[0]['reason']}{all_of_them}")
     return store
 
 
@@ -248,8 +248,8 @@ def _begin(
         kept -= stale.keys()
         images = [image for some in stale.values() for image in some]
         say(
-            f"{source.name}: {len(images)} images were replaced, as {images[0]!r}; "
-            f"{len(stale)} parts are made again"
+            f"{source.name}: {counted(len(images), 'image', 'was', 'were')} replaced, as {images[0]!r}; "
+            f"{counted(len(stale), 'part', 'is', 'are')} made again"
         )
     partition.keep_parts(folder, held | kept if overwrite else kept)
     begun = identity | {"source_state": state, "generation": generation}
@@ -294,7 +294,7 @@ def _write(
                 say(line)
             if count:
                 say(
-                    f"{count} {'value is' if count == 1 else 'values are'} too small for float16 and stored "
+                    f"{counted(count, 'value', 'is', 'are')} too small for float16 and stored "
                     f"as 0, the largest {largest:.2g}; dtype float32 keeps {'it' if count == 1 else 'them'}"
                 )
         partition.wait_for_all(processes)
@@ -325,8 +325,8 @@ def _unchanged(job: ExtractionJob, files: Sequence[Path], state: str | None) -> 
     if now != state and (stale := _stale(job, files)):
         images = [image for some in stale.values() for image in some]
         raise StoreError(
-            f"{job.source.name}: {len(images)} images were replaced while they were read, as {images[0]!r}; "
-            "rerun the same command, which makes their parts again"
+            f"{job.source.name}: {counted(len(images), 'image')} replaced while they were read, as "
+            f"{images[0]!r}; rerun the same command, which makes their parts again"
         )
     return now
 
@@ -360,7 +360,7 @@ def _refuse_another(
         ids = [*store.ids, *(item["id"] for item in info.skipped)]
         if changed := job.changed(ids, [*checksums[1].tolist(), *info.skipped_checksums]):
             raise StoreError(
-                f"{out}: {len(changed)} of {len(ids)} images have been replaced since it was made, as "
+                f"{out}: {len(changed)} of {counted(len(ids), 'image')} replaced since it was made, as "
                 f"{changed[0]!r}; extract again with overwrite=True, or choose another path"
             )
 

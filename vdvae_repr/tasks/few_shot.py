@@ -159,10 +159,8 @@ class Episodes(Problem):
             taken = sum(sorted((len(rows_of[k]) for k in usable["novel"]), reverse=True)[:ways])
             outside = sum(map(len, rows_of.values())) - taken
             if outside < ways * shots:
-                are = "is" if outside == 1 else "are"
-                what = (
-                    f"no more than {counted(outside, 'image')} {are}" if outside else "no class is"
-                )
+                some = counted(outside, "image", "is", "are")
+                what = f"no more than {some}" if outside else "no class is"
                 text += f"; {what} outside an episode: base statistics and PCA are of its support"
         if choose:
             where = "val" if len(usable["val"]) >= ways else "base"

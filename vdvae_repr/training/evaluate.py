@@ -21,7 +21,7 @@ from vdvae_repr.data.loader import default_workers, map_ahead
 from vdvae_repr.data.open import open_source, warn
 from vdvae_repr.data.source import RESIZE, Preprocessing, Source, about_enlarged, read_images
 from vdvae_repr.encoders.load import loaded
-from vdvae_repr.errors import CheckpointError, DataError, TaskError, printable
+from vdvae_repr.errors import CheckpointError, DataError, TaskError, counted, printable
 from vdvae_repr.model.base import ImageModel
 from vdvae_repr.model.distributions import LayerPosterior
 from vdvae_repr.model.noise import seeded_noise
@@ -187,8 +187,8 @@ def evaluate(
     if left_out:
         why = next(iter(left_out.values()))  # which names the image
         all_of_them = "" if len(left_out) == 1 else "; left_out of the result lists all"
-        are = "image is" if len(left_out) == 1 else "images are"
-        warn(f"{len(left_out)} {are} left out, as {printable(why)}{all_of_them}")
+        left = counted(len(left_out), "image", "is", "are")
+        warn(f"{left} left out, as {printable(why)}{all_of_them}")
     scores = score(
         model, source, preprocessing, chosen, batch_size=batch_size,
         importance_samples=importance_samples, variance=True, seed=seed, progress=progress,

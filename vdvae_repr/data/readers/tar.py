@@ -38,7 +38,7 @@ from vdvae_repr.data.names import (
     unlabelled,
 )
 from vdvae_repr.data.source import FILE_BYTES, Source, image_extensions, open_image
-from vdvae_repr.errors import DataError, first_line
+from vdvae_repr.errors import DataError, counted, first_line
 
 LABEL_KEYS = ("label", "cls", "class")  # of a .json beside an image
 LABEL_BYTES = 2**20  # of a .cls or .json
@@ -368,7 +368,7 @@ def _labels_beside(
             others[kind] -= len(set(members) - {None})
             line = f"labels are read from the {kind} beside each image"
             if without := found.count(None):
-                line += f"; {without} {'image has' if without == 1 else 'images have'} none"
+                line += f"; {counted(without, 'image', 'has', 'have')} none"
             return found, (line, *about)
     if kinds := sorted({kind for beside in sidecars for kind in beside}):
         line = f"no labels are read from the {' and '.join(kinds)} beside the images"
