@@ -5,6 +5,7 @@ exit codes, files, what it prints) it does here too. What is about importing is 
 """
 
 import atexit
+import functools
 import importlib.util
 import multiprocessing
 import os
@@ -24,15 +25,21 @@ HEAVY = [
 COMMAND = Path(importlib.util.find_spec("vdvae_repr").origin).with_name("__main__.py")  # a script
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(HEAVY)
-_printed = tempfile.mkdtemp()
-atexit.register(shutil.rmtree, _printed, ignore_errors=True)
+
+
+@functools.cache
+def _printed():
+    """Make the folder of what commands print, once, in the process that starts them."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 class Command:
     """A running `vdvae-repr ARGUMENTS`, or code with these arguments, as `subprocess.Popen` would have it."""
 
     def __init__(self, *arguments, cwd=None, code=None, environment=None):
-        folder = tempfile.mkdtemp(dir=_printed)
+        folder = tempfile.mkdtemp(dir=_printed())
         self._files = [Path(folder, name) for name in ("stdout", "stderr")]
         job = ([*map(str, arguments)], os.fspath(cwd or "."), code, environment or {}, self._files)
         self._process = _forks.Process(target=_run, args=job)
