@@ -390,6 +390,61 @@ def test_a_gap_between_the_numbers_of_shards_is_said(tmp_path, names, lacking):
         assert any(line.startswith(lacking) for line in notices)
 
 
+def of(total, *numbers, name="s-{:05d}-of-{:05d}"):
+    return [name.format(number, total) for number in numbers]
+
+
+@pytest.mark.parametrize(
+    ("names", "lines"),
+    [
+        (of(4, 0, 1), ["2 of 4 shards are not there, as s-00002-of-00004.tar"]),
+        (of(4, 0, 1, 3), ["1 of 4 shards is not there, as s-00002-of-00004.tar"]),
+        (of(4, 2, 4), ["2 of 4 shards are not there, as s-00001-of-00004.tar"]),
+        (of(4, 2, 3), ["2 of 4 shards are not there, as s-00001-of-00004.tar"]),
+        (
+            of(4, 1, 2, 3),
+            [
+                "1 of 4 shards is not there, as s-00000-of-00004.tar or s-00004-of-00004.tar",
+            ],
+        ),
+        (of(4, 0), ["3 of 4 shards are not there, as s-00001-of-00004.tar"]),
+        (of(576, 0, 1), ["574 of 576 shards are not there, as s-00002-of-00576.tar"]),
+        (
+            [*of(3, 0, 1, name="train-{}-of-{}"), *of(1, 0, name="val-{}-of-{}")],
+            ["1 of 3 shards is not there, as train-2-of-3.tar"],
+        ),
+        (
+            of(2, 0) + of(3, 0, 1),
+            [
+                "1 of 2 shards is not there, as s-00001-of-00002.tar",
+                "1 of 3 shards is not there, as s-00002-of-00003.tar",
+            ],
+        ),
+        (
+            ["t-0-of-3-a0b1", "t-1-of-3-c2d3"],  # a hash each
+            ["1 of 3 shards is not there, as t-2-of-3"],
+        ),
+        (of(4, 0, 1, 2, 3), []),
+        (of(4, 1, 2, 3, 4), []),
+        (of(1, 0), []),
+        (of(1, 1), []),
+        (of(10**12, *range(3)), ["999999999997 of 1000000000000 shards are not there, as s-00003"]),
+    ],
+)
+def test_shards_whose_names_say_how_many_there_are_are_counted(tmp_path, names, lines):
+    for index, name in enumerate(names):
+        write(tmp_path / f"{name}.tar", {f"{index}.png": png(0)})
+    found = [line for line in open_source(str(tmp_path / "*.tar")).notices if "not there" in line]
+    assert len(found) == len(lines)
+    assert all(line.startswith(start) for line, start in zip(found, lines, strict=True))
+    assert not any("lack" in line for line in open_source(str(tmp_path / "*.tar")).notices)
+
+
+def test_a_single_tar_whose_name_says_how_many_there_are_is_said(tmp_path):
+    path = write(tmp_path / "s-00000-of-00004.tar", {"0.png": png(0)})
+    assert open_source(path).notices[0].startswith("3 of 4 shards are not there")
+
+
 @pytest.mark.parametrize("label", [b"\x03", b"\xff"])
 def test_a_label_that_is_a_raw_byte_is_refused(label, tmp_path):
     path = write(tmp_path / "a.tar", {"0.png": png(0), "0.cls": label})

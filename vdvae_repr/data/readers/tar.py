@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from PIL import Image
 
@@ -45,6 +45,12 @@ LABEL_BYTES = 2**20  # of a .cls or .json
 HEADER_BYTES = 2**24  # of what a tar says of a member before it
 BLOCK = 512  # bytes that a tar is divided into
 PLAIN = (".jpg", ".jpeg", ".png")  # of several images of a sample the one to read, in this order
+
+OF_TOTAL = re.compile(  # names of shards that say how many there are, as `s-00000-of-00004.tar`
+    r"(?P<before>.*?)(?P<number>\d+)(?P<of>[-_. ]?of[-_. ]?(?P<total>\d+))(?P<behind>.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+_Named: TypeAlias = "dict[Path, re.Match[str]]"  # shards, and the parts of their names
 
 
 class _Member(NamedTuple):
@@ -89,6 +95,42 @@ def shards(pattern: str) -> list[Path]:
 
 
 def missing_shards(paths: Sequence[Path]) -> tuple[str, ...]:
+    """Return lines about shards that are not there, as far as the names of others tell; maybe none.
+
+    Names as `s-00000-of-00004.tar` say how many there are, which may count from 0 or from 1. Of other names,
+    which differ in one number, all between the first and the last are expected.
+    """
+    groups: dict[tuple[str, int], dict[int, _Named]] = {}  # by beginning and total, and number
+    for path in paths:
+        if parts := OF_TOTAL.fullmatch(path.name):
+            group = (str(path.with_name(parts["before"] + "#")), int(parts["total"]))
+            groups.setdefault(group, {}).setdefault(int(parts["number"]), {})[path] = parts
+    groups = {group: found for group, found in groups.items() if max(found) <= group[1]}
+    lines = tuple(_fewer(found, total) for (_, total), found in groups.items())
+    counting = {path for found in groups.values() for same in found.values() for path in same}
+    return tuple(filter(None, lines)) + _gaps([path for path in paths if path not in counting])
+
+
+def _fewer(found: Mapping[int, _Named], total: int) -> str:
+    """Return a line about shards that lack of a number that their names give; empty where none do."""
+    first, last = int(0 not in found and total in found), total - (total not in found)
+    lacking = last - first + 1 - len(found)
+    if not lacking:
+        return ""
+    missing = [next(n for n in itertools.count(first) if n not in found)]
+    if first == 0 and missing == [0]:  # do they count from 1?
+        missing = [next((n for n in range(1, total) if n not in found), 0)]
+        missing += [total] if missing == [0] else []
+    names = [parts for same in found.values() for parts in same.values()]
+    before, digits, of, behind = names[0].group("before", "number", "of", "behind")
+    if any(parts["behind"] != behind for parts in names):  # as a hash of each
+        behind = ""
+    called = [f"{before}{str(number).zfill(len(digits))}{of}{behind}" for number in missing]
+    verb = "is" if lacking == 1 else "are"
+    return readable(f"{lacking} of {total} shards {verb} not there, as {' or '.join(called)}")
+
+
+def _gaps(paths: Sequence[Path]) -> tuple[str, ...]:
     """Return a line about numbers that lack between shards whose names differ in one number; maybe none."""
     names = [re.split(r"(\d+)", path.name) for path in paths]
     if len({tuple(name[::2]) for name in names}) > 1:
