@@ -31,6 +31,7 @@ SPLIT_WORDS = {
 }
 COLLECTION = re.compile(r"(?i)(set|data|images?|imgs?|split)$")  # as in `trainset`
 PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of a word, as `train` and `Images` of `trainImages2`
+FOLDER_LINK = "link to a folder"  # why a member of a tar is left out
 NAME_BYTES = 200  # of a factor's name: a file's may have 255, and head and feature stand before it
 MISSING = (
     "",
@@ -798,6 +799,8 @@ def left_out(files: Mapping[str, int], folders: Sequence[str] = ()) -> tuple[str
         parts.append(f"{total} {'file' if total == 1 else 'files'} left out: {listed}")
         if {".heic", ".heif"} & files.keys():  # photographs of iPhones
             parts.append("convert HEIC to JPEG")
+        if FOLDER_LINK in files:
+            parts.append("such links are not followed in a tar: pack with tar -h")
     if folders:
         names = sorted(set(folders))
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""

@@ -87,6 +87,47 @@ def test_links_are_what_they_lead_to(tmp_path):
     )
 
 
+@pytest.mark.parametrize("folders_too", [True, False])
+def test_links_to_folders_of_a_tar_are_said_to_be_what_they_are(tmp_path, folders_too):
+    for name in ("data/cat/1.png", "data/cat/2.png", "train/dog/1.png"):
+        path = tmp_path / "f" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(1))
+    (tmp_path / "f/train/cat").symlink_to("../data/cat")
+    (tmp_path / "f/train/puss").symlink_to("cat")  # to a link to a folder
+    (tmp_path / "f/train/dog/2.png").symlink_to("../cat/2.png")  # through one
+    (tmp_path / "f/data/above").symlink_to("..")
+    with tarfile.open(tmp_path / "f.tar", "w") as archive:
+        for path in sorted((tmp_path / "f").rglob("*")):
+            if folders_too or path.is_symlink() or path.is_file():
+                archive.add(path, arcname=path.relative_to(tmp_path / "f"), recursive=False)
+    source = open_source(tmp_path / "f.tar")
+    assert source.ids == ("data/cat/1.png", "data/cat/2.png", "train/dog/1.png")
+    assert source.notices[-1] == (
+        "4 files left out: link to a folder (4); such links are not followed in a tar: pack with tar -h"
+    )
+
+
+@pytest.mark.parametrize(
+    ("links", "ids", "why"),
+    [
+        ([("b.png", "c.png"), ("c.png", "a.png")], ("a.png", "b.png", "c.png"), None),  # of links
+        ([("b.png", "c.png"), ("c.png", "b.png")], ("a.png",), "link that leads to itself (2)"),
+        ([("b.png", "b.png")], ("a.png",), "link that leads to itself (1)"),
+        ([("b.png", ".h.png")], ("a.png",), "hidden (1), link to what is left out (1)"),
+        ([("a.png", "b.png")], ("a.png",), "link called as another member (1)"),
+        ([("b.png", "../a.png")], ("a.png",), "link to what is not in the tar (1)"),
+    ],
+)
+def test_why_a_link_in_a_tar_is_left_out_is_said(tmp_path, links, ids, why):
+    members = {"a.png": png(9)} | ({".h.png": png(1)} if why and "hidden" in why else {})
+    leads = [(name, tarfile.SYMTYPE, target) for name, target in links]
+    source = open_source(write(tmp_path / "s.tar", members, leads))
+    assert source.ids == ids
+    assert [image.getpixel((0, 0)) for image in source] == [9] * len(ids)
+    assert any(why in line for line in source.notices) if why else len(source.notices) == 1
+
+
 def test_links_across_the_splits_of_a_tar_are_said_as_in_the_folder_that_it_is_of(tmp_path):
     for name in ("train/cat/0.png", "train/dog/0.png", "test/dog/3.png"):
         path = tmp_path / "f" / name

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 from PIL import Image
 
 from vdvae_repr.data.names import (
+    FOLDER_LINK,
     PathNames,
     called_like_fields,
     class_names,
@@ -44,6 +45,7 @@ LABEL_KEYS = ("label", "cls", "class")  # of a .json beside an image
 LABEL_BYTES = 2**20  # of a .cls or .json
 HEADER_BYTES = 2**24  # of what a tar says of a member before it
 BLOCK = 512  # bytes that a tar is divided into
+MOST_LINKS = 40  # that lead to one another; Linux follows as many
 PLAIN = (".jpg", ".jpeg", ".png")  # of several images of a sample the one to read, in this order
 
 OF_TOTAL = re.compile(  # names of shards that say how many there are, as `s-00000-of-00004.tar`
@@ -306,17 +308,21 @@ def _shared(
 
 
 def _members(path: Path, others: Counter[str]) -> list[_Member]:
-    """Return the files in a tar by name; links are those of the member that they lead to."""
+    """Return the files in a tar by name; links to a file are those of the member that they lead to."""
     found: dict[str, _Member] = {}
+    folders: set[str] = set()
+    left: set[str] = set()
     leads: list[tuple[str, str]] = []
     twice: list[_Member] = []
     with _Headers(io.FileIO(path)) as file, tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
             name = posixpath.normpath(member.name)
             if member.isdir():
+                folders.add(name)
                 continue
             if any(is_hidden(part) for part in PurePosixPath(name).parts if part != ".."):
                 others["hidden"] += 1
+                left.add(name)
             elif member.islnk() or member.issym():
                 target = member.linkname
                 if member.issym():
@@ -324,6 +330,7 @@ def _members(path: Path, others: Counter[str]) -> list[_Member]:
                 leads.append((name, posixpath.normpath(target)))
             elif not member.isfile() or member.sparse is not None:
                 others["no regular file"] += 1
+                left.add(name)
             else:
                 entry = _Member(
                     path, member.name.removeprefix("./"), member.offset_data, member.size
@@ -331,9 +338,25 @@ def _members(path: Path, others: Counter[str]) -> list[_Member]:
                 (twice.append(entry) if name in found else found.update({name: entry}))
         if why := _goes_on(path, archive.offset):
             raise DataError(f"{path}: {why}")
+    if leads:
+        folders |= {str(p) for name in (*found, *left) for p in PurePosixPath(name).parents}
+    after = dict(leads)
     for name, target in leads:
-        if target in found and name not in found:
+        for _ in range(MOST_LINKS):
+            if target in found or target not in after:
+                break
+            target = after[target]
+        above = map(str, PurePosixPath(target).parents)
+        if name in found:
+            others["link called as another member"] += 1
+        elif target in found:
             found[name] = found[target]._replace(name=name)
+        elif target in after:
+            others["link that leads to itself"] += 1
+        elif target in folders or not after.keys().isdisjoint(above):
+            others[FOLDER_LINK] += 1
+        elif target in left:
+            others["link to what is left out"] += 1
         else:
             others["link to what is not in the tar"] += 1
     return [*found.values(), *twice]
