@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vdvae_repr.config import AnyModelConfig, ModelConfig, PixelCNNConfig, shortened
-from vdvae_repr.errors import CheckpointError, ConfigError
+from vdvae_repr.errors import CheckpointError, ConfigError, counted
 from vdvae_repr.model.distributions import LayerPosterior, LogisticMixture, mixture_log_prob
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.model.noise import NoiseFn
@@ -116,25 +116,42 @@ class SavedModel(nn.Module):
         """Compare names and shapes of parameters with this model's.
 
         Raises:
-            CheckpointError: they are of another architecture; the first differences are listed.
+            CheckpointError: they are of another architecture; the first tensors that are missing, too many or
+                of another shape are named.
         """
         expected = {key: tuple(value.shape) for key, value in self.state_dict().items()}
-        differences = [f"{k} is missing" for k in expected if k not in shapes]
-        differences += [f"{shortened(k)} is not of this model" for k in shapes if k not in expected]
-        differences += [
+        missing = [k for k in expected if k not in shapes]
+        extra = [shortened(k) for k in shapes if k not in expected]
+        other = [
             f"{k} is {shapes[k]}, expected {expected[k]}"
             for k in expected
             if k in shapes and shapes[k] != expected[k]
         ]
-        if differences:
-            begin = sorted({shortened(key.partition(".")[0]) for key in shapes})
-            strange = f"; all its names begin with {', '.join(begin[:3])}" if len(begin) < 4 else ""
-            raise CheckpointError(
-                f"{where}: weights of another architecture: {'; '.join(differences[:3])} "
-                f"({len(differences)} differences)"
-                + (strange if not expected.keys() & shapes.keys() and shapes else "")
-                + (f"; {remedy}" if remedy else "")
+        if not (missing or extra or other):
+            return
+        clauses = [
+            f"{counted(len(found), 'tensor', 'is', 'are')} {what}: {', '.join(found[:3])}"
+            + (", ..." if len(found) > 3 else "")
+            for found, what in (
+                (missing, "missing"),
+                (extra, "too many"),
+                (other, "of another shape"),
             )
+            if found
+        ]
+        begin = sorted({shortened(key.partition(".")[0]) for key in shapes})
+        if len(begin) < 4 and shapes and not expected.keys() & shapes.keys():
+            clauses.append(f"all its names begin with {', '.join(begin)}")
+            advice = (
+                "save one network alone, by its own names, or give weights of this architecture"
+            )
+        elif not missing and not other:
+            advice = f"save the weights without {'it' if len(extra) == 1 else 'them'}"
+        else:
+            advice = "give weights of this one, or the architecture that these are of"
+        raise CheckpointError(
+            f"{where}: weights of another architecture: {'; '.join(clauses)}; {remedy or advice}"
+        )
 
 
 class ImageModel(SavedModel):
