@@ -214,7 +214,7 @@ def test_attributes_say_what_is_missing_and_what_numbers_stand_for(store, bold, 
         np.testing.assert_allclose(
             found.mean, bold[:, found.voxels] + 2 * (name == "bold"), atol=0.006
         )
-        assert "1 values are" in " ".join(found.notes)
+        assert "1 value is" in " ".join(found.notes)
 
 
 def test_what_is_no_array_is_refused_by_what_it_is(store, bold):
