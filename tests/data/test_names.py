@@ -1,5 +1,6 @@
 import doctest
 
+import numpy as np
 import pytest
 
 from vdvae_repr.data import names
@@ -8,6 +9,7 @@ from vdvae_repr.data.names import (
     class_names,
     factor_values,
     look_alikes,
+    merged_ids,
     names_from_paths,
     namesakes,
     number_labels,
@@ -98,6 +100,8 @@ def test_numbers_that_differ_in_zeros_are_two_labels_in_one_order():
         (["1", "1.0", "cat"], ["1", "1", "cat"]),
         (["1.0", "1.5", "beta"], ["1.0", "1.5", "beta"]),
         (["1e3", "1000", "0x1"], ["1e3", "1000", "0x1"]),
+        (["1.0e3", "1E3", "2.02305E+13"], ["1.0e3", "1E3", "2.02305E+13"]),
+        (["1.02400e+03", "1024"], ["1024", "1024"]),
         (["9" * 400], ["9" * 400]),
         ([None, "x"], [None, "x"]),
     ],
@@ -125,6 +129,46 @@ def test_a_whole_number_is_one_class_and_different_names_stay_apart(values, clas
 def test_labels_that_may_be_meant_otherwise_are_said(values, notice):
     line = class_names(values).notices[0]
     assert notice in line
+
+
+@pytest.mark.parametrize("number", ["2.02305E+13", "2.023E+11", "1E+12", "1.0e3", "1E3"])
+def test_labels_that_lack_digits_are_said(number):
+    """By hand: of 2.02305E+13 six digits of fourteen stand there."""
+    assert [
+        f"as {number!r}, are numbers that a spreadsheet rounded" in line
+        for line in class_names([number, "7"]).notices
+    ] == [True]
+    with_words = class_names([number, "cat"]).notices
+    assert any("rounded" in line for line in with_words) == bool(
+        {*".+"} & {*number}
+    )  # 1E3 is a word
+
+
+@pytest.mark.parametrize("number", ["3.000e+00", "1.024e+03", "1.6777217e7", "1000", "0.5e1", "e5"])
+def test_labels_that_have_their_digits_are_not_called_rounded(number):
+    assert not any("rounded" in line for line in class_names([number, "7"]).notices)
+
+
+def test_factors_of_long_rounded_numbers_are_said_and_powers_of_ten_are_alike():
+    values, said = factor_values(["2.02305E+13", "2.02306E+13"])
+    assert (
+        "values with powers of ten, as '2.02305E+13', are numbers that a spreadsheet rounded"
+        in said
+    )
+    assert [float(value) for value in values] == [20230500000000, 20230600000000]
+    assert factor_values(["1.0e3", "1E3", "1000"]) == (["1000"] * 3, "")  # an amount
+    assert factor_values(["2.5e11", "1.5"])[1] == ""  # measured
+    assert "rounded" in factor_values(["2.02305E+13", "unknown"])[1]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
+def test_floating_labels_are_said_from_the_number_on_whose_neighbour_they_lack(dtype):
+    """The truth is numpy's own distance to the next number."""
+    limit = next(2**n for n in range(200) if np.spacing(dtype(2**n)) > 1)
+    assert merged_ids(np.array([limit - 1, np.nan], dtype)) == ()
+    (line,) = merged_ids(np.array([1, limit], dtype))
+    assert f"cannot tell ids from {limit} on apart" in line
+    assert merged_ids(np.array([2**62])) == ()
 
 
 def test_names_that_are_one_number_are_said():

@@ -304,8 +304,9 @@ def test_channels_that_are_left_out_are_said(tmp_path, caplog):
     values = np.full((4, 4, 4), 100, np.uint8)
     for name, extra in (("infrared", 0), ("alpha", 2)):
         (tmp_path / f"{name}.tif").write_bytes(coloured_tiff(values, extra=[extra]))
+        values[..., 3] = 200
     source = open_source(tmp_path)
-    assert [int(np.asarray(to_rgb(image)).max()) for image in source] == [194, 100]
+    assert [int(np.asarray(to_rgb(image)).max()) for image in source] == [133, 100]
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path.name}: infrared.tif has 4 channels, of which the first 3 are read"
     ]
@@ -313,7 +314,7 @@ def test_channels_that_are_left_out_are_said(tmp_path, caplog):
 
 def test_an_image_that_is_transparent_everywhere_is_said_once(tmp_path, caplog):
     """As of a renderer or a TGA that writes no alpha, but keeps room for it."""
-    pixels = np.full((4, 4, 4), 100, np.uint8)
+    pixels = np.full((4, 4, 4), 200, np.uint8)
     pixels[0, 0, 3] = 0
     Image.fromarray(pixels).save(tmp_path / "some.png")
     pixels[..., 3] = 0
@@ -325,8 +326,68 @@ def test_an_image_that_is_transparent_everywhere_is_said_once(tmp_path, caplog):
     ]
 
 
+PALE = np.dstack([np.full((4, 4, 3), 100, np.uint8), np.eye(4, dtype=np.uint8)])
+
+
+@pytest.mark.parametrize("opacity", [1, 2, 127, 128, 255])
+def test_opacity_below_half_everywhere_is_said_of_files_and_arrays(opacity, tmp_path, caplog):
+    """As of a mask that is saved as 0 and 1."""
+    pixels = PALE.copy()
+    pixels[..., 3] *= opacity
+    for name in ("a.png", "b.png"):
+        Image.fromarray(pixels).save(tmp_path / name)
+    Image.fromarray(pixels[..., 2:]).save(tmp_path / "grey.png")
+    grey = open_source(tmp_path, rows=[2])
+    arrays = Source(
+        name="s", ids=("a", "b"), reader=[pixels, pixels].__getitem__, labels=np.arange(2)
+    )
+    for source in (open_source(tmp_path), grey, arrays):
+        caplog.clear()
+        for row in range(min(2, len(source))):
+            source.load(row)
+        line = (
+            f"{source.name}: {source.ids[0]} has no opacity above {opacity} of 255, so white shows"
+        )
+        said = [record.getMessage() for record in caplog.records]
+        assert [text.startswith(line) for text in said] == [True] * (opacity < 128)
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "clear", "opacity"),
+    [
+        ("P", 3, 3, 0), ("P", 3, 2, 255), ("P", 2, bytes([0, 255, 9]), 9), ("P", 5, bytes(3), 255),
+        ("L", 7, 7, 0), ("L", 7, 8, 255), ("RGB", (1, 2, 3), (1, 2, 3), 0),
+        ("RGB", (1, 2, 3), (1, 2, 2), 255), ("1", 1, 1, 0), ("I;16", 700, 700, 0), ("I;16", 700, 701, 255),
+    ],
+)  # fmt: skip
+def test_opacity_by_a_palette_or_a_color_is_said_too(mode, color, clear, opacity, tmp_path, caplog):
+    image = Image.new(mode, (4, 4), color)
+    if mode == "P":
+        image.putpalette(list(range(90)))
+    image.save(tmp_path / "a.png", transparency=clear)
+    source = open_source(tmp_path)
+    if mode != "I;16":  # of which Pillow makes no RGBA
+        with Image.open(tmp_path / "a.png") as read:
+            assert read.convert("RGBA").getchannel("A").getextrema() == (opacity, opacity)
+    source.load(0)
+    said = [
+        r.getMessage()
+        for r in caplog.records
+        if "white" in r.getMessage() and "dark" not in r.getMessage()
+    ]
+    assert len(said) == (opacity < 128)
+    assert all(("everywhere, so it" in line) == (opacity == 0) for line in said)
+
+
+def test_an_image_that_is_not_readable_is_named_once_whatever_its_name(tmp_path):
+    (tmp_path / "ju\nnk.png").write_bytes(b"no image")
+    with pytest.raises(DataError) as refusal:
+        read_images(open_source(tmp_path), Preprocessing(size=4), [0])
+    assert str(refusal.value).count("nk.png") == 1
+
+
 def test_pixels_of_a_reader_that_are_transparent_everywhere_are_said_once(caplog):
-    some = np.full((4, 4, 4), 100, np.uint8)
+    some = np.full((4, 4, 4), 200, np.uint8)
     none = some.copy()
     none[..., 3] = 0
     rows = [some, none, none]
@@ -607,7 +668,10 @@ DIM = DARK.astype(np.uint16) * 300
         (saved(np.dstack([DARK[..., :3], np.full((8, 8), 255, np.uint8)]), "PNG"), "8-bit pixels"),
         (b"P6 8 8 4095\n" + DIM[..., :3].astype(">u2").tobytes(), ""),
         (b"P5 8 8 65535\n" + (DIM[..., 0] * 10).astype(">u2").tobytes(), ""),
-        (saved(np.dstack([DARK[..., :3], DARK[..., 3]]), "PNG"), ""),  # seen through, over white
+        (
+            saved(np.dstack([DARK[..., :3], DARK[..., 3] * 20]), "PNG"),
+            "",
+        ),  # seen through, over white
     ],
 )
 def test_dark_files_of_any_mode_are_said(content, what, tmp_path, caplog):

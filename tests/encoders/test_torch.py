@@ -347,6 +347,15 @@ def test_outputs_that_are_no_layer_are_one_line(returned, message):
         ({"std": "abc"}, "std: expected three numbers"),
         ({"prefix_tokens": -1}, "prefix_tokens: expected a whole number, from 0"),
         ({"crop_pct": "all"}, "crop_pct: expected a number"),
+        ({"crop_pct": True}, r"crop_pct: expected a number in 0\.\.1, found True"),
+        ({"crop_pct": float("nan")}, "crop_pct: expected a number"),
+        ({"name": True}, "name: expected a text, found True"),
+        ({"name": 3}, "name: expected a text, found 3"),
+        ({"std": (True,) * 3}, "std: expected three numbers"),
+        ({"std": np.ones(3, bool)}, "std: expected three numbers"),
+        ({"mean": torch.ones(3, dtype=torch.bool)}, "mean: expected three numbers"),
+        ({"mean": ("0.5",) * 3}, "mean: expected three numbers"),
+        ({"std": "111"}, "std: expected three numbers"),
     ],
 )
 def test_arguments_of_other_kinds_are_one_line(net, given, message):

@@ -231,6 +231,16 @@ def test_a_damaged_npz_of_predictions_is_refused_in_a_line(store, tmp_path):
         import_latents([[1.0]], store, tmp_path / "p.h5", "<=4x4", overwrite=True)
 
 
+def test_a_matrix_that_is_refused_is_named_once_whatever_its_name(store, tmp_path):
+    path = tmp_path / "a\nb.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("latents", "latents.npy"):
+            archive.writestr(name, b"")
+    with pytest.raises(vr.StoreError) as refusal:
+        import_latents(path, store, tmp_path / "p.h5", "<=4x4")
+    assert str(refusal.value).count("b.npz") == 1
+
+
 def test_damage_to_a_large_matrix_is_refused(store, tmp_path, monkeypatch):
     """It is compared with its checksum whatever its size, as what is imported is read whole anyway."""
     monkeypatch.setattr("vdvae_repr.data.readers.arrays.EXACT_BYTES", 0)

@@ -571,6 +571,25 @@ def test_one_feature_is_named_without_a_list(tiny, images, tmp_path):
         vr.extract(tiny, images, tmp_path / "t.h5", features="men")
 
 
+@pytest.mark.parametrize("features", [True, 3, 1.5])
+def test_features_that_are_no_names_are_refused_in_a_line(tiny, images, tmp_path, features):
+    with pytest.raises(vr.LayerError, match=f"^features: expected a name, .* found {features}$"):
+        vr.extract(tiny, images, tmp_path / "s.h5", features=features)
+    with pytest.raises(vr.LayerError, match="unknown feature"):
+        vr.extract(tiny, images, tmp_path / "s.h5", features=[["mean"], features])
+
+
+@pytest.mark.parametrize("features", [["mean", "mean"], ["delta", "mean", "delta"]])
+def test_a_feature_that_is_named_twice_counts_once(tiny, images, tmp_path, features):
+    """The truth is the store of each once, which the same call then finds."""
+    once = list(dict.fromkeys(features))
+    store = vr.extract(tiny, images, tmp_path / "s.h5", features=once)
+    written = (tmp_path / "s.h5").stat().st_mtime_ns
+    again = vr.extract(tiny, images, tmp_path / "s.h5", features=features)
+    assert again.features == store.features == tuple(once)
+    assert (tmp_path / "s.h5").stat().st_mtime_ns == written
+
+
 def test_columns_of_kl_have_the_names_of_all_layers_traversed(tiny, images, tmp_path):
     store = vr.extract(tiny, images, tmp_path / "s.h5", layers="8x8")
     kl, read = dict(zip(store.kl_layers, store.kl.T, strict=True)), tiny.posterior(images)

@@ -295,7 +295,7 @@ def test_the_state_after_a_layer_is_made_when_asked_for(tiny, images):
 
 
 @pytest.mark.parametrize(
-    "temperature", [float("nan"), float("inf"), -1.0, [1.0] * 4 + [float("nan")]]
+    "temperature", [float("nan"), float("inf"), -1.0, True, [1.0] * 4 + [float("nan")]]
 )
 def test_a_temperature_that_is_none_is_refused(tiny, temperature):
     with pytest.raises(vr.LayerError, match="temperature: expected finite numbers from 0"):

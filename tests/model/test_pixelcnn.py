@@ -359,5 +359,6 @@ def test_weights_that_are_not_finite_draw_nothing():
         model.out_conv.bias[0] = math.nan
     with pytest.raises(vr.DataError, match="expected a finite likelihood to draw from"):
         model.sample(1)
-    with pytest.raises(vr.ConfigError, match="temperature: expected a finite number from 0"):
-        model.sample(1, -1.0)
+    for wrong in (-1.0, True):
+        with pytest.raises(vr.ConfigError, match="temperature: expected a finite number from 0"):
+            model.sample(1, wrong)

@@ -92,6 +92,7 @@ def replaced(values, rows, value):
             "None f",
         ),
         (FLOATS, {"chance": np.nan}, "chance: expected a number, found nan"),
+        (FLOATS, {"chance": True}, "chance: expected a number, found True"),
     ],
 )
 def test_targets_and_units_of_which_nothing_can_be_told_are_one_line(store, targets, how, said):

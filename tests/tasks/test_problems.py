@@ -366,6 +366,13 @@ def test_episodes_too_small_to_say_anything_are_refused(option, least):
         vr.FewShot(**{option: least - 1})
 
 
+@pytest.mark.parametrize("option", ["ways", "shots", "episodes"])
+@pytest.mark.parametrize("value", [None, True, 2.0])
+def test_numbers_of_episodes_that_are_none_are_refused_in_a_line(option, value):
+    with pytest.raises(vr.TaskError, match=f"{option}: expected .*, found {type(value).__name__}"):
+        vr.FewShot(**{option: value})
+
+
 def test_queries_are_fifteen_unless_classes_are_small(tiny, tmp_path, monkeypatch):
     store = vr.extract(tiny, colored(60), tmp_path / "s.h5", layers="1x1")
     assert vr.FewShot(shots=2, episodes=2).bind(store).queries == EACH - 2

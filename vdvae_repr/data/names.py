@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,12 @@ MISSING = (
     "-1.#ind",
     "1.#qnan",
     "-1.#qnan",
+    "#ref!",
+    "#value!",
+    "#name?",
+    "#div/0!",
+    "#num!",
+    "#null!",
 )  # what tables write where there is no value
 OF_ANOTHER = re.compile(  # names of what is drawn or measured of an image, as `x_mask` of `x`
     r"(?is)(.+)[-_. ](masks?|segs?|segmentations?|depths?|labels?|annotations?|annot|gt)"
@@ -110,6 +116,10 @@ NUMBER_LIKE = re.compile(  # as `20,5`, `1,000`, `12 kg`, `$1.50` or `(1.5)`
 SIGNED = re.compile(r"\+\d+|-0", re.ASCII)  # of which the sign counts for nothing
 LONG_EXPONENT = 1000  # of numbers that are told from each other by their values
 LARGE_FLOAT = re.compile(r"[+-]?\d+\.\d*e[+-]?\d+", re.ASCII | re.IGNORECASE)  # as 3.00e+00
+ROUNDED = re.compile(  # the digits behind its point, and how many would have to stand there
+    r"[+-]?\d*\.?(\d*)e\+?(\d+)", re.ASCII | re.IGNORECASE
+)
+LONG_NUMBER = 11  # the power of ten from which on spreadsheets write 1.23457E+11
 
 
 class ClassNames(NamedTuple):
@@ -123,8 +133,9 @@ def class_names(values: Sequence[str | None]) -> ClassNames:
     """Return the classes that labels mean, which a table, a JSON or an array holds as text.
 
     A whole number is one class however it is written: `1` is `1.0`, which tables write where a label is
-    missing. `01` is another, as are names that differ in case. Blanks around a name count for nothing, and
-    a value that stands for none (`is_missing`) is none.
+    missing. `01` is another, as are names that differ in case, and `1E3`, which lacks digits, is no 1000,
+    which is said. Blanks around a name count for nothing, and a value that stands for none (`is_missing`)
+    is none.
 
     Raises:
         DataError: all labels are numbers, and some have fractions: what is measured is no class.
@@ -166,7 +177,8 @@ def class_names(values: Sequence[str | None]) -> ClassNames:
         notices.append(
             f"labels are words and numbers with fractions, as {word!r} and {fractions[0]!r}: each is a class"
         )
-    return ClassNames(labels, (*notices, *look_alikes(labels)))
+    likely = [text for text in numbers if len(numbers) == len(present) or {*".+"} & {*text}]
+    return ClassNames(labels, (*notices, *look_alikes(labels), *_about_rounded(likely, "labels")))
 
 
 def _has_fraction(number: str) -> bool:
@@ -174,15 +186,42 @@ def _has_fraction(number: str) -> bool:
     return math.isfinite(value) and not value.is_integer()
 
 
+def _lacks_digits(number: str) -> float:
+    """Return the power of ten that a number is written with, where digits before it are missing; else 0."""
+    match = ROUNDED.fullmatch(number)
+    power = float(match[2]) if match else 0.0  # an int of so many digits may be refused
+    return power if match and power > len(match[1]) else 0.0
+
+
+def _about_rounded(numbers: Sequence[str], kind: str, power: int = 1) -> tuple[str, ...]:
+    """Return a line about numbers with powers of ten, of which digits are missing; maybe none."""
+    rounded = [text for text in numbers if _lacks_digits(text) >= power]
+    if not rounded:
+        return ()
+    return (
+        f"{kind} with powers of ten, as {rounded[0]!r}, are numbers that a spreadsheet rounded, so that ids "
+        "that differ may be one; format the column as text",
+    )
+
+
 def _whole_number(text: str, alone: bool) -> str:
-    """Return a whole number without what makes it a float, or a sign; powers of ten only of numbers alone."""
+    """Return a whole number without what makes it a float, or a sign; powers of ten only of numbers alone.
+
+    Of these, one that lacks digits, as `1.0e3`, stays as it is.
+    """
     if SIGNED.fullmatch(text):
         return text[1:]
     if match := WHOLE_FLOAT.fullmatch(text):
         return "0" if match[1] == "-0" else match[1]
-    if alone and LARGE_FLOAT.fullmatch(text) and abs(float(text)) < 2**53:
-        return str(int(float(text)))
+    if alone and LARGE_FLOAT.fullmatch(text) and not _lacks_digits(text):
+        return _written_out(text)
     return text
+
+
+def _written_out(number: str) -> str:
+    """Return a whole number without a power of ten, where floating point has all its digits."""
+    is_exact = "e" in number.casefold() and abs(float(number)) < 2**53
+    return str(int(float(number))) if is_exact else number
 
 
 def factor_values(values: Sequence[str], decimal_commas: bool = False) -> tuple[list[str], str]:
@@ -219,10 +258,18 @@ def factor_values(values: Sequence[str], decimal_commas: bool = False) -> tuple[
         )
         return ["nan" if is_missing(text) else text for text in values], said
     if not present or others:
-        lines = (_about_categories(values, others), *look_alikes(present, "categories"))
+        likely = [text for text in values if NUMBER.fullmatch(text) and {*".+"} & {*text}]
+        lines = (
+            _about_categories(values, others),
+            *look_alikes(present, "categories"),
+            *_about_rounded(likely, "values", LONG_NUMBER),
+        )
         return list(values), "; ".join(filter(None, lines))
     whole = not any(_has_fraction(text) for text in present)
-    written = {text: _whole_number(text, True) if whole else text for text in present}
+    written = {text: _written_out(_whole_number(text, True)) if whole else text for text in present}
+    if whole:  # others are measured
+        rounded = _about_rounded([t for t in values if t in present], "values", LONG_NUMBER)
+        said = "; ".join(filter(None, (said, *rounded)))
     if any(CODE.fullmatch(text) for text in present):  # which are no amounts, but categories
         said = "; ".join(filter(None, (said, *look_alikes(written.values(), "categories"))))
     return [written.get(text, "nan") for text in values], said
@@ -252,6 +299,25 @@ def _about_categories(values: Sequence[str], others: Sequence[str]) -> str:
             is_one = "is a category" if len({*words}) == 1 else "are categories"
             lines.append(f"{listed} ({len(words)}) {is_one}")
     return "; ".join(lines)
+
+
+def merged_ids(labels: NDArray[Any]) -> tuple[str, ...]:
+    """Return a line about whole numbers in floating point that are too large to be told apart; maybe none.
+
+    >>> print(*merged_ids(np.array([16777216, 16777218], np.float32)))
+    labels are float32, as 16777216, which cannot tell ids from 16777216 on apart: some may have become one; \
+save them as whole numbers
+    """
+    if labels.dtype.kind != "f":
+        return ()
+    limit = 2 ** (np.finfo(labels.dtype).nmant + 1)  # above which neighbours are 2 apart
+    large = labels[np.abs(labels) >= float(limit)]
+    if not len(large):
+        return ()
+    return (
+        f"labels are {labels.dtype}, as {int(large[0])}, which cannot tell ids from {limit} on apart: some "
+        "may have become one; save them as whole numbers",
+    )
 
 
 def look_alikes(labels: Iterable[str | None], kind: str = "classes") -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from torch.utils.data import Dataset
 from vdvae_repr.config import hidden_by_mask, without_order
 from vdvae_repr.data.faces import LANDMARKS, align_face
 from vdvae_repr.data.names import (
+    merged_ids,
     number_labels,
     number_of_classes,
     readable,
@@ -86,7 +87,7 @@ ANIMATED = (
     "TIFF",
     "WEBP",
 )  # formats of several pictures, all of which are meant
-TRANSPARENT = "is transparent everywhere, so it is read as white"
+FULL = 255  # opacity, of which less than half everywhere is no picture's
 LONGEST = 4096  # characters of an id or a class
 
 _MAGIC = {
@@ -238,6 +239,7 @@ class Source(Dataset[Image.Image]):
             raise DataError(f"{self.name}: {why}")
         labels = np.asarray(self.labels)
         if labels.dtype.kind == "f" and (labels == np.floor(labels)).all():
+            object.__setattr__(self, "notices", (*self.notices, *merged_ids(labels)))
             labels = labels.astype(np.int64)
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise DataError(
@@ -316,13 +318,20 @@ class Source(Dataset[Image.Image]):
             if isinstance(held, int) and held > bands:
                 more = "the first is" if bands == 1 else f"the first {bands} are"
                 self._say_once(index, f"has {held} channels, of which {more} read")
-            # The A of LAB is a colour.
-            if image.getbands()[-1] == "A" and image.getchannel("A").getbbox() is None:
-                self._say_once(index, TRANSPARENT)
+            self._say_if_transparent(_opacity(image), index)
             self._say_if_dark(image, index, deep)
-        elif image.shape[2:] == (4,) and not image[..., 3].any():
-            self._say_once(index, TRANSPARENT)
+        elif image.shape[2:] == (4,):
+            self._say_if_transparent(int(image[..., 3].max(initial=0)), index)
         return image
+
+    def _say_if_transparent(self, opacity: int, index: int) -> None:
+        """Warn, once, of an image of which no pixel has half of full opacity, and once where none has any."""
+        if opacity == 0:
+            self._say_once(index, "is transparent everywhere, so it is read as white")
+        elif 2 * opacity < FULL:
+            line = f"has no opacity above {opacity} of {FULL}, so white shows through everywhere: "
+            line += f"save opacity from 0 to {FULL}, or leave it out"
+            self._say_once(index, line, kind="faint")
 
     def _say_if_dark(self, image: Image.Image, index: int, deep: bool) -> None:
         """Warn, once, where none but the lowest values of a depth are used; `deep`: the file has 16 bits."""
@@ -502,6 +511,22 @@ def _brightest(image: Image.Image) -> int | None:
     if "A" in image.mode:
         return None if lows[-1] < 255 else int(highs[:-1].max())
     return int(highs.max())
+
+
+def _opacity(image: Image.Image) -> int:
+    """Return the highest opacity of any pixel, 0 to 255, of an image that is decoded."""
+    if image.getbands()[-1] == "A":  # of LAB it is a colour
+        return int(image.getchannel("A").getextrema()[1])  # type: ignore[arg-type]
+    clear: Any = image.info.get("transparency")
+    if clear is None:
+        return FULL
+    if image.mode == "P":
+        given = dict(enumerate(clear)) if isinstance(clear, bytes) else {clear: 0}
+        used = np.flatnonzero(image.histogram()).tolist()
+        return max((given.get(color, FULL) for color in used), default=FULL)
+    lows, highs = np.reshape(image.getextrema(), (-1, 2)).T
+    is_clear = np.array_equal(lows, np.ravel(clear)) and np.array_equal(highs, np.ravel(clear))
+    return 0 if is_clear else FULL
 
 
 def _content(reader: Callable[[int], RawImage], index: int) -> bytes | None:
@@ -810,7 +835,7 @@ def read_images(
             images.append(preprocessing(source.load(index)))
         except (DataError, OSError, ValueError) as error:
             name, message = source.ids[index], str(error)
-            named = message if message.startswith(name) else f"{name}: {message}"
+            named = message if message.startswith(printable(name)) else f"{name}: {message}"
             raise DataError(named) from error
     return np.stack(images)
 

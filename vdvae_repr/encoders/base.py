@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from vdvae_repr.config import shown, whole_number
+from vdvae_repr.config import python_number, shown, whole_number
 from vdvae_repr.data.source import Preprocessing, RawImage
 from vdvae_repr.encoders.architecture import describe_network
 from vdvae_repr.errors import (
@@ -155,15 +155,15 @@ class NetworkPreprocessing:
         """Refuse what cannot be done."""
         size = whole_number("size", self.size, 1, 2**12, "the side of a square, pixels")
         object.__setattr__(self, "size", size)
-        if not isinstance(self.crop_pct, int | float):
-            raise ConfigError(f"crop_pct: expected a number in 0..1, found {shown(self.crop_pct)}")
         Preprocessing(size=self.size, crop=self.crop, align=self.align)
         if self.interpolation not in INTERPOLATIONS:
             raise ConfigError(
                 f"interpolation: expected {' or '.join(INTERPOLATIONS)}, found {self.interpolation!r}"
             )
-        if not 0 < self.crop_pct <= 1:
-            raise ConfigError(f"crop_pct: expected a number in 0..1, found {self.crop_pct}")
+        crop_pct = python_number(self.crop_pct)
+        if type(crop_pct) not in (int, float) or not 0 < crop_pct <= 1:
+            raise ConfigError(f"crop_pct: expected a number in 0..1, found {shown(self.crop_pct)}")
+        object.__setattr__(self, "crop_pct", crop_pct)
 
     @property
     def resized(self) -> int:
@@ -300,6 +300,8 @@ class TorchEncoder:
     ) -> None:
         if not isinstance(net, nn.Module):
             raise ConfigError(f"net: expected a torch.nn.Module, found {type(net).__name__}")
+        if name is not None and not isinstance(name, str):
+            raise ConfigError(f"name: expected a text, found {shown(name)}")
         names = _module_names(net, layers)
         transform = NetworkPreprocessing(size=size, crop_pct=crop_pct, interpolation=interpolation)
         with _buffers_kept(net):
@@ -633,7 +635,9 @@ def _of_channels(what: str, numbers: Sequence[float], lowest: float) -> tuple[fl
         ConfigError: they are not three numbers from `lowest` to 1.
     """
     try:
-        found = tuple(float(number) for number in numbers)
+        plain = [number.item() if hasattr(number, "item") else number for number in numbers]
+        no_number = any(isinstance(number, bool | str | bytes) for number in plain)
+        found = () if no_number else tuple(map(float, plain))
     except (TypeError, ValueError, RuntimeError):
         found = ()
     if len(found) != 3 or not all(lowest <= number <= 1 for number in found):  # NaN is none of them

@@ -22,7 +22,7 @@ from vdvae_repr.data.readers.arrays import (
     read_member,
     read_npy_header,
 )
-from vdvae_repr.errors import DataError, StoreError, first_line
+from vdvae_repr.errors import DataError, StoreError, first_line, printable
 from vdvae_repr.latents import parts as partition
 from vdvae_repr.latents.base import list_of_ids
 from vdvae_repr.latents.export import DESCRIPTION, DIGEST, UNREADABLE
@@ -303,7 +303,7 @@ def _few(names: Sequence[str]) -> str:
 
 def _unreadable(name: str | Path, error: Exception) -> StoreError:
     """Return what to raise where reading a file raised one of `UNREADABLE`."""
-    if isinstance(error, DataError) and str(error).startswith(str(name)):
+    if isinstance(error, DataError) and str(error).startswith(printable(str(name))):
         return StoreError(str(error))
     return StoreError(f"{name}: expected a .npy or .npz file of numbers ({first_line(error)})")
 

@@ -11,7 +11,7 @@ import math
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vdvae_repr.config import path_of, suggestion, true_or_false
+from vdvae_repr.config import path_of, shown, suggestion, true_or_false
 from vdvae_repr.data.faces import AlignedFace, noted_faces
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source, warn
@@ -108,7 +108,8 @@ def extract(
         out: the store's path, or a link to it; parts lie in `OUT.parts/` until all are there.
         *options: groups of options.
         layers: selector.
-        features: a name of the encoder's, or several, of a VDVAE `mean` if not given; `z` needs `z="sample"`.
+        features: a name of the encoder's, or several, each once; of a VDVAE `mean` if not given; `z` needs
+            `z="sample"`.
         overwrite: compute everything anew, and replace a finished store, but no other file, once the new one
             is whole; without it, a store of the same extraction and of unchanged images is returned.
         report: receives lines about what was left out of `data` or may surprise, and what will be written. If
@@ -458,7 +459,13 @@ class Reading:
         frame = options.frame
         chosen = select_layers(encoder.layers, layers)
         features = encoder.features[:1] if features is None else features
-        features = (features,) if isinstance(features, str) else tuple(features)
+        if not isinstance(features, Iterable):
+            raise LayerError(
+                f"features: expected a name, or several of {', '.join(encoder.features)}, found "
+                f"{shown(features)}"
+            )
+        given = (features,) if isinstance(features, str) else tuple(features)
+        features = tuple(name for at, name in enumerate(given) if name not in given[:at])
         _check_features(encoder, features, options.sampling)
         preprocessing = replace(encoder.preprocessing, crop=frame.crop, align=frame.align)
         if frame.resize is not None:

@@ -342,7 +342,9 @@ class PixelCNN(ImageModel):
                 drawn.
         """
         count, seed = whole_number("count", count, 1), whole_number("seed", seed, 0)
-        if not (isinstance(temperature, Real) and 0 <= float(temperature) < math.inf):
+        if isinstance(temperature, bool) or not (
+            isinstance(temperature, Real) and 0 <= float(temperature) < math.inf
+        ):
             raise ConfigError(
                 f"temperature: expected a finite number from 0, found {shown(temperature)}"
             )

@@ -560,6 +560,7 @@ def _per_layer(temperature: float | Sequence[float], count: int) -> list[float]:
     if len(values) != count:
         raise LayerError(f"expected one temperature or {count}, found {len(values)}")
     for value in values:
-        if not (isinstance(value, Real) and math.isfinite(value) and float(value) >= 0):
+        is_number = isinstance(value, Real) and math.isfinite(value) and float(value) >= 0
+        if isinstance(value, bool) or not is_number:
             raise LayerError(f"temperature: expected finite numbers from 0, found {shown(value)}")
     return [float(value) for value in values]

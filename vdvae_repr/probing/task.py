@@ -275,7 +275,8 @@ class Problem:
         if self._scores_itself and targets is not None:
             self.notes = self._expect_targets(store)
         self.units = np.arange(len(store)) if units is None else np.asarray(units)
-        if chance is not None and not (isinstance(chance, Real) and np.isfinite(float(chance))):
+        is_number = isinstance(chance, Real) and not isinstance(chance, bool)
+        if chance is not None and not (is_number and np.isfinite(float(chance))):
             raise TaskError(f"chance: expected a number, found {chance!r:.80}")
         self.chance = chance
         own_heads = tuple(self.heads) if default_heads is None else default_heads
@@ -588,7 +589,9 @@ def expect(value: object, name: str, kind: Kind, words: str) -> None:
 
 
 def expect_at_least(task: Task, least: Mapping[str, int]) -> None:
-    """Make options of a task ints, and refuse what is no whole number, or below the least; None stays.
+    """Make options of a task ints, and refuse what is no whole number, or below the least.
+
+    None stays where it is the default.
 
     Raises:
         TaskError: names the option.
@@ -596,7 +599,7 @@ def expect_at_least(task: Task, least: Mapping[str, int]) -> None:
     for name, lowest in least.items():
         value = getattr(task, name)
         for number in value if isinstance(value, tuple) else (value,):
-            if number is None:
+            if number is None and getattr(type(task), name) is None:
                 continue
             expect(number, name, Integral, "a whole number")
             if number < lowest:

@@ -12,7 +12,7 @@ import pytest
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.readers import arrays
 from vdvae_repr.data.readers.arrays import Hdf5Rows
-from vdvae_repr.data.source import Preprocessing, read_images
+from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.errors import DataError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 8, 9, 3), dtype=np.uint8)
@@ -335,6 +335,29 @@ def test_names_that_are_no_utf8_stay_apart(tmp_path):
 def test_labels_that_are_none_are_counted(tmp_path, given, notices):
     np.savez(tmp_path / "a.npz", images=IMAGES, labels=given)
     assert open_source(tmp_path / "a.npz").notices == notices
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+@pytest.mark.parametrize("save", ["npz", "h5", "memory"])
+def test_ids_that_floating_point_may_have_merged_are_said_once(tmp_path, save, dtype):
+    ids = np.array([16777216, 16777217, 16777218, 16777219])
+    given, merged = ids.astype(dtype), dtype is np.float32
+    held = {f"{split}_{what}": {"images": IMAGES, "labels": given}[what]
+            for split in ("train", "test") for what in ("images", "labels")}  # fmt: skip
+    if save == "memory":
+        source = Source(name="s", ids=tuple("abcd"), reader=IMAGES.__getitem__, labels=given)
+    elif save == "npz":
+        np.savez(tmp_path / "a.npz", **held)
+        source = open_source(tmp_path / "a.npz")
+    else:
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file.update(held)
+        source = open_source(tmp_path / "a.h5")
+    assert len(source.label_names) == len(np.unique(given))
+    said = [
+        line for line in source.notices if "float32, as 16777216, which cannot tell ids" in line
+    ]
+    assert len(said) == merged
 
 
 @pytest.mark.parametrize(

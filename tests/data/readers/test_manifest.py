@@ -99,6 +99,16 @@ def test_a_column_called_like_splits_that_holds_codes_is_said(table, column, cod
     assert told.notices == ()
 
 
+@pytest.mark.parametrize(
+    "text", ["#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NUM!", "#NULL!", "#N/A"]
+)
+def test_errors_of_spreadsheets_stand_for_none(table, text):
+    source = table(f"file,label,age\na.png,cat,3\nb.png,{text},{text}\n")
+    assert labels(source) == ["cat", None]
+    assert source.factors["age"].tolist() == ["3", "nan"]
+    assert source.notices[0] == f"labels that stand for none: {text!r} (1)"
+
+
 @pytest.mark.parametrize("text", ["#N/A", "-nan", "1.#IND", "#NA"])
 def test_what_pandas_reads_as_none_is_none(table, tmp_path, text):
     content = f"file,label,age\na.png,cat,3\nb.png,{text},{text}\n"

@@ -38,6 +38,7 @@ from vdvae_repr.data.hdf5 import (
 from vdvae_repr.data.names import (
     SPLITS,
     class_names,
+    merged_ids,
     natural_key,
     number_labels,
     readable,
@@ -792,11 +793,13 @@ def _labels(
     texts: list[str | None] = []
     none: Counter[str] = Counter()
     words = False
+    merged: tuple[str, ...] = ()
     for part, values in zip(parts, given, strict=True):
         if values is None:
             texts += [None] * len(part.images)
         elif values.dtype.kind in "biuf":
             numbers = _whole(name, values)
+            merged = merged or merged_ids(values)
             none["NaN"] += numbers.count(None)
             none["-1"] += numbers.count(-1)
             if (lowest := min((n for n in numbers if n is not None), default=0)) < -1:
@@ -808,6 +811,7 @@ def _labels(
             words = True
             texts += (own := [_text(value) for value in values.tolist()])
             none["empty"] += sum(not text.strip() for text in own)
+    said += merged
     said += [
         f"{count} labels are {what}: these images count as unlabelled"
         for what, count in none.items()
