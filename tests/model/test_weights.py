@@ -421,6 +421,14 @@ def test_an_averaged_model_of_torch_is_unwrapped(published, tiny, tmp_path, wrap
     assert set(weights.read_parameters(path)) == set(tiny.state_dict())
 
 
+def test_an_archive_that_holds_a_checkpoint_is_to_be_unpacked(published, tmp_path):
+    torch.save(published, tmp_path / "w.th")
+    with zipfile.ZipFile(tmp_path / "again.th", "w") as archive:
+        archive.write(tmp_path / "w.th", "w.th")
+    with pytest.raises(vr.CheckpointError, match=r"not one of torch.save; it holds w.th: unpack"):
+        vr.load(tmp_path / "again.th")
+
+
 @pytest.mark.parametrize("ending", ["th", "pth", "pt", "ckpt", "bin", "safetensors"])
 def test_a_flipped_bit_of_what_torch_saved_is_refused(published, tmp_path, ending):
     """torch.load compares no checksums; the zip that torch.save writes has them."""

@@ -49,13 +49,17 @@ MISSING = (
     "-1.#ind",
     "1.#qnan",
     "-1.#qnan",
-    "#ref!",
-    "#value!",
-    "#name?",
-    "#div/0!",
-    "#num!",
-    "#null!",
-)  # what tables write where there is no value
+    "#n/b",
+    "#n/d",
+    "#nv",
+    "#i/t",
+    "#\u043d/\u0434",
+    "n.a.",
+    "(null)",
+    "\\n",
+)  # what tables write where there is no value, spreadsheets in other languages too
+# As #REF!, #WERT! and #NAME?, Err:502, and what is too wide for its column.
+SPREADSHEET_ERROR = re.compile(r"#\S+[!?]|err:\d{3}|#{3,}", re.IGNORECASE)
 OF_ANOTHER = re.compile(  # names of what is drawn or measured of an image, as `x_mask` of `x`
     r"(?is)(.+)[-_. ](masks?|segs?|segmentations?|depths?|labels?|annotations?|annot|gt)"
 )
@@ -401,7 +405,7 @@ def unlabelled(ids: Sequence[str], labels: Sequence[str | None]) -> tuple[str, .
 
 def is_missing(value: str) -> bool:
     """Whether a table's value stands for none: empty, nan, NA, None and the like, in any case."""
-    return value.casefold() in MISSING
+    return value.casefold() in MISSING or SPREADSHEET_ERROR.fullmatch(value) is not None
 
 
 def is_hidden(name: str) -> bool:

@@ -47,7 +47,7 @@ from vdvae_repr.config import (
     suggestion,
     whole_number,
 )
-from vdvae_repr.errors import CheckpointError, ConfigError, first_line
+from vdvae_repr.errors import CheckpointError, ConfigError, first_line, printable
 from vdvae_repr.model.base import SavedModel
 from vdvae_repr.model.build import build, check_buildable, on_meta
 from vdvae_repr.model.graphs import graph_inference
@@ -686,6 +686,12 @@ def _refuse_archive(path: Path, whole: bool) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             unpacked = sum(entry.file_size for entry in entries)
+            if not any(entry.filename.endswith("data.pkl") for entry in entries):
+                listed = ", ".join(printable(entry.filename) for entry in entries[:3])
+                raise CheckpointError(
+                    f"{path}: is an archive, and not one of torch.save; it holds {listed or 'nothing'}: "
+                    "unpack it"
+                )
             if unpacked > path.stat().st_size:
                 raise CheckpointError(
                     f"{path}: is an archive of {unpacked:,} bytes in {_size(path)}, expected an uncompressed "

@@ -100,8 +100,12 @@ def test_a_column_called_like_splits_that_holds_codes_is_said(table, column, cod
 
 
 @pytest.mark.parametrize(
-    "text", ["#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NUM!", "#NULL!", "#N/A"]
-)
+    "text",
+    [
+        "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NUM!", "#NULL!", "#N/A", "#NV", "#WERT!", "#BEZUG!",
+        "#N/D", "#\u00a1VALOR!", "#NOM?", "#SPILL!", "Err:502", "#####", "\\N", "(null)",
+    ],
+)  # fmt: skip
 def test_errors_of_spreadsheets_stand_for_none(table, text):
     source = table(f"file,label,age\na.png,cat,3\nb.png,{text},{text}\n")
     assert labels(source) == ["cat", None]

@@ -238,8 +238,8 @@ def test_labels_of_json_are_numbers_or_words_or_none(tmp_path):
     source = open_source(write(tmp_path / "s.tar", members))
     assert labels(source) == ["3"] * 4 + [None] * 6
     assert source.label_names == ("3",)
-    (line,) = source.notices
-    assert line.endswith("6 images have none")
+    assert source.notices[0].endswith("6 images have none")
+    assert source.notices[1:] == ("labels '3' and '3.0' are one class",)
 
 
 @pytest.mark.parametrize("label", ["label", "caption"])
@@ -413,6 +413,14 @@ def test_json_lines_are_refused_in_one_line(tmp_path):
             ("a1-8-of-10", "a1-11-of-10"),
             "2 shards lack between a1-8-of-10.tar and a1-11-of-10.tar, as a1-9",
         ),
+        (
+            ("train-000", "train-001", "train-003", "val-000"),
+            "1 shard lacks between train-000.tar and train-003.tar, as train-002.tar",
+        ),
+        (
+            ("a-0", "a-1", "b-0", "b-1", "b-3"),
+            "1 shard lacks between b-0.tar and b-3.tar, as b-2.tar",
+        ),
         (("s-000", "s-001"), None),
         (("s-7", "s-8", "s-9", "s-10"), None),
         (("s-1", "s-2024"), None),  # a year
@@ -479,6 +487,36 @@ def test_shards_whose_names_say_how_many_there_are_are_counted(tmp_path, names, 
     assert len(found) == len(lines)
     assert all(line.startswith(start) for line, start in zip(found, lines, strict=True))
     assert not any("lack" in line for line in open_source(str(tmp_path / "*.tar")).notices)
+
+
+def test_two_sets_of_shards_of_one_beginning_are_said(tmp_path):
+    for index, name in enumerate(
+        [*of(2, 0, 1), *of(3, 0, 1, 2), *of(3, 0, 1, 2, name="t-{}-of-{}")]
+    ):
+        write(tmp_path / f"{name}.tar", {f"{index}.png": png(0)})
+    notices = open_source(str(tmp_path / "*.tar")).notices
+    line = "sets of shards of 2 and of 3 are both there, as s-00000-of-00002.tar: all are read"
+    assert [notice for notice in notices if "sets of" in notice] == [line]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ("3", "3.0", ["3", "3"]),
+        ("1E3", "1000", ["1E3", "1000"]),
+        ("9007199254740993.0", "9007199254740992", ["9007199254740993", "9007199254740992"]),
+        ("NaN", "7", [None, "7"]),
+    ],
+)
+def test_numbers_of_a_json_are_the_classes_that_a_cls_gives(tmp_path, first, second, expected):
+    for suffix in ("json", "cls"):
+        texts = (first, second)
+        files = {f"{i}.{suffix}": text.encode() for i, text in enumerate(texts)}
+        path = write(tmp_path / f"{suffix}.tar", {"0.png": png(0), "1.png": png(1)} | files)
+        source = open_source(path)
+        names = [source.label_names[label] if label >= 0 else None for label in source.labels]
+        assert names == expected, suffix
+        assert any("powers of ten" in line for line in source.notices) == ("E" in first)
 
 
 def test_a_single_tar_whose_name_says_how_many_there_are_is_said(tmp_path):

@@ -9,7 +9,7 @@ import posixpath
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeAlias
@@ -110,7 +110,24 @@ def missing_shards(paths: Sequence[Path]) -> tuple[str, ...]:
     groups = {group: found for group, found in groups.items() if max(found) <= group[1]}
     lines = tuple(_fewer(found, total) for (_, total), found in groups.items())
     counting = {path for found in groups.values() for same in found.values() for path in same}
-    return tuple(filter(None, lines)) + _gaps([path for path in paths if path not in counting])
+    alike: dict[tuple[str, ...], list[Path]] = {}  # by all of a name but its numbers
+    for path in paths:
+        if path not in counting:
+            alike.setdefault(tuple(re.split(r"\d+", str(path))), []).append(path)
+    gaps = (_gaps(same) for same in alike.values())
+    return tuple(filter(None, (*lines, *_several_totals(groups), *gaps)))
+
+
+def _several_totals(groups: Mapping[tuple[str, int], Mapping[int, _Named]]) -> Iterator[str]:
+    """Yield lines about sets of shards of one beginning, which may be the same images divided twice."""
+    totals: dict[str, list[int]] = {}
+    for before, total in groups:
+        totals.setdefault(before, []).append(total)
+    for before, (total, *others) in totals.items():
+        if others:
+            name = next(path.name for same in groups[before, total].values() for path in same)
+            listed = " and ".join(f"of {n}" for n in sorted([total, *others]))
+            yield readable(f"sets of shards {listed} are both there, as {name}: all are read")
 
 
 def _fewer(found: Mapping[int, _Named], total: int) -> str:
@@ -132,25 +149,23 @@ def _fewer(found: Mapping[int, _Named], total: int) -> str:
     return readable(f"{lacking} of {total} shards {verb} not there, as {' or '.join(called)}")
 
 
-def _gaps(paths: Sequence[Path]) -> tuple[str, ...]:
-    """Return a line about numbers that lack between shards whose names differ in one number; maybe none."""
+def _gaps(paths: Sequence[Path]) -> str:
+    """Return a line about numbers that lack between shards whose names differ in one number; maybe empty."""
     names = [re.split(r"(\d+)", path.name) for path in paths]
-    if len({tuple(name[::2]) for name in names}) > 1:
-        return ()
     differ = [place for place, parts in enumerate(zip(*names, strict=True)) if len({*parts}) > 1]
     if len(differ) != 1:
-        return ()
+        return ""
     place = differ[0]
     found = {int(name[place]) for name in names}
     lacking = max(found) - min(found) + 1 - len(found)
     if not 0 < lacking <= len(found):  # more are no gap but another way to count
-        return ()
+        return ""
     missing = next(number for number in itertools.count(min(found)) if number not in found)
     width = len(names[0][place])
     first = "".join((*names[0][:place], str(missing).zfill(width), *names[0][place + 1 :]))
     return (
-        f"{lacking} {'shard lacks' if lacking == 1 else 'shards lack'} between "
-        f"{paths[0].name} and {paths[-1].name}, as {first}",
+        f"{counted(lacking, 'shard', 'lacks', 'lack')} between {paths[0].name} and {paths[-1].name}, "
+        f"as {first}"
     )
 
 
@@ -450,7 +465,10 @@ def _label(member: _Member) -> tuple[str | None, tuple[str, ...]]:
         text = text.strip()
         if member.name.lower().endswith(".cls") and {*"\n\r"} & {*text}:
             raise ValueError(f"found several lines, {text[:40]!r}")
-        value: Any = json.loads(text) if member.name.lower().endswith(".json") else text
+        # Numbers stay as they are written, as those of a .cls do.
+        value: Any = (
+            json.loads(text, parse_float=str) if member.name.lower().endswith(".json") else text
+        )
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{member.tar}: {readable(member.name)}: expected a label as text or JSON ({first_line(error)}); "
@@ -467,8 +485,6 @@ def _label(member: _Member) -> tuple[str | None, tuple[str, ...]]:
             )
         )
         value = next((value[key] for key in LABEL_KEYS if key in value), None)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # as 3 and 3.0 are one class
     label = str(value).strip() if isinstance(value, str | int | float) else ""
     return None if is_missing(label) else label, like
 
