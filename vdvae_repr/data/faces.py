@@ -246,10 +246,8 @@ def about_pairs(pairs: Pairs, labels: NDArray[np.int64], ids: Sequence[str]) -> 
     lines = []
     ends = np.sort([pairs.first, pairs.second], axis=0)
     if again := ends.shape[1] - np.unique(ends, axis=1).shape[1]:
-        pairs_are = (
-            "1 pair is there again, and counts"
-            if again == 1
-            else f"{again} pairs are there again, and count"
+        pairs_are = counted(
+            again, "pair", "is there again, and counts", "are there again, and count"
         )
         lines.append(f"{pairs_are} again")
     first, second = labels[pairs.first], labels[pairs.second]

@@ -866,7 +866,7 @@ def left_out(files: Mapping[str, int], folders: Sequence[str] = ()) -> tuple[str
     if files:
         total = sum(files.values())
         listed = ", ".join(f"{why} ({files[why]})" for why in sorted(files))
-        parts.append(f"{total} {'file' if total == 1 else 'files'} left out: {listed}")
+        parts.append(f"{counted(total, 'file')} left out: {listed}")
         if {".heic", ".heif"} & files.keys():  # photographs of iPhones
             parts.append("convert HEIC to JPEG")
         if FOLDER_LINK in files:

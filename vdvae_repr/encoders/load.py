@@ -66,10 +66,8 @@ def load(
     """
     # A Path is a file or a folder, whatever it is called.
     name = model if isinstance(model, str) else ""
-    compile, cuda_graphs = (
-        true_or_false("compile", compile),
-        true_or_false("cuda_graphs", cuda_graphs),
-    )
+    compile = true_or_false("compile", compile)
+    cuda_graphs = true_or_false("cuda_graphs", cuda_graphs)
     download = true_or_false("download", download)
     how: dict[str, Any] = {"device": device, "compile": compile, "cuda_graphs": cuda_graphs}
     kind = next((k for k in (timm.PREFIX, facenet.PREFIX) if name.startswith(k)), None)
