@@ -123,7 +123,9 @@ def test_a_whole_number_is_one_class_and_different_names_stay_apart(values, clas
         (["1e3", "1000"], "'1e3' and '1000' are two classes"),
         (["1.50", "1.5", "beta"], "words and numbers with fractions"),
         (["cat", "none", "None", "NONE"], "stand for none: 'none' (1), 'None' (1), 'NONE' (1)"),
+        (["cat", "NaT", "Nat"], "stand for none: 'NaT' (1)"),
         (["1", "-1"], "label -1 is a class of its own"),
+        (["cat", "?", "?"], "label ? is a class of its own"),
     ],
 )
 def test_labels_that_may_be_meant_otherwise_are_said(values, notice):
@@ -298,10 +300,38 @@ def test_folders_called_like_splits_are_splits(folders):
             ["folder 'cat/small' lies in the folder of class 'cat', and is a class of its own"],
         ),
         (["cat/1.jpg", "dog/1.jpg"], []),
+        (
+            ["train/cat/1.jpg", "test/nan/1.jpg"],
+            ["'nan' is a class; take its images out of it if it stands for none"],
+        ),
+        (
+            ["cat/1.jpg", "None/1.jpg", "n.a./1.jpg"],
+            ["'None' and 'n.a.' are classes; take their images out of them if they stand for none"],
+        ),
     ],
 )
 def test_labels_that_may_not_be_meant_are_said(ids, lines):
     assert list(names_from_paths(ids).about_labels) == lines
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (["1.250", "300", ""], "'1.250' is read as a number below a thousand, with a fraction"),
+        (["1.000", "-12.000"], "'1.000' is read as a number below a thousand, with a fraction"),
+        (["1.250", "0.375"], ""),
+        (["1.250", "3.1"], ""),
+    ],
+)
+def test_points_that_may_stand_before_thousands_are_said_where_decimals_may_have_commas(
+    values, said
+):
+    assert factor_values(values, decimal_commas=True)[1] == said
+    assert factor_values(values)[1] == ""
+
+
+def test_several_classes_of_signs_are_classes_and_one_may_stand_for_none():
+    assert class_names(["+", "-", "x"]).notices == ()
 
 
 def test_what_is_said_of_a_column_is_what_the_task_factors_makes_of_it():

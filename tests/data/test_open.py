@@ -99,6 +99,8 @@ def test_tar_shards_by_a_pattern(tmp_path):
     assert len(open_source(str(tmp_path / "s-{00..01}.tar"))) == 4
     with pytest.raises(DataError, match=r"expected 3 shards, found no .*s-02\.tar"):
         open_source(str(tmp_path / "s-{00..02}.tar"))
+    with pytest.raises(DataError, match=r"a range that ascends, found \{01\.\.00\}"):
+        open_source(str(tmp_path / "s-{01..00}.tar"))
     with pytest.raises(DataError, match="expected tar shards, found none that match"):
         open_source(str(tmp_path / "t-*.tar"))
 

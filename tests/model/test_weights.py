@@ -296,6 +296,10 @@ def test_an_architecture_is_named_by_a_toml_or_a_configuration(tiny, tmp_path, m
             lambda s: {f"{net}.{k}": v for net in ("net", "ema_net") for k, v in s.items()},
             "; all its names begin with ema_net, net; save one network alone",
         ),
+        (
+            lambda s: s | {f"ema.{k}": v for k, v in s.items()},
+            "...; save one network alone, by its own names, or give weights",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_a_preset_are_told_by_the_tensors(tiny, tmp_path, change, message):
@@ -402,7 +406,7 @@ def test_an_average_kept_as_a_list_is_a_set_of_weights(tiny, tmp_path):
     assert weights.read_weights(tmp_path / "a.th").keys() == weights_of.keys()
     ema = {"decay": 0.9, "shadow_params": list(weights_of.values())}
     torch.save({"model": weights_of, "ema": ema}, tmp_path / "b.th")
-    with pytest.raises(vr.CheckpointError, match="2 sets of weights, model, ema"):
+    with pytest.raises(vr.CheckpointError, match="model, ema; copy the one that is meant"):
         weights.read_weights(tmp_path / "b.th")
 
 
@@ -491,7 +495,7 @@ def test_names_of_averaged_models_are_those_of_torch():
         (lambda s: {"models": [s]}, "found a list under 'models'"),
         (
             lambda s: {"state_dict": s, "ema": {"shadow_params": dict(enumerate(s.values()))}},
-            "holds 2 sets of weights, state_dict, ema",
+            "2 sets of weights, state_dict, ema; copy the one that is meant into the model: torch",
         ),
         (lambda s: {"shadow_params": dict(enumerate(s.values()))}, "found the key 0 of type int"),
         (

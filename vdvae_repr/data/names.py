@@ -114,6 +114,7 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNOREC
 WHOLE_FLOAT = re.compile(r"\+?(-?\d+)\.0*", re.ASCII)  # as 3.0, or 3.
 CODE = re.compile(r"0\d+")  # as 007
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
+THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}\.\d{3}", re.ASCII)  # which decimal commas go with
 NUMBER_LIKE = re.compile(  # as `20,5`, `1,000`, `12 kg`, `$1.50` or `(1.5)`
     r"\(?[+\u2212-]?[$\u00a3\u00a5\u20ac]?\s?[+\u2212-]?\d[\d.,'\u2019 \u00a0\u2009\u202f]*\s*[^\d\s]{0,3}"
 )
@@ -167,8 +168,9 @@ def class_names(values: Sequence[str | None]) -> ClassNames:
     if none:
         listed = ", ".join(f"{text!r} ({count})" for text, count in none.items())
         notices.append(f"labels that stand for none: {listed}")
-    if "-1" in names.values():
-        notices.append("label -1 is a class of its own; leave a label out where there is none")
+    signs = [text for text in present if not any(map(str.isalnum, text))]  # several have meanings
+    for text in ("-1",) if "-1" in names.values() else signs if len(signs) == 1 else ():
+        notices.append(f"label {text} is a class of its own; leave a label out where there is none")
     if rewritten := [text for text in present if names[text] != text]:
         if len(numbers) < len(present):
             notices.append(
@@ -253,6 +255,9 @@ def factor_values(values: Sequence[str], decimal_commas: bool = False) -> tuple[
             said = f"numbers with decimal commas: {example!r} is read as {points[example]}"
             values = [points.get(text, text) for text in values]
             present = set(points.values())
+    pointed = [text for text in values if text in present and "." in text]
+    if decimal_commas and not said and pointed and all(map(THOUSANDS.fullmatch, pointed)):
+        said = f"{pointed[0]!r} is read as a number below a thousand, with a fraction"
     others = [text for text in values if not is_missing(text) and not NUMBER.fullmatch(text)]
     endless = [text for text in others if text.casefold().lstrip("+-") in ("inf", "infinity")]
     if endless and len({*endless}) < len(present) and endless == others:
@@ -405,6 +410,8 @@ def unlabelled(ids: Sequence[str], labels: Sequence[str | None]) -> tuple[str, .
 
 def is_missing(value: str) -> bool:
     """Whether a table's value stands for none: empty, nan, NA, None and the like, in any case."""
+    if value == "NaT":  # pandas' for a time; Nat is a name
+        return True
     return value.casefold() in MISSING or SPREADSHEET_ERROR.fullmatch(value) is not None
 
 
@@ -605,7 +612,7 @@ def names_from_paths(ids: Sequence[str]) -> PathNames:
     else:
         labels = [path.stem.rpartition("_")[0] or None for path in paths]
         about_labels = _off_file_names(ids, labels)
-    about_labels += _folders_of_classes(labels)
+    about_labels += _folders_of_classes(labels) + _called_as_none(labels)
     unknown = {word: count for word, count in words.items() if not split_of(word)}
     notices += words_of_one_split(words)
     called = sorted(filter(like_split, alike), key=natural_key)
@@ -631,6 +638,22 @@ def _off_file_names(ids: Sequence[str], labels: Sequence[str | None]) -> tuple[s
             file = image_id.rpartition("/")[2]
             return (f"labels are read off the names of files, as {label!r} of {file}",)
     return ()
+
+
+def _called_as_none(labels: Iterable[str | None]) -> tuple[str, ...]:
+    """Return a line about classes that are called as tables call a value that is missing; maybe none.
+
+    >>> _called_as_none(["cat", "nan", None])
+    ("'nan' is a class; take its images out of it if it stands for none",)
+    """
+    distinct = sorted({label for label in labels if label is not None}, key=natural_key)
+    called = [label for label in distinct if is_missing(label.rpartition("/")[2])]
+    if not called:
+        return ()
+    listed = " and ".join(map(repr, called))
+    if len(called) == 1:
+        return (f"{listed} is a class; take its images out of it if it stands for none",)
+    return (f"{listed} are classes; take their images out of them if they stand for none",)
 
 
 def _folders_of_classes(labels: Iterable[str | None]) -> tuple[str, ...]:

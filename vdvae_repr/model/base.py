@@ -121,7 +121,8 @@ class SavedModel(nn.Module):
         """
         expected = {key: tuple(value.shape) for key, value in self.state_dict().items()}
         missing = [k for k in expected if k not in shapes]
-        extra = [shortened(k) for k in shapes if k not in expected]
+        others = [k for k in shapes if k not in expected]
+        extra = [shortened(k) for k in others]
         other = [
             f"{k} is {shapes[k]}, expected {expected[k]}"
             for k in expected
@@ -140,8 +141,10 @@ class SavedModel(nn.Module):
             if found
         ]
         begin = sorted({shortened(key.partition(".")[0]) for key in shapes})
-        if len(begin) < 4 and shapes and not expected.keys() & shapes.keys():
+        unknown = bool(shapes) and not expected.keys() & shapes.keys()
+        if len(begin) < 4 and unknown:
             clauses.append(f"all its names begin with {', '.join(begin)}")
+        if (len(begin) < 4 and unknown) or expected.keys() <= {k.partition(".")[2] for k in others}:
             advice = (
                 "save one network alone, by its own names, or give weights of this architecture"
             )

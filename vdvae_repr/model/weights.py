@@ -631,11 +631,14 @@ def unwrapped(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
         meant = [key for key in inside if not NO_WEIGHTS.fullmatch(key)]
         places = [_place(state, key) for key in meant]
         if len(places) > 1:  # which is not known but of averages
-            places = [place for place in places if AVERAGED.search(place)] or ["[KEY]"]
-        place = f"{whole}{places[0]}" if places else ""
+            places = [(place, named) for place, named in places if AVERAGED.search(place)] or [
+                ("[KEY]", True)
+            ]
+        advice = "copy the one that is meant into the model: torch.save(model.state_dict(), FILE)"
+        if places and places[0][1]:
+            advice = f"save the one that is meant: torch.save({whole}{places[0][0]}, FILE)"
         raise CheckpointError(
-            f"{path}: holds {len(inside)} sets of weights, {_some(inside)}; save the one that is meant: "
-            f"torch.save({place or 'model.state_dict()'}, FILE)"
+            f"{path}: holds {len(inside)} sets of weights, {_some(inside)}; {advice}"
         )
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
@@ -716,15 +719,18 @@ def _refuse_archive(path: Path, whole: bool) -> None:
         ) from error
 
 
-def _place(state: Mapping[str, Any], key: str) -> str:
-    """Return what leads from a dictionary to the tensors under a key, as `['callbacks']['EMA']`."""
+def _place(state: Mapping[str, Any], key: str) -> tuple[str, bool]:
+    """Return what leads to the tensors under a key, as `['callbacks']['EMA']`, and whether they have names.
+
+    Those in a list, or under numbers, have none.
+    """
     place, inside = f"[{key!r}]", state[key]
     while isinstance(inside, Mapping):
         holding = [name for name, value in inside.items() if _holds_tensors(value)]
-        if len(holding) != 1 or not isinstance(inside[holding[0]], Mapping):
+        if len(holding) != 1:
             break
         place, inside = f"{place}[{holding[0]!r}]", inside[holding[0]]
-    return place
+    return place, isinstance(inside, Mapping) and all(isinstance(name, str) for name in inside)
 
 
 def _holds_tensors(value: Any) -> bool:

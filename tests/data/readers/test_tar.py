@@ -112,8 +112,17 @@ def test_links_to_folders_of_a_tar_are_said_to_be_what_they_are(tmp_path, folder
     ("links", "ids", "why"),
     [
         ([("b.png", "c.png"), ("c.png", "a.png")], ("a.png", "b.png", "c.png"), None),  # of links
-        ([("b.png", "c.png"), ("c.png", "b.png")], ("a.png",), "link that leads to itself (2)"),
-        ([("b.png", "b.png")], ("a.png",), "link that leads to itself (1)"),
+        (
+            [("b.png", "c.png"), ("c.png", "b.png")],
+            ("a.png",),
+            "link that leads to itself, or over 40 others (2)",
+        ),
+        (
+            [(f"{n}.png", f"{n + 1}.png") for n in range(9, 60)],
+            ("a.png",),
+            "link that leads to itself, or over 40 others (",
+        ),
+        ([("b.png", "b.png")], ("a.png",), "link that leads to itself, or over 40 others (1)"),
         ([("b.png", ".h.png")], ("a.png",), "hidden (1), link to what is left out (1)"),
         ([("a.png", "b.png")], ("a.png",), "link called as another member (1)"),
         ([("b.png", "../a.png")], ("a.png",), "link to what is not in the tar (1)"),

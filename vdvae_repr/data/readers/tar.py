@@ -84,6 +84,8 @@ def shards(pattern: str) -> list[Path]:
     """
     if match := re.search(r"\{(\d+)\.\.(\d+)\}", pattern):
         first, last = match.groups()
+        if int(first) > int(last):
+            raise DataError(f"{pattern}: expected a range that ascends, found {match[0]}")
         numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
         paths = [Path(pattern[: match.start()] + n + pattern[match.end() :]) for n in numbers]
         if missing := [path for path in paths if not path.is_file()]:
@@ -367,7 +369,7 @@ def _members(path: Path, others: Counter[str]) -> list[_Member]:
         elif target in found:
             found[name] = found[target]._replace(name=name)
         elif target in after:
-            others["link that leads to itself"] += 1
+            others[f"link that leads to itself, or over {MOST_LINKS} others"] += 1
         elif target in folders or not after.keys().isdisjoint(above):
             others[FOLDER_LINK] += 1
         elif target in left:
