@@ -267,6 +267,29 @@ def test_what_the_steps_are_too_few_for_is_said(options, line, toml, photos, tmp
     assert line is None or line in found[0]
 
 
+@pytest.mark.parametrize(
+    ("shift", "scale", "says"),
+    [
+        (120.6, 1 / 64, "bring pixels of 0..255 to 1.88..5.87"),  # the sign
+        (-0.47, 1 / 64, None),
+        (-120.6, 1.0, "bring pixels of 0..255 to -121..134"),
+        (-120.6, 1 / 64 / 255, "to -0.00739..0.00824"),
+        (-120.6, 1 / 64, None),
+        (-127.5, 1 / 127.5, None),
+        (0.0, 1 / 255, None),
+    ],
+)
+def test_a_shift_and_scale_that_bring_pixels_far_from_0_are_said(
+    toml, photos, tmp_path, shift, scale, says
+):
+    changed = [f"model.shift={shift}", f"model.scale={scale}", "train.steps=2"]
+    said = []
+    vr.train(toml, photos, tmp_path / "r", changed=changed, progress=said.append)
+    found = [line for line in said if "leave both out to have them measured" in line]
+    assert len(found) == (says is not None)
+    assert says is None or says in found[0]
+
+
 def test_a_start_that_saw_images_cropped_otherwise_is_said(toml, photos, tmp_path):
     toml.write_text(SHIFTED)
     start = vr.train(toml, photos, tmp_path / "a", crop=6)

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vdvae_repr.config import (
+    AnyModelConfig,
     Config,
     TrainConfig,
     expect_likelihood,
@@ -92,6 +93,7 @@ from vdvae_repr.training.watch import Probe, Watch
 
 SKIPS_IN_A_ROW = 50
 STOPPING = (signal.SIGTERM, signal.SIGINT)
+FAR_FROM_0 = 100  # of a pixel that was shifted and scaled; published ones come to 2.2 at most
 EARLY = {1} | {2**power for power in range(3, 14)}  # openai/vdvae train.py
 
 
@@ -310,7 +312,10 @@ def _train(
     plan = replace(
         plan, data=source.opened or plan.data, fingerprint=fingerprint, checksums=checksums
     )
-    config = plan.config(_measure(plan, source, preprocessing, trained, workers, progress))
+    measured = _measure(plan, source, preprocessing, trained, workers, progress)
+    config = plan.config(measured)
+    if not measured and (line := _about_given_pixels(config.model)):
+        say(line)
 
     model = random_weights(config.model, options.name, recipe.seed).to(accelerator.device)
     if options.channels_last:
@@ -877,6 +882,18 @@ def _measure(
         + f" (mean {found.mean:.2f}, standard deviation {found.std:.2f} of 0..255)"
     )
     return measured
+
+
+def _about_given_pixels(model: AnyModelConfig) -> str:
+    """Say where the shift and scale given bring no pixel near 0, or some far from it; maybe nothing."""
+    low, high = model.shift * model.scale, (255 + model.shift) * model.scale
+    if low <= 0 <= high and 0.1 < max(-low, high) < FAR_FROM_0:
+        return ""
+    return (
+        f"model.shift = {model.shift:g} and model.scale = {model.scale:g} bring pixels of 0..255 to "
+        f"{low:.3g}..{high:.3g}, where training expects a mean near 0 and a deviation near 1: the shift is "
+        "minus the images' mean, the scale 1 by their deviation; leave both out to have them measured"
+    )
 
 
 def _about_other_pixels(
