@@ -93,10 +93,17 @@ def to_uint8(values: NDArray[Any], white: int) -> NDArray[np.uint8]:
 
 
 def decode_pixels(image: Image.Image) -> None:
-    """Decode an image; the transparent value of a PNG of 2, 4 or 16 bits is scaled as its pixels are."""
+    """Decode an image as its writer meant it, where Pillow takes the file at its word.
+
+    The transparent value of a PNG of 2, 4 or 16 bits is scaled as its pixels are. Colours of a TIFF's palette
+    that all are below 256 have 8 bits, where the standard asks for 16, as libtiff takes them.
+    """
     tiles = getattr(image, "tile", None)  # of an image that is not decoded yet
     held = tiles[0][3] if tiles else None
     image.load()
+    colors = getattr(image, "tag_v2", {}).get(320)  # ColorMap
+    if image.mode == "P" and colors and max(colors) < 256:
+        image.putpalette(bytes(colors), "RGB;L")
     bits, clear = {"L;2": 2, "L;4": 4}.get(str(held)), image.info.get("transparency")
     if bits and isinstance(clear, int):
         most = 2**bits - 1

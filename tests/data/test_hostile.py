@@ -146,8 +146,9 @@ def test_pixels_that_were_never_written_are_no_black_images(tmp_path, refused):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("images", (4, 8, 9, 3), np.uint8, chunks=(1, 8, 9, 3))
         file["images"][0] = 200
-    (line,) = open_source(tmp_path / "a.h5").notices
+    line, black = open_source(tmp_path / "a.h5").notices
     assert "images: 3 chunks of (1, 8, 9, 3) were never written" in line
+    assert black.startswith("3 images are black, 0 everywhere, as row 1")
 
 
 def test_hdf5_that_claims_too_much(tmp_path, monkeypatch, refused):

@@ -212,6 +212,40 @@ def test_what_a_file_is_instead_is_said(tmp_path, name, content, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b"x" * 2000, mtime=0), "it is compressed by gzip; unpack it"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "it is a Git LFS pointer"),
+        (b"<!doctype html><html>", "it is a web page"),
+        (b"", "cannot be read"),
+        (b"\0" * 511 + b"x", "cannot be read"),
+        (None, "cannot be read"),  # a folder
+    ],
+)
+def test_of_many_shards_the_one_that_is_damaged_is_named(tmp_path, content, message):
+    for number in range(3):
+        with tarfile.open(tmp_path / f"s-{number}.tar", "w") as archive:
+            Image.new("L", (8, 8), 99).save(tmp_path / "a.png")
+            archive.add(tmp_path / "a.png", arcname="a.png")
+    (tmp_path / "s-1.tar").unlink()
+    if content is None:
+        (tmp_path / "s-1.tar").mkdir()
+    else:
+        (tmp_path / "s-1.tar").write_bytes(content)
+    with pytest.raises(DataError, match=f"s-1.tar: {message}"):
+        open_source(str(tmp_path / "s-*.tar"))
+
+
+def test_hidden_shards_are_matched_by_no_pattern_but_their_own(tmp_path):
+    for name in ("s-0.tar", "s-1.tar", ".old-s-0.tar", "._s-1.tar"):
+        with tarfile.open(tmp_path / name, "w") as archive:
+            Image.new("L", (8, 8), 99).save(tmp_path / "a.png")
+            archive.add(tmp_path / "a.png", arcname=f"{name}.png".lstrip("."))
+    assert len(open_source(str(tmp_path / "*.tar"))) == 2
+    assert len(open_source(str(tmp_path / ".old*.tar"))) == 1
+
+
 def test_rows_are_chosen_in_the_order_given(tmp_path):
     images = np.arange(10, dtype=np.uint8)[:, None, None] * np.ones((1, 8, 9), np.uint8)
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(10) % 2)

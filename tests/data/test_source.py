@@ -124,7 +124,8 @@ def test_grey_files_of_a_few_values_are_said(tmp_path, caplog):
         assert len(read_images(open_source(tmp_path / folder), Preprocessing(size=8), [0, 1])) == 2
         said = [record.getMessage() for record in caplog.records]
         dark = "masks: a.png has 8-bit pixels, none above 2; 255 is read as white, so it is dark"
-        assert said == ([dark] if folder == "masks" else [])
+        black = "black: a.png is black everywhere"
+        assert said == {"masks": [dark], "black": [black]}.get(folder, [])
 
 
 def test_an_image_in_two_formats_is_said(tmp_path):
@@ -244,28 +245,31 @@ def test_of_several_pictures_in_a_netpbm_file_the_first_is_read_and_that_is_said
 
 @pytest.mark.parametrize("kind", ["avif", "gif", "png", "tif", "webp"])
 def test_of_several_pictures_in_a_file_the_first_is_read_and_that_is_said(tmp_path, caplog, kind):
-    pictures = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (0, 100, 200)]
+    pictures = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (50, 100, 200)]
     pictures[0].save(tmp_path / f"a.{kind}", save_all=True, append_images=pictures[1:])
     pictures[1].save(tmp_path / f"b.{kind}")
     source = open_source(tmp_path)
-    assert [int(np.asarray(to_rgb(image)).max()) for image in source] == [0, 100]
+    assert [int(np.asarray(to_rgb(image)).max()) for image in source] == [50, 100]
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path.name}: a.{kind} holds several pictures, of which the first is read"
     ]
 
 
-def coloured_tiff(values, *, photometric=2, apart=False, extra=()):
-    """A TIFF of (H, W, C), without Pillow, which writes no channels apart; `extra` are ExtraSamples."""
+def coloured_tiff(values, *, photometric=2, apart=False, extra=(), colors=()):
+    """A TIFF of (H, W, C), without Pillow, which writes no channels apart.
+
+    `extra` are its ExtraSamples, `colors` its ColorMap.
+    """
     height, width, channels = values.shape
     pixels = (values.transpose(2, 0, 1) if apart else values).tobytes()
     strips = channels if apart else 1
     tags = [(256, width), (257, height), (259, 1), (262, photometric), (277, channels)]
     tags += [(278, height), (284, 1 + apart)]
     tables = {258: [8 * values.itemsize] * channels, 279: [len(pixels) // strips] * strips}
-    place = 8 + 2 + 12 * (len(tags) + 3 + bool(extra)) + 4
-    after = place + 4 * (channels + 2 * strips + len(extra))
+    place = 8 + 2 + 12 * (len(tags) + 3 + bool(extra) + bool(colors)) + 4
+    after = place + 4 * (channels + 2 * strips + len(extra) + len(colors))
     tables[273] = [after + n * (len(pixels) // strips) for n in range(strips)]
-    tables |= {338: list(extra)} if extra else {}
+    tables |= ({338: list(extra)} if extra else {}) | ({320: list(colors)} if colors else {})
     entries = [(tag, struct.pack("<HHII", tag, 4, 1, value)) for tag, value in tags]
     body = b""
     for tag, numbers in tables.items():
@@ -275,6 +279,17 @@ def coloured_tiff(values, *, photometric=2, apart=False, extra=()):
         body += b"\0" * 4 if alone else struct.pack(f"<{len(numbers)}I", *numbers)
     head = b"II*\0" + struct.pack("<IH", 8, len(entries))
     return head + b"".join(entry for _, entry in sorted(entries)) + b"\0" * 4 + body + pixels
+
+
+@pytest.mark.parametrize("factor", [1, 257])
+def test_colours_of_a_tiff_that_are_written_with_8_bits_are_read_as_those_of_16(tmp_path, factor):
+    """By hand: value v has the colour (v, 255 - v, 7). The standard asks for 16 bits."""
+    numbers = np.random.default_rng(0).integers(0, 256, (5, 6, 1), dtype=np.uint8)
+    colors = [*range(256), *range(255, -1, -1), *[7] * 256]
+    content = coloured_tiff(numbers, photometric=3, colors=[factor * c for c in colors])
+    (tmp_path / "a.tif").write_bytes(content)
+    image = np.asarray(to_rgb(open_source(tmp_path)[0]))
+    assert np.array_equal(image, np.concatenate([numbers, 255 - numbers, numbers * 0 + 7], axis=2))
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ SPLIT_WORDS = {
 COLLECTION = re.compile(r"(?i)(set|data|images?|imgs?|split)$")  # as in `trainset`
 PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of a word, as `train` and `Images` of `trainImages2`
 FOLDER_LINK = "link to a folder"  # why a member of a tar is left out
+CHECKED_DISK = re.compile(r"found\.\d{3}")  # as FOUND.000, where Windows puts what it finds
 NAME_BYTES = 200  # of a factor's name: a file's may have 255, and head and feature stand before it
 MISSING = (
     "",
@@ -77,6 +78,10 @@ SYSTEM_FOLDERS = {  # of file servers, archives and systems, in any case
     "lost+found",
     "#snapshot",
     "~snapshot",
+    "@recently-snapshot",
+    "network trash folder",
+    "temporary items",
+    "recycler",
     "system volume information",
     "__pycache__",
     "thumbs.db",
@@ -417,7 +422,8 @@ def is_missing(value: str) -> bool:
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is hidden, or a system's own, as `@eaDir` and `__MACOSX`."""
-    return name.startswith(".") or name.casefold() in SYSTEM_FOLDERS
+    name = name.casefold()
+    return name.startswith(".") or name in SYSTEM_FOLDERS or bool(CHECKED_DISK.fullmatch(name))
 
 
 def unfit_for_a_file(name: str) -> str:

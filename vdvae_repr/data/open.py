@@ -39,7 +39,7 @@ from vdvae_repr.data.readers.arrays import (
 from vdvae_repr.data.readers.folder import open_folder
 from vdvae_repr.data.readers.manifest import open_manifest
 from vdvae_repr.data.readers.tar import open_tar, shards
-from vdvae_repr.data.source import Source, allow_pixels, image_extensions, what_it_is
+from vdvae_repr.data.source import Source, allow_pixels, image_extensions, unreadable, what_it_is
 from vdvae_repr.data.table import read_text
 from vdvae_repr.errors import DataError, first_line, printable
 
@@ -134,7 +134,7 @@ def _open(
         return _reading(
             path,
             lambda path: replace(
-                open_tar(shards(str(path)), path.name), paths=tuple(shards(str(path)))
+                open_tar(paths := shards(str(path)), path.name), paths=tuple(paths)
             ),
         )
     if not path.is_file():
@@ -168,12 +168,7 @@ def _reading(path: Path, reader: Callable[[Path], Source]) -> Source:
     except DataError:
         raise
     except Exception as error:  # a damaged file may make NumPy, h5py and tarfile raise anything
-        what = what_it_is(path)
-        if path.suffix.lower() == ".npz" and what.startswith("a zip"):
-            what = ""  # as it should be
-        raise DataError(
-            f"{path}: it is {what}" if what else f"{path}: cannot be read ({first_line(error)})"
-        ) from error
+        raise unreadable(path, error) from error
 
 
 def _opened(

@@ -351,9 +351,11 @@ class Source(Dataset[Image.Image]):
             limit = (
                 16 if image.format == "PPM" else 15
             )  # Pillow rounds its 16 bits, and cuts others'
-            if high is not None and deep and high <= limit:
+            if high == 0:
+                self._say_once(index, "is black everywhere")
+            elif high is not None and deep and high <= limit:
                 self._say_dim(index, 4095, "white, so it is dark")
-            elif high is not None and not deep and 0 < high < FEW_BITS:
+            elif high is not None and not deep and high < FEW_BITS:
                 line = f"has 8-bit pixels, none above {high}; 255 is read as white, so it is dark"
                 self._say_once(index, line, kind="dark")
 
@@ -913,6 +915,16 @@ def what_it_is(content: Path | bytes) -> str:
         return "a HEIC photo, which is not read; save it as JPEG or PNG"
     start = start.lstrip()
     return next((what for magic, what in _MAGIC.items() if start.startswith(magic)), "")
+
+
+def unreadable(path: Path, error: Exception) -> DataError:
+    """Return the error of a file that made its reader raise another: what the file is, if that is known."""
+    what = what_it_is(path)
+    if path.suffix.lower() == ".npz" and what.startswith("a zip"):
+        what = ""  # as it should be
+    return DataError(
+        f"{path}: it is {what}" if what else f"{path}: cannot be read ({first_line(error)})"
+    )
 
 
 def _decode(image: Image.Image) -> bool:

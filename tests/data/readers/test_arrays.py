@@ -377,6 +377,52 @@ def test_class_names_of_odd_shapes(tmp_path, names, given, expected, notice):
     assert [notice in line for line in source.notices] == ([] if notice is None else [True])
 
 
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (["Cat", "cat", "dog"], "'Cat' and 'cat' are two classes; rename one if they are the same"),
+        (["cat", "cat ", "dog"], "class_names name several classes 'cat'"),
+        (["cat", "dog", "nan"], "class_names call a class 'nan'; label its images -1 if it"),
+        (["cat", "dog", "cow"], ""),
+    ],
+)
+def test_names_of_classes_that_may_be_meant_otherwise_are_said(tmp_path, names, line):
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=[0, 1, 2, 1], class_names=names)
+    said = open_source(tmp_path / "a.npz").notices
+    assert len(said) == bool(line)
+    assert not line or line in said[0]
+
+
+@pytest.mark.parametrize("kind", ["npy", "h5", "npz", "memory"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_rows_that_were_never_written_are_said(tmp_path, kind, dtype):
+    """As of an array that is made at full size, and filled by a script that was stopped."""
+    path = tmp_path / f"a.{kind}"
+    filled = np.full((7, 8, 9, 3), 1, dtype) * dtype(1 if dtype == np.float32 else 200)
+    images = np.concatenate([filled, np.zeros((3, 8, 9, 3), dtype)])
+    if kind == "npy":
+        array = np.lib.format.open_memmap(path, "w+", dtype, (10, 8, 9, 3))
+        array[:7] = filled
+        array.flush()
+    elif kind == "h5":
+        with h5py.File(path, "w") as file:
+            file.create_dataset("images", (10, 8, 9, 3), dtype)[:7] = filled
+    elif kind == "npz":
+        np.savez(path, images=images)
+    black = "3 images are black, 0 everywhere, as row 7; leave out what was never written"
+    assert black in open_source(images if kind == "memory" else path).notices
+    assert not any("black" in line for line in open_source(filled).notices)
+
+
+def test_of_a_large_file_a_sample_tells_rows_that_were_never_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "EXACT_BYTES", 1000)
+    array = np.lib.format.open_memmap(tmp_path / "a.npy", "w+", np.uint8, (1000, 8, 8, 3))
+    array[:700] = 99
+    array.flush()
+    (line,) = open_source(tmp_path / "a.npy").notices
+    assert line.startswith("5 images of 16 looked at are black, 0 everywhere, as row ")
+
+
 def test_class_names_of_two_axes_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", images=IMAGES, labels=np.arange(4), class_names=np.eye(2))
     with pytest.raises(DataError, match=r"expected class_names \(K,\), found shape \(2, 2\)"):
@@ -385,10 +431,10 @@ def test_class_names_of_two_axes_are_refused(tmp_path):
 
 @pytest.mark.parametrize("shape", [(3, 8, 9), (4, 8, 9), (8, 8, 20)])
 def test_how_an_array_of_three_axes_is_read_is_said(shape):
-    source = open_source(np.zeros(shape, np.uint8))
+    source = open_source(np.full(shape, 99, np.uint8))
     assert len(source) == shape[0]
     assert f"read as {shape[0]} grey images of {shape[1]}x{shape[2]} pixels" in source.notices[0]
-    assert open_source(np.zeros((5, 8, 8), np.uint8)).notices == ()
+    assert open_source(np.full((5, 8, 8), 99, np.uint8)).notices == ()
 
 
 @pytest.mark.parametrize(
@@ -402,7 +448,7 @@ def test_how_an_array_of_three_axes_is_read_is_said(shape):
 )
 def test_axes_in_another_order_are_refused_with_advice(shape, advice):
     with pytest.raises(DataError, match=advice):
-        open_source(np.zeros(shape, np.uint8))
+        open_source(np.full(shape, 99, np.uint8))
 
 
 @pytest.mark.parametrize("dtype", ["<u2", ">u2"])
@@ -587,10 +633,10 @@ def test_labels_that_are_references_are_refused(tmp_path):
 
 
 def test_grey_images_side_by_side_in_the_last_axis_are_said_where_they_are_no_squares(tmp_path):
-    np.save(tmp_path / "a.npy", np.zeros((9, 7, 12), np.uint8))
+    np.save(tmp_path / "a.npy", np.full((9, 7, 12), 99, np.uint8))
     (line,) = open_source(tmp_path / "a.npy").notices
     assert line.startswith("read as 9 grey images of 7x12 pixels; transpose(2, 0, 1)")
-    np.save(tmp_path / "a.npy", np.zeros((9, 7, 7), np.uint8))
+    np.save(tmp_path / "a.npy", np.full((9, 7, 7), 99, np.uint8))
     assert open_source(tmp_path / "a.npy").notices == ()
 
 

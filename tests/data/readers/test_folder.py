@@ -13,6 +13,19 @@ def put(path, value=0):
     Image.fromarray(np.full((8, 8), value, np.uint8)).save(path, "PNG")
 
 
+@pytest.mark.parametrize(
+    "folder",
+    ["@Recently-Snapshot", "Network Trash Folder", "Temporary Items", "RECYCLER", "FOUND.000"],
+)
+def test_folders_of_servers_and_systems_are_no_classes(tmp_path, folder):
+    for name in ("cat", "dog", folder):
+        (tmp_path / name).mkdir()
+        Image.new("L", (8, 8), 99).save(tmp_path / name / "1.png")
+    source = open_source(tmp_path)
+    assert source.label_names == ("cat", "dog")
+    assert source.notices == (f"1 folder left out: {folder}",)
+
+
 def test_hidden_and_system_folders_are_left_out_and_named(tmp_path):
     for name in ("cat", "dog", ".ipynb_checkpoints", ".dirs", "@eaDir", "__MACOSX"):
         put(tmp_path / name / "1.png")

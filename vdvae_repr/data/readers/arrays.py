@@ -38,6 +38,8 @@ from vdvae_repr.data.hdf5 import (
 from vdvae_repr.data.names import (
     SPLITS,
     class_names,
+    is_missing,
+    look_alikes,
     merged_ids,
     natural_key,
     number_labels,
@@ -46,7 +48,7 @@ from vdvae_repr.data.names import (
     splits_of,
 )
 from vdvae_repr.data.source import FAINT, Source
-from vdvae_repr.errors import DataError
+from vdvae_repr.errors import DataError, counted
 from vdvae_repr.pixels import to_uint8
 
 EXACT_BYTES = 2**26  # up to so many, all rows are part of the fingerprint; above, a sample is
@@ -675,15 +677,16 @@ def array_source(
     splits, unknown = splits_of(words)
     if any(part.splits is not None for part in parts) and not any(splits):
         said.append("the array of splits is empty, so that images belong to no split")
-    images = [part.images for part in parts]
+    sizes, line = _checksums(parts, file)
+    said += [line] if line else []
     return Source(
         name=name,
         ids=tuple(ids),
-        reader=ArrayRows(images, whites),
+        reader=ArrayRows([part.images for part in parts], whites),
         labels=labels,
         label_names=known_names,
         splits=splits,
-        sizes=_checksums(images, file),
+        sizes=sizes,
         notices=(*said, *about_labels, *unknown),
     )
 
@@ -848,7 +851,12 @@ def _named(
     occurring = len(set(numbers.tolist()) - {-1})
     if occurring < len(label_names):
         said.append(f"class_names name {len(label_names)} classes, of which {occurring} occur")
+    label_names = [called.strip() for called in label_names]
     counts = Counter(label_names)
+    if none := [called for called in counts if is_missing(called)]:
+        said.append(
+            f"class_names call a class {none[0]!r}; label its images -1 if it stands for none"
+        )
     if twice := [called for called, count in counts.items() if count > 1]:
         said.append(
             f"class_names name several classes {twice[0]!r}: their numbers stand behind their names"
@@ -857,6 +865,7 @@ def _named(
         called if counts[called] == 1 else f"{called} ({number})"
         for number, called in enumerate(label_names)
     ]
+    said += look_alikes(counts)
     return numbers.astype(np.int64), tuple(unique)
 
 
@@ -884,18 +893,33 @@ def _whole(name: str, values: NDArray[Any]) -> list[int | None]:
     return [None if value != value else int(value) for value in values.tolist()]
 
 
-def _checksums(images: Sequence[Any], file: Path | None) -> list[int]:
-    """Return a checksum of every row, or, of a large file, of a sample, with its size.
+def _checksums(parts: Sequence[Part], file: Path | None) -> tuple[list[int], str]:
+    """Return a checksum of every row, or, of a large file, of a sample, with its size; and what to say.
 
     A change of a large file that keeps its size and the sample is not noticed here; `Source.state` tells.
+    Rows that are 0 everywhere are said, as those are that were never written.
     """
-    total = sum(int(np.prod(part.shape)) * part.dtype.itemsize for part in images)
-    if file is None or total <= EXACT_BYTES:
-        return [zlib.crc32(part[i].tobytes()) for part in images for i in range(len(part))]
-    status = file.stat()
-    sums = [zlib.crc32(part[i].tobytes()) for part in images for i in _sample(len(part))]
-    shapes = zlib.crc32(repr([(part.shape, str(part.dtype)) for part in images]).encode())
-    return [status.st_size, shapes, *sums]
+    images = [part.images for part in parts]
+    total = sum(int(np.prod(array.shape)) * array.dtype.itemsize for array in images)
+    whole = file is None or total <= EXACT_BYTES
+    sums, black = [], []
+    for part in parts:
+        for row in range(len(part.images)) if whole else _sample(len(part.images)):
+            image = part.images[row]
+            sums.append(zlib.crc32(image.tobytes()))
+            if not image.any():
+                black.append(f"row {row}" + (f" of {part.split}" if part.split else ""))
+    line = ""
+    if black:
+        line = (
+            f"{counted(len(black), 'image')}{'' if whole else f' of {len(sums)} looked at'} "
+            f"{'is' if len(black) == 1 else 'are'} black, 0 everywhere, as {black[0]}; "
+            "leave out what was never written"
+        )
+    if whole or file is None:
+        return sums, line
+    shapes = zlib.crc32(repr([(array.shape, str(array.dtype)) for array in images]).encode())
+    return [file.stat().st_size, shapes, *sums], line
 
 
 def _sample(count: int) -> list[int]:

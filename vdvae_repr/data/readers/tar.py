@@ -38,7 +38,7 @@ from vdvae_repr.data.names import (
     splits_of_shards,
     unlabelled,
 )
-from vdvae_repr.data.source import FILE_BYTES, Source, image_extensions, open_image
+from vdvae_repr.data.source import FILE_BYTES, Source, image_extensions, open_image, unreadable
 from vdvae_repr.errors import DataError, counted, first_line
 
 LABEL_KEYS = ("label", "cls", "class")  # of a .json beside an image
@@ -79,6 +79,8 @@ class _Members:
 def shards(pattern: str) -> list[Path]:
     """Return the tars that a pattern names, in natural order: `a-*.tar`, `a-{000..012}.tar`.
 
+    As in a shell, `*` matches no hidden file.
+
     Raises:
         DataError: one is missing, or none match.
     """
@@ -92,7 +94,10 @@ def shards(pattern: str) -> list[Path]:
             raise DataError(f"{pattern}: expected {len(paths)} shards, found no {missing[0]}")
         return paths
     where = Path(pattern)
-    paths = sorted(where.parent.glob(where.name), key=lambda path: natural_key(path.name))
+    found = where.parent.glob(where.name)
+    if not where.name.startswith("."):
+        found = (path for path in found if not is_hidden(path.name))
+    paths = sorted(found, key=lambda path: natural_key(path.name))
     if not paths:
         raise DataError(f"{pattern}: expected tar shards, found none that match")
     return paths
@@ -191,7 +196,13 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
     for path in paths:
         own: list[_Member] = []
         sidecars: list[_Member] = []
-        for member in _members(path, others):
+        try:
+            members = _members(path, others)
+        except DataError:
+            raise
+        except Exception as error:  # a damaged tar may make tarfile raise anything
+            raise unreadable(path, error) from error
+        for member in members:
             kind = extension(member.name)
             if kind in extensions:
                 own.append(member)
