@@ -119,6 +119,7 @@ def test_a_whole_number_is_one_class_and_different_names_stay_apart(values, clas
         (["1", "01"], "'01' and '1' are two classes"),
         (["cat", "Cat"], "'Cat' and 'cat' are two classes"),
         (["caf\u00e9", "cafe\u0301"], "are two classes"),
+        (["\u201ccat\u201d", "cat"], "'cat' and '\u201ccat\u201d' are two classes"),
         (["1000", "1e3", "cat"], "'1e3' and '1000' are two classes"),
         (["1e3", "1000"], "'1e3' and '1000' are two classes"),
         (["1.50", "1.5", "beta"], "words and numbers with fractions"),

@@ -32,6 +32,7 @@ SPLIT_WORDS = {
 COLLECTION = re.compile(r"(?i)(set|data|images?|imgs?|split)$")  # as in `trainset`
 PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of a word, as `train` and `Images` of `trainImages2`
 FOLDER_LINK = "link to a folder"  # why a member of a tar is left out
+QUOTES = "'\"\u2018\u2019\u201c\u201d"
 CHECKED_DISK = re.compile(r"found\.\d{3}")  # as FOUND.000, where Windows puts what it finds
 NAME_BYTES = 200  # of a factor's name: a file's may have 255, and head and feature stand before it
 MISSING = (
@@ -337,7 +338,8 @@ save them as whole numbers
 def look_alikes(labels: Iterable[str | None], kind: str = "classes") -> tuple[str, ...]:
     """Return a line about classes whose names differ in case, blanks or leading zeros alone; maybe none.
 
-    Names that are one number, as `1e3` and `1000`, are such classes too. So are a factor's categories.
+    Quotation marks around a name count for nothing. Names that are one number, as `1e3` and `1000`, are such
+    classes too. So are a factor's categories.
     """
     first: dict[str | Decimal, str] = {}
     alike = []
@@ -345,7 +347,7 @@ def look_alikes(labels: Iterable[str | None], kind: str = "classes") -> tuple[st
         seen = name
         if not name.isprintable():  # without U+200B and the like
             seen = "".join(c for c in name if unicodedata.category(c) != "Cf")
-        text = " ".join(unicodedata.normalize("NFKC", seen).casefold().split())
+        text = " ".join(unicodedata.normalize("NFKC", seen).casefold().split()).strip(QUOTES)
         number = _exact_number(text)
         key = re.sub(r"(?<!\d)0+(?=\d)", "", text) if number is None else number
         if first.setdefault(key, name) != name:
