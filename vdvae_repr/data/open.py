@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,7 +149,7 @@ def _open(
         )
     if suffix in READERS:
         return _reading(path, READERS[suffix])
-    what = OTHER_KINDS.get(suffix) or what_it_is(path)
+    what = OTHER_KINDS.get(suffix) or _another_kind(path)
     if not what and suffix in image_extensions():
         what = "a single image; give the folder that it is in"
     raise DataError(
@@ -168,12 +170,35 @@ def _reading(path: Path, reader: Callable[[Path], Source]) -> Source:
     except DataError:
         raise
     except Exception as error:  # a damaged file may make NumPy, h5py and tarfile raise anything
-        what = what_it_is(path)
-        if path.suffix.lower() == ".npz" and what.startswith("a zip"):
-            what = ""  # as it should be
+        what = _another_kind(path)
         raise DataError(
             f"{path}: it is {what}" if what else f"{path}: cannot be read ({first_line(error)})"
         ) from error
+
+
+def _another_kind(path: Path) -> str:
+    """Say what a file is that is not what its name says; empty where it is that, or its bytes do not tell."""
+    what, suffix = what_it_is(path), path.suffix.lower()
+    if what.startswith("a zip"):
+        names = []
+        with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any(name.endswith("/data.pkl") for name in names):
+            return (
+                "what torch.save wrote; save its images as uint8 (N, H, W, 3) in a .npy or .h5 file"
+            )
+        if suffix == ".npz":
+            return ""
+        if names and all(name.endswith(".npy") for name in names):
+            return "a .npz file; call it .npz"
+    elif not what:
+        with path.open("rb") as file:
+            start = file.read(8)
+        if start.startswith(b"\x93NUMPY") and suffix != ".npy":
+            return "a NumPy array; call it .npy"
+        if start == b"\x89HDF\r\n\x1a\n" and suffix not in HDF5:
+            return "an HDF5 file; call it .h5"
+    return what
 
 
 def _opened(
@@ -211,6 +236,10 @@ def _keyed(path: Path, key: str) -> Source:
         return _reading(path, lambda path: open_hdf5(path, key))
     if suffix == ".npz":
         return _reading(path, lambda path: open_npz(path, key))
+    if suffix == ".tar":
+        raise DataError(
+            f"{path}:{key}: expected one tar or a pattern of several, as '{path.parent}/*.tar', found a colon"
+        )
     raise DataError(f"{path}:{key}: expected a .h5 or .npz file before the colon, found {suffix!r}")
 
 
@@ -255,7 +284,15 @@ def _numbers_in(rows: str | Path) -> NDArray[Any]:
     try:
         if path.suffix.lower() == ".npy":
             return np.atleast_1d(np.squeeze(map_npy(path)))
-        words = read_text(path).replace(",", " ").split()
+        lines = read_text(path).replace(",", " ").splitlines()
+        table = [line.split() for line in lines if line.strip()]
+        columns = {len(line) for line in table}
+        if len(table) > 1 and len(columns) == 1 and columns != {1}:
+            raise ValueError(
+                f"{len(table)} lines of {len(table[0])} numbers each, of which a column may be an index; "
+                "give one number a line, or all on one line"
+            )
+        words = [word for line in table for word in line]
         if wrong := [word for word in words if not word.isdecimal()]:
             raise ValueError(f"{wrong[0]!r:.40} is no number of a row")
         return np.array([int(word) for word in words], np.int64)
