@@ -515,8 +515,8 @@ def _brightest(image: Image.Image) -> int | None:
 
 def _opacity(image: Image.Image) -> int:
     """Return the highest opacity of any pixel, 0 to 255, of an image that is decoded."""
-    if image.getbands()[-1] == "A":  # of LAB it is a colour
-        return int(image.getchannel("A").getextrema()[1])  # type: ignore[arg-type]
+    if (alpha := image.getbands()[-1]) in ("A", "a"):  # of LAB it is a colour
+        return int(image.getchannel(alpha).getextrema()[1])  # type: ignore[arg-type]
     clear: Any = image.info.get("transparency")
     if clear is None:
         return FULL
