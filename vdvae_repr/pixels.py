@@ -10,6 +10,7 @@ from PIL import ExifTags, Image
 
 from vdvae_repr.errors import DataError
 
+SEPARATE_ALPHA = {"La": "LA", "RGBa": "RGBA"}  # of modes that multiply colours by their opacity
 STRIP = 2**22  # pixels that are converted at a time
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -43,6 +44,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         if isinstance(clear, int):  # the one value that a grey PNG calls transparent
             grey = np.where(values == clear, np.uint8(255), grey)
         image = Image.fromarray(grey)
+    if image.mode in SEPARATE_ALPHA:
+        image = image.convert(SEPARATE_ALPHA[image.mode])
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         return _over_white(image)
     return image.convert("RGB")

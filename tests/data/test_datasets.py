@@ -199,6 +199,26 @@ def test_a_damaged_batch_is_named(tmp_path, small_val, content, message):
         open_source("cifar10", root=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        ([0, 1, 2.5, 3], "found 2.5"),
+        ([0, -1, 2, 3], "found -1 to 3"),
+        ([0, 1, 2, 10], "found 0 to 10"),
+        ([0, 1, 2, float("nan")], "found nan"),
+        (["cat"] * 4, "found <U3"),
+    ],
+)
+def test_labels_that_are_no_numbers_of_classes_are_refused(tmp_path, small_val, labels, found):
+    write_cifar10(tmp_path)
+    batch = tmp_path / "cifar-10-batches-py" / "data_batch_2"
+    batch.write_bytes(pickle.dumps({"data": rows(4, 32), "labels": labels}))
+    with pytest.raises(DataError, match=f"data_batch_2: expected labels 0 to 9, {found}"):
+        open_source("cifar10", root=tmp_path)
+    batch.write_bytes(pickle.dumps({"data": rows(4, 32), "labels": [0.0, 1.0, 2.0, 9.0]}))
+    assert open_source("cifar10", root=tmp_path).labels[4:8].tolist() == [0, 1, 2, 9]
+
+
 def published_val(seed, count, held_back):
     """The published code's own words: seed NumPy's global state, permute, take the end."""
     state = np.random.get_state()  # noqa: NPY002
@@ -306,6 +326,9 @@ def test_wrong_arrays_are_refused(tmp_path, small_val):
     np.savez(last, data=rows(2, 32), labels=[0, 5])
     with pytest.raises(DataError, match="labels 1 to 1000, found 0 to 5"):
         open_source("imagenet32", root=tmp_path)
+    np.savez(last, data=rows(2, 32), labels=[1, 2.5])
+    with pytest.raises(DataError, match=r"labels 1 to 1000, found 2\.5"):
+        open_source("imagenet32", root=tmp_path)
     np.savez(last, data=rows(2, 64), labels=[1, 5])
     with pytest.raises(DataError, match=r"\(N, 3072\), found uint8 \(2, 12288\)"):
         open_source("imagenet32", root=tmp_path)
@@ -343,6 +366,9 @@ def test_celeba(tmp_path):
     source = open_source("celeba", root=tmp_path)
     assert (source.ids, source.splits) == (tuple(files), ("train", "test", "val"))
     assert source.labels.tolist() == [-1, -1, -1]
+    assert source.notices[0] == "no identity_CelebA.txt is there, so that images have no labels"
+    (folder / "identity_CelebA.txt").write_text("")
+    assert "identity_CelebA.txt is empty" in open_source("celeba", root=tmp_path).notices[0]
     (folder / "identity_CelebA.txt").write_text(
         "000001.jpg 2880\n000002.jpg 2937\n000003.jpg 2880\n"
     )
@@ -407,6 +433,30 @@ def test_lfw_takes_the_first_version_there(tmp_path):
     assert set(source.splits) == {""}
 
 
+@pytest.mark.parametrize("outer", ["", "lfw-deepfunneled/"])
+def test_lfw_by_name_reads_splits_and_says_what_the_folder_says(tmp_path, outer):
+    for split, numbers in (("train", (1, 2)), ("test", (3, 4))):
+        for person in ("Ada", "ada", "Bob_X"):
+            for number in numbers:
+                write_png(tmp_path / f"lfw/{outer}{split}/{person}/{person}_{number:04d}.jpg")
+    (tmp_path / "lfw/pairs.txt").write_text("10 300\n")
+    named, folder = open_source("lfw", root=tmp_path), open_source(tmp_path / "lfw")
+    assert (named.ids, named.splits) == (folder.ids, folder.splits)
+    assert (named.splits.count("train"), named.splits.count("test")) == (6, 6)
+    assert named.label_names == ("Ada", "Bob_X", "ada")
+    assert named.labels.tolist() == folder.labels.tolist()
+    assert named.notices[0] == ("'Ada' and 'ada' are two classes; rename one if they are the same")
+
+
+def test_a_person_of_lfw_is_the_last_folder_and_val_ackerman_is_not_said(tmp_path):
+    for person in ("Al_Ek", "Val_Ackerman"):
+        write_png(tmp_path / f"lfw-deepfunneled/lfw-deepfunneled/{person}/{person}_0001.jpg")
+    source = open_source("lfw", root=tmp_path)
+    assert source.label_names == ("Al_Ek", "Val_Ackerman")
+    (line,) = source.notices
+    assert line.startswith("2 images are there, 13,233 are published")
+
+
 @pytest.mark.parametrize("zipped", [False, True])
 def test_omniglot(tmp_path, zipped):
     drawn = [
@@ -428,6 +478,35 @@ def test_omniglot(tmp_path, zipped):
     names = [source.label_names[label] for label in source.labels]
     assert names[:3] == ["Balinese/character01", "Balinese/character02", "Greek/character01"]
     assert np.array_equal(np.stack(read(source)), np.stack(pixels))
+
+
+@pytest.mark.parametrize("outer", ["", "omniglot/python/images_{}/"])
+def test_omniglot_zips_of_the_folders_contents_or_of_more_keep_every_alphabet(tmp_path, outer):
+    """One name may be in both zips: each is read."""
+    characters = [f"{alphabet}/character0{k}" for alphabet in ("Greek", "Latin") for k in (1, 2)]
+    (tmp_path / "omniglot-py").mkdir()
+    drawn = write_png(tmp_path / "1.png")
+    for part in ("background", "evaluation"):
+        with zipfile.ZipFile(tmp_path / "omniglot-py" / f"images_{part}.zip", "w") as archive:
+            for character in characters:
+                name = f"{outer.format(part)}{character}/0001_01.png"
+                archive.write(tmp_path / "1.png", name)
+    source = open_source("omniglot", root=tmp_path)
+    assert source.label_names == tuple(characters)
+    assert source.ids[::4] == tuple(
+        f"images_{part}/Greek/character01/0001_01.png" for part in ("background", "evaluation")
+    )
+    assert source.splits == ("train",) * 4 + ("test",) * 4
+    assert np.array_equal(read(source)[7], drawn)
+
+
+def test_two_drawings_of_one_path_in_a_zip_are_refused(tmp_path):
+    write_png(tmp_path / "omniglot-py/images_evaluation/Greek/character01/1.png")
+    with zipfile.ZipFile(tmp_path / "omniglot-py/images_background.zip", "w") as archive:
+        for outer in ("a", "b"):
+            archive.writestr(f"{outer}/images_background/Greek/character01/1.png", b"")
+    with pytest.raises(DataError, match=r"expected one file images_background/Greek/.*found two"):
+        open_source("omniglot", root=tmp_path)
 
 
 def test_omniglot_runs(tmp_path):

@@ -1,5 +1,6 @@
 import gzip
 import io
+import re
 import struct
 import tarfile
 import zlib
@@ -7,11 +8,19 @@ import zlib
 import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing
 from vdvae_repr.errors import ConfigError, DataError
+
+
+def saved(save):
+    """The bytes of a file that holds three numbers, which `torch.save` or NumPy writes."""
+    buffer = io.BytesIO()
+    save(*((np.arange(3), buffer) if save is torch.save else (buffer, np.arange(3))))
+    return buffer.getvalue()
 
 
 def picture(path, color=(200, 100, 50), mode="RGB", size=(20, 16)):
@@ -103,6 +112,11 @@ def test_tar_shards_by_a_pattern(tmp_path):
         open_source(str(tmp_path / "s-{01..00}.tar"))
     with pytest.raises(DataError, match="expected tar shards, found none that match"):
         open_source(str(tmp_path / "t-*.tar"))
+    pattern = re.escape(f"'{tmp_path}/*.tar'")
+    with pytest.raises(DataError, match=f"tar shards are named by a pattern, as {pattern}"):
+        open_source(tmp_path)
+    with pytest.raises(DataError, match=f"a pattern of several, as {pattern}, found a colon"):
+        open_source(f"{tmp_path / 's-00.tar'}::{tmp_path / 's-01.tar'}")
 
 
 def test_arrays(tmp_path):
@@ -203,6 +217,12 @@ def test_an_empty_name_is_refused():
         ("a.xyz", b"?", r"found '\.xyz'; save its images"),
         ("a.npy", b"", "cannot be read"),
         ("b.npz", b"PK\x03\x04", "cannot be read"),
+        ("b.npy", saved(np.savez), r"a \.npz file; call it \.npz"),
+        ("c.npz", saved(np.save), r"a NumPy array; call it \.npy"),
+        ("download", saved(np.save), r"a NumPy array; call it \.npy"),
+        ("b.tar", b"\x89HDF\r\n\x1a\n", r"an HDF5 file; call it \.h5"),
+        ("a.pt", saved(torch.save), "what torch.save wrote; save its images as uint8"),
+        ("d.npy", saved(torch.save), "what torch.save wrote; save its images as uint8"),
     ],
 )
 def test_what_a_file_is_instead_is_said(tmp_path, name, content, message):
@@ -342,3 +362,20 @@ def test_rows_in_a_file_are_digits(tmp_path, text):
     (tmp_path / "rows.txt").write_text(text)
     with pytest.raises(DataError, match=r"rows: expected FIRST:LAST .* is no number of a row"):
         open_source(np.zeros((11, 8, 9), np.uint8), rows=tmp_path / "rows.txt")
+
+
+@pytest.mark.parametrize("text", ["0,5\n1,6\n2,7\n", "5 6\n7 8\n", "0\t3\t1\n1\t4\t1\n\n"])
+def test_rows_in_a_table_of_columns_are_refused(tmp_path, text):
+    """One column may be an index, as pandas writes."""
+    (tmp_path / "rows.csv").write_text(text)
+    with pytest.raises(
+        DataError, match=r"rows: .*\(\d lines of \d numbers each, .*one number a line"
+    ):
+        open_source(np.zeros((10, 8, 9), np.uint8), rows=tmp_path / "rows.csv")
+
+
+@pytest.mark.parametrize("text", ["5, 6, 7", "5, 6\n7\n", "\n5\n6\n7\n"])
+def test_rows_on_one_line_or_one_a_line_are_read(tmp_path, text):
+    (tmp_path / "rows.csv").write_text(text)
+    source = open_source(np.zeros((10, 8, 9), np.uint8), rows=tmp_path / "rows.csv")
+    assert source.ids == ("5", "6", "7")

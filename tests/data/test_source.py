@@ -327,6 +327,33 @@ def test_channels_that_are_left_out_are_said(tmp_path, caplog):
     ]
 
 
+@pytest.mark.parametrize("photometric", [1, 2])
+def test_a_tiff_whose_colours_are_multiplied_by_their_opacity_is_laid_over_white(
+    tmp_path, caplog, photometric
+):
+    """ExtraSamples 1 of TIFF 6.0: over white is what is held, plus the white that shows through."""
+    rng = np.random.default_rng(0)
+    alpha = rng.choice([0, 128, 255], (8, 9, 1)).astype(np.uint8)
+    grey = rng.integers(0, 256, (8, 9, 1)) * alpha // 255
+    channels = 1 if photometric == 1 else 3
+    values = np.concatenate([grey.repeat(channels, 2), alpha], 2).astype(np.uint8)
+    (tmp_path / "1.tif").write_bytes(coloured_tiff(values, photometric=photometric, extra=[1]))
+    clear = np.zeros_like(values)
+    (tmp_path / "2.tif").write_bytes(coloured_tiff(clear, photometric=photometric, extra=[1]))
+    source = open_source(tmp_path)
+    read = [np.asarray(to_rgb(image)).astype(int) for image in source]
+    expected = (grey + (255 - alpha.astype(int))).repeat(3, 2)
+    np.testing.assert_allclose(read[0], expected, atol=2)
+    assert (read[1] == 255).all()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.endswith("2.tif is transparent everywhere, so it is read as white")
+
+
+def test_pixels_in_memory_that_are_multiplied_by_their_opacity_are_laid_over_white():
+    image = Image.new("RGBA", (4, 4), (200, 100, 0, 128))
+    assert np.array_equal(np.asarray(to_rgb(image.convert("RGBa"))), np.asarray(to_rgb(image)))
+
+
 def test_an_image_that_is_transparent_everywhere_is_said_once(tmp_path, caplog):
     """As of a renderer or a TGA that writes no alpha, but keeps room for it."""
     pixels = np.full((4, 4, 4), 200, np.uint8)

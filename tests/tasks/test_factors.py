@@ -200,6 +200,60 @@ def test_text_and_factors_that_do_not_vary(tiny, people, tmp_path):
         vr.probe(constant, "factors")
 
 
+def test_factors_that_vary_on_no_side_alone_are_not_called_the_same_on_all(tiny, people, tmp_path):
+    rare, kinds = np.full(48, 5.0), np.full(48, "x", object)
+    rare[9], kinds[[9, 10]] = 6, ("y", "z")
+    source = knowing(people(8), rare=rare, kinds=kinds, always=np.ones(48))
+    store = vr.extract(tiny, source, tmp_path / "s.h5", layers="1x1")
+    with pytest.raises(
+        vr.TaskError,
+        match=r"found kinds, rare, the same on all images of a side \(fitted on 3 people, drawn with seed 0",
+    ):
+        vr.probe(store, "factors")
+
+
+@pytest.mark.parametrize(
+    ("factor", "message"),
+    [
+        (
+            1e-155,
+            r"tiny: expected numbers that differ by 1e-140 and more, found a range of .*; multiply",
+        ),
+        (
+            1e-300,
+            r"tiny: expected numbers that differ by 1e-140 and more, found a range of .*; multiply",
+        ),
+        (1e155, r"tiny: expected numbers below 1e\+150, found .*; divide them"),
+    ],
+)
+def test_numbers_whose_squares_float64_does_not_hold_are_refused(
+    tiny, people, tmp_path, factor, message
+):
+    source = people(8)
+    given = knowing(source, tiny=source.factors["bright"] * factor)
+    store = vr.extract(tiny, given, tmp_path / "s.h5", layers="1x1")
+    with pytest.raises(vr.TaskError, match=message):
+        vr.probe(store, "factors")
+    with pytest.raises(ValueError, match=message.partition("tiny")[2].lstrip(": ")):
+        RidgeRegressor().fit(np.arange(48.0)[:, None], source.factors["bright"] * factor)
+
+
+def test_a_unit_of_a_factor_changes_no_score(problem):
+    """R2 and r of sizes in other units, down to what is taken, are those of the sizes."""
+    rng = np.random.default_rng(1)
+    X, size = rng.normal(size=(240, 10)), problem.factors["size"]
+    X[:, 0] += size
+    expected = measured(problem, "ridge:size", X)[0]
+    try:
+        for unit in (2.0**-460, 2.0**460):
+            problem.factors["size"] = size * unit
+            figures = measured(problem, "ridge:size", X)[0]
+            for metric, figure in figures.items():
+                assert figure.value == pytest.approx(expected[metric].value, rel=1e-9)
+    finally:
+        problem.factors["size"] = size
+
+
 def test_images_that_lack_a_factor_are_left_out_and_counted(tiny, people, tmp_path):
     """Scores are those of the other images alone, as if the source held no more."""
     place = np.arange(48)

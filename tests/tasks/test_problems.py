@@ -445,6 +445,24 @@ def test_what_is_wrong_with_a_class_split_is_named(tiny, tmp_path, text, message
         vr.probe(store, vr.FewShot(queries=4, class_split=tmp_path / "split.csv"))
 
 
+def test_a_class_split_names_classes_as_a_table_and_a_file_system_write_them(tiny, tmp_path):
+    """Unicode has two forms of é, of which macOS writes one and spreadsheets the other."""
+    source = colored(60)
+    names = ("Emile\u0301", " q", *source.label_names[2:])
+    source = replace(source, label_names=names)
+    store = vr.extract(tiny, source, tmp_path / "s.h5", layers="1x1")
+    sides = ["base"] * 4 + ["novel"] * (len(names) - 4)
+    lines = [
+        f"{name},{side}" for name, side in zip(("Emil\u00e9", "q", *names[2:]), sides, strict=True)
+    ]
+    (tmp_path / "split.csv").write_text("\n".join(["class,split", *lines]), encoding="utf-8")
+    problem = vr.FewShot(queries=4, class_split=tmp_path / "split.csv").bind(store)
+    assert set(store.labels[problem.base]) == {0, 1, 2, 3}
+    (tmp_path / "split.csv").write_text("class,split\nP2,base\n")
+    with pytest.raises(vr.TaskError, match=r"has no class 'P2'; did you mean 'P\d2'"):
+        vr.FewShot(class_split=tmp_path / "split.csv").bind(store)
+
+
 def test_components_from_inner_products_are_scikit_learns():
     from sklearn.decomposition import PCA
 

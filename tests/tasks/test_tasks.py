@@ -85,6 +85,22 @@ def test_one_class_and_one_image_are_refused(tiny, tmp_path, people):
 
 
 @pytest.mark.parametrize("task", ["face_id", "classification"])
+def test_images_of_split_train_alone_are_refused_as_such(tiny, tmp_path, people, task):
+    source = people(4)
+    splits = ("train",) * len(source)
+    all_train = vr.extract(tiny, replace(source, splits=splits), tmp_path / "a.h5", layers="1x1")
+    with pytest.raises(
+        vr.TaskError, match="of split test or val beside those of train, found none"
+    ):
+        vr.probe(all_train, task)
+    splits, labels = ("test", *splits[1:]), np.where(np.arange(len(source)), source.labels, -1)
+    unlabelled = replace(source, splits=splits, labels=labels)
+    without = vr.extract(tiny, unlabelled, tmp_path / "b.h5", layers="1x1")
+    with pytest.raises(vr.TaskError, match="expected labelled images of split test or val"):
+        vr.probe(without, task)
+
+
+@pytest.mark.parametrize("task", ["face_id", "classification"])
 def test_a_label_of_one_image_is_left_out_and_said(tiny, tmp_path, people, task):
     """The figures are those of the store without it."""
     source = people(4)

@@ -39,7 +39,7 @@ from vdvae_repr.data.names import (
     unlabelled,
 )
 from vdvae_repr.data.readers.arrays import ArrayRows, map_npy, read_member
-from vdvae_repr.data.readers.folder import find_images
+from vdvae_repr.data.readers.folder import find_images, open_folder
 from vdvae_repr.data.source import Source, file_source, image_extensions
 from vdvae_repr.data.toy import toy_faces
 from vdvae_repr.errors import DataError, counted, first_line
@@ -107,7 +107,9 @@ class Rows(NamedTuple):
 
 
 BUILT_IN = ("digits", "toy-faces")
-LISTS_LEFT_OUT = re.compile(r"\d+ files? left out: \.txt \(\d+\)")  # publishers' own
+PUBLISHERS_OWN = re.compile(  # lines about what is so in the files that publishers hand out
+    r"\d+ files? left out: \.txt \(\d+\)|folders called like splits .*: 'Val_Ackerman'"
+)
 TOY_FACES = r"toy-faces(?::(\d+)x(\d+))?"
 
 
@@ -236,7 +238,8 @@ def _cifar(root: Path, classes: int) -> Source:
     parts = []
     for name in names:
         rows, labels = _unpickle(files[name], folder / name, b"data", fine + b"labels")
-        parts.append(Rows(name, _channels_last(rows, 32, folder / name), np.asarray(labels)))
+        numbers = _whole_labels(labels, 0, classes - 1, folder / name)
+        parts.append(Rows(name, _channels_last(rows, 32, folder / name), numbers))
     label_names = [str(label) for label in range(classes)]
     if meta in files:
         (known,) = _unpickle(files[meta], folder / meta, fine + b"label_names")
@@ -369,11 +372,8 @@ def _new_imagenet(root: Path, size: int) -> Source:
     for stem in stems:
         path = _first(root, *_batch_places(size, stem))
         rows, labels, checksum = _npz_batch(path)
-        if labels.min(initial=1) < 1 or labels.max(initial=1) > 1000:
-            raise DataError(
-                f"{path}: expected labels 1 to 1000, found {labels.min()} to {labels.max()}"
-            )
-        parts.append(Rows(stem, _channels_last(rows, size, path), labels.astype(np.int64) - 1))
+        numbers = _whole_labels(labels, 1, 1000, path) - 1
+        parts.append(Rows(stem, _channels_last(rows, size, path), numbers))
         checksums.append(checksum)
     *train, test = (len(part.images) for part in parts)
     return _row_source(
@@ -437,8 +437,11 @@ def _celeba(root: Path) -> Source:
     people = _two_columns(identities) if identities.is_file() else {}
     labels = [people.get(file) for file in partition]
     said = unlabelled(list(partition), labels)
-    if people and not any(labels):
-        said = (f"no image has a label: {identities.name} names others, as {next(iter(people))}",)
+    if not identities.is_file():
+        said = (f"no {identities.name} is there, so that images have no labels",)
+    elif not any(labels):
+        others = f"names others, as {next(iter(people))}" if people else "is empty"
+        said = (f"no image has a label: {identities.name} {others}",)
     if (folder / "list_attr_celeba.txt").is_file():
         said += ("list_attr_celeba.txt is not read; give its attributes as factors in a CSV",)
     images = folder / "img_align_celeba"
@@ -455,15 +458,17 @@ _LFW_PLACES = ("lfw_home/lfw_funneled", "lfw-deepfunneled", "lfw_funneled", "lfw
 
 
 def _lfw(root: Path) -> Source:
-    """A folder a person; of several versions the first of `_LFW_PLACES`, named in the source's name.
+    """Read it as any folder; of several versions the first of `_LFW_PLACES`, named in the source's name.
 
     Source: vis-www.cs.umass.edu/lfw (Huang et al. 2007).
     """
     folder = _first(root, *_LFW_PLACES)
-    files, notices = find_images(folder)
-    people = [PurePosixPath(file).parent.name for file in files]
-    said = tuple(line for line in notices if not LISTS_LEFT_OUT.fullmatch(line))
-    return file_source(f"lfw ({folder.name})", files, labels=people, notices=said)
+    source = open_folder(folder)
+    said = tuple(line for line in source.notices if not PUBLISHERS_OWN.fullmatch(line))
+    people = source.label_names
+    if len({person.rpartition("/")[0] for person in people}) == 1:  # as lfw-deepfunneled/, twice
+        people = tuple(person.rpartition("/")[2] for person in people)
+    return replace(source, name=f"lfw ({folder.name})", label_names=people, notices=said)
 
 
 def _download_lfw(root: Path) -> None:
@@ -483,10 +488,33 @@ def _omniglot(root: Path) -> Source:
     for name, split in (("images_background", "train"), ("images_evaluation", "test")):
         bases = ("omniglot-py/", "omniglot/python/", "omniglot/", "")
         place = _first(root, *(f"{base}{name}{end}" for end in ("", ".zip") for base in bases))
-        files |= _images_in(place, said) if place.is_dir() else _zip_members(place, ".png")
-        splits += [split] * (len(files) - len(splits))
+        drawings = _images_in(place, said) if place.is_dir() else _zip_members(place, ".png")
+        files |= _below(name, drawings, place)
+        splits += [split] * len(drawings)
     labels = ["/".join(PurePosixPath(file).parts[1:-1]) for file in files]
     return file_source("omniglot", files, labels=labels, splits=splits, notices=tuple(said))
+
+
+def _below(folder: str, files: Mapping[str, Path | bytes], place: Path) -> dict[str, Path | bytes]:
+    """Return files by their paths from a folder on; where a path lacks the folder, it is put before.
+
+    A zip may hold the folder, what is in it alone, or further folders around it.
+
+    >>> list(_below("in", {"in/a.png": b"a", "b.png": b"b", "my/in/c.png": b"c"}, Path("in.zip")))
+    ['in/a.png', 'in/b.png', 'in/c.png']
+
+    Raises:
+        DataError: two files are one by their paths.
+    """
+    below: dict[str, Path | bytes] = {}
+    for file, content in files.items():
+        parts = PurePosixPath(file).parts
+        inside = parts[parts.index(folder) + 1 :] if folder in parts else parts
+        name = "/".join((folder, *inside))
+        if name in below:
+            raise DataError(f"{place}: expected one file {name}, found two; remove one")
+        below[name] = content
+    return below
 
 
 def _omniglot_runs(root: Path) -> Source:
@@ -586,7 +614,7 @@ def _missing(path: Path) -> FileNotFoundError:
 def _images_in(folder: Path, said: list[str]) -> dict[str, Path]:
     """Image files in natural order; ids begin with the folder's name. `said` gets what is left out."""
     files, notices = find_images(folder)
-    said += [f"{folder.name}: {line}" for line in notices if not LISTS_LEFT_OUT.fullmatch(line)]
+    said += [f"{folder.name}: {line}" for line in notices if not PUBLISHERS_OWN.fullmatch(line)]
     return {f"{folder.name}/{file}": path for file, path in files.items()}
 
 
@@ -607,6 +635,21 @@ def _hold_back(rule: str, count: int) -> list[str]:
         held = abs(places.start or places.stop)
         raise DataError(f"{rule}: expected more than {held} training images, found {count}")
     return splits.tolist()
+
+
+def _whole_labels(values: object, first: int, last: int, path: Path) -> NDArray[np.int64]:
+    """Return labels (N,), which must be whole numbers from `first` to `last`."""
+    labels = np.asarray(values)
+    expected = f"{path}: expected labels {first} to {last}"
+    if labels.size == 0:
+        return labels.astype(np.int64)
+    if labels.dtype.kind not in "iuf":
+        raise DataError(f"{expected}, found {labels.dtype}")
+    if not (labels == np.floor(labels)).all():
+        raise DataError(f"{expected}, found {labels[labels != np.floor(labels)][0]}")
+    if labels.min() < first or labels.max() > last:
+        raise DataError(f"{expected}, found {labels.min()} to {labels.max()}")
+    return labels.astype(np.int64)
 
 
 def _channels_last(rows: object, size: int, path: Path) -> NDArray[np.uint8]:

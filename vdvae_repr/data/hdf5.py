@@ -11,6 +11,7 @@ import numpy as np
 
 from vdvae_repr.errors import counted
 
+HDF5 = (".h5", ".hdf5", ".hdf")  # endings of such files
 MOST_OBJECTS = 100_000
 CHUNK_BYTES = 2**29  # of a chunk, which HDF5 reads whole
 CACHE_BYTES = 2**28  # of chunks that are kept, at most

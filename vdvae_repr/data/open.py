@@ -27,8 +27,8 @@ from vdvae_repr.config import (
     without_order,
 )
 from vdvae_repr.data.datasets import BUILT_IN, DATASETS, is_name, open_built_in, open_dataset
+from vdvae_repr.data.hdf5 import HDF5
 from vdvae_repr.data.readers.arrays import (
-    HDF5,
     Part,
     array_source,
     map_npy,
@@ -39,7 +39,7 @@ from vdvae_repr.data.readers.arrays import (
 from vdvae_repr.data.readers.folder import open_folder
 from vdvae_repr.data.readers.manifest import open_manifest
 from vdvae_repr.data.readers.tar import open_tar, shards
-from vdvae_repr.data.source import Source, allow_pixels, image_extensions, unreadable, what_it_is
+from vdvae_repr.data.source import Source, allow_pixels, another_kind, image_extensions, unreadable
 from vdvae_repr.data.table import read_text
 from vdvae_repr.errors import DataError, first_line, printable
 
@@ -147,7 +147,7 @@ def _open(
         )
     if suffix in READERS:
         return _reading(path, READERS[suffix])
-    what = OTHER_KINDS.get(suffix) or what_it_is(path)
+    what = OTHER_KINDS.get(suffix) or another_kind(path)
     if not what and suffix in image_extensions():
         what = "a single image; give the folder that it is in"
     raise DataError(
@@ -206,6 +206,10 @@ def _keyed(path: Path, key: str) -> Source:
         return _reading(path, lambda path: open_hdf5(path, key))
     if suffix == ".npz":
         return _reading(path, lambda path: open_npz(path, key))
+    if suffix == ".tar":
+        raise DataError(
+            f"{path}:{key}: expected one tar or a pattern of several, as '{path.parent}/*.tar', found a colon"
+        )
     raise DataError(f"{path}:{key}: expected a .h5 or .npz file before the colon, found {suffix!r}")
 
 
@@ -250,7 +254,15 @@ def _numbers_in(rows: str | Path) -> NDArray[Any]:
     try:
         if path.suffix.lower() == ".npy":
             return np.atleast_1d(np.squeeze(map_npy(path)))
-        words = read_text(path).replace(",", " ").split()
+        lines = read_text(path).replace(",", " ").splitlines()
+        table = [line.split() for line in lines if line.strip()]
+        columns = {len(line) for line in table}
+        if len(table) > 1 and len(columns) == 1 and columns != {1}:
+            raise ValueError(
+                f"{len(table)} lines of {len(table[0])} numbers each, of which a column may be an index; "
+                "give one number a line, or all on one line"
+            )
+        words = [word for line in table for word in line]
         if wrong := [word for word in words if not word.isdecimal()]:
             raise ValueError(f"{wrong[0]!r:.40} is no number of a row")
         return np.array([int(word) for word in words], np.int64)

@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import re
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from torch.utils.data import Dataset
 
 from vdvae_repr.config import hidden_by_mask, without_order
 from vdvae_repr.data.faces import LANDMARKS, align_face
+from vdvae_repr.data.hdf5 import HDF5
 from vdvae_repr.data.names import (
     merged_ids,
     number_labels,
@@ -517,8 +519,8 @@ def _brightest(image: Image.Image) -> int | None:
 
 def _opacity(image: Image.Image) -> int:
     """Return the highest opacity of any pixel, 0 to 255, of an image that is decoded."""
-    if image.getbands()[-1] == "A":  # of LAB it is a colour
-        return int(image.getchannel("A").getextrema()[1])  # type: ignore[arg-type]
+    if (alpha := image.getbands()[-1]) in ("A", "a"):  # of LAB it is a colour
+        return int(image.getchannel(alpha).getextrema()[1])  # type: ignore[arg-type]
     clear: Any = image.info.get("transparency")
     if clear is None:
         return FULL
@@ -917,11 +919,34 @@ def what_it_is(content: Path | bytes) -> str:
     return next((what for magic, what in _MAGIC.items() if start.startswith(magic)), "")
 
 
+def another_kind(path: Path) -> str:
+    """Say what a file is that is not what its name says; empty where it is that, or its bytes do not tell."""
+    what, suffix = what_it_is(path), path.suffix.lower()
+    if what.startswith("a zip"):
+        names = []
+        with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any(name.endswith("/data.pkl") for name in names):
+            return (
+                "what torch.save wrote; save its images as uint8 (N, H, W, 3) in a .npy or .h5 file"
+            )
+        if suffix == ".npz":
+            return ""
+        if names and all(name.endswith(".npy") for name in names):
+            return "a .npz file; call it .npz"
+    elif not what:
+        with path.open("rb") as file:
+            start = file.read(8)
+        if start.startswith(b"\x93NUMPY") and suffix != ".npy":
+            return "a NumPy array; call it .npy"
+        if start == b"\x89HDF\r\n\x1a\n" and suffix not in HDF5:
+            return "an HDF5 file; call it .h5"
+    return what
+
+
 def unreadable(path: Path, error: Exception) -> DataError:
     """Return the error of a file that made its reader raise another: what the file is, if that is known."""
-    what = what_it_is(path)
-    if path.suffix.lower() == ".npz" and what.startswith("a zip"):
-        what = ""  # as it should be
+    what = another_kind(path) if path.is_file() else ""
     return DataError(
         f"{path}: it is {what}" if what else f"{path}: cannot be read ({first_line(error)})"
     )

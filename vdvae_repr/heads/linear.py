@@ -40,6 +40,7 @@ from vdvae_repr.heads.spectrum import Spectrum, blas_threads, one_thread_each
 
 C_GRID = 10 ** np.linspace(-6, 5, 45)  # DINOv2, eval/log_regression.py
 LARGEST = 1e150  # of targets, so that sums of their squares are finite
+SMALLEST = 1e-140  # by which targets differ, so that squares of errors do not become 0
 ALPHAS = 10 ** np.linspace(-4, 4, 17)  # a feature, standardised
 SMALL = 300_000_000  # samples x dimensions x classes, below which products are slower on several threads
 STRIDE = (
@@ -538,10 +539,30 @@ def _expect_squares(targets: Matrix) -> None:
     """Refuse targets whose squared errors float64 does not hold.
 
     Raises:
-        ValueError: names the largest.
+        ValueError: says what is too large, or too small.
+    """
+    if why := beyond_squares(targets):
+        raise ValueError(f"y: {why}")
+
+
+def beyond_squares(targets: NDArray[np.float64]) -> str:
+    """Say why float64 does not hold squared errors of targets (N,) or (N, K); empty where it does.
+
+    >>> beyond_squares(np.array([0, 1e200])), beyond_squares(np.array([0, 1e-200]))
+    ('expected numbers below 1e+150, found 1e+200; divide them', \
+'expected numbers that differ by 1e-140 and more, found a range of 1e-200; multiply them')
+    >>> beyond_squares(np.zeros(3)), beyond_squares(np.array([0, 1e-300, 1]))
+    ('', '')
     """
     if (largest := float(np.abs(targets).max(initial=0))) > LARGEST:
-        raise ValueError(f"y: expected numbers below {LARGEST:g}, found {largest:g}; divide them")
+        return f"expected numbers below {LARGEST:g}, found {largest:g}; divide them"
+    ranges = np.atleast_1d(np.ptp(targets, axis=0))
+    if (small := (ranges > 0) & (ranges < SMALLEST)).any():
+        return (
+            f"expected numbers that differ by {SMALLEST:g} and more, found a range of "
+            f"{ranges[small][0]:g}; multiply them"
+        )
+    return ""
 
 
 def _check(head: Any, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], Rows]:

@@ -64,7 +64,7 @@ class Items(NamedTuple):
     @classmethod
     def pearson(cls, predicted: Values, truth: Values) -> Items:
         """Make Pearson's r of numbers (N,) and truth (N,), by means and deviations of all items; else 0."""
-        x, y = (values - values.mean() for values in (predicted, truth))
+        x, y = _centred(predicted), _centred(truth)
         varying = all(np.ptp(values) > 0 for values in (predicted, truth))
         return cls.mean_of(x * y / (x.std() * y.std()) if varying else np.zeros(len(x)))
 
@@ -227,11 +227,21 @@ def weighted(items: Sequence[Items], units: Units, draws: Iterable[Values]) -> V
         return np.concatenate([(d @ adds) / (d @ shares)[:, None] for d in draws])
 
 
+def _centred(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return values (N,) without their mean, scaled to below 1 for a correlation.
+
+    Scaled by a power of two, so that products of variances neither vanish nor overflow, and r is the same
+    to the last bit.
+    """
+    centred = values - values.mean()
+    return np.asarray(np.ldexp(centred, -np.frexp(np.abs(centred).max(initial=0))[1]))
+
+
 def pearson(
     predicted: NDArray[np.float64], truth: NDArray[np.float64], times: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return Pearson's r of two (N,) where each item counts `times` (R, N); NaN where one does not vary."""
-    x, y = (values - values.mean() for values in (predicted, truth))
+    x, y = _centred(predicted), _centred(truth)
     count = times.sum(axis=1)
     mean_x, mean_y, xx, yy, xy = (times @ v / count for v in (x, y, x * x, y * y, x * y))
     spread_x, spread_y = xx - mean_x**2, yy - mean_y**2

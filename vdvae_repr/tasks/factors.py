@@ -16,7 +16,7 @@ from sklearn.metrics import balanced_accuracy_score
 from vdvae_repr.data.names import SPLITS
 from vdvae_repr.errors import TaskError, counted
 from vdvae_repr.heads.gram import Scaling, centre_and_scale
-from vdvae_repr.heads.linear import GroupedRidge, RidgeRegressor
+from vdvae_repr.heads.linear import GroupedRidge, RidgeRegressor, beyond_squares
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.latents.store import JoinedStore
 from vdvae_repr.probing.features import Columns, Features, hash_text
@@ -147,7 +147,21 @@ class FactorProblem(Problem):
                     f"{store.path}: expected a finite number as {head} of {image}, found infinity; leave the "
                     "image out"
                 )
+            if values.dtype.kind == "f" and (
+                why := beyond_squares(values[train]) or beyond_squares(values[test])
+            ):
+                raise TaskError(f"{store.path}: {head}: {why}")
         if not self.factors:
+            if rare := [
+                head
+                for head, (values, present) in found.items()
+                if len(np.unique(values[known & present])) > 1
+            ]:
+                raise TaskError(
+                    f"{store.path}: expected factors that vary among the images to fit on and among those to "
+                    f"test on, found {', '.join(rare)}, the same on all images of a side ({text}); other "
+                    "splits or another seed divide them otherwise"
+                )
             raise TaskError(
                 f"{store.path}: expected factors that vary among the images, found "
                 f"{', '.join(store.factors)}, the same on all; extract the data toy-faces:100x5"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
@@ -12,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.config import path_of
+from vdvae_repr.config import path_of, suggestion
 from vdvae_repr.data.table import read_table
 from vdvae_repr.errors import DataError, TaskError, counted
 from vdvae_repr.heads.episodes import SCORES, EpisodeProducts
@@ -509,7 +511,11 @@ def _read_class_split(
     labels = {int(k) for k in np.unique(store.labels) if k >= 0}
     if path is None:
         return {"base": [], "val": [], "novel": sorted(labels)}, ()
-    number = {name: index for index, name in enumerate(store.label_names)}
+    # A table has no blanks around a name, and é in one of its two forms, which are one text.
+    plain = [unicodedata.normalize("NFC", name.strip()) for name in store.label_names]
+    counts = Counter(plain)
+    number = {name: index for index, name in enumerate(plain) if counts[name] == 1}
+    number |= {name: index for index, name in enumerate(store.label_names)}
     sides: dict[str, list[int]] = {side: [] for side in SIDES}
     try:
         table = read_table(path, "class", "split")
@@ -518,8 +524,10 @@ def _read_class_split(
     for line, name, side in zip(table.lines, table["class"], table["split"], strict=True):
         if side not in SIDES:
             raise TaskError(f"{path} line {line}: expected base, val or novel, found {side!r}")
+        name = name if name in number else unicodedata.normalize("NFC", name)
         if name not in number:
-            raise TaskError(f"{path} line {line}: {store.path} has no class {name!r}")
+            hint = suggestion(name, store.label_names)
+            raise TaskError(f"{path} line {line}: {store.path} has no class {name!r}{hint}")
         sides[side].append(number[name])
     named = [k for side in sides.values() for k in side]
     if len(set(named)) < len(named):

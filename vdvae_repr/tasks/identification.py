@@ -211,6 +211,12 @@ def split_of(store: Latents, words: TaskLabels) -> Split:
         text = f"{words.train}: split train, {words.test}: split {tested}"
         if tested == "val" and (splits == "test").any():
             text += ", as no image of split test has a label"
+        if not test.any():
+            raise TaskError(
+                f"{store.path}: expected labelled images of split test or val beside those of train, found "
+                f"none; call some test, or extract without splits, of which the first half of each "
+                f"{words.item}'s images is {words.train}"
+            )
     else:
         train = first_halves(labels)
         test = known & ~train

@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -53,8 +54,8 @@ def test_pixels_of_other_types(tmp_path, given):
         (IMAGES.astype(np.int32) + 300, "from 0 to 255, found"),
         (IMAGES.astype(bool), "found bool"),
         (IMAGES.astype("U3"), "expected images uint8"),
-        (IMAGES[0], "of one image, give images"),
-        (IMAGES.transpose(0, 3, 1, 2), "move the channels to the end"),
+        (IMAGES[0], r"if it is 1 image of \d+x\d+, take images\[None\]"),
+        (IMAGES.transpose(0, 3, 1, 2), r"take images\.transpose\(0, 2, 3, 1\)"),
         (
             IMAGES.reshape(4, -1),
             r"expected images uint8 \(N, H, W, 3\), \(N, H, W, 1\) or \(N, H, W\)",
@@ -437,18 +438,58 @@ def test_how_an_array_of_three_axes_is_read_is_said(shape):
     assert open_source(np.full((5, 8, 8), 99, np.uint8)).notices == ()
 
 
+OTHER_LAYOUTS = [
+    ("NCHW", (5, 8, 9, 3)),
+    ("HWCN", (5, 8, 9, 3)),
+    ("CHWN", (5, 8, 9, 3)),
+    ("CHWN", (4, 8, 9, 3)),
+    ("NHWC", (5, 8, 9, 4)),
+    ("HWC", (1, 8, 9, 3)),
+    ("HWC", (1, 8, 9, 4)),
+    ("HW", (1, 8, 9)),
+    ("HWN", (3, 8, 9)),
+]
+
+
+def advised(error, name):
+    """Return what an array may be, and what is then to be done to it, of each piece of advice."""
+    return re.findall(rf"; if it is (.*?), take {name}(.*?)(?=; if it is|$)", str(error.value))
+
+
 @pytest.mark.parametrize(
-    ("shape", "advice"),
+    ("layout", "shape", "by_matlab"),
     [
-        ((5, 3, 8, 9), r"transpose\(0, 2, 3, 1\)"),
-        ((8, 9, 3, 5), r"transpose\(3, 0, 1, 2\)"),
-        ((5, 8, 9, 4), "leave the fourth channel out"),
-        ((8, 9, 3), r"give images\[None\]"),
+        *((*given, False) for given in OTHER_LAYOUTS),
+        *((*given, True) for given in [*OTHER_LAYOUTS, ("NHW", (5, 8, 9)), ("NHWC", (5, 8, 9, 3))]),
     ],
 )
-def test_axes_in_another_order_are_refused_with_advice(shape, advice):
-    with pytest.raises(DataError, match=advice):
-        open_source(np.full(shape, 99, np.uint8))
+def test_advice_about_axes_makes_the_images_of_each_layout(tmp_path, layout, shape, by_matlab):
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    there = np.einsum(f"{''.join(sorted(layout, key='NHWC'.index))}->{layout}", images.squeeze())
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"] = there.T if by_matlab else there  # MATLAB writes the last axis first
+        if by_matlab:
+            file["images"].attrs["MATLAB_class"] = np.bytes_("uint8")
+    with pytest.raises(DataError, match=r"\(N, H, W, 3\)") as refused:
+        open_source(tmp_path / "a.h5")
+    kind = f"{'' if 'C' in layout else 'grey '}image{'s' * (len(images) > 1)}"
+    made = [
+        eval(f"array{how}", {"array": there.T if by_matlab else there})
+        for what, how in advised(refused, "A" if by_matlab else "images")
+        if what == f"{len(images)} {kind} of 8x9"
+    ]
+    expected = images[..., :3] if "C" in layout else images
+    assert [np.array_equal(one, expected) for one in made] == [True]
+    assert np.array_equal(read(open_source(made[0])), expected)
+
+
+def test_a_table_of_numbers_is_one_image_or_rows_of_pixels():
+    with pytest.raises(DataError, match="expected images") as refused:
+        open_source(np.zeros((256, 256), np.uint8))
+    assert advised(refused, "images") == [
+        ("256 grey images of 16x16", ".reshape(-1, 16, 16)"),
+        ("1 grey image of 256x256", "[None]"),
+    ]
 
 
 @pytest.mark.parametrize("dtype", ["<u2", ">u2"])
@@ -490,17 +531,12 @@ def test_pixels_that_a_mask_hides_are_not_read():
     assert np.array_equal(whole.load(0), IMAGES[0])
 
 
-def test_arrays_that_would_be_lost_or_turned_are_refused(tmp_path):
+def test_arrays_behind_the_first_of_a_file_are_refused(tmp_path):
     with (tmp_path / "a.npy").open("wb") as file:
         np.save(file, IMAGES)
         np.save(file, IMAGES)
     with pytest.raises(DataError, match="bytes behind its array uint8"):
         open_source(tmp_path / "a.npy")
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file["images"] = IMAGES[..., 0].transpose(0, 2, 1)
-        file["images"].attrs["MATLAB_class"] = np.bytes_("uint8")
-    with pytest.raises(DataError, match=r"images was written by MATLAB.*transpose\(0, 2, 1\)"):
-        open_source(tmp_path / "a.h5")
 
 
 @pytest.mark.parametrize("place", ["enum", "labels", "json", "file"])

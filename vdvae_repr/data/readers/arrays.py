@@ -53,13 +53,13 @@ from vdvae_repr.pixels import to_uint8
 
 EXACT_BYTES = 2**26  # up to so many, all rows are part of the fingerprint; above, a sample is
 SAMPLE = 16  # rows of an array that tell what its pixels are
-HDF5 = (".h5", ".hdf5", ".hdf")
 ROW_BYTES = 2**29  # of one image
 FEW_ROWS = 10**6  # more than so many need a byte of the file each
 NAMES_KEYS = ("class_names", "label_names", "names", "classes")  # attributes that name classes
 COLUMN_BYTES = 2**28  # of labels, splits or class names
 NO_LABEL = -1  # stands for none
 DARK = 32  # an array of 8 bits all below, in all of its images, may be of fewer bits
+LAYOUTS = ("NHW", "HWN", "HWC", "HW", "NHWC", "NCHW", "HWCN", "CHWN")  # of images' axes
 INFLATED = 500  # times that a member of a .npz may be larger than what is stored of it
 
 
@@ -272,11 +272,12 @@ def open_hdf5(path: Path, key: str | None = None) -> Source:
                 return _read_column(path, name, item)
             if item.ndim == 0:
                 raise DataError(f"{path}: {name} is a single value; expected images (N, H, W, 3)")
-            if "MATLAB_class" in item.attrs and item.ndim > 2:
-                axes = ", ".join(map(str, (0, *range(item.ndim - 1, 0, -1))))
+            if "MATLAB_class" in item.attrs:
+                ways = _arrangements(item.shape, [layout[::-1] for layout in LAYOUTS], "A")
                 raise DataError(
-                    f"{path}: {name} was written by MATLAB, with axes in reverse order, so that images "
-                    f"would lie on their side; save h5py.File(...)[{name!r}][:].transpose({axes}) as .npy"
+                    f"{path}: {name} {item.shape} was written by MATLAB, with axes in reverse order, so that "
+                    f"images would lie on their side; save A = h5py.File(...)[{name!r}][:] as .npy with axes "
+                    f"(N, H, W) or (N, H, W, 3)" + (ways or "; A.T has those of MATLAB")
                 )
             if why := other_pixels(item):
                 raise DataError(f"{path}: {name} {why}")
@@ -707,20 +708,42 @@ def _check_shape(name: str, images: Any) -> str:
             return f"read as {shape[0]} grey images of {shape[1]}x{shape[2]} pixels; {other}"
         return ""
     advice = ""
-    if len(shape) == 4 and shape[1] in (1, 3, 4):
-        advice = "; move the channels to the end: images.transpose(0, 2, 3, 1)"
-    elif len(shape) == 2 and (side := math.isqrt(shape[1])) ** 2 == shape[1] and side > 1:
-        advice = f"; rows of pixels become grey images by reshape(-1, {side}, {side})"
-    elif len(shape) == 4 and shape[2] in (1, 3):
-        advice = "; move the images to the front: images.transpose(3, 0, 1, 2)"
-    elif len(shape) == 4 and shape[3] == 4:
-        advice = "; leave the fourth channel out: images[..., :3]"
-    elif len(shape) == 3 and shape[2] in (1, 3, 4):
-        advice = "; of one image, give images[None]"
+    if dtype.kind in "uif" and 0 not in shape:
+        if len(shape) == 2 and (side := math.isqrt(shape[1])) ** 2 == shape[1] and side > 1:
+            advice = (
+                f"; if it is {counted(shape[0], 'grey image')} of {side}x{side}, "
+                f"take images.reshape(-1, {side}, {side})"
+            )
+        advice += _arrangements(shape, [layout for layout in LAYOUTS if layout != "NHW"], "images")
     raise DataError(
         f"{name}: expected images uint8 (N, H, W, 3), (N, H, W, 1) or (N, H, W), "
         f"found {dtype} {shape}{advice}"
     )
+
+
+def _arrangements(shape: tuple[int, ...], layouts: Sequence[str], array: str) -> str:
+    """Say how to make images of an array for each layout of its axes that its shape may have; maybe nothing.
+
+    >>> _arrangements((5, 3, 8, 9), ["NCHW", "HWCN"], "images")
+    '; if it is 5 images of 8x9, take images.transpose(0, 2, 3, 1)'
+    """
+    ways = ""
+    for layout in layouts:
+        sides = dict(zip(layout, shape, strict=False))
+        if len(layout) != len(shape) or sides.get("C", 3) not in (1, 3, 4):
+            continue
+        if layout == "HWN" and sides["N"] == 1:  # as HWC
+            continue
+        order = [layout.index(axis) for axis in "NHWC" if axis in layout]
+        moved = "" if order == sorted(order) else f".transpose({', '.join(map(str, order))})"
+        first = "" if "N" in layout else "[None]"
+        colours = "[..., :3]" if sides.get("C") == 4 else ""
+        what = "image" if sides.get("C", 1) > 1 else "grey image"
+        ways += (
+            f"; if it is {counted(sides.get('N', 1), what)} of {sides['H']}x{sides['W']}, "
+            f"take {array}{moved}{first}{colours}"
+        )
+    return ways
 
 
 def _check_size(name: str, images: Any, file: Path | None) -> None:

@@ -114,6 +114,7 @@ def find_images(root: Path) -> ImageFiles:
         raise DataError(
             f"{root}: expected a folder with images, found none in it"
             + "".join(f" ({line})" for line in notices)
+            + (f"; tar shards are named by a pattern, as '{root}/*.tar'" if others[".tar"] else "")
         )
     ids = sorted(files, key=natural_key)
     firsts: dict[tuple[int, int], str] = {}
