@@ -818,6 +818,14 @@ def _head(path: Path) -> bytes:
             return file.read(HEAD_BYTES)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        held = [
+            name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()
+        ]
+        raise CheckpointError(
+            f"{path}: expected a file of weights, found a folder"
+            f"{f'; name {held[0]} in it' if held else ''}"
+        ) from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
 
