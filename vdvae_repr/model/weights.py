@@ -322,10 +322,29 @@ def _load_file(path: Path, preset: Architecture | None) -> SavedModel:
 
 def _recall_training(net: SavedModel, file: _WeightsFile) -> None:
     """Give a model what its file, or the run folder that it lies in, says of its training."""
+    folder = file.path.absolute().parent
+    state = _checkpoint_state(folder)
     net.record = _record(file)
+    if state and not net.record:
+        net.record = {"data_sha256": state.get("source"), "crop": state.get("crop")}
+        hashes = read_trained_on(folder.parents[1])
+        # A run that went on has trained on more since, if its images had not all been seen by then.
+        if hashes is not None and len(hashes) <= state.get("images_seen", 0):
+            net.trained_on = hashes
+    elif file.path.name == "model.safetensors":
+        net.trained_on = read_trained_on(folder)
     net.trained_crop = _trained_crop(net.record)
-    if file.path.name == "model.safetensors":
-        net.trained_on = read_trained_on(file.path.parent)
+
+
+def _checkpoint_state(folder: Path) -> dict[str, Any]:
+    """Return what a checkpoint of a run, `RUN/checkpoints/step-00000100`, says of itself; empty of others."""
+    if not re.fullmatch(r"step-\d{8}", folder.name):
+        return {}
+    try:
+        state = json.loads((folder / "state.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return state if isinstance(state, dict) and isinstance(state.get("images_seen"), int) else {}
 
 
 def read_trained_on(folder: Path) -> NDArray[np.uint64] | None:
