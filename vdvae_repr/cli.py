@@ -776,7 +776,8 @@ def compare(
     a: Annotated[Path, typer.Argument(help="A store.")],
     b: Annotated[Path, typer.Argument(help="Another, of the same images.")],
     feature: Annotated[
-        str | None, typer.Option(help="A feature that both hold; mean, if not given.")
+        str | None,
+        typer.Option(help="A feature that both hold; mean, or each one's first, if not given."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for similarity.csv and .png.")] = Path(),
     formats: Formats = "png",
@@ -795,9 +796,12 @@ def compare(
 
     prepare_folder(out, pictures.SIMILARITY_MADE)
     found = vr.compare(*stores, feature=feature, seed=seed, notice=_log)
-    models = (stores[0].info.model, stores[1].info.model)
-    pictures.save_similarity(found, out, models, kinds)
-    _print(f"each layer of {models[0]}, and which of {models[1]} is most like it")
+    rows, columns = (
+        f"{found.record[f'{side}_model']} ({found.record[f'{side}_feature']})"
+        for side in ("rows", "columns")
+    )
+    pictures.save_similarity(found, out, (rows, columns), kinds)
+    _print(f"each layer of {rows}, and which of {columns} is most like it")
     _print("layer     most like         CKA  images shuffled")
     for name, values, shuffled in zip(found.layers, found.cka, found.shuffled, strict=True):
         best = int(values.argmax())

@@ -96,7 +96,9 @@ def test_a_checkpoint_of_a_run_is_known_by_its_run_folder(given, tmp_path, caplo
 
 
 def test_a_checkpoint_knows_the_crop_of_its_run(given, tmp_path):
-    wide = np.pad(PIXELS, ((0, 0), (2, 2), (2, 2), (0, 0)))  # whose central 8x8 squares are the images
+    wide = np.pad(
+        PIXELS, ((0, 0), (2, 2), (2, 2), (0, 0))
+    )  # whose central 8x8 squares are the images
     vr.train(given / "t.toml", wide, tmp_path / "run", crop=8)
     file = tmp_path / "run" / "checkpoints" / "step-00000004" / "average.safetensors"
     model = vr.load(file, preset=tmp_path / "run" / "config.toml")
