@@ -19,7 +19,7 @@ from vdvae_repr.data.source import Preprocessing, RawImage, file_source
 from vdvae_repr.encoders.load import load
 from vdvae_repr.encoders.vdvae import VDVAEEncoder
 from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError
-from vdvae_repr.latents.format import array_key
+from vdvae_repr.latents.format import array_key, not_finite
 from vdvae_repr.latents.pooling import pool_layer
 from vdvae_repr.model.layers import FEATURES, select_layers
 from vdvae_repr.model.noise import seeded_noise
@@ -107,7 +107,7 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """Return features (N, D) float32 of images: uint8 (N, H, W, 3), PIL images, or paths of files.
 
         Raises:
-            DataError: something else than images, or one that cannot be read.
+            DataError: something else than images, one that cannot be read, or features that are not finite.
         """
         check_is_fitted(self)
         if why := hidden_by_mask(X, "pixels", "X"):
@@ -123,6 +123,13 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 [preprocessing(_image(X[index], index, read_file)) for index in batch]
             )
             read = self._read(pixels, [str(index) for index in batch])
+            for name, values in read.items():
+                if (row := not_finite(values)) is not None:
+                    raise DataError(
+                        f"layer {name}, {self._fitted['feature']}: expected finite values, found NaN or "
+                        f"infinity for image {batch[row]}, which may be far from what {self.model_.name} was "
+                        "trained on; look at the image and the weights"
+                    )
             rows.append(np.concatenate(list(read.values()), axis=1))
         return np.concatenate(rows) if rows else np.zeros((0, len(self._names)), np.float32)
 
