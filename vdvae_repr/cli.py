@@ -1161,6 +1161,8 @@ def decode(
         raise TaskError("--first and --layer both choose layers; give one of them")
     if like is not None and sheet is None:
         raise TaskError("--like gives the originals that --sheet shows; give --sheet too")
+    if image is not None and (twice := [i for at, i in enumerate(image) if i in image[:at]]):
+        raise TaskError(f"--id: expected each image once, found {twice[0]!r} twice; leave one out")
     store = vr.open(latents)
     if first is not None and first > len(store.layers):
         raise TaskError(f"--first: expected {len(store.layers)} layers at most, found {first}")
@@ -1173,7 +1175,7 @@ def decode(
         check_picture(sheet)
         if sheet.resolve() in {path.resolve() for path in paths.values()}:
             raise TaskError(f"--sheet: {sheet} is the picture of an image; choose another name")
-        among = list(dict.fromkeys(store.ids if image is None else image))
+        among = list(store.ids if image is None else image)
         chosen = [among[number] for number in spread(len(among))]
         originals = originals_of(store, store if like is None else vr.open(like), chosen)
         if not originals:

@@ -20,7 +20,7 @@ from vdvae_repr.encoders.load import load
 from vdvae_repr.encoders.vdvae import VDVAEEncoder
 from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError
 from vdvae_repr.latents.format import array_key, not_finite
-from vdvae_repr.latents.pooling import pool_layer
+from vdvae_repr.latents.pooling import about_pool, pool_layer
 from vdvae_repr.model.layers import FEATURES, select_layers
 from vdvae_repr.model.noise import seeded_noise
 from vdvae_repr.model.vdvae import VDVAE
@@ -94,6 +94,10 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if line := net.about_crop(self.crop):
             warn(line)
         self.layers_ = select_layers(self.model_.layers, self.layers)
+        before = [VDVAEEncoder(net).shape(spec, self.feature) for spec in self.layers_]
+        after = [pool_layer(np.zeros((1, *shape)), self.pool).shape[1:] for shape in before]
+        if line := about_pool(self.pool, before, after):
+            warn(line)
         self._fitted = self.get_params(deep=False)  # what is set later counts from the next fit on
         blank = np.zeros((1, *[self.model_.config.image_size] * 2, 3), np.uint8)
         self._names = [
