@@ -1024,7 +1024,8 @@ def evaluate(
     def between(interval: tuple[float, float] | None) -> str:
         return f", 95 % interval {interval[0]:.4f} .. {interval[1]:.4f}" if interval else ""
 
-    _print(f"{found.source}, split {found.split}: {found.images} images, seed {found.seed}")
+    count = counted(found.images, "image")
+    _print(f"{found.source}, split {found.split}: {count}, seed {found.seed}")
     interval = between(found.bits_per_dim_interval)
     _print(f"{found.bits_per_dim:.4f} bits/dim{interval}; {found.nats:.1f} nats an image")
     _print(f"distortion {found.distortion_nats:.1f} nats, rate {found.rate_nats:.1f} nats an image")

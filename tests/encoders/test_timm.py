@@ -476,6 +476,19 @@ def test_another_transform_in_training_is_said(tmp_path, state, caplog, options,
     assert all(re.search(said, line) for line in caplog.messages)
 
 
+def test_a_network_says_what_it_is_where_a_message_shows_it(resnet, tmp_path):
+    expected = "<TimmEncoder timm:resnet10t@random: 6 layers (act1 .. embedding)>"
+    assert repr(resnet) == expected
+    with pytest.raises(vr.CheckpointError) as told:
+        vr.distill(
+            "timm:resnet10t@random",
+            np.zeros((4, 8, 8, 3), np.uint8),
+            tmp_path / "r",
+            config="student64",
+        )
+    assert f"expected a VDVAE, found {expected};" in str(told.value)
+
+
 def test_a_folder_is_no_file_of_weights(tmp_path, state):
     with pytest.raises(vr.CheckpointError, match=r"expected a file of weights, found a folder$"):
         vr.load(f"timm:resnet10t@{tmp_path}")
