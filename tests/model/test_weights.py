@@ -147,7 +147,7 @@ def test_what_is_no_weights_file_is_named_for_what_it_is(published, tmp_path):
 
 
 def test_a_folder_of_shards_is_told_from_one_without_weights(tmp_path):
-    with pytest.raises(vr.CheckpointError, match="expected a run folder .*, found none$"):
+    with pytest.raises(vr.CheckpointError, match=r"expected a run folder .*, found none$"):
         vr.load(tmp_path)
     for number in (1, 2):
         (tmp_path / f"model-0000{number}-of-00002.safetensors").write_bytes(b"")
@@ -180,7 +180,7 @@ def test_converted_weights_with_the_metadata_kept_are_said_to_be_changed(tiny, t
         half = {key: file.get_tensor(key).half() for key in file.keys()}  # noqa: SIM118
         save_file(half, tmp_path / "h.safetensors", metadata=file.metadata())
     with pytest.raises(
-        vr.CheckpointError, match="or they were changed since, as to float16: .* preset"
+        vr.CheckpointError, match=r"or they were changed since, as to float16: .* preset"
     ):
         vr.load(tmp_path / "h.safetensors")
     save_file(half, tmp_path / "h.safetensors")
