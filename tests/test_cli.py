@@ -190,6 +190,11 @@ def test_pictures_are_drawn_by_seed_and_replace_no_photograph(tmp_path):
     assert onto.returncode == 2
     assert "not replaced" in onto.stderr
     assert (tmp_path / "img" / "a.png").read_bytes() == before
+    twice = run(
+        "decode", "latents.h5", "--out", "w", "--id", "a.png", "--id", "a.png", cwd=tmp_path
+    )
+    assert twice.returncode == 2
+    assert "--id: expected each image once, found 'a.png' twice" in twice.stderr
     drawn = {}
     for seed, out in (("1", "x"), ("1", "y"), ("2", "y")):
         options = ["--rest", "sample", "--pixels", "sample", "--seed", seed, "--out", out]

@@ -776,7 +776,8 @@ def compare(
     a: Annotated[Path, typer.Argument(help="A store.")],
     b: Annotated[Path, typer.Argument(help="Another, of the same images.")],
     feature: Annotated[
-        str | None, typer.Option(help="A feature that both hold; mean, if not given.")
+        str | None,
+        typer.Option(help="A feature that both hold; mean, or each one's first, if not given."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for similarity.csv and .png.")] = Path(),
     formats: Formats = "png",
@@ -795,9 +796,12 @@ def compare(
 
     prepare_folder(out, pictures.SIMILARITY_MADE)
     found = vr.compare(*stores, feature=feature, seed=seed, notice=_log)
-    models = (stores[0].info.model, stores[1].info.model)
-    pictures.save_similarity(found, out, models, kinds)
-    _print(f"each layer of {models[0]}, and which of {models[1]} is most like it")
+    rows, columns = (
+        f"{found.record[f'{side}_model']} ({found.record[f'{side}_feature']})"
+        for side in ("rows", "columns")
+    )
+    pictures.save_similarity(found, out, (rows, columns), kinds)
+    _print(f"each layer of {rows}, and which of {columns} is most like it")
     _print("layer     most like         CKA  images shuffled")
     for name, values, shuffled in zip(found.layers, found.cka, found.shuffled, strict=True):
         best = int(values.argmax())
@@ -1020,7 +1024,8 @@ def evaluate(
     def between(interval: tuple[float, float] | None) -> str:
         return f", 95 % interval {interval[0]:.4f} .. {interval[1]:.4f}" if interval else ""
 
-    _print(f"{found.source}, split {found.split}: {found.images} images, seed {found.seed}")
+    count = counted(found.images, "image")
+    _print(f"{found.source}, split {found.split}: {count}, seed {found.seed}")
     interval = between(found.bits_per_dim_interval)
     _print(f"{found.bits_per_dim:.4f} bits/dim{interval}; {found.nats:.1f} nats an image")
     _print(f"distortion {found.distortion_nats:.1f} nats, rate {found.rate_nats:.1f} nats an image")
@@ -1157,6 +1162,8 @@ def decode(
         raise TaskError("--first and --layer both choose layers; give one of them")
     if like is not None and sheet is None:
         raise TaskError("--like gives the originals that --sheet shows; give --sheet too")
+    if image is not None and (twice := [i for at, i in enumerate(image) if i in image[:at]]):
+        raise TaskError(f"--id: expected each image once, found {twice[0]!r} twice; leave one out")
     store = vr.open(latents)
     if first is not None and first > len(store.layers):
         raise TaskError(f"--first: expected {len(store.layers)} layers at most, found {first}")
@@ -1169,7 +1176,7 @@ def decode(
         check_picture(sheet)
         if sheet.resolve() in {path.resolve() for path in paths.values()}:
             raise TaskError(f"--sheet: {sheet} is the picture of an image; choose another name")
-        among = list(dict.fromkeys(store.ids if image is None else image))
+        among = list(store.ids if image is None else image)
         chosen = [among[number] for number in spread(len(among))]
         originals = originals_of(store, store if like is None else vr.open(like), chosen)
         if not originals:

@@ -117,7 +117,7 @@ def is_own(path: Path) -> bool:
                 return ",".join(json.loads(line)) in (RESULTS, *EARLIER)
             columns = next(csv.reader([line]))
             # Of these tables the other columns are names, and below them stand numbers.
-            if columns and columns[0] in (*SIMILARITY, *FACTORS):
+            if columns and columns[0].partition(": ")[0] in (*SIMILARITY, *FACTORS):
                 rows = csv.reader(file)
                 return all(len(row) == len(columns) and _are_numbers(row[1:]) for row in rows)
         ours = (RESULTS, COMPARISONS, CURVES, CONFUSION, NOISE, RATE_ACCURACY, VOXELS, BANDS)

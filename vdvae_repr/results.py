@@ -239,7 +239,8 @@ class Similarity:
         layers: names, K.
         other_layers: of the other store, or of the same one, L.
         models: that the rows and the columns are of, where it is known.
-        record: where it comes from, in words: the images, and of either side the store and its weights.
+        record: where it comes from, in words: the images, and of either side the store, its feature and the
+            weights.
     """
 
     cka: NDArray[np.float64]

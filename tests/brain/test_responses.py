@@ -328,14 +328,26 @@ def test_what_does_not_fit_the_store_is_refused_by_name(store, bold, tmp_path):
             read_responses(tmp_path / "a.npz", store)
 
 
+def test_responses_that_are_0_in_every_voxel_are_said_and_kept(store, bold):
+    values = np.stack([bold, bold + 1])
+    values[1, 3] = values[:, 8] = 0
+    values[0, 5, 1:] = 0  # but for one voxel
+    found = read_responses(values, store)
+    np.testing.assert_allclose(found.values, values)
+    said = f"responses: 0 in every voxel: 3 responses to 2 images, as {store.ids[3]!r};"
+    assert [line for line in found.notes if line.startswith(said)]
+    for measured in (np.stack([bold, bold + 1]), values[:, :, :1]):  # of one neuron, 0 is a count
+        assert not any("0 in every voxel" in line for line in read_responses(measured, store).notes)
+
+
 def test_what_is_unknown_is_left_out_and_said(store, bold):
     bold[4, 2] = np.nan
     bold[:, 5] = 3
     found = read_responses(bold, store)
     assert found.voxels.tolist() == [0, 1, 3, 4, 6]
     assert found.notes[1:] == (
-        "responses: 1 of 7 voxels left out, which are NaN",
-        "responses: 1 voxels left out, which never vary",
+        "responses: 1 of 7 voxels left out, which are NaN for some image",
+        "responses: 1 voxel left out, with one value for all images",
     )
     # A repetition that is NaN throughout was not there; an image without any is left out.
     values = np.random.default_rng(1).normal(size=(3, 20, 4))

@@ -1,6 +1,8 @@
 """timm's models: values are timm's own, every layer is there, and weights are those that were asked for."""
 
+import argparse
 import json
+import re
 import socket
 
 import huggingface_hub.constants
@@ -168,6 +170,63 @@ def test_published_weights_are_those_of_the_hubs_cache(tmp_path, monkeypatch):
     loaded = vr.load("timm:resnet10t")
     assert loaded.name == "timm:resnet10t"
     assert all(torch.equal(value, state[key]) for key, value in loaded.net.state_dict().items())
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """Return a function that puts tensors where the hub's cache keeps the published ones."""
+
+    def put(state):
+        save_file(state, tmp_path / "model.safetensors")
+
+    def cached(repository, name, revision=None):
+        return str(tmp_path / name) if (tmp_path / name).is_file() else None
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached)
+    return put
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {k: v for k, v in s.items() if k < "layer3"}, r"fills \d+ of \d+ parameters; missing"),
+        (lambda s: {k: v for k, v in s.items() if k != "layer2.0.bn1.bias"}, r"missing are layer2\.0\.bn1"),
+        (lambda s: {f"backbone.{k}": v for k, v in s.items()}, "timm does not know its names"),
+        (lambda s: {"other.weight": torch.ones(3)}, "fills 0 of"),
+    ],
+)  # fmt: skip
+def test_published_weights_that_leave_a_gap_are_refused(published, state, change, message):
+    """timm itself, without the classifier, would leave what is missing random."""
+    published(change(dict(state)))
+    with pytest.raises(vr.CheckpointError, match=f"{message}.*remove the file") as refusal:
+        vr.load("timm:resnet10t")
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["levit_128s", "dla46x_c", "convnext_atto", "test_vit", "resnet10t"]
+)
+def test_published_weights_are_taken_whatever_their_head_holds(name, published):
+    """LeViT's head has norms that go with the classifier; the values are those that were published."""
+    torch.manual_seed(7)
+    state = timm.create_model(name).state_dict()
+    published({key: value.contiguous() for key, value in state.items()})
+    loaded = vr.load(f"timm:{name}").net.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in loaded.items())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
+        (b"<!DOCTYPE html><html></html>", "is a web page"),
+        (b"", "is empty"),
+    ],
+)
+def test_what_stands_in_place_of_published_weights_is_named(tmp_path, published, content, message):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(vr.CheckpointError, match=rf"model\.safetensors: {message}"):
+        vr.load("timm:resnet10t")
 
 
 def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone(resnet):
@@ -372,3 +431,69 @@ def test_weights_that_are_no_real_numbers_are_refused(tmp_path, state, dtype, me
 def test_an_empty_name_of_a_file_does_not_stand_for_the_published_weights(name):
     with pytest.raises(vr.CheckpointError, match="after @, found nothing; is a variable not set"):
         vr.load(name)
+
+
+def _recipe(**options):
+    """What timm's train.py keeps of its options; those that were not given are None."""
+    return argparse.Namespace(**{"img_size": None, "mean": None, "crop_pct": None} | options)
+
+
+@pytest.mark.parametrize("arch", ["tf_efficientnet_lite0", "tf_efficientnet_lite0.in1k"])
+def test_weights_of_a_model_of_equal_shapes_are_refused_under_another_name(tmp_path, arch):
+    """Padding of tf_efficientnet_lite0 is another than efficientnet_lite0's; names and shapes are equal."""
+    state = timm.create_model("tf_efficientnet_lite0").state_dict()
+    file = tmp_path / "best.pth.tar"
+    torch.save({"arch": arch, "state_dict": state, "args": _recipe()}, file)
+    assert vr.load(f"timm:tf_efficientnet_lite0@{file}").name == "timm:tf_efficientnet_lite0"
+    with pytest.raises(vr.CheckpointError, match="load it as timm:tf_efficientnet_lite0@") as told:
+        vr.load(f"timm:efficientnet_lite0@{file}")
+    assert "\n" not in str(told.value)
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": arch}))
+    with pytest.raises(vr.CheckpointError, match="load it as timm:tf_efficientnet_lite0@"):
+        vr.load(f"timm:efficientnet_lite0@{tmp_path / 'model.safetensors'}")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, None),
+        ({"img_size": 176, "mean": [0.485, 0.456, 0.406]}, None),  # timm's own, of resnet10t
+        ({"mean": "of another program"}, None),
+        ({"img_size": 128}, r"input_size \(3, 128, 128\); .* with input_size \(3, 176, 176\)"),
+        ({"mean": [0.5] * 3, "crop_pct": 1.0}, r"mean \(0\.5, 0\.5, 0\.5\), crop_pct 1\.0; .*0\.485.*0\.875"),
+    ],
+)  # fmt: skip
+def test_another_transform_in_training_is_said(tmp_path, state, caplog, options, said):
+    file = tmp_path / "best.pth.tar"
+    torch.save({"arch": "resnet10t", "state_dict": state, "args": _recipe(**options)}, file)
+    vr.load(f"timm:resnet10t@{file}")
+    own = json.dumps({"architecture": "resnet10t", "pretrained_cfg": options})
+    (tmp_path / "config.json").write_text(own)
+    save_file(state, tmp_path / "model.safetensors")
+    vr.load(f"timm:resnet10t@{tmp_path / 'model.safetensors'}")
+    assert len(caplog.messages) == (0 if said is None else 2)
+    assert all(re.search(said, line) for line in caplog.messages)
+
+
+def test_a_network_says_what_it_is_where_a_message_shows_it(resnet, tmp_path):
+    expected = "<TimmEncoder timm:resnet10t@random: 6 layers (act1 .. embedding)>"
+    assert repr(resnet) == expected
+    with pytest.raises(vr.CheckpointError) as told:
+        vr.distill(
+            "timm:resnet10t@random",
+            np.zeros((4, 8, 8, 3), np.uint8),
+            tmp_path / "r",
+            config="student64",
+        )
+    assert f"expected a VDVAE, found {expected};" in str(told.value)
+
+
+def test_a_folder_is_no_file_of_weights(tmp_path, state):
+    with pytest.raises(vr.CheckpointError, match=r"expected a file of weights, found a folder$"):
+        vr.load(f"timm:resnet10t@{tmp_path}")
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(
+        vr.CheckpointError, match=r"found a folder; name .*model\.safetensors in it$"
+    ):
+        vr.load(f"timm:resnet10t@{tmp_path}")

@@ -1,10 +1,13 @@
 """Pooling refuses what it cannot know: channels that come last, a class token that is a register."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import vdvae_repr as vr
+from vdvae_repr.data.open import open_source
 from vdvae_repr.latents.pooling import pool_layer
 
 
@@ -13,6 +16,13 @@ class ChannelsLast(torch.nn.Module):
 
     def forward(self, x):
         return x.permute(0, 2, 3, 1).repeat(1, 1, 1, 4)
+
+
+def labelled(images, labels):
+    """A source of the images in memory, half of each label to learn from."""
+    source = open_source(images)
+    splits = ["train" if number < 6 else "test" for number in range(len(images))]
+    return replace(source, labels=labels, label_names=("a", "b"), splits=tuple(splits))
 
 
 @pytest.mark.parametrize("pool", ["avg", "avg:4"])
@@ -72,3 +82,28 @@ def test_a_register_is_no_class_token(images, tmp_path):
     pooled = tmp_path / "a.h5"
     vr.extract(registers, images, pooled, layers="blocks.0", pool="avg")
     assert vr.extract(registers, images, pooled, layers="blocks.0", pool="avg").info.pool == "avg"
+
+
+@pytest.mark.parametrize("pool", ["avg:100", "avg:8", "avg:4", "avg"])
+def test_a_grid_that_leaves_every_layer_as_it_is_is_said(tiny, images, tmp_path, caplog, pool):
+    """Of layers of at most 8x8, grids of 100x100 and 8x8 are no pooling."""
+    labels = np.arange(12) % 2
+    whole = vr.extract(tiny, labelled(images, labels), tmp_path / "w.h5", layers="<=8x8")
+    expected = whole.matrix()[0]
+    said = []
+    stored = vr.extract(
+        tiny, images, tmp_path / "p.h5", layers="<=8x8", pool=pool, report=said.append
+    )
+    features = vr.LatentTransformer(tiny, layers="<=8x8", pool=pool).fit_transform(images)
+    whole.export(tmp_path / "m.npy", pool=pool)
+    controls = {"controls": (), "heads": "knn", "cache": None}
+    notes = vr.probe(whole, "classification", layers="<=8x8", pools=pool, **controls).notes
+    line = f"pool {pool}: no layer chosen is larger than {pool[4:]}x{pool[4:]}, so that nothing is pooled"
+    left = pool in ("avg:100", "avg:8")
+    for values in (stored.matrix()[0], np.load(tmp_path / "m.npy")):
+        assert np.array_equal(values, expected) == left
+    assert (features.shape == expected.shape) == left
+    assert [line in lines for lines in (said, notes)] == [left] * 2
+    assert caplog.messages.count(line) == (
+        2 if left else 0
+    )  # of the transformer, and of the export

@@ -1,3 +1,4 @@
+import copy
 import pickle
 import struct
 import zlib
@@ -5,6 +6,7 @@ import zlib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
@@ -42,6 +44,48 @@ def test_images_of_any_size_and_files(tiny, images, tmp_path):
         image.save(paths[-1])
     head = vr.LatentTransformer(tiny, layers="1x1").fit(None)
     assert np.array_equal(head.transform(large), head.transform(paths))
+
+
+def spoilt(tiny, parameter, value):
+    """The model with one weight that is not what training leaves."""
+    net = copy.deepcopy(tiny)
+    with torch.no_grad():
+        net.get_parameter(parameter).view(-1)[0] = value
+    return net
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
+def test_features_that_are_not_finite_are_refused(tiny, images, value):
+    """A scikit-learn estimator that takes NaN, as trees do, would learn from them."""
+    net = spoilt(tiny, "bottom_up.in_conv.weight", value)
+    read = net.unchecked_posterior(images, "4x4")
+    assert not all(layer.mean.isfinite().all() for layer in read.values())
+    head = vr.LatentTransformer(tiny, layers="4x4").fit(images)
+    head.model_ = net
+    for call in (head.transform, lambda images: net.posterior(images, "4x4")):
+        with pytest.raises(
+            vr.DataError, match=r"layer .*: expected finite values.* for image '?0"
+        ) as told:
+            call(images)
+        assert "\n" not in str(told.value)
+
+
+def test_one_image_far_from_the_others_is_named(tiny, images):
+    head = vr.LatentTransformer(tiny, layers="all", feature="kl", batch_size=5).fit(images)
+    expected = head.transform(images)
+    read = head._read
+
+    def with_infinity(pixels, ids):
+        values = read(pixels, ids)
+        if "7" in ids:
+            values["4x4.0"][ids.index("7"), 3] = np.inf
+        return values
+
+    head._read = with_infinity
+    with pytest.raises(vr.DataError, match=r"layer 4x4\.0, kl: .* for image 7,"):
+        head.transform(images)
+    del head._read
+    assert np.array_equal(head.transform(images), expected)
 
 
 def test_bad_input_is_named(tiny, images):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import vdvae_repr as vr
@@ -111,6 +112,11 @@ def _wrong_files(folder, state):
         "is a configuration .TOML., which holds no weights",
     )
     yield "script.py", b"model = 3\n", "a text, 10 bytes"
+    yield (
+        "model.safetensors.index.json",
+        b'{"weight_map": {}}',
+        "is the index of shards.* join the shards",
+    )
     yield "json.bin", b'{"error": "not found"}', "is a JSON text"
     yield "note.th", b"see the other folder", "a text, 20 bytes"
     yield "zero.th", b"", "is empty, 0 bytes"
@@ -122,6 +128,7 @@ def _wrong_files(folder, state):
     yield "cut.th", whole[: len(whole) // 2], "cut short: get it again"
     save_file(state, folder / "safe")
     safe = (folder / "safe").read_bytes()
+    yield "m-00002-of-00003.safetensors", safe, "is shard 2 of 3, .* join the shards into one file"
     yield "cut.safetensors", safe[: len(safe) // 2], "cut short: get it again"
     yield "head.safetensors", safe[:20], "cut short: get it again"
 
@@ -137,6 +144,47 @@ def test_what_is_no_weights_file_is_named_for_what_it_is(published, tmp_path):
             assert "\n" not in text
             assert "weights_only" not in text
             assert "pickled code" not in text
+
+
+def test_a_folder_of_shards_is_told_from_one_without_weights(tmp_path):
+    with pytest.raises(vr.CheckpointError, match=r"expected a run folder .*, found none$"):
+        vr.load(tmp_path)
+    for number in (1, 2):
+        (tmp_path / f"model-0000{number}-of-00002.safetensors").write_bytes(b"")
+    with pytest.raises(vr.CheckpointError, match="found 2 shards; join the shards into one file"):
+        vr.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "inside", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"]
+)
+@pytest.mark.parametrize("write", [torch.save, save_file])
+def test_names_that_torch_puts_inside_are_taken_away(tiny, tmp_path, inside, write):
+    """As where blocks are compiled one by one: the names are those of torch's own wrapper."""
+    blocks = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2)})
+    blocks["a"] = torch.compile(blocks["a"])
+    assert "a._orig_mod.weight" in blocks.state_dict()
+    weights_of = {}
+    for name, value in tiny.state_dict().items():
+        start, dot, rest = name.partition(".0.")
+        weights_of[f"{start}.0.{inside}.{rest}" if dot else name] = value
+    assert any(inside in name for name in weights_of)
+    write(weights_of, tmp_path / "w.pt")
+    loaded = vr.load(tmp_path / "w.pt", preset=tiny.config)
+    assert weights.weights_sha256(loaded) == weights.weights_sha256(tiny)
+
+
+def test_converted_weights_with_the_metadata_kept_are_said_to_be_changed(tiny, tmp_path):
+    weights.save(tiny, tmp_path / "m.safetensors", record={})
+    with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
+        half = {key: file.get_tensor(key).half() for key in file.keys()}  # noqa: SIM118
+        save_file(half, tmp_path / "h.safetensors", metadata=file.metadata())
+    with pytest.raises(
+        vr.CheckpointError, match=r"or they were changed since, as to float16: .* preset"
+    ):
+        vr.load(tmp_path / "h.safetensors")
+    save_file(half, tmp_path / "h.safetensors")
+    vr.load(tmp_path / "h.safetensors", preset=tiny.config)  # as the message advises
 
 
 class Anything:

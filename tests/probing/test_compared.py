@@ -1,5 +1,7 @@
 """Which row is compared where nothing is chosen, what stands beside it, and what a problem does by itself."""
 
+import csv
+import json
 import re
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -265,6 +267,53 @@ def test_other_passes_and_resizes_of_stores_beside_are_said(tiny, people, tmp_pa
     said = []
     vr.compare(one, one, notice=said.append)
     assert not [line for line in said if "resize" in line]
+
+
+@pytest.mark.parametrize(
+    ("features", "asked", "remedy"),
+    [
+        (["delta", "kl"], None, "both hold kl: name one"),
+        (["log_std"], None, "no feature is in both"),
+        (["delta", "kl"], "kl", None),
+        (["mean", "kl"], None, None),
+    ],
+)
+def test_which_features_are_compared_is_said_and_kept(
+    store, tiny, people, tmp_path, features, asked, remedy
+):
+    path = tmp_path / "o.h5"
+    vr.extract(tiny, people(4), path, layers="<=8x8", features=features)
+    own, other = asked or "mean", asked or features[0]
+    out = tmp_path / "out"
+    arguments = ["compare", str(store.path), str(path), "--out", str(out)]
+    done = CliRunner().invoke(app, [*arguments, *(["--feature", asked] if asked else [])])
+    assert done.exit_code == 0
+    assert f"each layer of tiny ({own}), and which of tiny ({other}) is" in done.stdout
+    line = f"mean of {store.path} is compared with {other} of {path}; {remedy}"
+    assert (line in done.stderr) == (remedy is not None)
+    record = json.loads((out / "similarity.json").read_text())["record"]
+    assert (record["rows_feature"], record["columns_feature"]) == (own, other)
+    title = "debiased linear CKA" + (f": rows of {own}, columns of {other}" if own != other else "")
+    with (out / "similarity.csv").open(newline="") as file:
+        head, *table = csv.reader(file)
+    assert head[0] == title
+    a, b = (s.matrix("1x1", f)[0].astype(float) for s, f in ((store, own), (vr.open(path), other)))
+    expected = debiased(a @ a.T, b @ b.T)
+    np.testing.assert_allclose(float(table[0][1]), expected, atol=2e-6)
+    assert CliRunner().invoke(app, arguments).exit_code == 0  # its own files are replaced
+
+
+def debiased(K, L):
+    """HSIC_1(K, L) / sqrt(HSIC_1(K, K) HSIC_1(L, L)); Song et al. 2012, equation 5, by its letters."""
+    n = len(K)
+
+    def hsic(K, L):
+        K, L = K - np.diag(np.diag(K)), L - np.diag(np.diag(L))
+        one = np.ones(n)
+        whole = one @ K @ one * (one @ L @ one) / ((n - 1) * (n - 2))
+        return np.trace(K @ L) + whole - 2 / (n - 2) * (one @ K @ L @ one)
+
+    return hsic(K, L) / np.sqrt(hsic(K, K) * hsic(L, L))
 
 
 def test_whom_faces64_was_trained_on_is_said_where_it_is_asked_about_lfw(store):

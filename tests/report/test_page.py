@@ -611,7 +611,7 @@ def test_a_page_of_a_comparison_takes_pictures_of_its_own_images_alone(
         report.page(tmp_path / "index.html", other)
     assert not (tmp_path / "index.html").exists()
     _, text = page_of(report, tmp_path, latents=store)
-    assert "layers of tiny (rows) and tiny (columns), images of people" in text
+    assert "layers of tiny (rows, mean) and tiny (columns, mean), images of people" in text
     (tmp_path / "c" / "similarity.json").unlink()  # of an earlier version
     with pytest.raises(StoreError, match="run compare again"):
         vr.Report.load(tmp_path / "c").page(tmp_path / "index.html", store)

@@ -258,6 +258,20 @@ def test_a_student_fills_stores_and_refuses_what_it_has_not(tiny, photos, tmp_pa
             draws(photos, seed=1)
 
 
+def test_a_prediction_that_is_not_finite_is_refused(tiny, photos):
+    student = student_of(tiny, layers="<=8x8")
+    finite = student.posterior(photos, "8x8")
+    assert all(layer.mean.isfinite().all() for layer in finite.values())
+    with torch.no_grad():
+        student.bottom_up.in_conv.weight.view(-1)[0] = float("nan")
+    assert student.unchecked_posterior(photos, "8x8")["8x8.0"].mean.isnan().any()
+    with pytest.raises(
+        vr.DataError, match=r"layer 8x8\.0: expected finite values, found NaN"
+    ) as told:
+        student.posterior(photos, "8x8")
+    assert "\n" not in str(told.value)
+
+
 @pytest.mark.parametrize("load", [_load_vdvae, _load_generative])
 def test_the_command_line_says_that_a_student_draws_nothing(load):
     with pytest.raises(vr.TaskError, match="faces64-student: a student draws nothing"):

@@ -892,3 +892,7 @@ def test_a_run_folder_that_gives_its_configuration_alone_is_said(toml, photos, t
     vr.train(first, photos, second, resume=True, steps=4, progress=said.append)
     vr.train(first, photos, tmp_path / "third", init_from=first, steps=6, progress=said.append)
     assert not [line for line in said if "configuration alone" in line]
+    other = tmp_path / "fourth"
+    vr.train(first, photos, other, resume=True, progress=said.append)
+    nothing = f"{other} starts from nothing, as it holds no run to resume; init_from="
+    assert sum(nothing in line for line in said) == 1

@@ -81,6 +81,32 @@ def test_a_run_keeps_the_hashes_of_the_images_it_was_trained_on(given):
     assert np.array_equal(vr.load(given / "run").trained_on, kept)
 
 
+def test_a_checkpoint_of_a_run_is_known_by_its_run_folder(given, tmp_path, caplog, said):
+    """Of a checkpoint after which other images were seen, it is not known which it was trained on."""
+    run = tmp_path / "run"
+    vr.train(given / "t.toml", given / "p", run, checkpoint_every=2)
+    for step, line in (
+        (4, ": 16 of 20 images are those the model was trained on"),
+        (2, "which images it was trained on is not recorded"),
+    ):
+        caplog.clear()
+        file = run / "checkpoints" / f"step-{step:08}" / "average.safetensors"
+        vr.evaluate(vr.load(file, preset=run / "config.toml"), given / "p")
+        assert [line in told for told in said()] == [True], step
+
+
+def test_a_checkpoint_knows_the_crop_of_its_run(given, tmp_path):
+    wide = np.pad(
+        PIXELS, ((0, 0), (2, 2), (2, 2), (0, 0))
+    )  # whose central 8x8 squares are the images
+    vr.train(given / "t.toml", wide, tmp_path / "run", crop=8)
+    file = tmp_path / "run" / "checkpoints" / "step-00000004" / "average.safetensors"
+    model = vr.load(file, preset=tmp_path / "run" / "config.toml")
+    assert model.trained_crop == 8
+    assert set(model.trained_on.tolist()) < set(by_hand(PIXELS))
+    assert len(model.trained_on) == 16  # 4 steps of 4 images
+
+
 def forms(root, tmp_path):
     """Yield the name of each form, the images in it, and how many of them are trained on, of how many."""
     yield "all", root / "p", (16, 20)

@@ -468,6 +468,23 @@ def test_a_published_run_that_is_not_whole_is_refused(toml, photos, tmp_path):
     torch.save(state, tmp_path / "x-opt.th")
     with pytest.raises(vr.CheckpointError, match=r"moments of \d+ parameters, found others"):
         trained(toml, photos, tmp_path / "r", init_from=start)
+    for key, value, message in (
+        ("exp_avg", math.nan, "found NaN or infinity in exp_avg"),
+        ("exp_avg_sq", math.inf, "found NaN or infinity in exp_avg_sq"),
+        ("exp_avg_sq", -1.0, r"exp_avg_sq of \S+ is below 0"),
+    ):
+        published_run(tmp_path, vr.VDVAE(load_config(toml).model), steps=1)
+        state = torch.load(tmp_path / "x-opt.th")
+        state["state"][3][key].view(-1)[0] = value
+        torch.save(state, tmp_path / "x-opt.th")
+        with pytest.raises(vr.CheckpointError, match=rf"x-opt\.th: .*{message}"):
+            trained(toml, photos, tmp_path / "r", init_from=start)
+    published_run(tmp_path, vr.VDVAE(load_config(toml).model), steps=1)
+    (tmp_path / "x-log.jsonl").write_text('{"type": "eval_loss", "step": 3}\n')
+    with pytest.raises(
+        vr.CheckpointError, match=r"train_loss with its step \(there is none of that type\)"
+    ):
+        trained(toml, photos, tmp_path / "r", init_from=start)
     (tmp_path / "x-log.jsonl").unlink()
     with pytest.raises(vr.CheckpointError, match="which tells the step"):
         trained(toml, photos, tmp_path / "r", init_from=start)

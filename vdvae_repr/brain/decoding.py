@@ -34,7 +34,7 @@ from vdvae_repr.brain.responses import (
 )
 from vdvae_repr.brain.voxelwise import false_discovery
 from vdvae_repr.config import path_of, shown, true_or_false, whole_number
-from vdvae_repr.errors import TaskError, first_line
+from vdvae_repr.errors import TaskError, counted, first_line
 from vdvae_repr.heads.algebra import Algebra
 from vdvae_repr.heads.linear import ALPHAS
 from vdvae_repr.heads.spectrum import leading_eigenvectors
@@ -413,7 +413,8 @@ def fit(
     varying = np.ptp(X, axis=0) > 0
     notes = [*read.notes]
     if not varying.all():
-        notes.append(f"responses: {(~varying).sum()} voxels left out, which never vary in training")
+        constant = counted(int((~varying).sum()), "voxel")
+        notes.append(f"responses: {constant} left out, with one value for all training images")
         X, voxels = X[:, varying], voxels[varying]
     if alpha is None:
         alphas = _left_one_out(algebra, X, store, specs, feature, rows, seed)

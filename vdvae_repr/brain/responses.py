@@ -687,7 +687,7 @@ def read_responses(
         responses = responses.to(np.flatnonzero(~absent.all(axis=0)))
     if not known.all():
         notes.append(
-            f"responses: {int((~known).sum())} of {len(known)} voxels left out, which are NaN"
+            f"responses: {int((~known).sum())} of {len(known)} voxels left out, which are NaN for some image"
         )
         responses, infinite = responses.of(known), infinite[known]
     if not responses.values.size:
@@ -698,10 +698,13 @@ def read_responses(
         )
     varying = np.ptp(responses.mean, axis=0) > 0
     if not varying.all():
-        notes.append(f"responses: {int((~varying).sum())} voxels left out, which never vary")
+        constant = counted(int((~varying).sum()), "voxel")
+        notes.append(f"responses: {constant} left out, with one value for all images")
         if not varying.any():
             raise TaskError("responses: expected voxels that vary over images, found none")
         responses = responses.of(varying)
+    if line := _about_zeros(responses, store):
+        notes.append(line)
     regions = responses.rois
     if rois is not None:
         regions, about = _read_rois(path_of("rois", rois), responses.voxels, count)
@@ -727,6 +730,21 @@ def _missing(
         known[block] = ~(np.isnan(part) & ~absent[:, :, None]).any(axis=(0, 1))
         infinite[block] = np.isinf(part).any(axis=(0, 1))
     return absent, known, infinite
+
+
+def _about_zeros(responses: Responses, store: Latents) -> str:
+    """Say where every voxel is exactly 0, as where a file holds 0 for what was not measured; else nothing."""
+    zero = np.ones(responses.values.shape[:2], bool)
+    for block in voxel_blocks(responses.values.shape[2]):
+        zero &= (responses.values[:, :, block] == 0).all(axis=2)
+    images = np.flatnonzero(zero.any(axis=0))
+    if responses.values.shape[2] == 1 or not len(images):  # a single neuron may be silent
+        return ""
+    first = responses.ids[images[0]] if responses.ids else store.ids[responses.rows[images[0]]]
+    return (
+        f"responses: 0 in every voxel: {counted(int(zero.sum()), 'response')} to "
+        f"{counted(len(images), 'image')}, as {first!r}; this counts as measured: write NaN where nothing was"
+    )
 
 
 def voxel_blocks(voxels: int) -> Iterator[slice]:

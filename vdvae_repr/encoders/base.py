@@ -31,6 +31,7 @@ from vdvae_repr.errors import (
     ConfigError,
     LayerError,
     VDVAEReprError,
+    counted,
     first_line,
 )
 from vdvae_repr.model.base import SavedModel
@@ -388,6 +389,12 @@ class TorchEncoder:
         described = describe_network(self.net)
         options = {key: value for key, value in described.items() if key in self._options}
         return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
+
+    def __repr__(self) -> str:
+        """Say what it is called, and which layers it has."""
+        names = [spec.name for spec in self.layers]
+        which = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
+        return f"<{type(self).__name__} {self.name}: {counted(len(names), 'layer')} ({which})>"
 
     def identity(self) -> dict[str, str]:
         """Return the store's attributes `model`, `config` (JSON) and `weights_sha256`."""

@@ -6,12 +6,14 @@ the names of `feature_info`, and the embedding before the classifier last.
 
 from __future__ import annotations
 
+import argparse
 import inspect
+import json
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vdvae_repr.config import suggestion
+from vdvae_repr.data.open import warn
 from vdvae_repr.data.source import Preprocessing, RawImage
 from vdvae_repr.encoders.base import (
     TorchEncoder,
@@ -32,7 +35,7 @@ from vdvae_repr.encoders.base import (
     named_failure,
 )
 from vdvae_repr.errors import CheckpointError, first_line
-from vdvae_repr.model.weights import check_finite, read_weights
+from vdvae_repr.model.weights import check_finite, read_th, read_weights
 
 PREFIX = "timm:"
 EMBEDDING = "embedding"
@@ -201,12 +204,19 @@ def load_timm(what: str, weights: Path | None, download: bool) -> TimmEncoder:
     """
     name = f"{PREFIX}{what}"
     if weights is not None:
-        net = _create(what, pretrained=False)
-        _fill(net, read_weights(weights), f"{name}@{weights}")
+        where = f"{name}@{weights}"
+        net, state = _create(what, pretrained=False), read_weights(weights)
+        recipe = _TrainingRecipe.beside(weights)
+        recipe.refuse_other_architecture(net, weights)
+        net.load_state_dict(_filling(net, state, where))
+        if line := recipe.about_transform(net):
+            warn(f"{where}: {line}")
         return TimmEncoder(net, name)
     file = _cached(what)
     if file is None:
         _refuse_or_reach(name, download)
+    else:
+        _read_published(file)  # what it is in place of weights is said here
     overlay = None if file is None else {"file": str(file)}
     try:
         net = _create(what, pretrained=True, pretrained_cfg_overlay=overlay)
@@ -215,7 +225,137 @@ def load_timm(what: str, weights: Path | None, download: bool) -> TimmEncoder:
     except Exception as error:  # what timm and the hub raise, of many kinds
         raise named_failure(name, error) from error
     check_finite(net.state_dict(), name)
+    _refuse_gaps(net, what, file or _cached(what))
     return TimmEncoder(net, name)
+
+
+def _read_published(file: Path) -> dict[str, Tensor] | None:
+    """Return the tensors of a published file; None of NumPy's, which timm reads name by name."""
+    return None if file.suffix == ".npz" else read_weights(file)
+
+
+def _refuse_gaps(net: nn.Module, what: str, file: Path | None) -> None:
+    """Refuse published weights that do not fill the network: without its classifier, timm lets gaps pass.
+
+    Names that tell nothing, as those of a head that goes with the classifier, are left to timm itself, which
+    is strict about the whole model.
+
+    Args:
+        net: as timm filled it.
+        what: its name at timm.
+        file: what it was filled from; None where timm alone knows.
+
+    Raises:
+        CheckpointError: as described.
+    """
+    import timm
+
+    name = f"{PREFIX}{what}"
+    where = name if file is None else f"{name}, {file}"
+    state = None if file is None else _read_published(file)
+    refusal = None
+    if state is not None:
+        try:
+            expected = _filling(net, state, where)
+            loaded = net.state_dict()
+            if all(
+                torch.equal(loaded[key], value.to(loaded[key])) for key, value in expected.items()
+            ):
+                return
+            refusal = CheckpointError(
+                f"{where}: timm does not know its names, which begin with {', '.join(list(state)[:3])}"
+            )
+        except CheckpointError as error:
+            refusal = error
+    overlay = None if file is None else {"file": str(file)}
+    try:
+        timm.create_model(what, pretrained=True, pretrained_cfg_overlay=overlay)
+    except Exception as error:
+        raise CheckpointError(
+            f"{refusal or named_failure(where, error)}; these are not the weights that timm publishes: "
+            f"remove the file and fetch it with download=True, or name weights of your own, {name}@FILE"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _TrainingRecipe:
+    """What a checkpoint of timm's train.py, or a config.json beside timm's weights, says of its training."""
+
+    architecture: str = ""
+    """At timm, maybe with a tag; empty where nothing tells."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Options of timm's transform, by timm's names."""
+
+    @classmethod
+    def beside(cls, weights: Path) -> _TrainingRecipe:
+        """Read it out of a file that can be read, or beside it; empty where nothing tells."""
+        if weights.name in ("model.safetensors", "pytorch_model.bin"):
+            try:
+                config = json.loads(weights.with_name("config.json").read_bytes())
+                return cls._of(config["architecture"], config.get("pretrained_cfg") or config)
+            except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+                pass
+        try:
+            checkpoint = read_th(weights, lazily=True)
+        except CheckpointError:  # safetensors
+            return cls()
+        options = checkpoint.get("args")
+        if isinstance(options, argparse.Namespace):
+            options = vars(options)
+        return cls._of(checkpoint.get("arch"), options)
+
+    @classmethod
+    def _of(cls, architecture: Any, options: Any) -> _TrainingRecipe:
+        return cls(
+            architecture if isinstance(architecture, str) else "",
+            options if isinstance(options, Mapping) else {},
+        )
+
+    def refuse_other_architecture(self, net: nn.Module, weights: Path) -> None:
+        """Refuse weights of another model than the one named, even if names and shapes are equal.
+
+        Raises:
+            CheckpointError: names the one that they are of.
+        """
+        import timm
+
+        config: Any = net.pretrained_cfg
+        told, named = self.architecture.partition(".")[0], config.get("architecture", "")
+        if (
+            named not in ("", told) and told in timm.list_models()
+        ):  # which has no names that timm gave up
+            raise CheckpointError(
+                f"{weights}: says that its weights are of {self.architecture}, expected {named}; load it as "
+                f"{PREFIX}{told}@{weights}"
+            )
+
+    def about_transform(self, net: nn.Module) -> str:
+        """Say where the images were prepared otherwise for training than timm prepares them for the model."""
+        from timm.data.config import resolve_data_config
+
+        own = resolve_data_config(model=net)
+        keys = ("input_size", "img_size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
+        try:
+            told = resolve_data_config(
+                {key: self.data[key] for key in keys if key in self.data}, model=net
+            )
+            other = [key for key in own if _plain(told[key]) != _plain(own[key])]
+        except (AssertionError, TypeError, ValueError):  # options of another program
+            return ""
+        if not other:
+            return ""
+        trained, used = (
+            ", ".join(f"{key} {_plain(config[key])}" for key in other) for config in (told, own)
+        )
+        return (
+            f"was trained with {trained}; images go through timm's transform of the model, with {used}: "
+            "vr.TorchEncoder takes another size, mean and std"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Return an option of a transform as it is compared and printed."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def random_timm(what: str, seed: int) -> TimmEncoder:
@@ -249,13 +389,17 @@ def _check_name(what: str) -> None:
         )
 
 
-def _fill(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load a checkpoint strictly: under timm's names, or those that timm itself knows to translate."""
+def _filling(net: nn.Module, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Return what of a checkpoint fills a network, under timm's names or those that timm translates.
+
+    Raises:
+        CheckpointError: it does not fill the network, or holds more than its classifier beside it.
+    """
     config: Any = net.pretrained_cfg
     classifier = config.get("classifier") or ()
     names = [classifier] if isinstance(classifier, str) else list(classifier)
     try:
-        filled = checked_state(state, net, where, names)
+        return checked_state(state, net, where, names)
     except CheckpointError as refusal:
         module = sys.modules[type(net).__module__]
         translate = getattr(module, "checkpoint_filter_fn", None)
@@ -270,7 +414,7 @@ def _fill(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
                 f"{where}: is of another architecture, whose {resampled} timm would resample to "
                 f"{tuple(filled[resampled].shape)}; name the model that the weights were trained for"
             ) from refusal
-    net.load_state_dict(filled)
+        return filled
 
 
 def _computed(filled: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str | None:

@@ -39,7 +39,7 @@ class VDVAEEncoder(SavedEncoder[VDVAE]):
         precision: Precision = "fp32",
     ) -> Reading:
         """Read features of the posterior, and its KL; without noise each layer sends its mean down."""
-        posterior = self.model.posterior(
+        posterior = self.model.unchecked_posterior(
             pixels,
             [spec.index for spec in layers],
             noise=noise,

@@ -16,10 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from vdvae_repr.config import path_of
+from vdvae_repr.data.open import warn
 from vdvae_repr.data.readers.arrays import read_member
 from vdvae_repr.errors import DataError, StoreError
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.latents.format import linked_to, not_finite
+from vdvae_repr.latents.pooling import about_pool
 from vdvae_repr.output import aside_of, replacing
 
 DESCRIPTION = (  # what an export says of its matrix
@@ -82,6 +84,9 @@ def export(
     feature = store.default_feature if feature is None else feature
     rows, chosen = store.rows(split), store.distinct(layers, feature)
     widths = [math.prod(store.shape(spec, feature, pool)) for spec in chosen]
+    shapes = [[store.shape(spec, feature, way) for spec in chosen] for way in (None, pool)]
+    if line := about_pool(pool, *shapes):
+        warn(line)
     shape = (len(rows), sum(widths))
     about = {
         "ids": [store.ids[row] for row in rows],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,22 @@ def pool_layer(values: Array, pool: str | None, prefix: int = 0, class_token: bo
         raise LayerError(f"pooling to {grid}x{grid} does not divide {height}x{width}")
     steps = values.reshape(n, c, grid, height // grid, grid, width // grid)
     return np.asarray(steps.mean(axis=(3, 5)))
+
+
+def about_pool(
+    pool: str | None, before: Sequence[tuple[int, ...]], after: Sequence[tuple[int, ...]]
+) -> str:
+    """Say that a grid of means, as "avg:100", leaves all layers as they are; else nothing.
+
+    Args:
+        pool: as of `pool_layer`.
+        before: the layers' shapes.
+        after: the same, pooled.
+    """
+    if pool is None or not pool.startswith("avg:") or list(before) != list(after):
+        return ""
+    grid = pool.removeprefix("avg:")
+    return f"pool {pool}: no layer chosen is larger than {grid}x{grid}, so that nothing is pooled"
 
 
 def _patch_grid(patches: Array, grid: int) -> Array:

@@ -19,8 +19,8 @@ from vdvae_repr.data.source import Preprocessing, RawImage, file_source
 from vdvae_repr.encoders.load import load
 from vdvae_repr.encoders.vdvae import VDVAEEncoder
 from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError
-from vdvae_repr.latents.format import array_key
-from vdvae_repr.latents.pooling import pool_layer
+from vdvae_repr.latents.format import array_key, not_finite
+from vdvae_repr.latents.pooling import about_pool, pool_layer
 from vdvae_repr.model.layers import FEATURES, select_layers
 from vdvae_repr.model.noise import seeded_noise
 from vdvae_repr.model.vdvae import VDVAE
@@ -94,6 +94,10 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if line := net.about_crop(self.crop):
             warn(line)
         self.layers_ = select_layers(self.model_.layers, self.layers)
+        before = [VDVAEEncoder(net).shape(spec, self.feature) for spec in self.layers_]
+        after = [pool_layer(np.zeros((1, *shape)), self.pool).shape[1:] for shape in before]
+        if line := about_pool(self.pool, before, after):
+            warn(line)
         self._fitted = self.get_params(deep=False)  # what is set later counts from the next fit on
         blank = np.zeros((1, *[self.model_.config.image_size] * 2, 3), np.uint8)
         self._names = [
@@ -107,7 +111,7 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """Return features (N, D) float32 of images: uint8 (N, H, W, 3), PIL images, or paths of files.
 
         Raises:
-            DataError: something else than images, or one that cannot be read.
+            DataError: something else than images, one that cannot be read, or features that are not finite.
         """
         check_is_fitted(self)
         if why := hidden_by_mask(X, "pixels", "X"):
@@ -123,6 +127,13 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 [preprocessing(_image(X[index], index, read_file)) for index in batch]
             )
             read = self._read(pixels, [str(index) for index in batch])
+            for name, values in read.items():
+                if (row := not_finite(values)) is not None:
+                    raise DataError(
+                        f"layer {name}, {self._fitted['feature']}: expected finite values, found NaN or "
+                        f"infinity for image {batch[row]}, which may be far from what {self.model_.name} was "
+                        "trained on; look at the image and the weights"
+                    )
             rows.append(np.concatenate(list(read.values()), axis=1))
         return np.concatenate(rows) if rows else np.zeros((0, len(self._names)), np.float32)
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from vdvae_repr.config import StudentConfig
-from vdvae_repr.errors import CheckpointError, ConfigError, LayerError
+from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError
 from vdvae_repr.model.base import SavedModel
 from vdvae_repr.model.blocks import Block, Widths
 from vdvae_repr.model.layers import ByLayer, LayerSpec, layers_of_config, select_layers
@@ -108,9 +108,27 @@ class Student(SavedModel):
             precision: fp32; bf16 and tf32 (GPUs) trade exactness for speed.
 
         Raises:
-            DataError: images of another shape or dtype.
+            DataError: images of another shape or dtype, or a prediction that is not finite.
             LayerError: a selector that names no layer.
         """
+        prediction = self.unchecked_posterior(images, layers, precision=precision)
+        for name, layer in prediction.items():
+            if not (layer.mean.isfinite().all() and layer.log_std.isfinite().all()):
+                raise DataError(
+                    f"layer {name}: expected finite values, found NaN or infinity for images that may be "
+                    f"far from what {self.name} was trained on; look at the images and the weights"
+                )
+        return prediction
+
+    @torch.no_grad()
+    def unchecked_posterior(
+        self,
+        images: Any,
+        layers: str | int | Sequence[str | int] = "all",
+        *,
+        precision: Precision = "fp32",
+    ) -> Prediction:
+        """Read what `posterior` reads, NaN and infinity too; a GPU is not waited for."""
         chosen = select_layers(self.layers, layers)
         tensor = as_image_tensor(images, self.config.image_size)
         tensor = tensor.to(self.device, non_blocking=True)

@@ -259,7 +259,7 @@ class VDVAE(ImageModel):
 
     def progress_rows(self, images: NDArray[np.uint8]) -> list[tuple[str, NDArray[np.uint8]]]:
         """Return reconstructions of some images from the first k layers, and samples, as published."""
-        read, rows = self.posterior(images), []
+        read, rows = self.unchecked_posterior(images), []
         for k in np.floor(np.linspace(0, 1, 8)[1:-1] * len(self.layers)).astype(int):
             given = {spec.name: read[spec.name].mean for spec in self.layers[: max(k, 1)]}
             rebuilt = self.decode(given, rest="sample", temperature=0.1)
@@ -401,9 +401,44 @@ class VDVAE(ImageModel):
             precision: fp32; bf16 and tf32 (GPUs) trade exactness for speed.
 
         Raises:
-            DataError: images of another shape or dtype, or another number of ids.
+            DataError: images of another shape or dtype, another number of ids, or a posterior that is not
+                finite, as of images far from those of the training.
             LayerError: a selector that names no layer.
         """
+        posterior = self.unchecked_posterior(
+            images, layers, z, seed=seed, draw=draw, ids=ids, noise=noise,
+            top_down=top_down, bottom_up=bottom_up, precision=precision,
+        )  # fmt: skip
+        if len(posterior.kl):  # which is NaN or infinite where a mean or a deviation is
+            finite = posterior.kl.isfinite().cpu()
+            rows = finite.logical_not().any(dim=1).nonzero()
+            if len(rows):
+                row = int(rows[0])
+                layer = self.layers[int(finite[row].logical_not().nonzero()[0])].name
+                found = "NaN" if posterior.kl[row].isnan().any() else "infinity"
+                raise DataError(
+                    f"layer {layer}: expected finite values, found {found} for image "
+                    f"{image_names(ids, len(finite))[row]!r}, which may be far from what {self.name} was "
+                    "trained on; look at the images and the weights"
+                )
+        return posterior
+
+    @torch.no_grad()
+    def unchecked_posterior(
+        self,
+        images: Any,
+        layers: str | int | Sequence[str | int] = "all",
+        z: Literal["mean", "sample"] = "mean",
+        *,
+        seed: int = 0,
+        draw: int = 0,
+        ids: Sequence[str] | None = None,
+        noise: NoiseFn | None = None,
+        top_down: bool = False,
+        bottom_up: bool = False,
+        precision: Precision = "fp32",
+    ) -> Posterior:
+        """Read what `posterior` reads, NaN and infinity too; a GPU is not waited for."""
         _one_of("z", z, ("mean", "sample"))
         seed, draw = whole_number("seed", seed, 0), whole_number("draw", draw, 0)
         chosen = select_layers(self.layers, layers)

@@ -69,6 +69,10 @@ NO_WEIGHTS = re.compile(  # keys under which tensors are called as the weights a
     r"(?:[\W_].*)?"
 )
 AVERAGED = re.compile(r"(?i)(?<![a-z])(?:ema|swa|averaged?|avg|shadow)(?![a-z])")  # of steps
+INSIDE = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What torch puts into names where it compiles, shards or recomputes a module."""
+SHARD = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.\w+")
+JOIN = "join the shards into one file, with safetensors.torch.load_file and save_file"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 HEAD_BYTES = 512  # of a file, enough to tell what it is
 MOST_WRAPPERS = 32  # dictionaries around the weights
@@ -234,8 +238,10 @@ def _find(model: str | Path) -> Path:
     if folder:
         inside = path / "model.safetensors"
         if not inside.is_file():
+            shards = sum(bool(SHARD.fullmatch(file.name)) for file in path.iterdir())
+            found = f"{shards} shards; {JOIN}" if shards else "none"
             raise CheckpointError(
-                f"{path}: expected a run folder with model.safetensors, found none"
+                f"{path}: expected a run folder with model.safetensors, found {found}"
             )
         return inside
     if not file:
@@ -269,14 +275,24 @@ class _WeightsFile:
         """Read names and shapes alone.
 
         Raises:
-            CheckpointError: no such file, a damaged one, or none that holds weights.
+            CheckpointError: no such file, a damaged one, or none that holds weights, or a part of them.
         """
+        shard = SHARD.fullmatch(path.name)
+        if shard and int(shard["count"]) > 1 and path.is_file():
+            raise CheckpointError(
+                f"{path}: is shard {int(shard['number'])} of {int(shard['count'])}, which hold a part of the "
+                f"weights each; {JOIN}"
+            )
         if _is_safetensors(_head(path)):
             shapes, read, metadata = _safetensors_header(path)
         else:
             tensors = unwrapped(read_th(path, lazily=True), path)
             shapes = {name: tuple(value.shape) for name, value in tensors.items()}
             read, metadata = lambda: unwrapped(read_th(path), path), {}
+        plain = {name: INSIDE.sub("", name) for name in shapes}
+        if len(set(plain.values())) == len(plain):
+            shapes, read_wrapped = {plain[name]: shape for name, shape in shapes.items()}, read
+            read = lambda: {plain[name]: value for name, value in read_wrapped().items()}  # noqa: E731
         if (count := _count_of_average(shapes)) is None:
             return cls(path, shapes, read, metadata)
         del shapes[count]
@@ -322,10 +338,29 @@ def _load_file(path: Path, preset: Architecture | None) -> SavedModel:
 
 def _recall_training(net: SavedModel, file: _WeightsFile) -> None:
     """Give a model what its file, or the run folder that it lies in, says of its training."""
+    folder = file.path.absolute().parent
+    state = _checkpoint_state(folder)
     net.record = _record(file)
+    if state and not net.record:
+        net.record = {"data_sha256": state.get("source"), "crop": state.get("crop")}
+        hashes = read_trained_on(folder.parents[1])
+        # A run that went on has trained on more since, if its images had not all been seen by then.
+        if hashes is not None and len(hashes) <= state.get("images_seen", 0):
+            net.trained_on = hashes
+    elif file.path.name == "model.safetensors":
+        net.trained_on = read_trained_on(folder)
     net.trained_crop = _trained_crop(net.record)
-    if file.path.name == "model.safetensors":
-        net.trained_on = read_trained_on(file.path.parent)
+
+
+def _checkpoint_state(folder: Path) -> dict[str, Any]:
+    """Return what a checkpoint of a run, `RUN/checkpoints/step-00000100`, says of itself; empty of others."""
+    if not re.fullmatch(r"step-\d{8}", folder.name):
+        return {}
+    try:
+        state = json.loads((folder / "state.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return state if isinstance(state, dict) and isinstance(state.get("images_seen"), int) else {}
 
 
 def read_trained_on(folder: Path) -> NDArray[np.uint64] | None:
@@ -425,8 +460,9 @@ def _check_hash(file: _WeightsFile, weights: Mapping[str, Tensor]) -> None:
     expected = file.metadata.get("weights_sha256")
     if expected not in (None, hash_weights(file.metadata["config"], weights)):
         raise CheckpointError(
-            f"{file.path}: its config and weights do not match their SHA-256; the file is damaged: get it "
-            "again, or let the run write it again"
+            f"{file.path}: its config and weights do not match their SHA-256; the file is damaged, or they "
+            "were changed since, as to float16: get it again, let the run write it again, or save changed "
+            "weights without the metadata, and name their architecture with preset"
         )
 
 
@@ -818,6 +854,14 @@ def _head(path: Path) -> bytes:
             return file.read(HEAD_BYTES)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        held = [
+            name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()
+        ]
+        raise CheckpointError(
+            f"{path}: expected a file of weights, found a folder"
+            f"{f'; name {held[0]} in it' if held else ''}"
+        ) from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
 
@@ -851,6 +895,8 @@ def _refuse_what_is_no_checkpoint(path: Path) -> None:
             f"{path}: is a Git LFS pointer, {_size(path)}, in place of the weights; "
             "run git lfs pull, or download the file itself"
         )
+    if path.name.endswith(".index.json"):
+        raise CheckpointError(f"{path}: is the index of shards, and holds no weights; {JOIN}")
     if _is_configuration(path):
         raise CheckpointError(
             f"{path}: is a configuration (TOML), which holds no weights; train with it, or name a file of "

@@ -30,6 +30,7 @@ from vdvae_repr.config import (
 )
 from vdvae_repr.errors import TaskError, printable
 from vdvae_repr.latents.base import Latents, expect_store, read_otherwise
+from vdvae_repr.latents.pooling import about_pool
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.output import version
 from vdvae_repr.probing import controls as baselines
@@ -254,6 +255,13 @@ class Run:
             self.note(expect_same_images(other, self.store))
             self.note(read_otherwise(self.store, other))
         own = self.choice.of_store(self.store.info.model, self.store)
+        for feature in self.choice.features:
+            specs = self.store.distinct(self.choice.layers, feature)
+            for pool in self.choice.pools:
+                before, after = (
+                    [self.store.shape(spec, feature, way) for spec in specs] for way in (None, pool)
+                )
+                self.note(about_pool(pool, before, after))
         others = [
             item
             for model, other in self.beside.items()

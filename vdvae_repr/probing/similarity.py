@@ -42,7 +42,8 @@ def compare(
     Args:
         a: a store.
         b: another of the same images; if not given the layers of `a` are compared with each other.
-        feature: of both; each store's default if not given.
+        feature: that both hold; if not given each store's `default_feature`: `mean`, or the first where that
+            is not stored, as `activation`.
         seed: of the images that are drawn where there are more than 2,000, and of the shuffled ones.
         notice: receives what the reader must know; logged as warnings if not given.
 
@@ -65,7 +66,7 @@ def compare(
     if b is not None:
         for store in (a, b):  # a feature that one lacks is refused before anything is said
             store.distinct("all", store.default_feature if feature is None else feature)
-        for line in (same_images(a, b), read_otherwise(a, b)):
+        for line in (same_images(a, b), read_otherwise(a, b), _of_two_features(a, b, feature)):
             if line:
                 notice(line)
     seed = whole_number("seed", seed, 0, MOST_SEED)
@@ -78,11 +79,21 @@ def compare(
         layers=names,
         other_layers=others,
         models=(a.info.model, (a if b is None else b).info.model),
-        record=_record(a, a if b is None else b),
+        record=_record(a, a if b is None else b, feature),
     )
 
 
-def _record(a: Latents, b: Latents) -> dict[str, str]:
+def _of_two_features(a: Latents, b: Latents, feature: str | None) -> str:
+    """Return a line where VDVAEs' stores are compared by different features, as neither holds the other's."""
+    first, second = a.default_feature, b.default_feature
+    if feature is not None or first == second or "activation" in (first, second):
+        return ""
+    both = [name for name in a.features if name in b.features]
+    remedy = f"both hold {', '.join(both)}: name one" if both else "no feature is in both"
+    return f"{first} of {a.path} is compared with {second} of {b.path}; {remedy}"
+
+
+def _record(a: Latents, b: Latents, feature: str | None) -> dict[str, str]:
     """Return where a comparison of two stores comes from, in words."""
     record = {"images": a.info.source}
     if sha256 := a.info.source_sha256 or b.info.source_sha256:
@@ -90,6 +101,7 @@ def _record(a: Latents, b: Latents) -> dict[str, str]:
     for side, store in (("rows", a), ("columns", b)):
         record |= {
             f"{side}_model": store.info.model,
+            f"{side}_feature": feature or store.default_feature,
             f"{side}_store": str(store.path),
             f"{side}_weights_sha256": store.info.weights_sha256,
         }

@@ -780,7 +780,10 @@ def _similarity(findings: Findings) -> Section:
     for feature, found in findings.similarity.items():
         title = feature or "layers of both models"
         if found.record and not feature:  # what lies beside it may be of other stores
-            models = f"{found.models[0]} (rows) and {found.models[1]} (columns)"
+            models = " and ".join(
+                f"{model} ({side}{_comma(found.record.get(f'{side}_feature'))})"
+                for model, side in zip(found.models, ("rows", "columns"), strict=True)
+            )
             title = f"layers of {models}, images of {found.record.get('images')}"
         svg = charts.grid(
             f"Debiased linear CKA, {title}", found.cka, found.layers, found.other_layers
@@ -794,6 +797,10 @@ def _similarity(findings: Findings) -> Section:
         "same up to rotation and scale."
     )
     return Section("similarity", "How alike layers are", text, figures)
+
+
+def _comma(text: str | None) -> str:
+    return f", {text}" if text else ""
 
 
 def _sampling(findings: Findings) -> Section:

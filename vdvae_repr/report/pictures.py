@@ -296,8 +296,10 @@ def write_similarity(
     """Write `similarity.csv`, `similarity-shuffled.csv` and the figure, of a feature or without one.
 
     Without one there is a `similarity.json` too, which says what was compared. `models` are those of the two
-    sides; None where the layers of one are compared with each other.
+    sides; None where the layers of one are compared with each other. Tables of two features name both.
     """
+    sides = [found.record.get(f"{side}_feature") for side in ("rows", "columns")]
+    features = "" if sides[0] == sides[1] else f": rows of {sides[0]}, columns of {sides[1]}"
     name = _file_name("similarity", feature)
     for matrix, end, index in zip(
         (found.cka, found.shuffled), ("", "-shuffled"), SIMILARITY, strict=True
@@ -305,7 +307,7 @@ def write_similarity(
         table = pd.DataFrame(
             np.round(matrix, 6), index=list(found.layers), columns=list(found.other_layers)
         )
-        write_table(table, figures.folder / f"{name}{end}.csv", index=index)
+        write_table(table, figures.folder / f"{name}{end}.csv", index=f"{index}{features}")
     if not feature:
         write_origin(found, figures.folder)
     others = None if models is None else found.other_layers

@@ -22,7 +22,13 @@ from vdvae_repr.config import MOST_STEPS, shown, whole_number
 from vdvae_repr.encoders.load import load
 from vdvae_repr.errors import CheckpointError, ConfigError, TrainingError, first_line
 from vdvae_repr.model.base import ImageModel
-from vdvae_repr.model.weights import packaged_names, read_parameters, read_th, write_tensors
+from vdvae_repr.model.weights import (
+    check_finite,
+    packaged_names,
+    read_parameters,
+    read_th,
+    write_tensors,
+)
 from vdvae_repr.output import make_folder, put_in_place
 from vdvae_repr.training.sealed import read_sealed_json, sealed_json
 
@@ -191,6 +197,8 @@ def read_start(
     try:
         rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
         steps = [row["step"] for row in rows if row.get("type") == "train_loss"]
+        if not steps:
+            raise ValueError("there is none of that type")
         return tensors, max(whole_number("step", step, 0, MOST_STEPS) for step in steps)
     except (ValueError, KeyError, AttributeError, RecursionError, ConfigError) as error:
         raise CheckpointError(
@@ -212,11 +220,14 @@ def _published_moments(path: Path, weights: Mapping[str, Tensor]) -> dict[str, T
                 moments[f"{key}.{name}"] = entry[key].float()
             step = entry["step"] if "step" in entry else group["step"]
             moments[f"step.{name}"] = torch.as_tensor(step, dtype=torch.float32)
+            if (moments[f"exp_avg_sq.{name}"] < 0).any():
+                raise ValueError(f"exp_avg_sq of {name} is below 0")
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"{path}: expected AdamW's moments of {len(weights)} parameters, found others "
             f"({first_line(error)})"
         ) from error
+    check_finite(moments, path)
     return moments
 
 

@@ -341,6 +341,8 @@ def about_configuration_alone(config: Config | str | Path, plan: Plan, *, resume
     if resume and (plan.out / "config.toml").is_file():
         return ""
     line = f"{folder}: gives its configuration alone, and {plan.out} starts from nothing"
+    if resume:
+        line += ", as it holds no run to resume"
     if plan.options.teacher_sha256 is not None:  # a student starts from no weights
         return line
     return f"{line}; init_from={str(folder)!r} (--init-from {folder}) starts from its weights"

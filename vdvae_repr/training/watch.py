@@ -84,7 +84,7 @@ class Probe:
         for start in range(0, len(self.indices), 16):
             batch = self.indices[start : start + 16]
             images = read_images(self.source, preprocessing, batch)
-            read = model.posterior(images, [spec.index for spec in self.layers])
+            read = model.unchecked_posterior(images, [spec.index for spec in self.layers])
             for name, means in parts.items():
                 means.append(read[name].mean.flatten(1).cpu())
         from vdvae_repr.heads.neighbors import NearestNeighbor  # scikit-learn takes a second
