@@ -134,7 +134,7 @@ def test_comparing_two_stores_writes_a_table_and_a_picture(folder, tmp_path):
     assert (list(table.index)[-1], list(table.columns)) == ("16x16.0", ["8x8.0", "8x8.1"])
     assert ((table > 0) & (table < 1)).all(axis=None)
     models, header, *lines, _ = printed.splitlines()
-    assert models == "each layer of tiny, and which of tiny is most like it"
+    assert models == "each layer of tiny (mean), and which of tiny (delta) is most like it"
     assert header.split() == ["layer", "most", "like", "CKA", "images", "shuffled"]
     for name, line in zip(table.index, lines, strict=True):
         like = table.loc[name].idxmax()
