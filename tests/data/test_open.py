@@ -232,6 +232,26 @@ def test_what_a_file_is_instead_is_said(tmp_path, name, content, message):
     assert "\n" not in str(caught.value)
 
 
+def test_what_cannot_be_opened_is_one_line(tmp_path, monkeypatch):
+    """A zip of another version, by its specification, and a file that may not be read."""
+    np.savez(tmp_path / "a.npz", images=np.full((2, 8, 9), 99, np.uint8))
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 99  # version needed to extract
+    for name in ("b.npz", "b.npy", "b.tar", "b.xyz"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=name):
+            open_source(tmp_path / name)
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    monkeypatch.setattr("zipfile.ZipFile", refuse)
+    for name in ("a.npz", "b.xyz"):
+        with pytest.raises(DataError, match=name):
+            open_source(tmp_path / name)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -364,17 +384,19 @@ def test_rows_in_a_file_are_digits(tmp_path, text):
         open_source(np.zeros((11, 8, 9), np.uint8), rows=tmp_path / "rows.txt")
 
 
-@pytest.mark.parametrize("text", ["0,5\n1,6\n2,7\n", "5 6\n7 8\n", "0\t3\t1\n1\t4\t1\n\n"])
+@pytest.mark.parametrize(
+    "text", ["0,5\n1,6\n2,7\n", "5 6\n7 8\n", "0\t3\t1\n1\t4\t1\n\n", "5, 6\n7\n"]
+)
 def test_rows_in_a_table_of_columns_are_refused(tmp_path, text):
     """One column may be an index, as pandas writes."""
     (tmp_path / "rows.csv").write_text(text)
     with pytest.raises(
-        DataError, match=r"rows: .*\(\d lines of \d numbers each, .*one number a line"
+        DataError, match=r"rows: .*\(lines with several numbers, as .*one number a line"
     ):
         open_source(np.zeros((10, 8, 9), np.uint8), rows=tmp_path / "rows.csv")
 
 
-@pytest.mark.parametrize("text", ["5, 6, 7", "5, 6\n7\n", "\n5\n6\n7\n"])
+@pytest.mark.parametrize("text", ["5, 6, 7", "\n5, 6, 7,\n\n", "\n5\n6,\n7\n"])
 def test_rows_on_one_line_or_one_a_line_are_read(tmp_path, text):
     (tmp_path / "rows.csv").write_text(text)
     source = open_source(np.zeros((10, 8, 9), np.uint8), rows=tmp_path / "rows.csv")

@@ -128,6 +128,25 @@ def test_grey_files_of_a_few_values_are_said(tmp_path, caplog):
         assert said == {"masks": [dark], "black": [black]}.get(folder, [])
 
 
+def test_of_16_bits_that_pillow_cuts_to_0_and_of_what_is_transparent_the_cause_is_said(
+    tmp_path, caplog
+):
+    """Pillow keeps the upper byte of a colour PNG of 16 bits."""
+    values = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint16)
+    (tmp_path / "dim").mkdir()
+    (tmp_path / "dim" / "a.png").write_bytes(png(values, 2, (65535, 65535, 65535)))
+    (tmp_path / "clear").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "clear" / "a.png", transparency=0)
+    for folder, said in (
+        ("dim", "none above 4095; 65535 is read as white, so it is dark"),
+        ("clear", "is transparent everywhere, so it is read as white"),
+    ):
+        caplog.clear()
+        list(open_source(tmp_path / folder))
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert said in line
+
+
 def test_an_image_in_two_formats_is_said(tmp_path):
     for name in ("x.png", "x.jpg", "y.png"):
         Image.fromarray(GREY).save(tmp_path / name)

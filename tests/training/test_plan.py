@@ -271,23 +271,29 @@ def test_what_the_steps_are_too_few_for_is_said(options, line, toml, photos, tmp
     ("shift", "scale", "says"),
     [
         (120.6, 1 / 64, "bring pixels of 0..255 to 1.88..5.87"),  # the sign
+        (120.6, None, "model.shift = 120.6 and model.scale = "),
         (-0.47, 1 / 64, None),
         (-120.6, 1.0, "bring pixels of 0..255 to -121..134"),
-        (-120.6, 1 / 64 / 255, "to -0.00739..0.00824"),
+        (-120.6, 1 / 64 / 255, "bring pixels of 0..255 to -0.00739..0.00824"),
+        (0.0, 1 / 255, None),
         (-120.6, 1 / 64, None),
         (-127.5, 1 / 127.5, None),
-        (0.0, 1 / 255, None),
+        (None, None, None),
     ],
 )
-def test_a_shift_and_scale_that_bring_pixels_far_from_0_are_said(
-    toml, photos, tmp_path, shift, scale, says
-):
-    changed = [f"model.shift={shift}", f"model.scale={scale}", "train.steps=2"]
+def test_a_shift_and_scale_that_no_images_have_are_said(toml, tmp_path, shift, scale, says):
+    """Dark images have a small deviation, and their scale is no mistake."""
+    dark = np.random.default_rng(0).integers(0, 12, (40, 8, 8, 3), np.uint8)
+    given = {"model.shift": shift, "model.scale": scale, "train.steps": 2}
+    changed = [f"{key}={value}" for key, value in given.items() if value is not None]
     said = []
-    vr.train(toml, photos, tmp_path / "r", changed=changed, progress=said.append)
-    found = [line for line in said if "leave both out to have them measured" in line]
+    run = vr.train(toml, dark, tmp_path / "r", changed=changed, progress=said.append)
+    found = [line for line in said if "the scale 1 by their deviation" in line]
     assert len(found) == (says is not None)
     assert says is None or says in found[0]
+    said.clear()  # of a run that goes on it is not said again
+    vr.train(run, dark, run, resume=True, changed=["train.steps=3"], progress=said.append)
+    assert not any("the scale 1 by their deviation" in line for line in said)
 
 
 def test_a_start_that_saw_images_cropped_otherwise_is_said(toml, photos, tmp_path):

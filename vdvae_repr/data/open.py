@@ -39,7 +39,13 @@ from vdvae_repr.data.readers.arrays import (
 from vdvae_repr.data.readers.folder import open_folder
 from vdvae_repr.data.readers.manifest import open_manifest
 from vdvae_repr.data.readers.tar import open_tar, shards
-from vdvae_repr.data.source import Source, allow_pixels, another_kind, image_extensions, unreadable
+from vdvae_repr.data.source import (
+    Source,
+    allow_pixels,
+    another_kind,
+    image_extensions,
+    reading_failure,
+)
 from vdvae_repr.data.table import read_text
 from vdvae_repr.errors import DataError, first_line, printable
 
@@ -131,12 +137,7 @@ def _open(
     if path.is_dir():
         return _reading(path, open_folder)
     if suffix == ".tar" and re.search(r"[*?\[{]", path.name) and not path.is_file():
-        return _reading(
-            path,
-            lambda path: replace(
-                open_tar(paths := shards(str(path)), path.name), paths=tuple(paths)
-            ),
-        )
+        return _reading(path, _open_shards)
     if not path.is_file():
         if (keyed := _file_and_key(str(data))) is not None:
             return _keyed(*keyed)
@@ -160,6 +161,11 @@ def _open(
     )
 
 
+def _open_shards(pattern: Path) -> Source:
+    paths = shards(str(pattern))
+    return replace(open_tar(paths, pattern.name), paths=tuple(paths))
+
+
 def _reading(path: Path, reader: Callable[[Path], Source]) -> Source:
     """Call a reader; whatever a damaged file makes it raise becomes one line."""
     try:
@@ -168,7 +174,7 @@ def _reading(path: Path, reader: Callable[[Path], Source]) -> Source:
     except DataError:
         raise
     except Exception as error:  # a damaged file may make NumPy, h5py and tarfile raise anything
-        raise unreadable(path, error) from error
+        raise reading_failure(path, error) from error
 
 
 def _opened(
@@ -254,15 +260,14 @@ def _numbers_in(rows: str | Path) -> NDArray[Any]:
     try:
         if path.suffix.lower() == ".npy":
             return np.atleast_1d(np.squeeze(map_npy(path)))
-        lines = read_text(path).replace(",", " ").splitlines()
-        table = [line.split() for line in lines if line.strip()]
-        columns = {len(line) for line in table}
-        if len(table) > 1 and len(columns) == 1 and columns != {1}:
+        lines = [line.split() for line in read_text(path).replace(",", " ").splitlines()]
+        words = [word for line in lines for word in line]
+        several = next((line for line in lines if len(line) > 1), [])
+        if several and len(several) < len(words):
             raise ValueError(
-                f"{len(table)} lines of {len(table[0])} numbers each, of which a column may be an index; "
+                f"lines with several numbers, as {' '.join(several):.40}, of which one may be an index; "
                 "give one number a line, or all on one line"
             )
-        words = [word for line in table for word in line]
         if wrong := [word for word in words if not word.isdecimal()]:
             raise ValueError(f"{wrong[0]!r:.40} is no number of a row")
         return np.array([int(word) for word in words], np.int64)

@@ -320,8 +320,10 @@ class Source(Dataset[Image.Image]):
             if isinstance(held, int) and held > bands:
                 more = "the first is" if bands == 1 else f"the first {bands} are"
                 self._say_once(index, f"has {held} channels, of which {more} read")
-            self._say_if_transparent(_opacity(image), index)
-            self._say_if_dark(image, index, deep)
+            opacity = _opacity(image)
+            self._say_if_transparent(opacity, index)
+            if opacity:  # else it is white
+                self._say_if_dark(image, index, deep)
         elif image.shape[2:] == (4,):
             self._say_if_transparent(int(image[..., 3].max(initial=0)), index)
         return image
@@ -353,10 +355,10 @@ class Source(Dataset[Image.Image]):
             limit = (
                 16 if image.format == "PPM" else 15
             )  # Pillow rounds its 16 bits, and cuts others'
-            if high == 0:
-                self._say_once(index, "is black everywhere")
-            elif high is not None and deep and high <= limit:
+            if high is not None and deep and high <= limit:
                 self._say_dim(index, 4095, "white, so it is dark")
+            elif high == 0:
+                self._say_once(index, "is black everywhere")
             elif high is not None and not deep and high < FEW_BITS:
                 line = f"has 8-bit pixels, none above {high}; 255 is read as white, so it is dark"
                 self._say_once(index, line, kind="dark")
@@ -922,31 +924,27 @@ def what_it_is(content: Path | bytes) -> str:
 def another_kind(path: Path) -> str:
     """Say what a file is that is not what its name says; empty where it is that, or its bytes do not tell."""
     what, suffix = what_it_is(path), path.suffix.lower()
-    if what.startswith("a zip"):
-        names = []
-        with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        if any(name.endswith("/data.pkl") for name in names):
-            return (
-                "what torch.save wrote; save its images as uint8 (N, H, W, 3) in a .npy or .h5 file"
-            )
-        if suffix == ".npz":
-            return ""
-        if names and all(name.endswith(".npy") for name in names):
-            return "a .npz file; call it .npz"
-    elif not what:
-        with path.open("rb") as file:
-            start = file.read(8)
-        if start.startswith(b"\x93NUMPY") and suffix != ".npy":
-            return "a NumPy array; call it .npy"
-        if start == b"\x89HDF\r\n\x1a\n" and suffix not in HDF5:
-            return "an HDF5 file; call it .h5"
-    return what
+    with suppress(Exception):  # of a file that is damaged, or may not be read
+        if what.startswith("a zip"):
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+            if any(name.endswith("/data.pkl") for name in names):
+                return "what torch.save wrote; save its images as uint8 (N, H, W, 3) in a .npy or .h5 file"
+            if suffix != ".npz" and names and all(name.endswith(".npy") for name in names):
+                return "a .npz file; call it .npz"
+        elif not what:
+            with path.open("rb") as file:
+                start = file.read(8)
+            if start.startswith(b"\x93NUMPY") and suffix != ".npy":
+                return "a NumPy array; call it .npy"
+            if start == b"\x89HDF\r\n\x1a\n" and suffix not in HDF5:
+                return "an HDF5 file; call it .h5"
+    return "" if what.startswith("a zip") and suffix == ".npz" else what
 
 
-def unreadable(path: Path, error: Exception) -> DataError:
-    """Return the error of a file that made its reader raise another: what the file is, if that is known."""
-    what = another_kind(path) if path.is_file() else ""
+def reading_failure(path: Path, error: Exception) -> DataError:
+    """Make the error of a file that made its reader raise another: what the file is, if that is known."""
+    what = another_kind(path)
     return DataError(
         f"{path}: it is {what}" if what else f"{path}: cannot be read ({first_line(error)})"
     )

@@ -93,7 +93,6 @@ from vdvae_repr.training.watch import Probe, Watch
 
 SKIPS_IN_A_ROW = 50
 STOPPING = (signal.SIGTERM, signal.SIGINT)
-FAR_FROM_0 = 100  # of a pixel that was shifted and scaled; published ones come to 2.2 at most
 EARLY = {1} | {2**power for power in range(3, 14)}  # openai/vdvae train.py
 
 
@@ -312,9 +311,8 @@ def _train(
     plan = replace(
         plan, data=source.opened or plan.data, fingerprint=fingerprint, checksums=checksums
     )
-    measured = _measure(plan, source, preprocessing, trained, workers, progress)
-    config = plan.config(measured)
-    if not measured and (line := _about_given_pixels(config.model)):
+    config = plan.config(_measure(plan, source, preprocessing, trained, workers, progress))
+    if checkpoint is None and (line := _about_pixels(config.model)):
         say(line)
 
     model = random_weights(config.model, options.name, recipe.seed).to(accelerator.device)
@@ -884,15 +882,15 @@ def _measure(
     return measured
 
 
-def _about_given_pixels(model: AnyModelConfig) -> str:
-    """Say where the shift and scale given bring no pixel near 0, or some far from it; maybe nothing."""
+def _about_pixels(model: AnyModelConfig) -> str:
+    """Say where a shift and scale are not those of any images, or of such as hardly vary; else nothing."""
     low, high = model.shift * model.scale, (255 + model.shift) * model.scale
-    if low <= 0 <= high and 0.1 < max(-low, high) < FAR_FROM_0:
+    if low <= 0 <= high and 1 / 256 < model.scale < 1:  # 1 / 255 brings them to 0..1
         return ""
     return (
         f"model.shift = {model.shift:g} and model.scale = {model.scale:g} bring pixels of 0..255 to "
-        f"{low:.3g}..{high:.3g}, where training expects a mean near 0 and a deviation near 1: the shift is "
-        "minus the images' mean, the scale 1 by their deviation; leave both out to have them measured"
+        f"{low:.3g}..{high:.3g}: the shift is minus the images' mean, the scale 1 by their deviation, which "
+        "are measured where they are left out"
     )
 
 

@@ -38,7 +38,7 @@ from vdvae_repr.data.names import (
     splits_of_shards,
     unlabelled,
 )
-from vdvae_repr.data.source import FILE_BYTES, Source, image_extensions, open_image, unreadable
+from vdvae_repr.data.source import FILE_BYTES, Source, image_extensions, open_image, reading_failure
 from vdvae_repr.errors import DataError, counted, first_line
 
 LABEL_KEYS = ("label", "cls", "class")  # of a .json beside an image
@@ -201,7 +201,7 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
         except DataError:
             raise
         except Exception as error:  # a damaged tar may make tarfile raise anything
-            raise unreadable(path, error) from error
+            raise reading_failure(path, error) from error
         for member in members:
             kind = extension(member.name)
             if kind in extensions:
