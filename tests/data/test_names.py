@@ -318,8 +318,14 @@ def test_labels_that_may_not_be_meant_are_said(ids, lines):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (["1.250", "300", ""], "'1.250' is read as a number below a thousand, with a fraction"),
-        (["1.000", "-12.000"], "'1.000' is read as a number below a thousand, with a fraction"),
+        (
+            ["1.250", "300", ""],
+            "'1.250' is read as a number with a fraction; if its point stands before thousands, write 1250",
+        ),
+        (
+            ["1.000", "-12.000"],
+            "'1.000' is read as a number with a fraction; if its point stands before thousands, write 1000",
+        ),
         (["1.250", "0.375"], ""),
         (["1.250", "3.1"], ""),
     ],
@@ -332,7 +338,8 @@ def test_points_that_may_stand_before_thousands_are_said_where_decimals_may_have
 
 
 def test_several_classes_of_signs_are_classes_and_one_may_stand_for_none():
-    assert class_names(["+", "-", "x"]).notices == ()
+    for values in (["+", "-", "x"], ["A", "B", "+"], ["A", "\u2764"], ["'", '"'], ["6'", '6"']):
+        assert class_names(values).notices == ()
 
 
 def test_what_is_said_of_a_column_is_what_the_task_factors_makes_of_it():

@@ -32,7 +32,10 @@ SPLIT_WORDS = {
 COLLECTION = re.compile(r"(?i)(set|data|images?|imgs?|split)$")  # as in `trainset`
 PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of a word, as `train` and `Images` of `trainImages2`
 FOLDER_LINK = "link to a folder"  # why a member of a tar is left out
-QUOTES = "'\"\u2018\u2019\u201c\u201d"
+QUOTED = re.compile("^['\"\u2018\u201c](.+)['\"\u2019\u201d]$")
+NO_WORD = re.compile(
+    r"[?._*-]+"
+)  # a label that may stand for none, where it is the only one of signs
 CHECKED_DISK = re.compile(r"found\.\d{3}")  # as FOUND.000, where Windows puts what it finds
 NAME_BYTES = 200  # of a factor's name: a file's may have 255, and head and feature stand before it
 MISSING = (
@@ -174,8 +177,11 @@ def class_names(values: Sequence[str | None]) -> ClassNames:
     if none:
         listed = ", ".join(f"{text!r} ({count})" for text, count in none.items())
         notices.append(f"labels that stand for none: {listed}")
-    signs = [text for text in present if not any(map(str.isalnum, text))]  # several have meanings
-    for text in ("-1",) if "-1" in names.values() else signs if len(signs) == 1 else ():
+    signs = [text for text in present if not any(map(str.isalnum, text))]
+    signs = (
+        [text for text in signs if NO_WORD.fullmatch(text)] if len(signs) == 1 else []
+    )  # not + and -
+    for text in ["-1"] if "-1" in names.values() else signs:
         notices.append(f"label {text} is a class of its own; leave a label out where there is none")
     if rewritten := [text for text in present if names[text] != text]:
         if len(numbers) < len(present):
@@ -263,7 +269,10 @@ def factor_values(values: Sequence[str], decimal_commas: bool = False) -> tuple[
             present = set(points.values())
     pointed = [text for text in values if text in present and "." in text]
     if decimal_commas and not said and pointed and all(map(THOUSANDS.fullmatch, pointed)):
-        said = f"{pointed[0]!r} is read as a number below a thousand, with a fraction"
+        said = (
+            f"{pointed[0]!r} is read as a number with a fraction; if its point stands before thousands, "
+            f"write {pointed[0].replace('.', '')}"
+        )
     others = [text for text in values if not is_missing(text) and not NUMBER.fullmatch(text)]
     endless = [text for text in others if text.casefold().lstrip("+-") in ("inf", "infinity")]
     if endless and len({*endless}) < len(present) and endless == others:
@@ -347,7 +356,8 @@ def look_alikes(labels: Iterable[str | None], kind: str = "classes") -> tuple[st
         seen = name
         if not name.isprintable():  # without U+200B and the like
             seen = "".join(c for c in name if unicodedata.category(c) != "Cf")
-        text = " ".join(unicodedata.normalize("NFKC", seen).casefold().split()).strip(QUOTES)
+        text = " ".join(unicodedata.normalize("NFKC", seen).casefold().split())
+        text = QUOTED.sub(r"\1", text)
         number = _exact_number(text)
         key = re.sub(r"(?<!\d)0+(?=\d)", "", text) if number is None else number
         if first.setdefault(key, name) != name:

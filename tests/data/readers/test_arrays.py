@@ -385,6 +385,7 @@ def test_class_names_of_odd_shapes(tmp_path, names, given, expected, notice):
         (["cat", "cat ", "dog"], "class_names name several classes 'cat'"),
         (["cat", "dog", "nan"], "class_names call a class 'nan'; label its images -1 if it"),
         (["cat", "dog", "cow"], ""),
+        (["cat", "dog", "cow", "none"], "class_names name 4 classes, of which 3 occur"),
     ],
 )
 def test_names_of_classes_that_may_be_meant_otherwise_are_said(tmp_path, names, line):

@@ -678,16 +678,26 @@ def array_source(
     splits, unknown = splits_of(words)
     if any(part.splits is not None for part in parts) and not any(splits):
         said.append("the array of splits is empty, so that images belong to no split")
-    sizes, line = _checksums(parts, file)
-    said += [line] if line else []
+    arrays = [part.images for part in parts]
+    total = sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays)
+    whole = file is None or total <= EXACT_BYTES
+    checksums, black = [], []
+    for place, image in _looked_at(parts, whole):
+        checksums.append(zlib.crc32(image.tobytes()))
+        black += [] if image.any() else [place]
+    said += _about_black(black, len(checksums), whole)
+    if file is not None and not whole:
+        # A change that keeps the size and the sample is not noticed here; `Source.state` tells.
+        shapes = zlib.crc32(repr([(array.shape, str(array.dtype)) for array in arrays]).encode())
+        checksums = [file.stat().st_size, shapes, *checksums]
     return Source(
         name=name,
         ids=tuple(ids),
-        reader=ArrayRows([part.images for part in parts], whites),
+        reader=ArrayRows(arrays, whites),
         labels=labels,
         label_names=known_names,
         splits=splits,
-        sizes=sizes,
+        sizes=checksums,
         notices=(*said, *about_labels, *unknown),
     )
 
@@ -871,12 +881,12 @@ def _named(
         raise DataError(
             f"{name}: expected labels below {len(label_names)}, which class_names name, found {highest}"
         )
-    occurring = len(set(numbers.tolist()) - {-1})
-    if occurring < len(label_names):
-        said.append(f"class_names name {len(label_names)} classes, of which {occurring} occur")
     label_names = [called.strip() for called in label_names]
+    occurring = [label_names[number] for number in sorted(set(numbers.tolist()) - {-1})]
+    if len(occurring) < len(label_names):
+        said.append(f"class_names name {len(label_names)} classes, of which {len(occurring)} occur")
     counts = Counter(label_names)
-    if none := [called for called in counts if is_missing(called)]:
+    if none := [called for called in occurring if is_missing(called)]:
         said.append(
             f"class_names call a class {none[0]!r}; label its images -1 if it stands for none"
         )
@@ -888,7 +898,7 @@ def _named(
         called if counts[called] == 1 else f"{called} ({number})"
         for number, called in enumerate(label_names)
     ]
-    said += look_alikes(counts)
+    said += look_alikes(occurring)
     return numbers.astype(np.int64), tuple(unique)
 
 
@@ -916,33 +926,22 @@ def _whole(name: str, values: NDArray[Any]) -> list[int | None]:
     return [None if value != value else int(value) for value in values.tolist()]
 
 
-def _checksums(parts: Sequence[Part], file: Path | None) -> tuple[list[int], str]:
-    """Return a checksum of every row, or, of a large file, of a sample, with its size; and what to say.
-
-    A change of a large file that keeps its size and the sample is not noticed here; `Source.state` tells.
-    Rows that are 0 everywhere are said, as those are that were never written.
-    """
-    images = [part.images for part in parts]
-    total = sum(int(np.prod(array.shape)) * array.dtype.itemsize for array in images)
-    whole = file is None or total <= EXACT_BYTES
-    sums, black = [], []
+def _looked_at(parts: Sequence[Part], whole: bool) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield images, or those of a sample, with what they are called."""
     for part in parts:
         for row in range(len(part.images)) if whole else _sample(len(part.images)):
-            image = part.images[row]
-            sums.append(zlib.crc32(image.tobytes()))
-            if not image.any():
-                black.append(f"row {row}" + (f" of {part.split}" if part.split else ""))
-    line = ""
-    if black:
-        line = (
-            f"{counted(len(black), 'image')}{'' if whole else f' of {len(sums)} looked at'} "
-            f"{'is' if len(black) == 1 else 'are'} black, 0 everywhere, as {black[0]}; "
-            "leave out what was never written"
-        )
-    if whole or file is None:
-        return sums, line
-    shapes = zlib.crc32(repr([(array.shape, str(array.dtype)) for array in images]).encode())
-    return [file.stat().st_size, shapes, *sums], line
+            yield f"row {row}" + (f" of {part.split}" if part.split else ""), part.images[row]
+
+
+def _about_black(black: Sequence[str], count: int, whole: bool) -> tuple[str, ...]:
+    """Return a line about images that are 0 everywhere, of those looked at; maybe none."""
+    if not black:
+        return ()
+    return (
+        f"{counted(len(black), 'image')}{'' if whole else f' of {count} looked at'} "
+        f"{'is' if len(black) == 1 else 'are'} black, 0 everywhere, as {black[0]}; "
+        "leave out what was never written",
+    )
 
 
 def _sample(count: int) -> list[int]:
