@@ -796,10 +796,7 @@ def compare(
 
     prepare_folder(out, pictures.SIMILARITY_MADE)
     found = vr.compare(*stores, feature=feature, seed=seed, notice=_log)
-    rows, columns = (
-        f"{found.record[f'{side}_model']} ({found.record[f'{side}_feature']})"
-        for side in ("rows", "columns")
-    )
+    rows, columns = (f"{model} ({feature})" for model, feature in found.sides)
     pictures.save_similarity(found, out, (rows, columns), kinds)
     _print(f"each layer of {rows}, and which of {columns} is most like it")
     _print("layer     most like         CKA  images shuffled")

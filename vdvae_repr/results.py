@@ -250,6 +250,12 @@ class Similarity:
     models: tuple[str, str] = ("", "")
     record: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def sides(self) -> tuple[tuple[str, str], ...]:
+        """Model and feature of the rows, and of the columns; empty where they are not known."""
+        features = (self.record.get(f"{side}_feature", "") for side in ("rows", "columns"))
+        return tuple(zip(self.models, features, strict=True))
+
     def __repr__(self) -> str:
         """Say which layers are rows and which are columns."""
         sides = (("rows", self.layers), ("columns", self.other_layers))

@@ -336,7 +336,9 @@ def test_responses_that_are_0_in_every_voxel_are_said_and_kept(store, bold):
     np.testing.assert_allclose(found.values, values)
     said = f"responses: 0 in every voxel: 3 responses to 2 images, as {store.ids[3]!r};"
     assert [line for line in found.notes if line.startswith(said)]
-    for measured in (np.stack([bold, bold + 1]), values[:, :, :1]):  # of one neuron, 0 is a count
+    spikes = np.random.default_rng(0).poisson(0.3, (2, len(bold), 3))
+    # Of one neuron, or few spikes, 0 is a count.
+    for measured in (np.stack([bold, bold + 1]), values[:, :, :1], spikes):
         assert not any("0 in every voxel" in line for line in read_responses(measured, store).notes)
 
 
@@ -346,7 +348,7 @@ def test_what_is_unknown_is_left_out_and_said(store, bold):
     found = read_responses(bold, store)
     assert found.voxels.tolist() == [0, 1, 3, 4, 6]
     assert found.notes[1:] == (
-        "responses: 1 of 7 voxels left out, which are NaN for some image",
+        "responses: 1 of 7 voxels left out: NaN for some image",
         "responses: 1 voxel left out, with one value for all images",
     )
     # A repetition that is NaN throughout was not there; an image without any is left out.
@@ -489,7 +491,7 @@ def test_values_in_memory_are_looked_at_as_arrays_are(store):
     np.testing.assert_allclose(apart.noise_ceiling(), together.noise_ceiling(), atol=1e-12)
     np.testing.assert_allclose(apart.split_half(), together.split_half(), atol=1e-12)
     for value, said in (
-        (np.nan, "responses: 1 of 4 voxels left out, which are NaN"),
+        (np.nan, "responses: 1 of 4 voxels left out: NaN for some image"),
         (np.inf, None),
     ):
         values = rng.normal(size=(2, 20, 4))

@@ -687,7 +687,7 @@ def read_responses(
         responses = responses.to(np.flatnonzero(~absent.all(axis=0)))
     if not known.all():
         notes.append(
-            f"responses: {int((~known).sum())} of {len(known)} voxels left out, which are NaN for some image"
+            f"responses: {int((~known).sum())} of {counted(len(known), 'voxel')} left out: NaN for some image"
         )
         responses, infinite = responses.of(known), infinite[known]
     if not responses.values.size:
@@ -733,13 +733,19 @@ def _missing(
 
 
 def _about_zeros(responses: Responses, store: Latents) -> str:
-    """Say where every voxel is exactly 0, as where a file holds 0 for what was not measured; else nothing."""
-    zero = np.ones(responses.values.shape[:2], bool)
-    for block in voxel_blocks(responses.values.shape[2]):
-        zero &= (responses.values[:, :, block] == 0).all(axis=2)
-    images = np.flatnonzero(zero.any(axis=0))
-    if responses.values.shape[2] == 1 or not len(images):  # a single neuron may be silent
+    """Say where every voxel is exactly 0, as where a file holds 0 for what was not measured; else nothing.
+
+    Of a single neuron, and where most values are 0, as counts of spikes are, that may well be measured.
+    """
+    zero, zeros, voxels = np.ones(responses.values.shape[:2], bool), 0, responses.values.shape[2]
+    for block in voxel_blocks(voxels):
+        there = responses.values[:, :, block] == 0
+        zero &= there.all(axis=2)
+        zeros += int(there.sum())
+    whole = int(zero.sum()) * voxels
+    if voxels == 1 or not whole or 2 * (zeros - whole) > responses.values.size - whole:
         return ""
+    images = np.flatnonzero(zero.any(axis=0))
     first = responses.ids[images[0]] if responses.ids else store.ids[responses.rows[images[0]]]
     return (
         f"responses: 0 in every voxel: {counted(int(zero.sum()), 'response')} to "

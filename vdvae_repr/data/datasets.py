@@ -107,7 +107,7 @@ class Rows(NamedTuple):
 
 
 BUILT_IN = ("digits", "toy-faces")
-PUBLISHERS_OWN = re.compile(  # lines about what is so in the files that publishers hand out
+PUBLISHERS_OWN = re.compile(  # notices that are always true of the published files
     r"\d+ files? left out: \.txt \(\d+\)|folders called like splits .*: 'Val_Ackerman'"
 )
 TOY_FACES = r"toy-faces(?::(\d+)x(\d+))?"

@@ -781,8 +781,8 @@ def _similarity(findings: Findings) -> Section:
         title = feature or "layers of both models"
         if found.record and not feature:  # what lies beside it may be of other stores
             models = " and ".join(
-                f"{model} ({side}{_comma(found.record.get(f'{side}_feature'))})"
-                for model, side in zip(found.models, ("rows", "columns"), strict=True)
+                f"{model} ({', '.join(filter(None, (side, feature)))})"
+                for (model, feature), side in zip(found.sides, ("rows", "columns"), strict=True)
             )
             title = f"layers of {models}, images of {found.record.get('images')}"
         svg = charts.grid(
@@ -797,10 +797,6 @@ def _similarity(findings: Findings) -> Section:
         "same up to rotation and scale."
     )
     return Section("similarity", "How alike layers are", text, figures)
-
-
-def _comma(text: str | None) -> str:
-    return f", {text}" if text else ""
 
 
 def _sampling(findings: Findings) -> Section:

@@ -298,8 +298,8 @@ def write_similarity(
     Without one there is a `similarity.json` too, which says what was compared. `models` are those of the two
     sides; None where the layers of one are compared with each other. Tables of two features name both.
     """
-    sides = [found.record.get(f"{side}_feature") for side in ("rows", "columns")]
-    features = "" if sides[0] == sides[1] else f": rows of {sides[0]}, columns of {sides[1]}"
+    (_, rows), (_, columns) = found.sides
+    features = "" if rows == columns else f": rows of {rows}, columns of {columns}"
     name = _file_name("similarity", feature)
     for matrix, end, index in zip(
         (found.cka, found.shuffled), ("", "-shuffled"), SIMILARITY, strict=True

@@ -147,10 +147,9 @@ class FactorProblem(Problem):
                     f"{store.path}: expected a finite number as {head} of {image}, found infinity; leave the "
                     "image out"
                 )
-            if values.dtype.kind == "f" and (
-                why := beyond_squares(values[train]) or beyond_squares(values[test])
-            ):
-                raise TaskError(f"{store.path}: {head}: {why}")
+            for side in (train, test) if values.dtype.kind == "f" else ():
+                if why := beyond_squares(values[side]):
+                    raise TaskError(f"{store.path}: {head}: {why}")
         if not self.factors:
             if rare := [
                 head

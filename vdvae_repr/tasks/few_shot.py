@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import unicodedata
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
@@ -504,6 +503,11 @@ def _gram_pca(gram: NDArray[np.float64], fit: Rows, items: Rows) -> NDArray[np.f
     return spectrum.project(gram[np.ix_(items, fit)])[:, ::-1]
 
 
+def _plain(name: str) -> str:
+    """Return a name as a table may hold it: without blanks around it, and \u00e9 in one form of its two."""
+    return unicodedata.normalize("NFC", name.strip())
+
+
 def _read_class_split(
     path: str | Path | None, store: Latents
 ) -> tuple[dict[str, list[int]], tuple[str, ...]]:
@@ -511,11 +515,10 @@ def _read_class_split(
     labels = {int(k) for k in np.unique(store.labels) if k >= 0}
     if path is None:
         return {"base": [], "val": [], "novel": sorted(labels)}, ()
-    # A table has no blanks around a name, and é in one of its two forms, which are one text.
-    plain = [unicodedata.normalize("NFC", name.strip()) for name in store.label_names]
-    counts = Counter(plain)
-    number = {name: index for index, name in enumerate(plain) if counts[name] == 1}
-    number |= {name: index for index, name in enumerate(store.label_names)}
+    number = {name: index for index, name in enumerate(store.label_names)}
+    alike: dict[str, list[int]] = {}
+    for name, index in number.items():
+        alike.setdefault(_plain(name), []).append(index)
     sides: dict[str, list[int]] = {side: [] for side in SIDES}
     try:
         table = read_table(path, "class", "split")
@@ -524,11 +527,11 @@ def _read_class_split(
     for line, name, side in zip(table.lines, table["class"], table["split"], strict=True):
         if side not in SIDES:
             raise TaskError(f"{path} line {line}: expected base, val or novel, found {side!r}")
-        name = name if name in number else unicodedata.normalize("NFC", name)
-        if name not in number:
+        called = [number[name]] if name in number else alike.get(_plain(name), [])
+        if len(called) != 1:
             hint = suggestion(name, store.label_names)
             raise TaskError(f"{path} line {line}: {store.path} has no class {name!r}{hint}")
-        sides[side].append(number[name])
+        sides[side] += called
     named = [k for side in sides.values() for k in side]
     if len(set(named)) < len(named):
         twice = next(k for k in named if named.count(k) > 1)
