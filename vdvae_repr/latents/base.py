@@ -25,7 +25,7 @@ from vdvae_repr.config import (
 from vdvae_repr.data.names import number_of_classes
 from vdvae_repr.errors import LayerError, StoreError, TaskError, first_line
 from vdvae_repr.latents.format import MIRROR, StoreInfo, array_key
-from vdvae_repr.latents.pooling import pool_layer
+from vdvae_repr.latents.pooling import pool_layer, pooled_shape
 from vdvae_repr.model.layers import FEATURES, LayerSpec, make_layer_specs, select_layers
 from vdvae_repr.model.structure import parse_blocks
 from vdvae_repr.output import html_table
@@ -288,9 +288,7 @@ class Latents(ABC):
     def shape(self, spec: LayerSpec, feature: str, pool: str | None = None) -> tuple[int, ...]:
         """Return the shape, (C, R, R) or (T, C), of what `matrix` flattens of a layer."""
         stored = self.array_shape(self.key(spec, feature))[-len(spec.shape) :]
-        return pool_layer(
-            np.zeros((1, *stored), np.float32), pool, spec.prefix, spec.class_token
-        ).shape[1:]
+        return pooled_shape(spec, stored, pool)
 
     def rows(self, split: str | None = None) -> NDArray[np.intp]:
         """Return the row numbers of a split, of all images without one.

@@ -84,8 +84,7 @@ def export(
     feature = store.default_feature if feature is None else feature
     rows, chosen = store.rows(split), store.distinct(layers, feature)
     widths = [math.prod(store.shape(spec, feature, pool)) for spec in chosen]
-    shapes = [[store.shape(spec, feature, way) for spec in chosen] for way in (None, pool)]
-    if line := about_pool(pool, *shapes):
+    if line := about_pool(pool, chosen, [store.shape(spec, feature) for spec in chosen]):
         warn(line)
     shape = (len(rows), sum(widths))
     about = {

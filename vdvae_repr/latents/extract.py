@@ -65,7 +65,7 @@ from vdvae_repr.latents.options import (
     resolve_options,
 )
 from vdvae_repr.latents.overlap import Arrays, HostCopies, NoiseAhead
-from vdvae_repr.latents.pooling import about_pool, pool_layer
+from vdvae_repr.latents.pooling import about_pool, pool_layer, pooled_shape
 from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.model.base import SavedModel
 from vdvae_repr.model.layers import LayerSpec, select_layers
@@ -139,8 +139,9 @@ def extract(
     job = ExtractionJob.of(encoder, source, reading, chosen_options)
     if isinstance(net, SavedModel) and (line := net.about_crop(chosen_options.frame.crop)):
         notices.append(line)
-    if reading.about_pool:
-        notices.append(reading.about_pool)
+    shapes = [encoder.shape(spec, reading.features[0]) for spec in reading.layers]
+    if line := about_pool(chosen_options.storage.pool, reading.layers, shapes):
+        notices.append(line)
     frame = chosen_options.frame
     if not frame.align and (line := about_enlarged(source, job.model.image_size, frame.crop)):
         notices.append(line)
@@ -443,8 +444,6 @@ class Reading:
     layers: tuple[LayerSpec, ...]
     features: tuple[str, ...]
     preprocessing: ImageTransform
-    about_pool: str = ""
-    """A line where pooling leaves all layers as they are."""
 
     @classmethod
     def of(
@@ -476,15 +475,10 @@ class Reading:
             if not isinstance(preprocessing, Preprocessing):
                 raise DataError(f"{encoder.name}: resizes as its authors do; leave resize out")
             preprocessing = replace(preprocessing, resize=frame.resize)
-        pool, about = options.storage.pool, ""
-        if pool is not None:
-            before = [encoder.shape(spec, features[0]) for spec in chosen]
-            after = [  # which refuses another word, and a grid that it cannot make
-                pool_layer(np.zeros((1, *shape), np.float32), pool, spec.prefix, spec.class_token)
-                for spec, shape in zip(chosen, before, strict=True)
-            ]
-            about = about_pool(pool, before, [values.shape[1:] for values in after])
-        return cls(chosen, features, preprocessing, about)
+        if options.storage.pool is not None:
+            for spec in chosen:  # which refuses another word, and a grid that it cannot make
+                pooled_shape(spec, encoder.shape(spec, features[0]), options.storage.pool)
+        return cls(chosen, features, preprocessing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -598,8 +592,7 @@ class ExtractionJob:
 
     def shape(self, spec: LayerSpec, feature: str) -> tuple[int, ...]:
         """Return the shape of what is stored of a layer's feature and image."""
-        blank = np.zeros((1, *self.model.shape(spec, feature)), np.float32)
-        return pool_layer(blank, self.options.storage.pool, spec.prefix, spec.class_token).shape[1:]
+        return pooled_shape(spec, self.model.shape(spec, feature), self.options.storage.pool)
 
     @property
     def keys(self) -> dict[str, tuple[LayerSpec, str]]:

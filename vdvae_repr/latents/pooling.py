@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr.errors import LayerError
+from vdvae_repr.model.layers import LayerSpec
 
 Array = NDArray[Any]
 
@@ -58,17 +59,21 @@ def pool_layer(values: Array, pool: str | None, prefix: int = 0, class_token: bo
     return np.asarray(steps.mean(axis=(3, 5)))
 
 
-def about_pool(
-    pool: str | None, before: Sequence[tuple[int, ...]], after: Sequence[tuple[int, ...]]
-) -> str:
-    """Say that a grid of means, as "avg:100", leaves all layers as they are; else nothing.
+def pooled_shape(spec: LayerSpec, shape: tuple[int, ...], pool: str | None) -> tuple[int, ...]:
+    """Return the shape of a layer's values of one image once they are pooled, as `pool_layer` does."""
+    blank = np.zeros((1, *shape), np.float32)
+    return pool_layer(blank, pool, spec.prefix, spec.class_token).shape[1:]
 
-    Args:
-        pool: as of `pool_layer`.
-        before: the layers' shapes.
-        after: the same, pooled.
-    """
-    if pool is None or not pool.startswith("avg:") or list(before) != list(after):
+
+def about_pool(
+    pool: str | None, specs: Sequence[LayerSpec], shapes: Sequence[tuple[int, ...]]
+) -> str:
+    """Say that a grid of means, as "avg:100", leaves layers of these shapes as they are; else nothing."""
+    if pool is None or not pool.startswith("avg:"):
+        return ""
+    if any(
+        pooled_shape(spec, shape, pool) != shape for spec, shape in zip(specs, shapes, strict=True)
+    ):
         return ""
     grid = pool.removeprefix("avg:")
     return f"pool {pool}: no layer chosen is larger than {grid}x{grid}, so that nothing is pooled"

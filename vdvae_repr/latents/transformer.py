@@ -94,9 +94,9 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if line := net.about_crop(self.crop):
             warn(line)
         self.layers_ = select_layers(self.model_.layers, self.layers)
-        before = [VDVAEEncoder(net).shape(spec, self.feature) for spec in self.layers_]
-        after = [pool_layer(np.zeros((1, *shape)), self.pool).shape[1:] for shape in before]
-        if line := about_pool(self.pool, before, after):
+        encoder = VDVAEEncoder(net)
+        shapes = [encoder.shape(spec, self.feature) for spec in self.layers_]
+        if line := about_pool(self.pool, self.layers_, shapes):
             warn(line)
         self._fitted = self.get_params(deep=False)  # what is set later counts from the next fit on
         blank = np.zeros((1, *[self.model_.config.image_size] * 2, 3), np.uint8)

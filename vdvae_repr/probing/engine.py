@@ -258,10 +258,8 @@ class Run:
         for feature in self.choice.features:
             specs = self.store.distinct(self.choice.layers, feature)
             for pool in self.choice.pools:
-                before, after = (
-                    [self.store.shape(spec, feature, way) for spec in specs] for way in (None, pool)
-                )
-                self.note(about_pool(pool, before, after))
+                shapes = [self.store.shape(spec, feature) for spec in specs]
+                self.note(about_pool(pool, specs, shapes))
         others = [
             item
             for model, other in self.beside.items()
