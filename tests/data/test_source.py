@@ -14,6 +14,7 @@ from torchvision.transforms import functional
 
 import vdvae_repr as vr
 from vdvae_repr.data.open import open_source
+from vdvae_repr.data.sheet import save_picture
 from vdvae_repr.data.source import Preprocessing, Source, about_enlarged, read_images
 from vdvae_repr.errors import DataError
 from vdvae_repr.pixels import TURNS, to_rgb
@@ -145,6 +146,15 @@ def test_of_16_bits_that_pillow_cuts_to_0_and_of_what_is_transparent_the_cause_i
         list(open_source(tmp_path / folder))
         (line,) = [record.getMessage() for record in caplog.records]
         assert said in line
+
+
+def test_a_picture_of_our_own_among_the_images_is_said(tmp_path, caplog):
+    """As a sheet that was written into the folder of the images."""
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    save_picture(np.stack([GREY] * 3, axis=2), tmp_path / "sheet.png")
+    list(open_source(tmp_path))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "sheet.png is a picture that vdvae-repr made" in line
 
 
 def test_an_image_in_two_formats_is_said(tmp_path):

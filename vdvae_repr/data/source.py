@@ -39,6 +39,7 @@ from vdvae_repr.data.names import (
     unfit_for_a_file,
 )
 from vdvae_repr.errors import SKIP_ADVICE, DataError, first_line, printable
+from vdvae_repr.output import MARK
 from vdvae_repr.pixels import decode_pixels, to_rgb, white_is_zero, white_of
 
 logger = logging.getLogger(__name__)
@@ -313,6 +314,8 @@ class Source(Dataset[Image.Image]):
                 f"different file ({first_line(error)}); mend or remove it{SKIP_ADVICE}"
             ) from error
         if isinstance(image, Image.Image):
+            if image.info.get("Software") == MARK:
+                self._say_once(index, f"is a picture that {MARK} made, as a sheet or a figure is")
             if several:
                 self._say_once(index, "holds several pictures, of which the first is read")
             bands = len(image.getbands())
