@@ -236,8 +236,8 @@ def _refuse_gaps(net: nn.Module, what: str, file: Path) -> None:
     """Refuse published weights that do not fill the network: without its classifier, timm lets gaps pass.
 
     A gap is a parameter that the file does not name, also not under names that timm translates, and that is
-    as it was initialised. What a file holds beside the network, as its classifier, does not matter. Some files
-    are published without the head, whose norm then stays at 1 and 0; this is said.
+    as it was initialised. What a file holds beside the network, as its classifier, does not matter. Some
+    models are published without the head, whose norm then stays at 1 and 0; this is said.
 
     Args:
         net: as timm filled it.
@@ -271,10 +271,10 @@ def _refuse_gaps(net: nn.Module, what: str, file: Path) -> None:
     if headless and all(key.startswith(f"{head}.norm.") for key in gaps):
         warn(f"{PREFIX}{what}: is published without {', '.join(gaps)}, which stay at 1 and 0")
         return
+    about = about_gaps(gaps, len(required), state, str(file))
     raise CheckpointError(
-        f"{PREFIX}{what}, {file}: {about_gaps(gaps, len(required), state, str(file))}; these are not the weights "
-        f"that timm publishes: remove the file and fetch it with download=True, or name weights of your own, "
-        f"{PREFIX}{what}@FILE"
+        f"{PREFIX}{what}, {file}: {about}; these are not the weights that timm publishes: remove the file and "
+        f"fetch it with download=True, or name weights of your own, {PREFIX}{what}@FILE"
     )
 
 
