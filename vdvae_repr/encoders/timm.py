@@ -273,8 +273,8 @@ def _refuse_gaps(net: nn.Module, what: str, file: Path) -> None:
         return
     about = about_gaps(gaps, len(required), state, str(file))
     raise CheckpointError(
-        f"{PREFIX}{what}, {file}: {about}; these are not the weights that timm publishes: remove the file and "
-        f"fetch it with download=True, or name weights of your own, {PREFIX}{what}@FILE"
+        f"{PREFIX}{what}, {file}: {about}; these are not the weights that timm publishes: remove the file "
+        f"and fetch it with download=True, or name weights of your own, {PREFIX}{what}@FILE"
     )
 
 
