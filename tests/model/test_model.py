@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import math
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -373,3 +374,48 @@ def test_arrays_that_are_read_backwards_or_only(images):
     assert np.array_equal(as_image_tensor(images, 16).permute(0, 2, 3, 1).numpy(), images)
     mirrored = as_image_tensor(images[:, :, ::-1], 16).permute(0, 2, 3, 1).numpy()
     assert np.array_equal(mirrored, images[:, :, ::-1])
+
+
+def test_an_infinite_kl_is_said_to_be_that_with_a_way_on(tiny, images):
+    """A prior of deviation exp(-60): squared, what float32 does not hold; nothing else is infinite."""
+    net = copy.deepcopy(tiny)
+    zdim = tiny.config.zdim
+    with torch.no_grad():
+        net.top_down.blocks[2].prior.c4.weight[zdim : 2 * zdim] = 0
+        net.top_down.blocks[2].prior.c4.bias[zdim : 2 * zdim] = -60
+    name = net.layers[2].name
+    with pytest.raises(
+        vr.DataError,
+        match=f"KL of layer {name}: expected finite values, found infinity for image 'b'",
+    ) as told:
+        net.posterior(images[:2], ids=["b", "c"])
+    assert "leave the image out, or read the layers before it alone" in str(told.value)
+    way_on = re.search(r'layers="(.*)"', str(told.value))[1]
+    read = net.posterior(images[:2], way_on)
+    assert list(read) == [spec.name for spec in net.layers[:2]]
+    assert read.kl.isfinite().all()
+    means = vr.LatentTransformer(net, layers=name).fit_transform(images[:2])
+    assert np.isfinite(means).all()
+
+
+@pytest.mark.parametrize(
+    ("which", "options"),
+    [("z", {"z": "sample"}), ("top_down", {"top_down": True}), ("bottom_up", {"bottom_up": True})],
+)
+def test_nothing_that_is_handed_out_is_infinite_where_the_kl_is_finite(
+    tiny, images, which, options
+):
+    net = copy.deepcopy(tiny)
+    infer = net.infer
+
+    def with_infinity(*arguments, **keywords):
+        layers, kl, states, activations = infer(*arguments, **keywords)
+        value = activations[8] if which == "bottom_up" else getattr(layers[3], which)
+        value[1, 0, 2, 3] = np.inf
+        assert kl.isfinite().all()
+        return layers, kl, states, activations
+
+    net.infer = with_infinity
+    name = "8x8" if which == "bottom_up" else net.layers[3].name
+    with pytest.raises(vr.DataError, match=f"{which} of layer {name}: .* infinity for image '1'"):
+        net.posterior(images[:3], **options)

@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.fsdp._common_utils import FSDP_WRAPPED_MODULE
 
 import vdvae_repr as vr
 from vdvae_repr.model import weights
@@ -128,7 +130,6 @@ def _wrong_files(folder, state):
     yield "cut.th", whole[: len(whole) // 2], "cut short: get it again"
     save_file(state, folder / "safe")
     safe = (folder / "safe").read_bytes()
-    yield "m-00002-of-00003.safetensors", safe, "is shard 2 of 3, .* join the shards into one file"
     yield "cut.safetensors", safe[: len(safe) // 2], "cut short: get it again"
     yield "head.safetensors", safe[:20], "cut short: get it again"
 
@@ -155,23 +156,42 @@ def test_a_folder_of_shards_is_told_from_one_without_weights(tmp_path):
         vr.load(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "inside", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"]
-)
+@pytest.mark.parametrize("name", ["m-00002-of-00003.safetensors", "m-00010-of-00100.pth"])
+def test_a_shard_is_said_to_be_one_where_tensors_are_missing(published, tiny, tmp_path, name):
+    file, message = tmp_path / name, r"by its name it is shard \d+ of \d+: join the shards into one"
+    save_file(dict(list(published.items())[:9]), file)
+    for model, preset in ((file, None), (file, tiny.config), (f"timm:resnet10t@{file}", None)):
+        with pytest.raises(vr.CheckpointError, match=message):
+            vr.load(model, preset=preset)
+    save_file(published, file)
+    assert weights.weights_sha256(vr.load(file)) == weights.weights_sha256(tiny)
+    save_file(published | {"more": torch.ones(1)}, file)
+    with pytest.raises(vr.CheckpointError, match="1 tensor is too many: more; save the weights"):
+        vr.load(file, preset=tiny.config)
+
+
+def _wrapped_by_torch():
+    """Yield what torch's own wrappers name the weight of a module inside."""
+    yield next(iter(torch.compile(torch.nn.Linear(2, 2)).state_dict()))
+    wrapper = checkpoint_wrapper(torch.nn.Linear(2, 2))
+    yield next(name for name, _ in torch.nn.Module.named_parameters(wrapper))
+    yield f"{FSDP_WRAPPED_MODULE}.weight"  # FSDP itself needs a process group
+
+
 @pytest.mark.parametrize("write", [torch.save, save_file])
-def test_names_that_torch_puts_inside_are_taken_away(tiny, tmp_path, inside, write):
-    """As where blocks are compiled one by one: the names are those of torch's own wrapper."""
-    blocks = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2)})
-    blocks["a"] = torch.compile(blocks["a"])
-    assert "a._orig_mod.weight" in blocks.state_dict()
-    weights_of = {}
-    for name, value in tiny.state_dict().items():
-        start, dot, rest = name.partition(".0.")
-        weights_of[f"{start}.0.{inside}.{rest}" if dot else name] = value
-    assert any(inside in name for name in weights_of)
-    write(weights_of, tmp_path / "w.pt")
-    loaded = vr.load(tmp_path / "w.pt", preset=tiny.config)
-    assert weights.weights_sha256(loaded) == weights.weights_sha256(tiny)
+def test_names_that_torch_puts_inside_are_taken_away(tiny, tmp_path, write):
+    """As where blocks are compiled, sharded or recomputed one by one."""
+    for wrapped in _wrapped_by_torch():
+        inside = wrapped.removesuffix("weight")
+        assert inside.startswith("_")
+        weights_of = {
+            name.replace(".0.", f".0.{inside}", 1): value
+            for name, value in tiny.state_dict().items()
+        }
+        assert any(inside in name for name in weights_of)
+        write(weights_of, tmp_path / "w.pt")
+        loaded = vr.load(tmp_path / "w.pt", preset=tiny.config)
+        assert weights.weights_sha256(loaded) == weights.weights_sha256(tiny)
 
 
 def test_converted_weights_with_the_metadata_kept_are_said_to_be_changed(tiny, tmp_path):

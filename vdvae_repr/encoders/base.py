@@ -39,7 +39,7 @@ from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.model.noise import NoiseFn, seed_of
 from vdvae_repr.model.precision import Precision, arithmetic
 from vdvae_repr.model.preprocessing import as_image_tensor
-from vdvae_repr.model.weights import hash_weights, weights_sha256
+from vdvae_repr.model.weights import about_shard, hash_weights, weights_sha256
 from vdvae_repr.pixels import to_rgb
 
 logger = logging.getLogger(__name__)
@@ -752,10 +752,7 @@ def checked_state(
             f"{where}: holds the network 2 times, under {prefix}, {second}.; save the one that is meant"
         )
     if missing := [key for key in required if key not in inside]:
-        raise CheckpointError(
-            f"{where}: fills {len(required) - len(missing)} of {len(required)} parameters; missing are "
-            f"{', '.join(missing[:3])}; its keys begin with {', '.join(list(state)[:3])}"
-        )
+        raise CheckpointError(f"{where}: {about_gaps(missing, len(required), state, where)}")
     strange = [
         key
         for key in inside
@@ -779,6 +776,22 @@ def checked_state(
                 "save the weights as they were trained, in float32 or float16"
             )
     return {key: inside.get(key, expected[key]) for key in expected}
+
+
+def about_gaps(missing: Sequence[str], count: int, state: Mapping[str, Tensor], where: str) -> str:
+    """Say which of a network's parameters a checkpoint does not fill.
+
+    Args:
+        missing: their names.
+        count: how many the network has.
+        state: the checkpoint's tensors.
+        where: its file, whose name may say that it is one of several.
+    """
+    shard = about_shard(where)
+    return (
+        f"fills {count - len(missing)} of {count} parameters; missing are {', '.join(missing[:3])}; its keys "
+        f"begin with {', '.join(list(state)[:3])}{f'; {shard}' if shard else ''}"
+    )
 
 
 def _kind(value: Tensor) -> str:

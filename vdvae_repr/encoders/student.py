@@ -14,6 +14,7 @@ from vdvae_repr.encoders.base import Reading, SavedEncoder
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.model.noise import NoiseFn
 from vdvae_repr.model.precision import Precision
+from vdvae_repr.model.preprocessing import as_image_tensor
 from vdvae_repr.model.student import Student
 from vdvae_repr.model.weights import random_weights
 
@@ -37,9 +38,7 @@ class StudentEncoder(SavedEncoder[Student]):
         precision: Precision = "fp32",
     ) -> Reading:
         """Read the means and log standard deviations predicted."""
-        predicted = self.model.unchecked_posterior(
-            pixels, [spec.name for spec in layers], precision=precision
-        )
+        predicted = self.model._read(as_image_tensor(pixels, self.image_size), layers, precision)
         values = {
             (spec.name, feature): getattr(predicted[spec.name], feature)
             for spec in layers

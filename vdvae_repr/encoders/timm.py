@@ -13,6 +13,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,7 @@ from vdvae_repr.data.open import warn
 from vdvae_repr.data.source import Preprocessing, RawImage
 from vdvae_repr.encoders.base import (
     TorchEncoder,
+    about_gaps,
     checked_state,
     evaluating,
     frame_json,
@@ -35,7 +37,7 @@ from vdvae_repr.encoders.base import (
     named_failure,
 )
 from vdvae_repr.errors import CheckpointError, first_line
-from vdvae_repr.model.weights import check_finite, read_th, read_weights
+from vdvae_repr.model.weights import check_finite, check_readable, read_th, read_weights
 
 PREFIX = "timm:"
 EMBEDDING = "embedding"
@@ -215,8 +217,8 @@ def load_timm(what: str, weights: Path | None, download: bool) -> TimmEncoder:
     file = _cached(what)
     if file is None:
         _refuse_or_reach(name, download)
-    else:
-        _read_published(file)  # what it is in place of weights is said here
+    elif file.suffix != ".npz":  # NumPy's, which timm reads name by name
+        check_readable(file)
     overlay = None if file is None else {"file": str(file)}
     try:
         net = _create(what, pretrained=True, pretrained_cfg_overlay=overlay)
@@ -225,56 +227,55 @@ def load_timm(what: str, weights: Path | None, download: bool) -> TimmEncoder:
     except Exception as error:  # what timm and the hub raise, of many kinds
         raise named_failure(name, error) from error
     check_finite(net.state_dict(), name)
-    _refuse_gaps(net, what, file or _cached(what))
+    if (file := file or _cached(what)) is not None and file.suffix != ".npz":
+        _refuse_gaps(net, what, file)
     return TimmEncoder(net, name)
 
 
-def _read_published(file: Path) -> dict[str, Tensor] | None:
-    """Return the tensors of a published file; None of NumPy's, which timm reads name by name."""
-    return None if file.suffix == ".npz" else read_weights(file)
-
-
-def _refuse_gaps(net: nn.Module, what: str, file: Path | None) -> None:
+def _refuse_gaps(net: nn.Module, what: str, file: Path) -> None:
     """Refuse published weights that do not fill the network: without its classifier, timm lets gaps pass.
 
-    Names that tell nothing, as those of a head that goes with the classifier, are left to timm itself, which
-    is strict about the whole model.
+    A gap is a parameter that the file does not name, also not under names that timm translates, and that is
+    as it was initialised. What a file holds beside the network, as its classifier, does not matter. Some
+    models are published without the head, whose norm then stays at 1 and 0; this is said.
 
     Args:
         net: as timm filled it.
         what: its name at timm.
-        file: what it was filled from; None where timm alone knows.
+        file: what it was filled from.
 
     Raises:
         CheckpointError: as described.
     """
-    import timm
+    from timm.models import load_state_dict
 
-    name = f"{PREFIX}{what}"
-    where = name if file is None else f"{name}, {file}"
-    state = None if file is None else _read_published(file)
-    refusal = None
-    if state is not None:
-        try:
-            expected = _filling(net, state, where)
-            loaded = net.state_dict()
-            if all(
-                torch.equal(loaded[key], value.to(loaded[key])) for key, value in expected.items()
-            ):
-                return
-            refusal = CheckpointError(
-                f"{where}: timm does not know its names, which begin with {', '.join(list(state)[:3])}"
-            )
-        except CheckpointError as error:
-            refusal = error
-    overlay = None if file is None else {"file": str(file)}
-    try:
-        timm.create_model(what, pretrained=True, pretrained_cfg_overlay=overlay)
-    except Exception as error:
-        raise CheckpointError(
-            f"{refusal or named_failure(where, error)}; these are not the weights that timm publishes: "
-            f"remove the file and fetch it with download=True, or name weights of your own, {name}@FILE"
-        ) from error
+    state = load_state_dict(str(file))  # of several sets of weights that which timm takes
+    loaded = net.state_dict()
+    required = [key for key in loaded if not key.endswith("num_batches_tracked")]
+    names = set(state)
+    translate = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    if translate is not None:
+        with suppress(Exception):  # whatever a translation raises of names that are not its own
+            translated = set(translate(dict(state), net))
+            names = max(names, translated, key=lambda held: len(held.intersection(required)))
+    missing = [key for key in required if key not in names]
+    if not missing:
+        return
+    initial = _create(what, pretrained=False).state_dict()
+    gaps = [key for key in missing if torch.equal(loaded[key], initial[key])]
+    if not gaps:
+        return
+    config: Any = net.pretrained_cfg
+    head = str(config.get("classifier") or "").rpartition(".")[0]
+    headless = head and not any(key.startswith(f"{head}.") for key in names)
+    if headless and all(key.startswith(f"{head}.norm.") for key in gaps):
+        warn(f"{PREFIX}{what}: is published without {', '.join(gaps)}, which stay at 1 and 0")
+        return
+    about = about_gaps(gaps, len(required), state, str(file))
+    raise CheckpointError(
+        f"{PREFIX}{what}, {file}: {about}; these are not the weights that timm publishes: remove the file "
+        f"and fetch it with download=True, or name weights of your own, {PREFIX}{what}@FILE"
+    )
 
 
 @dataclass(frozen=True)
@@ -288,7 +289,7 @@ class _TrainingRecipe:
 
     @classmethod
     def beside(cls, weights: Path) -> _TrainingRecipe:
-        """Read it out of a file that can be read, or beside it; empty where nothing tells."""
+        """Read the recipe in a file of weights, or in a config.json beside it; empty where there is none."""
         if weights.name in ("model.safetensors", "pytorch_model.bin"):
             try:
                 config = json.loads(weights.with_name("config.json").read_bytes())
@@ -334,12 +335,13 @@ class _TrainingRecipe:
         from timm.data.config import resolve_data_config
 
         own = resolve_data_config(model=net)
-        keys = ("input_size", "img_size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
+        # Other options, as crop_pct, are those that the training evaluated with.
+        keys = ("input_size", "img_size", "mean", "std")
         try:
             told = resolve_data_config(
                 {key: self.data[key] for key in keys if key in self.data}, model=net
             )
-            other = [key for key in own if _plain(told[key]) != _plain(own[key])]
+            other = [key for key in keys if key in own and _plain(told[key]) != _plain(own[key])]
         except (AssertionError, TypeError, ValueError):  # options of another program
             return ""
         if not other:
@@ -360,18 +362,20 @@ def _plain(value: Any) -> Any:
 
 def random_timm(what: str, seed: int) -> TimmEncoder:
     """Return a timm model with its initial weights, drawn from a seed."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        net = _create(what, pretrained=False)
-    return TimmEncoder(net, f"{PREFIX}{what}@random")
+    return TimmEncoder(_create(what, pretrained=False, seed=seed), f"{PREFIX}{what}@random")
 
 
-def _create(what: str, *, pretrained: bool, **options: Any) -> nn.Module:
+def _create(what: str, *, pretrained: bool, seed: int = 0, **options: Any) -> nn.Module:
+    """Return a timm model without its classifier, whose initial weights are drawn from a seed."""
     import timm
 
     _check_name(what)
     try:
-        net: nn.Module = timm.create_model(what, pretrained=pretrained, num_classes=0, **options)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            net: nn.Module = timm.create_model(
+                what, pretrained=pretrained, num_classes=0, **options
+            )
     except RuntimeError as error:
         if pretrained:
             raise
@@ -455,7 +459,12 @@ def _cached(what: str) -> Path | None:
     config: dict[str, Any] = {} if known is None else known.to_dict()
     if hub := config.get("hf_hub_id"):
         repository, _, revision = str(hub).partition("@")
-        names = [config.get("hf_hub_filename"), "model.safetensors", "pytorch_model.bin"]
+        names = [
+            config.get("hf_hub_filename"),
+            "model.safetensors",
+            "open_clip_model.safetensors",
+            "pytorch_model.bin",
+        ]
         for name in filter(None, names):
             file = try_to_load_from_cache(repository, name, revision=revision or None)
             if isinstance(file, str):

@@ -14,6 +14,7 @@ from vdvae_repr.encoders.base import Reading, SavedEncoder
 from vdvae_repr.model.layers import FEATURES, LayerSpec
 from vdvae_repr.model.noise import NoiseFn
 from vdvae_repr.model.precision import Precision
+from vdvae_repr.model.preprocessing import as_image_tensor
 from vdvae_repr.model.vdvae import VDVAE, Posterior
 from vdvae_repr.model.weights import random_weights
 
@@ -39,13 +40,13 @@ class VDVAEEncoder(SavedEncoder[VDVAE]):
         precision: Precision = "fp32",
     ) -> Reading:
         """Read features of the posterior, and its KL; without noise each layer sends its mean down."""
-        posterior = self.model.unchecked_posterior(
-            pixels,
-            [spec.index for spec in layers],
-            noise=noise,
-            precision=precision,
+        posterior = self.model._read(
+            as_image_tensor(pixels, self.image_size),
+            layers,
+            noise,
             top_down="top_down" in features,
             bottom_up="bottom_up" in features,
+            precision=precision,
         )
         values = {
             (spec.name, feature): _feature(posterior, spec, feature)

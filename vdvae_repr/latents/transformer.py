@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
@@ -19,9 +20,9 @@ from vdvae_repr.data.source import Preprocessing, RawImage, file_source
 from vdvae_repr.encoders.load import load
 from vdvae_repr.encoders.vdvae import VDVAEEncoder
 from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError
-from vdvae_repr.latents.format import array_key, not_finite
+from vdvae_repr.latents.format import array_key
 from vdvae_repr.latents.pooling import about_pool, pool_layer
-from vdvae_repr.model.layers import FEATURES, select_layers
+from vdvae_repr.model.layers import FEATURES, expect_finite, select_layers
 from vdvae_repr.model.noise import seeded_noise
 from vdvae_repr.model.vdvae import VDVAE
 
@@ -126,14 +127,13 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             pixels = np.stack(
                 [preprocessing(_image(X[index], index, read_file)) for index in batch]
             )
-            read = self._read(pixels, [str(index) for index in batch])
-            for name, values in read.items():
-                if (row := not_finite(values)) is not None:
-                    raise DataError(
-                        f"layer {name}, {self._fitted['feature']}: expected finite values, found NaN or "
-                        f"infinity for image {batch[row]}, which may be far from what {self.model_.name} was "
-                        "trained on; look at the image and the weights"
-                    )
+            ids = [str(index) for index in batch]
+            read = self._read(pixels, ids)
+            values = {
+                (name, self._fitted["feature"]): torch.from_numpy(layer)
+                for name, layer in read.items()
+            }
+            expect_finite(values, ids, self.model_.name, self.model_.layers)
             rows.append(np.concatenate(list(read.values()), axis=1))
         return np.concatenate(rows) if rows else np.zeros((0, len(self._names)), np.float32)
 

@@ -141,10 +141,10 @@ class SavedModel(nn.Module):
             if found
         ]
         begin = sorted({shortened(key.partition(".")[0]) for key in shapes})
-        unknown = bool(shapes) and not expected.keys() & shapes.keys()
-        if len(begin) < 4 and unknown:
+        wrapped = 0 < len(begin) < 4 and not expected.keys() & shapes.keys()
+        if wrapped:
             clauses.append(f"all its names begin with {', '.join(begin)}")
-        if (len(begin) < 4 and unknown) or expected.keys() <= {k.partition(".")[2] for k in others}:
+        if wrapped or expected.keys() <= {k.partition(".")[2] for k in others}:
             advice = (
                 "save one network alone, by its own names, or give weights of this architecture"
             )

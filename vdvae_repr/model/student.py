@@ -15,10 +15,17 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from vdvae_repr.config import StudentConfig
-from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError
+from vdvae_repr.errors import CheckpointError, ConfigError, LayerError
 from vdvae_repr.model.base import SavedModel
 from vdvae_repr.model.blocks import Block, Widths
-from vdvae_repr.model.layers import ByLayer, LayerSpec, layers_of_config, select_layers
+from vdvae_repr.model.layers import (
+    ByLayer,
+    LayerSpec,
+    expect_finite,
+    layers_of_config,
+    select_layers,
+)
+from vdvae_repr.model.noise import image_names
 from vdvae_repr.model.precision import Precision, arithmetic
 from vdvae_repr.model.preprocessing import as_image_tensor, to_input
 from vdvae_repr.model.structure import check_bottom_up, parse_widths
@@ -111,30 +118,26 @@ class Student(SavedModel):
             DataError: images of another shape or dtype, or a prediction that is not finite.
             LayerError: a selector that names no layer.
         """
-        prediction = self.unchecked_posterior(images, layers, precision=precision)
-        for name, layer in prediction.items():
-            if not (layer.mean.isfinite().all() and layer.log_std.isfinite().all()):
-                raise DataError(
-                    f"layer {name}: expected finite values, found NaN or infinity for images that may be "
-                    f"far from what {self.name} was trained on; look at the images and the weights"
-                )
+        chosen = select_layers(self.layers, layers)
+        tensor = as_image_tensor(images, self.config.image_size)
+        prediction = self._read(tensor, chosen, precision)
+        values = {
+            (name, part): getattr(layer, part)
+            for name, layer in prediction.items()
+            for part in ("mean", "log_std")
+        }
+        expect_finite(values, image_names(None, len(tensor)), self.name)
         return prediction
 
     @torch.no_grad()
-    def unchecked_posterior(
-        self,
-        images: Any,
-        layers: str | int | Sequence[str | int] = "all",
-        *,
-        precision: Precision = "fp32",
+    def _read(
+        self, images: Tensor, layers: Sequence[LayerSpec], precision: Precision = "fp32"
     ) -> Prediction:
-        """Read what `posterior` reads, NaN and infinity too; a GPU is not waited for."""
-        chosen = select_layers(self.layers, layers)
-        tensor = as_image_tensor(images, self.config.image_size)
-        tensor = tensor.to(self.device, non_blocking=True)
+        """Predict layers of uint8 (N, 3, S, S) images, NaN and infinity too; a GPU is not waited for."""
+        images = images.to(self.device, non_blocking=True)
         with arithmetic(precision, self.device.type):
-            predicted = self.predict(to_input(tensor, self.config), chosen)
-        pairs = zip(chosen, predicted, strict=True)
+            predicted = self.predict(to_input(images, self.config), layers)
+        pairs = zip(layers, predicted, strict=True)
         return Prediction({spec.name: PredictedPosterior(*layer) for spec, layer in pairs})
 
     def decode(self, *arguments: Any, **keywords: Any) -> NoReturn:

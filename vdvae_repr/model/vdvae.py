@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from numbers import Real
 from typing import Any, Literal, cast
 
@@ -44,7 +44,13 @@ from vdvae_repr.model.distributions import (
 )
 from vdvae_repr.model.graphs import Inferred, graphed_passes
 from vdvae_repr.model.inference import plan_of
-from vdvae_repr.model.layers import ByLayer, LayerSpec, make_layer_specs, select_layers
+from vdvae_repr.model.layers import (
+    ByLayer,
+    LayerSpec,
+    expect_finite,
+    make_layer_specs,
+    select_layers,
+)
 from vdvae_repr.model.noise import NoiseFn, image_names, seed_of, seeded_noise
 from vdvae_repr.model.precision import Precision, arithmetic
 from vdvae_repr.model.preprocessing import as_image_tensor, to_input, to_target, to_uint8
@@ -259,7 +265,7 @@ class VDVAE(ImageModel):
 
     def progress_rows(self, images: NDArray[np.uint8]) -> list[tuple[str, NDArray[np.uint8]]]:
         """Return reconstructions of some images from the first k layers, and samples, as published."""
-        read, rows = self.unchecked_posterior(images), []
+        read, rows = self._read(as_image_tensor(images, self.config.image_size), self.layers), []
         for k in np.floor(np.linspace(0, 1, 8)[1:-1] * len(self.layers)).astype(int):
             given = {spec.name: read[spec.name].mean for spec in self.layers[: max(k, 1)]}
             rebuilt = self.decode(given, rest="sample", temperature=0.1)
@@ -401,58 +407,51 @@ class VDVAE(ImageModel):
             precision: fp32; bf16 and tf32 (GPUs) trade exactness for speed.
 
         Raises:
-            DataError: images of another shape or dtype, another number of ids, or a posterior that is not
-                finite, as of images far from those of the training.
+            DataError: images of another shape or dtype, another number of ids, or values or a KL that are not
+                finite, as of images far from those of the training; the layer and the image are named.
             LayerError: a selector that names no layer.
         """
-        posterior = self.unchecked_posterior(
-            images, layers, z, seed=seed, draw=draw, ids=ids, noise=noise,
-            top_down=top_down, bottom_up=bottom_up, precision=precision,
-        )  # fmt: skip
-        if len(posterior.kl):  # which is NaN or infinite where a mean or a deviation is
-            finite = posterior.kl.isfinite().cpu()
-            rows = finite.logical_not().any(dim=1).nonzero()
-            if len(rows):
-                row = int(rows[0])
-                layer = self.layers[int(finite[row].logical_not().nonzero()[0])].name
-                found = "NaN" if posterior.kl[row].isnan().any() else "infinity"
-                raise DataError(
-                    f"layer {layer}: expected finite values, found {found} for image "
-                    f"{image_names(ids, len(finite))[row]!r}, which may be far from what {self.name} was "
-                    "trained on; look at the images and the weights"
-                )
-        return posterior
-
-    @torch.no_grad()
-    def unchecked_posterior(
-        self,
-        images: Any,
-        layers: str | int | Sequence[str | int] = "all",
-        z: Literal["mean", "sample"] = "mean",
-        *,
-        seed: int = 0,
-        draw: int = 0,
-        ids: Sequence[str] | None = None,
-        noise: NoiseFn | None = None,
-        top_down: bool = False,
-        bottom_up: bool = False,
-        precision: Precision = "fp32",
-    ) -> Posterior:
-        """Read what `posterior` reads, NaN and infinity too; a GPU is not waited for."""
         _one_of("z", z, ("mean", "sample"))
         seed, draw = whole_number("seed", seed, 0), whole_number("draw", draw, 0)
         chosen = select_layers(self.layers, layers)
         tensor = as_image_tensor(images, self.config.image_size)
-        tensor = tensor.to(self.device, non_blocking=True)
         names = image_names(ids, len(tensor))
         if noise is None and z == "sample":
             noise = seeded_noise(seed, names, self.device, draw)
+        posterior = self._read(
+            tensor, chosen, noise, top_down=top_down, bottom_up=bottom_up, precision=precision
+        )
+        values: dict[tuple[str, str], Tensor] = {}
+        for spec, kl in zip(self.layers, posterior.kl.split(1, dim=1), strict=False):
+            if spec in chosen:
+                layer = posterior[spec.name]
+                read = ((part.name, getattr(layer, part.name)) for part in fields(layer))
+                values |= {(spec.name, name): part for name, part in read if part is not None}
+            values[spec.name, "KL"] = kl
+        values |= {(f"{r}x{r}", "bottom_up"): part for r, part in posterior.bottom_up.items()}
+        expect_finite(values, names, self.name, self.layers)
+        return posterior
+
+    @torch.no_grad()
+    def _read(
+        self,
+        images: Tensor,
+        layers: Sequence[LayerSpec],
+        noise: NoiseFn | None = None,
+        *,
+        top_down: bool = False,
+        bottom_up: bool = False,
+        precision: Precision = "fp32",
+    ) -> Posterior:
+        """Read layers of uint8 (N, 3, S, S) images, NaN and infinity too; a GPU is not waited for."""
+        images = images.to(self.device, non_blocking=True)
+        keep, stop = [spec.index for spec in layers], layers[-1].index + 1
         with arithmetic(precision, self.device.type):
+            x = to_input(images, self.config)
             read, kl, _, activations = self.infer(
-                to_input(tensor, self.config), noise, chosen[-1].index + 1,
-                keep=[spec.index for spec in chosen], top_down=top_down, bottom_up=bottom_up,
-            )  # fmt: skip
-        by_name = {spec.name: layer for spec, layer in zip(chosen, read, strict=True)}
+                x, noise, stop, keep=keep, top_down=top_down, bottom_up=bottom_up
+            )
+        by_name = {spec.name: layer for spec, layer in zip(layers, read, strict=True)}
         return Posterior(by_name, kl, activations)
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -258,10 +258,10 @@ class _WeightsFile:
     """A file of weights whose tensors have not been read yet."""
 
     path: Path
+    stored: Mapping[str, str]
+    """The name that a tensor has in the file, by its plain one: without what torch puts into names."""
     shapes: Mapping[str, tuple[int, ...]]
-    """By the names that the tensors have in the file."""
-    read: Callable[[], dict[str, Tensor]]
-    """Read the tensors onto the CPU."""
+    """By plain names."""
     metadata: Mapping[str, str]
     """Of a safetensors file; those of this package have its `config` there."""
 
@@ -275,28 +275,31 @@ class _WeightsFile:
         """Read names and shapes alone.
 
         Raises:
-            CheckpointError: no such file, a damaged one, or none that holds weights, or a part of them.
+            CheckpointError: no such file, a damaged one, or none that holds weights.
         """
-        shard = SHARD.fullmatch(path.name)
-        if shard and int(shard["count"]) > 1 and path.is_file():
-            raise CheckpointError(
-                f"{path}: is shard {int(shard['number'])} of {int(shard['count'])}, which hold a part of the "
-                f"weights each; {JOIN}"
-            )
+        metadata: Mapping[str, str] = {}
         if _is_safetensors(_head(path)):
-            shapes, read, metadata = _safetensors_header(path)
+            with _safetensors(path) as file:
+                shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+                metadata = file.metadata() or {}
         else:
             tensors = unwrapped(read_th(path, lazily=True), path)
             shapes = {name: tuple(value.shape) for name, value in tensors.items()}
-            read, metadata = lambda: unwrapped(read_th(path), path), {}
-        plain = {name: INSIDE.sub("", name) for name in shapes}
-        if len(set(plain.values())) == len(plain):
-            shapes, read_wrapped = {plain[name]: shape for name, shape in shapes.items()}, read
-            read = lambda: {plain[name]: value for name, value in read_wrapped().items()}  # noqa: E731
-        if (count := _count_of_average(shapes)) is None:
-            return cls(path, shapes, read, metadata)
-        del shapes[count]
-        return cls(path, shapes, lambda: {k: v for k, v in read().items() if k != count}, metadata)
+        stored = {INSIDE.sub("", name): name for name in shapes}
+        if len(stored) < len(shapes):  # two names would be one
+            stored = {name: name for name in shapes}
+        shapes = {name: shapes[key] for name, key in stored.items()}
+        if (count := _count_of_average(shapes)) is not None:
+            del stored[count], shapes[count]
+        return cls(path, stored, shapes, metadata)
+
+    def read(self) -> dict[str, Tensor]:
+        """Read the tensors onto the CPU."""
+        if _is_safetensors(_head(self.path)):
+            with _safetensors(self.path) as file:
+                return {name: file.get_tensor(key) for name, key in self.stored.items()}
+        tensors = unwrapped(read_th(self.path), self.path)
+        return {name: tensors[key] for name, key in self.stored.items()}
 
 
 def _load_file(path: Path, preset: Architecture | None) -> SavedModel:
@@ -313,6 +316,8 @@ def _load_file(path: Path, preset: Architecture | None) -> SavedModel:
         net = on_meta(config, name)
     except ConfigError as error:
         raise CheckpointError(f"{path}: its configuration makes no model ({error})") from error
+    if net.state_dict().keys() - shapes.keys():
+        remedy = about_shard(path) or remedy
     net.check_shapes(shapes, str(path), remedy)
     weights = {rename[key]: value for key, value in file.read().items()}
     if file.is_own and preset is None:
@@ -425,7 +430,7 @@ def _architecture_of(
         found = f"fits {' and '.join(fitting)}" if fitting else "fits no preset"
         raise CheckpointError(
             f"{file.path}: {found} (its names of tensors, {len(shapes)} in all, begin with "
-            f"{_some(file.shapes)}); {NAME_IT}"
+            f"{_some(file.shapes)}); {about_shard(file.path) or NAME_IT}"
         )
     return preset_architecture(fitting[0]), fitting[0], ""
 
@@ -483,7 +488,7 @@ def _published_renaming(names: Iterable[str]) -> dict[str, str]:
 
 
 def _without_wrapper(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Take away what every parameter's name begins with, as `module.` or `_orig_mod.`.
+    """Take away what every parameter's name begins with, as `module.`.
 
     Models have two halves, so that nothing of its own begins every name.
     """
@@ -510,7 +515,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Read the tensors of any weights file onto the CPU, by name.
 
     Safetensors and what torch.save wrote are told by their content. A dictionary around the weights, as
-    `{"state_dict": ..., "epoch": 3}`, is taken away where one key alone holds tensors.
+    `{"state_dict": ..., "epoch": 3}`, is taken away where one key alone holds tensors, and so is what torch
+    puts into names, as `_orig_mod.`.
 
     Raises:
         CheckpointError: no such file, a damaged one, none that holds weights, several sets of weights, or
@@ -534,18 +540,24 @@ def read_parameters(path: Path) -> dict[str, Tensor]:
     return {rename[key]: value for key, value in weights.items()}
 
 
-def _safetensors_header(
-    path: Path,
-) -> tuple[dict[str, tuple[int, ...]], Callable[[], dict[str, Tensor]], dict[str, str]]:
-    """Return shapes by name, what reads the tensors, and the metadata."""
+def about_shard(file: str | Path) -> str:
+    """Say, for where tensors are missing, that a file is one of several by its name; else nothing."""
+    shard = SHARD.fullmatch(Path(file).name)
+    if shard is None or int(shard["count"]) < 2:
+        return ""
+    return f"by its name it is shard {int(shard['number'])} of {int(shard['count'])}: {JOIN}"
 
-    def read() -> dict[str, Tensor]:
-        with _safetensors(path) as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
-    with _safetensors(path) as file:
-        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-        return shapes, read, file.metadata() or {}
+def check_readable(path: Path) -> None:
+    """Refuse what stands in place of weights, or is cut short; values are not read where the file allows it.
+
+    Raises:
+        CheckpointError: names what the file is.
+    """
+    if _is_safetensors(_head(path)):
+        with _safetensors(path):
+            return
+    read_th(path, lazily=True)
 
 
 @contextmanager

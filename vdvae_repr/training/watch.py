@@ -21,6 +21,7 @@ from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.errors import DataError, TaskError, TrainingError
 from vdvae_repr.model.base import SavedModel
 from vdvae_repr.model.layers import LayerSpec
+from vdvae_repr.model.preprocessing import as_image_tensor
 from vdvae_repr.model.vdvae import VDVAE
 from vdvae_repr.output import write_text
 from vdvae_repr.training.objective import Objective
@@ -84,7 +85,7 @@ class Probe:
         for start in range(0, len(self.indices), 16):
             batch = self.indices[start : start + 16]
             images = read_images(self.source, preprocessing, batch)
-            read = model.unchecked_posterior(images, [spec.index for spec in self.layers])
+            read = model._read(as_image_tensor(images, model.config.image_size), self.layers)
             for name, means in parts.items():
                 means.append(read[name].mean.flatten(1).cpu())
         from vdvae_repr.heads.neighbors import NearestNeighbor  # scikit-learn takes a second
