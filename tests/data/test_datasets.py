@@ -301,6 +301,18 @@ def test_imagenet64_comes_in_two_parts(tmp_path, small_val):
     assert open_source("imagenet64", root=tmp_path).labels.tolist() == list(range(11))
 
 
+def test_rows_of_a_named_data_set_that_were_never_written_are_said(tmp_path, small_val):
+    array = np.lib.format.open_memmap(
+        tmp_path / "imagenet32-train.npy", "w+", np.uint8, (400, 32, 32, 3)
+    )
+    array[:200] = 99
+    array.flush()
+    np.save(tmp_path / "imagenet32-valid.npy", images(1, 32) | 1)
+    said = open_source("imagenet32-old", root=tmp_path).notices
+    (line,) = [line for line in said if "black, 0 everywhere" in line]
+    assert line.startswith("8 images of 17 looked at")
+
+
 def test_old_and_new_imagenet_must_be_told_apart(tmp_path, small_val):
     write_new_imagenet(tmp_path)
     np.save(tmp_path / "imagenet32-train.npy", images(4, 32))

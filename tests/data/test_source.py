@@ -157,6 +157,15 @@ def test_a_picture_of_our_own_among_the_images_is_said(tmp_path, caplog):
     assert "sheet.png is a picture that vdvae-repr made" in line
 
 
+@pytest.mark.parametrize("as_array", [False, True])
+def test_dark_images_of_a_reader_of_ones_own_are_said(caplog, as_array):
+    values = np.stack([GREY % 3] * 3, axis=2)
+    reader = (lambda index: values) if as_array else (lambda index: Image.fromarray(values))
+    list(Source(name="own", ids=("a", "b"), reader=reader, labels=[0, 1]))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "own: a has 8-bit pixels, none above 2; 255 is read as white, so it is dark" in line
+
+
 def test_an_image_in_two_formats_is_said(tmp_path):
     for name in ("x.png", "x.jpg", "y.png"):
         Image.fromarray(GREY).save(tmp_path / name)

@@ -46,6 +46,27 @@ def test_images_of_any_size_and_files(tiny, images, tmp_path):
     assert np.array_equal(head.transform(large), head.transform(paths))
 
 
+@pytest.mark.parametrize("kind", ["array", "pil"])
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda X: (X / 255).astype(np.uint8), "images are black, 0 everywhere, as image 0"),
+        (lambda X: X // 128, "255 is read as white; the brightest pixel found is 1"),
+        (lambda X: X, ""),
+    ],
+)
+def test_images_that_are_black_or_dark_are_said(tiny, images, caplog, kind, change, line):
+    """Floats from 0 to 1 that are cast to whole numbers are 0."""
+    given = change(np.minimum(images, 254))
+    head = vr.LatentTransformer(tiny, layers="1x1").fit(None)
+    head.transform(given if kind == "array" else [Image.fromarray(image) for image in given])
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == bool(line)
+    assert not line or line in said[0]
+    with pytest.raises(vr.DataError, match=r"of values from 0 to 1, \(255 \* X\)"):
+        head.transform(images / 255)
+
+
 def spoilt(tiny, parameter, value):
     """The model with one weight that is not what training leaves."""
     net = copy.deepcopy(tiny)

@@ -38,7 +38,7 @@ from vdvae_repr.data.names import (
     readable,
     unlabelled,
 )
-from vdvae_repr.data.readers.arrays import ArrayRows, map_npy, read_member
+from vdvae_repr.data.readers.arrays import ArrayRows, about_black, looked_at, map_npy, read_member
 from vdvae_repr.data.readers.folder import find_images, open_folder
 from vdvae_repr.data.source import Source, file_source, image_extensions
 from vdvae_repr.data.toy import toy_faces
@@ -688,6 +688,8 @@ def _row_source(
                 f"{name}: expected {len(part.images)} labels in {part.stem}, found {part.labels.shape}"
             )
     images = [part.images for part in parts]
+    looked = list(looked_at([(part.stem, part.images) for part in parts], whole=False))
+    black = [place for place, image in looked if not image.any()]
     return Source(
         name=name,
         ids=tuple(f"{part.stem}/{row}" for part in parts for row in range(len(part.images))),
@@ -696,6 +698,7 @@ def _row_source(
         label_names=tuple(label_names),
         splits=tuple(splits),
         sizes=sizes,
+        notices=about_black(black, len(looked), whole=False),
     )
 
 

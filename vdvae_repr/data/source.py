@@ -327,8 +327,11 @@ class Source(Dataset[Image.Image]):
             self._say_if_transparent(opacity, index)
             if opacity:  # else it is white
                 self._say_if_dark(image, index, deep)
-        elif image.shape[2:] == (4,):
-            self._say_if_transparent(int(image[..., 3].max(initial=0)), index)
+        else:
+            if image.shape[2:] == (4,):
+                self._say_if_transparent(int(image[..., 3].max(initial=0)), index)
+            if index < LOOKED_AT and not _is_of_arrays(self.reader):  # of which it is said before
+                self._say_if_dark(Image.fromarray(image), index, deep=False)
         return image
 
     def _say_if_transparent(self, opacity: int, index: int) -> None:
@@ -560,6 +563,13 @@ def _files(reader: Callable[[int], RawImage]) -> list[Path] | None:
         return None if files is None else [files[row] for row in reader.rows]
     found: list[Path] | None = getattr(reader, "files", None)
     return found
+
+
+def _is_of_arrays(reader: Callable[[int], RawImage]) -> bool:
+    """Whether a reader reads rows of arrays, as `array_source` makes it."""
+    while isinstance(reader, _Selection | _ChecksumReader):
+        reader = reader.reader
+    return hasattr(reader, "arrays")
 
 
 def _mapped_files(reader: Callable[[int], RawImage]) -> list[Path]:

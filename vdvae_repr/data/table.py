@@ -89,7 +89,7 @@ def read_table(path: str | Path, *needed: str) -> Table:
             f"a column {needed[0]!r}" if len(needed) == 1 else f"columns {' and '.join(needed)}"
         )
         listed = ", ".join(column or "''" for column in columns) or "none"
-        raise DataError(f"{path}: expected {expected}, found {listed}")
+        raise DataError(f"{path}: expected {expected}, found {listed}; rename what is meant")
     rows, lines, spanning = [], [], []
     for line, row in records:
         if not any(row):

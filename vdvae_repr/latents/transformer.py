@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from vdvae_repr.config import hidden_by_mask, suggestion, whole_number
 from vdvae_repr.data.names import readable
 from vdvae_repr.data.open import warn
+from vdvae_repr.data.readers.arrays import DARK
 from vdvae_repr.data.source import Preprocessing, RawImage, file_source
 from vdvae_repr.encoders.load import load
 from vdvae_repr.encoders.vdvae import VDVAEEncoder
@@ -121,12 +122,18 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         read_file = _reader(X)
         crop = self._fitted["crop"]
         preprocessing = Preprocessing(size=self.model_.config.image_size, crop=crop)
-        rows = []
+        rows, black, brightest = (
+            [],
+            [],
+            255 if read_file else 0,
+        )  # of files it is said as they are read
         for start in range(0, len(X), self.batch_size):
             batch = range(start, min(start + self.batch_size, len(X)))
             pixels = np.stack(
                 [preprocessing(_image(X[index], index, read_file)) for index in batch]
             )
+            brightest = max(brightest, int(pixels.max(initial=0)))
+            black += [index for index, image in zip(batch, pixels, strict=True) if not image.any()]
             ids = [str(index) for index in batch]
             read = self._read(pixels, ids)
             values = {
@@ -135,6 +142,11 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             }
             expect_finite(values, ids, self.model_.name, self.model_.layers)
             rows.append(np.concatenate(list(read.values()), axis=1))
+        if black and not read_file:
+            is_one = "image is" if len(black) == 1 else "images are"
+            warn(f"X: {len(black)} {is_one} black, 0 everywhere, as image {black[0]}")
+        elif rows and brightest < DARK:
+            warn(f"X: 255 is read as white; the brightest pixel found is {brightest}")
         return np.concatenate(rows) if rows else np.zeros((0, len(self._names)), np.float32)
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
@@ -203,5 +215,10 @@ def _image(item: Any, index: int, read: Callable[[str | Path], RawImage] | None)
         raise DataError(
             f"image {index}: expected uint8 (H, W, 3), a PIL image or a path, "
             f"found {array.dtype} {array.shape}"
+            + (
+                "; of values from 0 to 1, (255 * X).round().astype('uint8')"
+                if array.dtype.kind == "f"
+                else ""
+            )
         )
     return array

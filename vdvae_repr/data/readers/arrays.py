@@ -13,7 +13,7 @@ import struct
 import zipfile
 import zlib
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -682,10 +682,10 @@ def array_source(
     total = sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays)
     whole = file is None or total <= EXACT_BYTES
     checksums, black = [], []
-    for place, image in _looked_at(parts, whole):
+    for place, image in looked_at([(part.split, part.images) for part in parts], whole):
         checksums.append(zlib.crc32(image.tobytes()))
         black += [] if image.any() else [place]
-    said += _about_black(black, len(checksums), whole)
+    said += about_black(black, len(checksums), whole)
     if file is not None and not whole:
         # A change that keeps the size and the sample is not noticed here; `Source.state` tells.
         shapes = zlib.crc32(repr([(array.shape, str(array.dtype)) for array in arrays]).encode())
@@ -926,14 +926,14 @@ def _whole(name: str, values: NDArray[Any]) -> list[int | None]:
     return [None if value != value else int(value) for value in values.tolist()]
 
 
-def _looked_at(parts: Sequence[Part], whole: bool) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield images, or those of a sample, with what they are called."""
-    for part in parts:
-        for row in range(len(part.images)) if whole else _sample(len(part.images)):
-            yield f"row {row}" + (f" of {part.split}" if part.split else ""), part.images[row]
+def looked_at(arrays: Iterable[tuple[str, Any]], whole: bool) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield the images of arrays, or of a sample of each, with what they are called."""
+    for name, images in arrays:
+        for row in range(len(images)) if whole else _sample(len(images)):
+            yield f"row {row}" + (f" of {name}" if name else ""), images[row]
 
 
-def _about_black(black: Sequence[str], count: int, whole: bool) -> tuple[str, ...]:
+def about_black(black: Sequence[str], count: int, whole: bool) -> tuple[str, ...]:
     """Return a line about images that are 0 everywhere, of those looked at; maybe none."""
     if not black:
         return ()
