@@ -137,6 +137,13 @@ def test_scored_images_that_were_trained_on_are_counted_in_any_form(given, tmp_p
         assert ('split="held-back" scores those held back' in line) == (form == "all")
 
 
+def test_extracting_what_a_run_was_trained_on_is_said(given, tmp_path, said):
+    vr.extract(given / "run", given / "p", tmp_path / "a.h5", layers="1x1")
+    vr.extract(given / "run", PIXELS[TRAINED:], tmp_path / "b.h5", layers="1x1")
+    (line,) = said()
+    assert "p: is what run was trained on, but for what it held back" in line
+
+
 def test_images_are_counted_whatever_crop_they_are_scored_with(given, caplog, said):
     vr.evaluate(vr.load(given / "run"), given / "p", crop=6)
     assert ": 16 of 20 images are those" in said()[0]

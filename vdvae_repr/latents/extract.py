@@ -139,6 +139,11 @@ def extract(
     job = ExtractionJob.of(encoder, source, reading, chosen_options)
     if isinstance(net, SavedModel) and (line := net.about_crop(chosen_options.frame.crop)):
         notices.append(line)
+    if isinstance(net, SavedModel) and net.record.get("data_sha256") == source.fingerprint():
+        notices.append(
+            f"{source.name}: is what {net.name} was trained on, but for what it held back, so that not all "
+            "figures of it are of new images"
+        )
     shapes = [encoder.shape(spec, reading.features[0]) for spec in reading.layers]
     if line := about_pool(chosen_options.storage.pool, reading.layers, shapes):
         notices.append(line)
