@@ -141,7 +141,7 @@ def test_extracting_what_a_run_was_trained_on_is_said(given, tmp_path, said):
     vr.extract(given / "run", given / "p", tmp_path / "a.h5", layers="1x1")
     vr.extract(given / "run", PIXELS[TRAINED:], tmp_path / "b.h5", layers="1x1")
     (line,) = said()
-    assert "p: is what run was trained on, but for what it held back" in line
+    assert "p: is what t was trained on, but for what it held back" in line
 
 
 def test_images_are_counted_whatever_crop_they_are_scored_with(given, caplog, said):
