@@ -116,7 +116,9 @@ class FactorProblem(Problem):
             images = "1 image that lacks" if count == 1 else f"{count} images that lack"
             left_out = f"; left out are {images} {listed}"
         if none := int(np.sum(labels < 0)):
-            left_out += f"; {none} unlabelled images left out, as labels say who is tested on"
+            left_out += (
+                f"; {counted(none, 'unlabelled image')} left out, as labels say who is tested on"
+            )
         people = np.unique(labels[known])
         if has_splits(splits, store.path):
             train = known & (splits == "train")
@@ -185,7 +187,7 @@ class FactorProblem(Problem):
             if len(unknown):
                 example = store.factors[name][unknown[0]]
                 text += (
-                    f"; {name} of {len(unknown)} test images is none of the training images', "
+                    f"; {name} of {counted(len(unknown), 'test image')} is none of the training images', "
                     f"as {example}"
                 )
         if isinstance(store, JoinedStore):

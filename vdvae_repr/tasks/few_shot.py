@@ -151,7 +151,7 @@ class Episodes(Problem):
         listed = {k for classes in sides.values() for k in classes}
         if alone := [store.label_names[k] for k in rows_of if k not in listed]:
             text += (
-                f"; {len(alone)} classes that {task.class_split} does not name left out "
+                f"; {counted(len(alone), 'class')} that {task.class_split} does not name left out "
                 f"({', '.join(alone[:3])}{', ...' if len(alone) > 3 else ''})"
             )
         if none := int(np.sum(store.labels < 0)):
