@@ -146,6 +146,11 @@ app.add_typer(brain_app, name="brain")
 DEFAULT = ("single", "cumulative")  # selections of probe
 NOT_SEEN = "that latents are of these images was not checked"  # of imported ones
 DRAWN = "toy-faces"  # the images where none are named
+PUBLISHED = (
+    "openai:",
+    "timm:",
+    "facenet:",
+)  # what names of models begin with that --download fetches
 ATLAS = ("single", "cumulative", "without", "pruned")  # selections of probe --atlas
 Model = Annotated[
     str,
@@ -375,7 +380,7 @@ def extract(
         cuda_graphs=cuda_graphs,
         download=download,
     )
-    source = _open(data, data_root, download, rows, log.hold)
+    source = _open(data, data_root, download, rows, log.hold, model)
     started, done = time.monotonic(), 0
 
     def show(count: int) -> None:
@@ -869,6 +874,7 @@ def train(
     Example: vdvae-repr train faces64 --data photos/ --out runs/a --set train.steps=2000
     """
     import vdvae_repr as vr
+    from vdvae_repr.data.datasets import DATASETS
     from vdvae_repr.encoders.download import released_file
     from vdvae_repr.model.published import PREFIX
 
@@ -876,18 +882,22 @@ def train(
     if data is None and not resume:
         data = DRAWN
     _refuse_without_data(data, rows=rows, data_root=None if probe_data else data_root)
-    elsewhere = data_root is not None or download or rows is not None
+    named = probe_data in DATASETS
+    own_root = None if named and data not in DATASETS else data_root  # it is of --probe-data
+    elsewhere = own_root is not None or download or rows is not None
     if download and init_from is not None and init_from.startswith(PREFIX):
         released_file(init_from, download)
     folder = vr.train(
         config,
-        _open(data, data_root, download, rows, log.hold) if data and elsewhere else data,
+        _open(data, own_root, download, rows, log.hold, init_from) if data and elsewhere else data,
         out, resume=resume, init_from=init_from, changed=override, crop=crop, on_error=on_error,
         device=device, precision=precision, accumulate=accumulate, compile=compile,
         channels_last=channels_last, recompute=recompute or None, num_workers=num_workers,
         log_with=log_with, probe_every=probe_every, probe_layers=probe_layer or None,
         probe_data=(
-            _open(probe_data, data_root, notice=log.hold) if probe_data and data_root else probe_data
+            _open(probe_data, data_root, notice=log.hold)
+            if probe_data and data_root and (named or data is None)
+            else probe_data
         ),
         progress=log,
     )  # fmt: skip
@@ -947,7 +957,7 @@ def distill(
     elsewhere = data_root is not None or download or rows is not None
     folder = vr.distill(
         teacher,
-        _open(data, data_root, download, rows, log.hold) if data and elsewhere else data,
+        _open(data, data_root, download, rows, log.hold, teacher) if data and elsewhere else data,
         out, config=config, layers=layer or None, resume=resume, changed=override, crop=crop,
         on_error=on_error, device=device, precision=precision, accumulate=accumulate,
         num_workers=num_workers, log_with=log_with, progress=log,
@@ -1002,7 +1012,7 @@ def evaluate(
     if data is not None:
         _refuse_missing(data)
     net = _load_generative(model, preset, join_processes(device), download)
-    source = None if data is None else _open(data, data_root, download, rows)
+    source = None if data is None else _open(data, data_root, download, rows, model=model)
     with tqdm(
         unit="img", leave=False, disable=not (sys.stderr.isatty() and _is_main_process())
     ) as bar:
@@ -1572,12 +1582,27 @@ def _open(
     download: bool = False,
     rows: str | None = None,
     notice: Callable[[str], None] | None = None,
+    model: str | None = None,
 ) -> Source:
-    """Open what --data names, and say once what was left out of it; `notice` receives that, if given."""
-    import vdvae_repr as vr
+    """Open what --data names, and say once what was left out of it; `notice` receives that, if given.
 
+    Args:
+        data: of --data.
+        root: of --data-root.
+        download: whether --download is given.
+        rows: of --rows.
+        notice: receives lines.
+        model: whose published weights --download may be meant for, if any.
+    """
+    import vdvae_repr as vr
+    from vdvae_repr.data.datasets import DATASETS
+
+    if model is not None and model.startswith(PUBLISHED) and data not in DATASETS:
+        download = False  # it is of the weights
     say = (notice or _log) if _is_main_process() else lambda line: None
-    return vr.open_source(data, root=root, download=download, rows=rows, notice=say)
+    return vr.open_source(
+        data, root=root, download=download, rows=rows, notice=lambda line: say(in_options(line))
+    )
 
 
 class _Log:

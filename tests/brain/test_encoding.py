@@ -334,6 +334,27 @@ def test_any_regressor_takes_the_place_of_ridge(store):
     assert row["value"] == pytest.approx(np.mean(r), abs=1e-5)
 
 
+class InPlace(Ridge):
+    """Works in the arrays that it is handed."""
+
+    def fit(self, X, y):
+        super().fit(X, y)
+        X *= 0
+        y *= 0
+        return self
+
+
+def test_a_regressor_that_works_in_place_leaves_the_responses_as_they_are(store):
+    problem = vr.Encoding(responses=planted(store, "1x1.0", 5, 4)[0]).bind(store)
+    X = features(store.matrix("1x1")[0])
+    copied, in_place = (
+        problem.score(problem.heads_of("own", estimator)["own"], X)
+        for estimator in (Ridge(1.0), InPlace(1.0))
+    )
+    assert in_place.training_score == copied.training_score
+    np.testing.assert_array_equal(in_place.outcome, copied.outcome)
+
+
 def test_scores_are_kept_by_what_responses_hold(store, tmp_path):
     """The file's name is the same, and its content another: nothing of the earlier is taken."""
     path, values = tmp_path / "bold.npz", {}

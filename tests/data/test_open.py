@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import vdvae_repr as vr
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.source import Preprocessing
 from vdvae_repr.errors import ConfigError, DataError
@@ -324,6 +325,57 @@ def test_rows_are_chosen_in_the_order_given(tmp_path):
 def test_rows_that_are_not_there_are_refused(rows, message):
     with pytest.raises(DataError, match=message):
         open_source(np.zeros((10, 8, 9), np.uint8), rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (("cat ", "cat"), "'cat' and 'cat ' are two classes; rename one if they are the same"),
+        (("Cat", "cat"), "'Cat' and 'cat' are two classes; rename one if they are the same"),
+        (("1", "1.0"), "'1' and '1.0' are two classes; rename one if they are the same"),
+        (
+            ("nan", "dog"),
+            "label_names call a class 'nan'; label its images -1 if it stands for none",
+        ),
+        (("cat", "dog"), None),
+    ],
+)
+def test_names_of_classes_that_surprise_are_said_of_a_source_by_hand_once(names, line):
+    source = vr.Source(
+        name="mine", ids=("a", "b"), reader=lambda i: np.zeros((8, 8, 3), np.uint8) + 9,
+        labels=np.array([0, 1]), label_names=names,
+    )  # fmt: skip
+    said = []
+    opened = open_source(source, notice=said.append)
+    assert said == ([f"mine: {line}"] if line else [])
+    assert opened.label_names == names
+    assert (opened is source) == (line is None)
+    again = open_source(opened, rows="0:2", notice=said.append)
+    assert len(said) == len(again.notices) == (line is not None)
+    assert open_source(source.select([0]), notice=said.append).notices == (
+        (line,) if names[0] == "nan" else ()
+    )
+
+
+def test_options_of_data_sets_by_name_are_said_to_be_unused_elsewhere(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    picture(folder / "0.png")
+    for data in (folder, str(folder), "toy-faces:2x1", np.full((2, 8, 8, 3), 9, np.uint8)):
+        said = []
+        source = open_source(data, notice=said.append)
+        before = list(said)
+        open_source(data, root=tmp_path, notice=said.append)
+        open_source(data, download=True, root="d", notice=said.append)
+        own = [line for line in said if line not in before]
+        assert own[0] == (
+            f'{source.name}: root="{tmp_path}" counts for nothing: it is for data sets by name whose '
+            "files are published, as cifar10"
+        )
+        assert own[1].startswith(
+            f'{source.name}: root="d" and download=True count for nothing: they'
+        )
+        assert len(own) == 2
 
 
 def test_a_store_among_the_images_is_not_one_of_them(tmp_path):

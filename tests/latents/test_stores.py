@@ -147,7 +147,7 @@ def test_of_a_split_store_what_is_learned_on_is_its_train_and_val(tiny, people, 
     assert joined.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [0] * 3 + [1] * 3
     assert joined.kl.shape[0] == len(joined.images()) == len(joined.factors["bright"]) == 15
     (line,) = joined.notices
-    assert "3 images that are not of split train or val are left out" in line
+    assert "3 images not of split train or val left out" in line
     other_way = JoinedStore(b, a)  # of what is tested on, the split test
     assert other_way.splits == ("train",) * 6 + ("test",) * 3
     assert np.array_equal(other_way.matrix("4x4")[0][6:], a.matrix("4x4", split="test")[0])

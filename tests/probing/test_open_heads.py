@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import pearsonr
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.cluster import KMeans
+from sklearn.cross_decomposition import PLSRegression
 from sklearn.decomposition import PCA
 from sklearn.ensemble import (
     IsolationForest,
@@ -12,7 +13,7 @@ from sklearn.ensemble import (
     StackingClassifier,
     VotingClassifier,
 )
-from sklearn.linear_model import LinearRegression, RidgeClassifier
+from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeClassifier
 from sklearn.metrics import balanced_accuracy_score, r2_score
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.naive_bayes import GaussianNB
@@ -23,6 +24,7 @@ from sklearn.svm import SVC, LinearSVC
 
 import vdvae_repr as vr
 from vdvae_repr.probing import features as features_module
+from vdvae_repr.probing.features import Columns, Features
 from vdvae_repr.probing.head import Head
 from vdvae_repr.results import CONTROLS
 
@@ -95,8 +97,6 @@ def test_validation_images_choose_where_there_are_some(tiny, people, tmp_path):
     problem = vr.Classification().bind(store)
     head = Head("own", GaussianNB())
     train, val = problem.split.train, problem.split.val
-    from vdvae_repr.probing.features import Columns, Features
-
     spec = store.layers[1]
     features = Features("tiny", spec.name, (Columns.of_layer(store, spec, "mean", None),), "mean")
     X, y, _ = store.matrix(spec.name)
@@ -348,6 +348,98 @@ def test_classifiers_of_any_kind_are_asked_as_they_are(store, split, head):
     assert (row.metric, row.value) == ("rank1", pytest.approx(expected.mean()))
 
 
+class InPlace(Nearest):
+    """Works in the arrays that it is handed, features and labels."""
+
+    def fit(self, X, y):
+        super().fit(X, y)
+        X *= 0
+        y *= 0
+        return self
+
+    def predict(self, X):
+        return self.classes_[self.decision_function(X).argmax(axis=1)]
+
+    def decision_function(self, X):
+        scores = -self._distances(X)
+        X *= 0
+        return scores
+
+
+IN_PLACE = [
+    make_pipeline(StandardScaler(copy=False), LogisticRegression()),
+    make_pipeline(StandardScaler(copy=False), Normalizer(copy=False), RidgeClassifier()),
+    InPlace(),
+]
+
+
+@pytest.fixture(scope="module")
+def divided(tiny, people, tmp_path_factory):
+    source = people(6, num_people=14)
+    object.__setattr__(source, "splits", ("train", "test") * 42)
+    return vr.extract(tiny, source, tmp_path_factory.mktemp("divided") / "s.h5", layers="1x1.0")
+
+
+@pytest.mark.parametrize(
+    ("task", "metrics"),
+    [("face_id", ("rank1", "rank5")), ("classification", ("accuracy", "top5"))],
+)
+@pytest.mark.parametrize("head", IN_PLACE)
+def test_every_call_of_a_head_is_handed_arrays_of_its_own(divided, task, metrics, head):
+    """Known by the estimator itself: each figure is that of its scores of features as they are stored."""
+    X, y, _ = divided.matrix("1x1.0")
+    fitted = clone(head).fit(X[::2], y[::2])
+    order = fitted.classes_[np.argsort(-fitted.decision_function(X[1::2]), axis=1)]
+    rows = vr.probe(divided, task, heads={"own": head}, cache=None, controls=()).rows
+    found = {row.metric: row.value for row in rows}
+    for metric, depth in zip(metrics, (1, 5), strict=True):
+        told = (order[:, :depth] == y[1::2, None]).any(axis=1)
+        assert found[metric] == pytest.approx(told.mean())
+
+
+@pytest.mark.parametrize("head", IN_PLACE)
+def test_a_head_that_works_in_place_changes_no_figure_of_another(store, head):
+    """Components of pixels are those of each episode, and every head is handed them."""
+    task = vr.FewShot(ways=3, shots=2, queries=3, episodes=20)
+    how = HOW | {"controls": ("pixels", "pca")}
+    nearest = {"nearest": KNeighborsClassifier(1)}
+    alone, both = (
+        [row for row in vr.probe(store, task, heads=heads, **how).rows if row.head == "nearest"]
+        for heads in (nearest, {"own": head} | nearest)
+    )
+    assert {row.model for row in alone} == {"tiny", "pixels", "pca"}
+    figures = [(row.model, row.dims, row.value) for row in alone]
+    assert [(row.model, row.dims, row.value) for row in both] == figures
+
+
+def test_a_regressor_that_works_in_place_is_chosen_by_the_numbers_as_they_are(store):
+    """Centring the numbers in place, as PLSRegression does, says nothing of what was left out."""
+    problem = vr.Factors(categories="dark").bind(store)
+    spec = store.layers[0]
+    features = Features("tiny", spec.name, (Columns.of_layer(store, spec, "mean", None),), "mean")
+    copied, in_place = (
+        problem.score(head, features)
+        for copy in (True, False)
+        for head in problem.heads_of("own", PLSRegression(2, copy=copy)).values()
+    )
+    assert in_place.training_score == copied.training_score
+    np.testing.assert_array_equal(in_place.outcome, copied.outcome)
+
+
+def test_a_task_of_the_users_is_handed_features_that_stay_as_they_are(store):
+    """An estimator that works in place takes a copy of what it may not write to."""
+    problem = vr.FaceId().bind(store)
+    spec = store.layers[0]
+    features = Features("tiny", spec.name, (Columns.of_layer(store, spec, "mean", None),), "mean")
+    for head in (Head("columns", StandardScaler(copy=False)), Head("products", Normalizer())):
+        before = problem.read(head, features).copy()
+        made = StandardScaler(copy=False).fit_transform(problem.read(head, features))
+        np.testing.assert_allclose(made.mean(axis=0), 0, atol=1e-5)
+        np.testing.assert_array_equal(problem.read(head, features), before)
+        with pytest.raises(ValueError, match="read-only"):
+            problem.read(head, features)[:] = 0
+
+
 class WithoutClasses(Nearest):
     def fit(self, X, y):
         super().fit(X, y)
@@ -382,6 +474,14 @@ class Plain:
 def test_a_classifier_that_keeps_no_promise_of_scikit_learns_is_named(store, head, message):
     with pytest.raises(vr.TaskError, match=message):
         vr.probe(store, "face_id", heads={"own": head}, **HOW)
+
+
+@pytest.mark.parametrize(
+    "task", [vr.Factors(categories="dark"), vr.FewShot(ways=3, shots=2, queries=3, episodes=5)]
+)
+def test_a_class_that_no_training_image_has_is_refused_by_every_task(store, task):
+    with pytest.raises(vr.TaskError, match=r"own.*: expected one of its classes_ .*, found 99"):
+        vr.probe(store, task, heads={"own": OtherClasses()}, **HOW)
 
 
 # Controls

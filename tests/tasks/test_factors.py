@@ -173,6 +173,22 @@ def test_a_person_is_on_one_side(problem, tiny, people, tmp_path):
     np.testing.assert_array_equal(other.split.train, np.arange(0, 120, 2))
 
 
+def test_one_of_a_kind_is_said_as_one(tiny, people, tmp_path):
+    """Of the six people the first is on both sides; one image has no label, and one no split."""
+    source = people(20)
+    splits = np.repeat(["train", "test"], 60)
+    splits[[0, 119]] = "test", ""
+    mixed = knowing(source, size=np.arange(120.0), splits=tuple(splits))
+    mixed = replace(mixed, labels=np.where(np.arange(120) == 1, -1, source.labels))
+    text = vr.Factors().bind(vr.extract(tiny, mixed, tmp_path / "m.h5", layers="1x1")).split.text
+    for line in (
+        "; 1 unlabelled image left out",
+        "; 1 image of no split left out",
+        "; 1 person is on both sides, so",
+    ):
+        assert line in text, text
+
+
 def test_text_and_factors_that_do_not_vary(tiny, people, tmp_path):
     side = np.where(np.arange(48) % 2, "left", "right")
     length = np.array([f"{x:.3f}" for x in np.linspace(0, 1, 48)])
@@ -343,7 +359,7 @@ def test_what_two_stores_do_not_share_is_said(tiny, people, tmp_path):
     assert f"Hair left out, which {one.path} lacks" in text
     assert f"age is numbers in {one.path} alone" in text
     assert "sex" not in text
-    assert "age of 1 test images is none of the training images', as ?" in text
+    assert "age of 1 test image is none of the training images', as ?" in text
 
 
 def test_whole_numbers_are_numbers_and_a_declared_type_wins(tiny, people, tmp_path):

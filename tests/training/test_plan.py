@@ -16,6 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import vdvae_repr as vr
+from vdvae_repr import cli
 from vdvae_repr.cli import app
 from vdvae_repr.config import TrainConfig, load_config, preset_names, preset_path
 from vdvae_repr.data import datasets
@@ -547,6 +548,17 @@ def test_the_command_says_once_what_is_left_out(toml, folder, tmp_path):
         )
         assert done.exit_code == 0, done.output
         assert done.output.count("photos: 1 file left out: .heic (1)") == 1
+        unused = f"photos: --data-root {tmp_path} counts for nothing: it is for data sets by name"
+        assert done.output.count(unused) == (number == 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"), [("timm:resnet18", 0), ("openai:cifar10-seed0", 0), ("runs/a", 1), (None, 1)]
+)
+def test_a_download_beside_a_folder_is_of_weights_or_of_nothing(folder, model, said):
+    lines = []
+    cli._open(str(folder), download=True, notice=lines.append, model=model)
+    assert [line.split(" counts")[0] for line in lines] == ["photos: --download"] * said
 
 
 @pytest.mark.parametrize("name", ["photos", "photos.npz", "photos.npz:images", "s-*.tar"])

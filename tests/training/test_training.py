@@ -360,7 +360,9 @@ def test_images_of_no_split_are_trained_on_only_where_none_is_of_train(toml):
 def test_images_without_labels_that_are_to_be_held_back_by_them_are_said(toml):
     source = open_source("toy-faces:10x3")
     without = replace(source, labels=np.where(source.labels < 2, -1, source.labels))
+    one = replace(source, labels=np.where(np.arange(30) < 1, -1, source.labels))
     for images, hold_back, line in (
+        (one, "labels", "1 image to train on has no label, so that each counts as one"),
         (without, "labels", "6 images to train on have no label, so that each counts as one"),
         (source, "labels", ""),
         (without, "images", ""),

@@ -369,6 +369,17 @@ def look_alikes(labels: Iterable[str | None], kind: str = "classes") -> tuple[st
     return (f"{one!r} and {other!r} are two {kind}{more}; rename one if they are the same",)
 
 
+def about_class_names(names: Sequence[str], of: str) -> tuple[str, ...]:
+    """Return lines about names that an array of theirs gives to classes: one for none, and look-alikes."""
+    none = [name for name in names if is_missing(name)]
+    lines = (
+        [f"{of} call a class {none[0]!r}; label its images -1 if it stands for none"]
+        if none
+        else []
+    )
+    return (*lines, *look_alikes(names))
+
+
 def _exact_number(text: str) -> Decimal | None:
     """Return the number that a text is, with all its digits; None where it is none, or too large."""
     try:
@@ -639,8 +650,9 @@ def names_from_paths(ids: Sequence[str]) -> PathNames:
         notices += (f"folders called like splits are read as classes: {listed}",)
     if backslashed := [image_id for image_id in ids if "\\" in image_id]:
         notices += (
-            f"{len(backslashed)} names have backslashes, as {backslashed[0]}, in which neither labels nor "
-            "splits are read; if they are folders, unpack the archive again, or rename the files",
+            f"{counted(len(backslashed), 'name', 'has', 'have')} backslashes, as {backslashed[0]}, in which "
+            "neither labels nor splits are read; if they are folders, unpack the archive again, or rename "
+            "the files",
         )
     if placed and (outside := splits.count("")):
         notices += (

@@ -28,6 +28,7 @@ from vdvae_repr.config import (
 )
 from vdvae_repr.data.datasets import BUILT_IN, DATASETS, is_name, open_built_in, open_dataset
 from vdvae_repr.data.hdf5 import HDF5
+from vdvae_repr.data.names import about_class_names
 from vdvae_repr.data.readers.arrays import (
     Part,
     array_source,
@@ -85,8 +86,9 @@ def open_source(
         download: fetch a known data set that is missing, where that is possible.
         rows: the images to take, counted from 0, in this order: `"0:8859"` (the last not among them), a text
             or .npy file of numbers, or numbers. None takes all.
-        notice: receives a line about each thing that was left out, or read in a way that may surprise; of a
-            source, which was opened before, nothing. If not given, such lines are logged as warnings.
+        notice: receives a line about each thing that was left out, or read in a way that may surprise, and
+            about `root` and `download` where `data` is no data set by name; of a source that was opened
+            before, nothing. If not given, such lines are logged as warnings.
 
     Raises:
         DataError: nothing there, no images in it, or contents that cannot be used.
@@ -95,9 +97,10 @@ def open_source(
     root = None if root is None else path_of("root", root)
     download = true_or_false("download", download)
     source = _open(data, root, download)
-    if not isinstance(data, Source):
-        for line in source.notices:
-            (notice or warn)(printable(f"{source.name}: {line}"))
+    said = data.notices if isinstance(data, Source) else ()
+    lines = [line for line in source.notices if line not in said]
+    for line in (*lines, *_about_unused(data, root, download)):
+        (notice or warn)(printable(f"{source.name}: {line}"))
     if rows is not None:
         source = source.select(_row_numbers(rows, len(source), source.name))
     if isinstance(data, Source):
@@ -111,11 +114,9 @@ def warn(line: str) -> None:
         logger.warning("%s", line)
 
 
-def _open(
-    data: str | Path | NDArray[Any] | Source, root: str | Path | None, download: bool
-) -> Source:
+def _open(data: str | Path | NDArray[Any] | Source, root: Path | None, download: bool) -> Source:
     if isinstance(data, Source):
-        return data
+        return _with_names_told(data)
     if isinstance(data, np.ndarray):
         if why := hidden_by_mask(data, "pixels", "images"):
             raise DataError(f"array: {why}")
@@ -159,6 +160,35 @@ def _open(
             else "; save its images as uint8 (N, H, W, 3) in a .npy or .h5 file"
         )
     )
+
+
+def _with_names_told(source: Source) -> Source:
+    """Add to the notices of a source that was made by hand what readers say of the names of classes."""
+    if source.opened is not None or source.paths:
+        return source
+    occurring = [source.label_names[number] for number in sorted({*source.labels.tolist()} - {-1})]
+    lines = map(printable, about_class_names(occurring, "label_names"))
+    if new := [line for line in lines if line not in source.notices]:
+        return replace(source, notices=(*source.notices, *new))
+    return source
+
+
+def _about_unused(
+    data: str | Path | NDArray[Any] | Source, root: Path | None, download: bool
+) -> list[str]:
+    """Return a line about options of data sets by name where the data are none; maybe none."""
+    if isinstance(data, str) and data in DATASETS:
+        return []
+    given = [
+        *([f'root="{root}"'] if root is not None else []),
+        *(["download=True"] if download else []),
+    ]
+    if not given:
+        return []
+    how = "counts for nothing: it is" if len(given) == 1 else "count for nothing: they are"
+    return [
+        f"{' and '.join(given)} {how} for data sets by name whose files are published, as cifar10"
+    ]
 
 
 def _open_shards(pattern: Path) -> Source:

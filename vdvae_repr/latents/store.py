@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr.config import path_of, with_hints
-from vdvae_repr.errors import StoreError, first_line
+from vdvae_repr.errors import StoreError, counted, first_line
 from vdvae_repr.latents import base
 from vdvae_repr.latents.base import Array, Latents
 from vdvae_repr.latents.format import (
@@ -450,7 +450,7 @@ class JoinedStore(Latents):
         learned, tried = _side(train, ("train", "val")), _side(test, ("test",), ("val",))
         self._rows = learned, tried
         left_out = (
-            f"{store.path}: {len(store) - len(rows)} images that are not of split {what} are left out"
+            f"{store.path}: {counted(len(store) - len(rows), 'image')} not of split {what} left out"
             for store, rows, what in (
                 (train, learned, "train or val"),
                 (test, tried, test.splits[tried[0]]),

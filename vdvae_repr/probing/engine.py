@@ -46,7 +46,7 @@ from vdvae_repr.probing.candidates import (
     pruned,
 )
 from vdvae_repr.probing.controls import RandomTwin
-from vdvae_repr.probing.features import Columns, Features, hash_arrays, hash_text
+from vdvae_repr.probing.features import Columns, Features, hash_arrays, hash_text, read_only
 from vdvae_repr.probing.head import Head
 from vdvae_repr.probing.report import KEPT_IN, Report
 from vdvae_repr.probing.statistics import holm, verdict
@@ -292,7 +292,9 @@ class Measurement:
             run.note(line)
         self._image_side = 0 if images is None else images.shape[1]
         self._pixels = (
-            None if images is None else baselines.flattened(images, self.problem.mirrored)
+            None
+            if images is None
+            else read_only(baselines.flattened(images, self.problem.mirrored))
         )
         self._cache: ScoreCache | None = None
         if run.cache is not None and task.version is not None:

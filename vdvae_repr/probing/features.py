@@ -147,7 +147,7 @@ class Workspace:
         self._grams: OrderedDict[tuple[Any, ...], Gram] = OrderedDict()
 
     def matrix(self, features: Features) -> Array:
-        """Return features side by side, (N, D) float32; the last are kept.
+        """Return features side by side, (N, D) float32, read-only: the last are kept, for other heads too.
 
         Raises:
             TaskError: a value that is not finite; names the layer and the image.
@@ -156,7 +156,7 @@ class Workspace:
             self._matrix = None
             parts = [block for columns in features.columns for block in self._checked(columns)]
             X = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-            self._matrix = features.columns, X
+            self._matrix = features.columns, read_only(X)
         return self._matrix[1]
 
     def coordinates(
@@ -168,7 +168,7 @@ class Workspace:
         if self._coordinates is None or self._coordinates[0] != key:
             self._coordinates = None
             (gram,) = self.grams(features, [(rows, scaling)])
-            self._coordinates = key, gram.coordinates()
+            self._coordinates = key, read_only(gram.coordinates())
         return self._coordinates[1]
 
     def columns(self, features: Features, head: str) -> Array:
@@ -205,7 +205,7 @@ class Workspace:
                 for block in self._checked(columns):
                     X[:, start : start + block.shape[1]] = block
                     start += block.shape[1]
-            self._matrix = features.columns, X
+            self._matrix = features.columns, read_only(X)
         return self._matrix[1]
 
     def compact(self, features: Features) -> Array:
@@ -290,6 +290,16 @@ def _array_on_disk(rows: int, dims: int) -> Array:
         f"expected room for {size / 2**30:.1f} GiB of features in {folder}, found less; set TMPDIR to a "
         "folder on a larger disk"
     )
+
+
+def read_only(X: Array) -> Array:
+    """Return a view of an array that nothing can be written through, as what several heads are handed.
+
+    An estimator of scikit-learn with copy=False takes a copy of such.
+    """
+    view = X.view()
+    view.flags.writeable = False
+    return view
 
 
 def hash_arrays(*arrays: Array) -> str:

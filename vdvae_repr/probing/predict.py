@@ -5,6 +5,7 @@ N images, D features, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,13 +73,13 @@ def score_classes(
     validation: Held | None = None,
 ) -> ClassScores:
     """Fit a head on images `train` of classes y, and score images `test`; choose on `validation`, if any."""
+    classes = np.unique(y)
     fitted = _fit(work, head, features, train, y, seed, validation)
     estimator: Any = fitted.estimator
     X: Any = fitted.X[test]
     if is_ours(estimator) and hasattr(estimator, "class_scores"):
         scores, classes = estimator.class_scores(X), estimator.classes_
     else:
-        classes = np.unique(y)
         scores = _class_scores(head, estimator, X, classes)
     _expect_finite(scores, head, features)
     return ClassScores(scores, classes, fitted.scaling, fitted.training_score)
@@ -96,12 +97,7 @@ def predict_numbers(
 ) -> Numbers:
     """Fit a head on images `train` of numbers y, and predict those of `test`."""
     fitted = _fit(work, head, features, train, y, seed, validation)
-    values = np.asarray(fitted.estimator.predict(fitted.X[test]), np.float64)
-    if values.shape not in ((len(test),), (len(test), 1)):
-        raise TaskError(
-            f"{head.name}: expected a number of each of {len(test)} images, found {values.shape}"
-        )
-    values = values.reshape(-1)
+    values = numbers_told(head, fitted.estimator.predict(fitted.X[test]), len(test))
     _expect_finite(values, head, features)
     return Numbers(values, fitted.scaling, fitted.training_score)
 
@@ -202,10 +198,45 @@ def _fit_on_columns(
         if splits:
             scores = cross_val_score(clone(estimator), X[train], y, cv=splits, error_score="raise")
             training_score = float(scores.mean())
-    estimator.fit(X[train], y)
+    estimator.fit(X[train], y.copy())
     if validation is not None:
         training_score = float(estimator.score(X[validation[0]], validation[1]))
     return _Fitted(estimator, X, training_score)
+
+
+def classes_told(
+    head: Head, guesses: Any, classes: NDArray[Any] | Sequence[Any], count: int
+) -> NDArray[Any]:
+    """Return what a head predicts of `count` images, (count,): each of the classes it was fitted on.
+
+    Raises:
+        TaskError: it predicts another, or not one of every image.
+    """
+    guesses = np.asarray(guesses)
+    if guesses.shape == (count,):
+        known = set(np.asarray(classes).tolist())
+        others = [guess for guess in guesses.tolist() if guess not in known]
+    else:
+        others = [guesses.shape]
+    if others:
+        raise TaskError(
+            f"{head.name}: expected one of its classes_ of each image, found {others[0]!r}"
+        )
+    return guesses
+
+
+def numbers_told(head: Head, values: Any, count: int) -> NDArray[np.float64]:
+    """Return the number that a head predicts of each of `count` images, (count,).
+
+    Raises:
+        TaskError: it does not predict one of every image.
+    """
+    values = np.asarray(values, np.float64)
+    if values.shape not in ((count,), (count, 1)):
+        raise TaskError(
+            f"{head.name}: expected a number of each of {count} images, found {values.shape}"
+        )
+    return values.reshape(-1)
 
 
 def _class_scores(
@@ -223,18 +254,15 @@ def _class_scores(
             f"{head.name}: expected the {len(classes)} classes that it was fitted on as classes_, found "
             f"{own or 'none'!r:.80}; set self.classes_ = np.unique(y) in fit"
         )
-    guesses = np.asarray(estimator.predict(X))
-    known = guesses.shape == (len(X),) and [place.get(guess) for guess in guesses.tolist()]
-    if not known or None in known:
-        found = guesses.tolist()[known.index(None)] if known else guesses.shape
-        raise TaskError(f"{head.name}: expected one of its classes_ of each image, found {found!r}")
-    rows, predicted = np.arange(len(X)), np.array(known)
+    # Each call is handed a copy of its own, which a step with copy=False may change.
+    guesses = classes_told(head, estimator.predict(X.copy()), own, len(X))
+    rows, predicted = np.arange(len(X)), np.array([place[guess] for guess in guesses.tolist()])
     scoring = ("class_scores", "decision_function", "predict_proba")
     method = next((name for name in scoring if hasattr(estimator, name)), None)
     if method is None:
         scores = np.zeros((len(X), len(classes)))
     else:
-        scores = np.array(getattr(estimator, method)(X), np.float64)
+        scores = np.array(getattr(estimator, method)(X.copy()), np.float64)
         if scores.ndim == 1:
             scores = np.column_stack([-scores, scores])
     if scores.shape != (len(X), len(classes)):

@@ -422,7 +422,7 @@ class EncodingProblem(Problem):
         train, estimator = X[self._fitted], head.fresh(seed)
         folds = KFold(5, shuffle=True, random_state=seed)
         left_out = cross_val_predict(estimator, train, Y, cv=folds).reshape(Y.shape)
-        values = estimator.fit(train, Y).predict(X[self._tested])
+        values = estimator.fit(train, Y.copy()).predict(X[self._tested])
         values = np.asarray(values, np.float64).reshape(-1, Y.shape[1])
         return Predicted(values, voxelwise.r2(Y.astype(np.float64), left_out))
 

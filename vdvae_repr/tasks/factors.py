@@ -21,6 +21,7 @@ from vdvae_repr.latents.base import Latents
 from vdvae_repr.latents.store import JoinedStore
 from vdvae_repr.probing.features import Columns, Features, hash_text
 from vdvae_repr.probing.head import Head, estimator_digest
+from vdvae_repr.probing.predict import classes_told, numbers_told
 from vdvae_repr.probing.statistics import Items
 from vdvae_repr.probing.task import Problem, Scored, Split, Task, has_splits, several
 
@@ -115,7 +116,9 @@ class FactorProblem(Problem):
             images = "1 image that lacks" if count == 1 else f"{count} images that lack"
             left_out = f"; left out are {images} {listed}"
         if none := int(np.sum(labels < 0)):
-            left_out += f"; {none} unlabelled images left out, as labels say who is tested on"
+            left_out += (
+                f"; {counted(none, 'unlabelled image')} left out, as labels say who is tested on"
+            )
         people = np.unique(labels[known])
         if has_splits(splits, store.path):
             train = known & (splits == "train")
@@ -169,7 +172,8 @@ class FactorProblem(Problem):
         if left := [head for head in found if head not in self.factors]:
             text += f"; {', '.join(left)} left out, the same on all images of a side"
         if shared := len(np.intersect1d(labels[train], labels[test])):
-            text += f"; {shared} people are on both sides, so what is theirs tells who they are"
+            people_are = "1 person is" if shared == 1 else f"{shared} people are"
+            text += f"; {people_are} on both sides, so what is theirs tells who they are"
         for name, values in self.factors.items():
             if values.dtype.kind == "f":
                 kinds = np.unique(values[np.isfinite(values)])
@@ -183,7 +187,7 @@ class FactorProblem(Problem):
             if len(unknown):
                 example = store.factors[name][unknown[0]]
                 text += (
-                    f"; {name} of {len(unknown)} test images is none of the training images', "
+                    f"; {name} of {counted(len(unknown), 'test image')} is none of the training images', "
                     f"as {example}"
                 )
         if isinstance(store, JoinedStore):
@@ -290,10 +294,18 @@ class FactorProblem(Problem):
         people = np.unique(self.groups)
         folds = np.array_split(np.random.default_rng(seed).permutation(people), min(5, len(people)))
         estimator, left_out = head.fresh(seed), np.empty_like(y)
+
+        def told(fitted: Any, some: NDArray[Any], y: NDArray[Any]) -> NDArray[Any]:
+            if head.regresses:
+                return numbers_told(head, fitted.predict(some), len(some))
+            return classes_told(head, fitted.predict(some), y, len(some))
+
         for people_out in folds:
             out = np.isin(self.groups, people_out)
-            left_out[out] = clone(estimator).fit(train[~out], y[~out]).predict(train[out])
-        return np.asarray(estimator.fit(train, y).predict(X[self.split.test])), left_out
+            fitted = clone(estimator).fit(train[~out], y[~out])
+            left_out[out] = told(fitted, train[out], y[~out])
+        tested = X[self.split.test]
+        return told(estimator.fit(train, y.copy()), tested, y), left_out
 
     def _ridge(self, features: Features) -> GroupedRidge:
         """Return what solves all factors; the last is kept, as factors of one candidate follow another."""

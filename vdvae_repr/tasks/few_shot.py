@@ -22,8 +22,9 @@ from vdvae_repr.heads.gram import gram_matrices
 from vdvae_repr.heads.spectrum import Spectrum, one_thread_each
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing import controls
-from vdvae_repr.probing.features import Columns, Features, Workspace, hash_arrays
+from vdvae_repr.probing.features import Columns, Features, Workspace, hash_arrays, read_only
 from vdvae_repr.probing.head import Head
+from vdvae_repr.probing.predict import classes_told
 from vdvae_repr.probing.statistics import Figure, Items, Units
 from vdvae_repr.probing.task import (
     Problem,
@@ -150,7 +151,7 @@ class Episodes(Problem):
         listed = {k for classes in sides.values() for k in classes}
         if alone := [store.label_names[k] for k in rows_of if k not in listed]:
             text += (
-                f"; {len(alone)} classes that {task.class_split} does not name left out "
+                f"; {counted(len(alone), 'class')} that {task.class_split} does not name left out "
                 f"({', '.join(alone[:3])}{', ...' if len(alone) > 3 else ''})"
             )
         if none := int(np.sum(store.labels < 0)):
@@ -281,14 +282,16 @@ class Episodes(Problem):
         estimator = head.fresh(seed)
         for number, episode in enumerate(episodes):
             if X.ndim == 3:  # centred on the classes outside already
-                support, query = np.split(X[number], [len(episode.support)])
+                # A copy, which a step with copy=False may change; other heads are handed X too.
+                support, query = np.split(X[number].copy(), [len(episode.support)])
             else:
                 support, query = X[episode.support], X[episode.query]
             if by_base_mean:
                 mean = np.zeros(X.shape[2], X.dtype) if X.ndim == 3 else outside.mean(episode)
                 estimator.set_params(mean=mean)
-            labels = y if rng is None else rng.permutation(y)
-            right = estimator.fit(support, labels).predict(query) == truth
+            labels = y.copy() if rng is None else rng.permutation(y)
+            guesses = estimator.fit(support, labels).predict(query)
+            right = classes_told(head, guesses, range(self.ways), len(query)) == truth
             told[number] = right.reshape(told.shape[1:])
         return told
 
@@ -377,7 +380,7 @@ class EpisodeComponents(Features):
         """Make features of the items of each episode, support before queries."""
         digest = cache(lambda: hash_arrays(stacked))
         columns = Columns("pca", 0, stacked.shape[2], lambda: iter([stacked]), digest)
-        return cls("pca", None, (columns,), standardise=False, stacked=stacked)
+        return cls("pca", None, (columns,), standardise=False, stacked=read_only(stacked))
 
 
 @dataclass(frozen=True)

@@ -246,7 +246,7 @@ def split_of(store: Latents, words: TaskLabels) -> Split:
     else:
         text += nothing_to_choose_on(words, labels[train])
     if not known.all():
-        text += f"; {np.sum(~known)} unlabelled images left out"
-    if left := np.sum(np.isin(labels, both) & ~train & ~val & ~test):
-        text += f"; {left} images of no split left out"
+        text += f"; {counted(int(np.sum(~known)), 'unlabelled image')} left out"
+    if left := int(np.sum(np.isin(labels, both) & ~train & ~val & ~test)):
+        text += f"; {counted(left, 'image')} of no split left out"
     return Split(np.flatnonzero(train), np.flatnonzero(test), np.flatnonzero(val), text)

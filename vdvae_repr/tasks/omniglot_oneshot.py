@@ -12,6 +12,7 @@ from vdvae_repr.heads.few_shot import HEADS, scaling_of
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing.features import Features
 from vdvae_repr.probing.head import Head
+from vdvae_repr.probing.predict import classes_told
 from vdvae_repr.probing.task import Problem, Scored, Split, Task
 
 # Of those of `few-shot`, all that need no base classes: nothing is outside the runs to centre on.
@@ -92,5 +93,6 @@ class Runs(Problem):
             here = np.flatnonzero(self.runs[queries] == run)
             y = rng.permutation(labels[rows]) if shuffled else labels[rows]
             estimator.fit(X[rows], y)
-            wrong[here] = estimator.predict(X[queries[here]]) != labels[queries[here]]
+            told = classes_told(head, estimator.predict(X[queries[here]]), labels[rows], len(here))
+            wrong[here] = told != labels[queries[here]]
         return Scored(features, wrong, scaling=scaling_of(head.estimator))

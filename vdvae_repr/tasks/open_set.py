@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae_repr.errors import TaskError
+from vdvae_repr.errors import TaskError, counted
 from vdvae_repr.heads.verification import FARS, check_far, enough, finest
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing.features import Features
@@ -56,8 +56,8 @@ class OpenSet(Problem):
         if has_splits(splits, store.path):
             gallery, probe = known & (splits == "train"), known & np.isin(splits, ("val", "test"))
             text = "gallery: split train, probe: the other splits"
-            if left_out := np.sum(known & ~gallery & ~probe):
-                text += f"; {left_out} images of no split left out"
+            if left_out := int(np.sum(known & ~gallery & ~probe)):
+                text += f"; {counted(left_out, 'image')} of no split left out"
         else:
             gallery = first_halves(labels)
             probe = known & ~gallery
@@ -94,7 +94,7 @@ class OpenSet(Problem):
             f"{len(strangers)} unknown)"
         )
         if not known.all():
-            text += f"; {np.sum(~known)} unlabelled images left out"
+            text += f"; {counted(int(np.sum(~known)), 'unlabelled image')} left out"
         text += nothing_to_choose_on(words, labels[train])
         if left := [f"{rate:g}" for rate in FARS if far is None and rate not in rates]:
             text += f"; {impostors} impostors are too few for FAR {', '.join(left)}"

@@ -31,7 +31,7 @@ from vdvae_repr.brain.dissimilarity import (
 )
 from vdvae_repr.brain.responses import REPEATED, of_splits, read_responses
 from vdvae_repr.data.names import SPLITS
-from vdvae_repr.errors import TaskError
+from vdvae_repr.errors import TaskError, counted
 from vdvae_repr.latents.base import Latents, about_copies
 from vdvae_repr.probing.features import Columns, Features
 from vdvae_repr.probing.head import Head
@@ -161,7 +161,7 @@ class RSAProblem(Problem):
                 tested, choosing = splits == "val", splits == "train"
             text = "a layer is chosen by the images of the other splits, and compared on test"
             if outside := int((~np.isin(splits, SPLITS)).sum()):
-                text += f"; {outside} images of no split left out"
+                text += f"; {counted(outside, 'image')} of no split left out"
         else:
             tested, choosing = np.ones(len(splits), bool), np.zeros(len(splits), bool)
             text = f"{without_splits(splits)}: all images are compared, and no layer is chosen"
@@ -181,7 +181,7 @@ class RSAProblem(Problem):
         text += f" ({len(compared)} images, {subjects} subject{'s' if subjects > 1 else ''})"
         text += "".join(f"; {note}" for note in measured.notes)
         if left := len(store) - len(measured.rows):
-            text += f"; {left} images that were not measured left out"
+            text += f"; {counted(left, 'image')} not measured left out"
         if len(by) > MOST:
             text += f"; a layer is chosen by {MOST} of {len(by)} images, drawn with seed {seed}"
             by = np.sort(np.random.default_rng(seed).choice(by, MOST, replace=False))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vdvae_repr.config import TrainConfig
 from vdvae_repr.data.source import Source
-from vdvae_repr.errors import DataError
+from vdvae_repr.errors import DataError, counted
 from vdvae_repr.model.noise import NoiseFn
 
 HELD_BACK = 0.1
@@ -68,12 +68,13 @@ def _to_train_on(source: Source) -> NDArray[np.intp]:
 
 def about_held_back(source: Source, recipe: TrainConfig) -> str:
     """Say where labels are to be held back, and images have none; empty otherwise."""
-    without = np.count_nonzero(source.labels[_to_train_on(source)] < 0)
+    without = int(np.count_nonzero(source.labels[_to_train_on(source)] < 0))
     if recipe.hold_back != "labels" or not without or "val" in source.splits:
         return ""
+    has = "has" if without == 1 else "have"
     return (
-        f"{source.name}: {without} images to train on have no label, so that each counts as one of its own "
-        'where train.hold_back = "labels" holds a tenth of the labels back; give labels, or '
+        f"{source.name}: {counted(without, 'image')} to train on {has} no label, so that each counts as one "
+        'of its own where train.hold_back = "labels" holds a tenth of the labels back; give labels, or '
         'train.hold_back = "images"'
     )
 

@@ -37,9 +37,8 @@ from vdvae_repr.data.hdf5 import (
 )
 from vdvae_repr.data.names import (
     SPLITS,
+    about_class_names,
     class_names,
-    is_missing,
-    look_alikes,
     merged_ids,
     natural_key,
     number_labels,
@@ -886,10 +885,7 @@ def _named(
     if len(occurring) < len(label_names):
         said.append(f"class_names name {len(label_names)} classes, of which {len(occurring)} occur")
     counts = Counter(label_names)
-    if none := [called for called in occurring if is_missing(called)]:
-        said.append(
-            f"class_names call a class {none[0]!r}; label its images -1 if it stands for none"
-        )
+    said += about_class_names(occurring, "class_names")
     if twice := [called for called, count in counts.items() if count > 1]:
         said.append(
             f"class_names name several classes {twice[0]!r}: their numbers stand behind their names"
@@ -898,7 +894,6 @@ def _named(
         called if counts[called] == 1 else f"{called} ({number})"
         for number, called in enumerate(label_names)
     ]
-    said += look_alikes(occurring)
     return numbers.astype(np.int64), tuple(unique)
 
 
