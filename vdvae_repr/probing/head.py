@@ -6,12 +6,13 @@ derive from `heads.gram.ProductHead`, and never see columns where these are many
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.base import clone, is_classifier, is_clusterer, is_outlier_detector, is_regressor
 from sklearn.linear_model import RidgeClassifier
 from sklearn.pipeline import Pipeline
@@ -104,6 +105,37 @@ class Head:
             if name.rpartition("__")[2] in ("random_state", "seed") and value is None
         ]
         return estimator.set_params(**dict.fromkeys(drawing, seed))
+
+    def classes_told(self, guesses: Any, classes: Sequence[Any], count: int) -> NDArray[Any]:
+        """Return what it predicts of `count` images, (count,): each of the classes it was fitted on.
+
+        Raises:
+            TaskError: it predicts another, or not one of every image.
+        """
+        guesses = np.asarray(guesses)
+        if guesses.shape == (count,):
+            known = {*classes}
+            others = [guess for guess in guesses.tolist() if guess not in known]
+        else:
+            others = [guesses.shape]
+        if others:
+            raise TaskError(
+                f"{self.name}: expected one of its classes_ of each image, found {others[0]!r}"
+            )
+        return guesses
+
+    def numbers_told(self, values: Any, count: int) -> NDArray[np.float64]:
+        """Return the number that it predicts of each of `count` images, (count,).
+
+        Raises:
+            TaskError: it does not predict one of every image.
+        """
+        values = np.asarray(values, np.float64)
+        if values.shape not in ((count,), (count, 1)):
+            raise TaskError(
+                f"{self.name}: expected a number of each of {count} images, found {values.shape}"
+            )
+        return values.reshape(-1)
 
     @cached_property
     def digest(self) -> str | None:

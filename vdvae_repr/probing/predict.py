@@ -5,7 +5,6 @@ N images, D features, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +96,7 @@ def predict_numbers(
 ) -> Numbers:
     """Fit a head on images `train` of numbers y, and predict those of `test`."""
     fitted = _fit(work, head, features, train, y, seed, validation)
-    values = numbers_told(head, fitted.estimator.predict(fitted.X[test]), len(test))
+    values = head.numbers_told(fitted.estimator.predict(fitted.X[test]), len(test))
     _expect_finite(values, head, features)
     return Numbers(values, fitted.scaling, fitted.training_score)
 
@@ -204,41 +203,6 @@ def _fit_on_columns(
     return _Fitted(estimator, X, training_score)
 
 
-def classes_told(
-    head: Head, guesses: Any, classes: NDArray[Any] | Sequence[Any], count: int
-) -> NDArray[Any]:
-    """Return what a head predicts of `count` images, (count,): each of the classes it was fitted on.
-
-    Raises:
-        TaskError: it predicts another, or not one of every image.
-    """
-    guesses = np.asarray(guesses)
-    if guesses.shape == (count,):
-        known = set(np.asarray(classes).tolist())
-        others = [guess for guess in guesses.tolist() if guess not in known]
-    else:
-        others = [guesses.shape]
-    if others:
-        raise TaskError(
-            f"{head.name}: expected one of its classes_ of each image, found {others[0]!r}"
-        )
-    return guesses
-
-
-def numbers_told(head: Head, values: Any, count: int) -> NDArray[np.float64]:
-    """Return the number that a head predicts of each of `count` images, (count,).
-
-    Raises:
-        TaskError: it does not predict one of every image.
-    """
-    values = np.asarray(values, np.float64)
-    if values.shape not in ((count,), (count, 1)):
-        raise TaskError(
-            f"{head.name}: expected a number of each of {count} images, found {values.shape}"
-        )
-    return values.reshape(-1)
-
-
 def _class_scores(
     head: Head, estimator: Any, X: NDArray[Any], classes: NDArray[Any]
 ) -> NDArray[np.float64]:
@@ -255,7 +219,7 @@ def _class_scores(
             f"{own or 'none'!r:.80}; set self.classes_ = np.unique(y) in fit"
         )
     # Each call is handed a copy of its own, which a step with copy=False may change.
-    guesses = classes_told(head, estimator.predict(X.copy()), own, len(X))
+    guesses = head.classes_told(estimator.predict(X.copy()), own, len(X))
     rows, predicted = np.arange(len(X)), np.array([place[guess] for guess in guesses.tolist()])
     scoring = ("class_scores", "decision_function", "predict_proba")
     method = next((name for name in scoring if hasattr(estimator, name)), None)

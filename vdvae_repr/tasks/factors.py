@@ -21,7 +21,6 @@ from vdvae_repr.latents.base import Latents
 from vdvae_repr.latents.store import JoinedStore
 from vdvae_repr.probing.features import Columns, Features, hash_text
 from vdvae_repr.probing.head import Head, estimator_digest
-from vdvae_repr.probing.predict import classes_told, numbers_told
 from vdvae_repr.probing.statistics import Items
 from vdvae_repr.probing.task import Problem, Scored, Split, Task, has_splits, several
 
@@ -297,8 +296,8 @@ class FactorProblem(Problem):
 
         def told(fitted: Any, some: NDArray[Any], y: NDArray[Any]) -> NDArray[Any]:
             if head.regresses:
-                return numbers_told(head, fitted.predict(some), len(some))
-            return classes_told(head, fitted.predict(some), y, len(some))
+                return head.numbers_told(fitted.predict(some), len(some))
+            return head.classes_told(fitted.predict(some), y.tolist(), len(some))
 
         for people_out in folds:
             out = np.isin(self.groups, people_out)

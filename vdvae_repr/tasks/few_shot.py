@@ -24,7 +24,6 @@ from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing import controls
 from vdvae_repr.probing.features import Columns, Features, Workspace, hash_arrays, read_only
 from vdvae_repr.probing.head import Head
-from vdvae_repr.probing.predict import classes_told
 from vdvae_repr.probing.statistics import Figure, Items, Units
 from vdvae_repr.probing.task import (
     Problem,
@@ -291,7 +290,7 @@ class Episodes(Problem):
                 estimator.set_params(mean=mean)
             labels = y.copy() if rng is None else rng.permutation(y)
             guesses = estimator.fit(support, labels).predict(query)
-            right = classes_told(head, guesses, range(self.ways), len(query)) == truth
+            right = head.classes_told(guesses, range(self.ways), len(query)) == truth
             told[number] = right.reshape(told.shape[1:])
         return told
 

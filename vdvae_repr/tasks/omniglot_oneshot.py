@@ -12,7 +12,6 @@ from vdvae_repr.heads.few_shot import HEADS, scaling_of
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing.features import Features
 from vdvae_repr.probing.head import Head
-from vdvae_repr.probing.predict import classes_told
 from vdvae_repr.probing.task import Problem, Scored, Split, Task
 
 # Of those of `few-shot`, all that need no base classes: nothing is outside the runs to centre on.
@@ -93,6 +92,8 @@ class Runs(Problem):
             here = np.flatnonzero(self.runs[queries] == run)
             y = rng.permutation(labels[rows]) if shuffled else labels[rows]
             estimator.fit(X[rows], y)
-            told = classes_told(head, estimator.predict(X[queries[here]]), labels[rows], len(here))
+            told = head.classes_told(
+                estimator.predict(X[queries[here]]), labels[rows].tolist(), len(here)
+            )
             wrong[here] = told != labels[queries[here]]
         return Scored(features, wrong, scaling=scaling_of(head.estimator))
