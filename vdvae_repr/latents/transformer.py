@@ -23,7 +23,8 @@ from vdvae_repr.encoders.vdvae import VDVAEEncoder
 from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError
 from vdvae_repr.latents.format import array_key
 from vdvae_repr.latents.pooling import about_pool, pool_layer
-from vdvae_repr.model.layers import FEATURES, expect_finite, select_layers
+from vdvae_repr.model.base import expect_finite
+from vdvae_repr.model.layers import FEATURES, select_layers
 from vdvae_repr.model.noise import seeded_noise
 from vdvae_repr.model.vdvae import VDVAE
 

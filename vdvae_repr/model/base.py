@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vdvae_repr.config import AnyModelConfig, ModelConfig, PixelCNNConfig, shortened
-from vdvae_repr.errors import CheckpointError, ConfigError, counted
+from vdvae_repr.errors import CheckpointError, ConfigError, DataError, counted
 from vdvae_repr.model.distributions import LayerPosterior, LogisticMixture, mixture_log_prob
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.model.noise import NoiseFn
@@ -206,3 +206,39 @@ def checkpointed(function: Any, *inputs: Tensor | None) -> Any:
     """Call a function, keeping its inputs alone for the backward pass, which calls it again."""
     # Nothing is drawn inside, so no random state has to be restored.
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+def expect_finite(
+    values: Mapping[tuple[str, str], Tensor],
+    ids: Sequence[str],
+    model: str,
+    layers: Sequence[LayerSpec] = (),
+) -> None:
+    """Refuse what was read of a batch where it is NaN or infinite.
+
+    Args:
+        values: (N, ...) by the name of the layer and of what was read, coarsest layer first.
+        ids: the images' ids.
+        model: its name.
+        layers: of a hierarchy from coarse to fine, where coarser layers do not depend on finer ones.
+
+    Raises:
+        DataError: names the first layer and image, and what to do.
+    """
+    if not ids or not values:
+        return
+    # One row a value, compared on the device, which is waited for once.
+    finite = torch.stack([value.isfinite().flatten(1).all(dim=1) for value in values.values()])
+    if len(lost := finite.cpu().logical_not().nonzero()) == 0:
+        return
+    index, row = lost[0].tolist()
+    name, what = list(values)[index]
+    found = "NaN" if list(values.values())[index][row].isnan().any() else "infinity"
+    coarser = [
+        spec.index for spec in layers if spec.name == name and spec.index and what != "bottom_up"
+    ]
+    way_on = f', or read the layers before it alone, layers="0:{coarser[0]}"' if coarser else ""
+    raise DataError(
+        f"{what} of layer {name}: expected finite values, found {found} for image {ids[row]!r}, which may be "
+        f"far from what {model} was trained on; look at the weights, leave the image out{way_on}"
+    )

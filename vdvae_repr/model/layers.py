@@ -13,11 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
-
 from vdvae_repr.config import ModelConfig, StudentConfig
-from vdvae_repr.errors import DataError, LayerError
+from vdvae_repr.errors import LayerError
 from vdvae_repr.model.structure import BlockSpec, parse_blocks
 
 _RESOLUTION_NAME = re.compile(r"(\d+)x\1\.(\d+)")
@@ -59,42 +56,6 @@ class ByLayer(Mapping[str, T]):
     def __len__(self) -> int:
         """Return the number of layers read."""
         return len(self._layers)
-
-
-def expect_finite(
-    values: Mapping[tuple[str, str], Tensor],
-    ids: Sequence[str],
-    model: str,
-    layers: Sequence[LayerSpec] = (),
-) -> None:
-    """Refuse what was read of a batch where it is NaN or infinite.
-
-    Args:
-        values: (N, ...) by the name of the layer and of what was read, coarsest layer first.
-        ids: the images' ids.
-        model: its name.
-        layers: of a hierarchy from coarse to fine, where coarser layers do not depend on finer ones.
-
-    Raises:
-        DataError: names the first layer and image, and what to do.
-    """
-    if not ids or not values:
-        return
-    # One row a value, compared on the device, which is waited for once.
-    finite = torch.stack([value.isfinite().flatten(1).all(dim=1) for value in values.values()])
-    if len(lost := finite.cpu().logical_not().nonzero()) == 0:
-        return
-    index, row = lost[0].tolist()
-    name, what = list(values)[index]
-    found = "NaN" if list(values.values())[index][row].isnan().any() else "infinity"
-    coarser = [
-        spec.index for spec in layers if spec.name == name and spec.index and what != "bottom_up"
-    ]
-    way_on = f', or read the layers before it alone, layers="0:{coarser[0]}"' if coarser else ""
-    raise DataError(
-        f"{what} of layer {name}: expected finite values, found {found} for image {ids[row]!r}, which may be "
-        f"far from what {model} was trained on; look at the weights, leave the image out{way_on}"
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vdvae_repr.config import StudentConfig
 from vdvae_repr.errors import CheckpointError, ConfigError, LayerError
-from vdvae_repr.model.base import SavedModel
+from vdvae_repr.model.base import SavedModel, expect_finite
 from vdvae_repr.model.blocks import Block, Widths
 from vdvae_repr.model.layers import (
     ByLayer,
     LayerSpec,
-    expect_finite,
     layers_of_config,
     select_layers,
 )

@@ -27,7 +27,7 @@ from vdvae_repr.config import (
     with_hints,
 )
 from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError, first_line
-from vdvae_repr.model.base import ELBO, ImageModel, checkpointed
+from vdvae_repr.model.base import ELBO, ImageModel, checkpointed, expect_finite
 from vdvae_repr.model.blocks import (
     BottomUpBlock,
     TopDownBlock,
@@ -47,7 +47,6 @@ from vdvae_repr.model.inference import plan_of
 from vdvae_repr.model.layers import (
     ByLayer,
     LayerSpec,
-    expect_finite,
     make_layer_specs,
     select_layers,
 )
