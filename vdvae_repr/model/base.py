@@ -228,7 +228,7 @@ def expect_finite(
     if not ids or not values:
         return
     # A sum is finite only if all of it is; the device is waited for once.
-    sums = torch.stack([value.flatten(1).sum(dim=1) for value in values.values()])
+    sums = torch.stack([value.sum() for value in values.values()])
     if bool(sums.isfinite().all()):
         return
     finite = torch.stack([value.isfinite().flatten(1).all(dim=1) for value in values.values()])
