@@ -334,12 +334,18 @@ def test_responses_that_are_0_in_every_voxel_are_said_and_kept(store, bold):
     values[0, 5, 1:] = 0  # but for one voxel
     found = read_responses(values, store)
     np.testing.assert_allclose(found.values, values)
-    said = f"responses: 0 in every voxel: 3 responses to 2 images, as {store.ids[3]!r};"
+    said = (
+        f"responses: one value in every voxel: 3 responses to 2 images, as 0 to {store.ids[3]!r};"
+    )
     assert [line for line in found.notes if line.startswith(said)]
+    many = np.tile(values, 2)
+    many[0, 2] = -999
+    notes = " ".join(read_responses(many, store).notes)
+    assert f"4 responses to 3 images, as -999 to {store.ids[2]!r};" in notes
     spikes = np.random.default_rng(0).poisson(0.3, (2, len(bold), 3))
     # Of one neuron, or few spikes, 0 is a count.
     for measured in (np.stack([bold, bold + 1]), values[:, :, :1], spikes):
-        assert not any("0 in every voxel" in line for line in read_responses(measured, store).notes)
+        assert not any("in every voxel" in line for line in read_responses(measured, store).notes)
 
 
 def test_what_is_unknown_is_left_out_and_said(store, bold):

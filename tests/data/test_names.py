@@ -120,6 +120,8 @@ def test_a_whole_number_is_one_class_and_different_names_stay_apart(values, clas
         (["cat", "Cat"], "'Cat' and 'cat' are two classes"),
         (["caf\u00e9", "cafe\u0301"], "are two classes"),
         (["\u201ccat\u201d", "cat"], "'cat' and '\u201ccat\u201d' are two classes"),
+        (["hot dog", "hot_dog"], "'hot dog' and 'hot_dog' are two classes"),
+        (["t-shirt", "t\u2013shirt"], "'t-shirt' and 't\u2013shirt' are two classes"),
         (["1000", "1e3", "cat"], "'1e3' and '1000' are two classes"),
         (["1e3", "1000"], "'1e3' and '1000' are two classes"),
         (["1.50", "1.5", "beta"], "words and numbers with fractions"),
@@ -338,7 +340,14 @@ def test_points_that_may_stand_before_thousands_are_said_where_decimals_may_have
 
 
 def test_several_classes_of_signs_are_classes_and_one_may_stand_for_none():
-    for values in (["+", "-", "x"], ["A", "B", "+"], ["A", "\u2764"], ["'", '"'], ["6'", '6"']):
+    for values in (
+        ["+", "-", "x"],
+        ["A", "B", "+"],
+        ["A", "\u2764"],
+        ["'", '"'],
+        ["6'", '6"'],
+        ["-2", "2"],
+    ):
         assert class_names(values).notices == ()
 
 

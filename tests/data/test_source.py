@@ -166,6 +166,24 @@ def test_dark_images_of_a_reader_of_ones_own_are_said(caplog, as_array):
     assert "own: a has 8-bit pixels, none above 2; 255 is read as white, so it is dark" in line
 
 
+@pytest.mark.parametrize("colour", [0, 2])
+@pytest.mark.parametrize(("bits", "count"), [(13, 1), (14, 1), (15, 1), (16, 0)])
+def test_images_that_all_have_fewer_bits_than_16_are_said_once(
+    tmp_path, caplog, colour, bits, count
+):
+    shape = (8, 9, 3) if colour else (8, 9)
+    for index in range(7):
+        values = np.random.default_rng(index).integers(
+            2 ** (bits - 1), 2**bits, shape, dtype=np.uint16
+        )
+        clear = (1, 1, 1) if colour else (1,)
+        (tmp_path / f"{index}.png").write_bytes(png(values, colour, clear))
+    list(open_source(tmp_path))
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == count
+    assert all("has 16-bit pixels, as 4 others have, none above " in line for line in said)
+
+
 def test_an_image_in_two_formats_is_said(tmp_path):
     for name in ("x.png", "x.jpg", "y.png"):
         Image.fromarray(GREY).save(tmp_path / name)

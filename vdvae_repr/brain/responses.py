@@ -35,6 +35,7 @@ REPEATED = "leave one out, or put repetitions of an image on the first axis"
 CONTROLS = ("null", "none")  # regions that see nothing are called so
 NAMED = 5  # arrays that are not read, in a line
 HALVES = 100  # ways to halve repetitions, at most
+SEVERAL = 10  # voxels that do not have one value by chance
 AT_ONCE = 4096  # voxels worked on at once
 
 Array = NDArray[Any]
@@ -703,7 +704,7 @@ def read_responses(
         if not varying.any():
             raise TaskError("responses: expected voxels that vary over images, found none")
         responses = responses.of(varying)
-    if line := _about_zeros(responses, store):
+    if line := _about_one_value(responses, store):
         notes.append(line)
     regions = responses.rois
     if rois is not None:
@@ -732,24 +733,33 @@ def _missing(
     return absent, known, infinite
 
 
-def _about_zeros(responses: Responses, store: Latents) -> str:
-    """Say where every voxel is exactly 0, as where a file holds 0 for what was not measured; else nothing.
+def _about_one_value(responses: Responses, store: Latents) -> str:
+    """Say where every voxel has one value, as 0 or -999 for what was not measured; else nothing.
 
-    Of a single neuron, and where most values are 0, as counts of spikes are, that may well be measured.
+    Zeros of a single neuron, and where most values are 0, as counts of spikes are, may well be measured.
     """
-    zero, zeros, voxels = np.ones(responses.values.shape[:2], bool), 0, responses.values.shape[2]
+    values, voxels = responses.values, responses.values.shape[2]
+    first, zeros = values[:, :, 0], 0
+    same = np.ones(first.shape, bool)
     for block in voxel_blocks(voxels):
-        there = responses.values[:, :, block] == 0
-        zero &= there.all(axis=2)
-        zeros += int(there.sum())
-    whole = int(zero.sum()) * voxels
-    if voxels == 1 or not whole or 2 * (zeros - whole) > responses.values.size - whole:
+        there = values[:, :, block]
+        same &= (there == first[:, :, None]).all(axis=2)
+        zeros += int((there == 0).sum())
+    if voxels < SEVERAL:  # counts of a few neurons may well be equal
+        same &= first == 0
+    silent = same & (first == 0)
+    whole = int(silent.sum()) * voxels
+    if 2 * (zeros - whole) > values.size - whole:
+        same &= ~silent
+    if voxels == 1 or not same.any():
         return ""
-    images = np.flatnonzero(zero.any(axis=0))
-    first = responses.ids[images[0]] if responses.ids else store.ids[responses.rows[images[0]]]
+    images = np.flatnonzero(same.any(axis=0))
+    name = responses.ids[images[0]] if responses.ids else store.ids[responses.rows[images[0]]]
+    value = first[:, images[0]][same[:, images[0]]][0]
     return (
-        f"responses: 0 in every voxel: {counted(int(zero.sum()), 'response')} to "
-        f"{counted(len(images), 'image')}, as {first!r}; this counts as measured: write NaN where nothing was"
+        f"responses: one value in every voxel: {counted(int(same.sum()), 'response')} to "
+        f"{counted(len(images), 'image')}, as {value:g} to {name!r}; this counts as measured: write NaN "
+        "where nothing was"
     )
 
 

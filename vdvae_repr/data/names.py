@@ -33,6 +33,7 @@ COLLECTION = re.compile(r"(?i)(set|data|images?|imgs?|split)$")  # as in `trains
 PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of a word, as `train` and `Images` of `trainImages2`
 FOLDER_LINK = "link to a folder"  # why a member of a tar is left out
 QUOTED = re.compile("^['\"\u2018\u201c](.+)['\"\u2019\u201d]$")
+JOINED = re.compile("(?<=[^\\W_])[ _\u2010-\u2015-]+(?=[^\\W_])")  # words, as of `hot_dog`
 NO_WORD = re.compile(
     r"[?._*-]+"
 )  # a label that may stand for none, where it is the only one of signs
@@ -347,8 +348,8 @@ save them as whole numbers
 def look_alikes(labels: Iterable[str | None], kind: str = "classes") -> tuple[str, ...]:
     """Return a line about classes whose names differ in case, blanks or leading zeros alone; maybe none.
 
-    Quotation marks around a name count for nothing. Names that are one number, as `1e3` and `1000`, are such
-    classes too. So are a factor's categories.
+    Quotation marks around a name count for nothing, nor does what joins its words. Names that are one number,
+    as `1e3` and `1000`, are such classes too. So are a factor's categories.
     """
     first: dict[str | Decimal, str] = {}
     alike = []
@@ -359,7 +360,8 @@ def look_alikes(labels: Iterable[str | None], kind: str = "classes") -> tuple[st
         text = " ".join(unicodedata.normalize("NFKC", seen).casefold().split())
         text = QUOTED.sub(r"\1", text)
         number = _exact_number(text)
-        key = re.sub(r"(?<!\d)0+(?=\d)", "", text) if number is None else number
+        plain = re.sub(r"(?<!\d)0+(?=\d)", "", JOINED.sub(" ", text))
+        key = plain if number is None else number
         if first.setdefault(key, name) != name:
             alike.append((first[key], name))
     if not alike:

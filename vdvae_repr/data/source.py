@@ -72,6 +72,7 @@ FEW_BITS = 16  # a file of 8 bits all below may be a mask; a night photo is dark
 LOOKED_AT = (
     100  # images of colours, the first of a source, of which it is told whether they are dark
 )
+ALIKE = 5  # images of 16 bits of which none is bright by chance alone
 FEW_ZEROS = 1024  # at the end of compressed pixels so many are no pixels
 ENDS = {  # of compressed pixels, the bytes that they end with
     "JPEG": b"\xff\xd9",
@@ -192,6 +193,8 @@ class Source(Dataset[Image.Image]):
     opened: str | dict[str, Any] | None = None
     """What opens it again, as JSON holds it: what `open_source` takes, or that and its options by name."""
     _said: set[str] = field(default_factory=set, init=False, repr=False)  # what is said once
+    _deep: dict[int, int] = field(default_factory=dict, init=False, repr=False)
+    """Of the first images of 16 bits, by index, the largest value."""
 
     def __repr__(self) -> str:
         """Say what it is of, in one line however many images there are."""
@@ -363,6 +366,8 @@ class Source(Dataset[Image.Image]):
             )  # Pillow rounds its 16 bits, and cuts others'
             if high is not None and deep and high <= limit:
                 self._say_dim(index, 4095, "white, so it is dark")
+            elif high and deep:
+                self._say_if_all_dim(index, 256 * high + 255, "white, so it is dark")
             elif high == 0:
                 self._say_once(index, "is black everywhere")
             elif high is not None and not deep and high < FEW_BITS:
@@ -371,15 +376,24 @@ class Source(Dataset[Image.Image]):
 
     def _say_if_dim(self, image: Image.Image, index: int) -> None:
         """Warn, once, where 16-bit pixels look like those of a 12-bit camera."""
+        if white_of(image) != 65535:
+            return
         brightest = int(np.asarray(image).max(initial=0))
-        if brightest < 4096 and white_of(image) == 65535:
-            bright = white_is_zero(image)
-            self._say_dim(
-                index, brightest, "black, so it is bright" if bright else "white, so it is dark"
-            )
+        how = "black, so it is bright" if white_is_zero(image) else "white, so it is dark"
+        if brightest < 4096:
+            self._say_dim(index, brightest, how)
+        else:
+            self._say_if_all_dim(index, brightest, how)
 
-    def _say_dim(self, index: int, brightest: int, how: str) -> None:
-        line = f"has 16-bit pixels, none above {brightest}; 65535 is read as {how}: "
+    def _say_if_all_dim(self, index: int, brightest: int, how: str) -> None:
+        """Warn, once, where the first images of 16 bits have 15 bits at most, as cameras of 14 bits give."""
+        if len(self._deep) < ALIKE:
+            self._deep[index] = brightest
+            if len(self._deep) == ALIKE and max(self._deep.values()) < 2**15:
+                self._say_dim(index, max(self._deep.values()), how, f", as {ALIKE - 1} others have")
+
+    def _say_dim(self, index: int, brightest: int, how: str, others: str = "") -> None:
+        line = f"has 16-bit pixels{others}, none above {brightest}; 65535 is read as {how}: "
         self._say_once(index, line + "scale images of fewer bits to 16", kind="dim")
 
     def _say_once(self, index: int, what: str, kind: str = "") -> None:
