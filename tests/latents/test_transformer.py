@@ -67,6 +67,16 @@ def test_images_that_are_black_or_dark_are_said(tiny, images, caplog, kind, chan
         head.transform(images / 255)
 
 
+@pytest.mark.parametrize(("opacity", "count"), [(0, 1), (100, 1), (200, 0)])
+def test_pictures_that_white_shows_through_are_said(tiny, images, caplog, opacity, count):
+    clear = np.concatenate([images, np.full_like(images[..., :1], opacity)], axis=3)
+    head = vr.LatentTransformer(tiny, layers="1x1", batch_size=5).fit(None)
+    head.transform([Image.fromarray(image) for image in clear])
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == count
+    assert all("X: 12 images of less than half of full opacity" in line for line in said)
+
+
 def spoilt(tiny, parameter, value):
     """The model with one weight that is not what training leaves."""
     net = copy.deepcopy(tiny)

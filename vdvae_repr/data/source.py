@@ -326,7 +326,7 @@ class Source(Dataset[Image.Image]):
             if isinstance(held, int) and held > bands:
                 more = "the first is" if bands == 1 else f"the first {bands} are"
                 self._say_once(index, f"has {held} channels, of which {more} read")
-            opacity = _opacity(image)
+            opacity = opacity_of(image)
             self._say_if_transparent(opacity, index)
             if opacity:  # else it is white
                 self._say_if_dark(image, index, deep)
@@ -539,7 +539,7 @@ def _brightest(image: Image.Image) -> int | None:
     return int(highs.max())
 
 
-def _opacity(image: Image.Image) -> int:
+def opacity_of(image: Image.Image) -> int:
     """Return the highest opacity of any pixel, 0 to 255, of an image that is decoded."""
     if (alpha := image.getbands()[-1]) in ("A", "a"):  # of LAB it is a colour
         return int(image.getchannel(alpha).getextrema()[1])  # type: ignore[arg-type]

@@ -17,10 +17,10 @@ from vdvae_repr.config import hidden_by_mask, suggestion, whole_number
 from vdvae_repr.data.names import readable
 from vdvae_repr.data.open import warn
 from vdvae_repr.data.readers.arrays import DARK
-from vdvae_repr.data.source import Preprocessing, RawImage, file_source
+from vdvae_repr.data.source import FULL, Preprocessing, RawImage, file_source, opacity_of
 from vdvae_repr.encoders.load import load
 from vdvae_repr.encoders.vdvae import VDVAEEncoder
-from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError
+from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError, counted
 from vdvae_repr.latents.format import array_key
 from vdvae_repr.latents.pooling import about_pool, pool_layer
 from vdvae_repr.model.base import expect_finite
@@ -123,11 +123,10 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         read_file = _reader(X)
         crop = self._fitted["crop"]
         preprocessing = Preprocessing(size=self.model_.config.image_size, crop=crop)
-        rows, black, brightest = (
-            [],
-            [],
-            255 if read_file else 0,
-        )  # of files it is said as they are read
+        rows: list[NDArray[np.float32]] = []
+        black: list[int] = []
+        clear: list[int] = []
+        brightest = 255 if read_file else 0  # of files it is said as they are read
         for start in range(0, len(X), self.batch_size):
             batch = range(start, min(start + self.batch_size, len(X)))
             pixels = np.stack(
@@ -135,6 +134,11 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             )
             brightest = max(brightest, int(pixels.max(initial=0)))
             black += [index for index, image in zip(batch, pixels, strict=True) if not image.any()]
+            clear += [
+                index
+                for index in batch
+                if isinstance(X[index], Image.Image) and 2 * opacity_of(X[index]) < FULL
+            ]
             ids = [str(index) for index in batch]
             read = self._read(pixels, ids)
             values = {
@@ -143,9 +147,14 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             }
             expect_finite(values, ids, self.model_.name, self.model_.layers)
             rows.append(np.concatenate(list(read.values()), axis=1))
+        if clear:
+            warn(
+                f"X: {counted(len(clear), 'image')} of less than half of full opacity, through which white "
+                f"shows, as image {clear[0]}"
+            )
         if black and not read_file:
-            is_one = "image is" if len(black) == 1 else "images are"
-            warn(f"X: {len(black)} {is_one} black, 0 everywhere, as image {black[0]}")
+            which = counted(len(black), "image", "is", "are")
+            warn(f"X: {which} black, 0 everywhere, as image {black[0]}")
         elif rows and brightest < DARK:
             warn(f"X: 255 is read as white; the brightest pixel found is {brightest}")
         return np.concatenate(rows) if rows else np.zeros((0, len(self._names)), np.float32)
