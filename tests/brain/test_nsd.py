@@ -250,6 +250,21 @@ def test_sessions_of_other_lengths_are_said(seen, tmp_path, session, kept, said)
     assert bool(found.notes) == bool(said)
 
 
+def test_trials_that_were_never_written_are_said(seen, tmp_path):
+    """Once they are standardised they are no longer 0."""
+
+    def unwritten(betas):
+        betas = betas.copy()
+        betas[[3, 7]] = 0
+        return betas
+
+    folder = changed(seen, tmp_path, unwritten)
+    (note,) = read_nsd(folder, seen[2]["design"], subject=1, mask=seen[2]["mask"]).notes
+    assert note.startswith(
+        "betas_session02.hdf5: 2 of 160 trials have one value in every voxel, as"
+    )
+
+
 def test_a_trial_without_a_response_costs_no_session(seen, tmp_path):
     """Of floats one may be NaN: the others are standardised without it."""
     _, _, paths = seen

@@ -195,6 +195,12 @@ def read_nsd(
         some = found if there.all() else found[there]
         if len(some) < len(found):
             notes.append(f"{path.name}: {len(found) - len(some)} of {len(found)} trials are NaN")
+        alike = int((some == some[:, :1]).all(axis=1).sum())
+        if alike and some.shape[1] > 1:
+            notes.append(
+                f"{path.name}: {alike} of {len(found)} trials have one value in every voxel, as what was "
+                "never written has, and count as measured"
+            )
         if len(some):
             # A constant's deviation is not 0 but rounding.
             varies = some.min(axis=0) < some.max(axis=0)
