@@ -146,11 +146,7 @@ app.add_typer(brain_app, name="brain")
 DEFAULT = ("single", "cumulative")  # selections of probe
 NOT_SEEN = "that latents are of these images was not checked"  # of imported ones
 DRAWN = "toy-faces"  # the images where none are named
-PUBLISHED = (
-    "openai:",
-    "timm:",
-    "facenet:",
-)  # what names of models begin with that --download fetches
+PUBLISHED = ("openai:", "timm:", "facenet:")  # names of models whose weights --download fetches
 ATLAS = ("single", "cumulative", "without", "pruned")  # selections of probe --atlas
 Model = Annotated[
     str,

@@ -739,6 +739,8 @@ def _about_one_value(responses: Responses, store: Latents) -> str:
     Zeros of a single neuron, and where most values are 0, as counts of spikes are, may well be measured.
     """
     values, voxels = responses.values, responses.values.shape[2]
+    if voxels == 1:
+        return ""
     first, zeros = values[:, :, 0], 0
     same = np.ones(first.shape, bool)
     for block in voxel_blocks(voxels):
@@ -751,7 +753,7 @@ def _about_one_value(responses: Responses, store: Latents) -> str:
     whole = int(silent.sum()) * voxels
     if 2 * (zeros - whole) > values.size - whole:
         same &= ~silent
-    if voxels == 1 or not same.any():
+    if not same.any():
         return ""
     images = np.flatnonzero(same.any(axis=0))
     name = responses.ids[images[0]] if responses.ids else store.ids[responses.rows[images[0]]]

@@ -34,9 +34,7 @@ PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of a word, as `train` and `Images`
 FOLDER_LINK = "link to a folder"  # why a member of a tar is left out
 QUOTED = re.compile("^['\"\u2018\u201c](.+)['\"\u2019\u201d]$")
 JOINED = re.compile("(?<=[^\\W_])[ _\u2010-\u2015-]+(?=[^\\W_])")  # words, as of `hot_dog`
-NO_WORD = re.compile(
-    r"[?._*-]+"
-)  # a label that may stand for none, where it is the only one of signs
+NO_WORD = re.compile(r"[?._*-]+")  # may stand for none where no other label is of signs
 CHECKED_DISK = re.compile(r"found\.\d{3}")  # as FOUND.000, where Windows puts what it finds
 NAME_BYTES = 200  # of a factor's name: a file's may have 255, and head and feature stand before it
 MISSING = (
@@ -179,9 +177,8 @@ def class_names(values: Sequence[str | None]) -> ClassNames:
         listed = ", ".join(f"{text!r} ({count})" for text, count in none.items())
         notices.append(f"labels that stand for none: {listed}")
     signs = [text for text in present if not any(map(str.isalnum, text))]
-    signs = (
-        [text for text in signs if NO_WORD.fullmatch(text)] if len(signs) == 1 else []
-    )  # not + and -
+    if len(signs) > 1 or not NO_WORD.fullmatch("".join(signs)):  # as + and -
+        signs = []
     for text in ["-1"] if "-1" in names.values() else signs:
         notices.append(f"label {text} is a class of its own; leave a label out where there is none")
     if rewritten := [text for text in present if names[text] != text]:
@@ -373,13 +370,11 @@ def look_alikes(labels: Iterable[str | None], kind: str = "classes") -> tuple[st
 
 def about_class_names(names: Sequence[str], of: str) -> tuple[str, ...]:
     """Return lines about names that an array of theirs gives to classes: one for none, and look-alikes."""
-    none = [name for name in names if is_missing(name)]
-    lines = (
-        [f"{of} call a class {none[0]!r}; label its images -1 if it stands for none"]
-        if none
-        else []
-    )
-    return (*lines, *look_alikes(names))
+    none = next(filter(is_missing, names), None)
+    if none is None:
+        return look_alikes(names)
+    line = f"{of} call a class {none!r}; label its images -1 if it stands for none"
+    return (line, *look_alikes(names))
 
 
 def _exact_number(text: str) -> Decimal | None:

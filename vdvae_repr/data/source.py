@@ -361,9 +361,8 @@ class Source(Dataset[Image.Image]):
                 self._say_if_dim(image, index)
         elif deep or image.mode == "L" or index < LOOKED_AT:
             high = _brightest(image)
-            limit = (
-                16 if image.format == "PPM" else 15
-            )  # Pillow rounds its 16 bits, and cuts others'
+            # Pillow rounds 16 bits of a PPM, and cuts others'.
+            limit = 16 if image.format == "PPM" else 15
             if high is not None and deep and high <= limit:
                 self._say_dim(index, 4095, "white, so it is dark")
             elif high and deep:
@@ -375,7 +374,7 @@ class Source(Dataset[Image.Image]):
                 self._say_once(index, line, kind="dark")
 
     def _say_if_dim(self, image: Image.Image, index: int) -> None:
-        """Warn, once, where 16-bit pixels look like those of a 12-bit camera."""
+        """Warn, once, where 16-bit pixels look like those of a camera of fewer bits."""
         if white_of(image) != 65535:
             return
         brightest = int(np.asarray(image).max(initial=0))

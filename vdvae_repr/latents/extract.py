@@ -139,7 +139,8 @@ def extract(
     job = ExtractionJob.of(encoder, source, reading, chosen_options)
     if isinstance(net, SavedModel) and (line := net.about_crop(chosen_options.frame.crop)):
         notices.append(line)
-    if isinstance(net, SavedModel) and net.record.get("data_sha256") == source.fingerprint():
+    trained_on = net.record.get("data_sha256") if isinstance(net, SavedModel) else None
+    if trained_on is not None and trained_on == source.fingerprint():
         notices.append(
             f"{source.name}: is what {net.name} was trained on, but for what it held back, so that not all "
             "figures of it are of new images"
