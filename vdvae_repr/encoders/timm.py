@@ -322,9 +322,8 @@ class _TrainingRecipe:
 
         config: Any = net.pretrained_cfg
         told, named = self.architecture.partition(".")[0], config.get("architecture", "")
-        if (
-            named not in ("", told) and told in timm.list_models()
-        ):  # which has no names that timm gave up
+        known = told in timm.list_models()  # where names that timm gave up are not
+        if known and named not in ("", told):
             raise CheckpointError(
                 f"{weights}: says that its weights are of {self.architecture}, expected {named}; load it as "
                 f"{PREFIX}{told}@{weights}"
@@ -371,8 +370,9 @@ def _create(what: str, *, pretrained: bool, seed: int = 0, **options: Any) -> nn
 
     _check_name(what)
     try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        # Of the CPU alone, whose generator is left as it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
             net: nn.Module = timm.create_model(
                 what, pretrained=pretrained, num_classes=0, **options
             )
