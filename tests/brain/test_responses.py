@@ -328,6 +328,26 @@ def test_what_does_not_fit_the_store_is_refused_by_name(store, bold, tmp_path):
             read_responses(tmp_path / "a.npz", store)
 
 
+@pytest.mark.parametrize(
+    ("code", "said"), [(-999, "-999"), (9.96921e36, "9.96921e+36"), (200, "200")]
+)
+def test_a_code_among_responses_is_said_and_kept(store, bold, code, said):
+    bold[3, 2] = bold[4, 5] = bold[8, 2] = code
+    found = read_responses(np.stack([bold, np.where(bold == code, code, bold + 1)]), store)
+    line = next(line for line in found.notes if "far from all others" in line)
+    assert line.startswith(f"responses: {said} stands 6 times, far from all others (-")
+    np.testing.assert_array_equal(found.values[0], bold)
+    # One value may be measured, and so may those that lie no farther than others do.
+    for values in (
+        np.where(np.arange(7) + 7 * np.arange(20)[:, None] == 3, code, bold * 0.1),
+        np.clip(bold, -0.5, 0.5),
+        np.random.default_rng(0).poisson(0.1, (20, 7)),
+        np.where(bold == code, np.nan, bold),
+        np.eye(20)[:, :7],
+    ):
+        assert not any("far from" in line for line in read_responses(values, store).notes)
+
+
 def test_responses_that_are_0_in_every_voxel_are_said_and_kept(store, bold):
     values = np.stack([bold, bold + 1])
     values[1, 3] = values[:, 8] = 0

@@ -351,6 +351,14 @@ def test_similarities_are_no_dissimilarities(store, seen):
         read_rdms(fine, store)
 
 
+def test_a_code_among_dissimilarities_is_said(store, seen):
+    coded = seen[0].copy()
+    coded[3, 7] = coded[7, 3] = coded[2, 9] = coded[9, 2] = -999
+    assert any("rdm: -999 stands 2 times" in line for line in read_rdms(coded, store).notes)
+    for fine in (seen, np.zeros((24, 24)), 1 - np.kron(np.eye(4), np.ones((6, 6)))):
+        assert not any("far from" in line for line in read_rdms(fine, store).notes)
+
+
 @pytest.mark.parametrize("value", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("subjects", [1, 3])
 def test_a_subject_all_of_whose_pairs_are_as_dissimilar_is_refused(store, seen, subjects, value):

@@ -333,6 +333,12 @@ def test_every_task_counts_the_images_that_it_leaves_out(tiny, people, tmp_path)
         problem.split.text
     )
     assert "age is" not in problem.split.text
+    assert "far from all others" not in problem.split.text
+    coded = np.where(np.arange(48) % 7 == 2, "999", age)
+    store = vr.extract(tiny, knowing(whole, age=coded), tmp_path / "coded.h5", layers="1x1")
+    assert "age: 999 stands 7 times, far from all others (20 to 67)" in (
+        vr.Factors().bind(store).split.text
+    )
     splits = tuple(np.array(["train", "test", "", "gallery"])[np.arange(48) % 4])
     other = knowing(whole, age=age, splits=splits)
     problem = vr.Factors(numbers=["age"]).bind(

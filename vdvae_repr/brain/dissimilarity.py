@@ -25,6 +25,7 @@ from vdvae_repr.brain.responses import (
     voxel_blocks,
 )
 from vdvae_repr.errors import TaskError
+from vdvae_repr.heads.linear import apart_from_others
 from vdvae_repr.latents.base import Latents
 
 COMPARISONS = {"spearman": "spearman", "kendall": "tau-a", "cosine": "cosine"}
@@ -101,6 +102,10 @@ def read_rdms(measured: Measured, store: Latents) -> MeasuredRDMs:
         raise TaskError(
             "rdm: expected dissimilarities, smallest of an image with itself, found them largest there, as "
             "similarities are; give 1 - them, or dissimilarities with a diagonal of 0"
+        )
+    if line := apart_from_others([pairs(matrices)]):
+        notes.append(
+            f"rdm: {line}: it counts as a dissimilarity; leave out the images of these pairs"
         )
     return MeasuredRDMs(matrices, rows, splits, (*about, *notes))
 

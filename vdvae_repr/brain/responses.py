@@ -27,6 +27,7 @@ from vdvae_repr.data.readers.arrays import map_npy, npz_members, read_member
 from vdvae_repr.data.table import read_table
 from vdvae_repr.errors import DataError, TaskError, counted, first_line
 from vdvae_repr.heads.gram import Rows
+from vdvae_repr.heads.linear import apart_from_others
 from vdvae_repr.latents.base import Latents, expect_store
 
 BESIDE = ("ids", "splits")  # arrays that say of which images another one is
@@ -706,6 +707,9 @@ def read_responses(
         responses = responses.of(varying)
     if line := _about_one_value(responses, store):
         notes.append(line)
+    parts = [responses.values[:, :, block] for block in voxel_blocks(responses.values.shape[2])]
+    if line := apart_from_others(parts):
+        notes.append(f"responses: {line}: it counts as measured; write NaN where nothing was")
     regions = responses.rois
     if rois is not None:
         regions, about = _read_rois(path_of("rois", rois), responses.voxels, count)

@@ -565,6 +565,34 @@ def beyond_squares(targets: NDArray[np.float64]) -> str:
     return ""
 
 
+def apart_from_others(values: Sequence[NDArray[Any]]) -> str:
+    """Say which value stands several times, farther from all others than they lie apart; empty if none.
+
+    So are codes written for what is not known, as -999 among ages.
+
+    Args:
+        values: of any shapes but empty ones, taken together; NaN counts for nothing.
+
+    >>> apart_from_others([np.array([23, 999, 41.5]), np.array([999, np.nan, 67])])
+    '999 stands 2 times, far from all others (23 to 67)'
+    >>> apart_from_others([np.array([23, 31, 41.5]), np.array([35, np.nan, 67])])
+    ''
+    """
+    low = float(np.fmin.reduce([np.fmin.reduce(part, axis=None) for part in values]))
+    high = float(np.fmax.reduce([np.fmax.reduce(part, axis=None) for part in values]))
+    middle = low / 2 + high / 2
+    for end, beyond in ((low, np.less_equal), (high, np.greater_equal)):
+        if any((beyond(part, middle) & (part != end)).any() for part in values):
+            continue
+        count = sum(int((part == end).sum()) for part in values)
+        others = np.concatenate(
+            [np.unique(part[(part != end) & (part == part)]) for part in values]
+        )
+        if count > 1 and len(np.unique(others)) > 2:
+            return f"{end:g} stands {count} times, far from all others ({others.min():g} to {others.max():g})"
+    return ""
+
+
 def _check(head: Any, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], Rows]:
     """Return X (N, D), y (N,), the classes and y as their numbers."""
     X, y = validated(head, X, y, dtype=[np.float32, np.float64], ensure_min_samples=2)

@@ -16,7 +16,7 @@ from sklearn.metrics import balanced_accuracy_score
 from vdvae_repr.data.names import SPLITS
 from vdvae_repr.errors import TaskError, counted
 from vdvae_repr.heads.gram import Scaling, centre_and_scale
-from vdvae_repr.heads.linear import GroupedRidge, RidgeRegressor, beyond_squares
+from vdvae_repr.heads.linear import GroupedRidge, RidgeRegressor, apart_from_others, beyond_squares
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.latents.store import JoinedStore
 from vdvae_repr.probing.features import Columns, Features, hash_text
@@ -175,6 +175,8 @@ class FactorProblem(Problem):
             text += f"; {people_are} on both sides, so what is theirs tells who they are"
         for name, values in self.factors.items():
             if values.dtype.kind == "f":
+                if line := apart_from_others([values[known]]):
+                    text += f"; {name}: {line}: it counts as known; leave it empty where it is not"
                 kinds = np.unique(values[np.isfinite(values)])
                 if len(kinds) <= CODES and name not in task.numbers and not (kinds % 1).any():
                     text += (
