@@ -148,6 +148,19 @@ def test_what_is_not_nsds_is_refused_by_name(seen, tmp_path):
         found.save(tmp_path / "a.npz")
 
 
+@pytest.mark.parametrize("wrong", [{"subjectim": "T"}, {"masterordering": -1}])
+def test_a_design_counted_otherwise_is_refused(seen, tmp_path, wrong):
+    """Counted from 0, a trial would be given the last image."""
+    _, _, paths = seen
+    design = scipy.io.loadmat(paths["design"])
+    given = {key: design[key] for key in ("masterordering", "subjectim", "sharedix")}
+    for key, change in wrong.items():
+        given[key] = given[key].T if change == "T" else given[key] + change
+    scipy.io.savemat(tmp_path / "d.mat", given)
+    with pytest.raises(vr.DataError, match=r"expected subjectim \(subjects, images\).* found \("):
+        read_nsd(paths["betas"], tmp_path / "d.mat", subject=1, mask=paths["mask"])
+
+
 def changed(seen, tmp_path, change, session=2, **create):
     """Copy the betas, with those of a session as `change` of them, float32 in per cent signal change."""
     folder = tmp_path / "changed"

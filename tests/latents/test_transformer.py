@@ -130,7 +130,15 @@ def test_bad_input_is_named(tiny, images):
 
 
 @pytest.mark.parametrize(
-    "given", [{"z": "foo"}, {"batch_size": 0}, {"seed": 1.5}, {"seed": 2**70}, {"crop": 8.5}]
+    "given",
+    [
+        {"z": "foo"},
+        {"batch_size": 0},
+        {"seed": 1.5},
+        {"seed": 2**70},
+        {"crop": 8.5},
+        {"device": "cpu"},
+    ],
 )
 def test_arguments_of_other_kinds_are_one_line(tiny, images, given):
     (name,) = given

@@ -321,6 +321,11 @@ def _read_design(path: Path, subject: int) -> tuple[NDArray[np.intp], set[int]]:
         ) from error
     if not 1 <= subject <= len(of_subjects):
         raise DataError(f"subject: expected 1 to {len(of_subjects)}, found {subject}")
+    if not 0 <= order.min(initial=0) <= order.max(initial=0) < of_subjects.shape[1]:
+        raise DataError(
+            f"{path}: expected subjectim (subjects, images), of whose columns masterordering counts, "
+            f"from 1; found {of_subjects.shape} and {order.min() + 1} to {order.max() + 1}"
+        )
     return of_subjects[subject - 1, order], shared
 
 

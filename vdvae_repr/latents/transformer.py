@@ -41,7 +41,7 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         seed: of the draws.
         crop: side of the central square taken before resizing, pixels.
         batch_size: images a forward pass.
-        device: where a model that is named is loaded.
+        device: where a model that is named is loaded, the CPU if not given.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         seed: int = 0,
         crop: int | None = None,
         batch_size: int = 32,
-        device: str = "cpu",
+        device: str | None = None,
     ) -> None:
         self.model = model
         self.layers = layers
@@ -72,7 +72,7 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
         Raises:
             CheckpointError, LayerError: no such model, no VDVAE; no such layer, feature or pooling.
-            ConfigError: another word for z, or a number that is none.
+            ConfigError: another word for z, a number that is none, or a device for a model that has one.
         """
         if self.z not in ("mean", "sample"):
             raise ConfigError(f"z: expected mean or sample, found {self.z!r}")
@@ -86,7 +86,15 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 f"are {', '.join(FEATURES)}"
             )
         model = self.model
-        net = load(model, device=self.device) if isinstance(model, str | Path) else model
+        if isinstance(model, str | Path):
+            net: Any = load(model, device=self.device or "cpu")
+        elif self.device is not None:
+            raise ConfigError(
+                f"device: expected a model that is named, found one in memory and {self.device!r}; move it "
+                "there with model.to(...), and leave device out"
+            )
+        else:
+            net = model
         if not isinstance(net, VDVAE):
             what = model if isinstance(model, str | Path) else type(model).__name__
             raise CheckpointError(

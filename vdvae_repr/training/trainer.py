@@ -312,7 +312,7 @@ def _train(
         plan, data=source.opened or plan.data, fingerprint=fingerprint, checksums=checksums
     )
     config = plan.config(_measure(plan, source, preprocessing, trained, workers, progress))
-    if checkpoint is None and (line := _about_pixels(config.model)):
+    if checkpoint is None and (line := _about_pixels(config.model, plan.tables["model"])):
         say(line)
 
     model = random_weights(config.model, options.name, recipe.seed).to(accelerator.device)
@@ -882,10 +882,12 @@ def _measure(
     return measured
 
 
-def _about_pixels(model: AnyModelConfig) -> str:
+def _about_pixels(model: AnyModelConfig, given: Mapping[str, object]) -> str:
     """Say where a shift and scale are not those of any images, or of such as hardly vary; else nothing."""
     low, high = model.shift * model.scale, (255 + model.shift) * model.scale
-    if low <= 0 <= high and 1 / 256 < model.scale < 1:  # 1 / 255 brings them to 0..1
+    fraction = "shift" in given and -1 < model.shift < 0  # as of pixels from 0 to 1
+    # 1 / 255 brings them to 0..1.
+    if low <= 0 <= high and 1 / 256 < model.scale < 1 and not fraction:
         return ""
     return (
         f"model.shift = {model.shift:g} and model.scale = {model.scale:g} bring pixels of 0..255 to "

@@ -15,7 +15,15 @@ def put(path, value=0):
 
 @pytest.mark.parametrize(
     "folder",
-    ["@Recently-Snapshot", "Network Trash Folder", "Temporary Items", "RECYCLER", "FOUND.000"],
+    [
+        "@Recently-Snapshot",
+        "@sharesnap",
+        "LOST.DIR",
+        "Network Trash Folder",
+        "Temporary Items",
+        "RECYCLER",
+        "FOUND.000",
+    ],
 )
 def test_folders_of_servers_and_systems_are_no_classes(tmp_path, folder):
     for name in ("cat", "dog", folder):
