@@ -314,7 +314,8 @@ def test_rows_are_chosen_in_the_order_given(tmp_path):
     ("rows", "message"),
     [
         ("0:11", "expected rows up to 10"),
-        ("5:5", "expected numbers of rows, 0 to 9"),
+        ("5:5", "rows 5:5: expected FIRST below LAST, found 5 and 5"),
+        ("9:3", "rows 9:3: expected FIRST below LAST, found 9 and 3"),
         ([10], "expected rows from 0 to 9, which array has, found 10"),
         ([-1], "found -1"),
         ([2, 2], "row 2 occurs twice"),

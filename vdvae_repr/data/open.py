@@ -262,6 +262,8 @@ def _row_numbers(rows: Rows, count: int, name: str) -> NDArray[np.intp]:
         first, last = int(match[1] or 0), int(match[2] or count)
         if last > count:
             raise DataError(f"rows {rows}: expected rows up to {count}, which {name} has")
+        if first >= last:
+            raise DataError(f"rows {rows}: expected FIRST below LAST, found {first} and {last}")
         numbers = np.arange(first, last)
     else:
         numbers = _numbers_in(rows) if isinstance(rows, str | Path) else np.asarray(rows)

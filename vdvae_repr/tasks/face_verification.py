@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vdvae_repr.config import path_of
 from vdvae_repr.data.faces import Pairs, about_pairs, is_table, read_pair_lists
-from vdvae_repr.errors import TaskError, first_line
+from vdvae_repr.errors import TaskError, counted, first_line
 from vdvae_repr.heads import verification as heads
 from vdvae_repr.heads.spectrum import Spectrum
 from vdvae_repr.latents.base import Latents
@@ -195,7 +195,8 @@ class Verification(Problem):
         text += self._known_people(person, tested_of)
         text += of_every_split([store.splits[i] for i in _rows(self._pairs)])
         if left := [rate for rate in heads.FARS if rate not in kept and far is None]:
-            text += f"; {impostors} impostors are too few for FAR {', '.join(map(str, left))}"
+            few = counted(impostors, "impostor", "is", "are")
+            text += f"; {few} too few for FAR {', '.join(map(str, left))}"
         super().__init__(store, Split(fitted, tested, text=text), heads=HEADS, metrics=metrics)
         self.n_train, self.n_test, self.sides = n_train, n_test, sides
 

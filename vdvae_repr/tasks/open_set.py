@@ -97,7 +97,9 @@ class OpenSet(Problem):
             text += f"; {counted(int(np.sum(~known)), 'unlabelled image')} left out"
         text += nothing_to_choose_on(words, labels[train])
         if left := [f"{rate:g}" for rate in FARS if far is None and rate not in rates]:
-            text += f"; {impostors} impostors are too few for FAR {', '.join(left)}"
+            text += (
+                f"; {counted(impostors, 'impostor', 'is', 'are')} too few for FAR {', '.join(left)}"
+            )
         super().__init__(
             store,
             Split(train, test, text=text),
