@@ -359,3 +359,34 @@ def test_responses_are_predicted_from_in_a_store_of_another_order(
     second = decoder.predict(read, turned, tmp_path / "b.h5").store
     place = [second.ids.index(image_id) for image_id in first.ids]
     np.testing.assert_allclose(second.matrix()[0][place], first.matrix()[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "other"),
+    [
+        ({"crop": 12}, "preprocessing"),
+        ({"resize": "bilinear"}, "preprocessing"),
+        ({"z": "sample", "features": "mean"}, "z mean, found sample"),
+    ],
+)
+def test_latents_that_were_read_otherwise_are_not_predicted(
+    store, bold, tiny, people, tmp_path, options, other
+):
+    decoder = vr.brain.fit(bold, store, layers="1x1", alpha=10.0)
+    again = vr.extract(tiny, people(20, num_people=8), tmp_path / "o.h5", layers="1x1", **options)
+    with pytest.raises(vr.TaskError, match=f"expected latents read as .* {other}"):
+        decoder.predict(bold, again, tmp_path / "p.h5", split=None)
+    assert not (tmp_path / "p.h5").exists()
+
+
+def test_responses_that_were_not_measured_are_said_of_what_is_predicted(store, bold, tmp_path):
+    decoder = vr.brain.fit(bold, store, layers="1x1", alpha=10.0)
+    test = store.rows("test")
+    for value, said in ((0, "one value in every voxel"), (-99999, "far from all others")):
+        empty = bold.copy()
+        empty[:, test[:2]] = value
+        found = decoder.predict(empty, store, tmp_path / f"{value}.h5")
+        assert any(said in line for line in found.notes)
+    plain = decoder.predict(bold, store, tmp_path / "p.h5")
+    assert not any("counts as measured" in line for line in plain.notes)
+    assert len(plain.store) == len(test)

@@ -77,6 +77,17 @@ def test_pictures_that_white_shows_through_are_said(tiny, images, caplog, opacit
     assert all("X: 12 images of less than half of full opacity" in line for line in said)
 
 
+@pytest.mark.parametrize(("bits", "few"), [(12, True), (13, True), (15, True), (16, False)])
+def test_pictures_of_16_bits_that_hold_fewer_are_said(tiny, images, caplog, bits, few):
+    deep = np.minimum(images[..., 0], 254).astype(np.uint16) << (bits - 8)
+    vr.LatentTransformer(tiny, layers="1x1", batch_size=5).fit(None).transform(
+        [Image.fromarray(image) for image in deep]
+    )
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == few
+    assert all("is read as white" in line for line in said)
+
+
 def spoilt(tiny, parameter, value):
     """The model with one weight that is not what training leaves."""
     net = copy.deepcopy(tiny)

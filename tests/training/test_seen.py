@@ -144,6 +144,16 @@ def test_extracting_what_a_run_was_trained_on_is_said(given, tmp_path, said):
     assert "p: is what t was trained on, but for what it held back" in line
 
 
+def test_extracting_some_images_that_were_trained_on_is_said(given, tmp_path, said, caplog):
+    for number, (form, data, (count, asked)) in enumerate(forms(given, tmp_path)):
+        caplog.clear()
+        vr.extract(given / "run", data, tmp_path / f"{number}.h5", layers="1x1", crop=6)
+        lines = [line for line in said() if " trained on" in line]
+        assert len(lines) == bool(count), form
+        if count and form != "all":
+            assert f": {count} of {asked} images are images that t was trained on" in lines[0], form
+
+
 def test_images_are_counted_whatever_crop_they_are_scored_with(given, caplog, said):
     vr.evaluate(vr.load(given / "run"), given / "p", crop=6)
     assert ": 16 of 20 images are those" in said()[0]

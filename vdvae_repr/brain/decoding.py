@@ -25,6 +25,7 @@ from vdvae_repr.brain.responses import (
     Checksums,
     Measured,
     Responses,
+    about_values,
     checksums_of,
     correlations,
     expect_images,
@@ -45,7 +46,8 @@ from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.model.layers import LayerSpec, select_layers
 from vdvae_repr.output import expect_writable, replacing
 
-SCHEMA = "vdvae-repr/decoder/1"
+SCHEMA = "vdvae-repr/decoder/2"
+READING = ("weights_sha256", "preprocessing", "z", "draws")  # of a store, which decides its values
 AT_ONCE = 2048  # voxels, or latent dimensions, worked on at once
 SAMPLED = 1024  # dimensions of a layer that its penalty is chosen by, at most
 PERMUTATIONS = 1000
@@ -68,7 +70,7 @@ class Decoder:
         layers: names of the layers that are predicted.
         alphas: the penalty of each.
         feature: of the latents, `z` or `mean`.
-        weights_sha256: of the model whose latents they are.
+        reading: what latents are of, and how they were read, as the store's `info` has it, by `READING`.
         notes: what the reader must know.
         checksums: of the training images (n,), behind what they are of, as `LatentStore.checksums` has them.
     """
@@ -80,7 +82,7 @@ class Decoder:
     layers: tuple[str, ...]
     alphas: tuple[float, ...]
     feature: str
-    weights_sha256: str
+    reading: dict[str, Any]
     notes: tuple[str, ...] = ()
     checksums: Checksums | None = None
 
@@ -103,7 +105,7 @@ class Decoder:
             "layers": self.layers,
             "alphas": self.alphas,
             "feature": self.feature,
-            "weights_sha256": self.weights_sha256,
+            "reading": self.reading,
             "measured": self.measured,
             "notes": self.notes,
             "checksums": None if self.checksums is None else self.checksums[0],
@@ -161,7 +163,7 @@ class Decoder:
                     tuple(about["layers"]),
                     tuple(about["alphas"]),
                     about["feature"],
-                    about["weights_sha256"],
+                    {name: about["reading"][name] for name in READING},
                     tuple(about["notes"]),
                     about["checksums"] and (about["checksums"], found["checksums"]),
                 )
@@ -261,12 +263,14 @@ class Decoder:
         """Return the rows of a store that the training images are (n,).
 
         Raises:
-            TaskError: it is of other weights, lacks one, or has another image under its id.
+            TaskError: it is of other weights or read otherwise, lacks one, or has another image under its id.
         """
-        if like.info.weights_sha256 != self.weights_sha256:
+        own = _reading(like)
+        if other := [name for name in READING if own[name] != self.reading[name]]:
+            fitted, found = (each[other[0]] for each in (self.reading, own))
             raise TaskError(
-                f"{like.path}: expected latents of the weights that were fitted on, "
-                f"{self.weights_sha256[:8]}, found {like.info.weights_sha256[:8]}; fit anew"
+                f"{like.path}: expected latents read as those that were fitted on, {other[0]} {fitted}, "
+                f"found {found}; extract both alike, or fit anew"
             )
         place = {image_id: row for row, image_id in enumerate(like.ids)}
         if missing := [image_id for image_id in self.ids if image_id not in place]:
@@ -308,7 +312,8 @@ class Decoder:
                 f"split: {both[0]!r} was fitted on, so that predicting it tells nothing; choose another split"
             )
         own = [column[voxel] for voxel in self.voxels.tolist()]
-        chosen = read.values[:, some][:, :, own].astype(np.float64)
+        values = read.values[:, some][:, :, own]
+        chosen = values.astype(np.float64)
         seen: NDArray[np.bool_] = np.asarray(~np.isnan(chosen).all(axis=2))
         if len(never := np.flatnonzero(~seen.any(axis=0))):
             number = int(never[0])
@@ -322,7 +327,8 @@ class Decoder:
                 f"responses: expected finite numbers, found others of voxel {self.voxels[voxel]}, image "
                 f"{like.ids[rows[some[number]]]!r}; fit without that voxel"
             )
-        return mean, rows[some], read.notes
+        asked = Responses(values, rows[some], self.voxels, {})
+        return mean, rows[some], (*read.notes, *about_values(asked, like))
 
     def _weights(self, values: Values, algebra: Algebra) -> Iterator[tuple[float, Any]]:
         """Yield each penalty with the weights (M, n) of the training images, on the device."""
@@ -432,10 +438,14 @@ def fit(
         layers=tuple(spec.name for spec in specs),
         alphas=tuple(alphas),
         feature=feature,
-        weights_sha256=store.info.weights_sha256,
+        reading=_reading(store),
         notes=tuple(notes),
         checksums=checksums_of(store, rows),
     )
+
+
+def _reading(store: Latents) -> dict[str, Any]:
+    return {name: getattr(store.info, name) for name in READING}
 
 
 def _is_number(value: Any) -> bool:

@@ -705,11 +705,7 @@ def read_responses(
         if not varying.any():
             raise TaskError("responses: expected voxels that vary over images, found none")
         responses = responses.of(varying)
-    if line := _about_one_value(responses, store):
-        notes.append(line)
-    parts = [responses.values[:, :, block] for block in voxel_blocks(responses.values.shape[2])]
-    if line := apart_from_others(parts):
-        notes.append(f"responses: {line}: it counts as measured; write NaN where nothing was")
+    notes += about_values(responses, store)
     regions = responses.rois
     if rois is not None:
         regions, about = _read_rois(path_of("rois", rois), responses.voxels, count)
@@ -735,6 +731,15 @@ def _missing(
         known[block] = ~(np.isnan(part) & ~absent[:, :, None]).any(axis=(0, 1))
         infinite[block] = np.isinf(part).any(axis=(0, 1))
     return absent, known, infinite
+
+
+def about_values(responses: Responses, store: Latents) -> list[str]:
+    """Return lines about values that may stand for what was not measured."""
+    lines = [_about_one_value(responses, store)]
+    parts = [responses.values[:, :, block] for block in voxel_blocks(len(responses.voxels))]
+    if line := apart_from_others(parts):
+        lines.append(f"responses: {line}: it counts as measured; write NaN where nothing was")
+    return [line for line in lines if line]
 
 
 def _about_one_value(responses: Responses, store: Latents) -> str:

@@ -34,6 +34,10 @@ PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of a word, as `train` and `Images`
 FOLDER_LINK = "link to a folder"  # why a member of a tar is left out
 QUOTED = re.compile("^['\"\u2018\u201c](.+)['\"\u2019\u201d]$")
 JOINED = re.compile("(?<=[^\\W_])[ _\u2010-\u2015-]+(?=[^\\W_])")  # words, as of `hot_dog`
+BETWEEN = "[ _.,'\u2019\u2010-\u2015-]+"
+APART = re.compile(  # what parts a letter from a word, as in `hot dog`, `St. Louis` and `cat_1`
+    f"(?<=[^\\W\\d_]){BETWEEN}(?=[^\\W_])|(?<=\\d){BETWEEN}(?=[^\\W\\d_])"
+)
 NO_WORD = re.compile(r"[?._*-]+")  # may stand for none where no other label is of signs
 CHECKED_DISK = re.compile(r"found\.\d{3}")  # as FOUND.000, where Windows puts what it finds
 NAME_BYTES = 200  # of a factor's name: a file's may have 255, and head and feature stand before it
@@ -347,8 +351,8 @@ save them as whole numbers
 def look_alikes(labels: Iterable[str | None], kind: str = "classes") -> tuple[str, ...]:
     """Return a line about classes whose names differ in case, blanks or leading zeros alone; maybe none.
 
-    Quotation marks around a name count for nothing, nor does what joins its words. Names that are one number,
-    as `1e3` and `1000`, are such classes too. So are a factor's categories.
+    Quotation marks around a name count for nothing, nor does what joins or parts words. Names that are one
+    number, as `1e3` and `1000`, are such classes too. So are a factor's categories.
     """
     first: dict[str | Decimal, str] = {}
     alike = []
@@ -359,7 +363,7 @@ def look_alikes(labels: Iterable[str | None], kind: str = "classes") -> tuple[st
         text = " ".join(unicodedata.normalize("NFKC", seen).casefold().split())
         text = QUOTED.sub(r"\1", text)
         number = _exact_number(text)
-        plain = re.sub(r"(?<!\d)0+(?=\d)", "", JOINED.sub(" ", text))
+        plain = re.sub(r"(?<!\d)0+(?=\d)", "", JOINED.sub(" ", APART.sub("", text)))
         key = plain if number is None else number
         if first.setdefault(key, name) != name:
             alike.append((first[key], name))

@@ -872,13 +872,38 @@ def read_images(
     return np.stack(images)
 
 
+def spread_over(source: Source, rows: Sequence[int] | None = None) -> list[int]:
+    """Return the indices of up to 100 images to be looked at before all are read, spread over a source.
+
+    Of a reader of the user's own there are none: what reading twice does is not known.
+
+    Args:
+        source: of the images.
+        rows: the images that are read; all if not given.
+    """
+    inner = source.reader.reader if isinstance(source.reader, _Selection) else source.reader
+    if (getattr(inner, "__module__", None) or "").partition(".")[0] != __name__.partition(".")[0]:
+        return []
+    among = np.arange(len(source)) if rows is None else np.asarray(rows, np.intp)
+    count = min(len(among), LOOKED_AT)
+    return [int(index) for index in among[np.arange(count) * len(among) // max(count, 1)]]
+
+
+def image_hashes(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Return 64 bits of a hash of each image (N, S, S, 3), preprocessed as the model sees it, (N,).
+
+    A copy of the image has the same hash in a folder, a table, a tar or an array, whatever it is called.
+    """
+    digests = [hashlib.blake2b(i.tobytes(), digest_size=8).digest() for i in images]
+    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+
+
 def about_enlarged(
     source: Source, size: int, crop: int | None = None, rows: Sequence[int] | None = None
 ) -> str:
     """Say how many images are enlarged to twice their side and more, and what sides they have; else nothing.
 
-    Of many images 100 are looked at, spread over them, by the beginnings of their files. Of a reader of the
-    user's own none is: what reading twice does is not known.
+    Of many images 100 are looked at, by the beginnings of their files.
 
     Args:
         source: of the images.
@@ -886,14 +911,9 @@ def about_enlarged(
         crop: the central square that is taken first, pixels.
         rows: the images that are read; all if not given.
     """
-    inner = source.reader.reader if isinstance(source.reader, _Selection) else source.reader
-    if (getattr(inner, "__module__", None) or "").partition(".")[0] != __name__.partition(".")[0]:
-        return ""
-    among = np.arange(len(source)) if rows is None else np.asarray(rows, np.intp)
-    count = min(len(among), LOOKED_AT)
     sides: list[int] = []
-    of_files = _is_of_files(source.reader)
-    for index in among[np.arange(count) * len(among) // max(count, 1)].tolist():
+    of_files, some = _is_of_files(source.reader), spread_over(source, rows)
+    for index in some:
         with suppress(Exception):  # reading it will say what it is
             image = _checked(source.reader(index))
             whole = image.size if isinstance(image, Image.Image) else image.shape[:2]
@@ -903,10 +923,10 @@ def about_enlarged(
     small = sorted(side for side in (min(side, crop or side) for side in sides) if 2 * side <= size)
     if not small:
         return ""
-    looked_at = " looked at" if count < len(among) else ""
+    looked_at = " looked at" if len(some) < len(source if rows is None else rows) else ""
     side = f"{small[0]}" if small[0] == small[-1] else f"{small[0]} to {small[-1]}"
     return (
-        f"{source.name}: {len(small)} of {count} images{looked_at} are enlarged to {size} pixels a side, "
+        f"{source.name}: {len(small)} of {len(some)} images{looked_at} are enlarged to {size} pixels a side, "
         f"from {side}"
     )
 

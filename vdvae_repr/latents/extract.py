@@ -29,7 +29,14 @@ from vdvae_repr.config import path_of, shown, suggestion, true_or_false
 from vdvae_repr.data.faces import AlignedFace, noted_faces
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source, warn
-from vdvae_repr.data.source import Preprocessing, Source, about_enlarged, read_images
+from vdvae_repr.data.source import (
+    Preprocessing,
+    Source,
+    about_enlarged,
+    image_hashes,
+    read_images,
+    spread_over,
+)
 from vdvae_repr.encoders.base import Encoder, ImageTransform
 from vdvae_repr.encoders.load import as_encoder, loaded
 from vdvae_repr.errors import (
@@ -139,12 +146,8 @@ def extract(
     job = ExtractionJob.of(encoder, source, reading, chosen_options)
     if isinstance(net, SavedModel) and (line := net.about_crop(chosen_options.frame.crop)):
         notices.append(line)
-    trained_on = net.record.get("data_sha256") if isinstance(net, SavedModel) else None
-    if trained_on is not None and trained_on == source.fingerprint():
-        notices.append(
-            f"{source.name}: is what {net.name} was trained on, but for what it held back, so that not all "
-            "figures of it are of new images"
-        )
+    if isinstance(net, SavedModel) and (line := _about_trained_on(net, source)):
+        notices.append(line)
     shapes = [encoder.shape(spec, reading.features[0]) for spec in reading.layers]
     if line := about_pool(chosen_options.storage.pool, reading.layers, shapes):
         notices.append(line)
@@ -195,6 +198,33 @@ def extract(
         left = counted(len(skipped), "image", "is", "are")
         say(f"{out}: {left} left out, as {skipped[0]['reason']}{all_of_them}")
     return store
+
+
+def _about_trained_on(model: SavedModel, source: Source) -> str:
+    """Say that a model was trained on what is read, or on some of its images; empty where nothing tells so.
+
+    Of many images 100 are looked at.
+    """
+    trained_on = model.record.get("data_sha256")
+    if trained_on is not None and trained_on == source.fingerprint():
+        return (
+            f"{source.name}: is what {model.name} was trained on, but for what it held back, so that not all "
+            "figures of it are of new images"
+        )
+    if model.trained_on is None:
+        return ""
+    as_trained = Preprocessing(size=model.config.image_size, crop=model.trained_crop)
+    some, hashes = spread_over(source), []
+    for index in some:
+        with suppress(DataError):  # reading it will say what it is
+            hashes.append(image_hashes(read_images(source, as_trained, [index])))
+    if not (count := int(np.isin(hashes, model.trained_on).sum())):
+        return ""
+    looked_at = " looked at" if len(some) < len(source) else ""
+    return (
+        f"{source.name}: {count} of {len(some)} images{looked_at} are images that {model.name} was trained "
+        "on, so that not all figures of it are of new images"
+    )
 
 
 def _begin(

@@ -17,7 +17,7 @@ from vdvae_repr.config import hidden_by_mask, suggestion, whole_number
 from vdvae_repr.data.names import readable
 from vdvae_repr.data.open import warn
 from vdvae_repr.data.readers.arrays import DARK
-from vdvae_repr.data.source import FULL, Preprocessing, RawImage, file_source, opacity_of
+from vdvae_repr.data.source import ALIKE, FULL, Preprocessing, RawImage, file_source, opacity_of
 from vdvae_repr.encoders.load import load
 from vdvae_repr.encoders.vdvae import VDVAEEncoder
 from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError, counted
@@ -27,6 +27,7 @@ from vdvae_repr.model.base import expect_finite
 from vdvae_repr.model.layers import FEATURES, select_layers
 from vdvae_repr.model.noise import seeded_noise
 from vdvae_repr.model.vdvae import VDVAE
+from vdvae_repr.pixels import white_is_zero, white_of
 
 
 class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -134,6 +135,7 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         rows: list[NDArray[np.float32]] = []
         black: list[int] = []
         clear: list[int] = []
+        deep: list[int] = []  # of each image of 16 bits in memory the largest value
         brightest = 255 if read_file else 0  # of files it is said as they are read
         for start in range(0, len(X), self.batch_size):
             batch = range(start, min(start + self.batch_size, len(X)))
@@ -146,6 +148,13 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 index
                 for index in batch
                 if isinstance(X[index], Image.Image) and 2 * opacity_of(X[index]) < FULL
+            ]
+            deep += [
+                int(np.asarray(X[index]).max(initial=0))
+                for index in batch
+                if isinstance(X[index], Image.Image)
+                and white_of(X[index]) == 65535
+                and not white_is_zero(X[index])
             ]
             ids = [str(index) for index in batch]
             read = self._read(pixels, ids)
@@ -165,6 +174,11 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             warn(f"X: {which} black, 0 everywhere, as image {black[0]}")
         elif rows and brightest < DARK:
             warn(f"X: 255 is read as white; the brightest pixel found is {brightest}")
+        elif len(deep) >= ALIKE and max(deep) < 2**15:
+            warn(
+                f"X: {len(deep)} images of 16 bits, none above {max(deep)}; 65535 is read as white: scale "
+                "images of fewer bits to 16"
+            )
         return np.concatenate(rows) if rows else np.zeros((0, len(self._names)), np.float32)
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from vdvae_repr.config import TrainConfig, build_table
 from vdvae_repr.data.loader import map_ahead
-from vdvae_repr.data.source import Preprocessing, Source, read_images
+from vdvae_repr.data.source import Preprocessing, Source, image_hashes, read_images
 from vdvae_repr.errors import ConfigError, DataError, printable
 from vdvae_repr.model.base import SavedModel
 from vdvae_repr.output import replacing
@@ -20,15 +19,6 @@ from vdvae_repr.training.draws import split_indices
 from vdvae_repr.training.reading import CHECKED, gathered, process
 
 NONE = np.zeros(0, np.uint64)
-
-
-def image_hashes(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """Return 64 bits of a hash of each image (N, S, S, 3), preprocessed as the model sees it, (N,).
-
-    A copy of the image has the same hash in a folder, a table, a tar or an array, whatever it is called.
-    """
-    digests = [hashlib.blake2b(i.tobytes(), digest_size=8).digest() for i in images]
-    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
 
 class SeenImages:
