@@ -134,6 +134,22 @@ def test_what_is_logged_is_lines_too(monkeypatch, capsys):
     ]
 
 
+def test_a_warning_is_printed_once_however_filters_change(monkeypatch, capsys):
+    def warn_twice(path):
+        for text in ("many classes", "many classes", "another"):
+            with warnings.catch_warnings():  # after which Python forgets what it has shown
+                warnings.warn(text, UserWarning, stacklevel=1)
+        raise vr.StoreError("no store")
+
+    monkeypatch.setattr(vr, "open", warn_twice)
+    monkeypatch.setattr(sys, "argv", ["vdvae-repr", "store", "info", "s.h5"])
+    monkeypatch.setattr(warnings, "filters", [("always", None, Warning, None, 0)])
+    with warnings.catch_warnings(), pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().err
+    assert said.count("UserWarning: many classes") == said.count("UserWarning: another") == 1
+
+
 def test_a_closed_pipe_is_one_line(tiny, images, tmp_path):
     vr.extract(tiny, images, tmp_path / "s.h5", layers="1x1").close()
     command = [sys.executable, "-m", "vdvae_repr.cli", "store", "info", "s.h5"]

@@ -1769,6 +1769,9 @@ def _keep_freed_memory() -> None:
         libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
 
 
+_WARNED: set[tuple[str, str, int]] = set()  # Python forgets them where filters change
+
+
 def _show_warning(
     message: Warning | str,
     category: type[Warning],
@@ -1777,7 +1780,10 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Print a warning of this package as one line, and others' as Python does."""
+    """Print a warning of this package as one line, and others' as Python does, each once."""
+    if (place := (str(message), filename, lineno)) in _WARNED:
+        return
+    _WARNED.add(place)
     if Path(filename).is_relative_to(Path(__file__).parent):
         _log(f"vdvae-repr: warning: {in_options(str(message))}")
     else:

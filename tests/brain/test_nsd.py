@@ -148,7 +148,10 @@ def test_what_is_not_nsds_is_refused_by_name(seen, tmp_path):
         found.save(tmp_path / "a.npz")
 
 
-@pytest.mark.parametrize("wrong", [{"subjectim": "T"}, {"masterordering": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"subjectim": "T"}, {"masterordering": -1}, {"masterordering": 0.5}, {"sharedix": np.nan}],
+)
 def test_a_design_counted_otherwise_is_refused(seen, tmp_path, wrong):
     """Counted from 0, a trial would be given the last image."""
     _, _, paths = seen
@@ -157,7 +160,7 @@ def test_a_design_counted_otherwise_is_refused(seen, tmp_path, wrong):
     for key, change in wrong.items():
         given[key] = given[key].T if change == "T" else given[key] + change
     scipy.io.savemat(tmp_path / "d.mat", given)
-    with pytest.raises(vr.DataError, match=r"expected subjectim \(subjects, images\).* found \("):
+    with pytest.raises(vr.DataError, match=r"expected (subjectim|masterordering)"):
         read_nsd(paths["betas"], tmp_path / "d.mat", subject=1, mask=paths["mask"])
 
 
@@ -276,6 +279,19 @@ def test_trials_that_were_never_written_are_said(seen, tmp_path):
     assert note.startswith(
         "betas_session02.hdf5: 2 of 160 trials have one value in every voxel, as"
     )
+
+
+def test_a_session_that_varies_nowhere_is_said_and_one_with_infinity_refused(seen, tmp_path):
+    folder = changed(seen, tmp_path, lambda betas: betas * 0)
+    found = read_nsd(folder, seen[2]["design"], subject=1, mask=seen[2]["mask"])
+    assert found.notes == (
+        "betas_session02.hdf5: no voxel varies over its trials, so that all are NaN",
+    )
+    assert np.isnan(found.values).mean() == pytest.approx(1 / 3)
+    shutil.rmtree(folder)
+    folder = changed(seen, tmp_path, lambda betas: np.where(betas == betas.max(), np.inf, betas))
+    with pytest.raises(vr.DataError, match=r"session02\.hdf5: expected finite betas.* infinity"):
+        read_nsd(folder, seen[2]["design"], subject=1, mask=seen[2]["mask"])
 
 
 def test_a_trial_without_a_response_costs_no_session(seen, tmp_path):

@@ -352,6 +352,20 @@ def test_head_keeps_scikit_learns_contract(head):
     check_estimator(head, on_skip=None, expected_failed_checks=failing)
 
 
+@pytest.mark.parametrize(
+    "head", [NearestNeighbor(), NearestPrototype(), Ridge(), LogisticProbe(Cs=[1.0])]
+)
+def test_many_classes_of_two_samples_each_are_no_regression(head):
+    """Of faces there are often two of each person."""
+    rng = np.random.default_rng(0)
+    people = np.repeat(rng.normal(size=(30, 40)), 2, axis=0)
+    X, y = people + 0.01 * rng.normal(size=people.shape), np.repeat(np.arange(30), 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted = head.fit(X[::2], y[::2])
+    assert (fitted.predict(X[1::2]) == y[1::2]).all()
+
+
 def test_linear_lbfgs_converges_where_the_gradient_is_rounding():
     points = [3, 0, 0, 1, 0, 2, 1, 1, 1, 2, 2, 1, 0, 3, 1, 0, 2, 0, 4, 4, 2, 3, 3, 2]
     X, y = np.reshape(points, (12, 2)).astype(float), np.array([1, 1, 1, 2, 2, 2] * 2)

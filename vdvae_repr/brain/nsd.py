@@ -190,20 +190,24 @@ def read_nsd(
             found = np.concatenate(
                 [data[i : i + TRIALS][:, flags] for i in range(0, len(data), TRIALS)]
             ).astype(np.float32)
+        if np.isinf(found).any():
+            raise DataError(f"{path}: expected finite betas, or NaN for none, found infinity")
         found /= SCALE
         there = ~np.isnan(found).all(axis=1)
         some = found if there.all() else found[there]
         if len(some) < len(found):
             notes.append(f"{path.name}: {len(found) - len(some)} of {len(found)} trials are NaN")
-        alike = int((some == some[:, :1]).all(axis=1).sum())
-        if alike and some.shape[1] > 1:
-            notes.append(
-                f"{path.name}: {alike} of {len(found)} trials have one value in every voxel, as what was "
-                "never written has, and count as measured"
-            )
         if len(some):
+            alike = int((some == some[:, :1]).all(axis=1).sum())
             # A constant's deviation is not 0 but rounding.
             varies = some.min(axis=0) < some.max(axis=0)
+            if not varies.any():
+                notes.append(f"{path.name}: no voxel varies over its trials, so that all are NaN")
+            elif alike and some.shape[1] > 1:
+                notes.append(
+                    f"{path.name}: {alike} of {len(found)} trials have one value in every voxel, as what was "
+                    "never written has, and count as measured"
+                )
             found = (found - some.mean(axis=0)) / np.where(varies, some.std(axis=0), np.nan)
         lengths.append(len(found))
         for one in found:
@@ -312,9 +316,9 @@ def _read_design(path: Path, subject: int) -> tuple[NDArray[np.intp], set[int]]:
         raise DataError(f"{path}: no such file; NSD's is nsd_expdesign.mat")
     try:
         found = scipy.io.loadmat(path)
-        order = np.ravel(found["masterordering"]).astype(np.intp) - 1
-        of_subjects = np.atleast_2d(found["subjectim"]).astype(np.intp) - 1
-        shared = set((np.ravel(found["sharedix"]).astype(np.intp) - 1).tolist())
+        order = _counted(np.ravel(found["masterordering"]))
+        of_subjects = _counted(np.atleast_2d(found["subjectim"]))
+        shared = set(_counted(np.ravel(found["sharedix"])).tolist())
     except (KeyError, ValueError, TypeError, NotImplementedError, OSError) as error:
         raise DataError(
             f"{path}: expected masterordering, subjectim and sharedix ({first_line(error)})"
@@ -327,6 +331,17 @@ def _read_design(path: Path, subject: int) -> tuple[NDArray[np.intp], set[int]]:
             f"from 1; found {of_subjects.shape} and {order.min() + 1} to {order.max() + 1}"
         )
     return of_subjects[subject - 1, order], shared
+
+
+def _counted(numbers: Array) -> NDArray[np.intp]:
+    """Return whole numbers that count from 1 as such that count from 0.
+
+    Raises:
+        ValueError: they have fractions, or are not finite.
+    """
+    if not (numbers == np.floor(numbers)).all() or np.isinf(numbers).any():
+        raise ValueError("numbers that are not whole")
+    return numbers.astype(np.intp) - 1
 
 
 def _opened(path: Path) -> h5py.File:

@@ -15,14 +15,13 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import RidgeClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from vdvae_repr.heads.gram import Scaling
 from vdvae_repr.heads.linear import LogisticProbe
 from vdvae_repr.heads.neighbors import BLOCK, unit
 from vdvae_repr.heads.parameters import flag, vector
-from vdvae_repr.heads.scores import ScoresClasses, validated
+from vdvae_repr.heads.scores import ScoresClasses, classes_of, validated
 
 
 class NearestPrototype(ScoresClasses, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -78,8 +77,7 @@ class NearestPrototype(ScoresClasses, ClassifierMixin, BaseEstimator):  # type: 
             raise ValueError(f"mean: expected numbers (D,), found {self.mean!r}")
         flag("normalize", self.normalize)
         X, y = validated(self, X, y, dtype=[np.float32, np.float64])
-        check_classification_targets(y)
-        self.classes_, encoded = np.unique(y, return_inverse=True)
+        self.classes_, encoded = classes_of(y)
         if len(self.classes_) < 2:
             raise ValueError("expected samples of at least 2 classes, found 1 class")
         if self.mean is not None:

@@ -21,7 +21,6 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import StratifiedKFold
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from vdvae_repr.heads import parameters
@@ -35,7 +34,7 @@ from vdvae_repr.heads.gram import (
     left_out_accuracy,
 )
 from vdvae_repr.heads.logistic import ON_THE_WAY, LogisticPath
-from vdvae_repr.heads.scores import Logits, ScoresClasses, numbers_of, validated
+from vdvae_repr.heads.scores import Logits, ScoresClasses, classes_of, numbers_of, validated
 from vdvae_repr.heads.spectrum import Spectrum, blas_threads, one_thread_each
 
 C_GRID = 10 ** np.linspace(-6, 5, 45)  # DINOv2, eval/log_regression.py
@@ -596,8 +595,7 @@ def apart_from_others(values: Sequence[NDArray[Any]]) -> str:
 def _check(head: Any, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], Rows]:
     """Return X (N, D), y (N,), the classes and y as their numbers."""
     X, y = validated(head, X, y, dtype=[np.float32, np.float64], ensure_min_samples=2)
-    check_classification_targets(y)
-    classes, encoded = np.unique(y, return_inverse=True)
+    classes, encoded = classes_of(y)
     if len(classes) < 2:
         raise ValueError("expected samples of at least 2 classes, found 1 class")
     if head.precomputed and X.shape[0] != X.shape[1]:

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from vdvae_repr.heads.gram import (
@@ -21,7 +20,7 @@ from vdvae_repr.heads.gram import (
     left_out_accuracy,
 )
 from vdvae_repr.heads.parameters import flag, positive, whole
-from vdvae_repr.heads.scores import ScoresClasses, validated
+from vdvae_repr.heads.scores import ScoresClasses, classes_of, validated
 
 BLOCK = 1024  # samples scored at once
 
@@ -78,8 +77,7 @@ class _CosineNeighbors(ScoresClasses, ProductHead, ClassifierMixin, BaseEstimato
         """
         self._check_parameters()
         X, y = validated(self, X, y, dtype=[np.float32, np.float64])
-        check_classification_targets(y)
-        self.classes_, self._labels = np.unique(y, return_inverse=True)
+        self.classes_, self._labels = classes_of(y)
         if self.standardize and not self.center:
             raise ValueError("standardize: expected center=True with it, found center=False")
         if self.precomputed:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
 from vdvae_repr.config import hidden_by_mask
@@ -23,6 +24,18 @@ def validated(head: Any, X: Any, y: Any = "no_validation", **options: Any) -> An
         if why := hidden_by_mask(given, "numbers", name):
             raise ValueError(f"{name}: {why}")
     return validate_data(head, X, y, **options)
+
+
+def classes_of(y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
+    """Return the classes of labels y (N,), in their order, and y as numbers of these (N,).
+
+    Raises:
+        ValueError: y is no labels, as numbers with fractions.
+    """
+    classes, numbers = np.unique(y, return_inverse=True)
+    # Three times each, as scikit-learn warns of labels where half of all are other classes.
+    check_classification_targets(np.repeat(classes, 3))
+    return classes, numbers
 
 
 class ScoresClasses:

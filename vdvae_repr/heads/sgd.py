@@ -15,13 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from vdvae_repr.heads import parameters
 from vdvae_repr.heads.gram import BLOCK_BYTES, Matrix, Rows, Scaling, is_constant
 from vdvae_repr.heads.linear import stratified_folds
-from vdvae_repr.heads.scores import Logits, numbers_of, validated
+from vdvae_repr.heads.scores import Logits, classes_of, numbers_of, validated
 from vdvae_repr.model.precision import arithmetic
 
 LEARNING_RATES = np.outer(10.0 ** np.arange(-5, -1), [1, 2, 5]).ravel()
@@ -191,8 +190,7 @@ class SGDProbe(Logits, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         else:
             X, y = validated(self, X, y, dtype=[np.float32, np.float64], ensure_min_samples=2)
             X = Samples(X)
-        check_classification_targets(y)
-        self.classes_, encoded = np.unique(y, return_inverse=True)
+        self.classes_, encoded = classes_of(y)
         if len(self.classes_) < 2:
             raise ValueError("expected samples of at least 2 classes, found 1 class")
         return X, encoded
