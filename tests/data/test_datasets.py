@@ -531,15 +531,15 @@ def test_omniglot_runs(tmp_path):
     for name in names:
         write_png(tmp_path / "drawn" / name)
 
-    def write(first):
+    def write(first, around=""):
         with zipfile.ZipFile(tmp_path / "all_runs.zip", "w") as archive:
             for name in names:
-                archive.write(tmp_path / "drawn" / name, name)
+                archive.write(tmp_path / "drawn" / name, around + name)
             for run, pairs in (("run01", first), ("run02", ((1, 1), (2, 2)))):
                 text = "\n".join(
                     f"{run}/test/item{a:02d}.png {run}/training/class{b:02d}.png" for a, b in pairs
                 )
-                archive.writestr(f"{run}/class_labels.txt", text + "\n")
+                archive.writestr(f"{around}{run}/class_labels.txt", text + "\n")
 
     write(((1, 2), (2, 1)))
     source = open_source("omniglot-runs", root=tmp_path)
@@ -548,6 +548,12 @@ def test_omniglot_runs(tmp_path):
     named = dict(zip(source.ids, (source.label_names[k] for k in source.labels), strict=True))
     assert named["run01/test/item01.png"] == "run01/class02" == named["run01/training/class02.png"]
     assert named["run02/test/item01.png"] == "run02/class01"
+    write(((1, 2), (2, 1)), around="all_runs/")
+    around = open_source("omniglot-runs", root=tmp_path)
+    assert (around.ids, around.splits) == (source.ids, source.splits)
+    write(((1, 2),))
+    with pytest.raises(DataError, match=r"in class_labels.txt, found none of run01/test/item02"):
+        open_source("omniglot-runs", root=tmp_path)
     write(((1, 2), (2, 7)))
     with pytest.raises(
         DataError, match=r"run01/class_labels.txt line 2: expected a test and a known"

@@ -473,6 +473,22 @@ def test_components_from_inner_products_are_scikit_learns():
     np.testing.assert_allclose(np.abs(ours), np.abs(theirs), atol=1e-8)
 
 
+@pytest.mark.parametrize("kind", ["no queries", "a drawing twice", "a drawing that is not there"])
+def test_runs_that_cannot_be_scored_are_refused(tiny, people, tmp_path, kind):
+    source = people(2, num_people=6)  # three people in each of two runs, known and asked for once
+    labels, splits = source.labels.copy(), np.array(["train", "test"] * 6)
+    if kind == "no queries":
+        splits[6:], labels[6:] = "train", np.arange(6)
+    else:
+        row, label = (2, 0) if kind == "a drawing twice" else (3, 5)
+        labels[row] = label
+    factors = {"run": np.repeat([1, 2], 6)}
+    source = replace(source, labels=labels, splits=tuple(splits), factors=factors)
+    store = vr.extract(tiny, source, tmp_path / "s.h5", layers="1x1")
+    with pytest.raises(vr.TaskError, match=r"run [12]: expected queries, and one known drawing"):
+        vr.OmniglotOneShot().bind(store)
+
+
 @pytest.mark.shared_data
 def test_modified_hausdorff_baseline_has_lakes_error(shared_data, tiny, tmp_path):
     """Lake et al.'s own baseline, 38.8 % on the 20 runs, through the loader and the scorer."""

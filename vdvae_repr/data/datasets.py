@@ -527,10 +527,9 @@ def _omniglot_runs(root: Path) -> Source:
         root, *(f"{base}all_runs.zip" for base in ("omniglot-py/", "omniglot/python/one-shot-classification/",
         "omniglot/", ""))
     )  # fmt: skip
-    files = _zip_members(place, ".png")
-    files = {name: content for name, content in files.items() if name.startswith("run")}
+    files, lists = (_in_runs(place, suffix) for suffix in (".png", "class_labels.txt"))
     partner: dict[str, str] = {}
-    for name, text in _zip_members(place, "class_labels.txt").items():
+    for name, text in lists.items():
         for number, line in enumerate(text.decode().split("\n"), start=1):
             if line.strip():
                 test, _, known = line.strip().partition(" ")
@@ -539,6 +538,11 @@ def _omniglot_runs(root: Path) -> Source:
                         f"{place}: {name} line {number}: expected a test and a known drawing, found {line!r}"
                     )
                 partner[test] = known
+    asked = [name for name in files if PurePosixPath(name).parts[1] == "test"]
+    if unlisted := [name for name in asked if name not in partner]:
+        raise DataError(
+            f"{place}: expected each test's known drawing in class_labels.txt, found none of {unlisted[0]}"
+        )
     labels: list[str | None] = []
     for name in files:
         drawing = PurePosixPath(partner.get(name, name))
@@ -547,6 +551,22 @@ def _omniglot_runs(root: Path) -> Source:
     runs = np.array([int(PurePosixPath(name).parts[0].removeprefix("run")) for name in files])
     source = file_source("omniglot-runs", files, labels=labels, splits=splits)
     return replace(source, factors={"run": runs})
+
+
+def _in_runs(place: Path, suffix: str) -> dict[str, bytes]:
+    """Return the files of a zip that are in runs, by paths from the run on, as `run01/test/item01.png`.
+
+    Raises:
+        DataError: there are none, or two of one path.
+    """
+    found: dict[str, bytes] = {}
+    for name, content in _zip_members(place, suffix).items():
+        inside = re.fullmatch(r"(?:.*/)?(run\d+/.+)", name)
+        if inside and found.setdefault(inside[1], content) is not content:
+            raise DataError(f"{place}: expected one file {inside[1]}, found two; remove one")
+    if not found:
+        raise DataError(f"{place}: expected folders run01, ..., with {suffix}, found none")
+    return found
 
 
 def _download_omniglot(root: Path) -> None:

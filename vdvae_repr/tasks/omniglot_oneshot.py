@@ -49,9 +49,10 @@ class Runs(Problem):
         for run in np.unique(self.runs):
             own = store.labels[known[self.runs[known] == run]]
             asked = store.labels[queries[self.runs[queries] == run]]
-            if len(set(own)) < len(own) or not set(asked) <= set(own):
+            if len(set(own)) < len(own) or not set(asked) <= set(own) or not len(asked):
                 raise TaskError(
-                    f"{store.path}: run {run}: expected one known drawing of each character that is asked for"
+                    f"{store.path}: run {run}: expected queries, and one known drawing of each character "
+                    "that is asked for"
                 )
         runs = len(np.unique(self.runs))
         ways = len(known) / runs
