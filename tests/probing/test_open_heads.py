@@ -90,6 +90,16 @@ def test_a_layer_is_chosen_by_stratified_folds_of_training_images(store, split):
     assert [row.versus for row in report.rows if row.versus] == [comparison.versus]
 
 
+def test_a_head_that_refuses_a_fold_says_that_it_is_one(store):
+    """Of the 24 images to fit on a fold leaves 18; 20 neighbours would have sufficed for all."""
+    head = {"many": KNeighborsClassifier(20)}
+    with pytest.raises(
+        vr.TaskError,
+        match=r"n_neighbors = 20.* \(fitted on a fold to choose rows by, 18 of 24 images\)",
+    ):
+        vr.probe(store, "face_id", heads=head, cache=None, controls=())
+
+
 def test_validation_images_choose_where_there_are_some(tiny, people, tmp_path):
     source = people(9)
     object.__setattr__(source, "splits", ("train", "val", "test") * 18)

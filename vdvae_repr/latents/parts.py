@@ -465,8 +465,17 @@ def wait_for_all(processes: int) -> None:
 
 
 def from_the_first(value: dict[str, Any] | None, processes: int) -> dict[str, Any] | None:
-    """Return the first process's value in every one."""
+    """Return the first process's value in every one.
+
+    Raises:
+        StoreError: the first process has stopped, and said why.
+    """
     shared = [value]
     if processes > 1:
-        dist.broadcast_object_list(shared, 0)
+        try:
+            dist.broadcast_object_list(shared, 0)
+        except RuntimeError as error:  # as gloo's, that the connection is closed
+            raise StoreError(
+                f"process {dist.get_rank()} of {processes}: stops as the first one did, whose line says why"
+            ) from error
     return shared[0]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.model_selection import KFold, cross_val_score
 
-from vdvae_repr.errors import TaskError
+from vdvae_repr.errors import TaskError, first_line
 from vdvae_repr.heads.gram import Fold, ProductHead, Rows, Scaling, left_out_accuracy
 from vdvae_repr.heads.linear import stratified_folds
 from vdvae_repr.heads.sgd import Samples, SGDProbe
@@ -195,7 +195,15 @@ def _fit_on_columns(
             else stratified_folds(y, seed)
         )
         if splits:
-            scores = cross_val_score(clone(estimator), X[train], y, cv=splits, error_score="raise")
+            try:
+                scores = cross_val_score(
+                    clone(estimator), X[train], y, cv=splits, error_score="raise"
+                )
+            except ValueError as error:
+                raise ValueError(
+                    f"{first_line(error)} (fitted on a fold to choose rows by, {len(splits[0][0])} of "
+                    f"{len(y)} images)"
+                ) from error
             training_score = float(scores.mean())
     estimator.fit(X[train], y.copy())
     if validation is not None:
