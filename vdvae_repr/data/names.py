@@ -529,7 +529,8 @@ def splits_of_shards(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, 
     (('train', 'test'), ('', ''))
     """
     nowhere = ("",) * len(names)
-    if len(names) < 2 or not any(list(_split_patterns(name)) for name in names):
+    meant = f"; name each by one of {', '.join(SPLITS)} if they are meant"
+    if len(names) < 2:
         return nowhere, ()
     words = [[word for word in re.split(r"[\W\d_]+", name) if word] for name in names]
     counts = [Counter(map(str.casefold, found)) for found in words]
@@ -538,14 +539,22 @@ def splits_of_shards(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, 
         [word for word in found if word.casefold() in count - shared]
         for found, count in zip(words, counts, strict=True)
     ]
+    if not any(list(_split_patterns(name)) for name in names):
+        first = {
+            tuple(map(str.casefold, own)): name
+            for name, own in reversed([*zip(names, left, strict=True)])
+        }
+        if not 1 < len(first) <= len(SPLITS):
+            return nowhere, ()
+        listed = " and ".join(f"{name}.tar" for name in sorted(first.values()))
+        return nowhere, (f"names of shards, as {listed}, tell no split{meant}",)
     splits = []
     for name, found, own in zip(names, words, left, strict=True):
         patterns = list(_split_patterns(" ".join(own if any(left) else found)))
         means = {split for _, split in patterns}
         if len(means) != 1 or (any(left) and (len(patterns) > 1 or _besides(patterns[0][0]))):
             return nowhere, (
-                f"no splits are read off the names of shards, as {name}.tar tells no single split; "
-                f"name each by one of {', '.join(SPLITS)} if they are meant",
+                f"no splits are read off the names of shards, as {name}.tar tells no single split{meant}",
             )
         splits.append(means.pop())
     about = f"splits are read off the names of shards, as {splits[0]} of {names[0]}.tar"
