@@ -1809,6 +1809,7 @@ def _command() -> Any:
 
 def main() -> None:
     """Run the command line; errors become one line and an exit code, warnings of the package a line."""
+    _WARNED.clear()
     warnings.showwarning = _show_warning
     # Pillow's warnings: of images that are too large an error follows, of tags nothing is lost.
     warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -364,9 +364,9 @@ def test_responses_are_predicted_from_in_a_store_of_another_order(
 @pytest.mark.parametrize(
     ("options", "other"),
     [
-        ({"crop": 12}, "preprocessing"),
-        ({"resize": "bilinear"}, "preprocessing"),
-        ({"z": "sample", "features": "mean"}, "z mean, found sample"),
+        ({"crop": 12}, r"resized: bicubic.*, found .*the central square of 12 pixels"),
+        ({"resize": "bilinear"}, r"resized: bicubic.*, found .*resized: bilinear"),
+        ({"z": "sample", "features": "mean"}, r"z mean, .*, found .*z sample"),
     ],
 )
 def test_latents_that_were_read_otherwise_are_not_predicted(
@@ -374,7 +374,7 @@ def test_latents_that_were_read_otherwise_are_not_predicted(
 ):
     decoder = vr.brain.fit(bold, store, layers="1x1", alpha=10.0)
     again = vr.extract(tiny, people(20, num_people=8), tmp_path / "o.h5", layers="1x1", **options)
-    with pytest.raises(vr.TaskError, match=f"expected latents read as .* {other}"):
+    with pytest.raises(vr.TaskError, match=rf"expected latents read as .*{other}"):
         decoder.predict(bold, again, tmp_path / "p.h5", split=None)
     assert not (tmp_path / "p.h5").exists()
 
@@ -387,6 +387,25 @@ def test_responses_that_were_not_measured_are_said_of_what_is_predicted(store, b
         empty[:, test[:2]] = value
         found = decoder.predict(empty, store, tmp_path / f"{value}.h5")
         assert any(said in line for line in found.notes)
+        read = read_responses(empty, store)
+        again = decoder.predict(read, store, tmp_path / f"{value}-again.h5")
+        assert sum(said in line for line in again.notes) == 1
     plain = decoder.predict(bold, store, tmp_path / "p.h5")
     assert not any("counts as measured" in line for line in plain.notes)
     assert len(plain.store) == len(test)
+
+
+def test_a_decoder_of_an_earlier_schema_is_fitted_anew(store, bold, tmp_path):
+    decoder = vr.brain.fit(bold, store, layers="1x1", alpha=10.0)
+    decoder.save(tmp_path / "d.npz")
+    with np.load(tmp_path / "d.npz") as found:
+        arrays = dict(found)
+    about = str(arrays["about"]).replace("vdvae-repr/decoder/2", "vdvae-repr/decoder/1")
+    np.savez(tmp_path / "d.npz", **arrays | {"about": np.array(about)})
+    with pytest.raises(vr.TaskError, match=r"\(schema vdvae-repr/decoder/1; fit anew\)"):
+        type(decoder).load(tmp_path / "d.npz")
+    decoder.save(tmp_path / "d.npz", overwrite=True)
+    assert type(decoder).load(tmp_path / "d.npz").ids == decoder.ids
+    np.savez(tmp_path / "other.npz", about=np.array('{"schema": "another"}'))
+    with pytest.raises(vr.TaskError, match="exists already"):
+        decoder.save(tmp_path / "other.npz", overwrite=True)

@@ -150,7 +150,14 @@ def test_what_is_not_nsds_is_refused_by_name(seen, tmp_path):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"subjectim": "T"}, {"masterordering": -1}, {"masterordering": 0.5}, {"sharedix": np.nan}],
+    [
+        {"subjectim": "T"},
+        {"subjectim": -1},
+        {"masterordering": -1},
+        {"masterordering": 0.5},
+        {"sharedix": -1},
+        {"sharedix": np.nan},
+    ],
 )
 def test_a_design_counted_otherwise_is_refused(seen, tmp_path, wrong):
     """Counted from 0, a trial would be given the last image."""

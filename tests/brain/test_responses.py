@@ -329,7 +329,7 @@ def test_what_does_not_fit_the_store_is_refused_by_name(store, bold, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("code", "said"), [(-999, "-999"), (9.96921e36, "9.96921e+36"), (200, "200")]
+    ("code", "said"), [(-999, "-999"), (2.0**100, "1.2676506e+30"), (200, "200")]
 )
 def test_a_code_among_responses_is_said_and_kept(store, bold, code, said):
     bold[3, 2] = bold[4, 5] = bold[8, 2] = code
@@ -344,6 +344,8 @@ def test_a_code_among_responses_is_said_and_kept(store, bold, code, said):
         np.random.default_rng(0).poisson(0.1, (20, 7)),
         np.where(bold == code, np.nan, bold),
         np.eye(20)[:, :7],
+        np.random.default_rng(0).choice([0.5, 1, 2, 4, 8], (20, 7)),  # levels that double
+        np.random.default_rng(0).choice([1, 10, 100, 1000], (20, 7)),
     ):
         assert not any("far from" in line for line in read_responses(values, store).notes)
 
@@ -355,13 +357,13 @@ def test_responses_that_are_0_in_every_voxel_are_said_and_kept(store, bold):
     found = read_responses(values, store)
     np.testing.assert_allclose(found.values, values)
     said = (
-        f"responses: one value in every voxel: 3 responses to 2 images, as 0 to {store.ids[3]!r};"
+        f"responses: one value in every voxel: 3 responses to 2 images, as 0 to {store.ids[3]!r}:"
     )
     assert [line for line in found.notes if line.startswith(said)]
     many = np.tile(values, 2)
     many[0, 2] = -999
     notes = " ".join(read_responses(many, store).notes)
-    assert f"4 responses to 3 images, as -999 to {store.ids[2]!r};" in notes
+    assert f"4 responses to 3 images, as -999 to {store.ids[2]!r}:" in notes
     spikes = np.random.default_rng(0).poisson(0.3, (2, len(bold), 3))
     # Of one neuron, or few spikes, 0 is a count.
     for measured in (np.stack([bold, bold + 1]), values[:, :, :1], spikes):

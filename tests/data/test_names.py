@@ -126,6 +126,8 @@ def test_a_whole_number_is_one_class_and_different_names_stay_apart(values, clas
         (["person1", "person_1", "person_10"], "'person1' and 'person_1' are two classes;"),
         (["St. Louis", "St Louis"], "'St Louis' and 'St. Louis' are two classes"),
         (["1-a", "1a", "1-1", "11"], "'1-a' and '1a' are two classes;"),
+        (["yaw30", "yaw-30", "yaw 30"], "'yaw 30' are two classes, and 1 more"),
+        (["cat-1", "cat_1"], "'cat-1' and 'cat_1' are two classes;"),
         (["1000", "1e3", "cat"], "'1e3' and '1000' are two classes"),
         (["1e3", "1000"], "'1e3' and '1000' are two classes"),
         (["1.50", "1.5", "beta"], "words and numbers with fractions"),
@@ -178,6 +180,11 @@ def test_floating_labels_are_said_from_the_number_on_whose_neighbour_they_lack(d
     (line,) = merged_ids(np.array([1, limit], dtype))
     assert f"cannot tell ids from {limit} on apart" in line
     assert merged_ids(np.array([2**62])) == ()
+
+
+def test_signs_before_numbers_and_between_them_count():
+    """As of poses and time points."""
+    assert look_alikes(["yaw-30", "yaw30", "T1", "T-1", "1.5", "15", "1-1", "11", "C", "C++"]) == ()
 
 
 def test_names_that_are_one_number_are_said():

@@ -364,6 +364,8 @@ def test_many_classes_of_two_samples_each_are_no_regression(head):
         warnings.simplefilter("error")
         fitted = head.fit(X[::2], y[::2])
     assert (fitted.predict(X[1::2]) == y[1::2]).all()
+    with pytest.raises(ValueError, match="Unknown label type"):
+        head.fit(X[:4], np.array([None, "a", "b", "a"], dtype=object))
 
 
 def test_linear_lbfgs_converges_where_the_gradient_is_rounding():

@@ -95,7 +95,7 @@ def test_a_head_that_refuses_a_fold_says_that_it_is_one(store):
     head = {"many": KNeighborsClassifier(20)}
     with pytest.raises(
         vr.TaskError,
-        match=r"n_neighbors = 20.* \(fitted on a fold to choose rows by, 18 of 24 images\)",
+        match=r"n_neighbors = 20.* \(in cross-validation, on about 18 of 24 images\)",
     ):
         vr.probe(store, "face_id", heads=head, cache=None, controls=())
 

@@ -151,7 +151,7 @@ def test_extracting_some_images_that_were_trained_on_is_said(given, tmp_path, sa
         lines = [line for line in said() if " trained on" in line]
         assert len(lines) == bool(count), form
         if count and form != "all":
-            assert f": {count} of {asked} images are images that t was trained on" in lines[0], form
+            assert f": {count} of {asked} images are those that t was trained on" in lines[0], form
 
 
 def test_images_are_counted_whatever_crop_they_are_scored_with(given, caplog, said):

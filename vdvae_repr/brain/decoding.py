@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from vdvae_repr.brain.responses import (
+    AS_MEASURED,
     REPEATED,
     Checksums,
     Measured,
@@ -42,6 +44,7 @@ from vdvae_repr.heads.spectrum import leading_eigenvectors
 from vdvae_repr.latents.base import Latents, about_copies, expect_store
 from vdvae_repr.latents.decode import decodable_feature
 from vdvae_repr.latents.exchange import expect_place, import_latents
+from vdvae_repr.latents.format import StoreInfo
 from vdvae_repr.latents.store import LatentStore
 from vdvae_repr.model.layers import LayerSpec, select_layers
 from vdvae_repr.output import expect_writable, replacing
@@ -154,7 +157,7 @@ class Decoder:
             with np.load(path, allow_pickle=False) as found:
                 about = json.loads(str(found["about"]))
                 if about["schema"] != SCHEMA:
-                    raise ValueError(f"schema {about['schema']}")
+                    raise ValueError(f"schema {about['schema']}; fit anew")
                 return cls(
                     found["responses"],
                     found["voxels"],
@@ -265,12 +268,11 @@ class Decoder:
         Raises:
             TaskError: it is of other weights or read otherwise, lacks one, or has another image under its id.
         """
-        own = _reading(like)
-        if other := [name for name in READING if own[name] != self.reading[name]]:
-            fitted, found = (each[other[0]] for each in (self.reading, own))
+        if (own := _reading(like)) != self.reading:
+            fitted, found = (_in_words(replace(like.info, **each)) for each in (self.reading, own))
             raise TaskError(
-                f"{like.path}: expected latents read as those that were fitted on, {other[0]} {fitted}, "
-                f"found {found}; extract both alike, or fit anew"
+                f"{like.path}: expected latents read as those that were fitted on ({fitted}), found {found}; "
+                "extract both alike, or fit anew"
             )
         place = {image_id: row for row, image_id in enumerate(like.ids)}
         if missing := [image_id for image_id in self.ids if image_id not in place]:
@@ -328,7 +330,8 @@ class Decoder:
                 f"{like.ids[rows[some[number]]]!r}; fit without that voxel"
             )
         asked = Responses(values, rows[some], self.voxels, {})
-        return mean, rows[some], (*read.notes, *about_values(asked, like))
+        notes = [note for note in read.notes if not note.endswith(AS_MEASURED)]  # of all images
+        return mean, rows[some], (*notes, *about_values(asked, like))
 
     def _weights(self, values: Values, algebra: Algebra) -> Iterator[tuple[float, Any]]:
         """Yield each penalty with the weights (M, n) of the training images, on the device."""
@@ -448,6 +451,11 @@ def _reading(store: Latents) -> dict[str, Any]:
     return {name: getattr(store.info, name) for name in READING}
 
 
+def _in_words(info: StoreInfo) -> str:
+    draws = "" if info.draws is None else f", {counted(info.draws, 'draw')}"
+    return f"weights {info.weights_sha256[:8]}, z {info.z}{draws}, of {info.images_in_words}"
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
@@ -535,11 +543,12 @@ def _unwritable(path: Path, error: OSError) -> TaskError:
 
 
 def _is_decoder(path: Path) -> bool:
-    try:
-        Decoder.load(path)
-    except TaskError:
-        return False
-    return True
+    """Whether a file is a decoder, of an earlier schema too."""
+    with suppress(OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        with np.load(path, allow_pickle=False) as found:
+            schema = json.loads(str(found["about"]))["schema"]
+        return isinstance(schema, str) and schema.rpartition("/")[0] == SCHEMA.rpartition("/")[0]
+    return False
 
 
 class _LayerScore:

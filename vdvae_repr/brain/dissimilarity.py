@@ -86,6 +86,10 @@ def read_rdms(measured: Measured, store: Latents) -> MeasuredRDMs:
             "rdm: expected (N, N), the pairs of its upper triangle, (subjects, N, N) or (subjects, sessions, "
             f"N, N), found {array.shape}"
         )
+    if line := apart_from_others([pairs(array)]):
+        notes.append(
+            f"rdm: {line}: it counts as a dissimilarity; leave out the images of these pairs"
+        )
     if array.ndim == 4:
         notes.append(f"rdm: the mean of {array.shape[1]} sessions of each subject is taken")
         array = array.mean(axis=1)
@@ -102,10 +106,6 @@ def read_rdms(measured: Measured, store: Latents) -> MeasuredRDMs:
         raise TaskError(
             "rdm: expected dissimilarities, smallest of an image with itself, found them largest there, as "
             "similarities are; give 1 - them, or dissimilarities with a diagonal of 0"
-        )
-    if line := apart_from_others([pairs(matrices)]):
-        notes.append(
-            f"rdm: {line}: it counts as a dissimilarity; leave out the images of these pairs"
         )
     return MeasuredRDMs(matrices, rows, splits, (*about, *notes))
 

@@ -325,10 +325,10 @@ def _read_design(path: Path, subject: int) -> tuple[NDArray[np.intp], set[int]]:
         ) from error
     if not 1 <= subject <= len(of_subjects):
         raise DataError(f"subject: expected 1 to {len(of_subjects)}, found {subject}")
-    if not 0 <= order.min(initial=0) <= order.max(initial=0) < of_subjects.shape[1]:
+    if order.max(initial=0) >= of_subjects.shape[1]:
         raise DataError(
-            f"{path}: expected subjectim (subjects, images), of whose columns masterordering counts, "
-            f"from 1; found {of_subjects.shape} and {order.min() + 1} to {order.max() + 1}"
+            f"{path}: expected subjectim (subjects, images), and as masterordering numbers of its columns, "
+            f"found {of_subjects.shape} and numbers up to {order.max() + 1}"
         )
     return of_subjects[subject - 1, order], shared
 
@@ -337,10 +337,12 @@ def _counted(numbers: Array) -> NDArray[np.intp]:
     """Return whole numbers that count from 1 as such that count from 0.
 
     Raises:
-        ValueError: they have fractions, or are not finite.
+        ValueError: they do not, as those that have fractions.
     """
     if not (numbers == np.floor(numbers)).all() or np.isinf(numbers).any():
         raise ValueError("numbers that are not whole")
+    if (least := numbers.min(initial=1)) < 1:
+        raise ValueError(f"numbers from 1, found {least:g}")
     return numbers.astype(np.intp) - 1
 
 

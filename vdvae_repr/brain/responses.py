@@ -34,6 +34,7 @@ BESIDE = ("ids", "splits")  # arrays that say of which images another one is
 FORMATS = (".npy", ".npz", ".h5", ".hdf5", ".mat")
 REPEATED = "leave one out, or put repetitions of an image on the first axis"
 CONTROLS = ("null", "none")  # regions that see nothing are called so
+AS_MEASURED = "this counts as measured; write NaN where nothing was"
 NAMED = 5  # arrays that are not read, in a line
 HALVES = 100  # ways to halve repetitions, at most
 SEVERAL = 10  # voxels that do not have one value by chance
@@ -738,7 +739,7 @@ def about_values(responses: Responses, store: Latents) -> list[str]:
     lines = [_about_one_value(responses, store)]
     parts = [responses.values[:, :, block] for block in voxel_blocks(len(responses.voxels))]
     if line := apart_from_others(parts):
-        lines.append(f"responses: {line}: it counts as measured; write NaN where nothing was")
+        lines.append(f"responses: {line}: {AS_MEASURED}")
     return [line for line in lines if line]
 
 
@@ -769,8 +770,7 @@ def _about_one_value(responses: Responses, store: Latents) -> str:
     value = first[:, images[0]][same[:, images[0]]][0]
     return (
         f"responses: one value in every voxel: {counted(int(same.sum()), 'response')} to "
-        f"{counted(len(images), 'image')}, as {value:g} to {name!r}; this counts as measured: write NaN "
-        "where nothing was"
+        f"{counted(len(images), 'image')}, as {value:g} to {name!r}: {AS_MEASURED}"
     )
 
 

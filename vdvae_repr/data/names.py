@@ -29,15 +29,19 @@ SPLIT_WORDS = {
     "test": "test",
     "testing": "test",
 }
+LIKE_SPLITS = {  # which other people call theirs
+    "fit", "trn", "tr", "eval", "evaluation", "vld", "tst", "te", "holdout", "heldout", "unseen",
+}  # fmt: skip
 COLLECTION = re.compile(r"(?i)(set|data|images?|imgs?|split)$")  # as in `trainset`
 PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of a word, as `train` and `Images` of `trainImages2`
 FOLDER_LINK = "link to a folder"  # why a member of a tar is left out
 QUOTED = re.compile("^['\"\u2018\u201c](.+)['\"\u2019\u201d]$")
-JOINED = re.compile("(?<=[^\\W_])[ _\u2010-\u2015-]+(?=[^\\W_])")  # words, as of `hot_dog`
-BETWEEN = "[ _.,'\u2019\u2010-\u2015-]+"
-APART = re.compile(  # what parts a letter from a word, as in `hot dog`, `St. Louis` and `cat_1`
-    f"(?<=[^\\W\\d_]){BETWEEN}(?=[^\\W_])|(?<=\\d){BETWEEN}(?=[^\\W\\d_])"
+HYPHENS = "\u2010-\u2015-"
+SIGNS = f"[ _.,'\u2019{HYPHENS}]+"
+APART = re.compile(  # words, as `hot dog`, `St. Louis` and `cat_1`; `yaw-30` is no `yaw30`
+    f"(?<=[^\\W_]){SIGNS}(?=[^\\W\\d_])|(?<=[^\\W\\d_])[ _.,'\u2019]+(?=\\d)"
 )
+JOINED = re.compile(f"(?<=[^\\W_])[ _{HYPHENS}]+(?=[^\\W_])")  # words and numbers
 NO_WORD = re.compile(r"[?._*-]+")  # may stand for none where no other label is of signs
 CHECKED_DISK = re.compile(r"found\.\d{3}")  # as FOUND.000, where Windows puts what it finds
 NAME_BYTES = 200  # of a factor's name: a file's may have 255, and head and feature stand before it
@@ -349,10 +353,10 @@ save them as whole numbers
 
 
 def look_alikes(labels: Iterable[str | None], kind: str = "classes") -> tuple[str, ...]:
-    """Return a line about classes whose names differ in case, blanks or leading zeros alone; maybe none.
+    """Return a line about classes whose names differ in how they are written alone; maybe none.
 
-    Quotation marks around a name count for nothing, nor does what joins or parts words. Names that are one
-    number, as `1e3` and `1000`, are such classes too. So are a factor's categories.
+    Case, quotation marks around a name, leading zeros and what joins or parts words count for nothing. Names
+    that are one number, as `1e3` and `1000`, are such classes too. So are a factor's categories.
     """
     first: dict[str | Decimal, str] = {}
     alike = []
@@ -363,10 +367,15 @@ def look_alikes(labels: Iterable[str | None], kind: str = "classes") -> tuple[st
         text = " ".join(unicodedata.normalize("NFKC", seen).casefold().split())
         text = QUOTED.sub(r"\1", text)
         number = _exact_number(text)
-        plain = re.sub(r"(?<!\d)0+(?=\d)", "", JOINED.sub(" ", APART.sub("", text)))
-        key = plain if number is None else number
-        if first.setdefault(key, name) != name:
-            alike.append((first[key], name))
+        keys: list[str | Decimal] = [number] if number is not None else [
+            re.sub(r"(?<!\d)0+(?=\d)", "", form)
+            for form in (JOINED.sub(" ", text), APART.sub("", text))
+        ]  # fmt: skip
+        twins = [first[key] for key in keys if key in first]
+        if twins:
+            alike.append((twins[0], name))
+        for key in keys:
+            first.setdefault(key, name)
     if not alike:
         return ()
     one, other = alike[0]
@@ -540,14 +549,9 @@ def splits_of_shards(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, 
         for found, count in zip(words, counts, strict=True)
     ]
     if not any(list(_split_patterns(name)) for name in names):
-        first = {
-            tuple(map(str.casefold, own)): name
-            for name, own in reversed([*zip(names, left, strict=True)])
-        }
-        if not 1 < len(first) <= len(SPLITS):
-            return nowhere, ()
-        listed = " and ".join(f"{name}.tar" for name in sorted(first.values()))
-        return nowhere, (f"names of shards, as {listed}, tell no split{meant}",)
+        like = [word for own in left for word in own if word.casefold() in LIKE_SPLITS]
+        said = f"no splits are read off the names of shards, as {min(like, default='')!r} is the name of none"
+        return nowhere, (f"{said}{meant}",) if like else ()
     splits = []
     for name, found, own in zip(names, words, left, strict=True):
         patterns = list(_split_patterns(" ".join(own if any(left) else found)))

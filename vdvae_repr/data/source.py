@@ -30,6 +30,7 @@ from torch.utils.data import Dataset
 from vdvae_repr.config import hidden_by_mask, without_order
 from vdvae_repr.data.faces import LANDMARKS, align_face
 from vdvae_repr.data.hdf5 import HDF5
+from vdvae_repr.data.loader import map_ahead
 from vdvae_repr.data.names import (
     merged_ids,
     number_labels,
@@ -896,6 +897,21 @@ def image_hashes(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """
     digests = [hashlib.blake2b(i.tobytes(), digest_size=8).digest() for i in images]
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+
+
+def hashes_of(
+    source: Source, preprocessing: Preprocessing, indices: Iterable[int], workers: int
+) -> NDArray[np.uint64]:
+    """Return `image_hashes` of some images, in order, but for those that cannot be read."""
+
+    def hash_of(index: int) -> NDArray[np.uint64]:
+        try:
+            return image_hashes(read_images(source, preprocessing, [index]))
+        except DataError:  # which is said where it is to be used
+            return np.zeros(0, np.uint64)
+
+    hashes = map_ahead(hash_of, indices, workers=workers, ahead=4 * workers)
+    return np.concatenate([np.zeros(0, np.uint64), *hashes])
 
 
 def about_enlarged(

@@ -11,6 +11,7 @@ solver of its source; the optimum is one and the same, whatever finds it.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -41,6 +42,8 @@ C_GRID = 10 ** np.linspace(-6, 5, 45)  # DINOv2, eval/log_regression.py
 LARGEST = 1e150  # of targets, so that sums of their squares are finite
 SMALLEST = 1e-140  # by which targets differ, so that squares of errors do not become 0
 ALPHAS = 10 ** np.linspace(-4, 4, 17)  # a feature, standardised
+LEVELS = 10  # that a person may set, as of doses
+AT_ONCE = 100_000  # values sorted at once
 SMALL = 300_000_000  # samples x dimensions x classes, below which products are slower on several threads
 STRIDE = (
     4  # values of C from one solution to the next, of those that only lead to the one that is kept
@@ -567,28 +570,38 @@ def beyond_squares(targets: NDArray[np.float64]) -> str:
 def apart_from_others(values: Sequence[NDArray[Any]]) -> str:
     """Say which value stands several times, farther from all others than they lie apart; empty if none.
 
-    So are codes written for what is not known, as -999 among ages.
+    So are codes written for what is not known, as -999 among ages. Of few other values each may be a level,
+    as of doses that double, so that it must stand ten times as far.
 
     Args:
-        values: of any shapes but empty ones, taken together; NaN counts for nothing.
+        values: of any shapes, taken together; NaN counts for nothing.
 
     >>> apart_from_others([np.array([23, 999, 41.5]), np.array([999, np.nan, 67])])
     '999 stands 2 times, far from all others (23 to 67)'
-    >>> apart_from_others([np.array([23, 31, 41.5]), np.array([35, np.nan, 67])])
+    >>> apart_from_others([np.array([1, 2, 4, 8, 8])])
     ''
     """
+    values = [part for part in values if part.size]
+    if not values:
+        return ""
     low = float(np.fmin.reduce([np.fmin.reduce(part, axis=None) for part in values]))
     high = float(np.fmax.reduce([np.fmax.reduce(part, axis=None) for part in values]))
     middle = low / 2 + high / 2
     for end, beyond in ((low, np.less_equal), (high, np.greater_equal)):
         if any((beyond(part, middle) & (part != end)).any() for part in values):
             continue
-        count = sum(int((part == end).sum()) for part in values)
-        others = np.concatenate(
-            [np.unique(part[(part != end) & (part == part)]) for part in values]
-        )
-        if count > 1 and len(np.unique(others)) > 2:
-            return f"{end:g} stands {count} times, far from all others ({others.min():g} to {others.max():g})"
+        if (count := sum(int((part == end).sum()) for part in values)) < 2:
+            continue
+        first, last, kinds = math.inf, -math.inf, set[float]()
+        for part in values:
+            others = part[(part != end) & (part == part)]
+            if others.size:
+                first, last = min(first, float(others.min())), max(last, float(others.max()))
+            if len(kinds) <= LEVELS:
+                kinds.update(np.unique(others[:AT_ONCE]).tolist())
+        far = abs(end - (first if end == low else last)) >= LEVELS * (last - first)
+        if len(kinds) > (2 if far else LEVELS):
+            return f"{end:.9g} stands {count} times, far from all others ({first:g} to {last:g})"
     return ""
 
 

@@ -32,9 +32,9 @@ def classes_of(y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
     Raises:
         ValueError: y is no labels, as numbers with fractions.
     """
+    # Three times, as scikit-learn warns of labels of which half are classes.
+    check_classification_targets(np.tile(y, 3))
     classes, numbers = np.unique(y, return_inverse=True)
-    # Three times each, as scikit-learn warns of labels where half of all are other classes.
-    check_classification_targets(np.repeat(classes, 3))
     return classes, numbers
 
 

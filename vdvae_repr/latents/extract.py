@@ -33,7 +33,7 @@ from vdvae_repr.data.source import (
     Preprocessing,
     Source,
     about_enlarged,
-    image_hashes,
+    hashes_of,
     read_images,
     spread_over,
 )
@@ -146,8 +146,6 @@ def extract(
     job = ExtractionJob.of(encoder, source, reading, chosen_options)
     if isinstance(net, SavedModel) and (line := net.about_crop(chosen_options.frame.crop)):
         notices.append(line)
-    if isinstance(net, SavedModel) and (line := _about_trained_on(net, source)):
-        notices.append(line)
     shapes = [encoder.shape(spec, reading.features[0]) for spec in reading.layers]
     if line := about_pool(chosen_options.storage.pool, reading.layers, shapes):
         notices.append(line)
@@ -168,6 +166,9 @@ def extract(
             begun = _begin(job, out, overwrite, say, report) if rank == 0 else None
             begun = partition.from_the_first(begun, processes)
             if begun is not None:
+                if rank == 0 and isinstance(net, SavedModel):
+                    for line in _about_trained_on(net, source, job.workers):
+                        say(line)
                 if job.batch_size != begun["batch_size"]:
                     job = replace(job, batch_size=begun["batch_size"])
                 if different := partition.differences(begun, job.info.attributes()):
@@ -200,31 +201,27 @@ def extract(
     return store
 
 
-def _about_trained_on(model: SavedModel, source: Source) -> str:
-    """Say that a model was trained on what is read, or on some of its images; empty where nothing tells so.
+def _about_trained_on(model: SavedModel, source: Source, workers: int) -> list[str]:
+    """Return a line that a model was trained on what is read, or on some of it; none if nothing tells so.
 
     Of many images 100 are looked at.
     """
     trained_on = model.record.get("data_sha256")
     if trained_on is not None and trained_on == source.fingerprint():
-        return (
-            f"{source.name}: is what {model.name} was trained on, but for what it held back, so that not all "
-            "figures of it are of new images"
+        found = f"is what {model.name} was trained on, but for what it held back"
+    elif model.trained_on is not None:
+        as_trained = Preprocessing(size=model.config.image_size, crop=model.trained_crop)
+        some = spread_over(source)
+        count = int(np.isin(hashes_of(source, as_trained, some, workers), model.trained_on).sum())
+        if not count:
+            return []
+        looked_at = " looked at" if len(some) < len(source) else ""
+        found = (
+            f"{count} of {len(some)} images{looked_at} are those that {model.name} was trained on"
         )
-    if model.trained_on is None:
-        return ""
-    as_trained = Preprocessing(size=model.config.image_size, crop=model.trained_crop)
-    some, hashes = spread_over(source), []
-    for index in some:
-        with suppress(DataError):  # reading it will say what it is
-            hashes.append(image_hashes(read_images(source, as_trained, [index])))
-    if not (count := int(np.isin(hashes, model.trained_on).sum())):
-        return ""
-    looked_at = " looked at" if len(some) < len(source) else ""
-    return (
-        f"{source.name}: {count} of {len(some)} images{looked_at} are images that {model.name} was trained "
-        "on, so that not all figures of it are of new images"
-    )
+    else:
+        return []
+    return [f"{source.name}: {found}, so that not all figures of it are of new images"]
 
 
 def _begin(

@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from itertools import takewhile
@@ -458,24 +458,36 @@ def join_processes() -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
+@contextmanager
+def _together() -> Iterator[None]:
+    """Turn what is raised where another process has stopped, as gloo's closed connection, into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise StoreError(
+            f"process {dist.get_rank()} of {dist.get_world_size()}: another one stopped; its line says why"
+        ) from error
+
+
 def wait_for_all(processes: int) -> None:
-    """Wait until every process has come here."""
+    """Wait until every process has come here.
+
+    Raises:
+        StoreError: another process has stopped.
+    """
     if processes > 1:
-        dist.barrier()
+        with _together():
+            dist.barrier()
 
 
 def from_the_first(value: dict[str, Any] | None, processes: int) -> dict[str, Any] | None:
     """Return the first process's value in every one.
 
     Raises:
-        StoreError: the first process has stopped, and said why.
+        StoreError: another process has stopped.
     """
     shared = [value]
     if processes > 1:
-        try:
+        with _together():
             dist.broadcast_object_list(shared, 0)
-        except RuntimeError as error:  # as gloo's, that the connection is closed
-            raise StoreError(
-                f"process {dist.get_rank()} of {processes}: stops as the first one did, whose line says why"
-            ) from error
     return shared[0]

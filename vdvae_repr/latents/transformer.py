@@ -42,7 +42,7 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         seed: of the draws.
         crop: side of the central square taken before resizing, pixels.
         batch_size: images a forward pass.
-        device: where a model that is named is loaded, the CPU if not given.
+        device: where a model that is named is loaded, the CPU if not given; one in memory must be there.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
         Raises:
             CheckpointError, LayerError: no such model, no VDVAE; no such layer, feature or pooling.
-            ConfigError: another word for z, a number that is none, or a device for a model that has one.
+            ConfigError: another word for z, a number that is none, or another device than the model's.
         """
         if self.z not in ("mean", "sample"):
             raise ConfigError(f"z: expected mean or sample, found {self.z!r}")
@@ -89,11 +89,6 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         model = self.model
         if isinstance(model, str | Path):
             net: Any = load(model, device=self.device or "cpu")
-        elif self.device is not None:
-            raise ConfigError(
-                f"device: expected a model that is named, found one in memory and {self.device!r}; move it "
-                "there with model.to(...), and leave device out"
-            )
         else:
             net = model
         if not isinstance(net, VDVAE):
@@ -101,6 +96,11 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             raise CheckpointError(
                 f"{what}: expected a VDVAE, found {type(net).__name__}; of other networks vr.extract stores "
                 "activations, of a PixelCNN nothing"
+            )
+        if self.device is not None and not _is_on(net.device, torch.device(self.device)):
+            raise ConfigError(
+                f"device: expected {net.device}, where the model is, found {self.device!r}; move the model "
+                "with model.to(...), or leave device out"
             )
         self.model_ = net
         if line := net.about_crop(self.crop):
@@ -172,13 +172,13 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if black and not read_file:
             which = counted(len(black), "image", "is", "are")
             warn(f"X: {which} black, 0 everywhere, as image {black[0]}")
-        elif rows and brightest < DARK:
-            warn(f"X: 255 is read as white; the brightest pixel found is {brightest}")
-        elif len(deep) >= ALIKE and max(deep) < 2**15:
+        if len(deep) >= ALIKE and 0 < max(deep) < 2**15:
             warn(
                 f"X: {len(deep)} images of 16 bits, none above {max(deep)}; 65535 is read as white: scale "
                 "images of fewer bits to 16"
             )
+        elif rows and not black and brightest < DARK:
+            warn(f"X: 255 is read as white; the brightest pixel found is {brightest}")
         return np.concatenate(rows) if rows else np.zeros((0, len(self._names)), np.float32)
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
@@ -199,6 +199,10 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             name: pool_layer(value.cpu().numpy(), pool).reshape(len(pixels), -1)
             for name, value in values.items()
         }
+
+
+def _is_on(device: torch.device, asked: torch.device) -> bool:
+    return (device.type, device.index or 0) == (asked.type, asked.index or 0)
 
 
 def _by_position(X: Any) -> Any:

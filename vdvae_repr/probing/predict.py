@@ -201,7 +201,7 @@ def _fit_on_columns(
                 )
             except ValueError as error:
                 raise ValueError(
-                    f"{first_line(error)} (fitted on a fold to choose rows by, {len(splits[0][0])} of "
+                    f"{first_line(error)} (in cross-validation, on about {len(splits[0][0])} of "
                     f"{len(y)} images)"
                 ) from error
             training_score = float(scores.mean())

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr.config import TrainConfig, build_table
-from vdvae_repr.data.loader import map_ahead
-from vdvae_repr.data.source import Preprocessing, Source, image_hashes, read_images
+from vdvae_repr.data.source import Preprocessing, Source, hashes_of, image_hashes
 from vdvae_repr.errors import ConfigError, DataError, printable
 from vdvae_repr.model.base import SavedModel
 from vdvae_repr.output import replacing
@@ -65,17 +64,10 @@ def count_trained_on(
     drawn = np.random.default_rng(0).permutation(len(indices))[:count]
     among = np.asarray(indices, np.intp)[np.sort(drawn)]
     preprocessing = Preprocessing(size=model.config.image_size, crop=model.trained_crop)
-
-    def hash_of(index: int) -> NDArray[np.uint64]:
-        try:
-            return image_hashes(read_images(source, preprocessing, [index]))
-        except DataError:  # which is said where it is to be used
-            return NONE
-
     rank, world = process()
-    mine = map_ahead(hash_of, among[rank::world].tolist(), workers=workers, ahead=4 * workers)
-    hashes = [each for part in gathered(list(mine)) for each in part]
-    return int(np.isin(np.concatenate([NONE, *hashes]), model.trained_on).sum()), count
+    mine = hashes_of(source, preprocessing, among[rank::world].tolist(), workers)
+    hashes = [each for part in gathered([mine]) for each in part]
+    return int(np.isin(np.concatenate(hashes), model.trained_on).sum()), count
 
 
 def hashes_to_go_on_from(
