@@ -300,7 +300,7 @@ def test_slices_of_a_layer_and_a_torch_data_set(store, tiny, images):
     with pytest.raises(vr.LayerError, match="'means' is not stored; did you mean 'mean'"):
         store.matrix("8x8", feature="means")
     items = store.dataset("8x8", pool="avg")
-    batches = torch.utils.data.DataLoader(items, batch_size=5, num_workers=2)
+    batches = torch.utils.data.DataLoader(items, batch_size=5, num_workers=1)
     rows = torch.cat([features for features, _ in batches])
     assert np.array_equal(rows.numpy(), store.matrix("8x8", pool="avg")[0])
 
