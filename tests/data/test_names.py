@@ -134,6 +134,10 @@ def test_a_whole_number_is_one_class_and_different_names_stay_apart(values, clas
         (["cat", "none", "None", "NONE"], "stand for none: 'none' (1), 'None' (1), 'NONE' (1)"),
         (["cat", "NaT", "Nat"], "stand for none: 'NaT' (1)"),
         (["1", "-1"], "label -1 is a class of its own"),
+        (["1", "-999", "0"], "label -999 is a class of its own"),
+        (["1", "-100", "-2", "0"], "labels -100 and -2 are classes of their own"),
+        (["1", "255", "20"], "label 255 is a class of its own"),
+        (["1", "18446744073709551615"], "label 18446744073709551615 is a class of its own"),
         (["cat", "?", "?"], "label ? is a class of its own"),
     ],
 )
@@ -180,6 +184,11 @@ def test_floating_labels_are_said_from_the_number_on_whose_neighbour_they_lack(d
     (line,) = merged_ids(np.array([1, limit], dtype))
     assert f"cannot tell ids from {limit} on apart" in line
     assert merged_ids(np.array([2**62])) == ()
+
+
+def test_numbers_that_may_be_classes_are_not_said():
+    for labels in (["254", "255", "1"], ["0", "1", "300"], ["255"], ["0", "65535", "40000"]):
+        assert class_names(labels).notices == ()
 
 
 def test_signs_before_numbers_and_between_them_count():
@@ -357,7 +366,6 @@ def test_several_classes_of_signs_are_classes_and_one_may_stand_for_none():
         ["A", "\u2764"],
         ["'", '"'],
         ["6'", '6"'],
-        ["-2", "2"],
     ):
         assert class_names(values).notices == ()
 

@@ -137,6 +137,11 @@ NUMBER_LIKE = re.compile(  # as `20,5`, `1,000`, `12 kg`, `$1.50` or `(1.5)`
     r"\(?[+\u2212-]?[$\u00a3\u00a5\u20ac]?\s?[+\u2212-]?\d[\d.,'\u2019 \u00a0\u2009\u202f]*\s*[^\d\s]{0,3}"
 )
 SIGNED = re.compile(r"\+\d+|-0", re.ASCII)  # of which the sign counts for nothing
+WHOLE = re.compile(r"-?\d{1,20}", re.ASCII)
+UNSIGNED_NONE = [
+    2**bits - 1 for bits in (8, 16, 32, 64)
+]  # what -1 becomes, and masks' ignored class
+MOST_NONE = 3  # in a line
 LONG_EXPONENT = 1000  # of numbers that are told from each other by their values
 LARGE_FLOAT = re.compile(r"[+-]?\d+\.\d*e[+-]?\d+", re.ASCII | re.IGNORECASE)  # as 3.00e+00
 ROUNDED = re.compile(  # the digits behind its point, and how many would have to stand there
@@ -189,8 +194,11 @@ def class_names(values: Sequence[str | None]) -> ClassNames:
     signs = [text for text in present if not any(map(str.isalnum, text))]
     if len(signs) > 1 or not NO_WORD.fullmatch("".join(signs)):  # as + and -
         signs = []
-    for text in ["-1"] if "-1" in names.values() else signs:
-        notices.append(f"label {text} is a class of its own; leave a label out where there is none")
+    if odd := _may_stand_for_none(filter(None, names.values())) or signs:
+        called = f"label {odd[0]} is a class of its own"
+        if len(odd) > 1:
+            called = f"labels {', '.join(odd[:-1])} and {odd[-1]} are classes of their own"
+        notices.append(f"{called}; leave a label out where there is none")
     if rewritten := [text for text in present if names[text] != text]:
         if len(numbers) < len(present):
             notices.append(
@@ -205,6 +213,15 @@ def class_names(values: Sequence[str | None]) -> ClassNames:
         )
     likely = [text for text in numbers if len(numbers) == len(present) or {*".+"} & {*text}]
     return ClassNames(labels, (*notices, *look_alikes(labels), *_about_rounded(likely, "labels")))
+
+
+def _may_stand_for_none(labels: Iterable[str]) -> list[str]:
+    """Return the labels that may be none's: numbers below 0, and -1 of whole numbers without a sign."""
+    numbers = sorted({int(label) for label in labels if WHOLE.fullmatch(label)})
+    below = [number for number in numbers if number < 0]
+    if len(numbers) > 1 and numbers[-1] in UNSIGNED_NONE and 2 * numbers[-2] < numbers[-1]:
+        below.append(numbers[-1])
+    return list(map(str, below[:MOST_NONE]))
 
 
 def _has_fraction(number: str) -> bool:
