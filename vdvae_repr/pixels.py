@@ -8,9 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from vdvae_repr.errors import DataError
+from vdvae_repr.errors import DataError, counted
 
 SEPARATE_ALPHA = {"La": "LA", "RGBa": "RGBA"}  # of modes that multiply colours by their opacity
+FULL = 255  # opacity, of which less than half everywhere is no picture's
+DARK = 32  # images of 8 bits all below, in all of their pixels, may be of fewer bits
+FEW = 4095  # the largest of 12 bits; of 16 one image that is no brighter may be of fewer
+ALIKE = 5  # images of 16 bits of which none is bright by chance alone
 STRIP = 2**22  # pixels that are converted at a time
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -113,6 +117,74 @@ def decode_pixels(image: Image.Image) -> None:
         image.info["transparency"] = (clear & most) * 255 // most
     if ";16" in str(held) and isinstance(clear, tuple):  # of which Pillow keeps the upper 8 bits
         image.info["transparency"] = tuple(value >> 8 for value in clear)
+
+
+def opacity_of(image: Image.Image) -> int:
+    """Return the highest opacity of any pixel, 0 to 255, of an image that is decoded."""
+    if (alpha := image.getbands()[-1]) in ("A", "a"):  # of LAB it is a colour
+        return int(image.getchannel(alpha).getextrema()[1])  # type: ignore[arg-type]
+    clear: Any = image.info.get("transparency")
+    if clear is None:
+        return FULL
+    if image.mode == "P":
+        given = dict(enumerate(clear)) if isinstance(clear, bytes) else {clear: 0}
+        used = np.flatnonzero(image.histogram()).tolist()
+        return max((given.get(color, FULL) for color in used), default=FULL)
+    lows, highs = np.reshape(image.getextrema(), (-1, 2)).T
+    is_clear = np.array_equal(lows, np.ravel(clear)) and np.array_equal(highs, np.ravel(clear))
+    return 0 if is_clear else FULL
+
+
+class Suspicions:
+    """What images in memory may be meant as otherwise than they are read: black, dark, clear, of fewer bits.
+
+    >>> given = Suspicions()
+    >>> given.look(0, np.zeros((8, 8, 3), np.uint8), brightest=0)
+    >>> given.lines("X")
+    ['X: 1 image is black, 0 everywhere, as image 0']
+    """
+
+    def __init__(self) -> None:
+        self._black: list[int] = []
+        self._clear: list[int] = []
+        self._deep: list[int] = []  # of each image of 16 bits the largest value
+        self._brightest = -1
+
+    def look(self, index: int, given: Any, brightest: int) -> None:
+        """Look at an image that has been read: what was given, and the largest of its 8-bit values."""
+        self._brightest = max(self._brightest, brightest)
+        if brightest == 0:
+            self._black.append(index)
+        if isinstance(given, Image.Image):
+            if 2 * opacity_of(given) < FULL:
+                self._clear.append(index)
+            if white_of(given) == 65535 and not white_is_zero(given):
+                self._deep.append(int(np.asarray(given).max(initial=0)))
+
+    def lines(self, name: str) -> list[str]:
+        """Return what to say of all of them, which are called `name`."""
+        said, deep = [], [value for value in self._deep if value]
+        if self._clear:
+            said.append(
+                f"{name}: {counted(len(self._clear), 'image')} of less than half of full opacity, through "
+                f"which white shows, as image {self._clear[0]}"
+            )
+        if self._black:
+            which = counted(len(self._black), "image", "is", "are")
+            said.append(f"{name}: {which} black, 0 everywhere, as image {self._black[0]}")
+        few = [value for value in deep if value <= FEW]
+        if len(deep) >= ALIKE and max(deep) < 2**15:
+            few = deep
+        if few:
+            said.append(
+                f"{name}: {counted(len(few), 'image')} of 16 bits, none above {max(few)}; 65535 is read as "
+                "white: scale images of fewer bits to 16"
+            )
+        elif 0 < self._brightest < DARK:
+            said.append(
+                f"{name}: 255 is read as white; the brightest pixel found is {self._brightest}"
+            )
+        return said
 
 
 def white_of(image: Image.Image) -> int | None:

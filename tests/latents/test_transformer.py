@@ -89,6 +89,54 @@ def test_pictures_of_16_bits_that_hold_fewer_are_said(tiny, images, caplog, bits
     assert few == any("images of 16 bits, none above" in line for line in said)
 
 
+GREY = np.random.default_rng(5).integers(64, 255, (6, 16, 16)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (
+            [Image.fromarray(g.astype(np.uint16) << 4) for g in GREY],
+            "6 images of 16 bits, none above 40",
+        ),
+        (
+            [
+                Image.fromarray(GREY[0]),
+                *(Image.fromarray(g.astype(np.uint16) << 4) for g in GREY[1:4]),
+            ],
+            "3 images of 16 bits, none above 40",
+        ),
+        (
+            [Image.fromarray(np.dstack([g, g, g, g // 3])) for g in GREY],
+            "6 images of less than half",
+        ),
+        (
+            [Image.fromarray(g * 0) for g in GREY[:2]] + [Image.fromarray(GREY[0])],
+            "2 images are black",
+        ),
+        (GREY // 128, "the brightest pixel found is 1"),
+        ((GREY / 255**2).astype(np.float32), "the brightest pixel found is 1"),
+        (torch.from_numpy(GREY // 64), "the brightest pixel found is 3"),
+        ([Image.fromarray(g.astype(np.uint16) << 8) for g in GREY], ""),
+        (GREY, ""),
+        ((GREY / 255).astype(np.float32), ""),
+    ],
+)
+def test_images_given_to_posterior_are_looked_at_as_those_of_a_transformer(
+    tiny, caplog, given, line
+):
+    """What is said is the same of both, where both take it."""
+    tiny.posterior(given, "1x1")
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == bool(line)
+    assert not line or line in said[0]
+    if isinstance(given, list):
+        caplog.clear()
+        vr.LatentTransformer(tiny, layers="1x1").fit(None).transform(given)
+        again = [record.getMessage() for record in caplog.records]
+        assert again == [text.replace("images: ", "X: ", 1) for text in said]
+
+
 def spoilt(tiny, parameter, value):
     """The model with one weight that is not what training leaves."""
     net = copy.deepcopy(tiny)

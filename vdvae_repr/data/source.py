@@ -41,7 +41,16 @@ from vdvae_repr.data.names import (
 )
 from vdvae_repr.errors import SKIP_ADVICE, DataError, first_line, printable
 from vdvae_repr.output import MARK
-from vdvae_repr.pixels import decode_pixels, to_rgb, white_is_zero, white_of
+from vdvae_repr.pixels import (
+    ALIKE,
+    FEW,
+    FULL,
+    decode_pixels,
+    opacity_of,
+    to_rgb,
+    white_is_zero,
+    white_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +82,6 @@ FEW_BITS = 16  # a file of 8 bits all below may be a mask; a night photo is dark
 LOOKED_AT = (
     100  # images of colours, the first of a source, of which it is told whether they are dark
 )
-ALIKE = 5  # images of 16 bits of which none is bright by chance alone
 FEW_ZEROS = 1024  # at the end of compressed pixels so many are no pixels
 ENDS = {  # of compressed pixels, the bytes that they end with
     "JPEG": b"\xff\xd9",
@@ -92,7 +100,6 @@ ANIMATED = (
     "TIFF",
     "WEBP",
 )  # formats of several pictures, all of which are meant
-FULL = 255  # opacity, of which less than half everywhere is no picture's
 LONGEST = 4096  # characters of an id or a class
 
 _MAGIC = {
@@ -365,7 +372,7 @@ class Source(Dataset[Image.Image]):
             # Pillow rounds 16 bits of a PPM, and cuts others'.
             limit = 16 if image.format == "PPM" else 15
             if high is not None and deep and high <= limit:
-                self._say_dim(index, 4095, "white, so it is dark")
+                self._say_dim(index, FEW, "white, so it is dark")
             elif high and deep:
                 self._say_if_all_dim(index, 256 * high + 255, "white, so it is dark")
             elif high == 0:
@@ -380,7 +387,7 @@ class Source(Dataset[Image.Image]):
             return
         brightest = int(np.asarray(image).max(initial=0))
         how = "black, so it is bright" if white_is_zero(image) else "white, so it is dark"
-        if brightest < 4096:
+        if brightest <= FEW:
             self._say_dim(index, brightest, how)
         else:
             self._say_if_all_dim(index, brightest, how)
@@ -537,22 +544,6 @@ def _brightest(image: Image.Image) -> int | None:
     if "A" in image.mode:
         return None if lows[-1] < 255 else int(highs[:-1].max())
     return int(highs.max())
-
-
-def opacity_of(image: Image.Image) -> int:
-    """Return the highest opacity of any pixel, 0 to 255, of an image that is decoded."""
-    if (alpha := image.getbands()[-1]) in ("A", "a"):  # of LAB it is a colour
-        return int(image.getchannel(alpha).getextrema()[1])  # type: ignore[arg-type]
-    clear: Any = image.info.get("transparency")
-    if clear is None:
-        return FULL
-    if image.mode == "P":
-        given = dict(enumerate(clear)) if isinstance(clear, bytes) else {clear: 0}
-        used = np.flatnonzero(image.histogram()).tolist()
-        return max((given.get(color, FULL) for color in used), default=FULL)
-    lows, highs = np.reshape(image.getextrema(), (-1, 2)).T
-    is_clear = np.array_equal(lows, np.ravel(clear)) and np.array_equal(highs, np.ravel(clear))
-    return 0 if is_clear else FULL
 
 
 def _content(reader: Callable[[int], RawImage], index: int) -> bytes | None:

@@ -16,18 +16,17 @@ from sklearn.utils.validation import check_is_fitted
 from vdvae_repr.config import hidden_by_mask, suggestion, whole_number
 from vdvae_repr.data.names import readable
 from vdvae_repr.data.open import warn
-from vdvae_repr.data.readers.arrays import DARK
-from vdvae_repr.data.source import ALIKE, FULL, Preprocessing, RawImage, file_source, opacity_of
+from vdvae_repr.data.source import Preprocessing, RawImage, file_source
 from vdvae_repr.encoders.load import load
 from vdvae_repr.encoders.vdvae import VDVAEEncoder
-from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError, counted
+from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError
 from vdvae_repr.latents.format import array_key
 from vdvae_repr.latents.pooling import about_pool, pool_layer
 from vdvae_repr.model.base import expect_finite
 from vdvae_repr.model.layers import FEATURES, select_layers
 from vdvae_repr.model.noise import seeded_noise
 from vdvae_repr.model.vdvae import VDVAE
-from vdvae_repr.pixels import white_is_zero, white_of
+from vdvae_repr.pixels import Suspicions
 
 
 class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -133,29 +132,15 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         crop = self._fitted["crop"]
         preprocessing = Preprocessing(size=self.model_.config.image_size, crop=crop)
         rows: list[NDArray[np.float32]] = []
-        black: list[int] = []
-        clear: list[int] = []
-        deep: list[int] = []  # of each image of 16 bits in memory the largest value
-        brightest = 255 if read_file else 0  # of files it is said as they are read
+        suspicions = Suspicions()
         for start in range(0, len(X), self.batch_size):
             batch = range(start, min(start + self.batch_size, len(X)))
             pixels = np.stack(
                 [preprocessing(_image(X[index], index, read_file)) for index in batch]
             )
-            brightest = max(brightest, int(pixels.max(initial=0)))
-            black += [index for index, image in zip(batch, pixels, strict=True) if not image.any()]
-            clear += [
-                index
-                for index in batch
-                if isinstance(X[index], Image.Image) and 2 * opacity_of(X[index]) < FULL
-            ]
-            deep += [
-                int(np.asarray(X[index]).max(initial=0))
-                for index in batch
-                if isinstance(X[index], Image.Image)
-                and white_of(X[index]) == 65535
-                and not white_is_zero(X[index])
-            ]
+            for index, image in zip(batch, pixels, strict=True):
+                if not isinstance(X[index], str | Path):  # of files it is said as they are read
+                    suspicions.look(index, X[index], int(image.max()))
             ids = [str(index) for index in batch]
             read = self._read(pixels, ids)
             values = {
@@ -164,21 +149,8 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             }
             expect_finite(values, ids, self.model_.name, self.model_.layers)
             rows.append(np.concatenate(list(read.values()), axis=1))
-        if clear:
-            warn(
-                f"X: {counted(len(clear), 'image')} of less than half of full opacity, through which white "
-                f"shows, as image {clear[0]}"
-            )
-        if black and not read_file:
-            which = counted(len(black), "image", "is", "are")
-            warn(f"X: {which} black, 0 everywhere, as image {black[0]}")
-        if len(deep) >= ALIKE and 0 < max(deep) < 2**15:
-            warn(
-                f"X: {len(deep)} images of 16 bits, none above {max(deep)}; 65535 is read as white: scale "
-                "images of fewer bits to 16"
-            )
-        elif rows and not black and brightest < DARK:
-            warn(f"X: 255 is read as white; the brightest pixel found is {brightest}")
+        for line in suspicions.lines("X"):
+            warn(line)
         return np.concatenate(rows) if rows else np.zeros((0, len(self._names)), np.float32)
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from vdvae_repr.config import AnyModelConfig, ModelConfig, PixelCNNConfig, hidden_by_mask
 from vdvae_repr.errors import DataError, first_line
-from vdvae_repr.pixels import to_rgb
+from vdvae_repr.pixels import Suspicions, to_rgb
+
+logger = logging.getLogger(__name__)
 
 
 def as_image_tensor(images: Any, image_size: int) -> Tensor:
@@ -61,6 +64,21 @@ def as_image_tensor(images: Any, image_size: int) -> Tensor:
             )
         tensor = (tensor.double() * 255).round().to(torch.uint8)
     return tensor.expand(-1, -1, -1, 3).permute(0, 3, 1, 2)
+
+
+def images_given(images: Any, image_size: int) -> Tensor:
+    """Return images as `as_image_tensor` does; log what they may be meant as otherwise.
+
+    Raises:
+        DataError: as there.
+    """
+    tensor = as_image_tensor(images, image_size)
+    suspicions = Suspicions()
+    for index, brightest in enumerate(tensor.flatten(1).amax(dim=1).tolist()):
+        suspicions.look(index, images[index], brightest)
+    for line in suspicions.lines("images"):
+        logger.warning("%s", line)
+    return tensor
 
 
 def _in_color(image: Any) -> NDArray[Any]:

@@ -26,7 +26,7 @@ from vdvae_repr.model.layers import (
 )
 from vdvae_repr.model.noise import image_names
 from vdvae_repr.model.precision import Precision, arithmetic
-from vdvae_repr.model.preprocessing import as_image_tensor, to_input
+from vdvae_repr.model.preprocessing import images_given, to_input
 from vdvae_repr.model.structure import check_bottom_up, parse_widths
 from vdvae_repr.model.vdvae import VDVAE, BottomUp
 
@@ -118,7 +118,7 @@ class Student(SavedModel):
             LayerError: a selector that names no layer.
         """
         chosen = select_layers(self.layers, layers)
-        tensor = as_image_tensor(images, self.config.image_size)
+        tensor = images_given(images, self.config.image_size)
         prediction = self._read(tensor, chosen, precision)
         values = {
             (name, part): getattr(layer, part)

@@ -52,7 +52,13 @@ from vdvae_repr.model.layers import (
 )
 from vdvae_repr.model.noise import NoiseFn, image_names, seed_of, seeded_noise
 from vdvae_repr.model.precision import Precision, arithmetic
-from vdvae_repr.model.preprocessing import as_image_tensor, to_input, to_target, to_uint8
+from vdvae_repr.model.preprocessing import (
+    as_image_tensor,
+    images_given,
+    to_input,
+    to_target,
+    to_uint8,
+)
 from vdvae_repr.model.published import from_published_names
 from vdvae_repr.model.structure import check_structure, parse_blocks, parse_widths
 from vdvae_repr.output import html_table
@@ -413,7 +419,7 @@ class VDVAE(ImageModel):
         _one_of("z", z, ("mean", "sample"))
         seed, draw = whole_number("seed", seed, 0), whole_number("draw", draw, 0)
         chosen = select_layers(self.layers, layers)
-        tensor = as_image_tensor(images, self.config.image_size)
+        tensor = images_given(images, self.config.image_size)
         names = image_names(ids, len(tensor))
         if noise is None and z == "sample":
             noise = seeded_noise(seed, names, self.device, draw)

@@ -48,7 +48,7 @@ from vdvae_repr.data.names import (
 )
 from vdvae_repr.data.source import FAINT, Source
 from vdvae_repr.errors import DataError, counted
-from vdvae_repr.pixels import to_uint8
+from vdvae_repr.pixels import DARK, to_uint8
 
 EXACT_BYTES = 2**26  # up to so many, all rows are part of the fingerprint; above, a sample is
 SAMPLE = 16  # rows of an array that tell what its pixels are
@@ -57,7 +57,6 @@ FEW_ROWS = 10**6  # more than so many need a byte of the file each
 NAMES_KEYS = ("class_names", "label_names", "names", "classes")  # attributes that name classes
 COLUMN_BYTES = 2**28  # of labels, splits or class names
 NO_LABEL = -1  # stands for none
-DARK = 32  # an array of 8 bits all below, in all of its images, may be of fewer bits
 LAYOUTS = ("NHW", "HWN", "HWC", "HW", "NHWC", "NCHW", "HWCN", "CHWN")  # of images' axes
 INFLATED = 500  # times that a member of a .npz may be larger than what is stored of it
 
