@@ -366,6 +366,7 @@ def test_responses_are_predicted_from_in_a_store_of_another_order(
     [
         ({"crop": 12}, r"resized: bicubic.*, found .*the central square of 12 pixels"),
         ({"resize": "bilinear"}, r"resized: bicubic.*, found .*resized: bilinear"),
+        ({"pool": "avg"}, r"z mean, of .*, found .*pooled avg"),
         ({"z": "sample", "features": "mean"}, r"z mean, .*, found .*z sample"),
     ],
 )

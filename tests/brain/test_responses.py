@@ -332,22 +332,31 @@ def test_what_does_not_fit_the_store_is_refused_by_name(store, bold, tmp_path):
     ("code", "said"), [(-999, "-999"), (2.0**100, "1.2676506e+30"), (200, "200")]
 )
 def test_a_code_among_responses_is_said_and_kept(store, bold, code, said):
+    clean = bold.copy()
     bold[3, 2] = bold[4, 5] = bold[8, 2] = code
     found = read_responses(np.stack([bold, np.where(bold == code, code, bold + 1)]), store)
     line = next(line for line in found.notes if "far from all others" in line)
     assert line.startswith(f"responses: {said} stands 6 times, far from all others (-")
     np.testing.assert_array_equal(found.values[0], bold)
+    bold[9, 1], bold[2, 2] = -code, 1.01 * code  # several codes hide none
+    line = next(line for line in read_responses(bold, store).notes if "far from all others" in line)
+    assert " stand 5 times, far from all others (-" in line
     # One value may be measured, and so may those that lie no farther than others do.
     for values in (
-        np.where(np.arange(7) + 7 * np.arange(20)[:, None] == 3, code, bold * 0.1),
-        np.clip(bold, -0.5, 0.5),
+        np.where(np.arange(7) + 7 * np.arange(20)[:, None] == 3, 50, clean),
+        np.clip(clean, -0.5, 0.5),
         np.random.default_rng(0).poisson(0.1, (20, 7)),
-        np.where(bold == code, np.nan, bold),
+        np.where(np.abs(bold) > 9, np.nan, clean),
         np.eye(20)[:, :7],
         np.random.default_rng(0).choice([0.5, 1, 2, 4, 8], (20, 7)),  # levels that double
         np.random.default_rng(0).choice([1, 10, 100, 1000], (20, 7)),
     ):
         assert not any("far from" in line for line in read_responses(values, store).notes)
+
+
+def test_a_single_value_of_nines_is_said(store, bold):
+    bold[3, 2] = -999
+    assert any("-999 stands 1 time, far" in line for line in read_responses(bold, store).notes)
 
 
 def test_responses_that_are_0_in_every_voxel_are_said_and_kept(store, bold):

@@ -351,6 +351,16 @@ def test_similarities_are_no_dissimilarities(store, seen):
         read_rdms(fine, store)
 
 
+def test_images_whose_dissimilarities_were_never_written_are_said(store, seen):
+    holes = seen.copy()
+    holes[1, 5] = holes[1, :, 5] = 0
+    (line,) = (line for line in read_rdms(holes, store).notes if "never written" in line)
+    assert line.startswith("rdm: 1 image has a dissimilarity of 0 to all others")
+    assert repr(store.ids[5]) in line
+    for fine in (seen, np.zeros((24, 24))):
+        assert not any("never written" in line for line in read_rdms(fine, store).notes)
+
+
 def test_a_code_among_dissimilarities_is_said(store, seen):
     coded = seen[0].copy()
     coded[3, 7] = coded[7, 3] = coded[2, 9] = coded[9, 2] = -999

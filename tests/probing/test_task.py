@@ -114,6 +114,23 @@ def test_test_images_of_classes_that_were_not_learned_are_counted_and_named(stor
     assert any(note.startswith(said) for note in report.notes)
 
 
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (replaced(FLOATS, [2, 3, 5], -999), "targets: -999 stands 3 times, far from all others"),
+        (replaced(FLOATS, [2], 9999), "targets: 9999 stands 1 time, far from all others"),
+        (replaced(Y.astype("<U4"), [2, 3], ["nan", "nan"]), "targets: 'nan' is a class; leave"),
+        (FLOATS, ""),
+        (Y, ""),
+        (Y.astype("<U4"), ""),
+    ],
+)
+def test_targets_that_may_stand_for_none_are_said(store, targets, said):
+    notes = vr.Problem(store, vr.Split(EVEN, ODD), targets).notes
+    assert [note for note in notes if note.startswith(said)] == notes
+    assert bool(notes) == bool(said)
+
+
 def test_units_that_are_not_known_of_training_images_do_not_matter(store):
     vr.Problem(store, vr.Split(EVEN, ODD), FLOATS, units=replaced(Y / 1, EVEN, np.nan))
 

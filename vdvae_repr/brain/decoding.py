@@ -50,7 +50,13 @@ from vdvae_repr.model.layers import LayerSpec, select_layers
 from vdvae_repr.output import expect_writable, replacing
 
 SCHEMA = "vdvae-repr/decoder/2"
-READING = ("weights_sha256", "preprocessing", "z", "draws")  # of a store, which decides its values
+READING = (
+    "weights_sha256",
+    "preprocessing",
+    "z",
+    "draws",
+    "pool",
+)  # of a store, which decide its values
 AT_ONCE = 2048  # voxels, or latent dimensions, worked on at once
 SAMPLED = 1024  # dimensions of a layer that its penalty is chosen by, at most
 PERMUTATIONS = 1000
@@ -453,7 +459,10 @@ def _reading(store: Latents) -> dict[str, Any]:
 
 def _in_words(info: StoreInfo) -> str:
     draws = "" if info.draws is None else f", {counted(info.draws, 'draw')}"
-    return f"weights {info.weights_sha256[:8]}, z {info.z}{draws}, of {info.images_in_words}"
+    pooled = "" if info.pool is None else f", pooled {info.pool}"
+    return (
+        f"weights {info.weights_sha256[:8]}, z {info.z}{draws}{pooled}, of {info.images_in_words}"
+    )
 
 
 def _is_number(value: Any) -> bool:

@@ -24,7 +24,7 @@ from vdvae_repr.brain.responses import (
     read_array,
     voxel_blocks,
 )
-from vdvae_repr.errors import TaskError
+from vdvae_repr.errors import TaskError, counted
 from vdvae_repr.heads.linear import apart_from_others
 from vdvae_repr.latents.base import Latents
 
@@ -107,7 +107,23 @@ def read_rdms(measured: Measured, store: Latents) -> MeasuredRDMs:
             "rdm: expected dissimilarities, smallest of an image with itself, found them largest there, as "
             "similarities are; give 1 - them, or dissimilarities with a diagonal of 0"
         )
+    if line := _about_nearest(matrices, [store.ids[row] for row in rows]):
+        notes.append(line)
     return MeasuredRDMs(matrices, rows, splits, (*about, *notes))
+
+
+def _about_nearest(matrices: Values, ids: Sequence[str]) -> str:
+    """Say which images are as 0 to all others in matrices (S, N, N) where others differ; else nothing."""
+    off = ~np.eye(matrices.shape[-1], dtype=bool)
+    zeros = ((matrices == 0) | ~off).all(axis=2)
+    zeros &= ~zeros.all(axis=1, keepdims=True)
+    if not zeros.any():
+        return ""
+    images = np.flatnonzero(zeros.any(axis=0))
+    return (
+        f"rdm: {counted(len(images), 'image', 'has', 'have')} a dissimilarity of 0 to all others, as what "
+        f"was never written has, as {ids[images[0]]!r}: it counts as measured; leave the image out"
+    )
 
 
 def _are_similarities(matrix: Values) -> bool:

@@ -36,6 +36,9 @@ COLLECTION = re.compile(r"(?i)(set|data|images?|imgs?|split)$")  # as in `trains
 PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of a word, as `train` and `Images` of `trainImages2`
 FOLDER_LINK = "link to a folder"  # why a member of a tar is left out
 QUOTED = re.compile("^['\"\u2018\u201c](.+)['\"\u2019\u201d]$")
+COPIED = re.compile(
+    r"( - copy| copy| \(copy\))?( \(\d+\))?[._]*$"
+)  # as systems call copies of a folder
 HYPHENS = "\u2010-\u2015-"
 SIGNS = f"[ _.,'\u2019{HYPHENS}]+"
 APART = re.compile(  # words, as `hot dog`, `St. Louis` and `cat_1`; `yaw-30` is no `yaw30`
@@ -382,11 +385,14 @@ def look_alikes(labels: Iterable[str | None], kind: str = "classes") -> tuple[st
         if not name.isprintable():  # without U+200B and the like
             seen = "".join(c for c in name if unicodedata.category(c) != "Cf")
         text = " ".join(unicodedata.normalize("NFKC", seen).casefold().split())
-        text = QUOTED.sub(r"\1", text)
+        text = COPIED.sub("", QUOTED.sub(r"\1", text)) or text
+        bare = "".join(
+            c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)
+        )
         number = _exact_number(text)
         keys: list[str | Decimal] = [number] if number is not None else [
             re.sub(r"(?<!\d)0+(?=\d)", "", form)
-            for form in (JOINED.sub(" ", text), APART.sub("", text))
+            for form in (JOINED.sub(" ", text), APART.sub("", bare))
         ]  # fmt: skip
         twins = [first[key] for key in keys if key in first]
         if twins:

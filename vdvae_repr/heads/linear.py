@@ -11,10 +11,11 @@ solver of its source; the optimum is one and the same, whatever finds it.
 
 from __future__ import annotations
 
-import math
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import StratifiedKFold
 from sklearn.utils.validation import check_is_fitted
 
+from vdvae_repr.errors import counted
 from vdvae_repr.heads import parameters
 from vdvae_repr.heads.gram import (
     BLOCK_BYTES,
@@ -43,7 +45,9 @@ LARGEST = 1e150  # of targets, so that sums of their squares are finite
 SMALLEST = 1e-140  # by which targets differ, so that squares of errors do not become 0
 ALPHAS = 10 ** np.linspace(-4, 4, 17)  # a feature, standardised
 LEVELS = 10  # that a person may set, as of doses
-AT_ONCE = 100_000  # values sorted at once
+MOST_CODES = 3  # on a side
+SAMPLED = 100_000  # values looked at first
+NINES = re.compile(r"-?9{2,}")  # as people write codes
 SMALL = 300_000_000  # samples x dimensions x classes, below which products are slower on several threads
 STRIDE = (
     4  # values of C from one solution to the next, of those that only lead to the one that is kept
@@ -568,41 +572,64 @@ def beyond_squares(targets: NDArray[np.float64]) -> str:
 
 
 def apart_from_others(values: Sequence[NDArray[Any]]) -> str:
-    """Say which value stands several times, farther from all others than they lie apart; empty if none.
+    """Say which values stand several times, farther from all others than they lie apart; empty if none.
 
-    So are codes written for what is not known, as -999 among ages. Of few other values each may be a level,
-    as of doses that double, so that it must stand ten times as far.
+    So are codes written for what is not known, as -999 among ages, or -998 and -999. One that stands once is
+    a code where it is written with nines alone. Of few other values each may be a level, as of doses that
+    double, so that a code must be ten times as far.
 
     Args:
         values: of any shapes, taken together; NaN counts for nothing.
 
-    >>> apart_from_others([np.array([23, 999, 41.5]), np.array([999, np.nan, 67])])
-    '999 stands 2 times, far from all others (23 to 67)'
+    >>> apart_from_others([np.array([23, 999, 41.5]), np.array([888, 999, np.nan, 67])])
+    '888 and 999 stand 3 times, far from all others (23 to 67)'
     >>> apart_from_others([np.array([1, 2, 4, 8, 8])])
     ''
     """
     values = [part for part in values if part.size]
-    if not values:
+    # Looked for first among some values, as all are many.
+    some = [part.ravel()[:: max(1, len(values) * part.size // SAMPLED)] for part in values]
+    ends = [np.fmin.reduce(part, axis=None) for part in values]
+    ends += [np.fmax.reduce(part, axis=None) for part in values]
+    if not _beyond(_distinct([*some, np.array(ends, np.float64)])):
         return ""
-    low = float(np.fmin.reduce([np.fmin.reduce(part, axis=None) for part in values]))
-    high = float(np.fmax.reduce([np.fmax.reduce(part, axis=None) for part in values]))
-    middle = low / 2 + high / 2
-    for end, beyond in ((low, np.less_equal), (high, np.greater_equal)):
-        if any((beyond(part, middle) & (part != end)).any() for part in values):
+    others, codes = _distinct(values), list[float]()
+    while more := _beyond(others):  # as codes on one side may hide others
+        others, codes = np.setdiff1d(others, more), sorted([*codes, *more])
+    counts = [sum(int((part == code).sum()) for part in values) for code in codes]
+    if not codes or (max(counts) < 2 and not all(NINES.fullmatch(f"{c:.15g}") for c in codes)):
+        return ""
+    listed = " and ".join(f"{code:.9g}" for code in codes)
+    stand = (
+        f"stands {counted(sum(counts), 'time')}"
+        if len(codes) == 1
+        else f"stand {sum(counts)} times"
+    )
+    return f"{listed} {stand}, far from all others ({others[0]:g} to {others[-1]:g})"
+
+
+def _distinct(values: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
+    """Return the distinct values of some arrays, in order: of many those at both ends alone."""
+    found = np.zeros(0)
+    for part in values:
+        found = np.union1d(found, part[part == part])
+        if len(found) > 4 * LEVELS:
+            found = np.r_[found[: 2 * LEVELS], found[-2 * LEVELS :]]
+    return found.astype(np.float64)
+
+
+def _beyond(distinct: NDArray[np.float64]) -> list[float]:
+    """Return the fewest of some values, in order, that lie far beyond all others; none if there are none."""
+    for low, high in sorted(product(range(MOST_CODES + 1), repeat=2), key=sum)[1:]:
+        first, last = low, len(distinct) - 1 - high
+        kinds = last - first + 1
+        if kinds < 3:
             continue
-        if (count := sum(int((part == end).sum()) for part in values)) < 2:
-            continue
-        first, last, kinds = math.inf, -math.inf, set[float]()
-        for part in values:
-            others = part[(part != end) & (part == part)]
-            if others.size:
-                first, last = min(first, float(others.min())), max(last, float(others.max()))
-            if len(kinds) <= LEVELS:
-                kinds.update(np.unique(others[:AT_ONCE]).tolist())
-        far = abs(end - (first if end == low else last)) >= LEVELS * (last - first)
-        if len(kinds) > (2 if far else LEVELS):
-            return f"{end:.9g} stands {count} times, far from all others ({first:g} to {last:g})"
-    return ""
+        least = (distinct[last] - distinct[first]) * (1 if kinds > LEVELS else LEVELS)
+        far = not low or distinct[first] - distinct[first - 1] >= least
+        if far and (not high or distinct[last + 1] - distinct[last] >= least):
+            return [*distinct[:first].tolist(), *distinct[last + 1 :].tolist()]
+    return []
 
 
 def _check(head: Any, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], Rows]:

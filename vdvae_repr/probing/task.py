@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
 from vdvae_repr.config import hidden_by_mask, python_number, suggestion, without_order
+from vdvae_repr.data.names import is_missing
 from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.gram import Rows
-from vdvae_repr.heads.linear import LogisticProbe, Ridge, RidgeRegressor
+from vdvae_repr.heads.linear import LogisticProbe, Ridge, RidgeRegressor, apart_from_others
 from vdvae_repr.heads.sgd import SGDProbe
 from vdvae_repr.latents.base import Latents, about_copies
 from vdvae_repr.probing import controls
@@ -327,7 +328,8 @@ class Problem:
                     f"targets: expected numbers that differ among test images, of which {asked[0]} is, found "
                     f"{truth[0]:g} of {'all ' if len(truth) > 1 else ''}{len(truth)}; test on more images"
                 )
-            return []
+            line = apart_from_others([self.targets[np.union1d(train, test)]])
+            return [f"targets: {line}: it counts as known; leave such images out"] if line else []
         outside = ~np.isin(truth, self.targets[train])
         names = sorted({str(name) for name in truth[outside]})
         listed = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
@@ -336,12 +338,19 @@ class Problem:
                 f"targets: expected test images of classes that training images have, found none: {listed} "
                 "are in test alone; split the images of each class"
             )
+        used = map(str, np.unique(self.targets[np.union1d(train, test)]))
+        said = [
+            f"targets: {name!r} is a class; leave images out of which none is known"
+            for name in used
+            if is_missing(name)
+        ]
         if not outside.any():
-            return []
-        return [
+            return said
+        said.append(
             f"{outside.sum()} of {len(truth)} test images are of classes that no training image has "
             f"({listed}), and count as not told"
-        ]
+        )
+        return said
 
     def about_images(self, images: NDArray[np.uint8], ids: Sequence[str]) -> list[str]:
         """Refuse an image that is in two of `sides`, and return lines about images that are there twice.
