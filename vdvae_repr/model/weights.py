@@ -461,11 +461,10 @@ def _own_config(file: _WeightsFile, preset: Architecture | None) -> AnyModelConf
 
 def _about_preset(preset: Architecture, config: AnyModelConfig) -> str:
     """Say where a preset's shift and scale are not those of any images; else nothing."""
-    is_path = isinstance(preset, str | os.PathLike)
-    of_run = is_path and Path(preset).is_dir()  # whose training measured them, or said so
+    path = Path(preset) if isinstance(preset, str | os.PathLike) else None
+    of_run = path is not None and path.is_dir()  # whose training measured them, or said so
     line = about_pixels(config, () if of_run else ("shift", "scale"))
-    where = preset if is_path else "preset"
-    return line and f"{where}: {line}, of the images that the weights were trained on"
+    return line and f"{path or 'preset'}: {line}, of the images that the weights were trained on"
 
 
 def _check_hash(file: _WeightsFile, weights: Mapping[str, Tensor]) -> None:

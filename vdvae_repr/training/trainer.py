@@ -23,7 +23,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vdvae_repr.config import (
-    AnyModelConfig,
     Config,
     TrainConfig,
     about_pixels,
