@@ -20,6 +20,7 @@ from vdvae_repr.brain.extra import needed
 from vdvae_repr.brain.responses import (
     Measured,
     Responses,
+    about_equal,
     placed,
     read_array,
     voxel_blocks,
@@ -107,6 +108,7 @@ def read_rdms(measured: Measured, store: Latents) -> MeasuredRDMs:
             "rdm: expected dissimilarities, smallest of an image with itself, found them largest there, as "
             "similarities are; give 1 - them, or dissimilarities with a diagonal of 0"
         )
+    notes += about_equal("rdm: subjects", pairs(matrices)[:, None])
     return MeasuredRDMs(matrices, rows, splits, (*about, *notes))
 
 
