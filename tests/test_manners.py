@@ -211,7 +211,14 @@ def test_a_sheet_of_decoded_images_shows_each_original_beside_it(
             assert (sheet[y + 128 : y + height, x : x + 262] < 128).any()  # its id
     options = ["decode", "p.h5", "--out", "d", "--sheet", "sheet.png"]
     done = CliRunner().invoke(cli.app, options)
-    assert "no originals" in done.output
+    assert (
+        "p.h5: holds no images, so the sheet shows no originals; --like STORE does" in done.output
+    )
+    vr.extract(tiny, images, "bare.h5", images=False)
+    done = CliRunner().invoke(cli.app, [*options, "--like", "bare.h5"])
+    assert done.exit_code == 0, done.output
+    assert "bare.h5: holds no images, so the sheet shows no originals; give --like a" in done.output
+    assert "--like STORE does" not in done.output
     vr.extract(tiny, images[::-1].copy(), "o.h5")
     done = CliRunner().invoke(cli.app, [*options, "--like", "o.h5"])
     assert "o.h5: holds another image" in str(done.exception)

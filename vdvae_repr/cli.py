@@ -1183,7 +1183,8 @@ def decode(
         chosen = [among[number] for number in spread(len(among))]
         originals = originals_of(store, store if like is None else vr.open(like), chosen)
         if not originals:
-            _log(f"{latents}: holds no images, so the sheet shows no originals; --like STORE does")
+            remedy = "--like STORE does" if like is None else "give --like a store that holds them"
+            _log(f"{like or latents}: holds no images, so the sheet shows no originals; {remedy}")
     net = _load_vdvae_of(store, model, preset, device, download)
     shown: dict[str, np.ndarray] = {}
     done = 0

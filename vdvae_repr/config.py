@@ -32,6 +32,7 @@ MOST_CHARACTERS = 10_000  # of a block string
 MOST_MISTAKES = 50  # in one message
 MOST_STEPS = 99_999_999  # a checkpoint's name has eight digits
 MOST_CHANNELS = 2**16
+MOST_SCALE = 1 / 8  # of pixels, one that is given; 8-bit images deviate by 10 to 127
 MOST_HEADER = 2**24  # bytes, of a safetensors file; those of 10,000 tensors have less than 2 MB
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"  # of the packaged models
 Tables = dict[str, dict[str, Any]]
@@ -242,6 +243,26 @@ class StudentConfig:
 
 AnyModelConfig = ModelConfig | PixelCNNConfig | StudentConfig
 """What a `[model]` table describes."""
+
+
+def about_pixels(model: AnyModelConfig, given: Collection[str]) -> str:
+    """Say where a shift and scale are not those of any images, or of such as hardly vary; else nothing.
+
+    Args:
+        model: what has them.
+        given: which of `shift` and `scale` somebody wrote; the others were measured.
+    """
+    low, high = model.shift * model.scale, (255 + model.shift) * model.scale
+    fraction = "shift" in given and -1 < model.shift < 0  # as of pixels from 0 to 1
+    # Dark images may deviate by little, which is measured; who writes so large a scale took the deviation
+    # itself, or one of pixels from 0 to 1. 1 / 255 brings them to 0..1.
+    most = MOST_SCALE if "scale" in given else 1
+    if low <= 0 <= high and 1 / 256 < model.scale < most and not fraction:
+        return ""
+    return (
+        f"model.shift = {model.shift:g} and model.scale = {model.scale:g} bring pixels of 0..255 to "
+        f"{low:.3g}..{high:.3g}: the shift is minus the images' mean, the scale 1 by their deviation"
+    )
 
 
 def model_config_from_json(text: str) -> AnyModelConfig:

@@ -236,6 +236,16 @@ def test_image_scores_are_brain_diffusers(tiny):
         vr.brain.score_images(decoded[:1], originals[:1])
 
 
+def test_what_is_said_of_images_that_are_scored_names_which(caplog):
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3, 2))
+    encoder = vr.TorchEncoder(net, layers=["0"], size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+    originals = np.random.default_rng(0).integers(0, 256, (4, 12, 12, 3), np.uint8)
+    vr.brain.score_images(255 - originals, originals, encoder)
+    said = [record.getMessage() for record in caplog.records if "enlarged" in record.getMessage()]
+    line = "4 of 4 images are enlarged to 32 pixels a side, from 12"
+    assert said == [f"originals: {line}", f"decoded: {line}"]
+
+
 @pytest.mark.parametrize("sides", ["both", "test"])
 def test_images_that_were_fitted_on_or_are_predicted_twice_are_refused(
     tiny, people, tmp_path, sides

@@ -379,6 +379,50 @@ def test_responses_that_are_0_in_every_voxel_are_said_and_kept(store, bold):
         assert not any("in every voxel" in line for line in read_responses(measured, store).notes)
 
 
+COPIES = ", so that they tell nothing of noise, and noise ceilings are too high; leave copies out"
+
+
+def test_repetitions_that_are_copies_are_said(store, bold):
+    rng = np.random.default_rng(1)
+    other = rng.normal(size=bold.shape).astype(np.float32)
+    gone = bold.copy()
+    gone[4:] = np.nan  # a repetition that was not there
+    unlike = bold.copy()
+    unlike[-1, -1] += 1
+    for repetitions, said in (
+        ([bold, bold], "0 and 1 are the same"),
+        ([bold, bold, bold], "0 and 1 are the same, as are 1 more"),
+        ([other, bold, other + 1, bold], "1 and 3 are the same"),
+        ([bold, other, gone], "0 and 2 are the same"),
+        ([bold, other], None),
+        ([bold, unlike], None),
+        ([bold], None),
+    ):
+        notes = read_responses(np.stack(repetitions), store).notes
+        found = [note for note in notes if note.startswith("responses: repetitions")]
+        assert found == ([f"responses: repetitions {said}{COPIES}"] if said else [])
+    again = read_responses(read_responses(np.stack([bold, bold]), store), store)
+    assert sum("repetitions 0 and 1" in note for note in again.notes) == 1
+
+
+def test_few_responses_that_are_the_same_by_chance_are_no_copies(store):
+    """Counts of spikes are 0 as a rule, and repetitions without a common image are not compared."""
+    counts = np.zeros((2, len(store), 3))
+    counts[:, :3] = 1
+    halves = np.random.default_rng(0).normal(size=(2, len(store), 3))
+    halves[0, ::2] = halves[1, 1::2] = np.nan
+    for values in (counts, halves):
+        assert not any("are the same" in note for note in read_responses(values, store).notes)
+
+
+def test_a_copy_is_told_from_a_repetition_that_differs_in_the_last_voxel(store):
+    """However many voxels there are."""
+    values = np.random.default_rng(0).normal(size=(1, len(store), 5000)).repeat(2, axis=0)
+    assert any("0 and 1 are the same" in note for note in read_responses(values, store).notes)
+    values[1, 3, -1] += 1
+    assert not any("are the same" in note for note in read_responses(values, store).notes)
+
+
 def test_what_is_unknown_is_left_out_and_said(store, bold):
     bold[4, 2] = np.nan
     bold[:, 5] = 3

@@ -371,6 +371,22 @@ def test_a_code_among_dissimilarities_is_said(store, seen):
         assert not any("far from" in line for line in read_rdms(fine, store).notes)
 
 
+def test_subjects_that_are_copies_are_said(store, seen):
+    for subjects, said in (
+        ([0, 0], "subjects 0 and 1 are the same"),
+        ([0, 1, 0, 1], "subjects 0 and 2 are the same, as are 1 more"),
+        ([0, 1, 2], None),
+        ([0], None),
+    ):
+        matrices = seen[subjects]
+        matrices[:, range(24), range(24)] = np.nan  # is not known
+        notes = [note for note in read_rdms(matrices, store).notes if "are the same" in note]
+        assert len(notes) == (said is not None)
+        assert said is None or notes[0].startswith(f"rdm: {said}, so that they tell nothing")
+    sessions = np.stack([seen, seen], axis=1)  # whose mean is taken
+    assert not any("are the same" in note for note in read_rdms(sessions, store).notes)
+
+
 @pytest.mark.parametrize("value", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("subjects", [1, 3])
 def test_a_subject_all_of_whose_pairs_are_as_dissimilar_is_refused(store, seen, subjects, value):

@@ -85,6 +85,22 @@ def test_layers_of_one_name_are_called_by_their_encoder(tiny, source, two, tmp_p
     assert pair.matrix("4x4")[0].shape[1] == 2 * vae.matrix("4x4")[0].shape[1]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, None),
+        ({"z": "sample", "features": "mean"}, "b.h5 is of z sample, resize bicubic, "),
+        ({"resize": "bilinear"}, "b.h5 is of z mean, resize bilinear, "),
+    ],
+)
+def test_stores_that_were_read_otherwise_are_said(tiny, source, two, tmp_path, options, said):
+    vae, net = two
+    other = vr.extract(tiny, source, tmp_path / "b.h5", layers="16x16", **options)
+    notices = [line for line in vr.side_by_side(vae, net, other).notices if "is of z" in line]
+    assert len(notices) == (said is not None)
+    assert said is None or said in notices[0]
+
+
 def test_mirrored_images_and_closing(tiny, source, tmp_path):
     stores = [
         vr.extract(tiny, source, tmp_path / f"{r}.h5", layers=r, mirror=True)

@@ -3,6 +3,7 @@
 import argparse
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -339,6 +340,44 @@ def test_an_architecture_is_named_by_a_toml_or_a_configuration(tiny, tmp_path, m
     torch.save(dict(two), tmp_path / "m.th")
     with pytest.raises(vr.CheckpointError, match="; all its names begin with disc, vae"):
         vr.load(tmp_path / "m.th", preset=toml)
+
+
+@pytest.mark.parametrize(
+    ("shift", "scale", "says"),
+    [
+        (-127.5, 1 / 64, None),
+        (0.0, 1 / 255, None),
+        (113.0, 1 / 64, "model.shift = 113 and model.scale = 0.015625 bring pixels of 0..255 to"),
+        (-0.44, 1 / 64, "model.shift = -0.44 "),
+        (-127.5, 1.0, "bring pixels of 0..255 to -128..128"),
+        (-127.5, 0.229, "bring pixels of 0..255 to -29.2..29.2"),
+    ],
+)
+def test_a_presets_shift_and_scale_that_no_images_have_are_said_once(
+    tiny, tmp_path, recwarn, shift, scale, says
+):
+    torch.save(tiny.state_dict(), tmp_path / "m.th")
+    config = replace(tiny.config, shift=shift, scale=scale)
+    toml = tmp_path / "own.toml"
+    toml.write_text(vr.Config(model=config).to_toml())
+    for preset, name in ((toml, str(toml)), (str(toml), str(toml)), (config, "preset")):
+        recwarn.clear()
+        vr.load(tmp_path / "m.th", preset=preset)
+        found = [str(warning.message) for warning in recwarn]
+        assert len(found) == (says is not None)
+        if says:
+            assert found[0].startswith(f"{name}: model.shift = ")
+            assert says in found[0]
+            assert recwarn[0].filename == __file__
+
+
+def test_a_runs_measured_scale_is_not_said_of_its_folder(tiny, tmp_path, recwarn):
+    """Very dark images have a small deviation, which training measured."""
+    torch.save(tiny.state_dict(), tmp_path / "m.th")
+    config = vr.Config(model=replace(tiny.config, shift=-5.5, scale=1 / 3.4))
+    (tmp_path / "config.toml").write_text(config.to_toml())
+    vr.load(tmp_path / "m.th", preset=tmp_path)
+    assert not len(recwarn)
 
 
 @pytest.mark.parametrize(

@@ -277,6 +277,10 @@ def test_what_the_steps_are_too_few_for_is_said(options, line, toml, photos, tmp
         (-0.47, None, "model.shift = -0.47 and model.scale = "),
         (-120.6, 1.0, "bring pixels of 0..255 to -121..134"),
         (-120.6, 1 / 64 / 255, "bring pixels of 0..255 to -0.00739..0.00824"),
+        (-120.6, 0.229, "bring pixels of 0..255 to -27.6..30.8"),  # a deviation, of 0 to 1
+        (None, 0.9, "model.scale = 0.9 bring"),
+        (None, 0.126, "model.scale = 0.126 bring"),
+        (-120.6, 0.124, None),
         (0.0, 1 / 255, None),
         (-120.6, 1 / 64, None),
         (-127.5, 1 / 127.5, None),

@@ -20,6 +20,7 @@ from vdvae_repr.brain.extra import needed
 from vdvae_repr.brain.responses import (
     Measured,
     Responses,
+    about_equal,
     placed,
     read_array,
     voxel_blocks,
@@ -109,6 +110,7 @@ def read_rdms(measured: Measured, store: Latents) -> MeasuredRDMs:
         )
     if line := _about_nearest(matrices, [store.ids[row] for row in rows]):
         notes.append(line)
+    notes += about_equal("rdm: subjects", pairs(matrices)[:, None])
     return MeasuredRDMs(matrices, rows, splits, (*about, *notes))
 
 

@@ -109,7 +109,8 @@ def score_images(
     if encoder is not None:
         encoder = as_encoder(encoder)
         layer = layer or encoder.layers[-1].name
-        truth, found = (_features(images, encoder, layer) for images in (originals, decoded))
+        truth = _features("originals", originals, encoder, layer)
+        found = _features("decoded", decoded, encoder, layer)
         identified = two_way_identification(truth, found)
         named = f"{encoder.name} {layer}"
     return ImageScores(
@@ -199,10 +200,10 @@ def _ssim(a: Images, b: Images) -> list[float]:
     ]
 
 
-def _features(images: Images, encoder: Encoder, layer: str) -> NDArray[np.float32]:
-    """Read one layer of images by an encoder."""
+def _features(name: str, images: Images, encoder: Encoder, layer: str) -> NDArray[np.float32]:
+    """Read one layer of images, which messages call by a name, by an encoder."""
     ids = tuple(str(number) for number in range(len(images)))
-    source = Source("images", ids, lambda i: images[i], np.full(len(images), -1, np.int64))
+    source = Source(name, ids, lambda i: images[i], np.full(len(images), -1, np.int64))
     with (
         tempfile.TemporaryDirectory(prefix="vdvae-repr-") as folder,
         extract(encoder, source, Path(folder) / "s.h5", layers=layer, images=False) as store,

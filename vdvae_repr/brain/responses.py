@@ -37,7 +37,7 @@ CONTROLS = ("null", "none")  # regions that see nothing are called so
 AS_MEASURED = "this counts as measured; write NaN where nothing was"
 NAMED = 5  # arrays that are not read, in a line
 HALVES = 100  # ways to halve repetitions, at most
-SEVERAL = 10  # voxels that do not have one value by chance
+SEVERAL = 10  # voxels that do not have one value by chance; values that are not the same by chance
 AT_ONCE = 4096  # voxels worked on at once
 
 Array = NDArray[Any]
@@ -706,7 +706,8 @@ def read_responses(
         if not varying.any():
             raise TaskError("responses: expected voxels that vary over images, found none")
         responses = responses.of(varying)
-    notes += about_values(responses, store)
+    copies = about_equal("responses: repetitions", responses.values, responses._there)
+    notes += [line for line in (*copies, *about_values(responses, store)) if line not in notes]
     regions = responses.rois
     if rois is not None:
         regions, about = _read_rois(path_of("rois", rois), responses.voxels, count)
@@ -772,6 +773,50 @@ def _about_one_value(responses: Responses, store: Latents) -> str:
         f"responses: one value in every voxel: {counted(int(same.sum()), 'response')} to "
         f"{counted(len(images), 'image')}, as {value:g} to {name!r}: {AS_MEASURED}"
     )
+
+
+def about_equal(
+    what: str, values: Array, there: NDArray[np.bool_] | None = None
+) -> tuple[str, ...]:
+    """Return a line about repetitions, or subjects, that are copies of others; maybe none.
+
+    Args:
+        what: they are called.
+        values: (R, N, V).
+        there: which of them were there (R, N); all if not given. Pairs are compared where both were.
+    """
+    there = np.ones(values.shape[:2], bool) if there is None else there
+    first = np.ascontiguousarray(values[:, :, 0])
+    copies = []
+    for later in range(1, len(values)):
+        both = there[:later] & there[later]
+        alike = ((first[:later] == first[later]) | ~both).all(
+            axis=1
+        )  # but for few, others end here
+        for earlier in np.flatnonzero(alike).tolist():
+            if _are_copies(values[earlier], values[later], both[earlier]):
+                copies.append((earlier, later))
+                break
+    if not copies:
+        return ()
+    (one, other), more = copies[0], f", as are {len(copies) - 1} more" if len(copies) > 1 else ""
+    return (
+        f"{what} {one} and {other} are the same{more}, so that they tell nothing of noise, and noise "
+        "ceilings are too high; leave copies out",
+    )
+
+
+def _are_copies(one: Array, other: Array, both: NDArray[np.bool_]) -> bool:
+    """Whether values (N, V) are the same in some rows (N,), and so many but 0 that it is not by chance."""
+    if not np.array_equal(one[both, :SEVERAL], other[both, :SEVERAL]):
+        return False  # before anything large is read
+    told = 0
+    for block in voxel_blocks(one.shape[1]):
+        values = one[both, block]
+        if not np.array_equal(values, other[both, block]):
+            return False
+        told += int(np.count_nonzero(values))
+    return told >= SEVERAL
 
 
 def voxel_blocks(voxels: int) -> Iterator[slice]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr.errors import StoreError
-from vdvae_repr.latents.base import Array, Latents, same_images
+from vdvae_repr.latents.base import Array, Latents, read_otherwise, same_images
 from vdvae_repr.model.layers import LayerSpec
 
 
@@ -73,7 +73,8 @@ class SideBySide(Latents):
         first, *others = self.stores
         for store in others:
             _expect_same_rows(store, first)
-        self.notices = tuple(filter(None, (same_images(first, store) for store in others)))
+        about = (f(first, store) for store in others for f in (same_images, read_otherwise))
+        self.notices = tuple(filter(None, about))
         self.path = Path(" beside ".join(str(store.path) for store in self.stores))
         self.ids, self.splits = first.ids, first.splits
         self.labels, self.label_names = first.labels, first.label_names

@@ -37,6 +37,7 @@ from vdvae_repr.config import (
     WEIGHTS_FOLDER,
     AnyModelConfig,
     Architecture,
+    about_pixels,
     architecture,
     model_config_from_json,
     preset_architecture,
@@ -329,6 +330,8 @@ def _load_file(path: Path, preset: Architecture | None) -> SavedModel:
             f"{path.name.removesuffix(RAW_ENDING)}{EMA_ENDING}",
             stacklevel=6,  # where the caller of vr.load stands
         )
+    if preset is not None and (line := _about_preset(preset, config)):
+        warnings.warn(line, stacklevel=6)
     average = path.with_name(AVERAGE_FILE)
     if path.name == "model.safetensors" and average.is_file():
         warnings.warn(
@@ -454,6 +457,14 @@ def _own_config(file: _WeightsFile, preset: Architecture | None) -> AnyModelConf
     if preset is None:
         raise CheckpointError(f"{file.path}: {reason}; {NAME_IT}")
     return architecture(preset)
+
+
+def _about_preset(preset: Architecture, config: AnyModelConfig) -> str:
+    """Say where a preset's shift and scale are not those of any images; else nothing."""
+    path = Path(preset) if isinstance(preset, str | os.PathLike) else None
+    of_run = path is not None and path.is_dir()  # whose training measured them, or said so
+    line = about_pixels(config, () if of_run else ("shift", "scale"))
+    return line and f"{path or 'preset'}: {line}, of the images that the weights were trained on"
 
 
 def _check_hash(file: _WeightsFile, weights: Mapping[str, Tensor]) -> None:

@@ -23,9 +23,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vdvae_repr.config import (
-    AnyModelConfig,
     Config,
     TrainConfig,
+    about_pixels,
     expect_likelihood,
     shown,
     true_or_false,
@@ -312,8 +312,8 @@ def _train(
         plan, data=source.opened or plan.data, fingerprint=fingerprint, checksums=checksums
     )
     config = plan.config(_measure(plan, source, preprocessing, trained, workers, progress))
-    if checkpoint is None and (line := _about_pixels(config.model, plan.tables["model"])):
-        say(line)
+    if checkpoint is None and (line := about_pixels(config.model, plan.tables["model"])):
+        say(f"{line}, which are measured where they are left out")
 
     model = random_weights(config.model, options.name, recipe.seed).to(accelerator.device)
     if options.channels_last:
@@ -880,20 +880,6 @@ def _measure(
         + f" (mean {found.mean:.2f}, standard deviation {found.std:.2f} of 0..255)"
     )
     return measured
-
-
-def _about_pixels(model: AnyModelConfig, given: Mapping[str, object]) -> str:
-    """Say where a shift and scale are not those of any images, or of such as hardly vary; else nothing."""
-    low, high = model.shift * model.scale, (255 + model.shift) * model.scale
-    fraction = "shift" in given and -1 < model.shift < 0  # as of pixels from 0 to 1
-    # 1 / 255 brings them to 0..1.
-    if low <= 0 <= high and 1 / 256 < model.scale < 1 and not fraction:
-        return ""
-    return (
-        f"model.shift = {model.shift:g} and model.scale = {model.scale:g} bring pixels of 0..255 to "
-        f"{low:.3g}..{high:.3g}: the shift is minus the images' mean, the scale 1 by their deviation, which "
-        "are measured where they are left out"
-    )
 
 
 def _about_other_pixels(

@@ -534,6 +534,23 @@ def test_numbers_of_a_json_are_the_classes_that_a_cls_gives(tmp_path, first, sec
         assert any("powers of ten" in line for line in source.notices) == ("E" in first)
 
 
+@pytest.mark.parametrize(
+    ("contents", "line"),
+    [
+        (["image", "image"], None),
+        (["image", None, None], "2 shards hold no image, as a-1.tar"),
+        (["text", "image"], "1 shard holds no image, as a-0.tar"),
+    ],
+)
+def test_shards_without_any_image_beside_others_are_said(tmp_path, contents, line):
+    for number, content in enumerate(contents):
+        member = {"image": {f"{number}.png": png(0)}, "text": {"0.txt": b"cat"}, None: {}}[content]
+        write(tmp_path / f"a-{number}.tar", member)
+    source = open_source(str(tmp_path / "a-*.tar"))
+    assert len(source) == contents.count("image")
+    assert [said for said in source.notices if "no image" in said] == ([line] if line else [])
+
+
 def test_a_single_tar_whose_name_says_how_many_there_are_is_said(tmp_path):
     path = write(tmp_path / "s-00000-of-00004.tar", {"0.png": png(0)})
     assert open_source(path).notices[0].startswith("3 of 4 shards are not there")

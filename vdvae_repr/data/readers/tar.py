@@ -211,6 +211,7 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
                 if kind in (".cls", ".json", ".txt"):
                     sidecars.append(member)
         in_shards.append((own, sidecars))
+    empty = [path for path, (own, _) in zip(paths, in_shards, strict=True) if not own]
     has_samples = any(_are_samples(own, sidecars) for own, sidecars in in_shards)
     for path, (own, sidecars) in zip(paths, in_shards, strict=True):
         if has_samples:
@@ -254,7 +255,16 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
         label_names=label_names,
         splits=splits,
         sizes=[member.size for member in images],
-        notices=notices + missing_shards(paths) + said + left_out(+others),
+        notices=notices + missing_shards(paths) + _without_images(empty) + said + left_out(+others),
+    )
+
+
+def _without_images(paths: Sequence[Path]) -> tuple[str, ...]:
+    """Return a line about shards that hold no image, beside others that do; maybe none."""
+    if not paths:
+        return ()
+    return (
+        f"{counted(len(paths), 'shard', 'holds', 'hold')} no image, as {readable(paths[0].name)}",
     )
 
 
