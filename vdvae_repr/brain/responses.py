@@ -790,9 +790,8 @@ def about_equal(
     copies = []
     for later in range(1, len(values)):
         both = there[:later] & there[later]
-        alike = ((first[:later] == first[later]) | ~both).all(
-            axis=1
-        )  # but for few, others end here
+        # But for few, those that are no copies end here.
+        alike = ((first[:later] == first[later]) | ~both).all(axis=1)
         for earlier in np.flatnonzero(alike).tolist():
             if _are_copies(values[earlier], values[later], both[earlier]):
                 copies.append((earlier, later))
