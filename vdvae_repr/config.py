@@ -253,7 +253,8 @@ def about_pixels(model: AnyModelConfig, given: Collection[str]) -> str:
         given: which of `shift` and `scale` somebody wrote; the others were measured.
     """
     low, high = model.shift * model.scale, (255 + model.shift) * model.scale
-    fraction = "shift" in given and -1 < model.shift < 0  # as of pixels from 0 to 1
+    # As of pixels from 0 to 1 or from -1 to 1, or a mean by its deviation.
+    fraction = "shift" in given and -4 < model.shift < 0
     # Dark images may deviate by little, which is measured; who writes so large a scale took the deviation
     # itself, or one of pixels from 0 to 1. 1 / 255 brings them to 0..1.
     most = MOST_SCALE if "scale" in given else 1

@@ -288,6 +288,14 @@ def test_trials_that_were_never_written_are_said(seen, tmp_path):
     )
 
 
+def test_a_session_that_is_a_copy_of_another_is_refused(seen, tmp_path):
+    _, _, paths = seen
+    folder = shutil.copytree(paths["betas"], tmp_path / "betas")
+    shutil.copy(folder / "betas_session01.hdf5", folder / "betas_session03.hdf5")
+    with pytest.raises(vr.DataError, match=r"session03.* found what betas_session01\.hdf5 holds"):
+        read_nsd(folder, paths["design"], subject=1, mask=paths["mask"])
+
+
 def test_a_session_that_varies_nowhere_is_said_and_one_with_infinity_refused(seen, tmp_path):
     folder = changed(seen, tmp_path, lambda betas: betas * 0)
     found = read_nsd(folder, seen[2]["design"], subject=1, mask=seen[2]["mask"])

@@ -354,6 +354,26 @@ def test_a_code_among_responses_is_said_and_kept(store, bold, code, said):
         assert not any("far from" in line for line in read_responses(values, store).notes)
 
 
+def test_repetitions_that_pad_are_said(store):
+    """As np.pad's edge leaves images that were seen less often than others."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(3, 20, 12))
+    values[1:, 3], values[2, 9] = values[0, 3], values[1, 9]
+    said = "responses: 2 of 20 images have repetitions that are the same"
+    assert any(line.startswith(said) for line in read_responses(values, store).notes)
+    values[1:, 3] = values[2, 9] = np.nan
+    for fine in (values, rng.poisson(0.3, (3, 20, 12)), rng.poisson(1, (3, 20, 1))):
+        assert not any("are the same" in line for line in read_responses(fine, store).notes)
+
+
+def test_a_code_beside_two_values_is_said(store):
+    answers = np.random.default_rng(0).integers(0, 2, (20, 7)).astype(float)
+    answers[3, 2] = answers[5, 1] = -999
+    assert any("-999 stands 2 times" in line for line in read_responses(answers, store).notes)
+    answers[answers < 0] = 12
+    assert not any("far from" in line for line in read_responses(answers, store).notes)
+
+
 def test_a_single_value_of_nines_is_said(store, bold):
     bold[3, 2] = -999
     assert any("-999 stands 1 time, far" in line for line in read_responses(bold, store).notes)
@@ -420,7 +440,9 @@ def test_a_copy_is_told_from_a_repetition_that_differs_in_the_last_voxel(store):
     values = np.random.default_rng(0).normal(size=(1, len(store), 5000)).repeat(2, axis=0)
     assert any("0 and 1 are the same" in note for note in read_responses(values, store).notes)
     values[1, 3, -1] += 1
-    assert not any("are the same" in note for note in read_responses(values, store).notes)
+    notes = read_responses(values, store).notes
+    assert not any("0 and 1 are the same" in note for note in notes)
+    assert any("19 of 20 images have repetitions that are the same" in note for note in notes)
 
 
 def test_what_is_unknown_is_left_out_and_said(store, bold):

@@ -365,6 +365,8 @@ def test_a_code_among_dissimilarities_is_said(store, seen):
     coded = seen[0].copy()
     coded[3, 7] = coded[7, 3] = coded[2, 9] = coded[9, 2] = -999
     assert any("rdm: -999 stands 2 times" in line for line in read_rdms(coded, store).notes)
+    below = np.where(coded == -999, -1, coded)
+    assert any("rdm: -1 stands 2 times" in line for line in read_rdms(below, store).notes)
     sessions = np.stack([coded, seen[0], seen[1]])[None]
     assert any("rdm: -999 stands 2 times" in line for line in read_rdms(sessions, store).notes)
     for fine in (seen, np.zeros((24, 24)), 1 - np.kron(np.eye(4), np.ones((6, 6)))):

@@ -128,6 +128,8 @@ def test_a_whole_number_is_one_class_and_different_names_stay_apart(values, clas
         (["1-a", "1a", "1-1", "11"], "'1-a' and '1a' are two classes;"),
         (["yaw30", "yaw-30", "yaw 30"], "'yaw 30' are two classes, and 1 more"),
         (["cat", "cat - Copy", "dog"], "'cat' and 'cat - Copy' are two classes;"),
+        (["zebra", "Copy of zebra", "dog"], "'zebra' and 'Copy of zebra' are two classes;"),
+        (["cat", "cat copy 2", "dog"], "'cat' and 'cat copy 2' are two classes;"),
         (["cat", "cat (1)", "dog"], "'cat' and 'cat (1)' are two classes;"),
         (["Robert Downey Jr.", "Robert Downey Jr"], "are two classes;"),
         (["Jos\u00e9", "Jose"], "'Jose' and 'Jos\u00e9' are two classes;"),
@@ -198,6 +200,8 @@ def test_numbers_that_may_be_classes_are_not_said():
 def test_signs_before_numbers_and_between_them_count():
     """As of poses and time points."""
     assert look_alikes(["yaw-30", "yaw30", "T1", "T-1", "1.5", "15", "1-1", "11", "C", "C++"]) == ()
+    assert look_alikes(["circuit (1)", "circuit (2)", "class", "class 1", "5", "5 2"]) == ()
+    assert look_alikes(["\u0419", "\u0418", "\u304b", "\u304c"]) == ()  # letters of their own
 
 
 def test_names_that_are_one_number_are_said():

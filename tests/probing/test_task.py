@@ -120,6 +120,8 @@ def test_test_images_of_classes_that_were_not_learned_are_counted_and_named(stor
         (replaced(FLOATS, [2, 3, 5], -999), "targets: -999 stands 3 times, far from all others"),
         (replaced(FLOATS, [2], 9999), "targets: 9999 stands 1 time, far from all others"),
         (replaced(Y.astype("<U4"), [2, 3], ["nan", "nan"]), "targets: 'nan' is a class; leave"),
+        (replaced(Y, [2, 3], -1), "targets: label -1 is a class of its own"),
+        (replaced(Y, [2, 3], 255), "targets: label 255 is a class of its own"),
         (FLOATS, ""),
         (Y, ""),
         (Y.astype("<U4"), ""),

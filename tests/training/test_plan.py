@@ -274,6 +274,7 @@ def test_what_the_steps_are_too_few_for_is_said(options, line, toml, photos, tmp
         (120.6, 1 / 64, "bring pixels of 0..255 to 1.88..5.87"),  # the sign
         (120.6, None, "model.shift = 120.6 and model.scale = "),
         (-0.47, 1 / 64, "bring pixels of 0..255 to -0.00734..3.98"),
+        (-1.0, 1 / 127.5, "bring pixels of 0..255 to -0.00784..1.99"),
         (-0.47, None, "model.shift = -0.47 and model.scale = "),
         (-120.6, 1.0, "bring pixels of 0..255 to -121..134"),
         (-120.6, 1 / 64 / 255, "bring pixels of 0..255 to -0.00739..0.00824"),

@@ -108,6 +108,12 @@ def read_rdms(measured: Measured, store: Latents) -> MeasuredRDMs:
             "rdm: expected dissimilarities, smallest of an image with itself, found them largest there, as "
             "similarities are; give 1 - them, or dissimilarities with a diagonal of 0"
         )
+    below = matrices[:, off][matrices[:, off] < 0]
+    if below.size and (below == -1).all():
+        notes.append(
+            f"rdm: -1 stands {counted(below.size // 2, 'time')}, where nothing else is below 0: it counts as "
+            "a dissimilarity; leave out the images of these pairs"
+        )
     if line := _about_nearest(matrices, [store.ids[row] for row in rows]):
         notes.append(line)
     notes += about_equal("rdm: subjects", pairs(matrices)[:, None])

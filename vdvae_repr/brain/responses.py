@@ -707,6 +707,7 @@ def read_responses(
             raise TaskError("responses: expected voxels that vary over images, found none")
         responses = responses.of(varying)
     copies = about_equal("responses: repetitions", responses.values, responses._there)
+    copies = copies or _about_padded(responses)
     notes += [line for line in (*copies, *about_values(responses, store)) if line not in notes]
     regions = responses.rois
     if rois is not None:
@@ -802,6 +803,36 @@ def about_equal(
     return (
         f"{what} {one} and {other} are the same{more}, so that they tell nothing of noise, and noise "
         "ceilings are too high; leave copies out",
+    )
+
+
+def _about_padded(responses: Responses) -> tuple[str, ...]:
+    """Return a line about images of which repetitions are the same, as what pads is; maybe none.
+
+    Of fewer than ten voxels, or where fewer are not 0, they may be so by chance.
+    """
+    begins = np.ascontiguousarray(responses.values[:, :, :SEVERAL])
+    if begins.shape[2] < SEVERAL:
+        return ()
+    padded = []
+    for image, seen in enumerate(responses._there.T):
+        first: dict[bytes, int] = {}
+        for repetition in np.flatnonzero(seen).tolist():
+            other = first.setdefault(begins[repetition, image].tobytes(), repetition)
+            one, two = responses.values[[other, repetition], image]
+            if (
+                other != repetition
+                and np.array_equal(one, two)
+                and np.count_nonzero(one) >= SEVERAL
+            ):
+                padded.append(image)
+                break
+    if not padded:
+        return ()
+    return (
+        f"responses: {len(padded)} of {counted(len(responses.rows), 'image')} have repetitions that are the "
+        "same, which tell nothing of noise, so that noise ceilings are too high; write NaN where an image "
+        "was not seen again",
     )
 
 

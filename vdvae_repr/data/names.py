@@ -36,9 +36,12 @@ COLLECTION = re.compile(r"(?i)(set|data|images?|imgs?|split)$")  # as in `trains
 PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of a word, as `train` and `Images` of `trainImages2`
 FOLDER_LINK = "link to a folder"  # why a member of a tar is left out
 QUOTED = re.compile("^['\"\u2018\u201c](.+)['\"\u2019\u201d]$")
-COPIED = re.compile(
-    r"( - copy| copy| \(copy\))?( \(\d+\))?[._]*$"
-)  # as systems call copies of a folder
+ACCENT = re.compile(
+    "(?<=[a-z])[\u0300-\u036f]+"
+)  # of Latin letters: without it \u0439 is another letter
+COPIED = re.compile(  # as systems call copies of a folder
+    r"(?i)^copy of |(( - (copy|kopie|copie|copia)| copy)( \d+)?| ?\(copy\))?( ?\(\d+\))?$"
+)
 HYPHENS = "\u2010-\u2015-"
 SIGNS = f"[ _.,'\u2019{HYPHENS}]+"
 APART = re.compile(  # words, as `hot dog`, `St. Louis` and `cat_1`; `yaw-30` is no `yaw30`
@@ -197,11 +200,7 @@ def class_names(values: Sequence[str | None]) -> ClassNames:
     signs = [text for text in present if not any(map(str.isalnum, text))]
     if len(signs) > 1 or not NO_WORD.fullmatch("".join(signs)):  # as + and -
         signs = []
-    if odd := _may_stand_for_none(filter(None, names.values())) or signs:
-        called = f"label {odd[0]} is a class of its own"
-        if len(odd) > 1:
-            called = f"labels {', '.join(odd[:-1])} and {odd[-1]} are classes of their own"
-        notices.append(f"{called}; leave a label out where there is none")
+    notices += may_stand_for_none(names.values()) or _of_their_own(signs)
     if rewritten := [text for text in present if names[text] != text]:
         if len(numbers) < len(present):
             notices.append(
@@ -218,13 +217,23 @@ def class_names(values: Sequence[str | None]) -> ClassNames:
     return ClassNames(labels, (*notices, *look_alikes(labels), *_about_rounded(likely, "labels")))
 
 
-def _may_stand_for_none(labels: Iterable[str]) -> list[str]:
-    """Return the labels that may be none's: numbers below 0, and -1 of whole numbers without a sign."""
-    numbers = sorted({int(label) for label in labels if WHOLE.fullmatch(label)})
+def may_stand_for_none(labels: Iterable[str | None]) -> tuple[str, ...]:
+    """Return a line about labels that may be none's: numbers below 0, and -1 without its sign; maybe none."""
+    whole = {label for label in labels if label is not None and WHOLE.fullmatch(label)}
+    numbers = sorted(map(int, whole))
     below = [number for number in numbers if number < 0]
     if len(numbers) > 1 and numbers[-1] in UNSIGNED_NONE and 2 * numbers[-2] < numbers[-1]:
         below.append(numbers[-1])
-    return list(map(str, below[:MOST_NONE]))
+    return _of_their_own(list(map(str, below[:MOST_NONE])))
+
+
+def _of_their_own(labels: Sequence[str]) -> tuple[str, ...]:
+    if not labels:
+        return ()
+    called = f"label {labels[0]} is a class of its own"
+    if len(labels) > 1:
+        called = f"labels {', '.join(labels[:-1])} and {labels[-1]} are classes of their own"
+    return (f"{called}; leave a label out where there is none",)
 
 
 def _has_fraction(number: str) -> bool:
@@ -378,32 +387,36 @@ def look_alikes(labels: Iterable[str | None], kind: str = "classes") -> tuple[st
     Case, quotation marks around a name, leading zeros and what joins or parts words count for nothing. Names
     that are one number, as `1e3` and `1000`, are such classes too. So are a factor's categories.
     """
+    ordered = sorted({name for name in labels if name is not None}, key=natural_key)
+    forms = {name: _forms(name) for name in ordered}
     first: dict[str | Decimal, str] = {}
+    for name, own in forms.items():
+        for form in own:
+            first.setdefault(form, name)
     alike = []
-    for name in sorted({name for name in labels if name is not None}, key=natural_key):
-        seen = name
-        if not name.isprintable():  # without U+200B and the like
-            seen = "".join(c for c in name if unicodedata.category(c) != "Cf")
-        text = " ".join(unicodedata.normalize("NFKC", seen).casefold().split())
-        text = COPIED.sub("", QUOTED.sub(r"\1", text)) or text
-        bare = "".join(
-            c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)
-        )
-        number = _exact_number(text)
-        keys: list[str | Decimal] = [number] if number is not None else [
-            re.sub(r"(?<!\d)0+(?=\d)", "", form)
-            for form in (JOINED.sub(" ", text), APART.sub("", bare))
-        ]  # fmt: skip
-        twins = [first[key] for key in keys if key in first]
-        if twins:
-            alike.append((twins[0], name))
-        for key in keys:
-            first.setdefault(key, name)
+    for name, own in forms.items():
+        original = COPIED.sub("", name)
+        others = [first[form] for form in (*own, *_forms(original)) if form in first]
+        if twin := next((other for other in others if other != name), None):
+            alike.append((twin, name))
     if not alike:
         return ()
     one, other = alike[0]
     more = f", and {len(alike) - 1} more such pairs" if len(alike) > 1 else ""
     return (f"{one!r} and {other!r} are two {kind}{more}; rename one if they are the same",)
+
+
+def _forms(name: str) -> tuple[str | Decimal, ...]:
+    """Return what names that may be one have in common: a number, or texts without what tells them apart."""
+    if not name.isprintable():  # without U+200B and the like
+        name = "".join(c for c in name if unicodedata.category(c) != "Cf")
+    text = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+    text = QUOTED.sub(r"\1", text).rstrip("._") or text
+    if (number := _exact_number(text)) is not None:
+        return (number,)
+    bare = unicodedata.normalize("NFC", ACCENT.sub("", unicodedata.normalize("NFKD", text)))
+    joined, apart = JOINED.sub(" ", text), APART.sub("", bare)
+    return tuple(re.sub(r"(?<!\d)0+(?=\d)", "", form) for form in (joined, apart))
 
 
 def about_class_names(names: Sequence[str], of: str) -> tuple[str, ...]:

@@ -576,7 +576,7 @@ def apart_from_others(values: Sequence[NDArray[Any]]) -> str:
 
     So are codes written for what is not known, as -999 among ages, or -998 and -999. One that stands once is
     a code where it is written with nines alone. Of few other values each may be a level, as of doses that
-    double, so that a code must be ten times as far.
+    double, so that a code must be ten times as far, and beside two values a hundred times.
 
     Args:
         values: of any shapes, taken together; NaN counts for nothing.
@@ -623,9 +623,10 @@ def _beyond(distinct: NDArray[np.float64]) -> list[float]:
     for low, high in sorted(product(range(MOST_CODES + 1), repeat=2), key=sum)[1:]:
         first, last = low, len(distinct) - 1 - high
         kinds = last - first + 1
-        if kinds < 3:
+        if kinds < 2:
             continue
-        least = (distinct[last] - distinct[first]) * (1 if kinds > LEVELS else LEVELS)
+        times = 1 if kinds > LEVELS else LEVELS if kinds > 2 else LEVELS**2
+        least = times * (distinct[last] - distinct[first])
         far = not low or distinct[first] - distinct[first - 1] >= least
         if far and (not high or distinct[last + 1] - distinct[last] >= least):
             return [*distinct[:first].tolist(), *distinct[last + 1 :].tolist()]

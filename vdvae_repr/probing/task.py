@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
 from vdvae_repr.config import hidden_by_mask, python_number, suggestion, without_order
-from vdvae_repr.data.names import is_missing
+from vdvae_repr.data.names import is_missing, may_stand_for_none
 from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.gram import Rows
 from vdvae_repr.heads.linear import LogisticProbe, Ridge, RidgeRegressor, apart_from_others
@@ -338,8 +338,9 @@ class Problem:
                 f"targets: expected test images of classes that training images have, found none: {listed} "
                 "are in test alone; split the images of each class"
             )
-        used = map(str, np.unique(self.targets[np.union1d(train, test)]))
-        said = [
+        used = [str(name) for name in np.unique(self.targets[np.union1d(train, test)])]
+        said = [f"targets: {line}" for line in may_stand_for_none(used)]
+        said += [
             f"targets: {name!r} is a class; leave images out of which none is known"
             for name in used
             if is_missing(name)

@@ -34,6 +34,13 @@ def test_folders_of_servers_and_systems_are_no_classes(tmp_path, folder):
     assert source.notices == (f"1 folder left out: {folder}",)
 
 
+def test_folders_of_numbers_that_may_stand_for_none_are_said(tmp_path):
+    for name in ("0", "1", "-1", "255"):
+        put(tmp_path / name / "1.png")
+    said = "labels -1 and 255 are classes of their own"
+    assert any(said in line for line in open_source(tmp_path).notices)
+
+
 def test_hidden_and_system_folders_are_left_out_and_named(tmp_path):
     for name in ("cat", "dog", ".ipynb_checkpoints", ".dirs", "@eaDir", "__MACOSX"):
         put(tmp_path / name / "1.png")
