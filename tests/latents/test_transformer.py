@@ -198,6 +198,7 @@ def test_bad_input_is_named(tiny, images):
         {"seed": 2**70},
         {"crop": 8.5},
         {"device": "cuda"},
+        {"device": "gpu"},
     ],
 )
 def test_arguments_of_other_kinds_are_one_line(tiny, images, given):

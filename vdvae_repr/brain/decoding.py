@@ -50,13 +50,8 @@ from vdvae_repr.model.layers import LayerSpec, select_layers
 from vdvae_repr.output import expect_writable, replacing
 
 SCHEMA = "vdvae-repr/decoder/2"
-READING = (
-    "weights_sha256",
-    "preprocessing",
-    "z",
-    "draws",
-    "pool",
-)  # of a store, which decide its values
+# Of a store, which decide its values.
+READING = ("weights_sha256", "preprocessing", "z", "draws", "pool")
 AT_ONCE = 2048  # voxels, or latent dimensions, worked on at once
 SAMPLED = 1024  # dimensions of a layer that its penalty is chosen by, at most
 PERMUTATIONS = 1000

@@ -203,7 +203,7 @@ def read_nsd(
             alike = int((some == some[:, :1]).all(axis=1).sum())
             # A constant's deviation is not 0 but rounding.
             varies = some.min(axis=0) < some.max(axis=0)
-            digest = hashlib.blake2b(some.tobytes()).digest()
+            digest = hashlib.blake2b(np.ascontiguousarray(some).data).digest()
             if varies.any() and (twin := known.setdefault(digest, path.name)) != path.name:
                 raise DataError(f"{path}: expected a session of its own, found what {twin} holds")
             if not varies.any():

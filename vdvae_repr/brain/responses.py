@@ -819,12 +819,10 @@ def _about_padded(responses: Responses) -> tuple[str, ...]:
         first: dict[bytes, int] = {}
         for repetition in np.flatnonzero(seen).tolist():
             other = first.setdefault(begins[repetition, image].tobytes(), repetition)
-            one, two = responses.values[[other, repetition], image]
-            if (
-                other != repetition
-                and np.array_equal(one, two)
-                and np.count_nonzero(one) >= SEVERAL
-            ):
+            if other == repetition:
+                continue
+            one, two = responses.values[other, image], responses.values[repetition, image]
+            if np.array_equal(one, two) and np.count_nonzero(one) >= SEVERAL:
                 padded.append(image)
                 break
     if not padded:

@@ -36,9 +36,8 @@ COLLECTION = re.compile(r"(?i)(set|data|images?|imgs?|split)$")  # as in `trains
 PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of a word, as `train` and `Images` of `trainImages2`
 FOLDER_LINK = "link to a folder"  # why a member of a tar is left out
 QUOTED = re.compile("^['\"\u2018\u201c](.+)['\"\u2019\u201d]$")
-ACCENT = re.compile(
-    "(?<=[a-z])[\u0300-\u036f]+"
-)  # of Latin letters: without it \u0439 is another letter
+# Of Latin letters: without it \u0439 is another letter.
+ACCENT = re.compile("(?<=[a-z])[\u0300-\u036f]+")
 COPIED = re.compile(  # as systems call copies of a folder
     r"(?i)^copy of |(( - (copy|kopie|copie|copia)| copy)( \d+)?| ?\(copy\))?( ?\(\d+\))?$"
 )
@@ -144,9 +143,8 @@ NUMBER_LIKE = re.compile(  # as `20,5`, `1,000`, `12 kg`, `$1.50` or `(1.5)`
 )
 SIGNED = re.compile(r"\+\d+|-0", re.ASCII)  # of which the sign counts for nothing
 WHOLE = re.compile(r"-?\d{1,20}", re.ASCII)
-UNSIGNED_NONE = [
-    2**bits - 1 for bits in (8, 16, 32, 64)
-]  # what -1 becomes, and masks' ignored class
+# What -1 becomes without a sign, and the class that masks call ignored.
+UNSIGNED_NONE = [2**bits - 1 for bits in (8, 16, 32, 64)]
 MOST_NONE = 3  # in a line
 LONG_EXPONENT = 1000  # of numbers that are told from each other by their values
 LARGE_FLOAT = re.compile(r"[+-]?\d+\.\d*e[+-]?\d+", re.ASCII | re.IGNORECASE)  # as 3.00e+00
@@ -694,6 +692,7 @@ def names_from_paths(ids: Sequence[str]) -> PathNames:
         labels = [path.stem.rpartition("_")[0] or None for path in paths]
         about_labels = _off_file_names(ids, labels)
     about_labels += _folders_of_classes(labels) + _called_as_none(labels)
+    about_labels += may_stand_for_none(labels)
     unknown = {word: count for word, count in words.items() if not split_of(word)}
     notices += words_of_one_split(words)
     called = sorted(filter(like_split, alike), key=natural_key)

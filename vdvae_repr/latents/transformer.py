@@ -86,17 +86,15 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 f"are {', '.join(FEATURES)}"
             )
         model = self.model
-        if isinstance(model, str | Path):
-            net: Any = load(model, device=self.device or "cpu")
-        else:
-            net = model
+        named = isinstance(model, str | Path)
+        net = load(model, device=self.device or "cpu") if isinstance(model, str | Path) else model
         if not isinstance(net, VDVAE):
-            what = model if isinstance(model, str | Path) else type(model).__name__
+            what = model if named else type(model).__name__
             raise CheckpointError(
                 f"{what}: expected a VDVAE, found {type(net).__name__}; of other networks vr.extract stores "
                 "activations, of a PixelCNN nothing"
             )
-        if self.device is not None and not _is_on(net.device, torch.device(self.device)):
+        if not named and self.device is not None and not _is_on(net.device, self.device):
             raise ConfigError(
                 f"device: expected {net.device}, where the model is, found {self.device!r}; move the model "
                 "with model.to(...), or leave device out"
@@ -173,8 +171,12 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         }
 
 
-def _is_on(device: torch.device, asked: torch.device) -> bool:
-    return (device.type, device.index or 0) == (asked.type, asked.index or 0)
+def _is_on(device: torch.device, name: str) -> bool:
+    try:
+        asked = torch.device(name)
+    except (RuntimeError, TypeError):
+        return False
+    return device.type == asked.type and asked.index in (None, device.index)
 
 
 def _by_position(X: Any) -> Any:

@@ -74,8 +74,9 @@ def images_given(images: Any, image_size: int) -> Tensor:
     """
     tensor = as_image_tensor(images, image_size)
     suspicions = Suspicions()
-    for index, brightest in enumerate(tensor.flatten(1).amax(dim=1).tolist()):
-        suspicions.look(index, images[index], brightest)
+    pictures = images if isinstance(images, Sequence) else [None] * len(tensor)
+    for index, brightest in enumerate(tensor.amax(dim=(1, 2, 3)).tolist()):
+        suspicions.look(index, pictures[index], brightest)
     for line in suspicions.lines("images"):
         logger.warning("%s", line)
     return tensor

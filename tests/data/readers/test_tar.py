@@ -222,6 +222,19 @@ def test_names_of_shards_that_are_not_all_splits_tell_none(tmp_path, names, firs
     assert all(expected in line for line in said)
 
 
+@pytest.mark.parametrize("sidecars", [False, True])
+def test_labels_that_may_stand_for_none_are_said_once(tmp_path, sidecars):
+    """Of folders as of files beside the images."""
+    members = {}
+    for label in ("0", "1", "-1"):
+        members[f"{label}/{label}.png"] = png(0)
+        if sidecars:
+            members[f"{label}/{label}.cls"] = label.encode()
+    write(tmp_path / "s.tar", members)
+    said = [line for line in open_source(tmp_path / "s.tar").notices if "label -1" in line]
+    assert said == ["label -1 is a class of its own; leave a label out where there is none"]
+
+
 def test_a_name_that_is_not_utf8(tmp_path):
     with tarfile.open(
         tmp_path / "s.tar", "w", encoding="latin-1", format=tarfile.GNU_FORMAT

@@ -16,7 +16,6 @@ from vdvae_repr.data.names import (
     left_out,
     links,
     look_alikes,
-    may_stand_for_none,
     names_from_paths,
     namesakes,
     natural_key,
@@ -40,9 +39,7 @@ def open_folder(root: Path) -> Source:
     ids = list(files)
     names = names_from_paths(ids)
     notices += names.about_labels + unlabelled(ids, names.labels)
-    notices += (
-        look_alikes(names.labels) + namesakes(names.labels) + may_stand_for_none(names.labels)
-    )
+    notices += look_alikes(names.labels) + namesakes(names.labels)
     notices += called_like_fields(ids) + in_several_formats(ids)
     return file_source(
         root.name or str(root),

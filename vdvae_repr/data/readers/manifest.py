@@ -25,16 +25,8 @@ from vdvae_repr.errors import DataError
 
 ROLES = ("file", "label", "split")
 SPLIT_COLUMNS = (
-    "split",
-    "splits",
-    "partition",
-    "subset",
-    "usage",
-    "phase",
-    "fold",
-    "folds",
-    "kfold",
-)
+    "split", "splits", "partition", "subset", "usage", "phase", "fold", "folds", "kfold",
+)  # fmt: skip
 # Words of splits run together in a name, as `istest` or `traintest`.
 RUN_TOGETHER = re.compile(
     r"(?:is)?(?:train(?:ing)?|test(?:ing)?|val(?:id(?:ation)?)?|holdout|heldout)+(?:set)?"
