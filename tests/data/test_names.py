@@ -5,6 +5,7 @@ import pytest
 
 from vdvae_repr.data import names
 from vdvae_repr.data.names import (
+    about_class_names,
     called_like_fields,
     class_names,
     factor_values,
@@ -190,6 +191,14 @@ def test_floating_labels_are_said_from_the_number_on_whose_neighbour_they_lack(d
     (line,) = merged_ids(np.array([1, limit], dtype))
     assert f"cannot tell ids from {limit} on apart" in line
     assert merged_ids(np.array([2**62])) == ()
+
+
+def test_class_names_that_an_array_gives_are_looked_at_as_labels_are():
+    (line,) = about_class_names(["cat", "dog", "-1"], "class_names")
+    assert line in class_names(["cat", "dog", "-1"]).notices
+    first, second = about_class_names(["cat", "Cat", "nan"], "class_names")
+    assert first == "class_names call a class 'nan'; label its images -1 if it stands for none"
+    assert "'Cat' and 'cat' are two classes" in second
 
 
 def test_numbers_that_may_be_classes_are_not_said():

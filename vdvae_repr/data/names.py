@@ -418,12 +418,11 @@ def _forms(name: str) -> tuple[str | Decimal, ...]:
 
 
 def about_class_names(names: Sequence[str], of: str) -> tuple[str, ...]:
-    """Return lines about names that an array of theirs gives to classes: one for none, and look-alikes."""
-    none = next(filter(is_missing, names), None)
-    if none is None:
-        return look_alikes(names)
-    line = f"{of} call a class {none!r}; label its images -1 if it stands for none"
-    return (line, *look_alikes(names))
+    """Return lines about names that an array gives to classes: such as may stand for none, look-alikes."""
+    said = look_alikes(names) + may_stand_for_none(names)
+    if (none := next(filter(is_missing, names), None)) is not None:
+        said = (f"{of} call a class {none!r}; label its images -1 if it stands for none", *said)
+    return said
 
 
 def _exact_number(text: str) -> Decimal | None:
