@@ -142,10 +142,12 @@ def test_a_whole_number_is_one_class_and_different_names_stay_apart(values, clas
         (["cat", "NaT", "Nat"], "stand for none: 'NaT' (1)"),
         (["1", "-1"], "label -1 is a class of its own"),
         (["1", "-999", "0"], "label -999 is a class of its own"),
-        (["1", "-100", "-2", "0"], "labels -100 and -2 are classes of their own"),
+        (["1", "-100", "-2", "0"], "labels -100 and -2 are a class each"),
         (["1", "255", "20"], "label 255 is a class of its own"),
         (["1", "18446744073709551615"], "label 18446744073709551615 is a class of its own"),
         (["cat", "?", "?"], "label ? is a class of its own"),
+        (["cat", "Unknown"], "label Unknown is a class of its own"),
+        (["1", "unlabelled", "-1"], "labels unlabelled and -1 are a class each"),
     ],
 )
 def test_labels_that_may_be_meant_otherwise_are_said(values, notice):
@@ -391,6 +393,10 @@ def test_what_is_said_of_a_column_is_what_the_task_factors_makes_of_it():
     """It leaves out images where nothing or nan stands, takes other words as categories, refuses infinity."""
     for values, said in (
         (["M", "F", ""], "'' (1) stands for none"),
+        (
+            ["M", "F", "unknown"],
+            "value unknown is a category of its own; leave a value out where there is none",
+        ),
         (["M", "F", "NA", "nan"], "'nan' (1) stands for none; 'NA' (1) is a category"),
         (["1.5", "inf", "2"], "1 value is infinite, as 'inf', and task factors takes finite"),
     ):

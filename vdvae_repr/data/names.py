@@ -145,6 +145,9 @@ SIGNED = re.compile(r"\+\d+|-0", re.ASCII)  # of which the sign counts for nothi
 WHOLE = re.compile(r"-?\d{1,20}", re.ASCII)
 # What -1 becomes without a sign, and the class that masks call ignored.
 UNSIGNED_NONE = [2**bits - 1 for bits in (8, 16, 32, 64)]
+NOT_KNOWN = {
+    "unknown", "unlabeled", "unlabelled", "undefined", "unassigned", "missing", "not available",
+}  # fmt: skip
 MOST_NONE = 3  # in a line
 LONG_EXPONENT = 1000  # of numbers that are told from each other by their values
 LARGE_FLOAT = re.compile(r"[+-]?\d+\.\d*e[+-]?\d+", re.ASCII | re.IGNORECASE)  # as 3.00e+00
@@ -215,23 +218,36 @@ def class_names(values: Sequence[str | None]) -> ClassNames:
     return ClassNames(labels, (*notices, *look_alikes(labels), *_about_rounded(likely, "labels")))
 
 
-def may_stand_for_none(labels: Iterable[str | None]) -> tuple[str, ...]:
-    """Return a line about labels that may be none's: numbers below 0, and -1 without its sign; maybe none."""
-    whole = {label for label in labels if label is not None and WHOLE.fullmatch(label)}
-    numbers = sorted(map(int, whole))
-    below = [number for number in numbers if number < 0]
+def may_stand_for_none(
+    labels: Iterable[str | None], one: str = "label", group: str = "class"
+) -> tuple[str, ...]:
+    """Return a line about labels that may be none's: words as `unknown`, numbers below 0; maybe none.
+
+    So may the number that -1 becomes without its sign.
+
+    Args:
+        labels: what is looked at, once or more.
+        one: what one is called, which is a value of a factor.
+        group: what each is, as values are categories.
+    """
+    distinct = {label for label in labels if label is not None}
+    odd = sorted(label for label in distinct if label.strip("_").casefold() in NOT_KNOWN)
+    numbers = sorted({int(label) for label in distinct if WHOLE.fullmatch(label)})
+    odd += [str(number) for number in numbers if number < 0]
     if len(numbers) > 1 and numbers[-1] in UNSIGNED_NONE and 2 * numbers[-2] < numbers[-1]:
-        below.append(numbers[-1])
-    return _of_their_own(list(map(str, below[:MOST_NONE])))
+        odd.append(str(numbers[-1]))
+    return _of_their_own(odd[:MOST_NONE], one, group)
 
 
-def _of_their_own(labels: Sequence[str]) -> tuple[str, ...]:
+def _of_their_own(
+    labels: Sequence[str], one: str = "label", group: str = "class"
+) -> tuple[str, ...]:
     if not labels:
         return ()
-    called = f"label {labels[0]} is a class of its own"
+    called = f"{one} {labels[0]} is a {group} of its own"
     if len(labels) > 1:
-        called = f"labels {', '.join(labels[:-1])} and {labels[-1]} are classes of their own"
-    return (f"{called}; leave a label out where there is none",)
+        called = f"{one}s {', '.join(labels[:-1])} and {labels[-1]} are a {group} each"
+    return (f"{called}; leave a {one} out where there is none",)
 
 
 def _has_fraction(number: str) -> bool:
@@ -287,8 +303,8 @@ def factor_values(values: Sequence[str], decimal_commas: bool = False) -> tuple[
     Examples:
         >>> factor_values(["1", "1.0", ""]), factor_values(["1.0", "2.5"])
         ((['1', '1', 'nan'], ''), (['1.0', '2.5'], ''))
-        >>> factor_values(["1.5", "unknown", "2"])
-        (['1.5', 'unknown', '2'], "1 of 3 values is no number, as 'unknown', so it is read as categories")
+        >>> factor_values(["1.5", "soft", "2"])
+        (['1.5', 'soft', '2'], "1 of 3 values is no number, as 'soft', so it is read as categories")
     """
     present = {text for text in values if not is_missing(text)}
     said = ""
@@ -320,6 +336,7 @@ def factor_values(values: Sequence[str], decimal_commas: bool = False) -> tuple[
         likely = [text for text in values if NUMBER.fullmatch(text) and {*".+"} & {*text}]
         lines = (
             _about_categories(values, others),
+            *may_stand_for_none(present, "value", "category"),
             *look_alikes(present, "categories"),
             *_about_rounded(likely, "values", LONG_NUMBER),
         )
