@@ -93,6 +93,16 @@ def replaced(values, rows, value):
         ),
         (FLOATS, {"chance": np.nan}, "chance: expected a number, found nan"),
         (FLOATS, {"chance": True}, "chance: expected a number, found True"),
+        (
+            replaced(FLOATS, [3], np.nan),
+            {},
+            "targets: expected finite numbers, found nan for 0-3; leave",
+        ),
+        (
+            replaced(FLOATS, [2], -np.inf),
+            {},
+            "targets: expected finite numbers, found -inf for 0-2; leave",
+        ),
     ],
 )
 def test_targets_and_units_of_which_nothing_can_be_told_are_one_line(store, targets, how, said):

@@ -304,8 +304,8 @@ class Problem:
         """Refuse targets that nothing can be told of, and return what is to be said of others.
 
         Raises:
-            TaskError: a side without images; targets of another type; numbers that do not differ among test
-                images; test images of classes that no training image has.
+            TaskError: a side without images; targets of another type; numbers that are not finite, or do not
+                differ among test images; test images of classes that no training image has.
         """
         train, test = self.split.train, self.split.test
         for side, rows in (("train", train), ("test", test)):
@@ -322,13 +322,20 @@ class Problem:
             )
         truth = self.targets[test]
         if self.numeric:
+            used = np.unique(np.concatenate([train, self.split.val, test]))
+            if (unknown := used[~np.isfinite(self.targets[used])]).size:
+                first = int(unknown[0])
+                raise TaskError(
+                    f"targets: expected finite numbers, found {self.targets[first]} for {store.ids[first]}; "
+                    "leave it out of the split"
+                )
             asked = [metric for metric in self.metrics if metric in OF_NUMBERS]
             if asked and np.ptp(truth) == 0:
                 raise TaskError(
                     f"targets: expected numbers that differ among test images, of which {asked[0]} is, found "
                     f"{truth[0]:g} of {'all ' if len(truth) > 1 else ''}{len(truth)}; test on more images"
                 )
-            line = apart_from_others([self.targets[np.union1d(train, test)]])
+            line = apart_from_others([self.targets[used]])
             return [f"targets: {line}: it counts as known; leave such images out"] if line else []
         outside = ~np.isin(truth, self.targets[train])
         names = sorted({str(name) for name in truth[outside]})
@@ -338,11 +345,11 @@ class Problem:
                 f"targets: expected test images of classes that training images have, found none: {listed} "
                 "are in test alone; split the images of each class"
             )
-        used = [str(name) for name in np.unique(self.targets[np.union1d(train, test)])]
-        said = [f"targets: {line}" for line in may_stand_for_none(used)]
+        classes = [str(name) for name in np.unique(self.targets[np.union1d(train, test)])]
+        said = [f"targets: {line}" for line in may_stand_for_none(classes)]
         said += [
             f"targets: {name!r} is a class; leave images out of which none is known"
-            for name in used
+            for name in classes
             if is_missing(name)
         ]
         if not outside.any():
