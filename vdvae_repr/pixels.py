@@ -15,6 +15,7 @@ FULL = 255  # opacity, of which less than half everywhere is no picture's
 DARK = 32  # images of 8 bits all below, in all of their pixels, may be of fewer bits
 FEW = 4095  # the largest of 12 bits; of 16 one image that is no brighter may be of fewer
 ALIKE = 5  # images of 16 bits of which none is bright by chance alone
+SLACK = 1e-4  # what resampling and float16 add to 1.0
 STRIP = 2**22  # pixels that are converted at a time
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -75,7 +76,7 @@ def to_uint8(values: NDArray[Any], white: int) -> NDArray[np.uint8]:
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise DataError("expected finite pixels, found NaN or infinity")
     low, high = values.min(initial=0), values.max(initial=0)
-    slack = 1e-4 if white == 1 else 0  # what resampling and float16 add to 1.0
+    slack = SLACK if white == 1 else 0
     if low < -slack or high > white + slack:
         raise DataError(
             f"expected {values.dtype} pixels from 0 to {white}, found {low:g} to {high:g}; "

@@ -167,6 +167,17 @@ def test_wrong_images_are_refused(tiny, images):
         tiny.posterior(images[:, :8])
     with pytest.raises(DataError, match="expected floats from 0 to 1"):
         tiny.posterior(images.astype(np.float32))
+    with pytest.raises(DataError, match="expected finite pixels, found NaN"):
+        tiny.posterior(np.where(images > 200, np.nan, images / 255))
+
+
+def test_floats_may_go_beyond_white_by_what_resampling_adds(tiny, images):
+    bright = np.where(images > 200, 255, images).astype(np.uint8)
+    floats = bright / np.float32(255) * np.float32(1 + 1e-6) - np.float32(1e-7)
+    assert floats.max() > 1
+    assert floats.min() < 0
+    read, exact = tiny.posterior(floats), tiny.posterior(bright)
+    assert all(torch.equal(read[name].mean, exact[name].mean) for name in exact)
 
 
 def test_weights_round_trip(tiny, tmp_path):
@@ -342,7 +353,7 @@ def test_grey_and_float_images_are_read_as_their_uint8_in_color(tiny):
         assert torch.equal(tiny.posterior(images, layers="4x4")["4x4.0"].mean, expected)
     for wrong, message in (
         (floats * 2, "floats from 0 to 1, found 0"),
-        (floats * np.nan, "floats from 0 to 1, found nan"),
+        (floats * np.nan, "expected finite pixels, found NaN"),
         (floats.reshape(3, -1), r"X.reshape\(-1, 16, 16\)"),
         (grey.astype(np.int64), "int64; resize"),
     ):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vdvae_repr.config import AnyModelConfig, ModelConfig, PixelCNNConfig, hidden_by_mask
 from vdvae_repr.errors import DataError, first_line
-from vdvae_repr.pixels import Suspicions, to_rgb
+from vdvae_repr.pixels import SLACK, Suspicions, to_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,8 @@ def as_image_tensor(images: Any, image_size: int) -> Tensor:
         image_size: S.
 
     Raises:
-        DataError: another dtype or shape, or floats outside 0 to 1.
+        DataError: another dtype or shape, or floats that are not finite or lie outside 0 to 1, but for what
+            resampling adds.
     """
     if why := hidden_by_mask(images, "pixels", "images"):
         raise DataError(why)
@@ -57,12 +58,14 @@ def as_image_tensor(images: Any, image_size: int) -> Tensor:
             advice = f"reshape rows of pixels: X.reshape(-1, {side})"
         raise DataError(f"expected {expected}, found {found}; {advice}")
     if tensor.is_floating_point():
-        if not bool(((tensor >= 0) & (tensor <= 1)).all()):  # nor NaN
+        if not bool(tensor.isfinite().all()):
+            raise DataError("expected finite pixels, found NaN or infinity")
+        if not bool(((tensor >= -SLACK) & (tensor <= 1 + SLACK)).all()):
             low, high = float(tensor.min()), float(tensor.max())
             raise DataError(
                 f"expected floats from 0 to 1, found {low:g} to {high:g}; divide by what is white"
             )
-        tensor = (tensor.double() * 255).round().to(torch.uint8)
+        tensor = (tensor.double() * 255).round().clamp(0, 255).to(torch.uint8)
     return tensor.expand(-1, -1, -1, 3).permute(0, 3, 1, 2)
 
 
