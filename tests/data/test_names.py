@@ -132,6 +132,12 @@ def test_a_whole_number_is_one_class_and_different_names_stay_apart(values, clas
         (["zebra", "Copy of zebra", "dog"], "'zebra' and 'Copy of zebra' are two classes;"),
         (["cat", "cat copy 2", "dog"], "'cat' and 'cat copy 2' are two classes;"),
         (["cat", "cat (1)", "dog"], "'cat' and 'cat (1)' are two classes;"),
+        (["cat", "cat - Copy - Copy"], "'cat' and 'cat - Copy - Copy' are two classes;"),
+        (["Katze", "Kopie von Katze"], "'Katze' and 'Kopie von Katze' are two classes;"),
+        (
+            ["\u0393\u0391\u03a4\u0391", "\u03b3\u03ac\u03c4\u03b1"],
+            "are two classes;",
+        ),  # Greek for cat
         (["Robert Downey Jr.", "Robert Downey Jr"], "are two classes;"),
         (["Jos\u00e9", "Jose"], "'Jose' and 'Jos\u00e9' are two classes;"),
         (["cat-1", "cat_1"], "'cat-1' and 'cat_1' are two classes;"),
@@ -140,14 +146,16 @@ def test_a_whole_number_is_one_class_and_different_names_stay_apart(values, clas
         (["1.50", "1.5", "beta"], "words and numbers with fractions"),
         (["cat", "none", "None", "NONE"], "stand for none: 'none' (1), 'None' (1), 'NONE' (1)"),
         (["cat", "NaT", "Nat"], "stand for none: 'NaT' (1)"),
-        (["1", "-1"], "label -1 is a class of its own"),
+        (["2", "-1"], "label -1 is a class of its own"),
         (["1", "-999", "0"], "label -999 is a class of its own"),
         (["1", "-100", "-2", "0"], "labels -100 and -2 are a class each"),
         (["1", "255", "20"], "label 255 is a class of its own"),
         (["1", "18446744073709551615"], "label 18446744073709551615 is a class of its own"),
         (["cat", "?", "?"], "label ? is a class of its own"),
+        (["cat", "\u2014"], "label \u2014 is a class of its own"),
+        (["2", "\u22121"], "label \u22121 is a class of its own"),
         (["cat", "Unknown"], "label Unknown is a class of its own"),
-        (["1", "unlabelled", "-1"], "labels unlabelled and -1 are a class each"),
+        (["2", "unlabelled", "-1"], "labels unlabelled and -1 are a class each"),
     ],
 )
 def test_labels_that_may_be_meant_otherwise_are_said(values, notice):
@@ -211,6 +219,7 @@ def test_numbers_that_may_be_classes_are_not_said():
 def test_signs_before_numbers_and_between_them_count():
     """As of poses and time points."""
     assert look_alikes(["yaw-30", "yaw30", "T1", "T-1", "1.5", "15", "1-1", "11", "C", "C++"]) == ()
+    assert look_alikes(["Hamlet", "Hamlet (1948)", "yaw -30", "yaw 30", "rot_-5", "rot_5"]) == ()
     assert look_alikes(["circuit (1)", "circuit (2)", "class", "class 1", "5", "5 2"]) == ()
     assert look_alikes(["\u0419", "\u0418", "\u304b", "\u304c"]) == ()  # letters of their own
 
@@ -385,6 +394,7 @@ def test_several_classes_of_signs_are_classes_and_one_may_stand_for_none():
         ["A", "\u2764"],
         ["'", '"'],
         ["6'", '6"'],
+        ["-1", "1"],
     ):
         assert class_names(values).notices == ()
 
@@ -397,6 +407,7 @@ def test_what_is_said_of_a_column_is_what_the_task_factors_makes_of_it():
             ["M", "F", "unknown"],
             "value unknown is a category of its own; leave a value out where there is none",
         ),
+        (["M", "F", "?"], "value ? is a category of its own"),
         (["M", "F", "NA", "nan"], "'nan' (1) stands for none; 'NA' (1) is a category"),
         (["1.5", "inf", "2"], "1 value is infinite, as 'inf', and task factors takes finite"),
     ):

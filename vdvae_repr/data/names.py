@@ -30,24 +30,28 @@ SPLIT_WORDS = {
     "testing": "test",
 }
 LIKE_SPLITS = {  # which other people call theirs
-    "fit", "trn", "tr", "eval", "evaluation", "vld", "tst", "te", "holdout", "heldout", "unseen",
+    "fit", "trn", "tr", "eval", "evaluation", "vld", "tst", "te", "development", "holdout", "heldout",
+    "seen", "unseen", "gallery", "probe",
 }  # fmt: skip
 COLLECTION = re.compile(r"(?i)(set|data|images?|imgs?|split)$")  # as in `trainset`
 PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of a word, as `train` and `Images` of `trainImages2`
 FOLDER_LINK = "link to a folder"  # why a member of a tar is left out
 QUOTED = re.compile("^['\"\u2018\u201c](.+)['\"\u2019\u201d]$")
-# Of Latin letters: without it \u0439 is another letter.
-ACCENT = re.compile("(?<=[a-z])[\u0300-\u036f]+")
-COPIED = re.compile(  # as systems call copies of a folder
-    r"(?i)^copy of |(( - (copy|kopie|copie|copia)| copy)( \d+)?| ?\(copy\))?( ?\(\d+\))?$"
+# Of Latin and Greek letters: without it \u0439 is another letter.
+ACCENT = re.compile("(?<=[a-z\u03b1-\u03c9])[\u0300-\u036f]+")
+COPY = "copy|kopie|copie|copia|kopia|\u30b3\u30d4\u30fc"
+COPIED = re.compile(  # as systems call copies of a folder; (1948) is a year
+    rf"(?i)^({COPY}) (of|von|de) |(( - ({COPY})| copy)( \d+)?| ?\(copy\))*( ?\(\d{{1,2}}\))?$"
 )
 HYPHENS = "\u2010-\u2015-"
 SIGNS = f"[ _.,'\u2019{HYPHENS}]+"
 APART = re.compile(  # words, as `hot dog`, `St. Louis` and `cat_1`; `yaw-30` is no `yaw30`
     f"(?<=[^\\W_]){SIGNS}(?=[^\\W\\d_])|(?<=[^\\W\\d_])[ _.,'\u2019]+(?=\\d)"
 )
-JOINED = re.compile(f"(?<=[^\\W_])[ _{HYPHENS}]+(?=[^\\W_])")  # words and numbers
-NO_WORD = re.compile(r"[?._*-]+")  # may stand for none where no other label is of signs
+JOINED = re.compile(  # words and numbers, but for signs of numbers, as in `yaw -30`
+    f"(?<=[^\\W_])(?:[ _{HYPHENS}]+(?=[^\\W\\d_])|(?:[ _]+|[{HYPHENS}])(?=\\d))"
+)
+NO_WORD = re.compile(f"[?._*{HYPHENS}]+")  # may stand for none where no other label is of signs
 CHECKED_DISK = re.compile(r"found\.\d{3}")  # as FOUND.000, where Windows puts what it finds
 NAME_BYTES = 200  # of a factor's name: a file's may have 255, and head and feature stand before it
 MISSING = (
@@ -145,6 +149,7 @@ SIGNED = re.compile(r"\+\d+|-0", re.ASCII)  # of which the sign counts for nothi
 WHOLE = re.compile(r"-?\d{1,20}", re.ASCII)
 # What -1 becomes without a sign, and the class that masks call ignored.
 UNSIGNED_NONE = [2**bits - 1 for bits in (8, 16, 32, 64)]
+MINUS = "\u2212"
 NOT_KNOWN = {
     "unknown", "unlabeled", "unlabelled", "undefined", "unassigned", "missing", "not available",
 }  # fmt: skip
@@ -198,10 +203,7 @@ def class_names(values: Sequence[str | None]) -> ClassNames:
     if none:
         listed = ", ".join(f"{text!r} ({count})" for text, count in none.items())
         notices.append(f"labels that stand for none: {listed}")
-    signs = [text for text in present if not any(map(str.isalnum, text))]
-    if len(signs) > 1 or not NO_WORD.fullmatch("".join(signs)):  # as + and -
-        signs = []
-    notices += may_stand_for_none(names.values()) or _of_their_own(signs)
+    notices += may_stand_for_none(names.values())
     if rewritten := [text for text in present if names[text] != text]:
         if len(numbers) < len(present):
             notices.append(
@@ -221,32 +223,36 @@ def class_names(values: Sequence[str | None]) -> ClassNames:
 def may_stand_for_none(
     labels: Iterable[str | None], one: str = "label", group: str = "class"
 ) -> tuple[str, ...]:
-    """Return a line about labels that may be none's: words as `unknown`, numbers below 0; maybe none.
+    """Return a line about labels that may be none's: `unknown`, `?`, numbers below 0; maybe none.
 
-    So may the number that -1 becomes without its sign.
+    So may the number that -1 becomes without its sign. Of two classes -1 and 1 none is none's.
 
     Args:
         labels: what is looked at, once or more.
         one: what one is called, which is a value of a factor.
         group: what each is, as values are categories.
     """
-    distinct = {label for label in labels if label is not None}
-    odd = sorted(label for label in distinct if label.strip("_").casefold() in NOT_KNOWN)
-    numbers = sorted({int(label) for label in distinct if WHOLE.fullmatch(label)})
-    odd += [str(number) for number in numbers if number < 0]
-    if len(numbers) > 1 and numbers[-1] in UNSIGNED_NONE and 2 * numbers[-2] < numbers[-1]:
-        odd.append(str(numbers[-1]))
-    return _of_their_own(odd[:MOST_NONE], one, group)
-
-
-def _of_their_own(
-    labels: Sequence[str], one: str = "label", group: str = "class"
-) -> tuple[str, ...]:
-    if not labels:
+    distinct = sorted({label for label in labels if label is not None})
+    odd = [label for label in distinct if label.strip("_").casefold() in NOT_KNOWN]
+    signs = [label for label in distinct if not any(map(str.isalnum, label))]
+    if len(signs) == 1 and NO_WORD.fullmatch(signs[0]):  # + and - are two classes
+        odd += signs
+    numbers = {
+        int(text.replace(MINUS, "-")): text
+        for text in distinct
+        if WHOLE.fullmatch(text.replace(MINUS, "-"))
+    }
+    ordered = sorted(numbers)
+    if ordered != [-1, 1]:
+        odd += [numbers[number] for number in ordered if number < 0]
+    if len(ordered) > 1 and ordered[-1] in UNSIGNED_NONE and 2 * ordered[-2] < ordered[-1]:
+        odd.append(numbers[ordered[-1]])
+    odd = odd[:MOST_NONE]
+    if not odd:
         return ()
-    called = f"{one} {labels[0]} is a {group} of its own"
-    if len(labels) > 1:
-        called = f"{one}s {', '.join(labels[:-1])} and {labels[-1]} are a {group} each"
+    called = f"{one} {odd[0]} is a {group} of its own"
+    if len(odd) > 1:
+        called = f"{one}s {', '.join(odd[:-1])} and {odd[-1]} are a {group} each"
     return (f"{called}; leave a {one} out where there is none",)
 
 
@@ -334,9 +340,10 @@ def factor_values(values: Sequence[str], decimal_commas: bool = False) -> tuple[
         return ["nan" if is_missing(text) else text for text in values], said
     if not present or others:
         likely = [text for text in values if NUMBER.fullmatch(text) and {*".+"} & {*text}]
+        words = [text for text in present if not NUMBER_LIKE.fullmatch(text)]
         lines = (
             _about_categories(values, others),
-            *may_stand_for_none(present, "value", "category"),
+            *may_stand_for_none(words, "value", "category"),
             *look_alikes(present, "categories"),
             *_about_rounded(likely, "values", LONG_NUMBER),
         )

@@ -47,6 +47,7 @@ ALPHAS = 10 ** np.linspace(-4, 4, 17)  # a feature, standardised
 LEVELS = 10  # that a person may set, as of doses
 MOST_CODES = 3  # on a side
 SAMPLED = 100_000  # values looked at first
+ROUNDING = 1e-6  # of a value, or of 1
 NINES = re.compile(r"-?9{2,}")  # as people write codes
 SMALL = 300_000_000  # samples x dimensions x classes, below which products are slower on several threads
 STRIDE = (
@@ -576,10 +577,11 @@ def apart_from_others(values: Sequence[NDArray[Any]]) -> str:
 
     So are codes written for what is not known, as -999 among ages, or -998 and -999. One that stands once is
     a code where it is written with nines alone. Of few other values each may be a level, as of doses that
-    double, so that a code must be ten times as far, and beside two values a hundred times.
+    double, so that a code must be ten times as far; beside two it must be of nines too. Values that are one
+    but for rounding count once.
 
     Args:
-        values: of any shapes, taken together; NaN counts for nothing.
+        values: of any shapes, taken together; NaN and infinity count for nothing.
 
     >>> apart_from_others([np.array([23, 999, 41.5]), np.array([888, 999, np.nan, 67])])
     '888 and 999 stand 3 times, far from all others (23 to 67)'
@@ -597,7 +599,7 @@ def apart_from_others(values: Sequence[NDArray[Any]]) -> str:
     while more := _beyond(others):  # as codes on one side may hide others
         others, codes = np.setdiff1d(others, more), sorted([*codes, *more])
     counts = [sum(int((part == code).sum()) for part in values) for code in codes]
-    if not codes or (max(counts) < 2 and not all(NINES.fullmatch(f"{c:.15g}") for c in codes)):
+    if not codes or (max(counts) < 2 and not _are_nines(codes)):
         return ""
     listed = " and ".join(f"{code:.9g}" for code in codes)
     stand = (
@@ -612,7 +614,12 @@ def _distinct(values: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
     """Return the distinct values of some arrays, in order: of many those at both ends alone."""
     found = np.zeros(0)
     for part in values:
-        found = np.union1d(found, part[part == part])
+        found = np.union1d(found, part[np.isfinite(part)])
+        largest = np.abs(found).max(initial=0)
+        if largest:
+            size = np.maximum(np.abs(found), min(1, largest))
+            steps = ROUNDING * 10 ** np.floor(np.log10(size))
+            found = found[np.unique(np.round(found / steps) * steps, return_index=True)[1]]
         if len(found) > 4 * LEVELS:
             found = np.r_[found[: 2 * LEVELS], found[-2 * LEVELS :]]
     return found.astype(np.float64)
@@ -625,12 +632,17 @@ def _beyond(distinct: NDArray[np.float64]) -> list[float]:
         kinds = last - first + 1
         if kinds < 2:
             continue
-        times = 1 if kinds > LEVELS else LEVELS if kinds > 2 else LEVELS**2
-        least = times * (distinct[last] - distinct[first])
+        codes = [*distinct[:first].tolist(), *distinct[last + 1 :].tolist()]
+        least = (distinct[last] - distinct[first]) * (1 if kinds > LEVELS else LEVELS)
         far = not low or distinct[first] - distinct[first - 1] >= least
-        if far and (not high or distinct[last + 1] - distinct[last] >= least):
-            return [*distinct[:first].tolist(), *distinct[last + 1 :].tolist()]
+        far &= not high or distinct[last + 1] - distinct[last] >= least
+        if far and (kinds > 2 or _are_nines(codes)):
+            return codes
     return []
+
+
+def _are_nines(codes: Sequence[float]) -> bool:
+    return all(NINES.fullmatch(f"{code:.15g}") for code in codes)
 
 
 def _check(head: Any, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], Rows]:

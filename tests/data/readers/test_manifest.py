@@ -86,7 +86,17 @@ def test_words_of_splits_in_a_column_that_is_none_are_said(table, words):
 
 @pytest.mark.parametrize(
     "column",
-    ["is_train", "istest", "Test", "partition", "train_test", "TrainTest", "holdout"],
+    [
+        "is_train",
+        "istest",
+        "Test",
+        "partition",
+        "train_test",
+        "TrainTest",
+        "holdout",
+        "held_out",
+        "eval",
+    ],
 )
 @pytest.mark.parametrize("codes", [("1", "0"), ("True", "False")])
 def test_a_column_called_like_splits_that_holds_codes_is_said(table, column, codes):
@@ -97,6 +107,12 @@ def test_a_column_called_like_splits_that_holds_codes_is_said(table, column, cod
     assert line.startswith(f"no splits are read from column '{column}', which holds '{first}'")
     told = table(f"file,label,split,{column}\na.png,cat,train,{first}\nb.png,dog,test,{second}\n")
     assert told.notices == ()
+
+
+def test_a_column_of_words_that_others_call_their_splits_is_said(table):
+    (line,) = table("file,label,part\na.png,cat,gallery\nb.png,dog,Probe\n").notices
+    assert line.startswith("no splits are read from column 'part', which holds 'gallery', 'Probe':")
+    assert table("file,label,part\na.png,cat,eye\nb.png,dog,probe\n").notices == ()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vdvae_repr.data.names import (
+    LIKE_SPLITS,
     SPLITS,
     class_names,
     factor_values,
@@ -25,7 +26,8 @@ from vdvae_repr.errors import DataError
 
 ROLES = ("file", "label", "split")
 SPLIT_COLUMNS = (
-    "split", "splits", "partition", "subset", "usage", "phase", "fold", "folds", "kfold",
+    "split", "splits", "partition", "subset", "usage", "phase", "fold", "folds", "kfold", "eval",
+    "evaluation",
 )  # fmt: skip
 # Words of splits run together in a name, as `istest` or `traintest`.
 RUN_TOGETHER = re.compile(
@@ -139,9 +141,10 @@ def _about_splits(table: Table) -> list[str]:
                 f"no splits are read from column {column!r}, which holds {', '.join(words)}: it is a factor; "
                 "call it 'split' to read them"
             )
-        elif column.casefold() not in ROLES and _is_called_like_a_split(column):
+        elif column and column.casefold() not in ROLES:
             held = list(dict.fromkeys(row[place] for row in table.rows))
-            if 1 < len(held) <= MOST_CODES:
+            are_like = all(value.casefold() in LIKE_SPLITS for value in held if value)
+            if 1 < len(held) <= MOST_CODES and (are_like or _is_called_like_a_split(column)):
                 lines.append(
                     f"no splits are read from column {column!r}, which holds {', '.join(map(repr, held))}: "
                     f"it is a factor; give a column 'split' of {', '.join(SPLITS)}"
@@ -153,7 +156,8 @@ def _is_called_like_a_split(column: str) -> bool:
     """Whether a column's name says that it holds splits, as `is_train`, `Test` or `partition`."""
     words = re.split(r"[\W\d_]+", column.casefold())
     return like_split(column) is not None or any(
-        w in SPLIT_COLUMNS or split_of(w) or RUN_TOGETHER.fullmatch(w) for w in words
+        w in SPLIT_COLUMNS or split_of(w) or RUN_TOGETHER.fullmatch(w)
+        for w in (*words, "".join(words))
     )
 
 
