@@ -280,6 +280,8 @@ def test_interrupt_is_exit_130_and_one_line(tmp_path):
             "preset 'no' would say nothing",
         ),
         (("distill", "--resume", "--out", "no"), "no: expected a run to go on with, found none"),
+        (("distill", "--resume", "--preset", "faces64"), "--preset: expected --teacher with it"),
+        (("report", "no", "--preset", "faces64"), "--preset: expected --model with it"),
         (
             ("distill", "--resume"),
             "teacher: expected a VDVAE, or what loads it, as --teacher faces64",

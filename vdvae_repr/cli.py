@@ -729,6 +729,7 @@ def report_(
             help="What the store was extracted with, for reconstructions; its packaged model if not given."
         ),
     ] = None,
+    preset: Preset = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for index.html, or a name.html; RESULTS if not given."),
@@ -743,6 +744,8 @@ def report_(
 
     if model is not None and latents is None:
         raise TaskError("--model: expected --latents with it, found none; give the store")
+    if preset is not None and model is None:
+        raise TaskError("--preset: expected --model with it, found none; give the model")
     report = vr.Report.load(results)
     path = out or results
     if path.suffix != ".html":
@@ -754,16 +757,16 @@ def report_(
     store = None if latents is None else vr.open(latents)
     if store is not None:
         page.expect_of_results(store, report)  # before a model is loaded for nothing
-    report.page(path, store, None if store is None else _model_of(store, model))
+    report.page(path, store, None if store is None else _model_of(store, model, preset))
     _print(str(path))
 
 
-def _model_of(store: LatentStore, model: str | None) -> VDVAE | None:
+def _model_of(store: LatentStore, model: str | None, preset: str | None) -> VDVAE | None:
     """Load the model that a store was extracted with: the one named, else the packaged one, if it is that."""
     from vdvae_repr.model.weights import packaged_names, weights_sha256
 
     if model is not None:
-        return _load_vdvae(model, None, "cpu", False)
+        return _load_vdvae(model, preset, "cpu", False)
     if store.info.model in packaged_names():
         net = _load_vdvae(store.info.model, None, "cpu", False)
         if weights_sha256(net) == store.info.weights_sha256:
@@ -907,6 +910,7 @@ def distill(
         str | None,
         typer.Option(help="A VDVAE, as for sample; faces64, or what a resumed run learned from."),
     ] = None,
+    preset: Preset = None,
     config: Annotated[
         str | None,
         typer.Option(help="The student's: a preset's name or a TOML; student64 if not given."),
@@ -950,9 +954,14 @@ def distill(
     _refuse_without_data(data, rows=rows, data_root=data_root)
     if download and teacher is not None and teacher.startswith(PREFIX):
         released_file(teacher, download)
+    taught_by: str | VDVAE | None = teacher
+    if preset is not None:
+        if teacher is None:
+            raise TaskError("--preset: expected --teacher with it, found none; give the teacher")
+        taught_by = _load_vdvae(teacher, preset, "cpu", False)
     elsewhere = data_root is not None or download or rows is not None
     folder = vr.distill(
-        teacher,
+        taught_by,
         _open(data, data_root, download, rows, log.hold, teacher) if data and elsewhere else data,
         out, config=config, layers=layer or None, resume=resume, changed=override, crop=crop,
         on_error=on_error, device=device, precision=precision, accumulate=accumulate,

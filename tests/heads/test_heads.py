@@ -22,6 +22,7 @@ from vdvae_repr.heads.linear import (
     LogisticProbe,
     Ridge,
     RidgeRegressor,
+    apart_from_others,
     stratified_folds,
 )
 from vdvae_repr.heads.neighbors import NearestNeighbor, WeightedNeighbors
@@ -416,3 +417,27 @@ def test_classes_that_are_nearly_certain_take_fewer_products_by_their_own_curvat
     more, reference = followed(U * S, y, monkeypatch)
     assert products < 0.7 * more
     assert abs(lowest / reference - 1) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("levels", "said"),
+    [
+        ([0, 1, -999], "-999 stands 5 times, far from all others (0 to 1)"),
+        ([0, 1, 99], "99 stands 5 times, far from all others (0 to 1)"),
+        ([1, 2, 3, -77], "-77 stands 5 times, far from all others (1 to 3)"),
+        ([0, 1, 180], ""),
+        ([0, 1, 1000], ""),
+        ([0.1, 0.2, 0.3, 0.1 + 0.2], ""),
+        ([0, 1 / 3, 0.333333, 2 / 3, 1], ""),
+        ([0, 2**-52, 2**-51, 3], ""),
+        ([1, 1 + 2**-23, 2, 4], ""),
+    ],
+)
+def test_a_code_beside_levels_is_told_from_a_level_and_from_rounding(levels, said):
+    assert apart_from_others([np.repeat(np.array(levels, np.float64), 5)]) == said
+
+
+@pytest.mark.parametrize("code", [-999, 9.96921e36, np.finfo(np.float32).min, -99.99])
+def test_a_code_among_numbers_that_are_measured_is_told(code):
+    values = np.r_[np.random.default_rng(0).normal(size=100), code, code]
+    assert apart_from_others([values]).startswith(f"{code:.9g} stands 2 times")

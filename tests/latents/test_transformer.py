@@ -208,6 +208,13 @@ def test_arguments_of_other_kinds_are_one_line(tiny, images, given):
     assert "\n" not in str(refusal.value)
 
 
+def test_a_device_is_that_of_the_model_or_a_devices_name(tiny, images):
+    """Torch calls the CPU cpu:0 too; no name, as of a variable that is not set, is no device."""
+    vr.LatentTransformer(tiny, device="cpu:0").fit(images)
+    with pytest.raises(vr.VDVAEReprError, match="device"):
+        vr.LatentTransformer("faces64", device="").fit(images)
+
+
 @pytest.fixture
 def paths(images, tmp_path):
     names = [str(tmp_path / f"{index}.png") for index in range(6)]

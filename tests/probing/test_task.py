@@ -130,6 +130,11 @@ def test_test_images_of_classes_that_were_not_learned_are_counted_and_named(stor
         (replaced(FLOATS, [2, 3, 5], -999), "targets: -999 stands 3 times, far from all others"),
         (replaced(FLOATS, [2], 9999), "targets: 9999 stands 1 time, far from all others"),
         (replaced(Y.astype("<U4"), [2, 3], ["nan", "nan"]), "targets: 'nan' is a class; leave"),
+        (replaced(Y.astype("<U9"), [2], "Unknown"), "targets: label Unknown is a class of its own"),
+        (
+            np.where(np.arange(24) < 9, "cat", np.where(np.arange(24) < 16, "Cat", "b")),
+            "targets: 'Cat' and 'cat' are",
+        ),
         (replaced(Y, [2, 3], -1), "targets: label -1 is a class of its own"),
         (replaced(Y, [2, 3], 255), "targets: label 255 is a class of its own"),
         (FLOATS, ""),

@@ -91,11 +91,12 @@ class Decoder:
     checksums: Checksums | None = None
 
     def __repr__(self) -> str:
-        """Say what it predicts of what."""
-        return (
+        """Say what it predicts of what, and a line each of its notes."""
+        about = (
             f"<Decoder {len(self.voxels)} voxels -> {len(self.layers)} layers "
             f"({self.layers[0]} .. {self.layers[-1]}), {len(self.ids)} training images>"
         )
+        return "\n".join((about, *self.notes))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the decoder to one file: the training images' responses, penalties, ids; no coefficients.

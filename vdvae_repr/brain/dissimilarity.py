@@ -108,8 +108,9 @@ def read_rdms(measured: Measured, store: Latents) -> MeasuredRDMs:
             "rdm: expected dissimilarities, smallest of an image with itself, found them largest there, as "
             "similarities are; give 1 - them, or dissimilarities with a diagonal of 0"
         )
-    below = matrices[:, off][matrices[:, off] < 0]
-    if below.size and (below == -1).all():
+    between = matrices[:, off]
+    below = between[between < 0]
+    if below.size and (below == -1).all() and (np.abs(between) != 1).any():  # 1 and -1 are codes
         notes.append(
             f"rdm: -1 stands {counted(below.size // 2, 'time')}, where nothing else is below 0: it counts as "
             "a dissimilarity; leave out the images of these pairs"

@@ -809,7 +809,7 @@ def about_equal(
 def _about_padded(responses: Responses) -> tuple[str, ...]:
     """Return a line about images of which repetitions are the same, as what pads is; maybe none.
 
-    Of fewer than ten voxels, or where fewer are not 0, they may be so by chance.
+    Of fewer than ten values that differ they may be so by chance.
     """
     begins = np.ascontiguousarray(responses.values[:, :, :SEVERAL])
     if begins.shape[2] < SEVERAL:
@@ -822,7 +822,7 @@ def _about_padded(responses: Responses) -> tuple[str, ...]:
             if other == repetition:
                 continue
             one, two = responses.values[other, image], responses.values[repetition, image]
-            if np.array_equal(one, two) and np.count_nonzero(one) >= SEVERAL:
+            if np.array_equal(one, two) and len(np.unique(one)) >= SEVERAL:
                 padded.append(image)
                 break
     if not padded:

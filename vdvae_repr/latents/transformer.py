@@ -87,7 +87,8 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             )
         model = self.model
         named = isinstance(model, str | Path)
-        net = load(model, device=self.device or "cpu") if isinstance(model, str | Path) else model
+        device = "cpu" if self.device is None else self.device
+        net = load(model, device=device) if isinstance(model, str | Path) else model
         if not isinstance(net, VDVAE):
             what = model if named else type(model).__name__
             raise CheckpointError(
@@ -176,7 +177,7 @@ def _is_on(device: torch.device, name: str) -> bool:
         asked = torch.device(name)
     except (RuntimeError, TypeError):
         return False
-    return device.type == asked.type and asked.index in (None, device.index)
+    return device.type == asked.type and asked.index in (None, device.index or 0)
 
 
 def _by_position(X: Any) -> Any:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
 from vdvae_repr.config import hidden_by_mask, python_number, suggestion, without_order
-from vdvae_repr.data.names import is_missing, may_stand_for_none
+from vdvae_repr.data.names import is_missing, look_alikes, may_stand_for_none
 from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.gram import Rows
 from vdvae_repr.heads.linear import LogisticProbe, Ridge, RidgeRegressor, apart_from_others
@@ -346,7 +346,8 @@ class Problem:
                 "are in test alone; split the images of each class"
             )
         classes = [str(name) for name in np.unique(self.targets[np.union1d(train, test)])]
-        said = [f"targets: {line}" for line in may_stand_for_none(classes)]
+        about = (*may_stand_for_none(classes), *(look_alikes(classes) if kind in "UO" else ()))
+        said = [f"targets: {line}" for line in about]
         said += [
             f"targets: {name!r} is a class; leave images out of which none is known"
             for name in classes
