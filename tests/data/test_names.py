@@ -408,10 +408,13 @@ def test_what_is_said_of_a_column_is_what_the_task_factors_makes_of_it():
             "value unknown is a category of its own; leave a value out where there is none",
         ),
         (["M", "F", "?"], "value ? is a category of its own"),
+        (["23", "-1", "41", "67", "-1"], "-1 is a number as the others are; leave a value out"),
         (["M", "F", "NA", "nan"], "'nan' (1) stands for none; 'NA' (1) is a category"),
         (["1.5", "inf", "2"], "1 value is infinite, as 'inf', and task factors takes finite"),
     ):
         assert said in factor_values(values)[1]
+    for fine in (["-1", "0", "1"], ["-1", "-2", "3", "4"], ["-1", "0.5", "3", "4"]):
+        assert factor_values(fine)[1] == ""
     assert factor_values(["1.5", "-inf", ""])[0] == ["1.5", "-inf", "nan"]
 
 

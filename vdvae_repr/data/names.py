@@ -154,6 +154,7 @@ NOT_KNOWN = {
     "unknown", "unlabeled", "unlabelled", "undefined", "unassigned", "missing", "not available",
 }  # fmt: skip
 MOST_NONE = 3  # in a line
+FEW = 3  # whole numbers may be -1, 0 and 1
 LONG_EXPONENT = 1000  # of numbers that are told from each other by their values
 LARGE_FLOAT = re.compile(r"[+-]?\d+\.\d*e[+-]?\d+", re.ASCII | re.IGNORECASE)  # as 3.00e+00
 ROUNDED = re.compile(  # the digits behind its point, and how many would have to stand there
@@ -353,6 +354,10 @@ def factor_values(values: Sequence[str], decimal_commas: bool = False) -> tuple[
     if whole:  # others are measured
         rounded = _about_rounded([t for t in values if t in present], "values", LONG_NUMBER)
         said = "; ".join(filter(None, (said, *rounded)))
+    kinds = {*written.values()}
+    if whole and len(kinds) > FEW and [text for text in kinds if text.startswith("-")] == ["-1"]:
+        about = "-1 is a number as the others are; leave a value out where there is none"
+        said = "; ".join(filter(None, (said, about)))
     if any(CODE.fullmatch(text) for text in present):  # which are no amounts, but categories
         said = "; ".join(filter(None, (said, *look_alikes(written.values(), "categories"))))
     return [written.get(text, "nan") for text in values], said
