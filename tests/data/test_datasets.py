@@ -448,6 +448,18 @@ def test_classes_of_a_named_set_are_looked_at_once_as_a_folders_are(tmp_path, na
     assert said == ([] if of_label else [line.format(outer, outer)])
 
 
+def test_a_copy_of_an_alphabet_of_omniglot_is_said(tmp_path):
+    for place in (
+        "images_background/Greek",
+        "images_background/Greek - Copy",
+        "images_evaluation/N_Ko",
+    ):
+        write_png(tmp_path / "omniglot" / place / "character01" / "0001_01.png")
+    assert open_source("omniglot", root=tmp_path).notices[0] == (
+        "'Greek' and 'Greek - Copy' are two folders of classes; rename one if they are the same"
+    )
+
+
 @pytest.mark.parametrize("label", ["7", "9"])
 @pytest.mark.parametrize(
     ("name", "list_"),

@@ -224,7 +224,10 @@ def _about_parts(source: Source) -> tuple[str, ...]:
 def _about_classes(source: Source) -> tuple[str, ...]:
     """Return lines about classes that may stand for none, or look alike, of those that occur; maybe none."""
     names = [source.label_names[number] for number in np.unique(source.labels[source.labels >= 0])]
-    return may_stand_for_none(names) + look_alikes(names)
+    outer = {name.rpartition("/")[0] for name in names if "/" in name}  # as Omniglot's alphabets
+    return may_stand_for_none(names) + (
+        look_alikes(names) or look_alikes(outer, "folders of classes")
+    )
 
 
 def _cifar(root: Path, classes: int) -> Source:
