@@ -450,6 +450,7 @@ STAND_INS = {
     [
         ("t.csv", lambda file, store: vr.open_source(file)),
         ("rows.txt", lambda file, store: vr.open_source("toy-faces:2x2", rows=file)),
+        ("rows.npy", lambda file, store: vr.open_source("toy-faces:2x2", rows=file)),
         ("pairs.txt", lambda file, store: _probe(store, vr.FaceVerification(pairs=file))),
         ("pairs.csv", lambda file, store: _probe(store, vr.FaceVerification(pairs=file))),
         ("split.csv", lambda file, store: _probe(store, vr.FewShot(class_split=file))),
