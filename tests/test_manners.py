@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 import vdvae_repr as vr
 from vdvae_repr import cli, results
+from vdvae_repr.brain import nsd
 from vdvae_repr.tasks import Task
 
 HEAVY = ("torch", "sklearn", "scipy", "pandas", "matplotlib")
@@ -434,3 +436,53 @@ def test_what_is_no_path_is_refused_in_one_line_and_nothing_is_written(
         if isinstance(given, str):
             assert "is a variable not set?" in str(refusal.value), (name, refusal.value)
     assert not list(tmp_path.iterdir())
+
+
+STAND_INS = {
+    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n",
+    "a web page": b"\xef\xbb\xbf\n<!DOCTYPE html>\n<html><body>404</body></html>\n",
+}
+
+
+@pytest.mark.parametrize("what", STAND_INS)
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("t.csv", lambda file, store: vr.open_source(file)),
+        ("rows.txt", lambda file, store: vr.open_source("toy-faces:2x2", rows=file)),
+        ("rows.npy", lambda file, store: vr.open_source("toy-faces:2x2", rows=file)),
+        ("pairs.txt", lambda file, store: _probe(store, vr.FaceVerification(pairs=file))),
+        ("pairs.csv", lambda file, store: _probe(store, vr.FaceVerification(pairs=file))),
+        ("split.csv", lambda file, store: _probe(store, vr.FewShot(class_split=file))),
+        ("r.mat", lambda file, store: vr.brain.read_responses(f"{file}:bold", store)),
+        ("r.npz", lambda file, store: vr.brain.read_responses(file, store)),
+        ("rois.csv", lambda file, store: _regions(file, store)),
+        ("r.h5", lambda file, store: _probe(store, vr.RSA(rdm=file))),
+        ("expdesign.mat", lambda file, store: nsd._read_design(Path(file), 1)),
+        ("betas_session01.hdf5", lambda file, store: nsd._opened(Path(file))),
+        ("mask.nii.gz", lambda file, store: nsd.read_nifti(file)),
+        ("d.npz", lambda file, store: vr.brain.Decoder.load(file)),
+        ("s.h5", lambda file, store: vr.open(file)),
+        ("m.npy", lambda file, store: vr.import_latents(file, store, f"{file}.h5")),
+    ],
+)
+def test_what_was_fetched_in_place_of_a_file_is_named_wherever_it_is_opened(
+    path, tmp_path, what, name, read
+):
+    file = tmp_path / "fetched" / name
+    file.parent.mkdir()
+    file.write_bytes(STAND_INS[what])
+    with vr.open(path) as store, pytest.raises(vr.VDVAEReprError, match=what) as refusal:
+        read(str(file), store)
+    assert name in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def _probe(store, task):
+    return vr.probe(store, task, layers="1x1", controls=(), cache=None)
+
+
+def _regions(file, store):
+    return vr.brain.read_responses(
+        np.random.default_rng(0).normal(size=(1, len(store.ids), 3)), store, file
+    )

@@ -1,5 +1,6 @@
 """A made-up brain in NSD's own files, from them to responses, layers and images."""
 
+import gzip
 import shutil
 import struct
 
@@ -128,6 +129,16 @@ def test_volumes_are_nifti(tmp_path):
     np.testing.assert_array_equal(read_nifti(tmp_path / "b.nii"), 2 * volume + 1)
 
 
+@pytest.mark.parametrize("copy", ["betas_session01 (1).hdf5", "betas_session2.hdf5"])
+def test_a_file_of_betas_that_is_one_too_many_is_named_as_such(seen, tmp_path, copy):
+    _, _, paths = seen
+    folder = shutil.copytree(paths["betas"], tmp_path / "betas")
+    shutil.copy(folder / "betas_session02.hdf5", folder / copy)
+    found = r"found betas_session(01 \(1\)|0?2)\.hdf5 too; remove it"
+    with pytest.raises(vr.DataError, match=found):
+        read_nsd(folder, paths["design"], subject=1, mask=paths["mask"])
+
+
 def test_what_is_not_nsds_is_refused_by_name(seen, tmp_path):
     _, _, paths = seen
     with pytest.raises(vr.DataError, match="expected files betas_session01"):
@@ -139,9 +150,11 @@ def test_what_is_not_nsds_is_refused_by_name(seen, tmp_path):
     write_nifti(tmp_path / "m.nii", np.ones((2, 2, 2), np.int16))
     with pytest.raises(vr.DataError, match="as of the mask"):
         read_nsd(paths["betas"], paths["design"], subject=1, mask=tmp_path / "m.nii")
-    (tmp_path / "x.nii.gz").write_bytes(b"no")
-    with pytest.raises(vr.DataError, match="expected a NIfTI volume"):
-        read_nsd(paths["betas"], paths["design"], subject=1, mask=tmp_path / "x.nii.gz")
+    damaged = gzip.compress(bytes(9), mtime=0)[:10] + b"\xff" * 20  # no block of deflate begins so
+    for content in (b"no", damaged):
+        (tmp_path / "x.nii.gz").write_bytes(content)
+        with pytest.raises(vr.DataError, match="expected a NIfTI volume"):
+            read_nsd(paths["betas"], paths["design"], subject=1, mask=tmp_path / "x.nii.gz")
     found = read_nsd(paths["betas"], paths["design"], subject=1, mask=paths["mask"])
     found.save(tmp_path / "a.npz")
     with pytest.raises(vr.DataError, match="exists already"):

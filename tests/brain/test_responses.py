@@ -225,6 +225,19 @@ def test_what_is_no_array_is_refused_by_what_it_is(store, bold):
                 read(measured, store)
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_mat_file_that_is_empty_or_cut_anywhere_is_refused_in_one_line(
+    store, bold, tmp_path, compressed
+):
+    file = tmp_path / "r.mat"
+    scipy.io.savemat(file, {"bold": bold[:, :2]}, do_compression=compressed)
+    whole = file.read_bytes()
+    for length in {0, 3, 67, 100, 127, *range(128, len(whole), 7), len(whole) - 1}:
+        file.write_bytes(whole[:length])
+        with pytest.raises(vr.DataError, match=r"r\.mat: (expected an array in|found no array)"):
+            read_responses(f"{file}:bold", store)
+
+
 def test_parts_of_responses_fit_together(store, bold):
     whole = read_responses(bold, store)
     for part, message in (

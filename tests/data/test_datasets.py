@@ -396,6 +396,99 @@ def test_celeba(tmp_path):
         open_source("celeba", root=tmp_path)
 
 
+def write_named(root, name, labels):
+    """Write a data set by name, whose images have labels that its lists or folders give."""
+    if name == "celeba":
+        folder, files = root / "celeba", [f"{i:06d}.jpg" for i in range(len(labels))]
+        for file in files:
+            write_png(folder / "img_align_celeba" / file)
+        (folder / "list_eval_partition.txt").write_text("".join(f"{f} 0\n" for f in files))
+        (folder / "identity_CelebA.txt").write_text(
+            "".join(f"{f} {label}\n" for f, label in zip(files, labels, strict=True))
+        )
+    elif name == "tiny-imagenet":
+        folder, files = root / "tiny-imagenet-200", [f"v_{i}.JPEG" for i in range(len(labels))]
+        write_png(folder / "train" / labels[0] / "images" / "t_0.JPEG")
+        for file in files:
+            write_png(folder / "val" / "images" / file)
+        (folder / "val" / "val_annotations.txt").write_text(
+            "".join(f"{f}\t{label}\t0\t0\t9\t9\n" for f, label in zip(files, labels, strict=True))
+        )
+    else:
+        places = ["lfw"]
+        if name == "omniglot":
+            places = ["omniglot/images_background/al", "omniglot/images_evaluation/al"]
+        for place in places:
+            for label in labels:
+                write_png(root / place / label / f"{label}_0001.png")
+
+
+@pytest.mark.parametrize("name", ["celeba", "tiny-imagenet", "lfw", "omniglot"])
+@pytest.mark.parametrize(
+    ("labels", "line"),
+    [
+        (
+            ["cat", "hot_dog", "hotdog"],
+            "'{}hot_dog' and '{}hotdog' are two classes; rename one if they are the same",
+        ),
+        (["cat", "Cat"], "'{}Cat' and '{}cat' are two classes; rename one if they are the same"),
+        (["7", "8", "-1"], "label -1 is a class of its own; leave a label out where there is none"),
+        (
+            ["7", "unknown"],
+            "label unknown is a class of its own; leave a label out where there is none",
+        ),
+    ],
+)
+def test_classes_of_a_named_set_are_looked_at_once_as_a_folders_are(tmp_path, name, labels, line):
+    write_named(tmp_path, name, labels)
+    source = open_source(name, root=tmp_path)
+    outer = "al/" if name == "omniglot" else ""
+    said = [text for text in source.notices if "class" in text]
+    of_label = line.startswith("label") and name == "omniglot"  # `al/-1` stands for itself
+    assert said == ([] if of_label else [line.format(outer, outer)])
+
+
+def test_a_copy_of_an_alphabet_of_omniglot_is_said(tmp_path):
+    for place in (
+        "images_background/Greek",
+        "images_background/Greek - Copy",
+        "images_evaluation/N_Ko",
+    ):
+        write_png(tmp_path / "omniglot" / place / "character01" / "0001_01.png")
+    assert open_source("omniglot", root=tmp_path).notices[0] == (
+        "'Greek' and 'Greek - Copy' are two folders of classes; rename one if they are the same"
+    )
+
+
+@pytest.mark.parametrize("label", ["7", "9"])
+@pytest.mark.parametrize(
+    ("name", "list_"),
+    [
+        ("celeba", "celeba/identity_CelebA.txt"),
+        ("celeba", "celeba/list_eval_partition.txt"),
+        ("tiny-imagenet", "tiny-imagenet-200/val/val_annotations.txt"),
+    ],
+)
+def test_a_list_of_a_named_set_is_read_as_a_table_is(tmp_path, name, list_, label):
+    """With a byte-order mark and any ends of lines, and no file named twice, whatever its label."""
+    write_named(tmp_path, name, ["7", "8"])
+    plain, path = open_source(name, root=tmp_path), tmp_path / list_
+    text = path.read_text()
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    marked = open_source(name, root=tmp_path)
+    assert (marked.ids, marked.splits, marked.notices) == (plain.ids, plain.splits, plain.notices)
+    assert marked.labels.tolist() == plain.labels.tolist()
+    file = text.split()[0]
+    path.write_text(f"{text}{file} {label}\n")
+    with pytest.raises(
+        DataError, match=rf"{path.name} line 3: file '{file}' occurs twice; keep one"
+    ):
+        open_source(name, root=tmp_path)
+    path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(DataError, match=rf"{path.name}: .*found a Git LFS pointer"):
+        open_source(name, root=tmp_path)
+
+
 def test_images_that_a_named_set_leaves_out_are_said(tmp_path, monkeypatch):
     folder = tmp_path / "celeba"
     for file in ("000001.jpg", "000002.jpg", "000003.jpg"):
@@ -553,6 +646,9 @@ def test_omniglot_runs(tmp_path):
     assert (around.ids, around.splits) == (source.ids, source.splits)
     write(((1, 2),))
     with pytest.raises(DataError, match=r"in class_labels.txt, found none of run01/test/item02"):
+        open_source("omniglot-runs", root=tmp_path)
+    write(((1, 2), (2, 1), (1, 1)))
+    with pytest.raises(DataError, match=r"line 3: 'run01/test/item01.png' occurs twice; keep one"):
         open_source("omniglot-runs", root=tmp_path)
     write(((1, 2), (2, 7)))
     with pytest.raises(

@@ -107,6 +107,11 @@ def test_tar_shards_by_a_pattern(tmp_path):
     assert [int(image[0, 0, 0]) for image in read(source)] == [0, 0, 1, 1, 10, 10]
     assert source.label_names == ("a", "b")
     assert len(open_source(str(tmp_path / "s-{00..01}.tar"))) == 4
+    words = open_source(str(tmp_path / "{s,s}-{10,00,01}.tar"))
+    assert words.ids == ("a_10.png", "b_10.png", "a_0.png", "b_0.png", "a_1.png", "b_1.png")
+    assert open_source(str(tmp_path / "{s,s}-{00..01}.tar")).ids == words.ids[2:]
+    with pytest.raises(DataError, match=r"t-10\.tar: expected tar shards, found none"):
+        open_source(str(tmp_path / "{s,t}-10.tar"))
     with pytest.raises(DataError, match=r"expected 3 shards, found no .*s-02\.tar"):
         open_source(str(tmp_path / "s-{00..02}.tar"))
     with pytest.raises(DataError, match=r"a range that ascends, found \{01\.\.00\}"):
@@ -222,6 +227,7 @@ def test_an_empty_name_is_refused():
         ("c.npz", saved(np.save), r"a NumPy array; call it \.npy"),
         ("download", saved(np.save), r"a NumPy array; call it \.npy"),
         ("b.tar", b"\x89HDF\r\n\x1a\n", r"an HDF5 file; call it \.h5"),
+        ("b.h5", bytes(257) + b"ustar" + bytes(762), r"it is a tar; call it \.tar"),
         ("a.pt", saved(torch.save), "what torch.save wrote; save its images as uint8"),
         ("d.npy", saved(torch.save), "what torch.save wrote; save its images as uint8"),
     ],

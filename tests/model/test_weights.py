@@ -148,6 +148,17 @@ def test_what_is_no_weights_file_is_named_for_what_it_is(published, tmp_path):
             assert "pickled code" not in text
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.parametrize("width", [2, 200])
+def test_a_torchscript_archive_is_named_as_one_whatever_its_size(tmp_path, width):
+    torch.jit.save(
+        torch.jit.trace(torch.nn.Linear(width, 2), torch.ones(1, width)), tmp_path / "m.pt"
+    )
+    for model in (tmp_path / "m.pt", f"timm:resnet10t@{tmp_path / 'm.pt'}"):
+        with pytest.raises(vr.CheckpointError, match=r"is a TorchScript archive.*state_dict\(\)"):
+            vr.load(model)
+
+
 def test_a_folder_of_shards_is_told_from_one_without_weights(tmp_path):
     with pytest.raises(vr.CheckpointError, match=r"expected a run folder .*, found none$"):
         vr.load(tmp_path)

@@ -8,7 +8,6 @@ responses alone determine, and latents Y that are read from the store a layer at
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -37,7 +36,8 @@ from vdvae_repr.brain.responses import (
 )
 from vdvae_repr.brain.voxelwise import false_discovery
 from vdvae_repr.config import path_of, shown, true_or_false, whole_number
-from vdvae_repr.errors import TaskError, counted, first_line
+from vdvae_repr.data.kinds import why_unreadable
+from vdvae_repr.errors import TaskError, counted
 from vdvae_repr.heads.algebra import Algebra
 from vdvae_repr.heads.linear import ALPHAS
 from vdvae_repr.heads.spectrum import leading_eigenvectors
@@ -172,9 +172,11 @@ class Decoder:
                     tuple(about["notes"]),
                     about["checksums"] and (about["checksums"], found["checksums"]),
                 )
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except TaskError:
+            raise
+        except Exception as error:  # a damaged file may make NumPy raise anything
             raise TaskError(
-                f"{path}: expected a decoder that fit wrote ({first_line(error)})"
+                f"{path}: expected a decoder that fit wrote ({why_unreadable(path, error)})"
             ) from error
 
     def predict(
@@ -549,7 +551,7 @@ def _unwritable(path: Path, error: OSError) -> TaskError:
 
 def _is_decoder(path: Path) -> bool:
     """Whether a file is a decoder, of an earlier schema too."""
-    with suppress(OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+    with suppress(Exception):  # as of a damaged file
         with np.load(path, allow_pickle=False) as found:
             schema = json.loads(str(found["about"]))["schema"]
         return isinstance(schema, str) and schema.rpartition("/")[0] == SCHEMA.rpartition("/")[0]

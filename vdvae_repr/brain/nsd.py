@@ -15,6 +15,7 @@ import io
 import math
 import re
 import struct
+import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +29,9 @@ from numpy.typing import NDArray
 
 from vdvae_repr.config import path_of, whole_number, without_order
 from vdvae_repr.data.hdf5 import missing_values, unwritten_chunks
+from vdvae_repr.data.kinds import why_unreadable
 from vdvae_repr.data.names import natural_key
-from vdvae_repr.errors import DataError, TaskError, first_line
+from vdvae_repr.errors import DataError, TaskError
 from vdvae_repr.heads.algebra import HALF_OF_MEMORY
 from vdvae_repr.heads.gram import centre_and_scale
 from vdvae_repr.latents.base import Latents, expect_store
@@ -148,6 +150,13 @@ def read_nsd(
     sessions = sorted(folder.glob("betas_session*.hdf5"), key=lambda p: natural_key(p.name))
     if not sessions:
         raise DataError(f"{folder}: expected files betas_session01.hdf5, ..., found none")
+    numbers_of = [re.fullmatch(r"betas_session0*(\d+)", path.stem) for path in sessions]
+    for place, (path, named) in enumerate(zip(sessions, numbers_of, strict=True)):
+        if named is None or named[1] in [other[1] for other in numbers_of[:place] if other]:
+            raise DataError(
+                f"{folder}: expected one file a session, as betas_session01.hdf5, found {path.name} too; "
+                "remove it, or rename it if it is another session"
+            )
     for number, path in enumerate(sessions, start=1):
         if path.stem.removeprefix("betas_session").lstrip("0") != str(number):
             raise DataError(
@@ -324,9 +333,9 @@ def _read_design(path: Path, subject: int) -> tuple[NDArray[np.intp], set[int]]:
         order = _counted(np.ravel(found["masterordering"]))
         of_subjects = _counted(np.atleast_2d(found["subjectim"]))
         shared = set(_counted(np.ravel(found["sharedix"])).tolist())
-    except (KeyError, ValueError, TypeError, NotImplementedError, OSError) as error:
+    except Exception as error:  # a damaged file may make SciPy raise anything
         raise DataError(
-            f"{path}: expected masterordering, subjectim and sharedix ({first_line(error)})"
+            f"{path}: expected masterordering, subjectim and sharedix ({why_unreadable(path, error)})"
         ) from error
     if not 1 <= subject <= len(of_subjects):
         raise DataError(f"subject: expected 1 to {len(of_subjects)}, found {subject}")
@@ -355,7 +364,7 @@ def _opened(path: Path) -> h5py.File:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise DataError(f"{path}: expected an HDF5 file ({first_line(error)})") from error
+        raise DataError(f"{path}: expected an HDF5 file ({why_unreadable(path, error)})") from error
     if not isinstance(file.get("betas"), h5py.Dataset) or file["betas"].ndim != 4:
         file.close()
         raise DataError(f"{path}: expected an array betas (trials, Z, Y, X), found none")
@@ -390,8 +399,10 @@ def read_nifti(path: str | Path) -> Array:
         shape = dims[1 : 1 + dims[0]]
         count = int(np.prod(shape))
         volume = np.frombuffer(content, kind, count, int(offset)).reshape(shape, order="F")
-    except (OSError, EOFError, struct.error, ValueError) as error:
-        raise DataError(f"{path}: expected a NIfTI volume ({first_line(error)})") from error
+    except (OSError, EOFError, struct.error, ValueError, zlib.error) as error:
+        raise DataError(
+            f"{path}: expected a NIfTI volume ({why_unreadable(path, error)})"
+        ) from error
     if math.isfinite(slope) and slope != 0:  # else values are as they stand, as nibabel has it
         if not math.isfinite(intercept):
             raise DataError(

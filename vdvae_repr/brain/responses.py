@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from vdvae_repr.config import hidden_by_mask, path_of, whole_number, without_order
 from vdvae_repr.data import names
 from vdvae_repr.data.hdf5 import leads_outside, made_up, marked, missing_values, unpacked
+from vdvae_repr.data.kinds import why_unreadable
 from vdvae_repr.data.readers.arrays import map_npy, npz_members, read_member
 from vdvae_repr.data.table import read_table
 from vdvae_repr.errors import DataError, TaskError, counted, first_line
@@ -100,9 +101,12 @@ def read_array(measured: Measured, what: str) -> Measurement:
         about = {word: _words(arrays[n], f"{path}: {n}") for word, n in beside.items()}
         sizes = {n: np.shape(a) for n, a in arrays.items() if n not in (name, *beside.values())}
         return Measurement(values, **about, notes=_not_read(path, sizes, values))
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file may make SciPy, h5py and NumPy raise anything
         raise DataError(
-            f"{path}: expected an array in a {path.suffix} file ({first_line(error)}); save it again"
+            f"{path}: expected an array in a {path.suffix} file ({why_unreadable(path, error)}); "
+            "save it again"
         ) from error
 
 

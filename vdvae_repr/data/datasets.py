@@ -34,6 +34,8 @@ from vdvae_repr.data.names import (
     SPLITS,
     extension,
     is_hidden,
+    look_alikes,
+    may_stand_for_none,
     natural_key,
     readable,
     unlabelled,
@@ -41,6 +43,7 @@ from vdvae_repr.data.names import (
 from vdvae_repr.data.readers.arrays import ArrayRows, about_black, looked_at, map_npy, read_member
 from vdvae_repr.data.readers.folder import find_images, open_folder
 from vdvae_repr.data.source import Source, file_source, image_extensions
+from vdvae_repr.data.table import read_text
 from vdvae_repr.data.toy import toy_faces
 from vdvae_repr.errors import DataError, counted, first_line
 
@@ -178,13 +181,16 @@ def open_dataset(name: str, root: str | Path | None = None, *, download: bool = 
         DataError: it is missing, cannot be read, or cannot be downloaded.
 
     Returns:
-        the source, one of whose notices says where other than the published number of images is there.
+        the source, whose notices say where other than the published number of images is there, and which
+        classes may stand for none or look alike.
     """
     dataset = DATASETS[name]
     place = Path(root or os.environ.get("VDVAE_REPR_DATA_ROOT") or "data")
     try:
         source = dataset.open(place)
-        return replace(source, notices=(*source.notices, *_about_parts(source)))
+        return replace(
+            source, notices=(*source.notices, *_about_classes(source), *_about_parts(source))
+        )
     except FileNotFoundError as error:
         if not (download and dataset.download):
             raise DataError(
@@ -212,6 +218,15 @@ def _about_parts(source: Source) -> tuple[str, ...]:
         return ()
     return (
         f"{len(source):,} images are there, {published:,} are published; figures are of these alone",
+    )
+
+
+def _about_classes(source: Source) -> tuple[str, ...]:
+    """Return lines about classes that may stand for none, or look alike, of those that occur; maybe none."""
+    names = [source.label_names[number] for number in np.unique(source.labels[source.labels >= 0])]
+    outer = {name.rpartition("/")[0] for name in names if "/" in name}  # as Omniglot's alphabets
+    return may_stand_for_none(names) + (
+        look_alikes(names) or look_alikes(outer, "folders of classes")
     )
 
 
@@ -464,8 +479,13 @@ def _lfw(root: Path) -> Source:
     """
     folder = _first(root, *_LFW_PLACES)
     source = open_folder(folder)
-    said = tuple(line for line in source.notices if not PUBLISHERS_OWN.fullmatch(line))
     people = source.label_names
+    told_of_all = may_stand_for_none(people) + look_alikes(people)  # as `_about_classes` does
+    said = tuple(
+        line
+        for line in source.notices
+        if not PUBLISHERS_OWN.fullmatch(line) and line not in told_of_all
+    )
     if len({person.rpartition("/")[0] for person in people}) == 1:  # as lfw-deepfunneled/, twice
         people = tuple(person.rpartition("/")[2] for person in people)
     return replace(source, name=f"lfw ({folder.name})", label_names=people, notices=said)
@@ -530,12 +550,16 @@ def _omniglot_runs(root: Path) -> Source:
     files, lists = (_in_runs(place, suffix) for suffix in (".png", "class_labels.txt"))
     partner: dict[str, str] = {}
     for name, text in lists.items():
-        for number, line in enumerate(text.decode().split("\n"), start=1):
+        for number, line in enumerate(text.decode("utf-8-sig").split("\n"), start=1):
             if line.strip():
                 test, _, known = line.strip().partition(" ")
                 if test not in files or known not in files:
                     raise DataError(
                         f"{place}: {name} line {number}: expected a test and a known drawing, found {line!r}"
+                    )
+                if test in partner:
+                    raise DataError(
+                        f"{place}: {name} line {number}: {test!r} occurs twice; keep one of the lines"
                     )
                 partner[test] = known
     asked = [name for name in files if PurePosixPath(name).parts[1] == "test"]
@@ -640,10 +664,20 @@ def _images_in(folder: Path, said: list[str]) -> dict[str, Path]:
 
 def _two_columns(path: Path) -> dict[str, str]:
     """First column to second, of a text file without a header line."""
-    rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if short := [row for row in rows if len(row) < 2]:
-        raise DataError(f"{path}: expected two columns, found {' '.join(short[0])!r}")
-    return {row[0]: row[1] for row in rows}
+    if not path.is_file():
+        raise _missing(path)
+    columns: dict[str, str] = {}
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        row = line.split()
+        if len(row) == 1:
+            raise DataError(f"{path} line {number}: expected two columns, found {row[0]!r}")
+        if row and row[0] in columns:
+            raise DataError(
+                f"{path} line {number}: file {row[0]!r} occurs twice; keep one of the lines"
+            )
+        if row:
+            columns[row[0]] = row[1]
+    return columns
 
 
 def _hold_back(rule: str, count: int) -> list[str]:

@@ -28,6 +28,7 @@ from vdvae_repr.config import (
 )
 from vdvae_repr.data.datasets import BUILT_IN, DATASETS, is_name, open_built_in, open_dataset
 from vdvae_repr.data.hdf5 import HDF5
+from vdvae_repr.data.kinds import another_kind, reading_failure, why_unreadable
 from vdvae_repr.data.names import about_class_names
 from vdvae_repr.data.readers.arrays import (
     Part,
@@ -40,15 +41,9 @@ from vdvae_repr.data.readers.arrays import (
 from vdvae_repr.data.readers.folder import open_folder
 from vdvae_repr.data.readers.manifest import open_manifest
 from vdvae_repr.data.readers.tar import open_tar, shards
-from vdvae_repr.data.source import (
-    Source,
-    allow_pixels,
-    another_kind,
-    image_extensions,
-    reading_failure,
-)
+from vdvae_repr.data.source import Source, allow_pixels, image_extensions
 from vdvae_repr.data.table import read_text
-from vdvae_repr.errors import DataError, first_line, printable
+from vdvae_repr.errors import DataError, printable
 
 logger = logging.getLogger(__name__)
 READERS: dict[str, Callable[[Path], Source]] = {
@@ -306,5 +301,5 @@ def _numbers_in(rows: str | Path) -> NDArray[Any]:
     except Exception as error:  # as of a reader
         raise DataError(
             f"rows: expected FIRST:LAST or a text or .npy file of numbers, found {str(rows)!r} "
-            f"({first_line(error)})"
+            f"({why_unreadable(path, error)})"
         ) from error

@@ -11,7 +11,6 @@ import io
 import logging
 import os
 import re
-import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from torch.utils.data import Dataset
 
 from vdvae_repr.config import hidden_by_mask, without_order
 from vdvae_repr.data.faces import LANDMARKS, align_face
-from vdvae_repr.data.hdf5 import HDF5
+from vdvae_repr.data.kinds import what_it_is
 from vdvae_repr.data.loader import map_ahead
 from vdvae_repr.data.names import (
     merged_ids,
@@ -101,23 +100,6 @@ ANIMATED = (
     "WEBP",
 )  # formats of several pictures, all of which are meant
 LONGEST = 4096  # characters of an id or a class
-
-_MAGIC = {
-    b"\x1f\x8b": "compressed by gzip; unpack it (gunzip), as members are read in place",
-    b"BZh": "compressed by bzip2; unpack it, as members are read in place",
-    b"\xfd7zXZ": "compressed by xz; unpack it, as members are read in place",
-    b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it, as members are read in place",
-    b"PK\x03\x04": "a zip; unpack it",
-    b"7z\xbc\xaf": "a 7z archive; unpack it",
-    b"Rar!": "a RAR archive; unpack it",
-    b"version https://git-lfs": "a Git LFS pointer, not the file itself; get it by git lfs pull",
-    b"<": "a web page or XML, perhaps an error page; download it again",
-    b"MATLAB": "a MATLAB file; save its images as uint8 (N, H, W, 3) in a .npy or .h5 file",
-    b"%!": "PostScript, which is not read; save it as PNG",
-    b"\xc5\xd0\xd3\xc6": "PostScript, which is not read; save it as PNG",
-    b"%PDF": "a PDF, which is not read; save its pictures as PNG",
-    b"8BPS": "a Photoshop file, which is not read; save it as PNG",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -956,51 +938,6 @@ def allow_pixels() -> None:
     if not limit.isdecimal() or int(limit) < 1:
         raise DataError(f"VDVAE_REPR_MAX_PIXELS: expected a number of pixels, found {limit!r}")
     Image.MAX_IMAGE_PIXELS = int(limit)
-
-
-def what_it_is(content: Path | bytes) -> str:
-    """Say what a file is that is not what its name says; empty where its first bytes do not tell."""
-    try:
-        if isinstance(content, bytes):
-            start = content[:64]
-        else:
-            with content.open("rb") as file:
-                start = file.read(64)
-    except OSError:
-        return ""
-    if start[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
-        return "a HEIC photo, which is not read; save it as JPEG or PNG"
-    start = start.lstrip()
-    return next((what for magic, what in _MAGIC.items() if start.startswith(magic)), "")
-
-
-def another_kind(path: Path) -> str:
-    """Say what a file is that is not what its name says; empty where it is that, or its bytes do not tell."""
-    what, suffix = what_it_is(path), path.suffix.lower()
-    with suppress(Exception):  # of a file that is damaged, or may not be read
-        if what.startswith("a zip"):
-            with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
-            if any(name.endswith("/data.pkl") for name in names):
-                return "what torch.save wrote; save its images as uint8 (N, H, W, 3) in a .npy or .h5 file"
-            if suffix != ".npz" and names and all(name.endswith(".npy") for name in names):
-                return "a .npz file; call it .npz"
-        elif not what:
-            with path.open("rb") as file:
-                start = file.read(8)
-            if start.startswith(b"\x93NUMPY") and suffix != ".npy":
-                return "a NumPy array; call it .npy"
-            if start == b"\x89HDF\r\n\x1a\n" and suffix not in HDF5:
-                return "an HDF5 file; call it .h5"
-    return "" if what.startswith("a zip") and suffix == ".npz" else what
-
-
-def reading_failure(path: Path, error: Exception) -> DataError:
-    """Make the error of a file that made its reader raise another: what the file is, if that is known."""
-    what = another_kind(path)
-    return DataError(
-        f"{path}: it is {what}" if what else f"{path}: cannot be read ({first_line(error)})"
-    )
 
 
 def _decode(image: Image.Image) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vdvae_repr.data.kinds import stand_in
 from vdvae_repr.errors import DataError
 
 TEXT_BYTES = 2**28  # of a text file, which is read whole
@@ -153,6 +154,8 @@ def read_text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             head = file.read(LINE_BYTES)
+            if what := stand_in(head):
+                raise DataError(f"{path}: expected a table or a list as text, found {what}")
             wide = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
             if b"\0" in head and not wide:
                 raise DataError(f"{path}: expected a table as text, found binary data")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr.config import hidden_by_mask, path_of, true_or_false, with_hints
+from vdvae_repr.data.kinds import why_unreadable
 from vdvae_repr.data.names import readable
 from vdvae_repr.data.readers.arrays import (
     map_npy,
@@ -22,7 +23,7 @@ from vdvae_repr.data.readers.arrays import (
     read_member,
     read_npy_header,
 )
-from vdvae_repr.errors import DataError, StoreError, first_line, printable
+from vdvae_repr.errors import DataError, StoreError, printable
 from vdvae_repr.latents import parts as partition
 from vdvae_repr.latents.base import list_of_ids
 from vdvae_repr.latents.export import DESCRIPTION, DIGEST, UNREADABLE
@@ -305,7 +306,9 @@ def _unreadable(name: str | Path, error: Exception) -> StoreError:
     """Return what to raise where reading a file raised one of `UNREADABLE`."""
     if isinstance(error, DataError) and str(error).startswith(printable(str(name))):
         return StoreError(str(error))
-    return StoreError(f"{name}: expected a .npy or .npz file of numbers ({first_line(error)})")
+    return StoreError(
+        f"{name}: expected a .npy or .npz file of numbers ({why_unreadable(Path(name), error)})"
+    )
 
 
 def _read_matrix(path: Path, named: bool) -> _Matrix:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr.config import path_of, with_hints
-from vdvae_repr.errors import StoreError, counted, first_line
+from vdvae_repr.data.kinds import why_unreadable
+from vdvae_repr.errors import StoreError, counted
 from vdvae_repr.latents import base
 from vdvae_repr.latents.base import Array, Latents
 from vdvae_repr.latents.format import (
@@ -117,7 +118,7 @@ class LatentStore(Latents):
             if isinstance(error, StoreError) or not isinstance(error, Exception):
                 raise
             raise StoreError(
-                f"{path}: not a readable latent store ({first_line(error)})"
+                f"{path}: not a readable latent store ({why_unreadable(path, error)})"
             ) from error
 
     @classmethod

@@ -630,11 +630,6 @@ def read_th(path: Path, *, lazily: bool = False) -> dict[str, Any]:
         # EINVAL is a seek past a cut file's end.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
-        if "TorchScript" in str(error):
-            raise CheckpointError(
-                f"{path}: is a TorchScript archive, which holds code; refused, nothing was run: "
-                "save the tensors alone, torch.save(model.state_dict(), FILE)"
-            ) from error
         # of a damaged file torch raises whatever the bytes lead it to
         reason = first_line(error)
         if "weights_only" in reason:  # which torch advises to switch off
@@ -753,6 +748,11 @@ def _refuse_archive(path: Path, whole: bool) -> None:
                 raise CheckpointError(
                     f"{path}: is an archive, and not one of torch.save; it holds {listed or 'nothing'}: "
                     "unpack it"
+                )
+            if any(entry.filename.endswith("constants.pkl") for entry in entries):
+                raise CheckpointError(
+                    f"{path}: is a TorchScript archive (torch.jit.save), which holds code; refused, nothing "
+                    "was run: save the tensors alone, torch.save(model.state_dict(), FILE)"
                 )
             if unpacked > path.stat().st_size:
                 raise CheckpointError(

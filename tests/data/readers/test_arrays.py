@@ -68,6 +68,23 @@ def test_other_arrays_are_refused(given, message):
         open_source(given)
 
 
+@pytest.mark.parametrize(
+    ("shape", "ways"),
+    [
+        ((4, 8, 8, 4), [(4, 8, 8, 3)]),
+        ((3, 8, 8, 4), [(3, 8, 8, 3), (4, 8, 8, 3)]),
+        ((5, 8, 9, 3, 1), [(5, 8, 9, 3)]),
+        ((5, 8, 9, 1, 1), [(5, 8, 9, 1)]),
+    ],
+)
+def test_each_way_that_is_advised_makes_images_of_an_array(shape, ways):
+    images = np.zeros(shape, np.uint8)
+    with pytest.raises(DataError) as refusal:
+        open_source(images)
+    advised = re.findall(r"take (images\S+(?:, \S+)*?)(?:;|$)", str(refusal.value))
+    assert [eval(way, {"images": images}).shape for way in advised] == ways
+
+
 def test_a_row_that_is_not_finite_is_named():
     given = IMAGES / 255
     given[2, 0, 0, 0] = np.nan

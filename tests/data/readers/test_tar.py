@@ -46,6 +46,7 @@ def test_labels_lie_beside_the_images(tmp_path, kind):
     assert labels(source) == ["dog", "cat", "10", None]
     assert source.notices == (
         f"labels are read from the .{kind} beside each image; 1 image has none",
+        "labels are numbers and words, as '10' and 'dog': each is a class",
     )
 
 
@@ -545,6 +546,28 @@ def test_numbers_of_a_json_are_the_classes_that_a_cls_gives(tmp_path, first, sec
         names = [source.label_names[label] if label >= 0 else None for label in source.labels]
         assert names == expected, suffix
         assert any("powers of ten" in line for line in source.notices) == ("E" in first)
+
+
+@pytest.mark.parametrize(
+    ("kind", "texts", "line"),
+    [
+        ("cls", ["0", "cat"], "labels are numbers and words, as '0' and 'cat': each is a class"),
+        ("cls", ["1.0", "cat"], "labels are numbers and words: '1.0' is read as '1'"),
+        ("cls", ["0", "1"], None),
+        ("cls", ["cat", "dog"], None),
+        (
+            "json",
+            ['{"label": "a"}', '{"class": "b"}', '{"class": "c"}'],
+            "labels are read from several keys of the .json: 'label' (1), 'class' (2)",
+        ),
+        ("json", ['{"label": "a", "class": "x"}', '{"label": "b", "class": "x"}'], None),
+    ],
+)
+def test_labels_of_two_sorts_are_said_in_one_line(tmp_path, kind, texts, line):
+    members = {f"{i}.png": png(i) for i in range(len(texts))}
+    members |= {f"{i}.{kind}": text.encode() for i, text in enumerate(texts)}
+    _, *said = open_source(write(tmp_path / "s.tar", members)).notices
+    assert said == ([] if line is None else [line])
 
 
 @pytest.mark.parametrize(

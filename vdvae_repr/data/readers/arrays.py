@@ -722,6 +722,8 @@ def _check_shape(name: str, images: Any) -> str:
                 f"; if it is {counted(shape[0], 'grey image')} of {side}x{side}, "
                 f"take images.reshape(-1, {side}, {side})"
             )
+        if len(shape) == 5 and shape[4] == 1 and shape[3] in (1, 3):
+            advice = "; as its last axis has length 1, take images[..., 0]"
         advice += _arrangements(shape, [layout for layout in LAYOUTS if layout != "NHW"], "images")
     raise DataError(
         f"{name}: expected images uint8 (N, H, W, 3), (N, H, W, 1) or (N, H, W), "
@@ -741,6 +743,8 @@ def _arrangements(shape: tuple[int, ...], layouts: Sequence[str], array: str) ->
         if len(layout) != len(shape) or sides.get("C", 3) not in (1, 3, 4):
             continue
         if layout == "HWN" and sides["N"] == 1:  # as HWC
+            continue
+        if layout == "CHWN" and sides["C"] == sides["N"] == 4:  # as NHWC
             continue
         order = [layout.index(axis) for axis in "NHWC" if axis in layout]
         moved = "" if order == sorted(order) else f".transpose({', '.join(map(str, order))})"

@@ -16,8 +16,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 from PIL import Image
 
+from vdvae_repr.data.kinds import reading_failure
 from vdvae_repr.data.names import (
     FOLDER_LINK,
+    WHOLE,
     PathNames,
     called_like_fields,
     class_names,
@@ -38,7 +40,7 @@ from vdvae_repr.data.names import (
     splits_of_shards,
     unlabelled,
 )
-from vdvae_repr.data.source import FILE_BYTES, Source, image_extensions, open_image, reading_failure
+from vdvae_repr.data.source import FILE_BYTES, Source, image_extensions, open_image
 from vdvae_repr.errors import DataError, counted, first_line
 
 LABEL_KEYS = ("label", "cls", "class")  # of a .json beside an image
@@ -77,13 +79,17 @@ class _Members:
 
 
 def shards(pattern: str) -> list[Path]:
-    """Return the tars that a pattern names, in natural order: `a-*.tar`, `a-{000..012}.tar`.
+    """Return the tars that a pattern names: `a-*.tar` in natural order, `{a,b}-{000..012}.tar` as given.
 
     As in a shell, `*` matches no hidden file.
 
     Raises:
         DataError: one is missing, or none match.
     """
+    if match := re.search(r"\{([^{}]*,[^{}]*)\}", pattern):
+        before, behind = pattern[: match.start()], pattern[match.end() :]
+        of_words = [shards(f"{before}{word}{behind}") for word in match[1].split(",")]
+        return list(dict.fromkeys(itertools.chain.from_iterable(of_words)))
     if match := re.search(r"\{(\d+)\.\.(\d+)\}", pattern):
         first, last = match.groups()
         if int(first) > int(last):
@@ -245,7 +251,7 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
             labels, about_labels = class_names(read)
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
-        said += about_labels + _shared(ids, keys, labels)
+        said += about_labels + _of_two_sorts(labels, about_labels) + _shared(ids, keys, labels)
     numbers, label_names = number_labels(labels)
     return Source(
         name=readable(name),
@@ -257,6 +263,17 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
         sizes=[member.size for member in images],
         notices=notices + missing_shards(paths) + _without_images(empty) + said + left_out(+others),
     )
+
+
+def _of_two_sorts(labels: Sequence[str | None], about: Sequence[str]) -> tuple[str, ...]:
+    """Return a line about labels beside images that are whole numbers and words, where none says it yet."""
+    distinct = [label for label in dict.fromkeys(labels) if label is not None]
+    numbers = [label for label in distinct if WHOLE.fullmatch(label)]
+    words = [label for label in distinct if label not in {*numbers}]
+    told = any(line.startswith("labels are numbers and words") for line in about)
+    if told or not numbers or not words:
+        return ()
+    return (f"labels are numbers and words, as {numbers[0]!r} and {words[0]!r}: each is a class",)
 
 
 def _without_images(paths: Sequence[Path]) -> tuple[str, ...]:
@@ -457,14 +474,14 @@ def _labels_beside(
         members = [beside.get(kind) for beside in sidecars]
         # A JSON of more than a label, as one of masks.
         large = {m for m in members if m and kind == ".json" and m.size > LABEL_BYTES}
-        read = [_label(m) if m and m not in large else (None, ()) for m in members]
+        read = [_label(m) if m and m not in large else (None, (), "") for m in members]
         if large:
             about += (
                 f"{len(large)} {kind} of more than {LABEL_BYTES} bytes are not read, "
                 f"as {readable(min(large).name)}",
             )
-        found = [label for label, _ in read]
-        if like := Counter(key for _, keys in read for key in keys):
+        found = [label for label, _, _ in read]
+        if like := Counter(key for _, keys, _ in read for key in keys):
             listed = ", ".join(f"{key!r} ({count})" for key, count in like.items())
             about += (f"no splits are read from the {kind} beside the images; found {listed}",)
         if any(label is not None for label in found):
@@ -472,6 +489,10 @@ def _labels_beside(
             line = f"labels are read from the {kind} beside each image"
             if without := found.count(None):
                 line += f"; {counted(without, 'image', 'has', 'have')} none"
+            of = Counter(key for label, _, key in read if key and label is not None)
+            if len(of) > 1:
+                listed = ", ".join(f"{key!r} ({count})" for key, count in of.items())
+                about += (f"labels are read from several keys of the {kind}: {listed}",)
             return found, (line, *about)
     if kinds := sorted({kind for beside in sidecars for kind in beside}):
         line = f"no labels are read from the {' and '.join(kinds)} beside the images"
@@ -479,8 +500,8 @@ def _labels_beside(
     return None, ()
 
 
-def _label(member: _Member) -> tuple[str | None, tuple[str, ...]]:
-    """Return the label that a .cls or .json member holds, or None, and the keys that look like splits."""
+def _label(member: _Member) -> tuple[str | None, tuple[str, ...], str]:
+    """Return a .cls or .json member's label, or None, the keys that look like splits, and the label's key."""
     try:
         text = _content(member, LABEL_BYTES).decode("utf-8-sig")
         if control := next((c for c in text if c < " " and c not in "\t\r\n"), ""):
@@ -498,6 +519,7 @@ def _label(member: _Member) -> tuple[str | None, tuple[str, ...]]:
             "give each image one value, or leave the file out of the tar"
         ) from error
     like: tuple[str, ...] = ()
+    label_key = ""
     if isinstance(value, dict):
         like = tuple(
             key
@@ -507,9 +529,10 @@ def _label(member: _Member) -> tuple[str | None, tuple[str, ...]]:
                 key.casefold() in ("split", "splits") or (isinstance(held, str) and split_of(held))
             )
         )
-        value = next((value[key] for key in LABEL_KEYS if key in value), None)
+        label_key = next((key for key in LABEL_KEYS if key in value), "")
+        value = value.get(label_key) if label_key else None
     label = str(value).strip() if isinstance(value, str | int | float) else ""
-    return None if is_missing(label) else label, like
+    return None if is_missing(label) else label, like, label_key
 
 
 def _content(member: _Member, most: int) -> bytes:
