@@ -154,6 +154,11 @@ def test_a_whole_number_is_one_class_and_different_names_stay_apart(values, clas
         (["cat", "?", "?"], "label ? is a class of its own"),
         (["cat", "\u2014"], "label \u2014 is a class of its own"),
         (["2", "\u22121"], "label \u22121 is a class of its own"),
+        (["cat", "<unknown>"], "label <unknown> is a class of its own"),
+        (["cat", "no_label", "[UNK]"], "labels [UNK] and no_label are a class each"),
+        (["1000", "1,000"], "'1,000' and '1000' are two classes"),
+        (["cat (tame)", "cat(tame)"], "'cat (tame)' and 'cat(tame)' are two classes"),
+        (["a/b", "a / b"], "'a / b' and 'a/b' are two classes"),
         (["cat", "Unknown"], "label Unknown is a class of its own"),
         (["2", "unlabelled", "-1"], "labels unlabelled and -1 are a class each"),
     ],
@@ -242,6 +247,8 @@ def test_images_called_like_parts_of_another_are_said():
     assert called_like_fields([*plain, "cat/z_mask.png", "dog/x_mask.png"]) == ()  # of no image
     (line,) = called_like_fields([*plain, "cat/x_mask.png", "cat/y-SEG.png", "cat/y_depth.tif"])
     assert line.startswith("3 images are called like parts of another, as cat/x_mask.png")
+    for classes in (["Ford GT", "Ford Focus", "Ford Fiesta"], ["mask", "hat", "glove"]):
+        assert called_like_fields([f"{name}/{i}.png" for name in classes for i in range(3)]) == ()
 
 
 def test_what_is_measured_is_no_class():

@@ -51,7 +51,10 @@ APART = re.compile(  # words, as `hot dog`, `St. Louis` and `cat_1`; `yaw-30` is
 JOINED = re.compile(  # words and numbers, but for signs of numbers, as in `yaw -30`
     f"(?<=[^\\W_])(?:[ _{HYPHENS}]+(?=[^\\W\\d_])|(?:[ _]+|[{HYPHENS}])(?=\\d))"
 )
-NO_WORD = re.compile(f"[?._*{HYPHENS}]+")  # may stand for none where no other label is of signs
+WORD = re.compile(r"[^\W_]+")
+AROUND = re.compile(r" ?([/()&;:]) ?")  # signs that blanks may stand beside
+THOUSANDS_APART = re.compile(r"[1-9]\d{0,2}(,\d{3})+", re.ASCII)
+NO_WORD = re.compile(f"[?._*'\"{HYPHENS}]+")  # may stand for none where no other label is of signs
 CHECKED_DISK = re.compile(r"found\.\d{3}")  # as FOUND.000, where Windows puts what it finds
 NAME_BYTES = 200  # of a factor's name: a file's may have 255, and head and feature stand before it
 MISSING = (
@@ -94,6 +97,8 @@ SYSTEM_FOLDERS = {  # of file servers, archives and systems, in any case
     "$recycle.bin",
     "#recycle",
     "@recycle",
+    "@__thumb",
+    "_vti_cnf",
     "@tmp",
     "lost+found",
     "lost.dir",
@@ -150,8 +155,9 @@ WHOLE = re.compile(r"-?\d{1,20}", re.ASCII)
 # What -1 becomes without a sign, and the class that masks call ignored.
 UNSIGNED_NONE = [2**bits - 1 for bits in (8, 16, 32, 64)]
 MINUS = "\u2212"
-NOT_KNOWN = {
-    "unknown", "unlabeled", "unlabelled", "undefined", "unassigned", "missing", "not available",
+NOT_KNOWN = {  # in whatever signs, as `<unknown>` or `not_labelled`
+    "unknown", "unk", "unlabeled", "unlabelled", "no label", "not labeled", "not labelled", "undefined",
+    "unassigned", "missing", "not available", "ignore", "ignored", "void", "tbd",
 }  # fmt: skip
 MOST_NONE = 3  # in a line
 FEW = 3  # whole numbers may be -1, 0 and 1
@@ -234,7 +240,8 @@ def may_stand_for_none(
         group: what each is, as values are categories.
     """
     distinct = sorted({label for label in labels if label is not None})
-    odd = [label for label in distinct if label.strip("_").casefold() in NOT_KNOWN]
+    words = (" ".join(WORD.findall(label.casefold())) for label in distinct)
+    odd = [label for label, said in zip(distinct, words, strict=True) if said in NOT_KNOWN]
     signs = [label for label in distinct if not any(map(str.isalnum, label))]
     if len(signs) == 1 and NO_WORD.fullmatch(signs[0]):  # + and - are two classes
         odd += signs
@@ -438,7 +445,9 @@ def _forms(name: str) -> tuple[str | Decimal, ...]:
     if not name.isprintable():  # without U+200B and the like
         name = "".join(c for c in name if unicodedata.category(c) != "Cf")
     text = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-    text = QUOTED.sub(r"\1", text).rstrip("._") or text
+    text = AROUND.sub(r"\1", QUOTED.sub(r"\1", text)).rstrip("._") or text
+    if THOUSANDS_APART.fullmatch(text):
+        text = text.replace(",", "")
     if (number := _exact_number(text)) is not None:
         return (number,)
     bare = unicodedata.normalize("NFC", ACCENT.sub("", unicodedata.normalize("NFKD", text)))
@@ -931,7 +940,10 @@ def called_like_fields(images: Sequence[str]) -> tuple[str, ...]:
 
 
 def _in_folders_of_fields(images: Sequence[str]) -> set[str]:
-    """Return the images in a folder called like `masks` that others beside it have images to."""
+    """Return the images in a folder called like `masks` that one other beside it has images to.
+
+    Where several others have, as `0.png`, they are classes.
+    """
 
     def like_field(folder: str) -> bool:
         words = (match[0].casefold() for match in PARTS.finditer(folder))
@@ -943,17 +955,19 @@ def _in_folders_of_fields(images: Sequence[str]) -> set[str]:
         return set()
     split = [(name, PurePosixPath(name).parts[:-1], PurePosixPath(name).stem) for name in images]
     places: dict[tuple[object, ...], list[str]] = {}  # by all but one folder
-    others: set[tuple[object, ...]] = set()
+    others: dict[tuple[object, ...], set[str]] = {}
     for name, folders, stem in split:
         for at, folder in enumerate(folders):
             around = folders[:at], folders[at + 1 :]
             if folder not in marked:
-                others.add((*around, stem))
+                others.setdefault((*around, stem), set()).add(folder)
                 continue
             match = OF_ANOTHER.fullmatch(stem)
             for called in {stem, match[1] if match else stem}:
                 places.setdefault((*around, called), []).append(name)
-    return {name for place, names in places.items() if place in others for name in names}
+    return {
+        name for place, names in places.items() if len(others.get(place, ())) == 1 for name in names
+    }
 
 
 def links(linked: Sequence[tuple[str, str]], what: str) -> tuple[str, ...]:
