@@ -441,3 +441,9 @@ def test_a_code_beside_levels_is_told_from_a_level_and_from_rounding(levels, sai
 def test_a_code_among_numbers_that_are_measured_is_told(code):
     values = np.r_[np.random.default_rng(0).normal(size=100), code, code]
     assert apart_from_others([values]).startswith(f"{code:.9g} stands 2 times")
+
+
+def test_targets_that_are_none_are_one_line():
+    """scikit-learn lets None pass as a number."""
+    with pytest.raises(ValueError, match="y: expected finite numbers, found NaN"):
+        RidgeRegressor().fit(np.eye(5), np.array([None] * 5))

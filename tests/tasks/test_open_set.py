@@ -169,7 +169,7 @@ def test_where_all_have_a_gallery_half_of_the_people_are_drawn(tiny, people, tmp
     # 24 impostors are too few for any of the usual rates: the finest that they allow.
     assert vr.FaceId(protocol="open-set").bind(store).metrics == ("dir@0.42",)
     few = vr.extract(tiny, people(4, num_people=4), tmp_path / "few.h5", layers="1x1")
-    with pytest.raises(vr.TaskError, match="found 4 of 4; take more of them"):
+    with pytest.raises(vr.TaskError, match=r"at least 10 probes of people .* found 4; take more"):
         vr.FaceId(protocol="open-set").bind(few)
     with pytest.raises(vr.TaskError, match=r"far=0\.1: .* found 2\.4 of 24; .* of 0\.42 or more"):
         vr.probe(store, vr.FaceId(protocol="open-set", far=[0.1]))

@@ -466,9 +466,12 @@ class RidgeRegressor(RegressorMixin, _Ridge):  # type: ignore[misc]
         X, y = validated(
             self, X, y, dtype=[np.float32, np.float64], ensure_min_samples=2, y_numeric=True
         )
+        targets = y[:, None].astype(np.float64)
+        if not np.isfinite(targets).all():  # as of None, which scikit-learn lets pass
+            raise ValueError("y: expected finite numbers, found NaN or infinity")
         if self.precomputed and X.shape[0] != X.shape[1]:
             raise ValueError(f"expected inner products (N, N), found {X.shape}")
-        self._solve(X, y[:, None].astype(np.float64), spectrum, grid)
+        self._solve(X, targets, spectrum, grid)
         return self
 
     def fit_judged(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr.errors import TaskError, counted
-from vdvae_repr.heads.verification import FARS, check_far, enough, finest
+from vdvae_repr.heads.verification import FARS, PASSING, check_far, enough, finest
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.probing.features import Features
 from vdvae_repr.probing.head import Head
@@ -85,8 +85,13 @@ class OpenSet(Problem):
             )
         impostors = int(self.stranger.sum())
         rates = enough(impostors) if far is None else list(far)
+        if not rates and impostors < PASSING:
+            raise TaskError(
+                f"{store.path}: open-set needs at least {PASSING} probes of people who are not in the "
+                f"gallery, found {impostors}; take more of them"
+            )
         if not rates:
-            rates = [min(finest(impostors), 1.0)]
+            rates = [finest(impostors)]
         for rate in rates:
             check_far(rate, impostors)
         text += (

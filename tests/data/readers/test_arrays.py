@@ -775,6 +775,18 @@ def test_two_arrays_of_one_name_are_refused(tmp_path):
         open_source(tmp_path / "a.npz")
 
 
+@pytest.mark.parametrize("value", [0, 255])
+def test_pixels_that_are_made_up_for_chunks_are_said_by_their_value(tmp_path, value):
+    with h5py.File(tmp_path / "g.h5", "w") as file:
+        images = file.create_dataset(
+            "images", (6, 8, 8, 3), "u1", chunks=(1, 8, 8, 3), fillvalue=value
+        )
+        images[:4] = 100
+    source = open_source(tmp_path / "g.h5")
+    assert any(f"never written; pixels there are all {value}" in line for line in source.notices)
+    assert set(np.unique(np.asarray(source[5]))) == {value}
+
+
 @pytest.mark.parametrize("key", ["data", "data/images"])
 def test_labels_and_splits_outside_what_was_chosen_are_said(tmp_path, key):
     images = np.full((6, 8, 8, 3), 200, np.uint8)
@@ -783,7 +795,7 @@ def test_labels_and_splits_outside_what_was_chosen_are_said(tmp_path, key):
         file["more/splits"] = ["train"] * 3 + ["test"] * 3
     source = open_source(f"{tmp_path / 'g.h5'}:{key}")
     assert set(source.labels) == {-1}
-    line = "no array 'labels', so that images have no labels; found labels, more/splits"
+    line = "no array 'data/labels', so that images have no labels; found labels, more/splits"
     assert source.notices == (line,)
     shutil.copy(tmp_path / "g.h5", tmp_path / "l.h5")
     with h5py.File(tmp_path / "l.h5", "a") as file:

@@ -286,8 +286,8 @@ def open_hdf5(path: Path, key: str | None = None) -> Source:
                 )
             if unwritten := unwritten_chunks(item):
                 notices.append(
-                    f"{name}: {unwritten} chunks of {item.chunks} were never written; what is made up for "
-                    "them is mostly black"
+                    f"{name}: {unwritten} chunks of {item.chunks} were never written; pixels there are all "
+                    f"{item.fillvalue}"
                 )
             return Hdf5Rows(path, name, item.shape, item.dtype)
 
@@ -520,8 +520,9 @@ def _source_of(
                 f"call those of each by its split, as {parts[0].split}_labels"
             )
         elif unread:
+            group = root or (key or "")[: (key or "").rfind("/") + 1]
             notices.append(
-                f"no array 'labels', so that images have no labels; found {_list(unread)}"
+                f"no array '{group}labels', so that images have no labels; found {_list(unread)}"
             )
     else:
         if without:
