@@ -910,7 +910,13 @@ def distill(
         str | None,
         typer.Option(help="A VDVAE, as for sample; faces64, or what a resumed run learned from."),
     ] = None,
-    preset: Preset = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Architecture of --teacher, if its shapes do not tell: a name or a TOML; give both again "
+            "to resume."
+        ),
+    ] = None,
     config: Annotated[
         str | None,
         typer.Option(help="The student's: a preset's name or a TOML; student64 if not given."),

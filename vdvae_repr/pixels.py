@@ -15,7 +15,7 @@ FULL = 255  # opacity, of which less than half everywhere is no picture's
 DARK = 32  # images of 8 bits all below, in all of their pixels, may be of fewer bits
 FEW = 4095  # the largest of 12 bits; of 16 one image that is no brighter may be of fewer
 ALIKE = 5  # images of 16 bits of which none is bright by chance alone
-SLACK = 1e-4  # what resampling and float16 add to 1.0
+SLACK = 1e-4  # what resampling adds to 1.0
 STRIP = 2**22  # pixels that are converted at a time
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

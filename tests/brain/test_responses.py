@@ -234,7 +234,10 @@ def test_a_mat_file_that_is_empty_or_cut_anywhere_is_refused_in_one_line(
     whole = file.read_bytes()
     for length in {0, 3, 67, 100, 127, *range(128, len(whole), 7), len(whole) - 1}:
         file.write_bytes(whole[:length])
-        with pytest.raises(vr.DataError, match=r"r\.mat: (expected an array in|found no array)"):
+        with pytest.raises(
+            vr.DataError,
+            match=r"r\.mat: (expected a MATLAB file|expected an array in|found no array)",
+        ):
             read_responses(f"{file}:bold", store)
 
 
@@ -697,3 +700,14 @@ def test_a_path_is_no_open_store(store, bold, tmp_path):
             vr.TaskError, match=r"(store|like): expected an open store, found 's.h5'"
         ):
             use("s.h5")
+
+
+def test_memory_that_lacks_is_no_fault_of_the_file(store, monkeypatch, tmp_path):
+    scipy.io.savemat(tmp_path / "a.mat", {"bold": np.zeros((20, 3))})
+
+    def lacking(path):
+        raise MemoryError("Unable to allocate 40 GiB")
+
+    monkeypatch.setattr(scipy.io, "loadmat", lacking)
+    with pytest.raises(MemoryError):
+        read_responses(tmp_path / "a.mat", store)

@@ -432,10 +432,13 @@ def write_named(root, name, labels):
             "'{}hot_dog' and '{}hotdog' are two classes; rename one if they are the same",
         ),
         (["cat", "Cat"], "'{}Cat' and '{}cat' are two classes; rename one if they are the same"),
-        (["7", "8", "-1"], "label -1 is a class of its own; leave a label out where there is none"),
+        (
+            ["7", "8", "-1"],
+            "label '-1' is a class of its own; leave a label out where there is none",
+        ),
         (
             ["7", "unknown"],
-            "label unknown is a class of its own; leave a label out where there is none",
+            "label 'unknown' is a class of its own; leave a label out where there is none",
         ),
     ],
 )

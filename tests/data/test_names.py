@@ -146,21 +146,25 @@ def test_a_whole_number_is_one_class_and_different_names_stay_apart(values, clas
         (["1.50", "1.5", "beta"], "words and numbers with fractions"),
         (["cat", "none", "None", "NONE"], "stand for none: 'none' (1), 'None' (1), 'NONE' (1)"),
         (["cat", "NaT", "Nat"], "stand for none: 'NaT' (1)"),
-        (["2", "-1"], "label -1 is a class of its own"),
-        (["1", "-999", "0"], "label -999 is a class of its own"),
-        (["1", "-100", "-2", "0"], "labels -100 and -2 are a class each"),
-        (["1", "255", "20"], "label 255 is a class of its own"),
-        (["1", "18446744073709551615"], "label 18446744073709551615 is a class of its own"),
-        (["cat", "?", "?"], "label ? is a class of its own"),
-        (["cat", "\u2014"], "label \u2014 is a class of its own"),
-        (["2", "\u22121"], "label \u22121 is a class of its own"),
-        (["cat", "<unknown>"], "label <unknown> is a class of its own"),
-        (["cat", "no_label", "[UNK]"], "labels [UNK] and no_label are a class each"),
+        (["2", "-1"], "label '-1' is a class of its own"),
+        (["1", "-999", "0"], "label '-999' is a class of its own"),
+        (["1", "-100", "-2", "0"], "labels '-100' and '-2' are each a class of their own"),
+        (["1", "255", "20"], "label '255' is a class of its own"),
+        (["1", "18446744073709551615"], "label '18446744073709551615' is a class of its own"),
+        (["cat", "?", "?"], "label '?' is a class of its own"),
+        (["cat", "\u2014"], "label '\u2014' is a class of its own"),
+        (["2", "\u22121"], "label '\u22121' is a class of its own"),
+        (["-1", "1", "cat"], "label '-1' is a class of its own"),
+        (["cat", "<unknown>"], "label '<unknown>' is a class of its own"),
+        (
+            ["cat", "no_label", "[UNK]"],
+            "labels '[UNK]' and 'no_label' are each a class of their own",
+        ),
         (["1000", "1,000"], "'1,000' and '1000' are two classes"),
         (["cat (tame)", "cat(tame)"], "'cat (tame)' and 'cat(tame)' are two classes"),
         (["a/b", "a / b"], "'a / b' and 'a/b' are two classes"),
-        (["cat", "Unknown"], "label Unknown is a class of its own"),
-        (["2", "unlabelled", "-1"], "labels unlabelled and -1 are a class each"),
+        (["cat", "Unknown"], "label 'Unknown' is a class of its own"),
+        (["2", "unlabelled", "-1"], "labels 'unlabelled' and '-1' are each a class of their own"),
     ],
 )
 def test_labels_that_may_be_meant_otherwise_are_said(values, notice):
@@ -249,6 +253,9 @@ def test_images_called_like_parts_of_another_are_said():
     assert line.startswith("3 images are called like parts of another, as cat/x_mask.png")
     for classes in (["Ford GT", "Ford Focus", "Ford Fiesta"], ["mask", "hat", "glove"]):
         assert called_like_fields([f"{name}/{i}.png" for name in classes for i in range(3)]) == ()
+    for folders in (["left", "right", "masks"], ["images", "edges", "SegmentationClass"]):
+        (line,) = called_like_fields([f"{name}/{i}.png" for name in folders for i in range(3)])
+        assert line.startswith(f"3 images are called like parts of another, as {folders[-1]}/0.png")
 
 
 def test_what_is_measured_is_no_class():
@@ -412,15 +419,15 @@ def test_what_is_said_of_a_column_is_what_the_task_factors_makes_of_it():
         (["M", "F", ""], "'' (1) stands for none"),
         (
             ["M", "F", "unknown"],
-            "value unknown is a category of its own; leave a value out where there is none",
+            "value 'unknown' is a category of its own; leave a value out where there is none",
         ),
-        (["M", "F", "?"], "value ? is a category of its own"),
-        (["23", "-1", "41", "67", "-1"], "-1 is a number as the others are; leave a value out"),
+        (["M", "F", "?"], "value '?' is a category of its own"),
+        (["23", "-1", "41", "67", "-1"], "-1 counts as a number; leave a value out"),
         (["M", "F", "NA", "nan"], "'nan' (1) stands for none; 'NA' (1) is a category"),
         (["1.5", "inf", "2"], "1 value is infinite, as 'inf', and task factors takes finite"),
     ):
         assert said in factor_values(values)[1]
-    for fine in (["-1", "0", "1"], ["-1", "-2", "3", "4"], ["-1", "0.5", "3", "4"]):
+    for fine in (["-1", "0", "1", "2"], ["-1", "-2", "3"], ["-1", "0.5", "3"], ["-1", "1"]):
         assert factor_values(fine)[1] == ""
     assert factor_values(["1.5", "-inf", ""])[0] == ["1.5", "-inf", "nan"]
 

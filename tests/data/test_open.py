@@ -1,6 +1,7 @@
 import gzip
 import io
 import re
+import shutil
 import struct
 import tarfile
 import zlib
@@ -110,7 +111,13 @@ def test_tar_shards_by_a_pattern(tmp_path):
     words = open_source(str(tmp_path / "{s,s}-{10,00,01}.tar"))
     assert words.ids == ("a_10.png", "b_10.png", "a_0.png", "b_0.png", "a_1.png", "b_1.png")
     assert open_source(str(tmp_path / "{s,s}-{00..01}.tar")).ids == words.ids[2:]
-    with pytest.raises(DataError, match=r"t-10\.tar: expected tar shards, found none"):
+    nested = open_source(str(tmp_path / "{s-{10..10},s-{00..01}}.tar"))
+    assert nested.ids == words.ids
+    for number in ("00", "01"):
+        (tmp_path / number).mkdir()
+        shutil.copy(tmp_path / f"s-{number}.tar", tmp_path / number / "s.tar")
+    assert open_source(str(tmp_path / "{00,01}/s.tar")).ids == words.ids[2:]
+    with pytest.raises(DataError, match=r"expected 2 shards, found no .*t-10\.tar"):
         open_source(str(tmp_path / "{s,t}-10.tar"))
     with pytest.raises(DataError, match=r"expected 3 shards, found no .*s-02\.tar"):
         open_source(str(tmp_path / "s-{00..02}.tar"))
@@ -221,7 +228,7 @@ def test_an_empty_name_is_refused():
         ("a.mat", b"MATLAB 5.0 MAT-file", "a MATLAB file; save its images as uint8"),
         ("a.png", b"\x89PNG", "a single image; give the folder"),
         ("a.xyz", b"?", r"found '\.xyz'; save its images"),
-        ("a.npy", b"", "cannot be read"),
+        ("a.npy", b"", "it is an empty file, of 0 bytes; get it again"),
         ("b.npz", b"PK\x03\x04", "cannot be read"),
         ("b.npy", saved(np.savez), r"a \.npz file; call it \.npz"),
         ("c.npz", saved(np.save), r"a NumPy array; call it \.npy"),
@@ -265,7 +272,7 @@ def test_what_cannot_be_opened_is_one_line(tmp_path, monkeypatch):
         (gzip.compress(b"x" * 2000, mtime=0), "it is compressed by gzip; unpack it"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "it is a Git LFS pointer"),
         (b"<!doctype html><html>", "it is a web page"),
-        (b"", "cannot be read"),
+        (b"", "it is an empty file"),
         (b"\0" * 511 + b"x", "cannot be read"),
         (None, "cannot be read"),  # a folder
     ],
@@ -433,6 +440,11 @@ def test_rows_without_order_or_behind_a_mask_are_refused(rows, message):
     ):
         with pytest.raises(DataError, match=message):
             choose()
+
+
+def test_a_name_of_rows_that_no_file_has_is_one_line():
+    with pytest.raises(DataError, match=r"rows: expected FIRST:LAST or a text or .npy file"):
+        vr.open_source("toy-faces:2x2", rows="a\0b")
 
 
 @pytest.mark.parametrize("text", ["1_0 3", "3 0x1", "2 1.0"])

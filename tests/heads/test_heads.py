@@ -431,6 +431,10 @@ def test_classes_that_are_nearly_certain_take_fewer_products_by_their_own_curvat
         ([0, 1 / 3, 0.333333, 2 / 3, 1], ""),
         ([0, 2**-52, 2**-51, 3], ""),
         ([1, 1 + 2**-23, 2, 4], ""),
+        (
+            [0, *range(1_700_000_000, 1_700_000_030)],
+            "0 stands 5 times, far from all others (1.7e+09 to 1.7e+09)",
+        ),
     ],
 )
 def test_a_code_beside_levels_is_told_from_a_level_and_from_rounding(levels, said):

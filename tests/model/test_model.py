@@ -176,6 +176,10 @@ def test_floats_may_go_beyond_white_by_what_resampling_adds(tiny, images):
     floats = bright / np.float32(255) * np.float32(1 + 1e-6) - np.float32(1e-7)
     assert floats.max() > 1
     assert floats.min() < 0
+    for beyond in (1.0002, -0.0002):
+        with pytest.raises(DataError, match="expected floats from 0 to 1"):
+            tiny.posterior(np.full(images.shape, beyond))
+    tiny.posterior(np.full(images.shape, 1.00009))
     read, exact = tiny.posterior(floats), tiny.posterior(bright)
     assert all(torch.equal(read[name].mean, exact[name].mean) for name in exact)
 

@@ -37,7 +37,7 @@ from vdvae_repr.brain.responses import (
 from vdvae_repr.brain.voxelwise import false_discovery
 from vdvae_repr.config import path_of, shown, true_or_false, whole_number
 from vdvae_repr.data.kinds import why_unreadable
-from vdvae_repr.errors import TaskError, counted
+from vdvae_repr.errors import TaskError, VDVAEReprError, counted
 from vdvae_repr.heads.algebra import Algebra
 from vdvae_repr.heads.linear import ALPHAS
 from vdvae_repr.heads.spectrum import leading_eigenvectors
@@ -172,7 +172,7 @@ class Decoder:
                     tuple(about["notes"]),
                     about["checksums"] and (about["checksums"], found["checksums"]),
                 )
-        except TaskError:
+        except (MemoryError, VDVAEReprError):
             raise
         except Exception as error:  # a damaged file may make NumPy raise anything
             raise TaskError(

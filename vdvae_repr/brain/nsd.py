@@ -27,11 +27,12 @@ import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
+from vdvae_repr.brain.responses import read_mat
 from vdvae_repr.config import path_of, whole_number, without_order
 from vdvae_repr.data.hdf5 import missing_values, unwritten_chunks
 from vdvae_repr.data.kinds import why_unreadable
 from vdvae_repr.data.names import natural_key
-from vdvae_repr.errors import DataError, TaskError
+from vdvae_repr.errors import DataError, TaskError, first_line
 from vdvae_repr.heads.algebra import HALF_OF_MEMORY
 from vdvae_repr.heads.gram import centre_and_scale
 from vdvae_repr.latents.base import Latents, expect_store
@@ -329,13 +330,13 @@ def _read_design(path: Path, subject: int) -> tuple[NDArray[np.intp], set[int]]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; NSD's is nsd_expdesign.mat")
     try:
-        found = scipy.io.loadmat(path)
+        found = read_mat(path)
         order = _counted(np.ravel(found["masterordering"]))
         of_subjects = _counted(np.atleast_2d(found["subjectim"]))
         shared = set(_counted(np.ravel(found["sharedix"])).tolist())
-    except Exception as error:  # a damaged file may make SciPy raise anything
+    except (KeyError, ValueError, TypeError) as error:
         raise DataError(
-            f"{path}: expected masterordering, subjectim and sharedix ({why_unreadable(path, error)})"
+            f"{path}: expected masterordering, subjectim and sharedix ({first_line(error)})"
         ) from error
     if not 1 <= subject <= len(of_subjects):
         raise DataError(f"subject: expected 1 to {len(of_subjects)}, found {subject}")

@@ -86,7 +86,7 @@ def read_array(measured: Measured, what: str) -> Measurement:
         if path.suffix == ".npz":
             arrays = _of_npz(path)
         elif path.suffix == ".mat" and not h5py.is_hdf5(path):
-            loaded = scipy.io.loadmat(path)
+            loaded = read_mat(path)
             # Texts of a matrix of characters are padded to one length.
             arrays = {
                 n: np.char.rstrip(a) if isinstance(a, np.ndarray) and a.dtype.kind == "U" else a
@@ -101,13 +101,28 @@ def read_array(measured: Measured, what: str) -> Measurement:
         about = {word: _words(arrays[n], f"{path}: {n}") for word, n in beside.items()}
         sizes = {n: np.shape(a) for n, a in arrays.items() if n not in (name, *beside.values())}
         return Measurement(values, **about, notes=_not_read(path, sizes, values))
-    except DataError:
-        raise
-    except Exception as error:  # a damaged file may make SciPy, h5py and NumPy raise anything
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
         raise DataError(
-            f"{path}: expected an array in a {path.suffix} file ({why_unreadable(path, error)}); "
-            "save it again"
+            f"{path}: expected an array in a {path.suffix} file "
+            f"({why_unreadable(path, error, 'save it again')})"
         ) from error
+
+
+def read_mat(path: Path) -> dict[str, Any]:
+    """Return what a MATLAB file holds, as `scipy.io.loadmat` does.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        loaded: dict[str, Any] = scipy.io.loadmat(path)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file may make SciPy raise anything
+        raise DataError(
+            f"{path}: expected a MATLAB file ({why_unreadable(path, error, 'save it again')})"
+        ) from error
+    return loaded
 
 
 def _beside(path: Path, arrays: Iterable[str]) -> dict[str, str]:

@@ -40,24 +40,33 @@ def what_it_is(content: Path | bytes) -> str:
 
 
 def stand_in(content: Path | bytes) -> str:
-    """Say what was fetched in place of a file: a Git LFS pointer or a web page; empty where it is neither."""
+    """Say what is there in place of a file: nothing, a Git LFS pointer or a web page; empty where it is none.
+
+    Of a file that cannot be read nothing is said.
+    """
+    if isinstance(content, Path):
+        try:
+            with content.open("rb") as file:
+                content = file.read(64)
+        except (OSError, ValueError):  # as of a name that no file can have
+            return ""
+    if not content:
+        return "an empty file, of 0 bytes; get it again"
     start = _start(content)
     return next((what for magic, what in _STAND_INS.items() if start.startswith(magic)), "")
 
 
-def why_unreadable(path: Path, error: Exception) -> str:
-    """Return what stands in place of a file whose reader failed, else the first line of its error."""
-    with suppress(OSError):
-        if path.stat().st_size == 0:
-            return "it is empty, 0 bytes; get it again"
-    what = stand_in(path)
-    return f"it is {what}" if what else first_line(error)
+def why_unreadable(path: Path, error: Exception, advice: str = "") -> str:
+    """Return what stands in place of a file whose reader failed, else the reader's error and an advice."""
+    if what := stand_in(path):
+        return f"it is {what}"
+    return "; ".join(filter(None, (first_line(error), advice)))
 
 
 def _start(content: Path | bytes) -> bytes:
     """Return the first bytes, without what may stand before a text; none of a file that cannot be read."""
     start = content[:64] if isinstance(content, bytes) else b""
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         if isinstance(content, Path):
             with content.open("rb") as file:
                 start = file.read(64)
@@ -66,7 +75,7 @@ def _start(content: Path | bytes) -> bytes:
 
 def another_kind(path: Path) -> str:
     """Say what a file is that is not what its name says; empty where it is that, or its bytes do not tell."""
-    what, suffix = what_it_is(path), path.suffix.lower()
+    what, suffix = what_it_is(path) or stand_in(path), path.suffix.lower()
     with suppress(Exception):  # of a file that is damaged, or may not be read
         if what.startswith("a zip"):
             with zipfile.ZipFile(path) as archive:

@@ -31,7 +31,7 @@ SPLIT_WORDS = {
 }
 LIKE_SPLITS = {  # which other people call theirs
     "fit", "trn", "tr", "eval", "evaluation", "vld", "tst", "te", "development", "holdout", "heldout",
-    "seen", "unseen", "gallery", "probe",
+    "unseen", "gallery", "probe",
 }  # fmt: skip
 COLLECTION = re.compile(r"(?i)(set|data|images?|imgs?|split)$")  # as in `trainset`
 PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of a word, as `train` and `Images` of `trainImages2`
@@ -91,6 +91,9 @@ OF_ANOTHER_WORDS = {  # of a folder's name, as `masks` beside `images`, or `Segm
     "mask", "masks", "seg", "segs", "segmentation", "segmentations", "depth", "depths", "label", "labels",
     "annotation", "annotations", "annot", "gt", "groundtruth",
 }  # fmt: skip
+NO_CLASS = re.compile(  # of folders called so, which no class is
+    r"(?i)masks|segs|segmentation|depths|labels|annotations|annot\b|ground_?truth|^(gt|seg)$"
+)
 SYSTEM_FOLDERS = {  # of file servers, archives and systems, in any case
     "@eadir",
     "__macosx",
@@ -160,7 +163,6 @@ NOT_KNOWN = {  # in whatever signs, as `<unknown>` or `not_labelled`
     "unassigned", "missing", "not available", "ignore", "ignored", "void", "tbd",
 }  # fmt: skip
 MOST_NONE = 3  # in a line
-FEW = 3  # whole numbers may be -1, 0 and 1
 LONG_EXPONENT = 1000  # of numbers that are told from each other by their values
 LARGE_FLOAT = re.compile(r"[+-]?\d+\.\d*e[+-]?\d+", re.ASCII | re.IGNORECASE)  # as 3.00e+00
 ROUNDED = re.compile(  # the digits behind its point, and how many would have to stand there
@@ -251,16 +253,16 @@ def may_stand_for_none(
         if WHOLE.fullmatch(text.replace(MINUS, "-"))
     }
     ordered = sorted(numbers)
-    if ordered != [-1, 1]:
+    if len(distinct) != 2 or ordered != [-1, 1]:
         odd += [numbers[number] for number in ordered if number < 0]
     if len(ordered) > 1 and ordered[-1] in UNSIGNED_NONE and 2 * ordered[-2] < ordered[-1]:
         odd.append(numbers[ordered[-1]])
     odd = odd[:MOST_NONE]
     if not odd:
         return ()
-    called = f"{one} {odd[0]} is a {group} of its own"
+    called = f"{one} {odd[0]!r} is a {group} of its own"
     if len(odd) > 1:
-        called = f"{one}s {', '.join(odd[:-1])} and {odd[-1]} are a {group} each"
+        called = f"{one}s {', '.join(map(repr, odd[:-1]))} and {odd[-1]!r} are each a {group} of their own"
     return (f"{called}; leave a {one} out where there is none",)
 
 
@@ -362,8 +364,9 @@ def factor_values(values: Sequence[str], decimal_commas: bool = False) -> tuple[
         rounded = _about_rounded([t for t in values if t in present], "values", LONG_NUMBER)
         said = "; ".join(filter(None, (said, *rounded)))
     kinds = {*written.values()}
-    if whole and len(kinds) > FEW and [text for text in kinds if text.startswith("-")] == ["-1"]:
-        about = "-1 is a number as the others are; leave a value out where there is none"
+    below = [text for text in kinds if text.startswith("-")]
+    if whole and below == ["-1"] and len(kinds) > 2 and "0" not in kinds:
+        about = "-1 counts as a number; leave a value out where there is none"
         said = "; ".join(filter(None, (said, about)))
     if any(CODE.fullmatch(text) for text in present):  # which are no amounts, but categories
         said = "; ".join(filter(None, (said, *look_alikes(written.values(), "categories"))))
@@ -940,9 +943,9 @@ def called_like_fields(images: Sequence[str]) -> tuple[str, ...]:
 
 
 def _in_folders_of_fields(images: Sequence[str]) -> set[str]:
-    """Return the images in a folder called like `masks` that one other beside it has images to.
+    """Return the images in a folder called like `masks` that others beside it have images to.
 
-    Where several others have, as `0.png`, they are classes.
+    Beside several others a folder `mask` or `Ford GT` is a class as they are.
     """
 
     def like_field(folder: str) -> bool:
@@ -954,7 +957,7 @@ def _in_folders_of_fields(images: Sequence[str]) -> set[str]:
     if not marked:
         return set()
     split = [(name, PurePosixPath(name).parts[:-1], PurePosixPath(name).stem) for name in images]
-    places: dict[tuple[object, ...], list[str]] = {}  # by all but one folder
+    places: dict[tuple[object, ...], list[tuple[str, str]]] = {}  # by all but one folder
     others: dict[tuple[object, ...], set[str]] = {}
     for name, folders, stem in split:
         for at, folder in enumerate(folders):
@@ -964,9 +967,12 @@ def _in_folders_of_fields(images: Sequence[str]) -> set[str]:
                 continue
             match = OF_ANOTHER.fullmatch(stem)
             for called in {stem, match[1] if match else stem}:
-                places.setdefault((*around, called), []).append(name)
+                places.setdefault((*around, called), []).append((name, folder))
     return {
-        name for place, names in places.items() if len(others.get(place, ())) == 1 for name in names
+        name
+        for place, found in places.items()
+        for name, folder in found
+        if len(others.get(place, ())) == 1 or (place in others and NO_CLASS.search(folder))
     }
 
 

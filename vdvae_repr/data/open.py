@@ -132,7 +132,8 @@ def _open(data: str | Path | NDArray[Any] | Source, root: Path | None, download:
     path, suffix = Path(data), Path(data).suffix.lower()
     if path.is_dir():
         return _reading(path, open_folder)
-    if suffix == ".tar" and re.search(r"[*?\[{]", path.name) and not path.is_file():
+    is_pattern = re.search(r"[*?\[{]", path.name) or re.search(r"\{.*(,|\.\.).*\}", str(path))
+    if suffix == ".tar" and is_pattern and not path.is_file():
         return _reading(path, _open_shards)
     if not path.is_file():
         if (keyed := _file_and_key(str(data))) is not None:

@@ -154,7 +154,7 @@ def read_text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             head = file.read(LINE_BYTES)
-            if what := stand_in(head):
+            if head and (what := stand_in(head)):
                 raise DataError(f"{path}: expected a table or a list as text, found {what}")
             wide = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
             if b"\0" in head and not wide:

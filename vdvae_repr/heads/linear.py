@@ -47,7 +47,7 @@ ALPHAS = 10 ** np.linspace(-4, 4, 17)  # a feature, standardised
 LEVELS = 10  # that a person may set, as of doses
 MOST_CODES = 3  # on a side
 SAMPLED = 100_000  # values looked at first
-ROUNDING = 1e-6  # of a value, or of 1
+ROUNDING = 1e-6  # of 1, or of the largest value if that is smaller
 NINES = re.compile(r"-?9{2,}")  # as people write codes
 SMALL = 300_000_000  # samples x dimensions x classes, below which products are slower on several threads
 STRIDE = (
@@ -618,11 +618,9 @@ def _distinct(values: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
     found = np.zeros(0)
     for part in values:
         found = np.union1d(found, part[np.isfinite(part)])
-        largest = np.abs(found).max(initial=0)
-        if largest:
-            size = np.maximum(np.abs(found), min(1, largest))
-            steps = ROUNDING * 10 ** np.floor(np.log10(size))
-            found = found[np.unique(np.round(found / steps) * steps, return_index=True)[1]]
+        if step := ROUNDING * min(1.0, float(np.abs(found).max(initial=0))):
+            with np.errstate(over="ignore"):  # values that differ by less than a step count once
+                found = found[np.unique(np.round(found / step), return_index=True)[1]]
         if len(found) > 4 * LEVELS:
             found = np.r_[found[: 2 * LEVELS], found[-2 * LEVELS :]]
     return found.astype(np.float64)

@@ -37,7 +37,7 @@ def test_folders_of_servers_and_systems_are_no_classes(tmp_path, folder):
 def test_folders_of_numbers_that_may_stand_for_none_are_said(tmp_path):
     for name in ("0", "1", "-1", "255"):
         put(tmp_path / name / "1.png")
-    said = "labels -1 and 255 are a class each"
+    said = "labels '-1' and '255' are each a class of their own"
     assert any(said in line for line in open_source(tmp_path).notices)
 
 

@@ -95,7 +95,6 @@ def test_words_of_splits_in_a_column_that_is_none_are_said(table, words):
         "TrainTest",
         "holdout",
         "held_out",
-        "eval",
     ],
 )
 @pytest.mark.parametrize("codes", [("1", "0"), ("True", "False")])
@@ -112,7 +111,14 @@ def test_a_column_called_like_splits_that_holds_codes_is_said(table, column, cod
 def test_a_column_of_words_that_others_call_their_splits_is_said(table):
     (line,) = table("file,label,part\na.png,cat,gallery\nb.png,dog,Probe\n").notices
     assert line.startswith("no splits are read from column 'part', which holds 'gallery', 'Probe':")
-    assert table("file,label,part\na.png,cat,eye\nb.png,dog,probe\n").notices == ()
+    for column, one, other in (
+        ("part", "eye", "probe"),
+        ("condition", "seen", "unseen"),
+        ("language", "tr", "te"),
+        ("eval", "3", "2"),
+    ):
+        content = f"file,label,{column}\na.png,cat,{one}\nb.png,dog,{other}\n"
+        assert table(content).notices == ()
 
 
 @pytest.mark.parametrize(

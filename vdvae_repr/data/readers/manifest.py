@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from vdvae_repr.data.names import (
-    LIKE_SPLITS,
     SPLITS,
     class_names,
     factor_values,
@@ -26,13 +25,14 @@ from vdvae_repr.errors import DataError
 
 ROLES = ("file", "label", "split")
 SPLIT_COLUMNS = (
-    "split", "splits", "partition", "subset", "usage", "phase", "fold", "folds", "kfold", "eval",
-    "evaluation",
+    "split", "splits", "partition", "subset", "usage", "phase", "fold", "folds", "kfold",
 )  # fmt: skip
 # Words of splits run together in a name, as `istest` or `traintest`.
 RUN_TOGETHER = re.compile(
     r"(?:is)?(?:train(?:ing)?|test(?:ing)?|val(?:id(?:ation)?)?|holdout|heldout)+(?:set)?"
 )
+# For splits, and for nothing else that a column may hold.
+NO_OTHER_WORDS = {"trn", "tst", "vld", "development", "holdout", "heldout", "gallery", "probe"}
 MOST_CODES = 10  # values of a column that may be codes of splits
 
 
@@ -143,7 +143,7 @@ def _about_splits(table: Table) -> list[str]:
             )
         elif column and column.casefold() not in ROLES:
             held = list(dict.fromkeys(row[place] for row in table.rows))
-            are_like = all(value.casefold() in LIKE_SPLITS for value in held if value)
+            are_like = all(value.casefold() in NO_OTHER_WORDS for value in held if value)
             if 1 < len(held) <= MOST_CODES and (are_like or _is_called_like_a_split(column)):
                 lines.append(
                     f"no splits are read from column {column!r}, which holds {', '.join(map(repr, held))}: "

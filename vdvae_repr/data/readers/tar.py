@@ -19,7 +19,6 @@ from PIL import Image
 from vdvae_repr.data.kinds import reading_failure
 from vdvae_repr.data.names import (
     FOLDER_LINK,
-    WHOLE,
     PathNames,
     called_like_fields,
     class_names,
@@ -43,6 +42,7 @@ from vdvae_repr.data.names import (
 from vdvae_repr.data.source import FILE_BYTES, Source, image_extensions, open_image
 from vdvae_repr.errors import DataError, counted, first_line
 
+WILD = re.compile(r"[*?\[]")  # in a pattern of names
 LABEL_KEYS = ("label", "cls", "class")  # of a .json beside an image
 LABEL_BYTES = 2**20  # of a .cls or .json
 HEADER_BYTES = 2**24  # of what a tar says of a member before it
@@ -86,19 +86,43 @@ def shards(pattern: str) -> list[Path]:
     Raises:
         DataError: one is missing, or none match.
     """
-    if match := re.search(r"\{([^{}]*,[^{}]*)\}", pattern):
-        before, behind = pattern[: match.start()], pattern[match.end() :]
-        of_words = [shards(f"{before}{word}{behind}") for word in match[1].split(",")]
-        return list(dict.fromkeys(itertools.chain.from_iterable(of_words)))
-    if match := re.search(r"\{(\d+)\.\.(\d+)\}", pattern):
+    patterns = _expanded(pattern)
+    # Others are looked for in their folder.
+    named = {one for one in patterns if not WILD.search(one)} - {pattern}
+    if missing := [one for one in patterns if one in named and not Path(one).is_file()]:
+        raise DataError(f"{pattern}: expected {len(named)} shards, found no {missing[0]}")
+    found = ([Path(one)] if one in named else _matching(one) for one in patterns)
+    return list(dict.fromkeys(itertools.chain.from_iterable(found)))
+
+
+def _expanded(pattern: str) -> list[str]:
+    """Return what a shell makes of braces, `{a,b}` or `{00..12}`, which may stand in each other.
+
+    >>> _expanded("{a-{0..1},b}.tar"), _expanded("{a}.tar")
+    (['a-0.tar', 'a-1.tar', 'b.tar'], ['{a}.tar'])
+    """
+    depth, cuts = 0, [pattern.find("{")]
+    for at, sign in enumerate(pattern[cuts[0] :] if cuts[0] >= 0 else "", start=cuts[0]):
+        depth += (sign == "{") - (sign == "}")
+        if depth == 0 or (depth == 1 and sign == ","):
+            cuts.append(at)
+        if depth == 0:
+            break
+    if len(cuts) == 1 or depth:
+        return [pattern]
+    words = [pattern[first + 1 : last] for first, last in itertools.pairwise(cuts)]
+    before, behind = pattern[: cuts[0]], pattern[cuts[-1] + 1 :]
+    if len(words) == 1:
+        if not (match := re.fullmatch(r"(\d+)\.\.(\d+)", words[0])):
+            return [f"{before}{{{words[0]}}}{rest}" for rest in _expanded(behind)]
         first, last = match.groups()
         if int(first) > int(last):
-            raise DataError(f"{pattern}: expected a range that ascends, found {match[0]}")
-        numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
-        paths = [Path(pattern[: match.start()] + n + pattern[match.end() :]) for n in numbers]
-        if missing := [path for path in paths if not path.is_file()]:
-            raise DataError(f"{pattern}: expected {len(paths)} shards, found no {missing[0]}")
-        return paths
+            raise DataError(f"{pattern}: expected a range that ascends, found {{{match[0]}}}")
+        words = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    return [before + rest for word in words for rest in _expanded(word + behind)]
+
+
+def _matching(pattern: str) -> list[Path]:
     where = Path(pattern)
     found = where.parent.glob(where.name)
     if not where.name.startswith("."):
@@ -251,7 +275,7 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
             labels, about_labels = class_names(read)
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
-        said += about_labels + _of_two_sorts(labels, about_labels) + _shared(ids, keys, labels)
+        said += about_labels + _shared(ids, keys, labels)
     numbers, label_names = number_labels(labels)
     return Source(
         name=readable(name),
@@ -263,17 +287,6 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
         sizes=[member.size for member in images],
         notices=notices + missing_shards(paths) + _without_images(empty) + said + left_out(+others),
     )
-
-
-def _of_two_sorts(labels: Sequence[str | None], about: Sequence[str]) -> tuple[str, ...]:
-    """Return a line about labels beside images that are whole numbers and words, where none says it yet."""
-    distinct = [label for label in dict.fromkeys(labels) if label is not None]
-    numbers = [label for label in distinct if WHOLE.fullmatch(label)]
-    words = [label for label in distinct if label not in {*numbers}]
-    told = any(line.startswith("labels are numbers and words") for line in about)
-    if told or not numbers or not words:
-        return ()
-    return (f"labels are numbers and words, as {numbers[0]!r} and {words[0]!r}: each is a class",)
 
 
 def _without_images(paths: Sequence[Path]) -> tuple[str, ...]:
