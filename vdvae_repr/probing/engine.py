@@ -702,7 +702,7 @@ def _known_controls(store: Latents, controls: Any) -> tuple[str, ...]:
     """
     names = several(controls, "controls", str, "names")
     if unknown := [name for name in names if name not in CONTROLS]:
-        hint = suggestion(unknown[0], CONTROLS)
+        hint = "; give ()" if unknown[0] == "none" else suggestion(unknown[0], CONTROLS)
         raise TaskError(f"controls: expected {', '.join(CONTROLS)}, found {unknown[0]!r}{hint}")
     if not store.has_images and (needing := [name for name in names if name in RIVALS]):
         raise TaskError(

@@ -252,10 +252,27 @@ def test_one_file_under_two_names_is_refused(table):
         table("file,split\na.png,train\n./a.png,test\n")
 
 
+def test_labels_and_splits_that_folders_would_tell_are_said_to_be_lost(table, tmp_path):
+    """Of the same files opened as a folder they are read."""
+    rows = [
+        f"{split}/{label}/{i}.png" for split in ("train", "test") for label in "ab" for i in "01"
+    ]
+    for number, row in enumerate(rows):
+        (tmp_path / row).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 99 + number).save(tmp_path / row)
+    first, second = table("\n".join(["file", *rows])).notices
+    assert first == "no column 'label', so that images have no labels; found file"
+    assert second.startswith(
+        "no splits are read from the folders of files, as train of train/a/0.png: give a column"
+    )
+    both = [f"{row},{row[-7]},{row.split('/')[0]}" for row in rows]
+    assert table("\n".join(["file,label,split", *both])).notices == ()
+
+
 def test_two_words_of_one_split_are_said(table):
     source = table("file,split\na.png,dev\nb.png,val\nc.png,train\n")
     assert source.splits == ("val", "val", "train")
-    assert source.notices == ("'dev' and 'val' are one split, val",)
+    assert source.notices[1:] == ("'dev' and 'val' are one split, val",)
 
 
 def test_numbers_of_other_columns(table):
@@ -266,7 +283,7 @@ def test_numbers_of_other_columns(table):
         "b": ["0.5", "nan", "1.0"],
         "c": ["x", "", "1.0"],
     }
-    assert "the column of splits is empty" in table("file,split\na.png,\n").notices[0]
+    assert "the column of splits is empty" in table("file,label,split\na.png,cat,\n").notices[0]
 
 
 @pytest.mark.parametrize(
@@ -296,7 +313,7 @@ def test_one_file_in_two_rows_is_refused_or_said(table, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"m.csv line 3: file .* occurs twice"):
         open_source("m.csv")
     (tmp_path / "link.png").symlink_to("a.png")
-    (line,) = table("file\na.png\nlink.png\n").notices
+    (line,) = table("file,label\na.png,cat\nlink.png,cat\n").notices
     assert "1 row is the file of another row, by links, as a.png and link.png" in line
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from vdvae_repr.data.names import (
     is_missing,
     like_split,
     links,
+    names_from_paths,
     split_of,
     splits_of,
     unlabelled,
@@ -53,7 +55,7 @@ def open_manifest(path: Path) -> Source:
         splits = table.column(called.casefold())
         notices.append(f"splits are read from column {called!r}")
     if splits is None:
-        notices += _about_splits(table)
+        notices += _about_splits(table) or _about_folders(ids)
     files: dict[str, Path] = {}
     found: set[str] = set()  # by their places: `a.png` and `./a.png` are one
     inodes: dict[tuple[int, int], str] = {}
@@ -152,6 +154,18 @@ def _about_splits(table: Table) -> list[str]:
     return lines
 
 
+def _about_folders(ids: Sequence[str]) -> list[str]:
+    """Say that splits are not read off the folders of files, where these tell some."""
+    told = names_from_paths(ids).splits
+    if len({*told} & {*SPLITS}) < 2:
+        return []
+    at = next(at for at, split in enumerate(told) if split in SPLITS)
+    return [
+        f"no splits are read from the folders of files, as {told[at]} of {ids[at]}: give a column 'split' "
+        f"of {', '.join(SPLITS)}"
+    ]
+
+
 def _is_called_like_a_split(column: str) -> bool:
     """Whether a column's name says that it holds splits, as `is_train`, `Test` or `partition`."""
     words = re.split(r"[\W\d_]+", column.casefold())
@@ -168,8 +182,7 @@ def _about_columns(columns: tuple[str, ...]) -> list[str]:
         taken = next((column for column in columns if column.casefold() == role), None)
         if taken is not None and taken != role:
             lines.append(f"{role}s are read from column {taken!r}")
-    others = [column for column in columns if column and column.casefold() not in ROLES]
-    if others and "label" not in (column.casefold() for column in columns):
+    if "label" not in (column.casefold() for column in columns):
         lines.append(
             f"no column 'label', so that images have no labels; found {', '.join(columns)}"
         )
