@@ -151,15 +151,16 @@ def read_nsd(
     sessions = sorted(folder.glob("betas_session*.hdf5"), key=lambda p: natural_key(p.name))
     if not sessions:
         raise DataError(f"{folder}: expected files betas_session01.hdf5, ..., found none")
-    numbers_of = [re.fullmatch(r"betas_session0*(\d+)", path.stem) for path in sessions]
-    for place, (path, named) in enumerate(zip(sessions, numbers_of, strict=True)):
-        if named is None or named[1] in [other[1] for other in numbers_of[:place] if other]:
+    numbered: dict[str, Path] = {}
+    for path in sessions:
+        named = re.fullmatch(r"betas_session0*(\d+)", path.stem)
+        if named is None or numbered.setdefault(named[1], path) is not path:
             raise DataError(
                 f"{folder}: expected one file a session, as betas_session01.hdf5, found {path.name} too; "
                 "remove it, or rename it if it is another session"
             )
-    for number, path in enumerate(sessions, start=1):
-        if path.stem.removeprefix("betas_session").lstrip("0") != str(number):
+    for number, (own, path) in enumerate(numbered.items(), start=1):
+        if own != str(number):
             raise DataError(
                 f"{folder}: expected betas_session{number:02d}.hdf5, as trials are counted from the first "
                 f"session on, found {path.name}"

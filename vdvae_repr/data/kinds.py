@@ -10,6 +10,7 @@ from pathlib import Path
 from vdvae_repr.data.hdf5 import HDF5
 from vdvae_repr.errors import DataError, first_line
 
+START = 512  # bytes, within which a tar says that it is one
 _STAND_INS = {  # for a file that was not fetched itself
     b"version https://git-lfs": "a Git LFS pointer, not the file itself; get it by git lfs pull",
     b"<": "a web page or XML, perhaps an error page; download it again",
@@ -33,10 +34,11 @@ _MAGIC = {
 
 def what_it_is(content: Path | bytes) -> str:
     """Say what a file is that is not what its name says; empty where its first bytes do not tell."""
-    start = _start(content)
+    start = _start(content) or b""
     if start[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
         return "a HEIC photo, which is not read; save it as JPEG or PNG"
-    return next((what for magic, what in _MAGIC.items() if start.startswith(magic)), "")
+    text = _bare(start)
+    return next((what for magic, what in _MAGIC.items() if text.startswith(magic)), "")
 
 
 def stand_in(content: Path | bytes) -> str:
@@ -44,16 +46,11 @@ def stand_in(content: Path | bytes) -> str:
 
     Of a file that cannot be read nothing is said.
     """
-    if isinstance(content, Path):
-        try:
-            with content.open("rb") as file:
-                content = file.read(64)
-        except (OSError, ValueError):  # as of a name that no file can have
-            return ""
-    if not content:
-        return "an empty file, of 0 bytes; get it again"
     start = _start(content)
-    return next((what for magic, what in _STAND_INS.items() if start.startswith(magic)), "")
+    if start == b"":
+        return "an empty file, of 0 bytes; get it again"
+    text = _bare(start or b"")
+    return next((what for magic, what in _STAND_INS.items() if text.startswith(magic)), "")
 
 
 def why_unreadable(path: Path, error: Exception, advice: str = "") -> str:
@@ -63,13 +60,19 @@ def why_unreadable(path: Path, error: Exception, advice: str = "") -> str:
     return "; ".join(filter(None, (first_line(error), advice)))
 
 
-def _start(content: Path | bytes) -> bytes:
-    """Return the first bytes, without what may stand before a text; none of a file that cannot be read."""
-    start = content[:64] if isinstance(content, bytes) else b""
-    with suppress(OSError, ValueError):
-        if isinstance(content, Path):
-            with content.open("rb") as file:
-                start = file.read(64)
+def _start(content: Path | bytes) -> bytes | None:
+    """Return the first bytes; None of a file that cannot be read."""
+    if isinstance(content, bytes):
+        return content[:START]
+    try:
+        with content.open("rb") as file:
+            return file.read(START)
+    except (OSError, ValueError):  # as of a name that no file can have
+        return None
+
+
+def _bare(start: bytes) -> bytes:
+    """Return first bytes without what may stand before a text."""
     return start.removeprefix(codecs.BOM_UTF8).lstrip()
 
 
@@ -85,8 +88,7 @@ def another_kind(path: Path) -> str:
             if suffix != ".npz" and names and all(name.endswith(".npy") for name in names):
                 return "a .npz file; call it .npz"
         elif not what:
-            with path.open("rb") as file:
-                start = file.read(512)
+            start = _start(path) or b""
             if start.startswith(b"\x93NUMPY") and suffix != ".npy":
                 return "a NumPy array; call it .npy"
             if start.startswith(b"\x89HDF\r\n\x1a\n") and suffix not in HDF5:

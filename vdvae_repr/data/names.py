@@ -91,9 +91,7 @@ OF_ANOTHER_WORDS = {  # of a folder's name, as `masks` beside `images`, or `Segm
     "mask", "masks", "seg", "segs", "segmentation", "segmentations", "depth", "depths", "label", "labels",
     "annotation", "annotations", "annot", "gt", "groundtruth",
 }  # fmt: skip
-NO_CLASS = re.compile(  # of folders called so, which no class is
-    r"(?i)masks|segs|segmentation|depths|labels|annotations|annot\b|ground_?truth|^(gt|seg)$"
-)
+MAYBE_CLASSES = {"mask", "seg", "depth", "label", "annotation", "gt"}  # of those words
 SYSTEM_FOLDERS = {  # of file servers, archives and systems, in any case
     "@eadir",
     "__macosx",
@@ -247,11 +245,8 @@ def may_stand_for_none(
     signs = [label for label in distinct if not any(map(str.isalnum, label))]
     if len(signs) == 1 and NO_WORD.fullmatch(signs[0]):  # + and - are two classes
         odd += signs
-    numbers = {
-        int(text.replace(MINUS, "-")): text
-        for text in distinct
-        if WHOLE.fullmatch(text.replace(MINUS, "-"))
-    }
+    plain = {text: text.replace(MINUS, "-") for text in distinct}
+    numbers = {int(plain[text]): text for text in distinct if WHOLE.fullmatch(plain[text])}
     ordered = sorted(numbers)
     if len(distinct) != 2 or ordered != [-1, 1]:
         odd += [numbers[number] for number in ordered if number < 0]
@@ -433,7 +428,8 @@ def look_alikes(labels: Iterable[str | None], kind: str = "classes") -> tuple[st
     alike = []
     for name, own in forms.items():
         original = COPIED.sub("", name)
-        others = [first[form] for form in (*own, *_forms(original)) if form in first]
+        both = own if original == name else (*own, *_forms(original))
+        others = [first[form] for form in both if form in first]
         if twin := next((other for other in others if other != name), None):
             alike.append((twin, name))
     if not alike:
@@ -947,13 +943,11 @@ def _in_folders_of_fields(images: Sequence[str]) -> set[str]:
 
     Beside several others a folder `mask` or `Ford GT` is a class as they are.
     """
-
-    def like_field(folder: str) -> bool:
-        words = (match[0].casefold() for match in PARTS.finditer(folder))
-        return any(word in OF_ANOTHER_WORDS for word in words)
-
     distinct = {folder for name in images for folder in name.split("/")[:-1]}
-    marked = set(filter(like_field, distinct))
+    words = {folder: {*map(str.casefold, PARTS.findall(folder))} for folder in distinct}
+    marked = {folder for folder, own in words.items() if own & OF_ANOTHER_WORDS}
+    sure = {folder for folder in marked if words[folder] & OF_ANOTHER_WORDS - MAYBE_CLASSES}
+    sure |= {folder for folder in marked if folder.casefold() in ("gt", "seg")}
     if not marked:
         return set()
     split = [(name, PurePosixPath(name).parts[:-1], PurePosixPath(name).stem) for name in images]
@@ -972,7 +966,7 @@ def _in_folders_of_fields(images: Sequence[str]) -> set[str]:
         name
         for place, found in places.items()
         for name, folder in found
-        if len(others.get(place, ())) == 1 or (place in others and NO_CLASS.search(folder))
+        if len(others.get(place, ())) == 1 or (place in others and folder in sure)
     }
 
 

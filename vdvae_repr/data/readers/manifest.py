@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vdvae_repr.data.names import (
+    LIKE_SPLITS,
     SPLITS,
     class_names,
     factor_values,
@@ -33,8 +34,8 @@ SPLIT_COLUMNS = (
 RUN_TOGETHER = re.compile(
     r"(?:is)?(?:train(?:ing)?|test(?:ing)?|val(?:id(?:ation)?)?|holdout|heldout)+(?:set)?"
 )
-# For splits, and for nothing else that a column may hold.
-NO_OTHER_WORDS = {"trn", "tst", "vld", "development", "holdout", "heldout", "gallery", "probe"}
+# For splits, and for nothing else that a column may hold, as languages and ratings.
+NO_OTHER_WORDS = LIKE_SPLITS - {"fit", "tr", "te", "eval", "evaluation", "unseen"}
 MOST_CODES = 10  # values of a column that may be codes of splits
 
 
@@ -156,13 +157,14 @@ def _about_splits(table: Table) -> list[str]:
 
 def _about_folders(ids: Sequence[str]) -> list[str]:
     """Say that splits are not read off the folders of files, where these tell some."""
-    told = names_from_paths(ids).splits
-    if len({*told} & {*SPLITS}) < 2:
+    # One file of each folder, the first.
+    some = list({image_id.rpartition("/")[0]: image_id for image_id in reversed(ids)}.values())
+    told = {split: at for at, split in zip(some, names_from_paths(some).splits, strict=True)}
+    if len(words := [split for split in SPLITS if split in told]) < 2:
         return []
-    at = next(at for at, split in enumerate(told) if split in SPLITS)
     return [
-        f"no splits are read from the folders of files, as {told[at]} of {ids[at]}: give a column 'split' "
-        f"of {', '.join(SPLITS)}"
+        f"no splits are read from the folders of files, as {words[0]} of {told[words[0]]}: give a column "
+        f"'split' of {', '.join(SPLITS)}"
     ]
 
 
