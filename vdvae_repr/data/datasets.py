@@ -40,7 +40,14 @@ from vdvae_repr.data.names import (
     readable,
     unlabelled,
 )
-from vdvae_repr.data.readers.arrays import ArrayRows, about_black, looked_at, map_npy, read_member
+from vdvae_repr.data.readers.arrays import (
+    ArrayRows,
+    about_black,
+    looked_at,
+    map_npy,
+    read_member,
+    rows_of,
+)
 from vdvae_repr.data.readers.folder import find_images, open_folder
 from vdvae_repr.data.source import Source, file_source, image_extensions
 from vdvae_repr.data.table import read_text
@@ -357,7 +364,7 @@ _OLD_PARTS = ("train", "valid")
 
 
 def _old_imagenet(root: Path, size: int) -> Source:
-    """Arrays as the published code makes them, memory-mapped, or the folders of PNGs they came from.
+    """Arrays as the published code makes them, read in place, or the folders of PNGs they came from.
 
     `test` is the validation set, `val` the published 5,000 of the training images. That choice goes by
     row, and the published script fills rows in the order in which a file system happens to list the
@@ -378,7 +385,7 @@ def _old_imagenet(root: Path, size: int) -> Source:
 def _new_imagenet(root: Path, size: int) -> Source:
     """Ten .npz batches and `val_data.npz`, which is `test`; `val` is drawn as for the old images.
 
-    Batches stored uncompressed are memory-mapped; compressed ones are held, 3.9 GB for 32x32 and
+    Batches stored uncompressed are read in place; compressed ones are held, 3.9 GB for 32x32 and
     16 GB for 64x64. Labels are 0..999, named by the number in the file, 1..1000.
     Source: image-net.org/download-images, "Downsampled image data".
     """
@@ -417,7 +424,7 @@ def _npz_batch(path: Path) -> tuple[NDArray[Any], NDArray[Any], int]:
 
 
 def _ffhq256(root: Path) -> Source:
-    """One memory-mapped array of 70,000 images; the published split, whose `val` is reported as test.
+    """One array of 70,000 images, read in place; the published split, whose `val` is reported as test.
 
     Source: openai/vdvae setup_ffhq256.sh (FFHQ, Karras et al. 2019).
     """
@@ -741,8 +748,10 @@ def _row_source(
             raise DataError(
                 f"{name}: expected {len(part.images)} labels in {part.stem}, found {part.labels.shape}"
             )
-    images = [part.images for part in parts]
-    looked = list(looked_at([(part.stem, part.images) for part in parts], whole=False))
+    images = [rows_of(part.images) for part in parts]
+    looked = list(
+        looked_at([(p.stem, rows) for p, rows in zip(parts, images, strict=True)], whole=False)
+    )
     black = [place for place, image in looked if not image.any()]
     return Source(
         name=name,

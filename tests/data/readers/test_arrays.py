@@ -12,7 +12,7 @@ import pytest
 
 from vdvae_repr.data.open import open_source
 from vdvae_repr.data.readers import arrays
-from vdvae_repr.data.readers.arrays import Hdf5Rows
+from vdvae_repr.data.readers.arrays import FileRows, Hdf5Rows, rows_of
 from vdvae_repr.data.source import Preprocessing, Source, read_images
 from vdvae_repr.errors import DataError
 
@@ -261,12 +261,51 @@ def test_the_state_of_a_large_file_tells_a_change(tmp_path, monkeypatch):
     assert [after.checksum(i) for i in rows] == [before.checksum(i) for i in rows]
 
 
-def test_an_uncompressed_npz_is_mapped(tmp_path):
+def test_an_uncompressed_npz_is_read_in_place(tmp_path):
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "a.npz", images=IMAGES, other=np.zeros(3))
         source = open_source(tmp_path / "a.npz")
         assert np.array_equal(read(source), IMAGES)
-        assert isinstance(source.reader.arrays[0], np.memmap) == (save is np.savez)
+        assert isinstance(source.reader.arrays[0], FileRows) == (save is np.savez)
+
+
+ORDERS = {
+    "rows first": lambda array: array,
+    "rows last": np.asfortranarray,
+    "planes of a row, turned": lambda array: np.ascontiguousarray(array.transpose(0, 3, 1, 2)),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_rows_of_a_file_are_those_that_numpy_reads(tmp_path, order, dtype):
+    np.save(tmp_path / "a.npy", ORDERS[order](IMAGES.astype(dtype)))
+    mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
+    expected = np.load(tmp_path / "a.npy")
+    if order.startswith("planes"):
+        mapped, expected = mapped.transpose(0, 2, 3, 1), expected.transpose(0, 2, 3, 1)
+    found = rows_of(mapped)
+    assert isinstance(found, FileRows)
+    for rows in (0, np.int64(3), slice(None), slice(1, 3), slice(2, 2)):
+        assert np.array_equal(found[rows], expected[rows])
+        assert np.array_equal(pickle.loads(pickle.dumps(found))[rows], expected[rows])
+    with pytest.raises(IndexError):
+        found[4]
+
+
+@pytest.mark.parametrize("name", ["a.npy", "turned.npy", "a.npz"])
+def test_a_file_that_is_cut_short_after_it_was_opened_is_said(tmp_path, name):
+    images = np.tile(IMAGES, (1, 40, 40, 1))  # more than a page of memory each
+    path = tmp_path / name
+    if name == "a.npz":
+        np.savez(path, images=images)
+    else:
+        np.save(path, images if name == "a.npy" else np.asfortranarray(images))
+    source = open_source(path)
+    assert np.array_equal(source.load(3), images[3])
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(DataError, match=r"expected \d+ bytes .* found \d+: the file was cut short"):
+        source.load(3)
 
 
 def test_hdf5_rows_from_threads_and_other_processes(tmp_path):

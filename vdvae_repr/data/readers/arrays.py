@@ -7,9 +7,11 @@ import io
 import itertools
 import json
 import math
+import mmap
 import os
 import re
 import struct
+import weakref
 import zipfile
 import zlib
 from collections import Counter, deque
@@ -96,8 +98,85 @@ class Hdf5Rows:
         return Hdf5Rows, (self.path, self.key, self.shape, self.dtype)
 
 
+class FileRows:
+    """Rows of an array in a file, read when they are wanted.
+
+    They are read by calls: under a memory map, where somebody cuts the file short meanwhile, the process ends
+    by a signal.
+    """
+
+    def __init__(
+        self,
+        filename: Path,
+        offset: int,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        dtype: np.dtype[Any],
+    ) -> None:
+        """Take where the array begins, and how its bytes lie from there, as NumPy says it."""
+        self.filename, self.shape, self.dtype = filename, shape, dtype
+        self._offset, self._strides = offset, strides
+        self._handle = os.open(self.filename, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._handle)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self.shape[0]
+
+    def __getitem__(self, rows: int | slice) -> NDArray[Any]:
+        """Return a row, or those of a slice without gaps.
+
+        Raises:
+            DataError: the file has been cut short.
+        """
+        wanted = range(len(self))[rows if isinstance(rows, slice) else slice(rows, rows + 1)]
+        size = math.prod(self.shape[1:]) * self.dtype.itemsize
+        if self._strides[0] == size:  # they lie one behind the other
+            content = self._read(self._offset + wanted.start * size, len(wanted) * size)
+            found = np.ndarray(
+                (len(wanted), *self.shape[1:]), self.dtype, content, 0, self._strides
+            )
+        else:  # each lies spread over the whole array
+            self._check(os.fstat(self._handle).st_size - self._offset, len(self) * size)
+            mapped = mmap.mmap(self._handle, 0, access=mmap.ACCESS_READ)
+            array = np.ndarray(self.shape, self.dtype, mapped, self._offset, self._strides)
+            found = array[wanted.start : wanted.stop].copy()
+        return found if isinstance(rows, slice) else found[0]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave the handle behind when pickled."""
+        return FileRows, (self.filename, self._offset, self.shape, self._strides, self.dtype)
+
+    def _read(self, start: int, length: int) -> bytearray:
+        content = bytearray()
+        while more := os.pread(self._handle, length - len(content), start + len(content)):
+            content += more
+        self._check(len(content), length)
+        return content
+
+    def _check(self, found: int, expected: int) -> None:
+        if found < expected:
+            raise DataError(
+                f"{self.filename}: expected {expected} bytes where rows are, found {max(0, found)}: the file "
+                "was cut short while it was read; let it be written to its end, and read it again"
+            )
+
+
+def rows_of(images: Any) -> Any:
+    """Return what rows of images are read from, which is the file itself of those that we memory-mapped.
+
+    Args:
+        images: all of a mapped file's rows, maybe with other axes behind the first, or any other array.
+    """
+    if not isinstance(images, np.memmap):
+        return images
+    return FileRows(
+        Path(str(images.filename)), images.offset, images.shape, images.strides, images.dtype
+    )
+
+
 def open_npy(path: Path) -> Source:
-    """Make a source of a .npy file, memory-mapped."""
+    """Make a source of a .npy file, read row by row."""
     return array_source(path.name, [Part("", map_npy(path))], file=path)
 
 
@@ -156,7 +235,7 @@ def _mapped(
 def open_npz(path: Path, key: str | None = None) -> Source:
     """Make a source of a .npz file: `images` and maybe `labels`, also by split; or the array `key`.
 
-    Arrays that are stored uncompressed are memory-mapped.
+    Arrays that are stored uncompressed are read in place.
     """
     with zipfile.ZipFile(path) as archive:
         members = {
@@ -660,6 +739,8 @@ def array_source(
         DataError: shapes, types, labels or splits that cannot be used.
     """
     name, said = readable(name), list(notices)
+    if file is not None:
+        parts = [part._replace(images=rows_of(part.images)) for part in parts]
     ids: list[str] = []
     words: list[str] = []
     whites: list[int] = []
