@@ -270,7 +270,17 @@ def test_12_bits_in_16_of_a_colour_image_are_said(tmp_path, caplog):
 
 def test_a_tiff_of_signed_numbers_is_refused(tmp_path):
     Image.fromarray(GREY).save(tmp_path / "a.tif", tiffinfo={339: 2})
-    with pytest.raises(DataError, match=r"a.tif: expected pixels from 0"):
+    (tmp_path / "b.tif").write_bytes(tiff(GREY.astype("<i2").tobytes(), 16, (339, 3, 1, 2)))
+    source = open_source(tmp_path)
+    for row, name in enumerate(("a.tif", "b.tif")):
+        with pytest.raises(DataError, match=f"{name}: expected pixels from 0"):
+            source.load(row)
+
+
+def test_a_tiff_of_another_kind_of_pixels_is_said_to_be_a_tiff(tmp_path):
+    floating = tiff((GREY / 255).astype("<f8").tobytes(), 64, (339, 3, 1, 3))
+    (tmp_path / "a.tif").write_bytes(floating)
+    with pytest.raises(DataError, match=r"a.tif: .* a TIFF .* whose kind of pixels is not read"):
         open_source(tmp_path).load(0)
 
 

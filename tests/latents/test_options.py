@@ -69,7 +69,7 @@ def test_draws_that_make_no_sense_are_refused(tiny, images, tmp_path):
         plain.matrix(feature="mean:0")
 
 
-def test_mirrored_images_are_read_as_images_of_their_own(tiny, images, tmp_path):
+def test_mirrored_images_are_read_as_images_of_their_own(tiny, images, tmp_path, caplog):
     store = vr.extract(tiny, images, tmp_path / "s.h5", features=["mean", "delta"], mirror=True)
     other, flipped = store.mirrored(), np.ascontiguousarray(images[:, :, ::-1])
     read = tiny.posterior(flipped)
@@ -81,6 +81,12 @@ def test_mirrored_images_are_read_as_images_of_their_own(tiny, images, tmp_path)
     assert np.array_equal(other.dataset("8x8.0")[3][0].numpy(), other.matrix("8x8.0")[0][3])
     assert np.array_equal(other.mirrored().matrix()[0], store.matrix()[0])
     store.verify()
+    store.export(tmp_path / "plain.npy")
+    assert "its mirrored images are not exported" in caplog.text
+    caplog.clear()
+    other.export(tmp_path / "mirrored.npy")
+    assert np.array_equal(np.load(tmp_path / "mirrored.npy"), other.matrix()[0])
+    assert not caplog.text
     with pytest.raises(vr.StoreError, match="extract with mirror=True"):
         vr.extract(tiny, images, tmp_path / "p.h5").mirrored()
 

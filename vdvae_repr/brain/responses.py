@@ -904,7 +904,8 @@ def _read_rois(
     notes = tuple(f"{path}: {line}" for line in about)
     if listed := ", ".join(f"{word!r} ({n} voxels)" for word, n in of_none.items() if n):
         notes += (f"{path}: read as no region: {listed}",)
-    if more := [c for c in table.columns if c.casefold() not in ("voxel", "roi", "subject")]:
+    read = ("voxel", "roi", "subject", "")  # pandas' index has no name
+    if more := [column for column in table.columns if column.casefold() not in read]:
         notes += (f"{path}: columns that are not read: {', '.join(more)}",)
     return rois, notes
 

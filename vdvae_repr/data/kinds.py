@@ -41,6 +41,16 @@ def what_it_is(content: Path | bytes) -> str:
     return next((what for magic, what in _MAGIC.items() if text.startswith(magic)), "")
 
 
+def unread_tiff(content: Path | bytes) -> str:
+    """Say what a TIFF may be that Pillow does not know; empty where it is none."""
+    if not (_start(content) or b"").startswith((b"II*\0", b"MM\0*")):
+        return ""
+    return (
+        "a TIFF that is damaged, or whose kind of pixels is not read, as floating point of 16 or 64 bits; "
+        "save it with 8 or 16 bits"
+    )
+
+
 def stand_in(content: Path | bytes) -> str:
     """Say what is there in place of a file: nothing, a Git LFS pointer or a web page; empty where it is none.
 

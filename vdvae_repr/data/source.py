@@ -28,7 +28,7 @@ from torch.utils.data import Dataset
 
 from vdvae_repr.config import hidden_by_mask, without_order
 from vdvae_repr.data.faces import LANDMARKS, align_face
-from vdvae_repr.data.kinds import what_it_is
+from vdvae_repr.data.kinds import unread_tiff, what_it_is
 from vdvae_repr.data.loader import map_ahead
 from vdvae_repr.data.names import (
     merged_ids,
@@ -721,7 +721,7 @@ def open_image(content: Path | bytes) -> Image.Image:
             io.BytesIO(content) if isinstance(content, bytes) else content, formats=_known()
         )
     except UnidentifiedImageError as error:
-        what = what_it_is(content)
+        what = what_it_is(content) or unread_tiff(content)
         raise ValueError(f"it is {what}" if what else "of no image format that is read") from error
     if (
         image.format == "TIFF"
@@ -949,8 +949,11 @@ def _decode(image: Image.Image) -> bool:
     try:
         if limit is not None and image.width * image.height > limit:
             raise DataError(_too_large())
-        signed = 2 in np.ravel(getattr(image, "tag_v2", {}).get(339, 1))  # SampleFormat
-        if signed and image.mode[0] not in "IF":  # of 8 bits, which Pillow reads as unsigned
+        tags = getattr(image, "tag_v2", {})
+        signed = 2 in np.ravel(tags.get(339, 1))  # SampleFormat
+        if (
+            signed and max(np.ravel(tags.get(258, 1))) < 32
+        ):  # BitsPerSample: 8 Pillow takes for unsigned
             raise DataError(
                 "expected pixels from 0, found a TIFF of signed numbers; save it as unsigned"
             )

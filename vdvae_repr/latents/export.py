@@ -86,6 +86,10 @@ def export(
     widths = [math.prod(store.shape(spec, feature, pool)) for spec in chosen]
     if line := about_pool(pool, chosen, [store.shape(spec, feature) for spec in chosen]):
         warn(line)
+    if store.info.mirror and not store.reads_mirrored:
+        warn(
+            f"{store.path}: its mirrored images are not exported; store.mirrored().export() writes them"
+        )
     shape = (len(rows), sum(widths))
     about = {
         "ids": [store.ids[row] for row in rows],
