@@ -190,7 +190,7 @@ def map_npy(path: Path) -> NDArray[Any]:
         shape, by_column, dtype = read_npy_header(file)
         array, end = _mapped(path, file.tell(), shape, by_column, dtype), file.tell()
     end += math.prod(shape) * dtype.itemsize
-    if more := path.stat().st_size - end:
+    if (more := path.stat().st_size - end) > 0:
         raise ValueError(
             f"{more} bytes behind its array {dtype} {shape}; save each array to a file of its own, "
             "as only the first of several can be read"
@@ -224,7 +224,7 @@ def read_npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 def _mapped(
     path: Path, offset: int, shape: tuple[int, ...], by_column: bool, dtype: np.dtype[Any]
 ) -> NDArray[Any]:
-    needed, held = math.prod(shape) * dtype.itemsize, path.stat().st_size - offset
+    needed, held = math.prod(shape) * dtype.itemsize, max(0, path.stat().st_size - offset)
     if needed > held:
         raise ValueError(f"an array {dtype} {shape} of {needed} bytes, of which {held} are there")
     if needed == 0:
