@@ -1,4 +1,5 @@
 import io
+import os
 import pickle
 import socket
 import tarfile
@@ -283,10 +284,15 @@ def test_new_imagenet_batches(tmp_path, small_val, save, folder):
     assert members(source, "test") == ["val_data/0", "val_data/1"]
 
 
-def test_stored_batches_are_memory_mapped(tmp_path):
+def test_stored_batches_are_read_in_place(tmp_path, small_val):
     write_new_imagenet(tmp_path)
-    data, _, _ = datasets._npz_batch(tmp_path / "Imagenet32_val_npz" / "val_data.npz")
-    assert isinstance(data, np.memmap)
+    source = open_source("imagenet32", root=tmp_path)
+    batch = tmp_path / "Imagenet32_val_npz" / "val_data.npz"
+    last = np.load(batch)["data"][-1].reshape(3, 32, 32).transpose(1, 2, 0)
+    assert np.array_equal(source.load(len(source) - 1), last)
+    os.truncate(batch, 100)
+    with pytest.raises(DataError, match=r"val_data/\d+: .*val_data.npz: .* was cut short"):
+        source.load(len(source) - 1)
 
 
 def test_imagenet64_comes_in_two_parts(tmp_path, small_val):

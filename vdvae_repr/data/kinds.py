@@ -47,7 +47,7 @@ def unread_tiff(content: Path | bytes) -> str:
         return ""
     return (
         "a TIFF that is damaged, or whose kind of pixels is not read, as floating point of 16 or 64 bits; "
-        "save it with 8 or 16 bits"
+        "save it with 8 or 16 bits, or as floating point of 32"
     )
 
 

@@ -446,7 +446,7 @@ class Source(Dataset[Image.Image]):
         files: Sequence[Path] | None = _files(self.reader)
         if files is None:
             whole = bool(self.paths) and all(path.is_file() for path in self.paths)
-            files = self.paths if whole else _mapped_files(self.reader)
+            files = self.paths if whole else _array_files(self.reader)
         if not files:
             return None
         digest = hashlib.sha256()
@@ -559,8 +559,8 @@ def _is_of_arrays(reader: Callable[[int], RawImage]) -> bool:
     return hasattr(reader, "arrays")
 
 
-def _mapped_files(reader: Callable[[int], RawImage]) -> list[Path]:
-    """Return the files that a reader's arrays are mapped from; none where one of them is in memory."""
+def _array_files(reader: Callable[[int], RawImage]) -> list[Path]:
+    """Return the files that a reader's arrays are read from; none where one of them is in memory."""
     inner = reader.reader if isinstance(reader, _Selection) else reader
     names = [getattr(array, "filename", None) for array in getattr(inner, "arrays", ())]
     return [Path(name) for name in names if name is not None] if None not in names else []
@@ -951,9 +951,8 @@ def _decode(image: Image.Image) -> bool:
             raise DataError(_too_large())
         tags = getattr(image, "tag_v2", {})
         signed = 2 in np.ravel(tags.get(339, 1))  # SampleFormat
-        if (
-            signed and max(np.ravel(tags.get(258, 1))) < 32
-        ):  # BitsPerSample: 8 Pillow takes for unsigned
+        bits = max(np.ravel(tags.get(258, 1)))  # BitsPerSample
+        if signed and bits < 32:  # Pillow reads 8 bits as unsigned, and makes 32 of 16
             raise DataError(
                 "expected pixels from 0, found a TIFF of signed numbers; save it as unsigned"
             )

@@ -291,6 +291,13 @@ def test_rows_of_a_file_are_those_that_numpy_reads(tmp_path, order, dtype):
         assert np.array_equal(pickle.loads(pickle.dumps(found))[rows], expected[rows])
     with pytest.raises(IndexError):
         found[4]
+    with pytest.raises(ValueError, match="without steps"):
+        found[::2]
+    kept = pickle.dumps(found)
+    (tmp_path / "a.npy").unlink()
+    np.save(tmp_path / "a.npy", IMAGES.astype(dtype))
+    with pytest.raises(DataError, match=r"a.npy: expected the file that was opened, found another"):
+        pickle.loads(kept)
 
 
 @pytest.mark.parametrize("name", ["a.npy", "turned.npy", "a.npz"])

@@ -101,8 +101,9 @@ class Hdf5Rows:
 class FileRows:
     """Rows of an array in a file, read when they are wanted.
 
-    They are read by calls: under a memory map, where somebody cuts the file short meanwhile, the process ends
-    by a signal.
+    A file that is cut short while it is read gives an error, where touching a memory map would crash the
+    process (SIGBUS). Only an array in column order, whose rows are spread over all of it, is mapped; the
+    length of its file is compared before each row.
     """
 
     def __init__(
@@ -112,46 +113,73 @@ class FileRows:
         shape: tuple[int, ...],
         strides: tuple[int, ...],
         dtype: np.dtype[Any],
+        identity: tuple[int, int] | None = None,
     ) -> None:
-        """Take where the array begins, and how its bytes lie from there, as NumPy says it."""
+        """Open a file.
+
+        Args:
+            filename: its name.
+            offset: the array's first byte.
+            shape: of the array.
+            strides: how its bytes lie, as NumPy gives it.
+            dtype: of its values.
+            identity: device and inode that the file must have, where it was open before.
+        """
         self.filename, self.shape, self.dtype = filename, shape, dtype
         self._offset, self._strides = offset, strides
-        self._handle = os.open(self.filename, os.O_RDONLY | os.O_CLOEXEC)
+        self._mapped: NDArray[Any] | None = None
+        self._handle = os.open(filename, os.O_RDONLY)
         weakref.finalize(self, os.close, self._handle)
+        status = os.fstat(self._handle)
+        self._identity = status.st_dev, status.st_ino
+        if identity not in (None, self._identity):
+            raise DataError(
+                f"{filename}: expected the file that was opened, found another; open it anew"
+            )
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return self.shape[0]
 
     def __getitem__(self, rows: int | slice) -> NDArray[Any]:
-        """Return a row, or those of a slice without gaps.
+        """Return a row, or those of a slice without steps.
 
         Raises:
             DataError: the file has been cut short.
         """
-        wanted = range(len(self))[rows if isinstance(rows, slice) else slice(rows, rows + 1)]
-        size = math.prod(self.shape[1:]) * self.dtype.itemsize
-        if self._strides[0] == size:  # they lie one behind the other
-            content = self._read(self._offset + wanted.start * size, len(wanted) * size)
-            found = np.ndarray(
-                (len(wanted), *self.shape[1:]), self.dtype, content, 0, self._strides
-            )
-        else:  # each lies spread over the whole array
+        chosen = range(len(self))[rows if isinstance(rows, slice) else slice(rows, rows + 1)]
+        if chosen.step != 1:
+            raise ValueError(f"expected a slice without steps, found {rows}")
+        shape, size = (
+            (len(chosen), *self.shape[1:]),
+            math.prod(self.shape[1:]) * self.dtype.itemsize,
+        )
+        if self._strides[0] == size:  # rows lie one behind the other
+            content = self._read(self._offset + chosen.start * size, len(chosen) * size)
+            values = np.ndarray(shape, self.dtype, content, 0, self._strides)
+        else:
             self._check(os.fstat(self._handle).st_size - self._offset, len(self) * size)
-            mapped = mmap.mmap(self._handle, 0, access=mmap.ACCESS_READ)
-            array = np.ndarray(self.shape, self.dtype, mapped, self._offset, self._strides)
-            found = array[wanted.start : wanted.stop].copy()
-        return found if isinstance(rows, slice) else found[0]
+            if self._mapped is None:
+                whole = mmap.mmap(self._handle, 0, access=mmap.ACCESS_READ)
+                self._mapped = np.ndarray(
+                    self.shape, self.dtype, whole, self._offset, self._strides
+                )
+            values = self._mapped[chosen.start : chosen.stop].copy()
+        return values if isinstance(rows, slice) else values[0]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave the handle behind when pickled."""
-        return FileRows, (self.filename, self._offset, self.shape, self._strides, self.dtype)
+        place = self.filename, self._offset, self.shape, self._strides, self.dtype
+        return FileRows, (*place, self._identity)
 
-    def _read(self, start: int, length: int) -> bytearray:
-        content = bytearray()
-        while more := os.pread(self._handle, length - len(content), start + len(content)):
-            content += more
-        self._check(len(content), length)
+    def _read(self, start: int, length: int) -> NDArray[np.uint8]:
+        content, held = np.empty(length, np.uint8), 0
+        while held < length:
+            more = os.preadv(self._handle, [content[held:].data], start + held)
+            if more == 0:
+                break
+            held += more
+        self._check(held, length)
         return content
 
     def _check(self, found: int, expected: int) -> None:
@@ -163,10 +191,10 @@ class FileRows:
 
 
 def rows_of(images: Any) -> Any:
-    """Return what rows of images are read from, which is the file itself of those that we memory-mapped.
+    """Return `FileRows` for images in a memory-mapped file, and any other array as it is.
 
-    Args:
-        images: all of a mapped file's rows, maybe with other axes behind the first, or any other array.
+    The map must hold the whole array, maybe with its axes behind the first in another order: a slice has the
+    offset of what it was cut from.
     """
     if not isinstance(images, np.memmap):
         return images
