@@ -877,13 +877,14 @@ def keep_truths(options: Any, *names: str) -> None:
         object.__setattr__(options, name, true_or_false(name, getattr(options, name)))
 
 
-def hidden_by_mask(array: Any, what: str, argument: str) -> str:
+def hidden_by_mask(array: Any, what: str, argument: str, stands_for: str = "0") -> str:
     """Say that a mask hides values of an array, which NumPy and torch would leave out; empty where none is.
 
     Args:
         array: of any kind, or a list of some.
         what: was expected: `pixels`.
         argument: what the caller calls it.
+        stands_for: the value that is advised in place of a hidden one.
     """
     import numpy as np  # takes a while, and most of what reads configurations needs none
 
@@ -897,7 +898,7 @@ def hidden_by_mask(array: Any, what: str, argument: str) -> str:
         return ""
     return (
         f"expected {what}, found a masked array, {hidden} values of which are hidden; say what they are, as "
-        f"{argument}.filled(0)"
+        f"{argument}.filled({stands_for})"
     )
 
 

@@ -481,8 +481,14 @@ def test_what_is_unknown_is_left_out_and_said(store, bold):
     assert found.notes[1:] == ("responses: 1 image without any response left out",)
     with pytest.raises(vr.TaskError, match="found none"):
         read_responses(np.full((20, 2), np.nan), store)
-    with pytest.raises(vr.DataError, match="masked"):
+    with pytest.raises(vr.DataError, match=r"masked.*as responses.filled\(numpy.nan\)"):
         read_responses(np.ma.masked_equal(np.eye(20), 1), store)
+
+
+def test_a_key_of_a_file_that_has_none_is_refused(store, bold, tmp_path):
+    np.save(tmp_path / "r.npy", bold)
+    with pytest.raises(vr.DataError, match=r"r.npy holds one array without a name; leave :V1 out"):
+        read_responses(f"{tmp_path / 'r.npy'}:V1", store)
 
 
 def test_regions_are_read_from_a_table(store, bold, tmp_path):

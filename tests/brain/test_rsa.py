@@ -5,6 +5,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from scipy.spatial.distance import pdist, squareform
 
 import vdvae_repr as vr
 from vdvae_repr.brain import dissimilarity
@@ -57,10 +58,18 @@ def test_dissimilarities_of_a_layer_are_rsatoolboxs(store, kind):
     expected = calc_rdm(Dataset(X.astype(float)), method=kind).get_vectors()[0]
     np.testing.assert_allclose(outcome, expected, rtol=1e-6)
     # A pattern without any variation is unlike every other.
-    X[3] = 7
+    X = X.astype(np.float64)
+    X[3] = 0.7
     rdm = layer_rdm(X @ X.T, X.sum(axis=1), 300, "correlation")
     assert rdm[3, 4] == pytest.approx(1)
     assert rdm[3, 3] == 0
+
+
+@pytest.mark.parametrize("mean", [1e4, 1e5, 1e6])
+def test_patterns_that_vary_little_beside_their_mean_are_not_constant(mean):
+    X = (mean + np.random.default_rng(0).normal(size=(12, 300))).astype(np.float32).astype(float)
+    found = layer_rdm(X @ X.T, X.sum(axis=1), 300, "correlation")
+    np.testing.assert_allclose(found, squareform(pdist(X, "correlation")), atol=2e-3)
 
 
 def test_crossnobis_is_rsatoolboxs(store):

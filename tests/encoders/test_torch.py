@@ -104,6 +104,37 @@ def test_a_random_twin_draws_every_weight_anew_from_its_seed(net, encoder):
         assert not torch.equal(first, third)
 
 
+class Fixed(nn.Module):
+    """Weights that are no parameters, beside an untrained norm whose buffers are as they start."""
+
+    def __init__(self, as_buffer):
+        super().__init__()
+        kernel = torch.randn(4, 3, 4, 4)
+        if as_buffer:
+            self.register_buffer("kernel", kernel)
+        else:
+            self.kernel = kernel
+        self.register_buffer("steps", torch.arange(3))
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(nn.functional.conv2d(x, self.kernel, stride=4))
+
+
+@pytest.mark.parametrize("as_buffer", [True, False])
+def test_what_a_random_twin_keeps_is_said(people, tmp_path, as_buffer):
+    net = nn.Sequential(Fixed(as_buffer))
+    with torch.no_grad():
+        net(torch.randn(8, 3, 16, 16))  # trains the running means, which are started again
+    encoder = vr.TorchEncoder(net, layers=["0"], size=16, mean=MEAN, std=STD)
+    twin = encoder.reinitialised(0)
+    assert (encoder.kept, twin.kept) == ((), ("0.kernel",))
+    store = vr.extract(encoder, people(4), tmp_path / "s.h5")
+    report = vr.probe(store, "face_id", controls="random-init", cache=None)
+    (line,) = [note for note in report.notes if "random-init keeps" in note]
+    assert "keeps 1 tensor of the network that nothing draws anew, as 0.kernel" in line
+
+
 class Token(nn.Module):
     """A parameter of its own, and nothing that could draw it again."""
 

@@ -36,6 +36,7 @@ BLOCK_BYTES = 2**27  # of models' pairs whose draws are made at once
 LEAST = 4  # images
 LEAST_VOXELS = 3  # of a correlation: of two values it is 1 or -1, of one there is none
 LEVEL = 0.95  # of intervals
+CONSTANT = 1e-13  # of a pattern's squares about their mean, beside its squares: what float64 leaves of none
 ROUNDING = (
     1e-12  # of comparisons, which lie between -1 and 1; of dissimilarities in proportion to them
 )
@@ -215,7 +216,7 @@ def layer_rdm(inner: Values, sums: Values, dims: int, kind: str) -> Values:
         return np.asarray(np.maximum(own[:, None] + own - 2 * inner, 0) / dims)
     centred = inner - np.outer(sums, sums) / dims
     lengths = np.sqrt(np.maximum(np.diag(centred), 0))
-    constant = lengths**2 <= 1e-10 * np.diag(inner)
+    constant = lengths**2 <= CONSTANT * np.diag(inner)
     lengths = np.where(constant, np.inf, lengths)
     rdm = 1 - centred / np.outer(lengths, lengths)
     np.fill_diagonal(rdm, 0)

@@ -70,7 +70,7 @@ def read_array(measured: Measured, what: str) -> Measurement:
     Raises:
         DataError: no such file or array; one that is no numbers, or of which values were never written.
     """
-    if why := hidden_by_mask(measured, "numbers", what):
+    if why := hidden_by_mask(measured, "numbers", what, "numpy.nan"):
         raise DataError(f"{what}: {why}")
     if isinstance(measured, np.ndarray):
         return Measurement(_numbers(np.asarray(measured), what))  # a matrix stays one in two axes
@@ -161,6 +161,8 @@ def _file_and_key(measured: str | os.PathLike[str], what: str) -> tuple[Path, st
         raise DataError(
             f"{what}: expected a file {', '.join(FORMATS)}, maybe with :KEY behind it, found {measured}"
         )
+    if key is not None and path.suffix == ".npy":
+        raise DataError(f"{what}: {path} holds one array without a name; leave :{key} out")
     if not path.is_file():
         raise DataError(f"{what}: {path}: no such file")
     return path, key

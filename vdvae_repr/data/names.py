@@ -595,8 +595,15 @@ def _besides(pattern: str) -> str:
     return re.sub(r"\d|set|data|images?|imgs?|split|[\W_]", "", pattern)
 
 
-def splits_of_shards(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the split that each shard's name without `.tar` means, and what to say of it.
+def splits_of_shards(
+    names: Sequence[str], what: str = "names", suffix: str = ".tar"
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the split that each shard's name, or its folder's, means, and what to say of it.
+
+    Args:
+        names: of the shards, without `suffix`, or of the folders that they lie in, one of each shard.
+        what: they are.
+        suffix: that is shown behind a name.
 
     Numbers count for nothing, nor do words that all names share. What is left of each must be a split's name,
     else none is in a split; where nothing is left of any, the one split among shared words is that of all.
@@ -611,6 +618,7 @@ def splits_of_shards(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, 
     meant = f"; name each by one of {', '.join(SPLITS)} if they are meant"
     if len(names) < 2:
         return nowhere, ()
+    none_read = f"no splits are read off the {what} of shards"
     words = [[word for word in re.split(r"[\W\d_]+", name) if word] for name in names]
     counts = [Counter(map(str.casefold, found)) for found in words]
     shared = functools.reduce(operator.and_, counts)
@@ -620,18 +628,16 @@ def splits_of_shards(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, 
     ]
     if not any(list(_split_patterns(name)) for name in names):
         like = [word for own in left for word in own if word.casefold() in LIKE_SPLITS]
-        said = f"no splits are read off the names of shards, as {min(like, default='')!r} is the name of none"
+        said = f"{none_read}, as {min(like, default='')!r} is the name of none"
         return nowhere, (f"{said}{meant}",) if like else ()
     splits = []
     for name, found, own in zip(names, words, left, strict=True):
         patterns = list(_split_patterns(" ".join(own if any(left) else found)))
         means = {split for _, split in patterns}
         if len(means) != 1 or (any(left) and (len(patterns) > 1 or _besides(patterns[0][0]))):
-            return nowhere, (
-                f"no splits are read off the names of shards, as {name}.tar tells no single split{meant}",
-            )
+            return nowhere, (f"{none_read}, as {name or '.'}{suffix} tells no single split{meant}",)
         splits.append(means.pop())
-    about = f"splits are read off the names of shards, as {splits[0]} of {names[0]}.tar"
+    about = f"splits are read off the {what} of shards, as {splits[0]} of {names[0]}{suffix}"
     called = [word for found in left for word in found]
     return tuple(splits), (about, *words_of_one_split(called))
 

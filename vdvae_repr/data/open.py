@@ -40,7 +40,7 @@ from vdvae_repr.data.readers.arrays import (
 )
 from vdvae_repr.data.readers.folder import open_folder
 from vdvae_repr.data.readers.manifest import open_manifest
-from vdvae_repr.data.readers.tar import open_tar, shards
+from vdvae_repr.data.readers.tar import is_pattern, open_tar, shards
 from vdvae_repr.data.source import Source, allow_pixels, image_extensions
 from vdvae_repr.data.table import read_text
 from vdvae_repr.errors import DataError, printable
@@ -132,8 +132,7 @@ def _open(data: str | Path | NDArray[Any] | Source, root: Path | None, download:
     path, suffix = Path(data), Path(data).suffix.lower()
     if path.is_dir():
         return _reading(path, open_folder)
-    is_pattern = re.search(r"[*?\[{]", path.name) or re.search(r"\{.*(,|\.\.).*\}", str(path))
-    if suffix == ".tar" and is_pattern and not path.is_file():
+    if suffix == ".tar" and is_pattern(path):
         return _reading(path, _open_shards)
     if not path.is_file():
         if (keyed := _file_and_key(str(data))) is not None:

@@ -249,8 +249,9 @@ class TorchEncoder:
     (N, C, H, W) or tokens (N, T, C); of a module that keeps channels last, `pool` is refused.
 
     The network is run in evaluation mode and left in the mode that it was in. `random-init`, the control,
-    initialises a copy of it anew by the `reset_parameters` of its modules; as a store cannot hold a network,
-    this control runs in the session in which the encoder was made, or made again.
+    initialises a copy of it anew by the `reset_parameters` of its modules, and says which buffers and other
+    tensors of theirs stay as they are; as a store cannot hold a network, this control runs in the session in
+    which the encoder was made, or made again.
 
     A store is of one network: of its weights, and of what it computes with, which are the classes of its
     modules, their attributes, buffers, hooks and code. Not seen are values that lie in objects of other
@@ -283,6 +284,8 @@ class TorchEncoder:
 
     features = ("activation",)
     preprocessing: ImageTransform
+    kept: tuple[str, ...] = ()
+    """Of a network with parameters drawn anew, the tensors that stayed as they were."""
     _options: frozenset[str] = frozenset()
     """Keys of `describe_network` that tell a network of the user's: what passes leave as it is."""
 
@@ -503,6 +506,7 @@ class TorchEncoder:
         """
         twin = copy.copy(self)
         twin.net = reinitialised(self.net, seed, self.name)
+        twin.kept = tuple(_kept(self.net, twin.net))
         twin.name = f"{self.name.removesuffix('@random')}@random"
         return twin
 
@@ -551,6 +555,26 @@ def reinitialised(net: nn.Module, seed: int, name: str) -> nn.Module:
                 f"{name}: {path} stays as it is under reset_parameters, so there is no random-init"
             )
     return twin
+
+
+def _kept(net: nn.Module, twin: nn.Module) -> Iterator[str]:
+    """Yield the names of buffers and other tensors in modules that are as they were; not of whole numbers.
+
+    Those of one value, as a network's running means that nothing was trained with, are as they start.
+    """
+    for (path, module), (_, other) in zip(net.named_modules(), twin.named_modules(), strict=True):
+        after = _tensors_of(other)
+        for name, tensor in _tensors_of(module).items():
+            if tensor.is_floating_point() and tensor.numel() > 1 and not tensor.is_meta:
+                told = bool((tensor != tensor.flatten()[0]).any())
+                if told and name in after and torch.equal(tensor, after[name]):
+                    yield f"{path}.{name}".lstrip(".")
+
+
+def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's own tensors that are no parameters, buffers and plain attributes, by name."""
+    plain = {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
+    return plain | dict(module.named_buffers(recurse=False))
 
 
 @contextmanager

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from vdvae_repr.data.source import Preprocessing, Source
-from vdvae_repr.encoders.base import Encoder
+from vdvae_repr.encoders.base import Encoder, TorchEncoder
 from vdvae_repr.encoders.load import random_twin
-from vdvae_repr.errors import CheckpointError
+from vdvae_repr.errors import CheckpointError, counted
 from vdvae_repr.heads.spectrum import Spectrum
 from vdvae_repr.latents.base import Latents
 from vdvae_repr.latents.extract import extract
@@ -110,17 +110,28 @@ class RandomTwin:
             self.store.close()
         self._folder.cleanup()
 
-    def notice(self, side: int) -> str | None:
-        """Return what a reader must know of the control; None where there is nothing.
+    def notices(self, side: int) -> Iterator[str]:
+        """Yield what a reader must know of the control.
 
         `side` is that of the stored images, which the control reads, pixels.
         """
         if self.refusal:
-            return f"no random-init: {self.refusal}"
+            yield f"no random-init: {self.refusal}"
+            return
         size = int(json.loads(self._store.info.config)["image_size"])
-        if side >= size:
-            return None
-        return f"random-init reads the stored {side}x{side} images, enlarged to {size}x{size}"
+        if side < size:
+            yield f"random-init reads the stored {side}x{side} images, enlarged to {size}x{size}"
+        if self._is_of_torch and (kept := cast(TorchEncoder, self._encoder).kept):
+            yield (
+                f"random-init keeps {counted(len(kept), 'tensor')} of the network that nothing draws "
+                f"anew, as {kept[0]}: if trained, it knows more than a network that never was"
+            )
+
+    @property
+    def _is_of_torch(self) -> bool:
+        """Whether the network is a user's own, a copy of which is drawn anew."""
+        config = json.loads(self._store.info.config)
+        return str(config.get("encoder", "")).startswith("torch:")
 
     @cached_property
     def refusal(self) -> str | None:
@@ -129,7 +140,7 @@ class RandomTwin:
             return (
                 "layers of several encoders stand side by side; probe each of their stores for it"
             )
-        if not json.loads(self._store.info.config).get("encoder", "").startswith("torch:"):
+        if not self._is_of_torch:
             return None
         try:
             self._encoder  # noqa: B018 (makes it)

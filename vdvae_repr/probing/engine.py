@@ -354,7 +354,7 @@ class Measurement:
             RandomTwin(self.store, layers, stored, self.seed + number)
             for number in range(baselines.INITIALISATIONS)
         ]
-        if line := twins[0].notice(self._image_side):
+        for line in twins[0].notices(self._image_side):
             self.run.note(line)
         if twins[0].refusal:
             self._left_out.append("random-init")

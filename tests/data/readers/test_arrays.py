@@ -300,6 +300,26 @@ def test_rows_of_a_file_are_those_that_numpy_reads(tmp_path, order, dtype):
         pickle.loads(kept)
 
 
+def test_images_with_splits_beside_those_of_each_split_are_refused(tmp_path):
+    """They may be the same images twice, a copy on each side."""
+    whole = {"images": IMAGES, "splits": ["train", "train", "test", "test"]}
+    parts = {"train_images": IMAGES[:2], "test_images": IMAGES[2:]}
+    np.savez(tmp_path / "a.npz", **whole, **parts)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name, values in (whole | parts).items():
+            file[name.replace("_", "/")] = values
+    for name, others in (
+        ("a.npz", "test_images, train_images"),
+        ("a.h5", "test/images, train/images"),
+    ):
+        path = tmp_path / name
+        with pytest.raises(
+            DataError, match=f"found images and {others}, .* choose one, as .*{name}:images"
+        ):
+            open_source(path)
+        assert open_source(f"{path}:images").splits == ("train", "train", "test", "test")
+
+
 @pytest.mark.parametrize("name", ["a.npy", "turned.npy", "a.npz"])
 def test_a_file_that_is_cut_short_after_it_was_opened_is_said(tmp_path, name):
     images = np.tile(IMAGES, (1, 40, 40, 1))  # more than a page of memory each

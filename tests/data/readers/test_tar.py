@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -220,6 +221,77 @@ def test_names_of_shards_that_are_not_all_splits_tell_none(tmp_path, names, firs
         f"as {first}.tar tells no single split" if first else "is the name of none; name each"
     )
     assert all(expected in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("folders", "pattern", "splits"),
+    [
+        (("train", "test"), "{train,test}/*.tar", "train test"),
+        (("Training", "validation"), "{Training,validation}/a-0.tar", "train val"),
+        (("x-train", "x-val"), "*/*.tar", "val train"),
+        (("train/cat", "test/dog"), "{train/cat,test/dog}/*.tar", "train test"),
+        (("one/train", "two/train"), "{one,two}/train/*.tar", "train train"),
+        (("one", "two"), "{one,two}/*.tar", None),
+        (("fit", "eval"), "{fit,eval}/*.tar", "'eval' is the name of none"),
+        (("train", "extra"), "{train,extra}/*.tar", "extra tells no single split"),
+    ],
+)
+def test_folders_of_shards_tell_splits(tmp_path, folders, pattern, splits):
+    """As folders of images do; members of one name are told apart by the shards' folders."""
+    for number, folder in enumerate(folders):
+        (tmp_path / folder).mkdir(parents=True)
+        write(tmp_path / folder / "a-0.tar", {"0.png": png(number)})
+    source = open_source(tmp_path / pattern)
+    said = [line for line in source.notices if "folders of shards" in line]
+    if splits in ("train test", "train val", "val train", "train train"):
+        expected = dict(
+            zip((f"{folder}/a-0/0.png" for folder in folders), splits.split(), strict=True)
+        )
+        if pattern.startswith("*"):
+            expected = {"x-train/a-0/0.png": "train", "x-val/a-0/0.png": "val"}
+        if folders[0].startswith("one/"):
+            assert source.ids == ("one/train/a-0/0.png", "two/train/a-0/0.png")
+        assert dict(zip(source.ids, source.splits, strict=True)) == expected
+        assert said[0].startswith("splits are read off the folders of shards, as ")
+    else:
+        assert set(source.splits) == {""}
+        assert [splits in line for line in said] == [True] * (splits is not None)
+    assert [image.getpixel((0, 0)) for image in source] == [0, 1]
+
+
+def test_folders_and_names_of_shards_that_differ_tell_no_splits(tmp_path):
+    for folder, name in (("train", "test"), ("test", "train")):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / f"{name}.tar", {f"{name}.png": png(0)})
+    source = open_source(tmp_path / "*" / "*.tar")
+    assert set(source.splits) == {""}
+    assert any(
+        "names of shards and of their folders tell different ones" in line
+        for line in source.notices
+    )
+
+
+def test_a_pattern_may_stand_in_a_folder_whose_name_looks_like_one(tmp_path):
+    folder = tmp_path / "s[12]" / ".kept"
+    folder.mkdir(parents=True)
+    for name in ("a-10", "a-2", ".hidden"):
+        write(folder / f"{name}.tar", {f"{name.strip('.')}.png": png(0)})
+    assert open_source(folder / "*.tar").ids == ("a-2.png", "a-10.png")
+    (folder.parent / "@eaDir").mkdir()
+    write(folder.parent / "@eaDir" / "a-3.tar", {"3.png": png(0)})
+    write(folder.parent / "a-4.tar", {"4.png": png(0)})
+    with pytest.raises(DataError, match="none that match"):
+        open_source(folder.parent / "*" / "a-3.tar")
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_shard_that_is_a_link_to_another_is_said(tmp_path, link):
+    write(tmp_path / "s-0.tar", {"0.png": png(0), "1.png": png(1)})
+    link(tmp_path / "s-0.tar", tmp_path / "s-1.tar")
+    assert any(
+        "2 images are the file of another image, by links, as s-0/0.png and s-1/0.png" in line
+        for line in open_source(tmp_path / "s-*.tar").notices
+    )
 
 
 @pytest.mark.parametrize("sidecars", [False, True])

@@ -680,6 +680,12 @@ def _named_parts(path: Path, content: Mapping[str, Any], root: str) -> tuple[lis
             )
         )
         parts[split] = Part(split, content[key], labels, splits)
+    if len(parts) > 1 and "" in parts and parts[""].splits is not None:
+        whole = first.pop("")
+        raise DataError(
+            f"{path}: expected images with their splits or images of each split, found {whole} and "
+            f"{', '.join(first.values())}, which may be the same twice; choose one, as {path}:{whole}"
+        )
     said = [f"{', '.join(others)} left out: no split is called so"] if others and parts else []
     return [parts[split] for split in ("", *SPLITS) if split in parts], said
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import io
 import itertools
 import json
+import os
 import posixpath
 import re
 import tarfile
@@ -78,6 +80,14 @@ class _Members:
         return open_image(self.content(index))
 
 
+def is_pattern(path: Path) -> bool:
+    """Whether a path is that of no tar but a pattern of several."""
+    if path.is_file():
+        return False
+    wild = WILD.search(path.name) or (WILD.search(str(path)) and not path.parent.is_dir())
+    return bool(wild or "{" in path.name or re.search(r"\{.*(,|\.\.).*\}", str(path)))
+
+
 def shards(pattern: str) -> list[Path]:
     """Return the tars that a pattern names: `a-*.tar` in natural order, `{a,b}-{000..012}.tar` as given.
 
@@ -123,11 +133,17 @@ def _expanded(pattern: str) -> list[str]:
 
 
 def _matching(pattern: str) -> list[Path]:
-    where = Path(pattern)
-    found = where.parent.glob(where.name)
-    if not where.name.startswith("."):
-        found = (path for path in found if not is_hidden(path.name))
-    paths = sorted(found, key=lambda path: natural_key(path.name))
+    top, asked = Path(), list(Path(pattern).parts)
+    while len(asked) > 1 and (top / asked[0]).is_dir():  # whose name may hold signs of a pattern
+        top /= asked.pop(0)
+    named = [part for part in asked if part.startswith(".") or not WILD.search(part)]
+
+    def is_meant(part: str) -> bool:
+        return not is_hidden(part) or any(fnmatch.fnmatchcase(part, own) for own in named)
+
+    found = top.glob(str(Path(*asked)))
+    paths = [path for path in found if all(map(is_meant, path.relative_to(top).parts))]
+    paths.sort(key=lambda path: natural_key(str(path)))
     if not paths:
         raise DataError(f"{pattern}: expected tar shards, found none that match")
     return paths
@@ -212,8 +228,8 @@ def open_tar(paths: Sequence[Path], name: str) -> Source:
     A member `x.cls`, or else `x.json`, beside `x.png` holds its label, as WebDataset writes them; where there
     are none, labels and splits are read off the members' paths. Of several images of a sample the plain one
     is read (`0.jpg`, not `0.seg.png`); where nothing lies beside any image, each is one of its own. Shards
-    whose names tell splits (`train-000.tar`, `val-000.tar`) give them to their members. Where members of two
-    shards are called the same, every id begins with the shard's name.
+    whose names or folders tell splits (`train-000.tar`, `val/000.tar`) give them to their members. Where
+    members of two shards are called the same, every id begins with the shard's name.
     """
     extensions = image_extensions()
     images: list[_Member] = []
@@ -318,7 +334,11 @@ def _told_apart(
     ]
     if not shared:
         return list(names), ()
-    ids = [f"{readable(m.tar.stem)}/{name}" for name, m in zip(names, images, strict=True)]
+    places = _places(list({member.tar for member in images}))
+    ids = [
+        f"{readable(str(places[m.tar].with_suffix('')))}/{name}"
+        for name, m in zip(names, images, strict=True)
+    ]
     return ids, (
         f"several shards have members of one name, as {shared[0]}: ids begin with the shard's name, "
         f"as {ids[0]}",
@@ -327,9 +347,11 @@ def _told_apart(
 
 def _linked(ids: Sequence[str], images: Sequence[_Member]) -> tuple[str, ...]:
     """Return a line about images that are one member, by links; maybe none."""
-    firsts: dict[tuple[Path, int], str] = {}
+    files = {tar: tar.stat() for tar in {member.tar for member in images}}
+    places = {tar: (status.st_dev, status.st_ino) for tar, status in files.items()}
+    firsts: dict[tuple[tuple[int, int], int], str] = {}
     pairs = [
-        (firsts.setdefault((member.tar, member.offset), image_id), image_id)
+        (firsts.setdefault((places[member.tar], member.offset), image_id), image_id)
         for image_id, member in zip(ids, images, strict=True)
     ]
     return links([pair for pair in pairs if pair[0] != pair[1]], "image")
@@ -467,15 +489,31 @@ class _Headers(io.BufferedReader):
 
 
 def _split_by_shard(images: Sequence[_Member], names: PathNames) -> PathNames:
-    """Give members the split of their shard's name, where members tell none themselves."""
+    """Give members the split that their shard's name or folder tells, where they tell none themselves."""
     if any(names.splits):
         return names
     tars = list(dict.fromkeys(member.tar for member in images))
-    splits, notices = splits_of_shards([readable(tar.stem) for tar in tars])
+    places = _places(tars)
+    folders = itertools.zip_longest(*(place.parts[:-1] for place in places.values()), fillvalue="")
+    told = [splits_of_shards([*map(readable, level)], "folders", "") for level in folders]
+    told.append(splits_of_shards([readable(tar.stem) for tar in tars]))
+    found = {splits: lines for splits, lines in told if any(splits)}
+    splits, notices = next(iter(found.items()), (("",) * len(tars), told[-1][1]))
+    if len(found) > 1:
+        line = "no splits are read, as names of shards and of their folders tell different ones"
+        splits, notices = ("",) * len(tars), (line,)
+    elif not found:
+        notices = tuple(line for _, lines in told for line in lines)
     of_tar = dict(zip(tars, splits, strict=True))
     return names._replace(
         splits=tuple(of_tar[member.tar] for member in images), notices=names.notices + notices
     )
+
+
+def _places(tars: Sequence[Path]) -> dict[Path, PurePosixPath]:
+    """Return where each shard lies below the folder that holds all of them."""
+    top = os.path.commonpath([tar.parent.absolute() for tar in tars])
+    return {tar: PurePosixPath(os.path.relpath(tar, top)) for tar in tars}
 
 
 def _labels_beside(
