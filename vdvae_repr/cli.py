@@ -304,7 +304,9 @@ def extract(
             help="Average each layer to one value (avg) or a 4x4 grid (avg:4) before storing; cls of tokens."
         ),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, or float16 to save disk.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="float32, or float16, of three digits, to save disk.")
+    ] = "float32",
     precision: Annotated[
         str, typer.Option(help="fp32; tf32 (GPUs) or bf16 trade exactness for speed.")
     ] = "fp32",

@@ -65,6 +65,8 @@ def test_images_that_are_black_or_dark_are_said(tiny, images, caplog, kind, chan
     assert not line or line in said[0]
     with pytest.raises(vr.DataError, match=r"of values from 0 to 1, \(255 \* X\)"):
         head.transform(images / 255)
+    with pytest.raises(vr.DataError, match=r"of values from 0 to 1, \(255 \* X\)"):
+        head.transform(torch.from_numpy(images / 255).bfloat16())
 
 
 @pytest.mark.parametrize(("opacity", "count"), [(0, 1), (100, 1), (200, 0)])

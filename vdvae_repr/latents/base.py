@@ -338,7 +338,8 @@ class Latents(ABC):
         """Return how to extract a feature that is known and not stored."""
         if "activation" in self.features or feature not in FEATURES:
             return ""
-        return f'; extract into another store with features="{feature}"'
+        drawn = ' and z="sample"' if feature == "z" else ""
+        return f'; extract into another store with features="{feature}"{drawn}'
 
     def distinct(self, layers: str | int | Sequence[str | int], feature: str) -> list[LayerSpec]:
         """Return the layers selected; of those that share an array (`bottom_up`) the first alone."""

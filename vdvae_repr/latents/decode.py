@@ -79,9 +79,11 @@ def decode(
     feature = feature_for(store, net)
     chosen = select_layers(store.layers, layers)
     if fine_from is not None and len(chosen) == len(store.layers):
+        most = len(store.layers) - 1
+        remedy = f"choose fewer, as with first={min(12, most)}" if most else "store more layers"
         raise StoreError(
             f"{store.path}: every stored layer is chosen, so nothing is left to take from {fine_from!r}; "
-            "choose fewer, as with first=12"
+            f"{remedy}"
         )
     place = {image_id: row for row, image_id in enumerate(store.ids)}
     wanted = list(store.ids) if ids is None else list_of_ids(ids)

@@ -273,7 +273,7 @@ def _begin(
         if claimed and (different := partition.differences(claimed, identity)):
             raise StoreError(
                 f"{folder}: holds another, unfinished extraction ({different}); "
-                "rerun that command, or discard it with overwrite=True"
+                "rerun that command on the same images, or discard it with overwrite=True"
             )
         generation = int(claimed.get("generation", 0))
         if claimed:  # else it is not known whose they are

@@ -60,7 +60,7 @@ class Storage:
     """What is kept on the disk."""
 
     dtype: Literal["float32", "float16"] = "float32"
-    """Of the features."""
+    """Of the features. float16 keeps three digits of each value: little of what varies far from 0."""
     pool: str | None = None
     """None keeps the grid, "avg" its mean, "avg:4" a 4x4 grid of means."""
     layout: Literal["single", "virtual"] = "single"

@@ -221,6 +221,8 @@ def _image(item: Any, index: int, read: Callable[[str | Path], RawImage] | None)
         return read(item)
     if isinstance(item, Image.Image):
         return item
+    if isinstance(item, torch.Tensor) and item.is_floating_point():
+        item = item.detach().float().cpu()  # NumPy has no bfloat16
     array = np.asarray(item)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise DataError(
