@@ -67,7 +67,11 @@ def finished(folder, *slowly, **options):
 
 def start_two(folder, pause=0.0, *extra):
     """The same by two processes, each in a group of its own; `pid-NUMBER` tells who they are."""
-    mark = "import os, pathlib; pathlib.Path(f'pid-{os.getpid()}').touch(); "
+    # A fork of torchrun has its handler of SIGTERM, which a process that it starts anew has not.
+    mark = (
+        "import os, pathlib, signal; pathlib.Path(f'pid-{os.getpid()}').touch(); "
+        "signal.signal(signal.SIGTERM, signal.SIG_DFL); "
+    )
     arguments, code = job(pause, *extra)
     (folder / "job.py").write_text(mark + code)
     return torchrun("job.py", *arguments, cwd=folder)

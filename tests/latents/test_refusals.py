@@ -286,7 +286,9 @@ def test_another_extraction_is_told_in_one_short_line(tiny, images, tmp_path):
     message = str(refused.value).replace(str(tmp_path), "")
     assert "source_sha256 was" in message
     assert "z was 'mean', is 'sample'" in message
-    assert "more); rerun that command, or discard it with overwrite=True" in message
+    assert (
+        "more); rerun that command on the same images, or discard it with overwrite=True" in message
+    )
     assert len(message) < 300
     assert "\n" not in message
 
