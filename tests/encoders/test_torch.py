@@ -105,7 +105,7 @@ def test_a_random_twin_draws_every_weight_anew_from_its_seed(net, encoder):
 
 
 class Fixed(nn.Module):
-    """Weights that are no parameters, beside an untrained norm whose buffers are as they start."""
+    """Weights that are no parameters, beside buffers that nothing trained, and what a pass leaves behind."""
 
     def __init__(self, as_buffer):
         super().__init__()
@@ -115,17 +115,21 @@ class Fixed(nn.Module):
         else:
             self.kernel = kernel
         self.register_buffer("steps", torch.arange(3))
+        self.register_buffer("mask", torch.rand(3), persistent=False)
+        self.register_buffer("scale", torch.ones(4))
+        self.sparse = torch.eye(3).to_sparse()
         self.norm = nn.BatchNorm2d(4)
 
     def forward(self, x):
-        return self.norm(nn.functional.conv2d(x, self.kernel, stride=4))
+        self.last = self.norm(nn.functional.conv2d(x, self.kernel, stride=4))
+        return self.last
 
 
 @pytest.mark.parametrize("as_buffer", [True, False])
 def test_what_a_random_twin_keeps_is_said(people, tmp_path, as_buffer):
     net = nn.Sequential(Fixed(as_buffer))
     with torch.no_grad():
-        net(torch.randn(8, 3, 16, 16))  # trains the running means, which are started again
+        net(torch.randn(8, 3, 16, 16))  # moves the running means, which are started again
     encoder = vr.TorchEncoder(net, layers=["0"], size=16, mean=MEAN, std=STD)
     twin = encoder.reinitialised(0)
     assert (encoder.kept, twin.kept) == ((), ("0.kernel",))

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -596,14 +596,13 @@ def _besides(pattern: str) -> str:
 
 
 def splits_of_shards(
-    names: Sequence[str], what: str = "names", suffix: str = ".tar"
+    names: Sequence[str], what: Literal["names", "folders"] = "names"
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the split that each shard's name, or its folder's, means, and what to say of it.
 
     Args:
-        names: of the shards, without `suffix`, or of the folders that they lie in, one of each shard.
-        what: they are.
-        suffix: that is shown behind a name.
+        names: of each shard, without `.tar`, or of a folder that it lies in, empty where there is none.
+        what: the names are: those of shards, or of folders.
 
     Numbers count for nothing, nor do words that all names share. What is left of each must be a split's name,
     else none is in a split; where nothing is left of any, the one split among shared words is that of all.
@@ -618,6 +617,7 @@ def splits_of_shards(
     meant = f"; name each by one of {', '.join(SPLITS)} if they are meant"
     if len(names) < 2:
         return nowhere, ()
+    suffix = ".tar" if what == "names" else ""
     none_read = f"no splits are read off the {what} of shards"
     words = [[word for word in re.split(r"[\W\d_]+", name) if word] for name in names]
     counts = [Counter(map(str.casefold, found)) for found in words]
@@ -635,7 +635,9 @@ def splits_of_shards(
         patterns = list(_split_patterns(" ".join(own if any(left) else found)))
         means = {split for _, split in patterns}
         if len(means) != 1 or (any(left) and (len(patterns) > 1 or _besides(patterns[0][0]))):
-            return nowhere, (f"{none_read}, as {name or '.'}{suffix} tells no single split{meant}",)
+            return nowhere, (
+                f"{none_read}, as {name or 'the top one'}{suffix} tells no single split{meant}",
+            )
         splits.append(means.pop())
     about = f"splits are read off the {what} of shards, as {splits[0]} of {names[0]}{suffix}"
     called = [word for found in left for word in found]

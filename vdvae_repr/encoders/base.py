@@ -10,11 +10,11 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeGuard, TypeVar
 from weakref import WeakSet
 
 import numpy as np
@@ -249,9 +249,9 @@ class TorchEncoder:
     (N, C, H, W) or tokens (N, T, C); of a module that keeps channels last, `pool` is refused.
 
     The network is run in evaluation mode and left in the mode that it was in. `random-init`, the control,
-    initialises a copy of it anew by the `reset_parameters` of its modules, and says which buffers and other
-    tensors of theirs stay as they are; as a store cannot hold a network, this control runs in the session in
-    which the encoder was made, or made again.
+    initialises a copy of it anew by the `reset_parameters` of its modules, and says which saved buffers and
+    tensors that are attributes of its modules stay as they are; as a store cannot hold a network, this
+    control runs in the session in which the encoder was made, or made again.
 
     A store is of one network: of its weights, and of what it computes with, which are the classes of its
     modules, their attributes, buffers, hooks and code. Not seen are values that lie in objects of other
@@ -506,7 +506,7 @@ class TorchEncoder:
         """
         twin = copy.copy(self)
         twin.net = reinitialised(self.net, seed, self.name)
-        twin.kept = tuple(_kept(self.net, twin.net))
+        twin.kept = tuple(_kept(self.net, twin.net, self._options))
         twin.name = f"{self.name.removesuffix('@random')}@random"
         return twin
 
@@ -557,24 +557,37 @@ def reinitialised(net: nn.Module, seed: int, name: str) -> nn.Module:
     return twin
 
 
-def _kept(net: nn.Module, twin: nn.Module) -> Iterator[str]:
-    """Yield the names of buffers and other tensors in modules that are as they were; not of whole numbers.
+def _kept(net: nn.Module, twin: nn.Module, constant: Collection[str]) -> Iterator[str]:
+    """Yield the names of a network's tensors that its twin has too, and that may have been trained.
 
-    Those of one value, as a network's running means that nothing was trained with, are as they start.
+    These are buffers that are saved, and attributes of modules that a pass leaves as they are, of floating
+    point. Those of one value are as they start, as the running means of a network that was not trained.
+
+    Args:
+        net: the network.
+        twin: a copy with parameters drawn anew.
+        constant: places of `describe_network` that a pass leaves as they are.
     """
     for (path, module), (_, other) in zip(net.named_modules(), twin.named_modules(), strict=True):
-        after = _tensors_of(other)
-        for name, tensor in _tensors_of(module).items():
-            if tensor.is_floating_point() and tensor.numel() > 1 and not tensor.is_meta:
-                told = bool((tensor != tensor.flatten()[0]).any())
-                if told and name in after and torch.equal(tensor, after[name]):
-                    yield f"{path}.{name}".lstrip(".")
+        tensors = {
+            name: (value, getattr(other, name, None))
+            for name, value in vars(module).items()
+            if f"{path} {name}" in constant
+        }
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                tensors[name] = buffer, getattr(other, name, None)
+        for name, (before, after) in tensors.items():
+            if _varies(before) and _varies(after) and torch.equal(before, after):
+                yield f"{path}.{name}".lstrip(".")
 
 
-def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Return a module's own tensors that are no parameters, buffers and plain attributes, by name."""
-    plain = {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
-    return plain | dict(module.named_buffers(recurse=False))
+def _varies(value: Any) -> TypeGuard[Tensor]:
+    """Whether a value is a tensor of floating point that holds several numbers."""
+    if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
+        return False
+    several = value.is_floating_point() and value.numel() > 1
+    return several and bool((value != value.flatten()[0]).any())
 
 
 @contextmanager

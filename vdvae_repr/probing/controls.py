@@ -124,7 +124,7 @@ class RandomTwin:
         if self._is_of_torch and (kept := cast(TorchEncoder, self._encoder).kept):
             yield (
                 f"random-init keeps {counted(len(kept), 'tensor')} of the network that nothing draws "
-                f"anew, as {kept[0]}: if trained, it knows more than a network that never was"
+                f"anew, as {kept[0]}: if these were trained, the control is no untrained network"
             )
 
     @property

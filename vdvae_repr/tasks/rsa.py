@@ -29,7 +29,7 @@ from vdvae_repr.brain.dissimilarity import (
     rdms_of_responses,
     read_rdms,
 )
-from vdvae_repr.brain.responses import REPEATED, of_splits, read_responses
+from vdvae_repr.brain.responses import REPEATED, of_splits, read_responses, voxel_blocks
 from vdvae_repr.data.names import SPLITS
 from vdvae_repr.errors import TaskError, counted
 from vdvae_repr.latents.base import Latents, about_copies
@@ -342,8 +342,9 @@ class RSAProblem(Problem):
         if len(columns) == 1:
             found = np.zeros((len(self.rows),) * 2), np.zeros(len(self.rows))
             for block in columns[0].blocks():
-                X = block[self.rows].astype(np.float64)
-                found = found[0] + X @ X.T, found[1] + X.sum(axis=1)
+                for part in voxel_blocks(block.shape[1]):  # sums of fewer products are rounded less
+                    X = block[self.rows, part].astype(np.float64)
+                    found = found[0] + X @ X.T, found[1] + X.sum(axis=1)
         else:
             before, last = self._products(columns[:-1]), self._products(columns[-1:])
             found = before[0] + last[0], before[1] + last[1]

@@ -291,6 +291,7 @@ def test_rows_of_a_file_are_those_that_numpy_reads(tmp_path, order, dtype):
         assert np.array_equal(pickle.loads(pickle.dumps(found))[rows], expected[rows])
     with pytest.raises(IndexError):
         found[4]
+    assert np.array_equal(found[-1], expected[-1])
     with pytest.raises(ValueError, match="without steps"):
         found[::2]
     kept = pickle.dumps(found)
@@ -298,6 +299,13 @@ def test_rows_of_a_file_are_those_that_numpy_reads(tmp_path, order, dtype):
     np.save(tmp_path / "a.npy", IMAGES.astype(dtype))
     with pytest.raises(DataError, match=r"a.npy: expected the file that was opened, found another"):
         pickle.loads(kept)
+
+
+def test_images_without_splits_may_stand_beside_those_of_a_split(tmp_path):
+    np.savez(
+        tmp_path / "a.npz", images=IMAGES[:1], train_images=IMAGES[1:3], test_images=IMAGES[3:]
+    )
+    assert open_source(tmp_path / "a.npz").splits == ("", "train", "train", "test")
 
 
 def test_images_with_splits_beside_those_of_each_split_are_refused(tmp_path):
@@ -318,6 +326,13 @@ def test_images_with_splits_beside_those_of_each_split_are_refused(tmp_path):
         ):
             open_source(path)
         assert open_source(f"{path}:images").splits == ("train", "train", "test", "test")
+
+
+def test_rows_that_the_system_reads_in_several_pieces_are_whole(tmp_path, monkeypatch):
+    np.save(tmp_path / "a.npy", IMAGES)
+    rows, read = rows_of(np.load(tmp_path / "a.npy", mmap_mode="r")), os.preadv
+    monkeypatch.setattr("os.preadv", lambda file, into, at: read(file, [into[0][:7]], at))
+    assert np.array_equal(rows[:], IMAGES)
 
 
 @pytest.mark.parametrize("name", ["a.npy", "turned.npy", "a.npz"])

@@ -147,7 +147,9 @@ class FileRows:
         Raises:
             DataError: the file has been cut short.
         """
-        chosen = range(len(self))[rows if isinstance(rows, slice) else slice(rows, rows + 1)]
+        chosen = range(len(self))[
+            rows if isinstance(rows, slice) else slice(rows, rows + 1 or None)
+        ]
         if chosen.step != 1:
             raise ValueError(f"expected a slice without steps, found {rows}")
         shape, size = (

@@ -91,7 +91,7 @@ def is_pattern(path: Path) -> bool:
 def shards(pattern: str) -> list[Path]:
     """Return the tars that a pattern names: `a-*.tar` in natural order, `{a,b}-{000..012}.tar` as given.
 
-    As in a shell, `*` matches no hidden file.
+    As in a shell, `*` matches no hidden file or folder; `**` follows no links to folders.
 
     Raises:
         DataError: one is missing, or none match.
@@ -139,7 +139,7 @@ def _matching(pattern: str) -> list[Path]:
     named = [part for part in asked if part.startswith(".") or not WILD.search(part)]
 
     def is_meant(part: str) -> bool:
-        return not is_hidden(part) or any(fnmatch.fnmatchcase(part, own) for own in named)
+        return not is_hidden(part) or any(fnmatch.fnmatchcase(part, name) for name in named)
 
     found = top.glob(str(Path(*asked)))
     paths = [path for path in found if all(map(is_meant, path.relative_to(top).parts))]
@@ -340,7 +340,8 @@ def _told_apart(
         for name, m in zip(names, images, strict=True)
     ]
     return ids, (
-        f"several shards have members of one name, as {shared[0]}: ids begin with the shard's name, "
+        f"several shards have members of one name, as {shared[0]}: ids begin with the shard's name"
+        f"{'' if len({m.tar.parent for m in images}) == 1 else ' and folder'}, "
         f"as {ids[0]}",
     )
 
@@ -495,15 +496,15 @@ def _split_by_shard(images: Sequence[_Member], names: PathNames) -> PathNames:
     tars = list(dict.fromkeys(member.tar for member in images))
     places = _places(tars)
     folders = itertools.zip_longest(*(place.parts[:-1] for place in places.values()), fillvalue="")
-    told = [splits_of_shards([*map(readable, level)], "folders", "") for level in folders]
-    told.append(splits_of_shards([readable(tar.stem) for tar in tars]))
-    found = {splits: lines for splits, lines in told if any(splits)}
-    splits, notices = next(iter(found.items()), (("",) * len(tars), told[-1][1]))
-    if len(found) > 1:
+    readings = [splits_of_shards([*map(readable, level)], "folders") for level in folders]
+    readings.append(splits_of_shards([readable(tar.stem) for tar in tars]))
+    tell = {splits: lines for splits, lines in readings if any(splits)}
+    splits, notices = next(iter(tell.items()), (("",) * len(tars), ()))
+    if len(tell) > 1:
         line = "no splits are read, as names of shards and of their folders tell different ones"
         splits, notices = ("",) * len(tars), (line,)
-    elif not found:
-        notices = tuple(line for _, lines in told for line in lines)
+    elif not tell:  # of several reasons the first
+        notices = next((lines for _, lines in readings if lines), ())
     of_tar = dict(zip(tars, splits, strict=True))
     return names._replace(
         splits=tuple(of_tar[member.tar] for member in images), notices=names.notices + notices
@@ -512,8 +513,9 @@ def _split_by_shard(images: Sequence[_Member], names: PathNames) -> PathNames:
 
 def _places(tars: Sequence[Path]) -> dict[Path, PurePosixPath]:
     """Return where each shard lies below the folder that holds all of them."""
-    top = os.path.commonpath([tar.parent.absolute() for tar in tars])
-    return {tar: PurePosixPath(os.path.relpath(tar, top)) for tar in tars}
+    places = {tar: PurePosixPath(os.path.abspath(tar)) for tar in tars}  # noqa: PTH100 (without ..)
+    top = os.path.commonpath([place.parent for place in places.values()])
+    return {tar: place.relative_to(top) for tar, place in places.items()}
 
 
 def _labels_beside(
