@@ -277,6 +277,26 @@ def test_a_tiff_of_signed_numbers_is_refused(tmp_path):
             source.load(row)
 
 
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_floating_point_with_the_highest_byte_first_is_read_or_refused(tmp_path, compression):
+    """Compressed, Pillow gives it back with its bytes turned."""
+    values = (np.arange(64, dtype=np.float32).reshape(8, 8)) / 64
+    content = values.astype(">f4").tobytes()
+    content = content if compression is None else zlib.compress(content)
+    tags = {256: 8, 257: 8, 258: 32, 259: 1 if compression is None else 8, 262: 1, 277: 1, 278: 8}
+    tags |= {273: 8 + 2 + 12 * 10 + 4, 279: len(content), 339: 3}
+    packed = b"".join(struct.pack(">HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
+    (tmp_path / "a.tif").write_bytes(
+        b"MM\0*" + struct.pack(">IH", 8, 10) + packed + bytes(4) + content
+    )
+    source = open_source(tmp_path)
+    if compression is None:
+        assert np.array_equal(source.load(0), values)
+    else:
+        with pytest.raises(DataError, match=r"a.tif: .* highest first, which Pillow misreads"):
+            source.load(0)
+
+
 def test_a_tiff_of_another_kind_of_pixels_is_said_to_be_a_tiff(tmp_path):
     floating = tiff((GREY / 255).astype("<f8").tobytes(), 64, (339, 3, 1, 3))
     (tmp_path / "a.tif").write_bytes(floating)
@@ -673,18 +693,19 @@ def test_a_checksum_is_of_the_file_and_of_the_pixels_where_there_is_none(tmp_pat
     ],
 )
 def test_zeros_where_an_image_should_end_are_damage(tmp_path, kind, options):
-    """Of a copy that broke off, decoders make grey or black pixels."""
+    """Of a copy that broke off, decoders make grey or black pixels; of few zeros in a WebP none tells."""
     noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, kind, **options)
     whole = buffer.getvalue()
-    half = len(whole) // 2
-    (tmp_path / "cut.png").write_bytes(whole[:half] + bytes(len(whole) - half))
+    for number, zeros in enumerate((len(whole) // 2, 2048 if kind == "WEBP" else 200)):
+        (tmp_path / f"{number}.png").write_bytes(whole[:-zeros] + bytes(zeros))
     (tmp_path / "padded.png").write_bytes(whole + bytes(2048))
     source = open_source(tmp_path)
-    with pytest.raises(DataError, match=r"cut.png: expected a readable image"):
-        source.load(0)
-    assert source[1].size == (96, 96)
+    for number in range(2):
+        with pytest.raises(DataError, match=f"{number}.png: expected a readable image"):
+            source.load(number)
+    assert source[2].size == (96, 96)
 
 
 def test_what_phones_and_programs_append_is_no_damage(tmp_path):

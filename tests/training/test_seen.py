@@ -144,6 +144,27 @@ def test_extracting_what_a_run_was_trained_on_is_said(given, tmp_path, said):
     assert "p: is what t was trained on, but for what it held back" in line
 
 
+def test_images_in_place_of_those_trained_on_are_told(tmp_path, given, said):
+    """Other images in files of the same names and sizes, as BMPs of one size are."""
+    for folder, start in (("before", 0), ("after", 40)):
+        (tmp_path / folder).mkdir()
+        for number in range(20):
+            image = np.random.default_rng(start + number).integers(
+                0, 256, (8, 8, 3), dtype=np.uint8
+            )
+            Image.fromarray(image).save(tmp_path / folder / f"{number}.bmp")
+    (tmp_path / "before").rename(tmp_path / "p")
+    vr.train(given / "t.toml", tmp_path / "p", tmp_path / "run")
+    held_back = {"data": None, "split": "held-back", "run": tmp_path / "run"}
+    vr.evaluate(vr.load(tmp_path / "run"), **held_back)
+    shutil.rmtree(tmp_path / "p")
+    (tmp_path / "after").rename(tmp_path / "p")
+    with pytest.raises(vr.TrainingError, match="20 of 20 that were looked at have been replaced"):
+        vr.evaluate(vr.load(tmp_path / "run"), **held_back)
+    vr.extract(tmp_path / "run", tmp_path / "p", tmp_path / "a.h5", layers="1x1")
+    assert said() == []
+
+
 def test_extracting_some_images_that_were_trained_on_is_said(given, tmp_path, said, caplog):
     for number, (form, data, (count, asked)) in enumerate(forms(given, tmp_path)):
         caplog.clear()

@@ -81,7 +81,12 @@ FEW_BITS = 16  # a file of 8 bits all below may be a mask; a night photo is dark
 LOOKED_AT = (
     100  # images of colours, the first of a source, of which it is told whether they are dark
 )
-FEW_ZEROS = 1024  # at the end of compressed pixels so many are no pixels
+ZEROS = {
+    "WEBP": 1024,
+    "AVIF": 128,
+    "TIFF": 128,
+}  # at the end of compressed pixels so many are no pixels
+FEW_ZEROS = 16  # the same, of formats whose pixels end with a mark
 ENDS = {  # of compressed pixels, the bytes that they end with
     "JPEG": b"\xff\xd9",
     "MPO": b"\xff\xd9",
@@ -751,15 +756,16 @@ def _zeros_at_the_end(content: Path | bytes, image: Image.Image) -> int:
         end = b""
     if end is None:
         return 0
+    few = ZEROS.get(str(image.format), FEW_ZEROS)
     file = getattr(image, "fp", None)
     if isinstance(content, bytes) or file is None:
-        last = (content if isinstance(content, bytes) else content.read_bytes())[-FEW_ZEROS:]
+        last = (content if isinstance(content, bytes) else content.read_bytes())[-few:]
     else:
         place = file.tell()
-        file.seek(-min(FEW_ZEROS, file.seek(0, io.SEEK_END)), io.SEEK_END)
+        file.seek(-min(few, file.seek(0, io.SEEK_END)), io.SEEK_END)
         last = file.read()
         file.seek(place)
-    if len(last) < FEW_ZEROS or last.strip(b"\0"):
+    if len(last) < few or last.strip(b"\0"):
         return 0
     whole = content if isinstance(content, bytes) else content.read_bytes()
     whole = _up_to_pixels(whole, image.format)
@@ -774,7 +780,7 @@ def _zeros_at_the_end(content: Path | bytes, image: Image.Image) -> int:
         ended = end in held
     else:
         ended = bool(end) and held.endswith(end)
-    return 0 if zeros < FEW_ZEROS or ended else zeros
+    return 0 if zeros < few or ended else zeros
 
 
 def _up_to_pixels(content: bytes, kind: str | None) -> bytes:
@@ -961,6 +967,12 @@ def _decode(image: Image.Image) -> bool:
                 "expected channels side by side, found a TIFF of channels one after the other "
                 "(PlanarConfiguration 2), which is not read of 16 bits or CIELAB; "
                 "save it with PlanarConfiguration 1"
+            )
+        codecs = {tile[0] for tile in getattr(image, "tile", ())}
+        if (image.mode, codecs, getattr(tags, "prefix", b"")) == ("F", {"libtiff"}, b"MM"):
+            raise DataError(  # libtiff has turned the bytes already, and Pillow turns them again
+                "expected compressed floating point with the lowest byte first, found a TIFF with the "
+                "highest first, which Pillow misreads; save it with the lowest first, or uncompressed"
             )
         decode_pixels(image)
         if several:

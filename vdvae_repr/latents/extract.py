@@ -206,20 +206,21 @@ def _about_trained_on(model: SavedModel, source: Source, workers: int) -> list[s
 
     Of many images 100 are looked at.
     """
-    trained_on = model.record.get("data_sha256")
-    if trained_on is not None and trained_on == source.fingerprint():
-        found = f"is what {model.name} was trained on, but for what it held back"
-    elif model.trained_on is not None:
+    found = ""
+    if model.trained_on is not None:
         as_trained = Preprocessing(size=model.config.image_size, crop=model.trained_crop)
         some = spread_over(source)
         count = int(np.isin(hashes_of(source, as_trained, some, workers), model.trained_on).sum())
-        if not count:
-            return []
         looked_at = " looked at" if len(some) < len(source) else ""
         found = (
             f"{count} of {len(some)} images{looked_at} are those that {model.name} was trained on"
         )
-    else:
+        if not count:  # also where files of these names and sizes have been replaced
+            return []
+    trained_on = model.record.get("data_sha256")
+    if trained_on is not None and trained_on == source.fingerprint():
+        found = f"is what {model.name} was trained on, but for what it held back"
+    if not found:
         return []
     return [f"{source.name}: {found}, so that not all figures of it are of new images"]
 

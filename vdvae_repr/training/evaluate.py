@@ -31,6 +31,7 @@ from vdvae_repr.training.plan import read_run
 from vdvae_repr.training.reading import (
     LEFT_OUT,
     about_mended,
+    content_checksums,
     leave_out,
     process,
     reopened,
@@ -245,6 +246,8 @@ def _divided(
             f"{run}: was trained on other data than {source.name}; give what it was trained on"
             f"{about_mended(left_out)}"
         )
+    if plan.fingerprint is not None:
+        plan.refuse_replaced(source, *content_checksums(source, default_workers()))
     return (
         mark_held_back(source, plan.recipe),
         plan.options.crop if crop is None else crop,

@@ -12,6 +12,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vdvae_repr.config import (
     Config,
     PixelCNNConfig,
@@ -35,6 +38,7 @@ from vdvae_repr.config import (
     shown,
     whole_number,
 )
+from vdvae_repr.data.source import Source
 from vdvae_repr.errors import ConfigError, TrainingError, first_line
 from vdvae_repr.model.build import check_buildable
 from vdvae_repr.model.structure import check_all_is_used, parse_blocks, parse_widths
@@ -139,6 +143,29 @@ class Plan:
         for key, kind in kinds.items():
             if not isinstance(value := getattr(self, key), kind):
                 raise ConfigError(f"{key}: found {shown(value)}")
+
+    def refuse_replaced(
+        self, source: Source, indices: NDArray[np.intp], checksums: Sequence[int]
+    ) -> None:
+        """Refuse images that stand in place of those trained on, under their names and of their sizes.
+
+        Args:
+            source: of the same fingerprint.
+            indices: of the images that are compared.
+            checksums: of these now: see `reading.content_checksums`.
+
+        Raises:
+            TrainingError: some were replaced; one is named.
+        """
+        if self.checksums is None:
+            return
+        pairs = zip(indices, self.checksums, checksums, strict=True)
+        if replaced := [source.ids[index] for index, before, now in pairs if before != now]:
+            raise TrainingError(
+                f"{self.out}: was trained on other images than those of {source.name} now: {len(replaced)} "
+                f"of {len(indices)} that were looked at have been replaced, as {replaced[0]!r}; put them "
+                "back, or train in another folder"
+            )
 
     @property
     def recipe(self) -> TrainConfig:

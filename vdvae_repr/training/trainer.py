@@ -307,7 +307,7 @@ def _train(
     if line := _about_copies(source, indices, checksums, trained, held):
         say(line)
     if plan.fingerprint == fingerprint:
-        _refuse_replaced(plan, source, indices, checksums)
+        plan.refuse_replaced(source, indices, checksums)
     plan = replace(
         plan, data=source.opened or plan.data, fingerprint=fingerprint, checksums=checksums
     )
@@ -817,25 +817,6 @@ def _about_copies(
         f"{source.name}: {len(copies)} of {len(asked)} images held back are copies of images trained on, as "
         f"{source.ids[copies[0]]!r}, so that their score is not of new images; leave copies out"
     )
-
-
-def _refuse_replaced(
-    plan: Plan, source: Source, indices: NDArray[np.intp], checksums: Sequence[int]
-) -> None:
-    """Refuse to go on where images have been replaced by others of their names and sizes.
-
-    Raises:
-        TrainingError: they have; one is named.
-    """
-    if plan.checksums is None:
-        return
-    pairs = zip(indices, plan.checksums, checksums, strict=True)
-    if replaced := [source.ids[index] for index, before, now in pairs if before != now]:
-        raise TrainingError(
-            f"{plan.out}: was trained on other images than those of {source.name} now: {len(replaced)} of "
-            f"{len(indices)} that were looked at have been replaced, as {replaced[0]!r}; put them back, or "
-            "choose another path"
-        )
 
 
 def _about_too_few_steps(recipe: TrainConfig, options: RunOptions) -> list[str]:
