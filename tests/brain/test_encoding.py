@@ -378,7 +378,7 @@ def test_splits_are_the_stores_or_drawn(store, tiny, people, tmp_path):
     problem = vr.Encoding(responses=bold).bind(plain, seed=1)
     assert (problem.n_train, problem.n_test) == (44, 11)
     assert "a fifth of the images, drawn with seed 1" in problem.split.text
-    assert "5 images without responses left out" in problem.split.text
+    assert "5 of the store's 60 images have no responses" in problem.split.text
     with pytest.raises(vr.TaskError, match="at least 10 images"):
         vr.Encoding(responses=np.where(np.arange(60)[:, None] < 40, np.nan, bold)).bind(plain)
     with pytest.raises(vr.TaskError, match="expected responses"):

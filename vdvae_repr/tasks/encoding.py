@@ -206,7 +206,7 @@ class EncodingProblem(Problem):
             raise TaskError("responses: expected voxels that vary over images, found none")
         expect_voxels(responses.rois, str(task.rois or "responses"))
         if left := len(store) - len(responses.rows):
-            notes.append(f"{counted(left, 'image')} without responses left out")
+            notes.append(f"{left} of the store's {len(store)} images have no responses")
         self.fitting, self.truth = mean[fitted], mean[tested].astype(np.float64)
         self.voxels = responses.voxels
         self.rois: dict[str | None, NDArray[np.bool_]] = {None: np.ones(len(self.voxels), bool)}
