@@ -358,3 +358,15 @@ def test_of_many_images_a_random_choice_is_looked_at(given, monkeypatch, caplog,
     count = int(line.split(": ")[1].split()[0])
     assert " of 16 images looked at are those the model was trained on" in line
     assert 3 <= count <= 13  # of 16 in 32, half of which were
+
+
+def test_few_images_trained_on_among_many_of_a_run_s_own_data_are_found(tmp_path, given, said):
+    """Of 300 images 4 are trained on, so that 100 may hold none of them."""
+    images = np.random.default_rng(5).integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
+    splits = np.full(300, "val", "U5")
+    splits[[1, 2, 4, 5]] = "train"  # every third is looked at first
+    np.savez(tmp_path / "a.npz", images=images, splits=splits)
+    vr.train(given / "t.toml", tmp_path / "a.npz", tmp_path / "run")
+    vr.extract(tmp_path / "run", tmp_path / "a.npz", tmp_path / "a.h5", layers="1x1")
+    (line,) = said()
+    assert "a.npz: is what t was trained on, but for what it held back" in line

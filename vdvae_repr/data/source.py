@@ -81,12 +81,10 @@ FEW_BITS = 16  # a file of 8 bits all below may be a mask; a night photo is dark
 LOOKED_AT = (
     100  # images of colours, the first of a source, of which it is told whether they are dark
 )
-ZEROS = {
-    "WEBP": 1024,
-    "AVIF": 128,
-    "TIFF": 128,
-}  # at the end of compressed pixels so many are no pixels
-FEW_ZEROS = 16  # the same, of formats whose pixels end with a mark
+# At the end of compressed pixels so many zeros are no pixels. Those of a WebP may be, of one color; behind
+# the pixels of other formats, whose end is not looked for, may stand what ends with some.
+ZEROS = {"JPEG": 16, "MPO": 16, "PNG": 16, "TIFF": 128}
+MANY_ZEROS = 1024  # of others
 ENDS = {  # of compressed pixels, the bytes that they end with
     "JPEG": b"\xff\xd9",
     "MPO": b"\xff\xd9",
@@ -756,7 +754,7 @@ def _zeros_at_the_end(content: Path | bytes, image: Image.Image) -> int:
         end = b""
     if end is None:
         return 0
-    few = ZEROS.get(str(image.format), FEW_ZEROS)
+    few = ZEROS.get(str(image.format), MANY_ZEROS)
     file = getattr(image, "fp", None)
     if isinstance(content, bytes) or file is None:
         last = (content if isinstance(content, bytes) else content.read_bytes())[-few:]
@@ -775,12 +773,21 @@ def _zeros_at_the_end(content: Path | bytes, image: Image.Image) -> int:
     held = whole.rstrip(b"\0")
     zeros = len(whole) - len(held)
     if image.format in ("JPEG", "MPO"):  # whose mark may stand before what a phone appends
-        ended = held.rfind(end) > held.rfind(b"\xff\xda")
+        ended = end in held[_first_scan(held) :]
     elif image.format == "PNG":
         ended = end in held
     else:
         ended = bool(end) and held.endswith(end)
     return 0 if zeros < few or ended else zeros
+
+
+def _first_scan(content: bytes) -> int:
+    """Return where the first scan of a JPEG begins, behind segments that may hold a picture of their own."""
+    place = 2
+    while place + 4 <= len(content) and content[place] == 0xFF and content[place + 1] != 0xDA:
+        filled = content[place + 1] == 0xFF  # a segment may begin with several
+        place += 1 if filled else 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    return place
 
 
 def _up_to_pixels(content: bytes, kind: str | None) -> bytes:
@@ -852,20 +859,23 @@ def read_images(
     return np.stack(images)
 
 
-def spread_over(source: Source, rows: Sequence[int] | None = None) -> list[int]:
-    """Return the indices of up to 100 images to be looked at before all are read, spread over a source.
+def spread_over(
+    source: Source, rows: Sequence[int] | None = None, most: int = LOOKED_AT
+) -> list[int]:
+    """Return the indices of some images to be looked at before all are read, spread over a source.
 
     Of a reader of the user's own there are none: what reading twice does is not known.
 
     Args:
         source: of the images.
         rows: the images that are read; all if not given.
+        most: so many of them.
     """
     inner = source.reader.reader if isinstance(source.reader, _Selection) else source.reader
     if (getattr(inner, "__module__", None) or "").partition(".")[0] != __name__.partition(".")[0]:
         return []
     among = np.arange(len(source)) if rows is None else np.asarray(rows, np.intp)
-    count = min(len(among), LOOKED_AT)
+    count = min(len(among), most)
     return [int(index) for index in among[np.arange(count) * len(among) // max(count, 1)]]
 
 

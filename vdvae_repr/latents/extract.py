@@ -30,6 +30,7 @@ from vdvae_repr.data.faces import AlignedFace, noted_faces
 from vdvae_repr.data.loader import check_workers, map_ahead
 from vdvae_repr.data.open import open_source, warn
 from vdvae_repr.data.source import (
+    LOOKED_AT,
     Preprocessing,
     Source,
     about_enlarged,
@@ -204,21 +205,26 @@ def extract(
 def _about_trained_on(model: SavedModel, source: Source, workers: int) -> list[str]:
     """Return a line that a model was trained on what is read, or on some of it; none if nothing tells so.
 
-    Of many images 100 are looked at.
+    Of many images 100 are looked at; of what seems to be the run's own data, where none of these is one that
+    was trained on, 4,096.
     """
-    found = ""
-    if model.trained_on is not None:
+    found, trained_on = "", model.record.get("data_sha256")
+    is_own = trained_on is not None and trained_on == source.fingerprint()
+    for most in (LOOKED_AT, 4096) if is_own else (LOOKED_AT,):
+        some = spread_over(source, most=most)
+        if model.trained_on is None or not some:  # nothing tells of an image
+            break
         as_trained = Preprocessing(size=model.config.image_size, crop=model.trained_crop)
-        some = spread_over(source)
         count = int(np.isin(hashes_of(source, as_trained, some, workers), model.trained_on).sum())
         looked_at = " looked at" if len(some) < len(source) else ""
         found = (
             f"{count} of {len(some)} images{looked_at} are those that {model.name} was trained on"
         )
-        if not count:  # also where files of these names and sizes have been replaced
-            return []
-    trained_on = model.record.get("data_sha256")
-    if trained_on is not None and trained_on == source.fingerprint():
+        if count:
+            break
+    else:  # also where other files stand under the names of those, of the same sizes
+        return []
+    if is_own:
         found = f"is what {model.name} was trained on, but for what it held back"
     if not found:
         return []

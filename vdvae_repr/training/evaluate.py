@@ -246,7 +246,7 @@ def _divided(
             f"{run}: was trained on other data than {source.name}; give what it was trained on"
             f"{about_mended(left_out)}"
         )
-    if plan.fingerprint is not None:
+    if plan.fingerprint is not None and plan.checksums is not None:
         plan.refuse_replaced(source, *content_checksums(source, default_workers()))
     return (
         mark_held_back(source, plan.recipe),
