@@ -967,8 +967,8 @@ def _decode(image: Image.Image) -> bool:
             raise DataError(_too_large())
         tags = getattr(image, "tag_v2", {})
         signed = 2 in np.ravel(tags.get(339, 1))  # SampleFormat
-        bits = max(np.ravel(tags.get(258, 1)))  # BitsPerSample
-        if signed and bits < 32:  # Pillow reads 8 bits as unsigned, and makes 32 of 16
+        # Of BitsPerSample Pillow reads 8 as unsigned, and makes 32 of 16.
+        if signed and max(np.ravel(tags.get(258, 1))) < 32:
             raise DataError(
                 "expected pixels from 0, found a TIFF of signed numbers; save it as unsigned"
             )

@@ -568,18 +568,14 @@ def _kept(net: nn.Module, twin: nn.Module, constant: Collection[str]) -> Iterato
         twin: a copy with parameters drawn anew.
         constant: places of `describe_network` that a pass leaves as they are.
     """
+    saved = net.state_dict().keys()
     for (path, module), (_, other) in zip(net.named_modules(), twin.named_modules(), strict=True):
-        tensors = {
-            name: (value, getattr(other, name, None))
-            for name, value in vars(module).items()
-            if f"{path} {name}" in constant
-        }
-        for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set:
-                tensors[name] = buffer, getattr(other, name, None)
-        for name, (before, after) in tensors.items():
+        for name, before in {**vars(module), **dict(module.named_buffers(recurse=False))}.items():
+            place, after = f"{path}.{name}".lstrip("."), getattr(other, name, None)
+            if place not in saved and f"{path} {name}" not in constant:
+                continue
             if _varies(before) and _varies(after) and torch.equal(before, after):
-                yield f"{path}.{name}".lstrip(".")
+                yield place
 
 
 def _varies(value: Any) -> TypeGuard[Tensor]:

@@ -85,6 +85,7 @@ from vdvae_repr.model.vdvae import VDVAE
 logger = logging.getLogger(__name__)
 BATCH_SIZES = (4, 8, 16, 32, 64, 128)  # tried by "auto"
 CALIBRATED_BYTES = 2**31  # of latents that "auto" goes to
+MANY_LOOKED_AT = 4096  # of a run's own data, for images that it was trained on
 PART = 512  # images a part at most, and
 PART_BYTES = 2**28
 CHUNK = 8  # images, at most, that a worker reads in a row
@@ -208,27 +209,27 @@ def _about_trained_on(model: SavedModel, source: Source, workers: int) -> list[s
     Of many images 100 are looked at; of what seems to be the run's own data, where none of these is one that
     was trained on, 4,096.
     """
-    found, trained_on = "", model.record.get("data_sha256")
-    is_own = trained_on is not None and trained_on == source.fingerprint()
-    for most in (LOOKED_AT, 4096) if is_own else (LOOKED_AT,):
+
+    def count(most: int) -> tuple[int, int]:
+        """Return how many of some images were trained on, and of how many that was asked."""
+        if model.trained_on is None:
+            return 0, 0
         some = spread_over(source, most=most)
-        if model.trained_on is None or not some:  # nothing tells of an image
-            break
         as_trained = Preprocessing(size=model.config.image_size, crop=model.trained_crop)
-        count = int(np.isin(hashes_of(source, as_trained, some, workers), model.trained_on).sum())
-        looked_at = " looked at" if len(some) < len(source) else ""
-        found = (
-            f"{count} of {len(some)} images{looked_at} are those that {model.name} was trained on"
-        )
-        if count:
-            break
-    else:  # also where other files stand under the names of those, of the same sizes
+        known = np.isin(hashes_of(source, as_trained, some, workers), model.trained_on)
+        return int(known.sum()), len(some)
+
+    (trained, asked), data = count(LOOKED_AT), model.record.get("data_sha256")
+    if data is not None and data == source.fingerprint():
+        if asked and not trained and not count(MANY_LOOKED_AT)[0]:
+            return []  # other files stand under the names of those, of the same sizes
+        what = f"is what {model.name} was trained on, but for what it held back"
+    elif trained:
+        looked_at = " looked at" if asked < len(source) else ""
+        what = f"{trained} of {asked} images{looked_at} are those that {model.name} was trained on"
+    else:
         return []
-    if is_own:
-        found = f"is what {model.name} was trained on, but for what it held back"
-    if not found:
-        return []
-    return [f"{source.name}: {found}, so that not all figures of it are of new images"]
+    return [f"{source.name}: {what}, so that not all figures of it are of new images"]
 
 
 def _begin(

@@ -77,7 +77,7 @@ class RSA(Task):
     """
 
     name: ClassVar[str] = "rsa"
-    version: ClassVar[int | None] = 1
+    version: ClassVar[int | None] = 2
 
     rdm: Any = field(
         default=None,

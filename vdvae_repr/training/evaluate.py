@@ -131,6 +131,7 @@ def evaluate(
         DataError: the split is empty, an image cannot be read, or the run was trained on other data.
         CheckpointError: the score is not finite.
         TaskError: an option that is none, or no VDVAE and no PixelCNN.
+        TrainingError: images that the run was trained on have been replaced.
 
     Example:
         >>> vr.evaluate(model, "photos/", split="test").bits_per_dim  # doctest: +SKIP
@@ -246,7 +247,7 @@ def _divided(
             f"{run}: was trained on other data than {source.name}; give what it was trained on"
             f"{about_mended(left_out)}"
         )
-    if plan.fingerprint is not None and plan.checksums is not None:
+    if plan.checksums is not None:  # else none need be read
         plan.refuse_replaced(source, *content_checksums(source, default_workers()))
     return (
         mark_held_back(source, plan.recipe),

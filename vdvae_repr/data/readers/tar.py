@@ -335,14 +335,12 @@ def _told_apart(
     if not shared:
         return list(names), ()
     places = _places(list({member.tar for member in images}))
-    ids = [
-        f"{readable(str(places[m.tar].with_suffix('')))}/{name}"
-        for name, m in zip(names, images, strict=True)
-    ]
+    begins = {tar: readable(str(place.with_suffix(""))) for tar, place in places.items()}
+    ids = [f"{begins[m.tar]}/{name}" for name, m in zip(names, images, strict=True)]
+    and_folder = " and folder" if any("/" in begin for begin in begins.values()) else ""
     return ids, (
         f"several shards have members of one name, as {shared[0]}: ids begin with the shard's name"
-        f"{'' if len({m.tar.parent for m in images}) == 1 else ' and folder'}, "
-        f"as {ids[0]}",
+        f"{and_folder}, as {ids[0]}",
     )
 
 
