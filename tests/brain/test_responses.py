@@ -462,6 +462,13 @@ def test_a_copy_is_told_from_a_repetition_that_differs_in_the_last_voxel(store):
     assert any("19 of 20 images have repetitions that are the same" in note for note in notes)
 
 
+def test_repetitions_are_averaged_in_double_precision(store):
+    values = (1e7 + np.random.default_rng(1).normal(0, 9, (3, 20, 4))).astype(np.float32)
+    values[1, 3] = np.nan
+    expected = np.nanmean(values.astype(np.float64), axis=0)
+    np.testing.assert_allclose(read_responses(values, store).mean, expected, rtol=1e-15)
+
+
 def test_what_is_unknown_is_left_out_and_said(store, bold):
     bold[4, 2] = np.nan
     bold[:, 5] = 3

@@ -145,7 +145,7 @@ def test_pixels_that_were_never_written_are_no_black_images(tmp_path, refused):
     refused("a.h5", "images holds no values: it was never written")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("images", (4, 8, 9, 3), np.uint8, chunks=(1, 8, 9, 3))
-        file["images"][0] = 200
+        file["images"][0] = IMAGES[0]
     line, black = open_source(tmp_path / "a.h5").notices
     assert "images: 3 chunks of (1, 8, 9, 3) were never written" in line
     assert black.startswith("3 images are black, 0 everywhere, as row 1")

@@ -462,13 +462,12 @@ class Responses:
 
     @property
     def mean(self) -> Array:
-        """The mean over repetitions, (N, V)."""
+        """The mean over repetitions, (N, V), in float64 where there are several."""
         if len(self.values) == 1:
             return self.values[0]
-        floats = self.values.dtype.kind == "f"
-        mean: Array = np.empty(self.values[0].shape, self.values.dtype if floats else np.float64)
+        mean: Array = np.empty(self.values[0].shape, np.float64)
         for block in voxel_blocks(len(self.voxels)):
-            mean[:, block] = np.nanmean(self.values[:, :, block], axis=0)
+            mean[:, block] = np.nanmean(self.values[:, :, block], axis=0, dtype=np.float64)
         return mean
 
     @property

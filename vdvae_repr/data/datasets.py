@@ -42,7 +42,7 @@ from vdvae_repr.data.names import (
 )
 from vdvae_repr.data.readers.arrays import (
     ArrayRows,
-    about_black,
+    about_flat,
     looked_at,
     map_npy,
     read_member,
@@ -752,7 +752,7 @@ def _row_source(
     looked = list(
         looked_at([(p.stem, rows) for p, rows in zip(parts, images, strict=True)], whole=False)
     )
-    black = [place for place, image in looked if not image.any()]
+    flat = {place: image.flat[0] for place, image in looked if (image == image.flat[0]).all()}
     return Source(
         name=name,
         ids=tuple(f"{part.stem}/{row}" for part in parts for row in range(len(part.images))),
@@ -761,7 +761,7 @@ def _row_source(
         label_names=tuple(label_names),
         splits=tuple(splits),
         sizes=sizes,
-        notices=about_black(black, len(looked), whole=False),
+        notices=about_flat(flat, len(looked), whole=False),
     )
 
 

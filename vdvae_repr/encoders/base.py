@@ -250,8 +250,8 @@ class TorchEncoder:
 
     The network is run in evaluation mode and left in the mode that it was in. `random-init`, the control,
     initialises a copy of it anew by the `reset_parameters` of its modules, and says which saved buffers and
-    tensors that are attributes of its modules stay as they are; as a store cannot hold a network, this
-    control runs in the session in which the encoder was made, or made again.
+    tensors that are attributes of its modules, not in lists of theirs, stay as they are; as a store cannot
+    hold a network, this control runs in the session in which the encoder was made, or made again.
 
     A store is of one network: of its weights, and of what it computes with, which are the classes of its
     modules, their attributes, buffers, hooks and code. Not seen are values that lie in objects of other

@@ -797,11 +797,12 @@ def array_source(
     arrays = [part.images for part in parts]
     total = sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays)
     whole = file is None or total <= EXACT_BYTES
-    checksums, black = [], []
+    checksums, flat = [], {}
     for place, image in looked_at([(part.split, part.images) for part in parts], whole):
         checksums.append(zlib.crc32(image.tobytes()))
-        black += [] if image.any() else [place]
-    said += about_black(black, len(checksums), whole)
+        if (image == image.flat[0]).all():
+            flat[place] = image.flat[0]
+    said += about_flat(flat, len(checksums), whole)
     if file is not None and not whole:
         # A change that keeps the size and the sample is not noticed here; `Source.state` tells.
         shapes = zlib.crc32(repr([(array.shape, str(array.dtype)) for array in arrays]).encode())
@@ -1049,15 +1050,25 @@ def looked_at(arrays: Iterable[tuple[str, Any]], whole: bool) -> Iterator[tuple[
             yield f"row {row}" + (f" of {name}" if name else ""), images[row]
 
 
-def about_black(black: Sequence[str], count: int, whole: bool) -> tuple[str, ...]:
-    """Return a line about images that are 0 everywhere, of those looked at; maybe none."""
-    if not black:
-        return ()
-    return (
-        f"{counted(len(black), 'image')}{'' if whole else f' of {count} looked at'} "
-        f"{'is' if len(black) == 1 else 'are'} black, 0 everywhere, as {black[0]}; "
-        "leave out what was never written",
-    )
+def about_flat(flat: Mapping[str, Any], count: int, whole: bool) -> tuple[str, ...]:
+    """Return lines about images of one value everywhere, as libraries fill what was never written.
+
+    Args:
+        flat: their values, by what the images are called.
+        count: of the images looked at.
+        whole: whether these are all images.
+    """
+    lines = []
+    for what in (True, False):
+        places = [place for place, value in flat.items() if (value == 0) == what]
+        if places:
+            how = "black, 0 everywhere" if what else "of one value everywhere"
+            at = places[0] if what else f"{places[0]}, {flat[places[0]]:g}"
+            lines.append(
+                f"{counted(len(places), 'image')}{'' if whole else f' of {count} looked at'} "
+                f"{'is' if len(places) == 1 else 'are'} {how}, as {at}; leave out what was never written"
+            )
+    return tuple(lines)
 
 
 def _sample(count: int) -> list[int]:
