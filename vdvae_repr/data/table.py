@@ -65,10 +65,11 @@ def read_table(path: str | Path, *needed: str) -> Table:
     """
     path = Path(path)
     text = read_text(path)
+    start = text.rfind("\n", 0, len(text) - len(text.lstrip())) + 1  # behind lines of blanks
+    first, text = 1 + text.count("\n", 0, start), text[start:]
     header, _, below = text.partition("\n")
-    first = 1
     if named := EXCEL.fullmatch(header.strip(" ")):
-        separator, text, first = named[1], below, 2
+        separator, text, first = named[1], below, first + 1
     else:
         names = header.casefold()
         separator = next(

@@ -212,9 +212,15 @@ def split_of(store: Latents, words: TaskLabels) -> Split:
         if tested == "val" and (splits == "test").any():
             text += ", as no image of split test has a label"
         if not test.any():
+            unlabelled = int(np.isin(splits, ["test", "val"]).sum())
+            found, remedy = (
+                (f"{unlabelled} without labels", "label these")
+                if unlabelled
+                else ("none", "call some test")
+            )
             raise TaskError(
                 f"{store.path}: expected labelled images of split test or val beside those of train, found "
-                f"none; call some test, or extract without splits, of which the first half of each "
+                f"{found}; {remedy}, or extract without splits, of which the first half of each "
                 f"{words.item}'s images is {words.train}"
             )
     else:

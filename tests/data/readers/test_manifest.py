@@ -49,7 +49,13 @@ PLAIN = "file,label,split\na.png,cat,train\nb.png,dog,test\n"
         (PLAIN.replace("\n", ",\n"), "m.csv"),
         ("\n".join(f",{line}" for line in PLAIN.split()), "m.csv"),
         (PLAIN + "\n,,\n", "m.csv"),
+        ("\n \t\n" + PLAIN, "m.csv"),
+        (
+            "\t\n" + "\n".join(f"\t{line}" for line in PLAIN.replace(",", "\t").splitlines()),
+            "m.csv",
+        ),
         ("sep=,\n" + PLAIN, "m.csv"),
+        ("\nsep=,\n" + PLAIN, "m.csv"),
         ("sep=;\r\n" + PLAIN.replace(",", ";").replace("\n", "\r\n"), "m.csv"),
         (codecs.BOM_UTF8 + b"SEP=\t\n" + PLAIN.replace(",", "\t").encode(), "m.csv"),
     ],
@@ -317,6 +323,6 @@ def test_one_file_in_two_rows_is_refused_or_said(table, tmp_path, monkeypatch):
     assert "1 row is the file of another row, by links, as a.png and link.png" in line
 
 
-def test_lines_are_counted_below_the_line_that_names_the_separator(table):
-    with pytest.raises(DataError, match=r"m.csv line 3: no such file"):
-        table("sep=;\nfile;label\nnone.png;cat\n")
+def test_lines_are_counted_below_what_stands_above_the_header(table):
+    with pytest.raises(DataError, match=r"m.csv line 5: no such file"):
+        table("\n \nsep=;\nfile;label\nnone.png;cat\n")
