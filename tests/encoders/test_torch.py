@@ -1,9 +1,12 @@
 """Any torch network as an encoder, by the names of its modules."""
 
 import copy
+import gc
 import os
+import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +140,30 @@ def test_what_a_random_twin_keeps_is_said(people, tmp_path, as_buffer):
     report = vr.probe(store, "face_id", controls="random-init", cache=None)
     (line,) = [note for note in report.notes if "random-init keeps" in note]
     assert "keeps 1 tensor of the network that nothing draws anew, as 0.kernel" in line
+
+
+class Unregistered(nn.Module):
+    """Numbers that may have been trained, where no `reset_parameters` comes to."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Conv2d(3, 4, 4, stride=4)
+        self.backbone = [nn.Conv2d(3, 3, 1, bias=False)]
+        self.tables = {"a": torch.randn(3), "ones": torch.ones(3), "whole": torch.arange(3)}
+        self.array = np.random.default_rng(0).normal(size=3)
+        self.bias = nn.Parameter(torch.randn(4))
+
+    def reset_parameters(self):
+        pass
+
+    def forward(self, x):
+        return self.out(self.backbone[0](x)) + self.bias[:, None, None]
+
+
+def test_a_random_twin_says_what_it_keeps_wherever_it_stands():
+    encoder = vr.TorchEncoder(Unregistered(), ["out"], size=16, mean=MEAN, std=STD)
+    twin = encoder.reinitialised(0)
+    assert set(twin.kept) == {"bias", "backbone[0].weight", "tables['a']", "array"}
 
 
 class Token(nn.Module):
@@ -474,6 +501,129 @@ def test_a_constant_that_the_code_uses_is_part_of_the_identity(monkeypatch):
     assert alike(Shaped).identity() != before
 
 
+# A network that multiplies by what stands in many places, each of which a person may edit.
+EDITED = """
+import argparse, dataclasses, functools, sys
+import numpy as np, torch
+from torch import nn
+import helping_module as helping
+
+@dataclasses.dataclass(slots=True)
+class Options:
+    scale: float
+
+class Helper:
+    @staticmethod
+    def of(x): return x * {a_class_that_is_used}
+
+@functools.lru_cache
+def cached(): return {a_function_with_a_cache}
+
+class Shared:
+    value = {a_class_of_an_object}
+
+SHARED, TABLES = Shared(), {{"scale": {a_dictionary_of_a_module}, "calls": 0}}
+
+def constant(values):
+    net = nn.Conv2d(4, 4, 1, bias=False)
+    nn.init.constant_(net.weight, values)
+    return net
+
+BEHIND = constant({a_network_of_a_module})
+
+def hook(module, inputs, output, by, of): return output * by
+
+class Net(nn.Module):
+    SCALES, CONFIG = [1.0, {a_list_of_a_class}], {{"scale": {a_dictionary_of_a_class}, "calls": 0}}
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 4, 4, stride=4, bias=False), nn.Identity()
+        nn.init.constant_(self.conv.weight, 1.0)
+        self.config = dict(a=1, b=2, c=3, scale={the_fourth_item_of_a_dictionary}, calls=0)
+        self.arguments = argparse.Namespace(a=1, b=2, c=3, scale={a_namespace})
+        self.options, self.parts = Options({a_slot}), [nn.Identity(), constant({a_network_in_a_list})]
+        self.arrays = {{"a": np.ones(3), "scale": np.full(1, {an_array_in_a_dictionary})}}
+        for by in (1.0, {the_second_hook}):
+            self.out.register_forward_hook(functools.partial(hook, by=by, of="net"))
+        self.frozen = nn.Parameter(torch.tensor({a_parameter_that_is_not_saved}))
+        self.bound = self.method
+
+    def state_dict(self, *args, **kwargs):
+        return {{k: v for k, v in super().state_dict(*args, **kwargs).items() if "frozen" not in k}}
+
+    def method(self, x, scale={a_default}): return x * scale
+
+    @property
+    def own(self): return {a_property}
+
+    def forward(self, x):
+        self.config["calls"] = self.CONFIG["calls"] = TABLES["calls"] = self.config["calls"] + 1
+        x = Helper.of(BEHIND(self.parts[1](self.conv(x)))) * SHARED.value * cached() * self.own
+        x = helping.by(self.bound(x)) * self.SCALES[1] * self.CONFIG["scale"] * TABLES["scale"]
+        x = x * self.config["scale"] * self.arguments.scale * self.options.scale * self.frozen
+        return self.out(x * float(self.arrays["scale"][0]))
+"""
+HELPING = "def by(x): return x * {a_module_that_is_used}"
+PLACES = sorted(set(re.findall(r"(?<![{])[{](\w+)[}]", EDITED + HELPING)))
+
+
+@pytest.fixture
+def edited(monkeypatch):
+    """Return an encoder of the network with 3 in one place and 1 in all others, as after an edit."""
+
+    def make(place=None):
+        values = {name: 3.0 if name == place else 1.0 for name in PLACES}
+        for name, text in (("helping_module", HELPING), ("edited_module", EDITED)):
+            module = types.ModuleType(name)
+            monkeypatch.setitem(sys.modules, name, module)
+            exec(text.format(**values), vars(module))
+        return vr.TorchEncoder(module.Net(), ["out"], size=16, mean=MEAN, std=STD)
+
+    return make
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_network_that_was_edited_in_any_place_is_another(edited, place):
+    images = np.full((2, 16, 16, 3), 200, np.uint8)
+    before, same, after = edited(), edited(), edited(place)
+    values = [e.read(images, e.layers).values["out", "activation"] for e in (before, after)]
+    torch.testing.assert_close(values[1], 3 * values[0])
+    shas = [encoder.identity()["weights_sha256"] for encoder in (before, same, after)]
+    assert shas[0] == shas[1] != shas[2]
+
+
+class Held(nn.Module):
+    """A network that its own attributes, hooks and children lead back to."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.outputs = nn.Conv2d(3, 4, 4, stride=4), {}
+        self.conv.register_forward_hook(self.keep)
+        self.table = {"own": self.forward}
+        self.conv.parents, self.others = [self], [nn.Identity()]
+        self.others[0].parents = [self, self.others]
+
+    def keep(self, module, inputs, output):
+        self.outputs["conv"] = output
+
+    def forward(self, x):
+        return self.conv(x)
+
+    def get_extra_state(self):
+        return {"epoch": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_a_network_may_hold_itself():
+    encoder = alike(Held)
+    assert encoder.identity() == alike(Held).identity()
+    twin = encoder.reinitialised(0)
+    assert not torch.equal(twin.net[0].conv.weight, encoder.net[0].conv.weight)
+
+
 def test_the_identity_of_a_network_is_the_same_in_every_session(tmp_path):
     lines = "import sys; sys.path.insert(0, sys.argv[1]); import test_torch as t; "
     lines += "print(t.alike(t.Shaped).identity()['weights_sha256'])"
@@ -512,6 +662,26 @@ def test_encoders_of_one_network_with_other_layers_each_have_their_random_twin(p
     for store, layer in zip(stores, ("conv", "head"), strict=True):
         rows = vr.probe(store, "face_id", heads=["nearest-neighbor"], cache=None).rows
         assert layer in {row.layer for row in rows if row.model == "random-init"}
+
+
+def test_a_random_twin_reads_tokens_as_its_store_does(people, tmp_path):
+    """An encoder of the same network that takes the class token for a patch is not asked."""
+
+    class Tokens(Token):
+        def reset_parameters(self):
+            nn.init.normal_(self.token)
+
+    net = nn.Sequential(Tokens())
+    options = {"layers": ["0"], "size": 16, "mean": MEAN, "std": STD}
+    encoder = vr.TorchEncoder(net, **options, prefix_tokens=1)
+    store = vr.extract(encoder, people(4), tmp_path / "e.h5")
+    del encoder
+    gc.collect()
+    other = vr.TorchEncoder(net, **options)
+    assert not [r for r in vr.probe(store, "face_id", cache=None).rows if r.model == "random-init"]
+    again = vr.TorchEncoder(net, **options, prefix_tokens=1)
+    assert [r for r in vr.probe(store, "face_id", cache=None).rows if r.model == "random-init"]
+    assert (other.prefix_tokens, again.prefix_tokens) == (0, 1)
 
 
 def test_kept_scores_of_a_random_twin_are_not_taken_for_those_of_another_network(people, tmp_path):

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, ClassVar, Generic, Protocol, TypeGuard, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from weakref import WeakSet
 
 import numpy as np
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from vdvae_repr.config import python_number, shown, whole_number
 from vdvae_repr.data.source import Preprocessing, RawImage
-from vdvae_repr.encoders.architecture import describe_network
+from vdvae_repr.encoders.architecture import Description, varies
 from vdvae_repr.errors import (
     CheckpointError,
     ConfigError,
@@ -249,13 +249,15 @@ class TorchEncoder:
     (N, C, H, W) or tokens (N, T, C); of a module that keeps channels last, `pool` is refused.
 
     The network is run in evaluation mode and left in the mode that it was in. `random-init`, the control,
-    initialises a copy of it anew by the `reset_parameters` of its modules, and says which saved buffers and
-    tensors that are attributes of its modules, not in lists of theirs, stay as they are; as a store cannot
-    hold a network, this control runs in the session in which the encoder was made, or made again.
+    initialises a copy of it anew by the `reset_parameters` of its modules, and says which tensors stay as
+    they are, also those of attributes and of networks in lists, which no `reset_parameters` comes to; as a
+    store cannot hold a network, this control runs in the session in which the encoder was made, or made
+    again.
 
     A store is of one network: of its weights, and of what it computes with, which are the classes of its
-    modules, their attributes, buffers, hooks and code. Not seen are values that lie in objects of other
-    libraries, in files, or in the environment; after such a change extract with `overwrite=True`.
+    modules, their attributes, buffers, hooks and code, and what this code uses of its own modules. Not seen
+    are values that lie in objects of other libraries, in modules that a function imports by itself, in
+    files, or in the environment, nor what passes change; after such a change extract with `overwrite=True`.
 
     Args:
         net: takes (N, 3, size, size) float32, normalised.
@@ -287,7 +289,7 @@ class TorchEncoder:
     kept: tuple[str, ...] = ()
     """Of a network with parameters drawn anew, the tensors that stayed as they were."""
     _options: frozenset[str] = frozenset()
-    """Keys of `describe_network` that tell a network of the user's: what passes leave as it is."""
+    """Places of the `Description` that tell a network of the user's: what passes leave as it is."""
 
     def __init__(
         self,
@@ -318,9 +320,9 @@ class TorchEncoder:
                 std,
                 prefix_tokens,
             )
-            described = describe_network(net)
+            described = Description(net).digests
             self._check_that_images_stand_alone()
-            after = describe_network(net)
+            after = Description(net).digests
         self._options = frozenset(key for key in described if described[key] == after.get(key))
         _KNOWN.add(self)
 
@@ -389,7 +391,7 @@ class TorchEncoder:
 
     def _network(self) -> str:
         """Return the SHA-256 of what the network computes with, apart from its weights."""
-        described = describe_network(self.net)
+        described = Description(self.net).digests
         options = {key: value for key, value in described.items() if key in self._options}
         return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
 
@@ -402,8 +404,8 @@ class TorchEncoder:
     def identity(self) -> dict[str, str]:
         """Return the store's attributes `model`, `config` (JSON) and `weights_sha256`."""
         config = json.dumps(self.config, sort_keys=True)
-        sha256 = hash_weights(config, self.net.state_dict())
-        return {"model": self.name, "config": config, "weights_sha256": sha256}
+        saved = {k: v for k, v in self.net.state_dict().items() if isinstance(v, Tensor)}
+        return {"model": self.name, "config": config, "weights_sha256": hash_weights(config, saved)}
 
     def shape(self, spec: LayerSpec, feature: str) -> tuple[int, ...]:
         """Return the shape of one image's feature."""
@@ -515,11 +517,12 @@ class TorchEncoder:
 _KNOWN: WeakSet[TorchEncoder] = WeakSet()
 
 
-def known_encoder(weights_sha256: str, layers: Iterable[str]) -> TorchEncoder | None:
-    """Return a `TorchEncoder` of this identity that has layers of these names, where this session has one."""
+def known_encoder(weights_sha256: str, layers: Iterable[LayerSpec]) -> TorchEncoder | None:
+    """Return a `TorchEncoder` of this identity that reads these layers so, where this session has one."""
+    wanted = {(spec.name, spec.prefix) for spec in layers}
     for encoder in list(_KNOWN):
-        names = {spec.name for spec in encoder.layers}
-        if names.issuperset(layers) and encoder.identity()["weights_sha256"] == weights_sha256:
+        read = {(spec.name, spec.prefix) for spec in encoder.layers}
+        if wanted <= read and encoder.identity()["weights_sha256"] == weights_sha256:
             return encoder
     return None
 
@@ -560,30 +563,24 @@ def reinitialised(net: nn.Module, seed: int, name: str) -> nn.Module:
 def _kept(net: nn.Module, twin: nn.Module, constant: Collection[str]) -> Iterator[str]:
     """Yield the names of a network's tensors that its twin has too, and that may have been trained.
 
-    These are buffers that are saved, and attributes of modules that a pass leaves as they are, of floating
-    point. Those of one value are as they start, as the running means of a network that was not trained.
+    These are what is saved, and tensors and arrays in attributes, globals and networks that are not
+    registered, where a pass leaves them as they are, of floating point. Those of one value are as they
+    start, as the running means of a network that was not trained.
 
     Args:
         net: the network.
         twin: a copy with parameters drawn anew.
-        constant: places of `describe_network` that a pass leaves as they are.
+        constant: places of the `Description` that a pass leaves as they are.
     """
-    saved = net.state_dict().keys()
-    for (path, module), (_, other) in zip(net.named_modules(), twin.named_modules(), strict=True):
-        for name, before in {**vars(module), **dict(module.named_buffers(recurse=False))}.items():
-            place, after = f"{path}.{name}".lstrip("."), getattr(other, name, None)
-            if place not in saved and f"{path} {name}" not in constant:
-                continue
-            if _varies(before) and _varies(after) and torch.equal(before, after):
-                yield place
-
-
-def _varies(value: Any) -> TypeGuard[Tensor]:
-    """Whether a value is a tensor of floating point that holds several numbers."""
-    if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
-        return False
-    several = value.is_floating_point() and value.numel() > 1
-    return several and bool((value != value.flatten()[0]).any())
+    drawn = twin.state_dict()
+    for name, before in net.state_dict().items():
+        if varies(before) and varies(drawn[name]) and torch.equal(before, drawn[name]):
+            yield name
+    description, after = Description(net), Description(twin).digests
+    passing = {name for name, _ in net.named_buffers(remove_duplicate=False)}
+    for place in sorted(description.numbers & set(constant) - passing):
+        if description.digests[place] == after.get(place):
+            yield place
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from vdvae_repr.encoders.student import StudentEncoder, random_student
 from vdvae_repr.encoders.vdvae import VDVAEEncoder, random_vdvae
 from vdvae_repr.errors import CheckpointError
 from vdvae_repr.model import published, weights
+from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.model.pixelcnn import PixelCNN
 from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.student import Student
@@ -128,7 +129,7 @@ def as_encoder(model: VDVAE | PixelCNN | Student | Encoder | str | Path) -> Enco
 
 @arithmetic()
 def random_twin(
-    config_json: str, weights_sha256: str, seed: int, layers: Sequence[str] = ()
+    config_json: str, weights_sha256: str, seed: int, layers: Sequence[LayerSpec] = ()
 ) -> Encoder:
     """Return the architecture of a store's model with random weights.
 
@@ -136,7 +137,7 @@ def random_twin(
         config_json: the store's attribute `config`.
         weights_sha256: the store's attribute of that name, by which a `TorchEncoder` is found again.
         seed: of the weights.
-        layers: names of the store's, which a `TorchEncoder` must have.
+        layers: the store's, which a `TorchEncoder` must have.
 
     Raises:
         CheckpointError: a network that is not at hand, or that cannot be initialised anew.

@@ -151,11 +151,10 @@ class RandomTwin:
     @cached_property
     def _encoder(self) -> Encoder:
         info = self._store.info
-        names = [spec.name for spec in info.layers]
-        twin = random_twin(info.config, info.weights_sha256, self._seed, names)
+        twin = random_twin(info.config, info.weights_sha256, self._seed, info.layers)
         if twin.identity()["weights_sha256"] == info.weights_sha256:
             other = self._seed + INITIALISATIONS  # that of no other twin
-            twin = random_twin(info.config, info.weights_sha256, other, names)
+            twin = random_twin(info.config, info.weights_sha256, other, info.layers)
         return twin
 
     @cached_property
