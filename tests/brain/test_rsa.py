@@ -66,6 +66,23 @@ def test_patterns_without_any_variation_are_unlike_every_other():
     assert np.array_equal(found, 1 - np.eye(24))
 
 
+@pytest.mark.parametrize("kind", ["correlation", "euclidean"])
+@pytest.mark.parametrize("dims", [2, 3, 6])
+def test_dissimilarities_that_are_equal_are_ties(dims, kind):
+    """Rounding ranks none of them: of two values r is 1 or -1, of marks there are few distances."""
+    rng = np.random.default_rng(dims)
+    X = rng.normal(3, 1, (40, 2)) if dims == 2 else rng.integers(0, 2, (40, dims)) * 0.1 + 0.7
+    found = layer_rdm(X @ X.T, X.sum(axis=1), dims, kind)
+    exact = squareform(pdist(X, "sqeuclidean")) / dims
+    if kind == "correlation":
+        varies = np.ptp(X, axis=1) > 0
+        exact = np.ones((40, 40)) - np.eye(40)
+        exact[np.ix_(varies, varies)] = squareform(pdist(X[varies], "correlation"))
+    if dims > 2 or kind == "correlation":
+        assert len(np.unique(found)) == len(np.unique(exact.round(9)))
+    np.testing.assert_allclose(found, exact, atol=1e-12)
+
+
 @pytest.mark.parametrize("mean", [1e4, 1e5, 1e6])
 def test_patterns_that_vary_little_beside_their_mean_are_not_constant(mean):
     X = (mean + np.random.default_rng(0).normal(size=(12, 300))).astype(np.float32).astype(float)

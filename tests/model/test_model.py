@@ -246,6 +246,15 @@ def test_packaged_models(name):
     assert (checkpoint.WEIGHTS_FOLDER / f"{name}.safetensors").stat().st_size <= 10_000_000
 
 
+@pytest.mark.parametrize("name", checkpoint.packaged_names())
+def test_a_packaged_file_of_which_a_byte_was_turned_is_refused(tmp_path, name):
+    content = bytearray((checkpoint.WEIGHTS_FOLDER / f"{name}.safetensors").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "m.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match="do not match their SHA-256"):
+        checkpoint.load(tmp_path / "m.safetensors")
+
+
 def _published(model):
     """The model's weights under the published names."""
     pairs = [

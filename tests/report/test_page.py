@@ -22,6 +22,7 @@ import vdvae_repr as vr
 from vdvae_repr import results
 from vdvae_repr.cli import app
 from vdvae_repr.errors import StoreError, TaskError
+from vdvae_repr.latents.options import Frame, Sampling, Storage
 from vdvae_repr.model.weights import save
 from vdvae_repr.output import VOXELS, inert, is_own
 from vdvae_repr.report import charts, pictures, summary
@@ -579,6 +580,24 @@ def test_nearest_images_are_those_of_the_nearest_neighbour(store, probed, tmp_pa
         assert nearest == [ids[k] for k in np.argsort(-alike[row], kind="stable")[:5]]
         marks = [tile.alike for tile in dict(query.by_layer)[last]]
         assert marks == [y[ids.index(name)] == y[row] for name in nearest]
+
+
+@pytest.mark.parametrize("how", ["crop", "pool", "z"])
+def test_a_store_that_was_read_otherwise_is_refused(store, probed, tiny, people, tmp_path, how):
+    ways = {
+        "crop": (Frame(crop=12), "of the central square of 12 pixels"),
+        "pool": (Storage(pool="avg"), ", pooled avg, of"),
+        "z": (Sampling(z="sample"), "z sample, of the"),
+    }
+    option, said = ways[how]
+    other = vr.extract(tiny, people(6), tmp_path / "o.h5", option, batch_size=12)
+    match = rf"expected latents read as those of the results \(z mean.*\), found others \(.*{said}"
+    with pytest.raises(StoreError, match=match):
+        probed.page(tmp_path / "index.html", other)
+    arguments = ["compare", str(store.path), str(store.path), "--out", str(tmp_path / "c")]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    with pytest.raises(StoreError, match=f"{match}.*compared"):
+        vr.Report.load(tmp_path / "c").page(tmp_path / "index.html", other)
 
 
 def test_a_store_of_other_images_or_weights_is_refused(store, probed, tiny, people, tmp_path):

@@ -456,11 +456,7 @@ def _reading(store: Latents) -> dict[str, Any]:
 
 
 def _in_words(info: StoreInfo) -> str:
-    draws = "" if info.draws is None else f", {counted(info.draws, 'draw')}"
-    pooled = "" if info.pool is None else f", pooled {info.pool}"
-    return (
-        f"weights {info.weights_sha256[:8]}, z {info.z}{draws}{pooled}, of {info.images_in_words}"
-    )
+    return f"weights {info.weights_sha256[:8]}, {info.reading_in_words}"
 
 
 def _is_number(value: Any) -> bool:

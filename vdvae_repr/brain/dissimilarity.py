@@ -213,14 +213,17 @@ def layer_rdm(inner: Values, sums: Values, dims: int, kind: str) -> Values:
     """
     if kind == "euclidean":
         own = np.diag(inner)
-        return np.asarray(np.maximum(own[:, None] + own - 2 * inner, 0) / dims)
-    centred = inner - np.outer(sums, sums) / dims
-    lengths = np.sqrt(np.maximum(np.diag(centred), 0))
-    constant = lengths**2 <= CONSTANT * np.diag(inner)
-    lengths = np.where(constant, np.inf, lengths)
-    rdm = 1 - centred / np.outer(lengths, lengths)
-    np.fill_diagonal(rdm, 0)
-    return np.asarray(rdm)
+        rdm = np.maximum(own[:, None] + own - 2 * inner, 0) / dims
+    else:
+        centred = inner - np.outer(sums, sums) / dims
+        lengths = np.sqrt(np.maximum(np.diag(centred), 0))
+        constant = lengths**2 <= CONSTANT * np.diag(inner)
+        lengths = np.where(constant, np.inf, lengths)
+        r = centred / np.outer(lengths, lengths)
+        rdm = 1 - (np.sign(r) if dims == 2 else r)  # of two values r is 1 or -1
+        np.fill_diagonal(rdm, 0)
+    step = ROUNDING * rdm.max(initial=0)  # below which rounding would rank what is equal
+    return np.asarray(np.round(rdm / step) * step if step > 0 else rdm)
 
 
 def are_constant(values: Values) -> NDArray[np.bool_]:

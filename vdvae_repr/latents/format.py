@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from vdvae_repr.data.hdf5 import leads_outside
 from vdvae_repr.data.names import unfit_for_a_file
-from vdvae_repr.errors import StoreError, first_line
+from vdvae_repr.errors import StoreError, counted, first_line
 from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.output import put_in_place
 
@@ -94,6 +94,13 @@ class StoreInfo:
     def is_predicted(self) -> bool:
         """Whether the latents were imported, so that they are of images by their ids alone."""
         return self.source.startswith(PREDICTED)
+
+    @property
+    def reading_in_words(self) -> str:
+        """How images became latents, apart from the weights, in words."""
+        draws = "" if self.draws is None else f", {counted(self.draws, 'draw')}"
+        pooled = "" if self.pool is None else f", pooled {self.pool}"
+        return f"z {self.z}{draws}{pooled}, of {self.images_in_words}"
 
     @property
     def images_in_words(self) -> str:

@@ -185,6 +185,7 @@ def _record(store: Latents) -> dict[str, str]:
         "version": version(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "store": str(store.path),
+        "reading": store.info.reading_in_words,
     }
     if store.info.source_sha256 is not None:
         record["images_sha256"] = store.info.source_sha256

@@ -104,6 +104,7 @@ def _record(a: Latents, b: Latents, feature: str | None) -> dict[str, str]:
             f"{side}_feature": feature or store.default_feature,
             f"{side}_store": str(store.path),
             f"{side}_weights_sha256": store.info.weights_sha256,
+            f"{side}_reading": store.info.reading_in_words,
         }
     return record
 

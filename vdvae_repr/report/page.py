@@ -181,7 +181,7 @@ def check(path: Path) -> None:
 
 
 def expect_of_results(store: Latents, findings: Findings) -> None:
-    """Refuse a store of other images or weights than those of the results.
+    """Refuse a store of other images or weights than those of the results, or that was read otherwise.
 
     Raises:
         StoreError: says which differ.
@@ -196,13 +196,18 @@ def expect_of_results(store: Latents, findings: Findings) -> None:
                 "layers without; run compare again"
             )
         _expect_images(store, compared.get("images", ""), compared.get("images_sha256"), "compared")
-        weights = [compared.get(f"{side}_weights_sha256") for side in ("rows", "columns")]
-        if own is None and info.weights_sha256 not in weights:
+        sides = {
+            compared.get(f"{side}_weights_sha256"): compared.get(f"{side}_reading")
+            for side in ("columns", "rows")
+        }
+        if own is None and info.weights_sha256 not in sides:
             raise StoreError(
                 f"{store.path}: expected a store that was compared, of {compared.get('rows_model')} or "
                 f"{compared.get('columns_model')} with the weights of then, found {info.model} "
                 f"{info.weights_sha256[:12]}; give one of those"
             )
+        if own is None:
+            _expect_reading(store, sides[info.weights_sha256], "compared")
     if own is None:
         return
     _expect_images(store, own.source, findings.record.get("images_sha256"), "probed")
@@ -211,6 +216,21 @@ def expect_of_results(store: Latents, findings: Findings) -> None:
             f"{store.path}: expected latents of the weights of the results, {own.model} "
             f"{own.weights_sha256[:12]}, found {info.model} {info.weights_sha256[:12]}; give the store that "
             "was probed"
+        )
+    _expect_reading(store, findings.record.get("reading"), "probed")
+
+
+def _expect_reading(store: Latents, reading: str | None, done: str) -> None:
+    """Refuse a store of images that were cropped, drawn of or pooled otherwise, where that is known.
+
+    Raises:
+        StoreError: says which differ.
+    """
+    found = store.info.reading_in_words
+    if reading not in (None, found):
+        raise StoreError(
+            f"{store.path}: expected latents read as those of the results ({reading}), found others "
+            f"({found}); give the store that was {done}"
         )
 
 

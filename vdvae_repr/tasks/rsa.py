@@ -77,7 +77,7 @@ class RSA(Task):
     """
 
     name: ClassVar[str] = "rsa"
-    version: ClassVar[int | None] = 2
+    version: ClassVar[int | None] = 3
 
     rdm: Any = field(
         default=None,
