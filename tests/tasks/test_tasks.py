@@ -96,7 +96,9 @@ def test_images_of_split_train_alone_are_refused_as_such(tiny, tmp_path, people,
     splits, labels = ("test", *splits[1:]), np.where(np.arange(len(source)), source.labels, -1)
     unlabelled = replace(source, splits=splits, labels=labels)
     without = vr.extract(tiny, unlabelled, tmp_path / "b.h5", layers="1x1")
-    with pytest.raises(vr.TaskError, match="train, found 1 without labels; label these, or extract"):
+    with pytest.raises(
+        vr.TaskError, match="train, found 1 without labels; label these, or extract"
+    ):
         vr.probe(without, task)
 
 
