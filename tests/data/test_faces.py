@@ -41,6 +41,10 @@ def test_pairs_are_rows(listed):
         ),
         ("1\nAnn\t1\t01\nAnn\t1\tBo_Li\t1\n", "line 2: expected two images of Ann"),
         ("1\nAnn\t1\t7\nAnn\t1\tCy\t1\n", r"2 images are not in the store, as Ann_0007 \(line 2\)"),
+        (
+            "1\nAnn\t1\t7\nAnn\t7\tBo_Li\t1\n",
+            r"1 image is not in the store, as Ann_0007 \(line 2\); ",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_list_is_named(listed, text, message):
@@ -105,6 +109,10 @@ def test_folds_and_splits_of_ones_own_pairs(table):
         (
             OWN + f"{A},x.jpg,1\n",
             r"1 image is not in the store, as 'x.jpg' \(line 4\); ids there are as",
+        ),
+        (
+            OWN + f"{A},x.jpg,1\nx.jpg,y.jpg,0\n",
+            r"2 images are not in the store, as 'x.jpg' \(line 4\), 'y.jpg' \(line 5\);",
         ),
         (OWN.replace("same", "match"), "expected a column 'same', found first, second, match"),
         (

@@ -371,6 +371,38 @@ def test_names_of_classes_that_surprise_are_said_of_a_source_by_hand_once(names,
     )
 
 
+@pytest.mark.parametrize(
+    ("splits", "lines"),
+    [
+        (
+            ("train", "eval", "eval"),
+            ["no split is called 'eval' (2 images): what goes by splits leaves them out; "
+             "rename them to train, val, test"],
+        ),
+        (("train", "", "test"), ["1 image belongs to no split"]),
+        (("train", "val", "test"), []),
+    ],
+)  # fmt: skip
+def test_splits_of_a_source_by_hand_that_mean_none_are_said_as_those_of_a_table_are(
+    tmp_path, splits, lines
+):
+    source = vr.Source(
+        name="mine", ids=("a", "b", "c"), reader=lambda i: np.zeros((8, 8, 3), np.uint8) + 9,
+        labels=np.array([0, 1, 1]), splits=splits,
+    )  # fmt: skip
+    said = []
+    open_source(source, notice=said.append)
+    assert said == [f"mine: {line}" for line in lines]
+    (tmp_path / "t.csv").write_text(
+        "file,label,split\n" + "".join(f"{i}.png,a,{split}\n" for i, split in enumerate(splits))
+    )
+    for i in range(3):
+        Image.new("RGB", (8, 8), "red").save(tmp_path / f"{i}.png")
+    of_table = []
+    open_source(tmp_path / "t.csv", notice=of_table.append)
+    assert [line.partition(": ")[2] for line in of_table if "split" in line] == lines
+
+
 def test_options_of_data_sets_by_name_are_said_to_be_unused_elsewhere(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()

@@ -109,9 +109,12 @@ def test_what_a_png_of_16_bits_calls_transparent_is_white():
         ({"labels": np.array([0, -2]), "label_names": ("a", "b")}, "from -1 to 1, .* found -2"),
         ({"labels": np.array([0, -2])}, "from 0, or -1 where there is none, found -2"),
         ({"labels": np.array([0, 1]), "splits": ("train",)}, "expected 2 splits, found 1"),
+        ({"labels": np.array([0, 1]), "factors": {3: np.ones(2)}}, "texts, found 3 of type int; rename"),
+        ({"labels": np.array([0, 1]), "factors": {(1, "a"): np.ones(2)}}, "texts, found .* of type tuple"),
+        ({"labels": np.array([0, 1]), "factors": [np.ones(2)]}, "expected arrays by name, .* found list"),
     ],
-)
-def test_labels_and_splits_that_no_store_keeps_are_refused(given, message):
+)  # fmt: skip
+def test_labels_splits_and_factors_that_no_store_keeps_are_refused(given, message):
     with pytest.raises(DataError, match=message):
         Source(name="s", ids=("x", "y"), reader=lambda index: GREY, **given)
 

@@ -59,6 +59,13 @@ def test_every_layer_holds_timms_own_values(name, layers, photo):
             assert gap <= 1e-5 * np.abs(value).max(), spec.name
 
 
+def test_a_layer_without_a_name_at_timm_has_one():
+    assert [spec.name for spec in vr.load("timm:tresnet_m@random").layers][:2] == [
+        "stem",
+        "body.layer1",
+    ]
+
+
 def test_a_store_holds_every_layer_and_small_images(resnet, tmp_path, photo):
     pictures = np.stack([np.asarray(photo), np.asarray(photo)[::-1]])
     store = vr.extract(resnet, pictures, tmp_path / "r.h5")
@@ -367,6 +374,52 @@ def test_own_weights_that_do_not_fill_the_network_are_refused(tmp_path, state, c
     with pytest.raises(vr.CheckpointError, match=message) as refusal:
         vr.load(f"timm:resnet10t@{tmp_path / 'own.pth'}")
     assert "\n" not in str(refusal.value)
+
+
+def under(beginning, state):
+    return {f"{beginning}{key}": value.clone() for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *[
+            (lambda s, b=b: under(b, s), f"found tensors under '{b[:-1]}', which are none")
+            for b in ("exp_avg.", "grad.", "optimizer.", "momentum_buffer.", "module.exp_avg_sq.")
+        ],
+        (lambda s: under("exp_avg.", s) | {"step": torch.ones(())}, "found tensors under 'exp_avg'"),
+        (lambda s: under("m.", s) | {"lora.fc.A": torch.ones(2)}, "1 tensor of adapters to .*, as lora"),
+        (lambda s: under("m.", s) | {"adapter.a": torch.ones(2), "adapter.b": torch.ones(2)},
+         r"2 tensors of adapters to them, as adapter\.a; merge"),
+        (lambda s: under("m.", s) | {"m.fc.lora_A.default.weight": torch.ones(2)}, "1 tensor of adapters"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "write"), [("timm:resnet10t", save_file), ("facenet:vggface2", torch.save)]
+)
+def test_what_is_no_weight_or_changes_the_weights_is_refused_by_its_name(
+    tmp_path, change, message, name, write
+):
+    own = {
+        key: value
+        for key, value in vr.load(f"{name}@random").net.state_dict().items()
+        if "logits" not in key
+    }
+    write(change(own), tmp_path / "w.pt")
+    with pytest.raises(vr.CheckpointError, match=message) as refusal:
+        vr.load(f"{name}@{tmp_path / 'w.pt'}")
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "beginning", ["momentum_encoder.", "teacher.", "module.momentum_backbone."]
+)
+def test_averaged_networks_and_projectors_beside_them_are_no_moments_and_no_adapters(
+    tmp_path, state, beginning
+):
+    torch.save(under(beginning, state) | {"projector.0.weight": torch.ones(4)}, tmp_path / "w.pt")
+    loaded = vr.load(f"timm:resnet10t@{tmp_path / 'w.pt'}").net.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in loaded.items())
 
 
 def test_names_that_timm_translates_are_taken(tmp_path):

@@ -609,6 +609,12 @@ def test_names_of_averaged_models_are_those_of_torch():
         (lambda s: {"grads": s}, "found tensors under 'grads', which are none"),
         (lambda s: {"state_dict_delta": s}, "found tensors under 'state_dict_delta'"),
         (lambda s: {"optimizer": {"exp_avg": s}}, "found tensors under 'optimizer'"),
+        (lambda s: {f"exp_avg.{k}": v for k, v in s.items()}, "found tensors under 'exp_avg'"),
+        (
+            lambda s: {f"model.grad.{k}": v for k, v in s.items()},
+            "found tensors under 'model.grad'",
+        ),
+        (lambda s: s | {"lora.A": torch.zeros(2)}, "found 1 tensor of adapters to them, as lora.A"),
         (lambda s: {"shadow_params": list(s.values())}, "found a list under 'shadow_params'"),
         (lambda s: {"models": [s]}, "found a list under 'models'"),
         (

@@ -88,7 +88,7 @@ def test_few_shot_says_whatever_split_its_images_are_of(noise):
     store = noise(splits=splits)
     (line, *_) = notes(store, vr.FewShot(ways=2, episodes=4))
     assert "images of every split are taken: exclude (8), test (16), train (24)" in line
-    assert "8 images of no split left out" in notes(store, "classification")[0]
+    assert "8 images of split exclude left out" in notes(store, "classification")[0]
     (line, *_) = notes(noise(splits=["train"] * 48), vr.FewShot(ways=2, episodes=4))
     assert "every split" not in line
 

@@ -345,7 +345,9 @@ def test_every_task_counts_the_images_that_it_leaves_out(tiny, people, tmp_path)
         vr.extract(tiny, other, tmp_path / "o.h5", layers="1x1")
     )
     assert problem.n_train + problem.n_test == 24
-    assert "24 images of no split left out" in problem.split.text
+    assert "; 12 images of no split left out; 12 images of split gallery left out" in (
+        problem.split.text
+    )
     assert "categories" not in problem.split.text
 
 

@@ -179,7 +179,7 @@ def _read_list(path: Path, ids: Sequence[str]) -> tuple[Pairs, NDArray[np.str_] 
     same, fold, split = table["same"], table.column("fold"), table.column("split")
     first, second = _ids_of_pairs(table)
     rows = {image_id: row for row, image_id in enumerate(ids)}
-    missing: list[str] = []
+    missing: dict[str, str] = {}  # each image that no row is of, and where it is named first
     for line, a, b, truth in zip(table.lines, first, second, same, strict=True):
         if a == b:
             raise DataError(f"{path} line {line}: expected two images, found {a!r} twice")
@@ -187,11 +187,13 @@ def _read_list(path: Path, ids: Sequence[str]) -> tuple[Pairs, NDArray[np.str_] 
             raise DataError(
                 f"{path} line {line}: expected 1 or 0 in column 'same', found {truth!r}"
             )
-        missing += [f"{image_id!r} (line {line})" for image_id in (a, b) if image_id not in rows]
+        for image_id in (a, b):
+            if image_id not in rows:
+                missing.setdefault(image_id, f"{image_id!r} (line {line})")
     if missing:
         raise DataError(
             f"{path}: {counted(len(missing), 'image', 'is', 'are')} not in the store, as "
-            f"{', '.join(missing[:3])}; ids there are as {ids[0]!r}"
+            f"{', '.join([*missing.values()][:3])}; ids there are as {ids[0]!r}"
         )
     for line, value in zip(table.lines, fold or (), strict=fold is not None):
         if is_missing(value):
@@ -331,7 +333,7 @@ def read_pairs(path: str | Path, ids: Sequence[str]) -> Pairs:
     rows: dict[str, list[int]] = {}
     for row, image_id in enumerate(ids):
         rows.setdefault(PurePosixPath(image_id).stem, []).append(row)
-    missing: list[str] = []
+    missing: dict[str, str] = {}  # each image that no row is of, and where it is named first
 
     def row_of(name: str, number: str, line: int) -> int:
         if not number.isdecimal():
@@ -343,7 +345,7 @@ def read_pairs(path: str | Path, ids: Sequence[str]) -> Pairs:
                 f"{path} line {line}: {stem} is the name of {len(found)} images, as {ids[found[0]]}"
             )
         if not found:
-            missing.append(f"{stem} (line {line})")
+            missing.setdefault(stem, f"{stem} (line {line})")
         return found[0] if found else -1
 
     first, second, same = [], [], []
@@ -371,7 +373,7 @@ def read_pairs(path: str | Path, ids: Sequence[str]) -> Pairs:
     if missing:
         raise DataError(
             f"{path}: {counted(len(missing), 'image', 'is', 'are')} not in the store, as "
-            f"{', '.join(missing[:3])}; extract the folder that the list is of"
+            f"{', '.join([*missing.values()][:3])}; extract the folder that the list is of"
         )
     fold = np.arange(len(same)) // (2 * count)
     return Pairs(np.array(first), np.array(second), np.array(same), fold)

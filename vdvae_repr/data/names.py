@@ -148,8 +148,9 @@ WHOLE_FLOAT = re.compile(r"\+?(-?\d+)\.0*", re.ASCII)  # as 3.0, or 3.
 CODE = re.compile(r"0\d+")  # as 007
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}\.\d{3}", re.ASCII)  # which decimal commas go with
-NUMBER_LIKE = re.compile(  # as `20,5`, `1,000`, `12 kg`, `$1.50` or `(1.5)`
+NUMBER_LIKE = re.compile(  # as `20,5`, `1,000`, `12 kg`, `$1.50` or `(1.5)`, or Fortran's `5.07D+01`
     r"\(?[+\u2212-]?[$\u00a3\u00a5\u20ac]?\s?[+\u2212-]?\d[\d.,'\u2019 \u00a0\u2009\u202f]*\s*[^\d\s]{0,3}"
+    r"|[+-]?\d*\.\d*[dD][+-]\d{2,3}"
 )
 SIGNED = re.compile(r"\+\d+|-0", re.ASCII)  # of which the sign counts for nothing
 WHOLE = re.compile(r"-?\d{1,20}", re.ASCII)

@@ -29,7 +29,7 @@ from vdvae_repr.config import (
 from vdvae_repr.data.datasets import BUILT_IN, DATASETS, is_name, open_built_in, open_dataset
 from vdvae_repr.data.hdf5 import HDF5
 from vdvae_repr.data.kinds import another_kind, reading_failure, why_unreadable
-from vdvae_repr.data.names import about_class_names
+from vdvae_repr.data.names import about_class_names, splits_of
 from vdvae_repr.data.readers.arrays import (
     Part,
     array_source,
@@ -158,11 +158,12 @@ def _open(data: str | Path | NDArray[Any] | Source, root: Path | None, download:
 
 
 def _with_names_told(source: Source) -> Source:
-    """Add to the notices of a source that was made by hand what readers say of the names of classes."""
+    """Add to the notices of a source that was made by hand what readers say of classes and splits."""
     if source.opened is not None or source.paths:
         return source
     occurring = [source.label_names[number] for number in sorted({*source.labels.tolist()} - {-1})]
-    lines = map(printable, about_class_names(occurring, "label_names"))
+    about = (*splits_of(source.splits)[1], *about_class_names(occurring, "label_names"))
+    lines = map(printable, about)
     if new := [line for line in lines if line not in source.notices]:
         return replace(source, notices=(*source.notices, *new))
     return source

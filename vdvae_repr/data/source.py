@@ -209,6 +209,11 @@ class Source(Dataset[Image.Image]):
                 raise DataError(f"{self.name}: {name}: {why}")
         for name in ("ids", "splits", "label_names"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not hasattr(self.factors, "items"):
+            raise DataError(
+                f"{self.name}: factors: expected arrays by name, as {{'age': ages}}, found "
+                f"{type(self.factors).__name__}"
+            )
         by_position = {name: np.asanyarray(values) for name, values in self.factors.items()}
         object.__setattr__(self, "factors", by_position)
         if not self.ids:
@@ -606,10 +611,15 @@ def check_names(source: Source) -> None:
 
     Raises:
         DataError: an id or name that is empty or longer than `LONGEST`; a text that holds a NUL or is not
-            Unicode; a factor's name that `unfit_for_a_file` says something of; a factor that is no array of N
-            numbers or texts; a class name that occurs twice, or that has line breaks.
+            Unicode; a factor's name that is no text, or that `unfit_for_a_file` says something of; a factor
+            that is no array of N numbers or texts; a class name that occurs twice, or that has line breaks.
     """
     for name, values in source.factors.items():
+        if not isinstance(name, str):
+            raise DataError(
+                f"{source.name}: factors: expected names that are texts, found {name!r:.40} of type "
+                f"{type(name).__name__}; rename that column"
+            )
         if why := hidden_by_mask(values, "values", name):
             raise DataError(f"{source.name}: factor {name!r}: {why}")
         if why := unfit_for_a_file(name):

@@ -39,7 +39,7 @@ from vdvae_repr.model.layers import LayerSpec
 from vdvae_repr.model.noise import NoiseFn, seed_of
 from vdvae_repr.model.precision import Precision, arithmetic
 from vdvae_repr.model.preprocessing import as_image_tensor
-from vdvae_repr.model.weights import about_shard, hash_weights, weights_sha256
+from vdvae_repr.model.weights import about_shard, hash_weights, refuse_no_weights, weights_sha256
 from vdvae_repr.pixels import to_rgb
 
 logger = logging.getLogger(__name__)
@@ -769,6 +769,7 @@ def checked_state(
             "save the one that is meant"
         )
     prefix = "" if filled[""] == len(required) else max(filled, key=lambda key: filled[key])
+    refuse_no_weights(prefix.rstrip("."), where)
     inside = {
         key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
     }

@@ -41,6 +41,7 @@ from vdvae_repr.model.weights import check_finite, check_readable, read_th, read
 
 PREFIX = "timm:"
 EMBEDDING = "embedding"
+STEM = "stem"  # where timm gives features a name that is empty, as those of tresnet_m
 SAMPLED = 64  # values of a parameter, to tell whether a checkpoint holds them
 TIMEOUT = 5.0  # seconds, to tell whether the hub can be reached
 
@@ -114,7 +115,7 @@ class TimmEncoder(TorchEncoder):
             raise CheckpointError(
                 f"{name}: expected a model of square RGB images, found inputs {data['input_size']}"
             )
-        stages = [row["module"] for row in net.feature_info]  # type: ignore[union-attr]
+        stages = [row["module"] or STEM for row in net.feature_info]  # type: ignore[union-attr]
         if not hasattr(net, "forward_intermediates") or len(set(stages)) < len(stages):
             raise CheckpointError(
                 f"{name}: timm gives no intermediate features of it under one name each; name its modules in "

@@ -48,7 +48,7 @@ from vdvae_repr.config import (
     suggestion,
     whole_number,
 )
-from vdvae_repr.errors import CheckpointError, ConfigError, first_line, printable
+from vdvae_repr.errors import CheckpointError, ConfigError, counted, first_line, printable
 from vdvae_repr.model.base import SavedModel
 from vdvae_repr.model.build import build, check_buildable, on_meta
 from vdvae_repr.model.graphs import graph_inference
@@ -66,9 +66,10 @@ AVERAGE_FILE = "average.safetensors"  # of a run's checkpoint, beside its model.
 TRAINED_ON_FILE = "trained_on.npy"  # of a run folder: hashes of the images trained on, sorted
 NAME_IT = "load it with preset=NAME, a preset's name or a TOML"
 NO_WEIGHTS = re.compile(  # keys under which tensors are called as the weights are
-    r"(?i)(?:.*[\W_])?(?:grads?|gradients?|deltas?|diffs?|moments?|momentum|exp_avg(?:_sq)?|optimi[sz]ers?)"
-    r"(?:[\W_].*)?"
+    r"(?i)(?:.*[\W_])?(?:grads?|gradients?|deltas?|diffs?|moments?|exp_avg(?:_sq)?|optimi[sz]ers?"
+    r"|momentum(?!_(?:backbone|encoder|model|net|teacher)))(?:[\W_].*)?"  # of networks it is an average
 )
+ADAPTER = re.compile(r"(?i)(?<![a-z])(?:lora|dora|loha|lokr|ia3|adapters?)(?![a-z])")
 AVERAGED = re.compile(r"(?i)(?<![a-z])(?:ema|swa|averaged?|avg|shadow)(?![a-z])")  # of steps
 INSIDE = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What torch puts into names where it compiles, shards or recomputes a module."""
@@ -290,6 +291,14 @@ class _WeightsFile:
         if len(stored) < len(shapes):  # two names would be one
             stored = {name: name for name in shapes}
         shapes = {name: shapes[key] for name, key in stored.items()}
+        for plain, name in _without_wrapper({name: name for name in shapes}).items():
+            refuse_no_weights(name.removesuffix(plain).rstrip("."), path)
+        if adapters := [name for name in shapes if ADAPTER.search(name)]:
+            raise CheckpointError(
+                f"{path}: expected a network's own weights, found {counted(len(adapters), 'tensor')} of "
+                f"adapters to them, as {adapters[0]}; merge these into the weights, as merge_and_unload of "
+                "peft does, or save the weights without them"
+            )
         if (count := _count_of_average(shapes)) is not None:
             del stored[count], shapes[count]
         return cls(path, stored, shapes, metadata)
@@ -669,11 +678,7 @@ def unwrapped(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
                 f"{path}: holds two sets of weights, one under {shown(inside[0])} and one beside it; save "
                 f"the one that is meant: torch.save({whole}[{inside[0]!r}], FILE)"
             )
-        if NO_WEIGHTS.fullmatch(inside[0]):
-            raise CheckpointError(
-                f"{path}: expected weights, found tensors under {shown(inside[0])}, which are none; save "
-                "weights with torch.save(model.state_dict(), FILE)"
-            )
+        refuse_no_weights(inside[0], path)
         if not isinstance(state[inside[0]], Mapping):
             raise CheckpointError(
                 f"{path}: expected tensors by the names of parameters, found a list under "
@@ -725,6 +730,19 @@ def unwrapped(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
             f"{_size(path)}; get it again"
         )
     return tensors
+
+
+def refuse_no_weights(place: str, where: str | Path) -> None:
+    """Refuse tensors that lie under a key, or a beginning of all names, of gradients or moments, say.
+
+    Raises:
+        CheckpointError: as described.
+    """
+    if NO_WEIGHTS.fullmatch(place):
+        raise CheckpointError(
+            f"{where}: expected weights, found tensors under {shown(place)}, which are none; save "
+            "weights with torch.save(model.state_dict(), FILE)"
+        )
 
 
 def _refuse_archive(path: Path, whole: bool) -> None:

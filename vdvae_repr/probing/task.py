@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
 from vdvae_repr.config import hidden_by_mask, python_number, suggestion, without_order
-from vdvae_repr.data.names import is_missing, look_alikes, may_stand_for_none
-from vdvae_repr.errors import TaskError
+from vdvae_repr.data.names import SPLITS, is_missing, look_alikes, may_stand_for_none
+from vdvae_repr.errors import TaskError, counted
 from vdvae_repr.heads.gram import Rows
 from vdvae_repr.heads.linear import LogisticProbe, Ridge, RidgeRegressor, apart_from_others
 from vdvae_repr.heads.sgd import SGDProbe
@@ -660,6 +660,19 @@ def without_splits(splits: NDArray[np.str_]) -> str:
     ('no splits', 'all images are of split test')
     """
     return f"all images are of split {splits[0]}" if splits[0] else "no splits"
+
+
+def of_other_splits(splits: NDArray[np.str_]) -> str:
+    """Say how many images (N,) are left out, as they are of no split, or of one that tasks do not know.
+
+    >>> of_other_splits(np.array(["train", "eval", "", "eval"])), of_other_splits(np.array(["train"]))
+    ('; 1 image of no split left out; 2 images of split eval left out', '')
+    """
+    counts = Counter(splits[~np.isin(splits, SPLITS)].tolist())
+    return "".join(
+        f"; {counted(counts[split], 'image')} of {f'split {split}' if split else 'no split'} left out"
+        for split in sorted(counts)
+    )
 
 
 def first_halves(labels: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -25,7 +25,7 @@ from vdvae_repr.brain.responses import (
 )
 from vdvae_repr.brain.voxelwise import Predicted
 from vdvae_repr.data.names import SPLITS
-from vdvae_repr.errors import TaskError, counted
+from vdvae_repr.errors import TaskError
 from vdvae_repr.heads.algebra import Algebra
 from vdvae_repr.heads.gram import Scaling, centre_and_scale
 from vdvae_repr.heads.spectrum import Spectrum
@@ -34,7 +34,16 @@ from vdvae_repr.output import BANDS, VOXELS
 from vdvae_repr.probing.features import GRAM_BYTES, Columns, Features, Workspace, hash_text
 from vdvae_repr.probing.head import Head, estimator_digest
 from vdvae_repr.probing.statistics import Items
-from vdvae_repr.probing.task import FEWER, Problem, Scored, Split, Task, has_splits, without_splits
+from vdvae_repr.probing.task import (
+    FEWER,
+    Problem,
+    Scored,
+    Split,
+    Task,
+    has_splits,
+    of_other_splits,
+    without_splits,
+)
 
 LEAST = 10  # images to fit on, and to test on
 HELD_BACK = 5  # of images without splits, one in so many is tested on
@@ -183,8 +192,7 @@ class EncodingProblem(Problem):
             tested = np.flatnonzero(splits == last)
             fitted = np.flatnonzero(np.isin(splits, SPLITS) & (splits != last))
             text = f"fitted on the other splits, tested on {last}"
-            if outside := len(splits) - len(tested) - len(fitted):
-                text += f"; {counted(outside, 'image')} of no split left out"
+            text += of_other_splits(splits)
         else:
             order = np.random.default_rng(seed).permutation(len(splits))
             count = len(order) // HELD_BACK

@@ -22,7 +22,15 @@ from vdvae_repr.latents.store import JoinedStore
 from vdvae_repr.probing.features import Columns, Features, hash_text
 from vdvae_repr.probing.head import Head, estimator_digest
 from vdvae_repr.probing.statistics import Items
-from vdvae_repr.probing.task import Problem, Scored, Split, Task, has_splits, several
+from vdvae_repr.probing.task import (
+    Problem,
+    Scored,
+    Split,
+    Task,
+    has_splits,
+    of_other_splits,
+    several,
+)
 
 CODES = 10  # different whole numbers at most, which may be codes; more are ages, counts or years
 
@@ -121,8 +129,7 @@ class FactorProblem(Problem):
         people = np.unique(labels[known])
         if has_splits(splits, store.path):
             train = known & (splits == "train")
-            if outside := int(np.sum(known & ~np.isin(splits, SPLITS))):
-                left_out += f"; {counted(outside, 'image')} of no split left out"
+            left_out += of_other_splits(splits[known])
             known &= np.isin(splits, SPLITS)
             text = "fitted on split train, tested on the other splits"
         else:

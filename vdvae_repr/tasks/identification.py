@@ -15,7 +15,15 @@ from vdvae_repr.probing.features import Features
 from vdvae_repr.probing.head import Head
 from vdvae_repr.probing.predict import score_classes
 from vdvae_repr.probing.statistics import Items, band, spread, weighted
-from vdvae_repr.probing.task import Problem, Scored, Split, first_halves, has_splits, without_splits
+from vdvae_repr.probing.task import (
+    Problem,
+    Scored,
+    Split,
+    first_halves,
+    has_splits,
+    of_other_splits,
+    without_splits,
+)
 from vdvae_repr.results import CONTROLS, Confusion, Curve
 
 DEEP = ("rank5", "top5")  # of five guesses
@@ -253,6 +261,6 @@ def split_of(store: Latents, words: TaskLabels) -> Split:
         text += nothing_to_choose_on(words, labels[train])
     if not known.all():
         text += f"; {counted(int(np.sum(~known)), 'unlabelled image')} left out"
-    if left := int(np.sum(np.isin(labels, both) & ~train & ~val & ~test)):
-        text += f"; {counted(left, 'image')} of no split left out"
+    if has_splits(splits, store.path):
+        text += of_other_splits(splits[np.isin(labels, both)])
     return Split(np.flatnonzero(train), np.flatnonzero(test), np.flatnonzero(val), text)

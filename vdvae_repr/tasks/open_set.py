@@ -24,6 +24,7 @@ from vdvae_repr.probing.task import (
     first_halves,
     has_splits,
     name_of,
+    of_other_splits,
     without_splits,
 )
 from vdvae_repr.results import CONTROLS, Curve
@@ -56,8 +57,7 @@ class OpenSet(Problem):
         if has_splits(splits, store.path):
             gallery, probe = known & (splits == "train"), known & np.isin(splits, ("val", "test"))
             text = "gallery: split train, probe: the other splits"
-            if left_out := int(np.sum(known & ~gallery & ~probe)):
-                text += f"; {counted(left_out, 'image')} of no split left out"
+            text += of_other_splits(splits[known])
         else:
             gallery = first_halves(labels)
             probe = known & ~gallery

@@ -30,14 +30,21 @@ from vdvae_repr.brain.dissimilarity import (
     read_rdms,
 )
 from vdvae_repr.brain.responses import REPEATED, of_splits, read_responses, voxel_blocks
-from vdvae_repr.data.names import SPLITS
 from vdvae_repr.errors import TaskError, counted
 from vdvae_repr.latents.base import Latents, about_copies
 from vdvae_repr.probing.features import Columns, Features
 from vdvae_repr.probing.head import Head
 from vdvae_repr.probing.similarity import cka_without_each, debiased_cka, u_centred
 from vdvae_repr.probing.statistics import Difference, Figure
-from vdvae_repr.probing.task import Problem, Scored, Split, Task, has_splits, without_splits
+from vdvae_repr.probing.task import (
+    Problem,
+    Scored,
+    Split,
+    Task,
+    has_splits,
+    of_other_splits,
+    without_splits,
+)
 
 KINDS = ("correlation", "euclidean", "crossnobis")
 CKA = "cka"
@@ -160,8 +167,7 @@ class RSAProblem(Problem):
             if not tested.any():
                 tested, choosing = splits == "val", splits == "train"
             text = "a layer is chosen by the images of the other splits, and compared on test"
-            if outside := int((~np.isin(splits, SPLITS)).sum()):
-                text += f"; {counted(outside, 'image')} of no split left out"
+            text += of_other_splits(splits)
         else:
             tested, choosing = np.ones(len(splits), bool), np.zeros(len(splits), bool)
             text = f"{without_splits(splits)}: all images are compared, and no layer is chosen"

@@ -332,8 +332,10 @@ def _refuse_other_options(kept: Plan, given: Mapping[str, Any]) -> None:
     for key in UNCHANGED:
         before = getattr(kept.options, key)
         if key in given and given[key] != before:
+            of_teacher = key == "teacher_sha256"  # which was not given by itself
+            remedy = "give that teacher" if of_teacher else "leave it out"
             raise TrainingError(
-                f"{kept.out}: was trained with another {key}, {before}, found {given[key]}; leave it out to "
+                f"{kept.out}: was trained with another {key}, {before}, found {given[key]}; {remedy} to "
                 "go on, or choose another out"
             )
 

@@ -159,7 +159,8 @@ def test_a_minus_that_is_no_hyphen_is_said(table):
 
 
 @pytest.mark.parametrize(
-    "number", ["1\u00a0000", "1\u202f000", "$1.50", "-$3", "\u20ac 2", "(1.5)"]
+    "number",
+    ["1\u00a0000", "1\u202f000", "$1.50", "-$3", "\u20ac 2", "(1.5)", "5.07D+01", "-.5d-003"],
 )
 def test_numbers_as_spreadsheets_write_them_are_said(table, number):
     other = re.sub(r"\d", "4", number, count=1)
