@@ -369,6 +369,17 @@ def test_scores_are_kept_by_what_responses_hold(store, tmp_path):
     assert len(list((tmp_path / "scores").iterdir())) == 2
 
 
+def test_one_voxel_and_one_image_are_said_as_one(tiny, people, tmp_path):
+    plain = vr.extract(tiny, people(10), tmp_path / "p.h5", layers="1x1")
+    bold = np.random.default_rng(0).normal(size=(60, 4))
+    bold[:, 0], bold[1, 0], bold[0] = 1, 2, np.nan
+    problem = vr.Encoding(responses=bold).bind(plain)
+    assert "; 1 voxel left out, constant on a side" in problem.split.text
+    assert "; 1 of the store's 60 images has no responses" in problem.split.text
+    alone = vr.Encoding(responses=bold[:, 1:2]).bind(plain)
+    assert alone.counted().endswith(" images, 1 voxel")
+
+
 def test_splits_are_the_stores_or_drawn(store, tiny, people, tmp_path):
     problem = vr.Encoding(responses=planted(store, "1x1.0", 3, 0)).bind(store)
     assert (problem.n_train, problem.n_test) == (120, 40)

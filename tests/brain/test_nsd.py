@@ -333,7 +333,7 @@ def test_a_trial_without_a_response_costs_no_session(seen, tmp_path):
 
     folder = changed(seen, tmp_path, without)
     found = read_nsd(folder, paths["design"], subject=1, mask=paths["mask"])
-    assert found.notes == ("betas_session02.hdf5: 1 of 160 trials are NaN",)
+    assert found.notes == ("betas_session02.hdf5: 1 of 160 trials is NaN",)
     assert np.isnan(found.values).mean() == pytest.approx(1 / 480)
     with h5py.File(folder / "betas_session02.hdf5") as file:
         inside = file["betas"][()][:, read_nifti(paths["mask"]).T > 0] / 300

@@ -515,7 +515,7 @@ def test_regions_are_read_from_a_table(store, bold, tmp_path):
     found = read_responses(bold, store, table)
     assert list(found.rois) == ["V1", "v1"]
     assert found.notes[-1].endswith("columns that are not read: hemi")
-    assert "read as no region: 'NA' (1 voxels), 'nan' (1 voxels)" in found.notes[-2]
+    assert "read as no region: 'NA' (1 voxel), 'nan' (1 voxel)" in found.notes[-2]
     assert "'V1' and 'v1' are two regions" in found.notes[-3]
     assert (
         f"{table}: lines 6 to 7 are one row, for quotation marks in column 'hemi'"

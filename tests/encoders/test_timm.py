@@ -234,6 +234,20 @@ def test_a_head_that_timm_publishes_without_is_said_to_be_as_it_starts(published
     assert re.search(r"without head\.norm\.weight, head\.norm\.bias, which", caplog.messages[-1])
 
 
+@pytest.mark.parametrize(
+    "name", ["levit_128s", "efficientvit_m0", "shvit_s1", "caformer_s18", "resnet10t"]
+)
+@pytest.mark.parametrize("classes", [7, 1000])
+def test_a_checkpoint_of_the_model_with_any_classes_is_loaded(tmp_path, name, classes):
+    """A head may be more than a linear layer: a norm, or two layers."""
+    own = timm.create_model(name, num_classes=classes).eval()
+    torch.save(own.state_dict(), tmp_path / "own.pth")
+    loaded = vr.load(f"timm:{name}@{tmp_path / 'own.pth'}").net
+    x = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.forward_features(x), own.forward_features(x))
+
+
 @pytest.mark.parametrize("keys", [("state_dict", "state_dict_ema"), ("model", "model_ema")])
 def test_of_published_checkpoints_the_average_is_taken_as_timm_takes_it(
     tmp_path, published, state, keys

@@ -21,6 +21,7 @@ from vdvae_repr.latents import base as store_module
 from vdvae_repr.latents import extract as module
 from vdvae_repr.latents.decode import decode
 from vdvae_repr.latents.format import arrays_of
+from vdvae_repr.latents.parts import differences
 from vdvae_repr.model.inference import compile_inference, plan_of
 from vdvae_repr.model.precision import arithmetic
 from vdvae_repr.model.preprocessing import to_input
@@ -290,6 +291,32 @@ def test_a_changed_size_is_named_on_resume(tiny, images, tmp_path):
     Image.new("RGB", (16, 16)).save(tmp_path / "in" / "1.png")
     with pytest.raises(vr.StoreError, match="source_sha256 was"):
         vr.extract(tiny, tmp_path / "in", tmp_path / "s.h5")
+
+
+def test_another_network_is_named_by_the_beginnings_of_two_hashes(images, tmp_path):
+    """Quoted whole, as hashes of weights are."""
+
+    def encoder(slope):
+        net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.LeakyReLU(slope))
+        return vr.TorchEncoder(net, layers=["1"], size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+    vr.extract(encoder(0.1), images, tmp_path / "s.h5")
+    with pytest.raises(
+        vr.StoreError, match=r"network was '[0-9a-f]{8}\.\.\.', is '[0-9a-f]{8}\.\.\.'"
+    ):
+        vr.extract(encoder(0.2), images, tmp_path / "s.h5")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ({}, {"network": "b" * 64}, "network was None, is 'bbbbbbbb...'"),
+        ({"mean": [0.5, 0.5]}, {"mean": [0.5, 0.4]}, "mean was [0.5, 0.5], is [0.5, 0.4]"),
+        ({"encoder": "a"}, {"encoder": "x" * 40}, f"encoder was 'a', is '{'x' * 36}...'"),
+    ],
+)
+def test_what_differs_of_two_configurations_is_quoted_whole(before, now, said):
+    assert differences({"config": json.dumps(before)}, {"config": json.dumps(now)}) == said
 
 
 @pytest.fixture

@@ -53,6 +53,33 @@ def test_grids_and_tokens_are_averaged_whatever_their_sizes():
         np.testing.assert_allclose(pool_layer(values, "avg")[..., 0, 0], mean)
 
 
+@pytest.mark.parametrize("pool", ["avg", "avg:2"])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_means_of_values_whose_sum_float32_does_not_hold_are_finite(pool, tokens):
+    values = np.random.default_rng(0).uniform(1e38, 3e38, (2, 3, 8, 8)).astype(np.float32)
+    values[1] *= -1
+    given = values.reshape(2, 3, 64).transpose(0, 2, 1) if tokens else values
+    grid = int(pool.removeprefix("avg").removeprefix(":") or 1)
+    side = 8 // grid
+    expected = values.astype(np.float64).reshape(2, 3, grid, side, grid, side).mean(axis=(3, 5))
+    found = pool_layer(given, pool)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_a_store_of_pooled_values_near_the_largest_is_finite(images, tmp_path):
+    """Pooled as they are stored, and as they are read."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, bias=False))
+    torch.nn.init.constant_(net[0].weight, 1e37)
+    encoder = vr.TorchEncoder(net, layers=["0"], size=16, mean=(0.0,) * 3, std=(1.0,) * 3)
+    whole = vr.extract(encoder, images, tmp_path / "w.h5")
+    pooled = vr.extract(encoder, images, tmp_path / "p.h5", pool="avg")
+    expected = whole["0"].activation[:].astype(np.float64).mean(axis=(2, 3))
+    assert expected.max() * 196 > np.finfo(np.float32).max
+    np.testing.assert_allclose(pooled["0"].activation[:][..., 0, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(whole.matrix(pool="avg")[0], expected, rtol=1e-6)
+
+
 def test_a_register_is_no_class_token(images, tmp_path):
     """Of a network with registers alone, before and after it is stored."""
     timm = pytest.importorskip("timm")

@@ -93,6 +93,8 @@ def test_five_units_have_no_p_and_say_why():
     five = difference_of(np.ones(10), np.zeros(10), np.repeat(np.arange(5), 2))
     assert five.p is None
     assert five.why == "5 independent units are too few for a test, which takes 6"
+    one = difference_of(np.ones(10), np.zeros(10), np.zeros(10))
+    assert one.why == "1 independent unit is too few for a test, which takes 6"
     six = difference_of(np.ones(12), np.zeros(12), np.repeat(np.arange(6), 2))
     assert (six.p, six.why) == (2 / 2**6, None)
 

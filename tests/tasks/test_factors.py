@@ -1,5 +1,6 @@
 """Factors: scores of ridge regression against scikit-learn, on factors whose answer is known."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -187,6 +188,19 @@ def test_one_of_a_kind_is_said_as_one(tiny, people, tmp_path):
         "; 1 person is on both sides, so",
     ):
         assert line in text, text
+
+
+def test_a_factor_of_one_person_has_no_interval_and_warns_of_nothing(tiny, people, tmp_path):
+    source = people(20)
+    splits = tuple(np.tile(["train", "test"], 60))
+    one = knowing(source, size=np.random.default_rng(0).normal(size=120), splits=splits)
+    one = replace(one, labels=np.zeros(120, int), label_names=("ada",))
+    store = vr.extract(tiny, one, tmp_path / "o.h5", layers="1x1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows = vr.probe(store, "factors", controls=()).rows
+    assert {row.metric for row in rows} == {"r2", "pearson"}
+    assert all(row.ci_low is None and row.ci_high is None for row in rows)
 
 
 def test_text_and_factors_that_do_not_vary(tiny, people, tmp_path):

@@ -208,8 +208,10 @@ def read_nsd(
         found /= SCALE
         there = ~np.isnan(found).all(axis=1)
         some = found if there.all() else found[there]
-        if len(some) < len(found):
-            notes.append(f"{path.name}: {len(found) - len(some)} of {len(found)} trials are NaN")
+        if gone := len(found) - len(some):
+            notes.append(
+                f"{path.name}: {gone} of {len(found)} trials {'is' if gone == 1 else 'are'} NaN"
+            )
         if len(some):
             alike = int((some == some[:, :1]).all(axis=1).sum())
             # A constant's deviation is not 0 but rounding.

@@ -903,7 +903,7 @@ def _read_rois(
     expect_voxels(rois, str(path))
     about = (*table.notices, *names.look_alikes(members, "regions"))
     notes = tuple(f"{path}: {line}" for line in about)
-    if listed := ", ".join(f"{word!r} ({n} voxels)" for word, n in of_none.items() if n):
+    if listed := ", ".join(f"{word!r} ({counted(n, 'voxel')})" for word, n in of_none.items() if n):
         notes += (f"{path}: read as no region: {listed}",)
     read = ("voxel", "roi", "subject", "")  # pandas' index has no name
     if more := [column for column in table.columns if column.casefold() not in read]:

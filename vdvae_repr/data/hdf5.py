@@ -163,8 +163,8 @@ def marked(data: h5py.Dataset, values: np.ndarray[Any, Any], none: float = math.
             count = sum(text == mark for text in texts) if mark else 0
         if count:
             return (
-                f"holds {count} values that are {mark}, by {name} its mark of missing ones; leave these out, "
-                "or write what they are, without that attribute"
+                f"holds {counted(count, 'value', 'that is', 'that are')} {mark}, by {name} its mark of "
+                "missing ones; leave these out, or write what they are, without that attribute"
             )
     return ""
 

@@ -704,7 +704,7 @@ def names_from_paths(ids: Sequence[str]) -> PathNames:
     wrapper folders (`my/train/cat/1.png`), or the one below the classes (`cat/train/1.png`).
     """
     paths = [PurePosixPath(image_id) for image_id in ids]
-    folders = [path.parts[:-1] for path in paths]
+    folders = [path.parts[bool(path.root) : -1] for path in paths]
     levels, notices = _split_levels(folders)
     classes: list[str] = []
     splits: list[str] = []

@@ -793,8 +793,8 @@ def checked_state(
     ]
     if strange:
         raise CheckpointError(
-            f"{where}: holds {len(strange)} parameters that are no part of this network, "
-            f"{', '.join(strange[:3])}; is it of another architecture?"
+            f"{where}: holds {counted(len(strange), 'parameter', 'that is', 'that are')} no part of this "
+            f"network, {', '.join(strange[:3])}; is it of another architecture?"
         )
     for key in required:
         if inside[key].shape != expected[key].shape:

@@ -211,7 +211,7 @@ def load_timm(what: str, weights: Path | None, download: bool) -> TimmEncoder:
         net, state = _create(what, pretrained=False), read_weights(weights)
         recipe = _TrainingRecipe.beside(weights)
         recipe.refuse_other_architecture(net, weights)
-        net.load_state_dict(_filling(net, state, where))
+        net.load_state_dict(_filling(net, state, where, _classifiers(net, what)))
         if line := recipe.about_transform(net):
             warn(f"{where}: {line}")
         return TimmEncoder(net, name)
@@ -375,7 +375,7 @@ def _create(what: str, *, pretrained: bool, seed: int = 0, **options: Any) -> nn
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             net: nn.Module = timm.create_model(
-                what, pretrained=pretrained, num_classes=0, **options
+                what, **{"pretrained": pretrained, "num_classes": 0, **options}
             )
     except RuntimeError as error:
         if pretrained:
@@ -394,15 +394,33 @@ def _check_name(what: str) -> None:
         )
 
 
-def _filling(net: nn.Module, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+def _classifiers(net: nn.Module, what: str) -> list[str]:
+    """Return the names of the modules of a model's classifier, which the network was made without.
+
+    They are what timm calls its classifier, and what else the model has where it is made with classes.
+    """
+    config: Any = net.pretrained_cfg
+    known = config.get("classifier") or ()
+    names = [known] if isinstance(known, str) else list(known)
+    with torch.device("meta"):
+        whole = _create(what, pretrained=False, num_classes=1).state_dict()
+    return names + [key.rpartition(".")[0] for key in whole.keys() - net.state_dict().keys()]
+
+
+def _filling(
+    net: nn.Module, state: Mapping[str, Tensor], where: str, names: Sequence[str]
+) -> dict[str, Tensor]:
     """Return what of a checkpoint fills a network, under timm's names or those that timm translates.
+
+    Args:
+        net: has no classifier.
+        state: tensors by name.
+        where: the file, in messages.
+        names: of the modules of its classifier.
 
     Raises:
         CheckpointError: it does not fill the network, or holds more than its classifier beside it.
     """
-    config: Any = net.pretrained_cfg
-    classifier = config.get("classifier") or ()
-    names = [classifier] if isinstance(classifier, str) else list(classifier)
     try:
         return checked_state(state, net, where, names)
     except CheckpointError as refusal:

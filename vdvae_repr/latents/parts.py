@@ -38,6 +38,7 @@ from vdvae_repr.output import aside_of, write_text
 VANISHED = "vanished"  # attribute of a part: how many values became 0 in float16, and the largest
 ALIGNED = "aligned"  # attribute of a part: JSON of what may surprise of faces that were aligned
 BLACK = 0.1  # of an aligned image: from here on it is said what lies beyond the photograph
+SHA256 = re.compile(r"[0-9a-f]{64}")
 CLAIM = "extraction.json"  # in the folder of parts: the attributes of the store that they belong to
 OWN_FILE = re.compile(
     rf"extraction\.(json|part)|{re.escape(aside_of(Path(CLAIM)).name)}|part-\d{{5,}}(-\d+)?\.h5(\.writing)?"
@@ -190,16 +191,24 @@ def _difference(name: str, before: Any, now: Any) -> list[str]:
         return [f"layers were {called[0]}, are {called[1]}"]
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-        return [f"{key} was {old.get(key)!r:.40}, is {new.get(key)!r:.40}" for key in keys]
+        return [_was_and_is(key, old.get(key), new.get(key)) for key in keys]
     if isinstance(old, list) and isinstance(new, list):
         return [f"{name} was {', '.join(map(str, old))}, is {', '.join(map(str, new))}"]
-    texts = str(before), str(now)
-    # Of long values, as paths, what stands around the first difference.
+    return [_was_and_is(name, str(before), str(now))]
+
+
+def _was_and_is(name: str, before: Any, now: Any) -> str:
+    """Say what a value was and is; of long ones, as paths, what stands around the first difference."""
+    texts = [value if isinstance(value, str) else repr(value) for value in (before, now)]
     alike = (a == b for a, b in zip(*texts, strict=False))
     start = max(0, len(list(takewhile(bool, alike))) - 15)
-    width = 8 if name.endswith("sha256") else 36
-    was, is_now = (_excerpt(text, start, width) for text in texts)
-    return [f"{name} was {was!r}, is {is_now!r}"]
+    width = 8 if any(map(SHA256.fullmatch, texts)) else 36
+    was, is_now = (
+        repr(excerpt) if isinstance(value, str) else excerpt
+        for value, text in zip((before, now), texts, strict=True)
+        for excerpt in (_excerpt(text, start, width),)
+    )
+    return f"{name} was {was}, is {is_now}"
 
 
 def _parsed(value: Any) -> Any:

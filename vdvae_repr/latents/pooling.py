@@ -56,7 +56,13 @@ def pool_layer(values: Array, pool: str | None, prefix: int = 0, class_token: bo
     if height % grid or width % grid:
         raise LayerError(f"pooling to {grid}x{grid} does not divide {height}x{width}")
     steps = values.reshape(n, c, grid, height // grid, grid, width // grid)
-    return np.asarray(steps.mean(axis=(3, 5)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        means = steps.mean(axis=(3, 5))
+        if not np.isfinite(
+            means
+        ).all():  # a sum of large values may overflow where their mean does not
+            means = steps.mean(axis=(3, 5), dtype=np.float64).astype(means.dtype)
+    return np.asarray(means)
 
 
 def pooled_shape(spec: LayerSpec, shape: tuple[int, ...], pool: str | None) -> tuple[int, ...]:

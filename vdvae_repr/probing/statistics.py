@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import beta, norm
 from scipy.stats import t as student
 
+from vdvae_repr.errors import counted
 from vdvae_repr.results import ALPHA, UNDECIDED
 
 RESAMPLES = 2_000  # of an interval
@@ -243,7 +244,8 @@ def pearson(
     """Return Pearson's r of two (N,) where each item counts `times` (R, N); NaN where one does not vary."""
     x, y = _centred(predicted), _centred(truth)
     count = times.sum(axis=1)
-    mean_x, mean_y, xx, yy, xy = (times @ v / count for v in (x, y, x * x, y * y, x * y))
+    with np.errstate(invalid="ignore"):  # a draw without any item is of no use
+        mean_x, mean_y, xx, yy, xy = (times @ v / count for v in (x, y, x * x, y * y, x * y))
     spread_x, spread_y = xx - mean_x**2, yy - mean_y**2
     varying = (spread_x > 1e-12 * x.var()) & (spread_y > 1e-12 * y.var())
     safe = np.where(varying, spread_x * spread_y, 1.0)
@@ -468,7 +470,8 @@ def compare(
     value, number = float(gaps.sum(axis=0).mean()), units.number
     low, high = _difference_interval(gaps, shares, units, span)
     if number < FEWEST:
-        why = f"{number} independent units are too few for a test, which takes {FEWEST}"
+        few = counted(number, "independent unit", "is", "are")
+        why = f"{few} too few for a test, which takes {FEWEST}"
         return Difference(value, low, high, None, why, number)
     gap = gaps.mean(axis=1, keepdims=True)
     (p,) = sign_flip(units.sums(gap), units.seed, gap.sum(axis=0))

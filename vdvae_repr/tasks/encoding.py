@@ -207,21 +207,23 @@ class EncodingProblem(Problem):
         mean = responses.mean
         varying = np.all([np.ptp(mean[side], axis=0) > 0 for side in (fitted, tested)], axis=0)
         if not varying.all():
-            notes.append(f"{(~varying).sum()} voxels left out, which do not vary on a side")
+            still = counted(int((~varying).sum()), "voxel")
+            notes.append(f"{still} left out, constant on a side")
             responses = responses.of(varying)
             mean = responses.mean
         if not len(responses.voxels):
             raise TaskError("responses: expected voxels that vary over images, found none")
         expect_voxels(responses.rois, str(task.rois or "responses"))
         if left := len(store) - len(responses.rows):
-            notes.append(f"{left} of the store's {len(store)} images have no responses")
+            have = "has" if left == 1 else "have"
+            notes.append(f"{left} of the store's {len(store)} images {have} no responses")
         self.fitting, self.truth = mean[fitted], mean[tested].astype(np.float64)
         self.voxels = responses.voxels
         self.rois: dict[str | None, NDArray[np.bool_]] = {None: np.ones(len(self.voxels), bool)}
         self.rois.update(responses.rois)
         self.noise_ceiling = responses.noise_ceiling(tested)
         self.reliability = responses.split_half(seed)
-        text += f" ({len(fitted)} and {len(tested)} images, {len(self.voxels)} voxels)"
+        text += f" ({len(fitted)} and {len(tested)} images, {counted(len(self.voxels), 'voxel')})"
         text += "".join(f"; {note}" for note in notes)
         split = Split(responses.rows[fitted], responses.rows[tested], text=text)
         super().__init__(store, split, heads={}, metrics=["pearson", "r2"])
@@ -256,7 +258,7 @@ class EncodingProblem(Problem):
 
     def counted(self) -> str:
         """Return the numbers of images and of voxels."""
-        return f"{super().counted()}, {len(self.voxels)} voxels"
+        return f"{super().counted()}, {counted(len(self.voxels), 'voxel')}"
 
     def heads_of(self, name: str, estimator: Any) -> dict[str, Head]:
         """Return a head for all voxels, and for each region, of a regressor that predicts several numbers.

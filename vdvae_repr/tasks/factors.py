@@ -135,7 +135,8 @@ class FactorProblem(Problem):
         else:
             some = np.random.default_rng(seed).permutation(people)[: len(people) // 2]
             train = known & np.isin(labels, some)
-            text = f"fitted on {len(some)} people, drawn with seed {seed}, tested on the others"
+            fitted = "1 person" if len(some) == 1 else f"{len(some)} people"
+            text = f"fitted on {fitted}, drawn with seed {seed}, tested on the others"
         train, test = np.flatnonzero(train), np.flatnonzero(known & ~train)
         if min(len(train), len(test)) < 10:
             raise TaskError(

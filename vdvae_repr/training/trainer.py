@@ -580,8 +580,9 @@ class _Run:
         optimisation = self.optimisation
         updates = optimisation.step - self.begun_at
         if optimisation.skipped == updates:
+            every = "the only update was" if updates == 1 else f"all {updates} updates were"
             return (
-                f"nothing was learned: all {updates} updates were skipped; raise train.skip_threshold "
+                f"nothing was learned: {every} skipped; raise train.skip_threshold "
                 f"({self.recipe.skip_threshold:g}) or lower train.lr ({self.recipe.lr:g})"
             )
         if optimisation.skipped + optimisation.at_rate_0 == updates:
@@ -591,10 +592,10 @@ class _Run:
                 f"raise train.steps ({self.recipe.steps}) or train.skip_threshold "
                 f"({self.recipe.skip_threshold:g})"
             )
-        for key, model in (("held_back", "average"), ("held_back_weights", "weights")):
+        for key, whose in (("held_back", "average's"), ("held_back_weights", "weights'")):
             if row.get(f"{key}_{self.objective.total}", 0.0) is None:
                 return (
-                    f"nothing was learned: the {model}'s score of the images held back is not finite; lower "
+                    f"nothing was learned: the {whose} score of the images held back is not finite; lower "
                     f"train.lr ({self.recipe.lr:g}) or look at the data"
                 )
         return None

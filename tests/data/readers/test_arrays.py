@@ -422,7 +422,7 @@ def test_names_that_are_no_utf8_stay_apart(tmp_path):
             ("4 labels are NaN: these images count as unlabelled",
              "no label is left, so that images have no labels"),
         ),
-        (np.array([1, np.nan, 2, 2]), ("1 labels are NaN: these images count as unlabelled",)),
+        (np.array([1, np.nan, 2, 2]), ("1 label is NaN: this image counts as unlabelled",)),
         (np.array(["a", "nan", "b", "b"]), ("labels that stand for none: 'nan' (1)",)),
         (
             np.array([""] * 4),
@@ -823,8 +823,8 @@ def test_labels_that_stand_for_none_need_not_be_written(tmp_path, kind, none):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("_FillValue", 2, "labels holds 1 values that are 2, by _FillValue its mark of missing"),
-        ("missing_value", np.array([1.0]), "labels holds 1 values that are 1.0, by missing_value"),
+        ("_FillValue", 2, "labels holds 1 value that is 2, by _FillValue its mark of missing"),
+        ("missing_value", np.array([1.0]), "labels holds 1 value that is 1.0, by missing_value"),
         ("scale_factor", 2.0, r"labels holds packed values \(scale_factor 2.0\)"),
         ("add_offset", 5, r"labels holds packed values \(add_offset 5\)"),
         ("_FillValue", -1, None),

@@ -117,8 +117,14 @@ def test_a_column_called_like_splits_that_holds_codes_is_said(table, column, cod
 def test_a_column_of_words_that_others_call_their_splits_is_said(table):
     (line,) = table("file,label,part\na.png,cat,gallery\nb.png,dog,Probe\n").notices
     assert line.startswith("no splits are read from column 'part', which holds 'gallery', 'Probe':")
+    for column in ("set", "Part", "dataset", "group"):
+        (line,) = table(f"file,label,{column}\na.png,cat,tr\nb.png,dog,te\n").notices
+        assert line.startswith(
+            f"no splits are read from column '{column}', which holds 'tr', 'te':"
+        )
     for column, one, other in (
         ("part", "eye", "probe"),
+        ("group", "patient", "control"),
         ("condition", "seen", "unseen"),
         ("language", "tr", "te"),
         ("eval", "3", "2"),

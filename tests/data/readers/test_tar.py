@@ -461,6 +461,19 @@ def test_each_image_of_a_tar_without_samples_is_an_image(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (("/abs/cat/1.png", "/abs/dog/2.png"), ["abs/cat", "abs/dog"]),
+        (("//cat/1.png", "//dog/2.png"), ["cat", "dog"]),
+        (("/cat_1.png", "/dog_2.png"), ["cat", "dog"]),
+    ],
+)
+def test_the_root_of_absolute_names_is_no_class(tmp_path, paths, expected):
+    source = open_source(write(tmp_path / "s.tar", {path: png(1) for path in paths}))
+    assert [source.label_names[label] for label in source.labels] == expected
+
+
 def test_members_of_one_name_in_several_shards_are_told_apart(tmp_path):
     for i in range(2):
         members = {"0001.png": png(i), "0001.cls": b"%d" % (i + 5), f"{i}7.png": png(9)}

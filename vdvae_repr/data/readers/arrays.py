@@ -970,7 +970,8 @@ def _labels(
             none["empty"] += sum(not text.strip() for text in own)
     said += merged
     said += [
-        f"{count} labels are {what}: these images count as unlabelled"
+        f"{counted(count, 'label', 'is', 'are')} {what}: "
+        f"{'this image counts' if count == 1 else 'these images count'} as unlabelled"
         for what, count in none.items()
         if count
     ]

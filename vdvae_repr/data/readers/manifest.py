@@ -36,6 +36,8 @@ RUN_TOGETHER = re.compile(
 )
 # For splits, and for nothing else that a column may hold, as languages and ratings.
 NO_OTHER_WORDS = LIKE_SPLITS - {"fit", "tr", "te", "eval", "evaluation", "unseen"}
+# Names of columns that may hold splits: there those words are for nothing else either.
+MAYBE_SPLIT_COLUMNS = ("set", "part", "dataset", "group")
 MOST_CODES = 10  # values of a column that may be codes of splits
 
 
@@ -146,7 +148,8 @@ def _about_splits(table: Table) -> list[str]:
             )
         elif column and column.casefold() not in ROLES:
             held = list(dict.fromkeys(row[place] for row in table.rows))
-            are_like = all(value.casefold() in NO_OTHER_WORDS for value in held if value)
+            like = LIKE_SPLITS if column.casefold() in MAYBE_SPLIT_COLUMNS else NO_OTHER_WORDS
+            are_like = all(value.casefold() in like for value in held if value)
             if 1 < len(held) <= MOST_CODES and (are_like or _is_called_like_a_split(column)):
                 lines.append(
                     f"no splits are read from column {column!r}, which holds {', '.join(map(repr, held))}: "
