@@ -403,8 +403,8 @@ def under(beginning, state):
         ],
         (lambda s: under("exp_avg.", s) | {"step": torch.ones(())}, "found tensors under 'exp_avg'"),
         (lambda s: under("m.", s) | {"lora.fc.A": torch.ones(2)}, "1 tensor of adapters to .*, as lora"),
-        (lambda s: under("m.", s) | {"adapter.a": torch.ones(2), "adapter.b": torch.ones(2)},
-         r"2 tensors of adapters to them, as adapter\.a; merge"),
+        (lambda s: under("m.", s) | {"ia3.a": torch.ones(2), "ia3.b": torch.ones(2)},
+         r"2 tensors of adapters to them, as ia3\.a; merge"),
         (lambda s: under("m.", s) | {"m.fc.lora_A.default.weight": torch.ones(2)}, "1 tensor of adapters"),
     ],
 )  # fmt: skip
@@ -426,12 +426,13 @@ def test_what_is_no_weight_or_changes_the_weights_is_refused_by_its_name(
 
 
 @pytest.mark.parametrize(
-    "beginning", ["momentum_encoder.", "teacher.", "module.momentum_backbone."]
+    "beginning", ["momentum_encoder.", "teacher.", "module.momentum_backbone.", "grad_cam.model."]
 )
 def test_averaged_networks_and_projectors_beside_them_are_no_moments_and_no_adapters(
     tmp_path, state, beginning
 ):
-    torch.save(under(beginning, state) | {"projector.0.weight": torch.ones(4)}, tmp_path / "w.pt")
+    beside = {"projector.0.weight": torch.ones(4), "adapter.a": torch.ones(2)}
+    torch.save(under(beginning, state) | beside, tmp_path / "w.pt")
     loaded = vr.load(f"timm:resnet10t@{tmp_path / 'w.pt'}").net.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in loaded.items())
 

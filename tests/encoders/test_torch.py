@@ -617,6 +617,98 @@ class Held(nn.Module):
         pass
 
 
+def test_a_cell_that_runs_again_makes_no_other_network():
+    """As in a notebook, where its classes are made anew and the network is of the old ones."""
+    cell = """
+from torch import nn
+class Block(nn.Conv2d):
+    def forward(self, x): return super().forward(x) * 2
+class Net(nn.Sequential):
+    def forward(self, x):
+        for child in self:
+            x = child(x) if isinstance(child, (Block, nn.Module)) else x
+        return x
+"""
+    namespace = {"__name__": "__main__"}
+    exec(cell, namespace)
+    torch.manual_seed(0)
+    net = namespace["Net"](namespace["Block"](3, 4, 4))
+
+    def identity():
+        return vr.TorchEncoder(net, ["0"], size=16, mean=MEAN, std=STD).identity()
+
+    first = identity()
+    exec(cell, namespace)
+    assert identity() == first
+    exec(cell.replace("* 2", "* 3"), namespace)
+    torch.manual_seed(0)
+    net = namespace["Net"](namespace["Block"](3, 4, 4))
+    assert identity() != first
+
+
+class Remembering(nn.Module):
+    """Tables by the size of a batch, which passes fill."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.by_number, self.by_name = nn.Conv2d(3, 4, 4, stride=4), {}, {}
+
+    def forward(self, x):
+        for table, key in ((self.by_number, len(x)), (self.by_name, str(len(x)))):
+            x = x * table.setdefault(key, torch.ones(len(x), 1, 1, 1))
+        return self.conv(x)
+
+    def train_on(self, x):
+        HISTORY.append(self(x))
+
+
+HISTORY = []
+
+
+def test_what_passes_and_training_fill_makes_no_other_network():
+    torch.manual_seed(0)
+    net = Remembering()
+    options = {"layers": ["conv"], "size": 16, "mean": MEAN, "std": STD}
+    encoder = vr.TorchEncoder(net, **options)
+    first = encoder.identity()
+    encoder.read(np.zeros((7, 16, 16, 3), np.uint8), encoder.layers)
+    net.train_on(torch.zeros(9, 3, 16, 16))
+    del encoder
+    gc.collect()
+    assert vr.TorchEncoder(net, **options).identity() == first
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Tripled(nn.Conv2d):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+Tripled.__qualname__ = Doubled.__qualname__
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        nn.DataParallel,
+        lambda net: torch.compile(net, backend="eager"),
+        nn.utils.parametrizations.weight_norm,
+    ],
+)
+def test_a_network_with_something_around_it_is_told_by_what_is_inside(around):
+    def identity(kind):
+        torch.manual_seed(0)
+        net = nn.Sequential(around(kind(3, 4, 4)))
+        encoder = vr.TorchEncoder(net, ["0"], size=16, mean=MEAN, std=STD)
+        return encoder.identity()["weights_sha256"]
+
+    assert identity(Doubled) == identity(Doubled) != identity(Tripled)
+
+
 def test_a_network_may_hold_itself():
     encoder = alike(Held)
     assert encoder.identity() == alike(Held).identity()

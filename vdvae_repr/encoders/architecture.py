@@ -11,11 +11,13 @@ import dis
 import functools
 import hashlib
 import itertools
+import operator
 import os
+import re
 import sys
 import types
-from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from enum import Enum
 from typing import Any
@@ -24,14 +26,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# What every module has; `training` is no option, and what is registered is described by itself.
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+# What every module has; `training` is no option, and what is registered is described by itself. The last is
+# what `compile` leaves.
+_OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+# Modules around a network, whose attributes say where and how it is run.
+_AROUND = ("torch._dynamo", "torch.nn.parallel")
 _LIBRARIES = (sys.stdlib_module_names - {"__main__"}) | {"torch", "torchvision", "timm", "numpy"}
 # Of what a function finds among the globals of its module; others are looked at where no library made them.
 _USED = (
-    bool, int, float, str, tuple, list, deque, set, frozenset, Mapping, Tensor, np.ndarray, nn.Module,
+    bool, int, float, str, tuple, list, deque, set, frozenset, Tensor, np.ndarray, nn.Module,
     types.FunctionType, functools.partial, types.SimpleNamespace, argparse.Namespace,
+)  # fmt: skip
+_DICTIONARIES = (dict, OrderedDict, defaultdict)
+_BY_REPR = (
+    torch.dtype, np.generic, os.PathLike, range, slice,
+    operator.itemgetter, operator.attrgetter, operator.methodcaller,
 )  # fmt: skip
 _OF_CONSTRUCTION = ("__init__", "reset_parameters", "_reset_parameters", "extra_repr", "__repr__")
 
@@ -39,10 +49,11 @@ _OF_CONSTRUCTION = ("__init__", "reset_parameters", "_reset_parameters", "extra_
 class Description:
     """Digests of all that a network computes with, by place, apart from what its `state_dict` holds.
 
-    These are the class of every module and the code of its methods (that of libraries aside), the
-    attributes of classes and modules, tensors that are not saved, hooks, networks that stand in attributes
-    without being registered, and what this code uses of the globals of its modules. What may change by itself
-    has a digest of its own. The digests are the same in another session, under the same version of Python.
+    These are the class of every module, the code of the methods that a pass may come to (that of libraries
+    aside), the attributes of modules, and of classes what that code takes, tensors that are not saved, hooks,
+    objects and networks that stand in attributes, and what the code uses of the globals of its modules. What
+    may change by itself has a digest of its own. The digests are the same in another session, under the same
+    version of Python.
 
     Not seen are values that lie in objects of other libraries, in attributes of scripted modules, in modules
     that a function imports by itself, in files, or in the environment.
@@ -56,13 +67,21 @@ class Description:
         self.digests, self.numbers = {}, set()
         self._waiting: deque[tuple[str, Any]] = deque()
         # What has been met, by its id, with the object itself: the id of one that is gone is given anew.
-        self._modules: dict[int, tuple[str, nn.Module]] = {}
-        self._classes: dict[type, str] = {}
+        self._met: dict[int, tuple[str, Any]] = {}
+        self._inside: Counter[str] = Counter()  # how many objects have been met at a place
+        self._classes: set[type] = set()
         self._globals: dict[int, tuple[int, dict[str, Any], set[str]]] = {}
+        # Names that code takes of anything, and members of classes that no code has taken yet.
+        self._taken: set[str] = {"forward"}
+        self._members: defaultdict[str, list[tuple[str, Any]]] = defaultdict(list)
         self._add_network("", net, net.state_dict())
         while self._waiting:
             place, value = self._waiting.popleft()
-            self.digests[place] = self._digest(place, value)
+            digest = self._digest(place, value)
+            # Of classes of one name, as where a cell of a notebook ran twice, there may be several.
+            others = self.digests.setdefault(place, digest)
+            if digest not in others.split():
+                self.digests[place] = " ".join(sorted([*others.split(), digest]))
 
     def _add(self, place: str, value: Any) -> None:
         """Have a value described; of a dictionary each item by itself, as one may be a counter."""
@@ -76,7 +95,7 @@ class Description:
     def _add_network(self, prefix: str, net: nn.Module, saved: Collection[str]) -> None:
         for path, module in net.named_modules(remove_duplicate=False):
             place = _join(prefix, path)
-            first, _ = self._modules.setdefault(id(module), (place, module))
+            first, _ = self._met.setdefault(id(module), (place, module))
             if first != place:
                 self._add(f"{place}: module", first)
                 continue
@@ -85,10 +104,11 @@ class Description:
                 with suppress(RuntimeError, AttributeError):  # of a module without a forward
                     code, constants = module.code_with_constants
                     self._add(f"{place}: code", [code, dict(constants.const_mapping)])
+            around = type(module).__module__.startswith(_AROUND)
             for key, value in vars(module).items():
                 if key in _HOOKS:  # which stand under numbers that count all hooks of the session
                     self._add(_join(place, key), list(value.values()))
-                elif key not in _OF_EVERY_MODULE:
+                elif key not in _OF_EVERY_MODULE and not around:
                     self._add(_join(place, key), value)
         for name, tensor in itertools.chain(
             net.named_parameters(remove_duplicate=False), net.named_buffers(remove_duplicate=False)
@@ -96,29 +116,36 @@ class Description:
             if name not in saved:
                 self._add(_join(prefix, name), tensor)
 
-    def _class(self, cls: type) -> str:
-        """Return what a class is called here; have its members described where it is of no library."""
-        if _of_library(cls.__module__):
-            return cls.__qualname__
-        if cls not in self._classes:
-            alike = sum(other.__qualname__ == cls.__qualname__ for other in self._classes)
-            self._classes[cls] = name = f"{cls.__qualname__}{f' {alike}' if alike else ''}"
-            self._add(f"class {name}", [self._class(base) for base in cls.__mro__[1:]])
-            for key, value in sorted(vars(cls).items()):
-                value = _unwrapped(value)
-                if key not in _OF_CONSTRUCTION and (
-                    isinstance(value, types.FunctionType) or not key.startswith(("__", "_abc_"))
+    def _class(self, cls: type) -> list[str]:
+        """Return what a class and its bases are called; have those described that are of no library."""
+        for base in cls.__mro__:
+            known = _installed if not issubclass(base, nn.Module) else _of_library
+            if base in self._classes or known(base.__module__):
+                continue
+            self._classes.add(base)
+            for key, value in sorted(vars(base).items()):
+                value, hidden = _unwrapped(value), key.startswith(("__", "_abc_"))
+                if key in _OF_CONSTRUCTION or (
+                    hidden and not isinstance(value, types.FunctionType)
                 ):
-                    self._add(f"class {name}.{key}", value)
-        return self._classes[cls]
+                    continue
+                member = f"class {base.__qualname__}.{key}", value
+                if hidden or key in self._taken:
+                    self._add(*member)
+                else:
+                    self._members[key].append(member)
+        return [base.__qualname__ for base in cls.__mro__]
 
     def _digest(self, place: str, value: Any) -> str:
         digest = hashlib.sha256()
         for piece in self._pieces(place, value, {}):
-            digest.update(f"{len(piece)}:".encode() + piece)
+            digest.update(f"{len(piece)}:".encode())
+            digest.update(piece)
         return digest.hexdigest()
 
-    def _pieces(self, place: str, value: Any, seen: dict[int, tuple[int, Any]]) -> Iterator[bytes]:
+    def _pieces(
+        self, place: str, value: Any, seen: dict[int, tuple[int, Any]]
+    ) -> Iterator[bytes | memoryview]:
         """Yield bytes that tell a value from others; none of them is an address or an order of a set.
 
         Args:
@@ -129,82 +156,109 @@ class Description:
         if value is None or isinstance(value, bool | int | float | complex | str | bytes | Enum):
             yield f"{type(value).__name__} {value!r}".encode(errors="surrogatepass")
             return
-        if isinstance(value, torch.dtype | torch.device | np.generic | os.PathLike | range | slice):
+        if isinstance(value, torch.device):  # where it is run is none of what it computes
+            yield b"device"
+            return
+        if isinstance(value, _BY_REPR):
             yield repr(value).encode(errors="surrogatepass")
             return
         if id(value) in seen:
             yield f"again {seen[id(value)][0]}".encode()
             return
         seen[id(value)] = len(seen), value
-        parts: Iterator[Any] | Collection[Any] = ()
+        parts: Iterable[Any] = ()
         if isinstance(value, Tensor):
             yield from self._of_tensor(place, value)
-        elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
-            yield (
-                f"array {value.dtype} {value.shape}".encode()
-                + np.ascontiguousarray(value).tobytes()
-            )
-            if value.dtype.kind in "fc" and value.size > 1 and (value != value.flat[0]).any():
-                self.numbers.add(place)
-        elif isinstance(value, list | tuple | deque | np.ndarray):
+        elif isinstance(value, np.ndarray):
+            yield f"array {value.dtype} {value.shape}".encode()
+            if value.dtype.hasobject:
+                parts = value.ravel().tolist()
+            else:
+                yield value.tobytes()
+                if value.dtype.kind in "fc" and value.size > 1 and (value != value.flat[0]).any():
+                    self.numbers.add(place)
+        elif isinstance(value, list | tuple | deque):
             yield f"{type(value).__name__} {len(value)}".encode()
             parts = value
         elif isinstance(value, set | frozenset):
             yield f"set {len(value)}".encode()
-            yield from sorted(self._digest(place, item).encode() for item in value)
-        elif isinstance(value, Mapping):
+            items = f"{place}{{}}"  # one place for all, as they have no order
+            yield from sorted(self._digest(items, item).encode() for item in value)
+        elif isinstance(value, dict | types.MappingProxyType):
             yield f"mapping {len(value)}".encode()
-            parts = itertools.chain.from_iterable(value.items())
+            held = value if isinstance(value, dict) else dict(value)
+            parts = itertools.chain.from_iterable(
+                dict.items(held)
+            )  # not what a subclass makes of it
         elif isinstance(value, types.FunctionType):
             yield from self._of_function(place, value, seen)
         elif isinstance(value, types.MethodType):
             parts = (value.__func__, value.__self__)
         elif isinstance(value, functools.partial):
             parts = (value.func, value.args, value.keywords)
+        elif isinstance(value, re.Pattern):
+            parts = (value.pattern, value.flags)
         elif isinstance(value, type):
-            yield f"class {self._class(value)}".encode()
+            parts = ("class", self._class(value))
+        elif (inner := _unwrapped(value)) is not value:
+            parts = (inner,)
         else:
             name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
             yield f"object {type(value).__qualname__} {name if isinstance(name, str) else ''}".encode()
-            parts = self._of_object(place, value)
+            # Objects are described at places of their own, each once, as they may lead to each other.
+            if id(value) not in self._met:
+                self._met[id(value)] = self._new_place(place, alone=len(seen) == 1), value
+                self._add_object(self._met[id(value)][0], value)
+            yield self._met[id(value)][0].encode(errors="surrogatepass")
         for part in parts:
             yield from self._pieces(place, part, seen)
 
-    def _of_tensor(self, place: str, value: Tensor) -> Iterator[bytes]:
+    def _new_place(self, place: str, alone: bool) -> str:
+        """Return a place for an object that stands at another, alone or as one of several."""
+        if alone:
+            return place
+        self._inside[place] += 1
+        return f"{place}[{self._inside[place] - 1}]"
+
+    def _add_object(self, place: str, value: Any) -> None:
+        """Have described what tells an object from others of its class."""
+        if isinstance(value, nn.Module):
+            del self._met[id(value)]
+            self._add_network(place, value, ())
+            return
+        own = isinstance(value, types.SimpleNamespace | argparse.Namespace)
+        if not own and _of_library(type(value).__module__):
+            return
+        self._add(f"{place}: class", self._class(type(value)))
+        state = getattr(value, "__dict__", {})
+        attributes = dict(state) if isinstance(state, dict) else {}
+        for base in type(value).__mro__:
+            for key, member in vars(base).items() if "__slots__" in vars(base) else ():
+                if isinstance(member, types.MemberDescriptorType):
+                    with suppress(AttributeError):  # which is not set
+                        attributes[key] = member.__get__(value)
+        for key, attribute in attributes.items():
+            self._add(f"{place}.{key}", attribute)
+
+    def _of_tensor(self, place: str, value: Tensor) -> Iterator[bytes | memoryview]:
         if torch.nn.parameter.is_lazy(value):
             yield b"tensor without a shape"
+            return
+        if value.is_nested:
+            for part in value.unbind():
+                yield from self._of_tensor(place, part)
             return
         yield f"tensor {value.dtype} {tuple(value.shape)}".encode()
         if not value.is_meta:
             dense = value.detach().dequantize() if value.is_quantized else value.detach().to_dense()
-            yield dense.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            plain = dense.cpu().resolve_conj().resolve_neg().contiguous()
+            yield plain.flatten().view(torch.uint8).numpy().data
         if varies(value):
             self.numbers.add(place)
 
-    def _of_object(self, place: str, value: Any) -> Iterator[Any]:
-        """Yield what tells an object from others of its class."""
-        if isinstance(value, nn.Module):
-            if id(value) not in self._modules:
-                nested = (f"{place}[{n}]" for n in itertools.count())
-                known = {where for where, _ in self._modules.values()}
-                self._add_network(next(name for name in nested if name not in known), value, ())
-            yield self._modules[id(value)][0]
-        elif isinstance(value, types.SimpleNamespace | argparse.Namespace):
-            yield vars(value)
-        elif not _of_library(type(value).__module__):
-            yield self._class(type(value))
-            yield getattr(value, "__dict__", {})
-            for base in type(value).__mro__:
-                for member in vars(base).values():
-                    if isinstance(member, types.MemberDescriptorType):  # of `__slots__`
-                        with suppress(AttributeError):  # which is not set
-                            yield member.__get__(value)
-        elif (inner := _unwrapped(value)) is not value:
-            yield inner
-
     def _of_function(
         self, place: str, function: types.FunctionType, seen: dict[int, tuple[int, Any]]
-    ) -> Iterator[bytes]:
+    ) -> Iterator[bytes | memoryview]:
         """Describe a function by its name, and by what it runs where it is of no library."""
         yield f"function {function.__qualname__}".encode()
         if _of_library(function.__module__):
@@ -216,9 +270,16 @@ class Description:
                 yield from self._pieces(place, cell.cell_contents, seen)
             except ValueError:  # nothing is there yet
                 yield b"empty"
-        self._add_globals(function.__globals__, *_names(function.__code__))
+        names, attributes = _names(function.__code__)
+        for name in sorted(attributes - self._taken):
+            self._taken.add(name)
+            for member in self._members.pop(name, ()):
+                self._add(*member)
+        self._add_globals(function.__globals__, names, attributes)
 
-    def _of_code(self, place: str, code: types.CodeType, doc: str | None) -> Iterator[bytes]:
+    def _of_code(
+        self, place: str, code: types.CodeType, doc: str | None
+    ) -> Iterator[bytes | memoryview]:
         yield code.co_code
         yield from self._pieces(place, (code.co_names, code.co_varnames, code.co_freevars), {})
         for constant in code.co_consts:
@@ -256,11 +317,8 @@ class Description:
                 continue
             known.add(name)
             own = used if isinstance(used, type) else type(used)
-            if (
-                isinstance(used, _USED)
-                or not _installed(own.__module__)
-                or _unwrapped(used) is not used
-            ):
+            plain = isinstance(used, _USED) or type(used) in _DICTIONARIES
+            if plain or not _installed(own.__module__) or _unwrapped(used) is not used:
                 self._add(f"global {name}{f' {number}' if number else ''}", used)
 
 
@@ -295,10 +353,12 @@ def _names(code: types.CodeType) -> tuple[set[str], set[str]]:
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             names.add(instruction.argval)
-        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"):
             attributes.add(instruction.argval)
     for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
+        if isinstance(constant, str):  # as of getattr
+            attributes.add(constant)
+        elif isinstance(constant, types.CodeType):
             inner = _names(constant)
             names |= inner[0]
             attributes |= inner[1]

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 import torch
@@ -323,7 +323,12 @@ class TorchEncoder:
             described = Description(net).digests
             self._check_that_images_stand_alone()
             after = Description(net).digests
-        self._options = frozenset(key for key in described if described[key] == after.get(key))
+        changed = {key for key in {**described, **after} if described.get(key) != after.get(key)}
+        passing = _PASSING.setdefault(net, set())
+        passing |= changed
+        grown = tuple(key.removesuffix(": keys") + "[" for key in passing if key.endswith(": keys"))
+        options = [key for key in described if key not in passing and not key.startswith(grown)]
+        self._options = frozenset(options)
         _KNOWN.add(self)
 
     @arithmetic()
@@ -515,6 +520,9 @@ class TorchEncoder:
 
 # The encoders of networks that a store cannot rebuild: what random-init asks.
 _KNOWN: WeakSet[TorchEncoder] = WeakSet()
+# Places of the `Description` of networks that passes change, for good: what an earlier encoder's passes have
+# filled, as a table by shapes, may stand still by now.
+_PASSING: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
 def known_encoder(weights_sha256: str, layers: Iterable[LayerSpec]) -> TorchEncoder | None:

@@ -66,10 +66,10 @@ AVERAGE_FILE = "average.safetensors"  # of a run's checkpoint, beside its model.
 TRAINED_ON_FILE = "trained_on.npy"  # of a run folder: hashes of the images trained on, sorted
 NAME_IT = "load it with preset=NAME, a preset's name or a TOML"
 NO_WEIGHTS = re.compile(  # keys under which tensors are called as the weights are
-    r"(?i)(?:.*[\W_])?(?:grads?|gradients?|deltas?|diffs?|moments?|exp_avg(?:_sq)?|optimi[sz]ers?"
-    r"|momentum(?!_(?:backbone|encoder|model|net|teacher)))(?:[\W_].*)?"  # of networks it is an average
+    r"(?i)(?:.*[\W_])?(?:grads?|gradients?|deltas?|diffs?|moments?|exp_avg(?:_sq)?|optimi[sz]ers?|momentum)"
+    r"(?!_(?:backbone|cam|decoder|encoder|model|net|network|student|teacher|vit)(?:[\W_]|$))(?:[\W_].*)?"
 )
-ADAPTER = re.compile(r"(?i)(?<![a-z])(?:lora|dora|loha|lokr|ia3|adapters?)(?![a-z])")
+ADAPTER = re.compile(r"(?i)(?<![a-z])(?:lora|dora|loha|lokr|ia3)(?![a-z])")
 AVERAGED = re.compile(r"(?i)(?<![a-z])(?:ema|swa|averaged?|avg|shadow)(?![a-z])")  # of steps
 INSIDE = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What torch puts into names where it compiles, shards or recomputes a module."""

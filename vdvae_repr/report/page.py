@@ -196,18 +196,19 @@ def expect_of_results(store: Latents, findings: Findings) -> None:
                 "layers without; run compare again"
             )
         _expect_images(store, compared.get("images", ""), compared.get("images_sha256"), "compared")
-        sides = {
-            compared.get(f"{side}_weights_sha256"): compared.get(f"{side}_reading")
-            for side in ("columns", "rows")
-        }
-        if own is None and info.weights_sha256 not in sides:
+        sides = [
+            (compared.get(f"{side}_weights_sha256"), compared.get(f"{side}_reading"))
+            for side in ("rows", "columns")
+        ]
+        readings = [reading for weights, reading in sides if weights == info.weights_sha256]
+        if own is None and not readings:
             raise StoreError(
                 f"{store.path}: expected a store that was compared, of {compared.get('rows_model')} or "
                 f"{compared.get('columns_model')} with the weights of then, found {info.model} "
                 f"{info.weights_sha256[:12]}; give one of those"
             )
         if own is None:
-            _expect_reading(store, sides[info.weights_sha256], "compared")
+            _expect_reading(store, readings, "compared")
     if own is None:
         return
     _expect_images(store, own.source, findings.record.get("images_sha256"), "probed")
@@ -217,19 +218,19 @@ def expect_of_results(store: Latents, findings: Findings) -> None:
             f"{own.weights_sha256[:12]}, found {info.model} {info.weights_sha256[:12]}; give the store that "
             "was probed"
         )
-    _expect_reading(store, findings.record.get("reading"), "probed")
+    _expect_reading(store, [findings.record.get("reading")], "probed")
 
 
-def _expect_reading(store: Latents, reading: str | None, done: str) -> None:
-    """Refuse a store of images that were cropped, drawn of or pooled otherwise, where that is known.
+def _expect_reading(store: Latents, readings: Sequence[str | None], done: str) -> None:
+    """Refuse a store that was cropped, drawn or pooled otherwise than all of some, where these are known.
 
     Raises:
         StoreError: says which differ.
     """
     found = store.info.reading_in_words
-    if reading not in (None, found):
+    if None not in readings and found not in readings:
         raise StoreError(
-            f"{store.path}: expected latents read as those of the results ({reading}), found others "
+            f"{store.path}: expected latents read as those of the results ({readings[0]}), found others "
             f"({found}); give the store that was {done}"
         )
 

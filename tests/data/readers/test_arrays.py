@@ -522,9 +522,7 @@ def test_rows_of_the_value_that_a_file_is_filled_with_are_said(tmp_path, fill, d
             "images", (10, 8, 9, 3), dtype, fillvalue=fill, chunks=(10, 8, 9, 3)
         )
         images[:7] = np.random.default_rng(0).integers(0, 2, (7, 8, 9, 3))
-    said = (
-        f"3 images are of one value everywhere, as row 7, {fill}; leave out what was never written"
-    )
+    said = f"3 images are of one value everywhere, as row 7, {fill}; leave out any that was never written"
     assert said in open_source(tmp_path / "a.h5").notices
 
 

@@ -1065,9 +1065,10 @@ def about_flat(flat: Mapping[str, Any], count: int, whole: bool) -> tuple[str, .
         if places:
             how = "black, 0 everywhere" if what else "of one value everywhere"
             at = places[0] if what else f"{places[0]}, {flat[places[0]]:g}"
+            remedy = "leave out what was" if what else "leave out any that was"
             lines.append(
                 f"{counted(len(places), 'image')}{'' if whole else f' of {count} looked at'} "
-                f"{'is' if len(places) == 1 else 'are'} {how}, as {at}; leave out what was never written"
+                f"{'is' if len(places) == 1 else 'are'} {how}, as {at}; {remedy} never written"
             )
     return tuple(lines)
 
