@@ -522,6 +522,9 @@ def cached(): return {a_function_with_a_cache}
 class Shared:
     value = {a_class_of_an_object}
 
+class Conv(nn.Conv2d):
+    def _conv_forward(self, *given): return super()._conv_forward(*given) * {a_method_that_a_library_calls}
+
 SHARED, TABLES = Shared(), {{"scale": {a_dictionary_of_a_module}, "calls": 0}}
 
 def constant(values):
@@ -538,7 +541,7 @@ class Net(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.out = nn.Conv2d(3, 4, 4, stride=4, bias=False), nn.Identity()
+        self.conv, self.out, self.kind = Conv(3, 4, 4, stride=4, bias=False), nn.Identity(), "own"
         nn.init.constant_(self.conv.weight, 1.0)
         self.config = dict(a=1, b=2, c=3, scale={the_fourth_item_of_a_dictionary}, calls=0)
         self.arguments = argparse.Namespace(a=1, b=2, c=3, scale={a_namespace})
@@ -554,6 +557,8 @@ class Net(nn.Module):
 
     def method(self, x, scale={a_default}): return x * scale
 
+    def in_own_way(self, x): return x * {a_method_whose_name_is_made}
+
     @property
     def own(self): return {a_property}
 
@@ -562,6 +567,7 @@ class Net(nn.Module):
         x = Helper.of(BEHIND(self.parts[1](self.conv(x)))) * SHARED.value * cached() * self.own
         x = helping.by(self.bound(x)) * self.SCALES[1] * self.CONFIG["scale"] * TABLES["scale"]
         x = x * self.config["scale"] * self.arguments.scale * self.options.scale * self.frozen
+        x = getattr(self, f"in_{{self.kind}}_way")(x)
         return self.out(x * float(self.arrays["scale"][0]))
 """
 HELPING = "def by(x): return x * {a_module_that_is_used}"

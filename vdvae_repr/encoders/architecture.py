@@ -43,6 +43,7 @@ _BY_REPR = (
     torch.dtype, np.generic, os.PathLike, range, slice,
     operator.itemgetter, operator.attrgetter, operator.methodcaller,
 )  # fmt: skip
+_BY_NAME = ("getattr", "vars", "eval", "exec", "methodcaller")  # for names that code makes
 _OF_CONSTRUCTION = ("__init__", "reset_parameters", "_reset_parameters", "extra_repr", "__repr__")
 
 
@@ -71,8 +72,9 @@ class Description:
         self._inside: Counter[str] = Counter()  # how many objects have been met at a place
         self._classes: set[type] = set()
         self._globals: dict[int, tuple[int, dict[str, Any], set[str]]] = {}
-        # Names that code takes of anything, and members of classes that no code has taken yet.
-        self._taken: set[str] = {"forward"}
+        # Names that code takes of anything, whether it makes names, and members that it has not taken yet.
+        self._taken: set[str] = set()
+        self._makes_names = False
         self._members: defaultdict[str, list[tuple[str, Any]]] = defaultdict(list)
         self._add_network("", net, net.state_dict())
         while self._waiting:
@@ -123,6 +125,10 @@ class Description:
             if base in self._classes or known(base.__module__):
                 continue
             self._classes.add(base)
+            # What libraries may call: what stands in the place of a member of theirs, as `forward`.
+            of_theirs = {
+                key for other in base.__mro__ if known(other.__module__) for key in vars(other)
+            }
             for key, value in sorted(vars(base).items()):
                 value, hidden = _unwrapped(value), key.startswith(("__", "_abc_"))
                 if key in _OF_CONSTRUCTION or (
@@ -130,7 +136,7 @@ class Description:
                 ):
                     continue
                 member = f"class {base.__qualname__}.{key}", value
-                if hidden or key in self._taken:
+                if hidden or self._makes_names or key in self._taken | of_theirs:
                     self._add(*member)
                 else:
                     self._members[key].append(member)
@@ -271,9 +277,12 @@ class Description:
             except ValueError:  # nothing is there yet
                 yield b"empty"
         names, attributes = _names(function.__code__)
-        for name in sorted(attributes - self._taken):
-            self._taken.add(name)
-            for member in self._members.pop(name, ()):
+        self._makes_names |= not names.isdisjoint(_BY_NAME)
+        self._taken |= attributes
+        for name in sorted(
+            self._members.keys() if self._makes_names else attributes & self._members.keys()
+        ):
+            for member in self._members.pop(name):
                 self._add(*member)
         self._add_globals(function.__globals__, names, attributes)
 

@@ -58,9 +58,7 @@ def pool_layer(values: Array, pool: str | None, prefix: int = 0, class_token: bo
     steps = values.reshape(n, c, grid, height // grid, grid, width // grid)
     with np.errstate(over="ignore", invalid="ignore"):
         means = steps.mean(axis=(3, 5))
-        if not np.isfinite(
-            means
-        ).all():  # a sum of large values may overflow where their mean does not
+        if not np.isfinite(means).all():  # sums of large values may overflow, which means do not
             means = steps.mean(axis=(3, 5), dtype=np.float64).astype(means.dtype)
     return np.asarray(means)
 
