@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import types
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -503,7 +504,8 @@ def test_a_constant_that_the_code_uses_is_part_of_the_identity(monkeypatch):
 
 # A network that multiplies by what stands in many places, each of which a person may edit.
 EDITED = """
-import argparse, dataclasses, functools, sys
+import argparse, dataclasses, enum, functools, sys
+from typing import NamedTuple
 import numpy as np, torch
 from torch import nn
 import helping_module as helping
@@ -522,6 +524,27 @@ def cached(): return {a_function_with_a_cache}
 class Shared:
     value = {a_class_of_an_object}
 
+class Function(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x): return x * {a_function_of_autograd}
+
+apply, NUMBER = Function.apply, np.float32({a_number_of_numpy})
+
+class Kind(enum.Enum):
+    A = ("a", torch.relu)
+    def run(self, x): return x * {a_method_of_an_enumeration}
+
+class Table(dict):
+    def __getattr__(self, key): return self[key] * {a_class_made_of_dict}
+
+class Pair(NamedTuple):
+    one: float
+    @property
+    def own(self): return self.one * {a_property_of_a_named_tuple}
+
+class Mixin:
+    def forward(self, x): return self.whole(x * {a_class_that_is_mixed_in})
+
 class Conv(nn.Conv2d):
     def _conv_forward(self, *given): return super()._conv_forward(*given) * {a_method_that_a_library_calls}
 
@@ -536,7 +559,7 @@ BEHIND = constant({a_network_of_a_module})
 
 def hook(module, inputs, output, by, of): return output * by
 
-class Net(nn.Module):
+class Net(Mixin, nn.Module):
     SCALES, CONFIG = [1.0, {a_list_of_a_class}], {{"scale": {a_dictionary_of_a_class}, "calls": 0}}
 
     def __init__(self):
@@ -550,7 +573,7 @@ class Net(nn.Module):
         for by in (1.0, {the_second_hook}):
             self.out.register_forward_hook(functools.partial(hook, by=by, of="net"))
         self.frozen = nn.Parameter(torch.tensor({a_parameter_that_is_not_saved}))
-        self.bound = self.method
+        self.bound, self.kind_of, self.table, self.pair = self.method, Kind.A, Table(one=1.0), Pair(1.0)
 
     def state_dict(self, *args, **kwargs):
         return {{k: v for k, v in super().state_dict(*args, **kwargs).items() if "frozen" not in k}}
@@ -562,7 +585,8 @@ class Net(nn.Module):
     @property
     def own(self): return {a_property}
 
-    def forward(self, x):
+    def whole(self, x):
+        x = apply(self.kind_of.run(x)) * float(NUMBER) * self.table.one * self.pair.own
         self.config["calls"] = self.CONFIG["calls"] = TABLES["calls"] = self.config["calls"] + 1
         x = Helper.of(BEHIND(self.parts[1](self.conv(x)))) * SHARED.value * cached() * self.own
         x = helping.by(self.bound(x)) * self.SCALES[1] * self.CONFIG["scale"] * TABLES["scale"]
@@ -621,6 +645,108 @@ class Held(nn.Module):
 
     def set_extra_state(self, state):
         pass
+
+
+def test_the_order_of_modules_is_part_of_the_identity():
+    def identity(*order):
+        torch.manual_seed(0)
+        parts = {"conv": nn.Conv2d(3, 4, 4), "act": nn.ReLU(), "norm": nn.GroupNorm(2, 4)}
+        net = nn.Sequential(OrderedDict((name, parts[name]) for name in order))
+        return alike(lambda: net).identity()["weights_sha256"]
+
+    assert identity("conv", "act", "norm") != identity("conv", "norm", "act")
+
+
+def test_where_a_network_runs_is_no_part_of_its_identity():
+    def identity(device):
+        torch.manual_seed(0)
+        net = Shaped()
+        net.device, net.other = device, torch.device(device)
+        return alike(lambda: net).identity()
+
+    assert identity("cpu") == identity("cuda:1")
+
+
+def test_what_is_changed_after_wrapping_is_part_of_the_identity():
+    encoder = alike(Shaped)
+    before = encoder.identity()
+    net = encoder.net[0]
+    net.forward = lambda x: net.conv(x) * 7
+    assert encoder.identity() != before
+
+
+class Scaled(nn.Module):
+    """By a number in a file, which no identity knows."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.conv, self.path = nn.Conv2d(3, 4, 4, stride=4), path
+
+    def forward(self, x):
+        return self.conv(x) * float(self.path.read_text())
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_store_that_the_network_would_fill_otherwise_is_refused(
+    people, tmp_path, stopped, monkeypatch
+):
+    (tmp_path / "scale").write_text("1")
+
+    def extract(**options):
+        encoder = alike(lambda: Scaled(tmp_path / "scale"))
+        return vr.extract(encoder, people(4), tmp_path / "e.h5", layout="virtual", **options)
+
+    whole = extract().matrix("0")[0]
+    if stopped:
+        (tmp_path / "e.h5").unlink()
+    np.testing.assert_array_equal(extract().matrix("0")[0], whole)
+    if stopped:
+        (tmp_path / "e.h5").unlink()
+    (tmp_path / "scale").write_text("1.1")
+    with pytest.raises(
+        vr.StoreError, match=r"layer 0, activation of .* is not what the network gives"
+    ):
+        extract()
+    np.testing.assert_allclose(extract(overwrite=True).matrix("0")[0], 1.1 * whole, rtol=1e-5)
+
+
+class Raising:
+    """Options as attributes; of what is none it raises a KeyError."""
+
+    def __init__(self, **options):
+        self.__dict__["options"] = options
+
+    def __getattr__(self, key):
+        return self.options[key]
+
+
+def test_options_that_raise_errors_of_their_own_are_described():
+    def identity(scale):
+        torch.manual_seed(0)
+        net = Shaped()
+        net.options = Raising(scale=scale)
+        return alike(lambda: net).identity()
+
+    assert identity(1) == identity(1) != identity(2)
+
+
+@pytest.mark.parametrize("as_method", [True, False])
+def test_a_copy_that_runs_the_network_itself_is_no_random_twin(as_method):
+    class Held(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(3, 4, 4), nn.Identity()
+            self.run = self.conv.forward if as_method else lambda x: self.conv(x)
+
+        def forward(self, x):
+            return self.out(self.run(x))
+
+    encoder = vr.TorchEncoder(Held(), ["out"], size=16, mean=MEAN, std=STD)
+    if as_method:  # which goes with the copy
+        assert not encoder.reinitialised(0).kept
+    else:
+        with pytest.raises(vr.CheckpointError, match="anew computes the same, as where a function"):
+            encoder.reinitialised(0)
 
 
 def test_a_cell_that_runs_again_makes_no_other_network():

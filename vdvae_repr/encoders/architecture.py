@@ -16,7 +16,8 @@ import os
 import re
 import sys
 import types
-from collections import Counter, OrderedDict, defaultdict, deque
+import weakref
+from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from enum import Enum
@@ -33,17 +34,21 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 # Modules around a network, whose attributes say where and how it is run.
 _AROUND = ("torch._dynamo", "torch.nn.parallel")
 _LIBRARIES = (sys.stdlib_module_names - {"__main__"}) | {"torch", "torchvision", "timm", "numpy"}
-# Of what a function finds among the globals of its module; others are looked at where no library made them.
-_USED = (
-    bool, int, float, str, tuple, list, deque, set, frozenset, Tensor, np.ndarray, nn.Module,
-    types.FunctionType, functools.partial, types.SimpleNamespace, argparse.Namespace,
-)  # fmt: skip
-_DICTIONARIES = (dict, OrderedDict, defaultdict)
+DEVICE = re.compile(r"(?:cpu|cuda|mps|xpu)(?::\d+)?")
+_BY_VALUE = (bool, int, float, complex, str, bytes)
 _BY_REPR = (
     torch.dtype, np.generic, os.PathLike, range, slice,
     operator.itemgetter, operator.attrgetter, operator.methodcaller,
 )  # fmt: skip
-_BY_NAME = ("getattr", "vars", "eval", "exec", "methodcaller")  # for names that code makes
+_BY_NAME = (
+    "getattr",
+    "vars",
+    "dir",
+    "eval",
+    "exec",
+    "attrgetter",
+    "methodcaller",
+)  # for names that code makes
 _OF_CONSTRUCTION = ("__init__", "reset_parameters", "_reset_parameters", "extra_repr", "__repr__")
 
 
@@ -102,6 +107,8 @@ class Description:
                 self._add(f"{place}: module", first)
                 continue
             self._add(f"{place}: class", self._class(type(module)))
+            children = [name for name, _ in module.named_children()]
+            self._add(f"{place}: modules", children)  # which may run in their order
             if isinstance(module, torch.jit.ScriptModule):
                 with suppress(RuntimeError, AttributeError):  # of a module without a forward
                     code, constants = module.code_with_constants
@@ -120,27 +127,33 @@ class Description:
 
     def _class(self, cls: type) -> list[str]:
         """Return what a class and its bases are called; have those described that are of no library."""
+        theirs: set[str] = set()  # what libraries may call, as `forward`
         for base in cls.__mro__:
             known = _installed if not issubclass(base, nn.Module) else _of_library
-            if base in self._classes or known(base.__module__):
-                continue
-            self._classes.add(base)
-            # What libraries may call: what stands in the place of a member of theirs, as `forward`.
-            of_theirs = {
-                key for other in base.__mro__ if known(other.__module__) for key in vars(other)
-            }
-            for key, value in sorted(vars(base).items()):
-                value, hidden = _unwrapped(value), key.startswith(("__", "_abc_"))
-                if key in _OF_CONSTRUCTION or (
-                    hidden and not isinstance(value, types.FunctionType)
-                ):
-                    continue
-                member = f"class {base.__qualname__}.{key}", value
-                if hidden or self._makes_names or key in self._taken | of_theirs:
-                    self._add(*member)
-                else:
-                    self._members[key].append(member)
+            if known(base.__module__):
+                theirs |= vars(base).keys()
+            elif base not in self._classes:
+                self._classes.add(base)
+                for key, value in sorted(vars(base).items()):
+                    hidden, inner = key.startswith(("__", "_abc_")), _unwrapped(value)
+                    if key in _OF_CONSTRUCTION or (
+                        hidden and not isinstance(inner, types.FunctionType)
+                    ):
+                        continue
+                    self._members[key].append((f"class {base.__qualname__}.{key}", inner))
+                    if hidden or isinstance(value, property):  # which libraries may take too
+                        self._take({key})
+        self._take(theirs)
         return [base.__qualname__ for base in cls.__mro__]
+
+    def _take(self, names: Collection[str]) -> None:
+        """Have described the members of classes, met and to be met, that bear names which code takes."""
+        self._taken.update(names)
+        for name in sorted(
+            self._members.keys() if self._makes_names else self._taken & self._members.keys()
+        ):
+            for member in self._members.pop(name):
+                self._add(*member)
 
     def _digest(self, place: str, value: Any) -> str:
         digest = hashlib.sha256()
@@ -159,11 +172,15 @@ class Description:
             value: anything.
             seen: every object that has been described at this place, with its number, by its id.
         """
-        if value is None or isinstance(value, bool | int | float | complex | str | bytes | Enum):
-            yield f"{type(value).__name__} {value!r}".encode(errors="surrogatepass")
+        if isinstance(value, torch.device) or (isinstance(value, str) and DEVICE.fullmatch(value)):
+            yield b"device"  # where it is run is none of what it computes
             return
-        if isinstance(value, torch.device):  # where it is run is none of what it computes
-            yield b"device"
+        if isinstance(value, weakref.ProxyTypes):  # of what is alive elsewhere
+            yield b"proxy"
+            return
+        own = not _installed(type(value).__module__)
+        if value is None or (isinstance(value, _BY_VALUE) and not own):
+            yield f"{type(value).__name__} {value!r}".encode(errors="surrogatepass")
             return
         if isinstance(value, _BY_REPR):
             yield repr(value).encode(errors="surrogatepass")
@@ -173,7 +190,12 @@ class Description:
             return
         seen[id(value)] = len(seen), value
         parts: Iterable[Any] = ()
-        if isinstance(value, Tensor):
+        if isinstance(value, Enum):
+            parts = ("enum", value.name, value.value)
+        elif isinstance(value, _BY_VALUE):
+            plain = next(kind for kind in _BY_VALUE if isinstance(value, kind))
+            yield plain.__repr__(value).encode(errors="surrogatepass")
+        elif isinstance(value, Tensor):
             yield from self._of_tensor(place, value)
         elif isinstance(value, np.ndarray):
             yield f"array {value.dtype} {value.shape}".encode()
@@ -193,9 +215,8 @@ class Description:
         elif isinstance(value, dict | types.MappingProxyType):
             yield f"mapping {len(value)}".encode()
             held = value if isinstance(value, dict) else dict(value)
-            parts = itertools.chain.from_iterable(
-                dict.items(held)
-            )  # not what a subclass makes of it
+            # Of a subclass what it holds, and not what it makes of it.
+            parts = itertools.chain.from_iterable(dict.items(held))
         elif isinstance(value, types.FunctionType):
             yield from self._of_function(place, value, seen)
         elif isinstance(value, types.MethodType):
@@ -208,8 +229,14 @@ class Description:
             parts = ("class", self._class(value))
         elif (inner := _unwrapped(value)) is not value:
             parts = (inner,)
+        elif isinstance(value, types.BuiltinMethodType) and not (
+            value.__self__ is None or isinstance(value.__self__, types.ModuleType)
+        ):
+            parts = (value.__name__, value.__self__)
         else:
-            name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
+            own, name = False, None
+            with suppress(Exception):  # whatever attributes of the user's own may raise
+                name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
             yield f"object {type(value).__qualname__} {name if isinstance(name, str) else ''}".encode()
             # Objects are described at places of their own, each once, as they may lead to each other.
             if id(value) not in self._met:
@@ -218,6 +245,10 @@ class Description:
             yield self._met[id(value)][0].encode(errors="surrogatepass")
         for part in parts:
             yield from self._pieces(place, part, seen)
+        if own and not isinstance(value, type | types.FunctionType | types.MethodType):
+            # What a class of the user's makes of a built-in type.
+            for part in (self._class(type(value)), dict(getattr(value, "__dict__", {}))):
+                yield from self._pieces(place, part, seen)
 
     def _new_place(self, place: str, alone: bool) -> str:
         """Return a place for an object that stands at another, alone or as one of several."""
@@ -256,9 +287,7 @@ class Description:
             return
         yield f"tensor {value.dtype} {tuple(value.shape)}".encode()
         if not value.is_meta:
-            dense = value.detach().dequantize() if value.is_quantized else value.detach().to_dense()
-            plain = dense.cpu().resolve_conj().resolve_neg().contiguous()
-            yield plain.flatten().view(torch.uint8).numpy().data
+            yield dense(value).flatten().view(torch.uint8).numpy().data
         if varies(value):
             self.numbers.add(place)
 
@@ -278,12 +307,7 @@ class Description:
                 yield b"empty"
         names, attributes = _names(function.__code__)
         self._makes_names |= not names.isdisjoint(_BY_NAME)
-        self._taken |= attributes
-        for name in sorted(
-            self._members.keys() if self._makes_names else attributes & self._members.keys()
-        ):
-            for member in self._members.pop(name):
-                self._add(*member)
+        self._take(attributes)
         self._add_globals(function.__globals__, names, attributes)
 
     def _of_code(
@@ -325,10 +349,13 @@ class Description:
                     self._add_globals(vars(used), attributes, attributes, path)
                 continue
             known.add(name)
-            own = used if isinstance(used, type) else type(used)
-            plain = isinstance(used, _USED) or type(used) in _DICTIONARIES
-            if plain or not _installed(own.__module__) or _unwrapped(used) is not used:
-                self._add(f"global {name}{f' {number}' if number else ''}", used)
+            self._add(f"global {name}{f' {number}' if number else ''}", used)
+
+
+def dense(value: Tensor) -> Tensor:
+    """Return the numbers that a tensor stands for, on the CPU, one after the other in memory."""
+    plain = value.detach().dequantize() if value.is_quantized else value.detach().to_dense()
+    return plain.cpu().resolve_conj().resolve_neg().contiguous()
 
 
 def varies(value: Any) -> bool:

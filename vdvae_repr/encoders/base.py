@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from vdvae_repr.config import python_number, shown, whole_number
 from vdvae_repr.data.source import Preprocessing, RawImage
-from vdvae_repr.encoders.architecture import Description, varies
+from vdvae_repr.encoders.architecture import Description, dense, varies
 from vdvae_repr.errors import (
     CheckpointError,
     ConfigError,
@@ -288,8 +288,8 @@ class TorchEncoder:
     preprocessing: ImageTransform
     kept: tuple[str, ...] = ()
     """Of a network with parameters drawn anew, the tensors that stayed as they were."""
-    _options: frozenset[str] = frozenset()
-    """Places of the `Description` that tell a network of the user's: what passes leave as it is."""
+    _passing: set[str] | None = None
+    """Places of the `Description` of a network of the user's that passes change; None of a library's."""
 
     def __init__(
         self,
@@ -324,11 +324,8 @@ class TorchEncoder:
             self._check_that_images_stand_alone()
             after = Description(net).digests
         changed = {key for key in {**described, **after} if described.get(key) != after.get(key)}
-        passing = _PASSING.setdefault(net, set())
-        passing |= changed
-        grown = tuple(key.removesuffix(": keys") + "[" for key in passing if key.endswith(": keys"))
-        options = [key for key in described if key not in passing and not key.startswith(grown)]
-        self._options = frozenset(options)
+        self._passing = _PASSING.setdefault(net, set())
+        self._passing |= changed
         _KNOWN.add(self)
 
     @arithmetic()
@@ -392,12 +389,11 @@ class TorchEncoder:
             "image_size": self.image_size,
             "mean": self.mean,
             "std": self.std,
-        } | ({"network": self._network()} if self._options else {})
+        } | ({} if self._passing is None else {"network": self._network()})
 
     def _network(self) -> str:
         """Return the SHA-256 of what the network computes with, apart from its weights."""
-        described = Description(self.net).digests
-        options = {key: value for key, value in described.items() if key in self._options}
+        options = _constant(Description(self.net).digests, self._passing or ())
         return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
 
     def __repr__(self) -> str:
@@ -409,7 +405,8 @@ class TorchEncoder:
     def identity(self) -> dict[str, str]:
         """Return the store's attributes `model`, `config` (JSON) and `weights_sha256`."""
         config = json.dumps(self.config, sort_keys=True)
-        saved = {k: v for k, v in self.net.state_dict().items() if isinstance(v, Tensor)}
+        state = self.net.state_dict().items()
+        saved = {key: dense(value) for key, value in state if isinstance(value, Tensor)}
         return {"model": self.name, "config": config, "weights_sha256": hash_weights(config, saved)}
 
     def shape(self, spec: LayerSpec, feature: str) -> tuple[int, ...]:
@@ -504,6 +501,26 @@ class TorchEncoder:
     def _outputs(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         return outputs_of(self.net, x, names)
 
+    def _refuse_the_same(self, twin: TorchEncoder) -> None:
+        """Refuse a copy with parameters drawn anew that computes what the network does.
+
+        Raises:
+            CheckpointError: so it is, as where a function in an attribute holds the network itself.
+        """
+        names = [spec.name for spec in self.layers]
+        x = torch.rand(
+            2, 3, self.image_size, self.image_size, generator=torch.Generator().manual_seed(0)
+        )
+        own, drawn = (encoder._run(x, names) for encoder in (self, twin))
+        if any(True for _ in self.net.parameters()) and all(
+            torch.equal(own[name], drawn[name]) for name in names
+        ):
+            raise CheckpointError(
+                f"{self.name}: a copy with weights drawn anew computes the same, as where a function in an "
+                "attribute holds the network itself (self.f = lambda x: self.conv(x)), so there is no "
+                "random-init; make such functions methods"
+            )
+
     def reinitialised(self, seed: int) -> TorchEncoder:
         """Return a copy whose modules have drawn their parameters anew.
 
@@ -513,7 +530,8 @@ class TorchEncoder:
         """
         twin = copy.copy(self)
         twin.net = reinitialised(self.net, seed, self.name)
-        twin.kept = tuple(_kept(self.net, twin.net, self._options))
+        self._refuse_the_same(twin)
+        twin.kept = tuple(_kept(self.net, twin.net, self._passing or ()))
         twin.name = f"{self.name.removesuffix('@random')}@random"
         return twin
 
@@ -568,7 +586,13 @@ def reinitialised(net: nn.Module, seed: int, name: str) -> nn.Module:
     return twin
 
 
-def _kept(net: nn.Module, twin: nn.Module, constant: Collection[str]) -> Iterator[str]:
+def _constant(digests: Mapping[str, str], passing: Collection[str]) -> dict[str, str]:
+    """Return the digests of a `Description` but for places that passes change, and dictionaries they fill."""
+    grown = tuple(key.removesuffix(": keys") + "[" for key in passing if key.endswith(": keys"))
+    return {k: v for k, v in digests.items() if k not in passing and not k.startswith(grown)}
+
+
+def _kept(net: nn.Module, twin: nn.Module, passing: Collection[str]) -> Iterator[str]:
     """Yield the names of a network's tensors that its twin has too, and that may have been trained.
 
     These are what is saved, and tensors and arrays in attributes, globals and networks that are not
@@ -578,15 +602,15 @@ def _kept(net: nn.Module, twin: nn.Module, constant: Collection[str]) -> Iterato
     Args:
         net: the network.
         twin: a copy with parameters drawn anew.
-        constant: places of the `Description` that a pass leaves as they are.
+        passing: places of the `Description` that passes change.
     """
     drawn = twin.state_dict()
     for name, before in net.state_dict().items():
         if varies(before) and varies(drawn[name]) and torch.equal(before, drawn[name]):
             yield name
     description, after = Description(net), Description(twin).digests
-    passing = {name for name, _ in net.named_buffers(remove_duplicate=False)}
-    for place in sorted(description.numbers & set(constant) - passing):
+    unsaved = {name for name, _ in net.named_buffers(remove_duplicate=False)}
+    for place in sorted(description.numbers & _constant(after, passing).keys() - unsaved):
         if description.digests[place] == after.get(place):
             yield place
 

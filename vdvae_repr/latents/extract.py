@@ -38,7 +38,7 @@ from vdvae_repr.data.source import (
     read_images,
     spread_over,
 )
-from vdvae_repr.encoders.base import Encoder, ImageTransform
+from vdvae_repr.encoders.base import Encoder, ImageTransform, TorchEncoder
 from vdvae_repr.encoders.load import as_encoder, loaded
 from vdvae_repr.errors import (
     SKIP_ADVICE,
@@ -88,6 +88,7 @@ CALIBRATED_BYTES = 2**31  # of latents that "auto" goes to
 MANY_LOOKED_AT = 4096  # of a run's own data, for images that it was trained on
 PART = 512  # images a part at most, and
 PART_BYTES = 2**28
+APART = 0.02  # of a layer's largest value: from here on an image was read by another network
 CHUNK = 8  # images, at most, that a worker reads in a row
 
 
@@ -265,6 +266,8 @@ def _begin(
     elif out.exists():
         if not _misses_parts(out, claimed, identity):
             _refuse_another(job, out, identity, say)
+            with LatentStore.open(out) as store:
+                _refuse_another_network(job, out, store.ids)
             if held:  # beside which a kill left others
                 partition.keep_parts(folder, held)
             else:
@@ -296,6 +299,12 @@ def _begin(
             f"{source.name}: {counted(len(images), 'image', 'was', 'were')} replaced, as {images[0]!r}; "
             f"{counted(len(stale), 'part', 'is', 'are')} made again"
         )
+    for name in sorted(kept):
+        if partition.is_whole(folder / name):
+            _refuse_another_network(
+                job, folder / name, partition.recorded(folder / name, source.ids)[0]
+            )
+            break
     partition.keep_parts(folder, held | kept if overwrite else kept)
     begun = identity | {"source_state": state, "generation": generation}
     partition.claim(folder / partition.CLAIM, begun)
@@ -408,6 +417,37 @@ def _refuse_another(
                 f"{out}: {len(changed)} of {counted(len(ids), 'image')} replaced since it was made, as "
                 f"{changed[0]!r}; extract again with overwrite=True, or choose another path"
             )
+
+
+def _refuse_another_network(job: ExtractionJob, path: Path, ids: Sequence[str]) -> None:
+    """Refuse a file whose first image a network of the user's own reads otherwise by now.
+
+    What such a network computes may lie where its identity does not see it, as in files.
+
+    Args:
+        job: of the network.
+        path: a store, or a part of one.
+        ids: of its images.
+
+    Raises:
+        StoreError: says which layer is read otherwise.
+    """
+    if not (isinstance(job.model, TorchEncoder) and "network" in job.model.config) or not ids:
+        return
+    row = job.place[ids[0]]
+    batch = job.read(range(row, row + 1))
+    if not batch.indices:
+        return
+    arrays = job.infer(batch, HostCopies(job.model.device))()
+    with h5py.File(path) as file:
+        for key in job.keys:
+            before, now = (np.asarray(held[key][0], np.float64) for held in (file, arrays))
+            if np.abs(before - now).max() > APART * np.abs(before).max():
+                raise StoreError(
+                    f"{path}: {job.name_of(key)} of {ids[0]!r} is not what the network gives now, by up to "
+                    f"{np.abs(before - now).max():.3g}: it computes otherwise than then; extract with "
+                    "overwrite=True, or choose another path"
+                )
 
 
 def _other_words(store: LatentStore, source: Source) -> str:
