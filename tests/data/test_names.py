@@ -380,6 +380,24 @@ def test_labels_that_may_not_be_meant_are_said(ids, lines):
 
 
 @pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["0,5", "1,2e-05", "3,1"], [0.5, 1.2e-05, 3.1]),
+        (["5,1E-02", "1,2E-05"], [0.051, 1.2e-05]),
+        ([",5", "-,25", "1,75"], [0.5, -0.25, 1.75]),
+        (["0,5", "inf", "3,1"], [0.5, np.inf, 3.1]),
+    ],
+)
+def test_numbers_with_decimal_commas_are_those_with_points(values, expected):
+    read, said = factor_values(values, decimal_commas=True)
+    assert [float(text) for text in read] == expected
+    assert "numbers with decimal commas" in said
+    assert factor_values(values)[0] == values
+    if "inf" not in values:
+        assert "is no number as it is written" in factor_values(values)[1]
+
+
+@pytest.mark.parametrize(
     ("values", "said"),
     [
         (

@@ -647,6 +647,27 @@ class Held(nn.Module):
         pass
 
 
+@pytest.mark.parametrize("module", ["code.model", "profile", "wave", "builtins", "mine"])
+def test_what_a_module_is_called_hides_no_code_in_it(module):
+    text = """
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 4, 4), nn.Identity()
+    def forward(self, x): return self.out(self.conv(x) * FACTOR)
+"""
+
+    def identity(factor):
+        namespace = {"__name__": module}
+        exec(text.replace("FACTOR", factor), namespace)
+        torch.manual_seed(0)
+        net = namespace["Net"]()
+        return vr.TorchEncoder(net, ["out"], size=16, mean=MEAN, std=STD).identity()
+
+    assert identity("2") == identity("2") != identity("3")
+
+
 def test_the_order_of_modules_is_part_of_the_identity():
     def identity(*order):
         torch.manual_seed(0)

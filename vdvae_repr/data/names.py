@@ -146,11 +146,11 @@ def number_labels(names: Sequence[str | None]) -> tuple[NDArray[np.int64], tuple
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 WHOLE_FLOAT = re.compile(r"\+?(-?\d+)\.0*", re.ASCII)  # as 3.0, or 3.
 CODE = re.compile(r"0\d+")  # as 007
-DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
+DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?", re.ASCII)
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}\.\d{3}", re.ASCII)  # which decimal commas go with
 NUMBER_LIKE = re.compile(  # as `20,5`, `1,000`, `12 kg`, `$1.50` or `(1.5)`, or Fortran's `5.07D+01`
     r"\(?[+\u2212-]?[$\u00a3\u00a5\u20ac]?\s?[+\u2212-]?\d[\d.,'\u2019 \u00a0\u2009\u202f]*\s*[^\d\s]{0,3}"
-    r"|[+-]?\d*\.\d*[dD][+-]\d{2,3}"
+    r"|[+-]?\d*[.,]\d*(?:[eE][+-]?\d{1,3}|[dD][+-]\d{2,3})|[+-]?,\d+"
 )
 SIGNED = re.compile(r"\+\d+|-0", re.ASCII)  # of which the sign counts for nothing
 WHOLE = re.compile(r"-?\d{1,20}", re.ASCII)
@@ -325,7 +325,7 @@ def factor_values(values: Sequence[str], decimal_commas: bool = False) -> tuple[
             text: text.replace(",", ".") if DECIMAL_COMMA.fullmatch(text) else text
             for text in present
         }
-        if all(NUMBER.fullmatch(text) for text in points.values()):
+        if all(NUMBER.fullmatch(text) or _is_endless(text) for text in points.values()):
             example = next(text for text in values if DECIMAL_COMMA.fullmatch(text))
             said = f"numbers with decimal commas: {example!r} is read as {points[example]}"
             values = [points.get(text, text) for text in values]
@@ -337,12 +337,13 @@ def factor_values(values: Sequence[str], decimal_commas: bool = False) -> tuple[
             f"write {pointed[0].replace('.', '')}"
         )
     others = [text for text in values if not is_missing(text) and not NUMBER.fullmatch(text)]
-    endless = [text for text in others if text.casefold().lstrip("+-") in ("inf", "infinity")]
+    endless = [text for text in others if _is_endless(text)]
     if endless and len({*endless}) < len(present) and endless == others:
-        said = (
+        about = (
             f"{counted(len(endless), 'value', 'is', 'are')} infinite, as {endless[0]!r}, and task factors "
             "takes finite numbers alone"
         )
+        said = "; ".join(filter(None, (said, about)))
         return ["nan" if is_missing(text) else text for text in values], said
     if not present or others:
         likely = [text for text in values if NUMBER.fullmatch(text) and {*".+"} & {*text}]
@@ -367,6 +368,10 @@ def factor_values(values: Sequence[str], decimal_commas: bool = False) -> tuple[
     if any(CODE.fullmatch(text) for text in present):  # which are no amounts, but categories
         said = "; ".join(filter(None, (said, *look_alikes(written.values(), "categories"))))
     return [written.get(text, "nan") for text in values], said
+
+
+def _is_endless(text: str) -> bool:
+    return text.casefold().lstrip("+-") in ("inf", "infinity")
 
 
 def _about_categories(values: Sequence[str], others: Sequence[str]) -> str:

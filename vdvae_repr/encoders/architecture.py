@@ -15,6 +15,7 @@ import operator
 import os
 import re
 import sys
+import sysconfig
 import types
 import weakref
 from collections import Counter, defaultdict, deque
@@ -33,7 +34,10 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 # Modules around a network, whose attributes say where and how it is run.
 _AROUND = ("torch._dynamo", "torch.nn.parallel")
-_LIBRARIES = (sys.stdlib_module_names - {"__main__"}) | {"torch", "torchvision", "timm", "numpy"}
+_PACKAGES = ("torch", "torchvision", "timm", "numpy")
+_LIBRARIES = (sys.stdlib_module_names - {"__main__"}).union(_PACKAGES)
+_STANDARD = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
+_HEAP = 1 << 9  # of the flags of a class: it was made by a `class` statement
 DEVICE = re.compile(r"(?:cpu|cuda|mps|xpu)(?::\d+)?")
 _BY_VALUE = (bool, int, float, complex, str, bytes)
 _BY_REPR = (
@@ -130,7 +134,7 @@ class Description:
         theirs: set[str] = set()  # what libraries may call, as `forward`
         for base in cls.__mro__:
             known = _installed if not issubclass(base, nn.Module) else _of_library
-            if known(base.__module__):
+            if known(base):
                 theirs |= vars(base).keys()
             elif base not in self._classes:
                 self._classes.add(base)
@@ -178,7 +182,7 @@ class Description:
         if isinstance(value, weakref.ProxyTypes):  # of what is alive elsewhere
             yield b"proxy"
             return
-        own = not _installed(type(value).__module__)
+        own = not _installed(type(value))
         if value is None or (isinstance(value, _BY_VALUE) and not own):
             yield f"{type(value).__name__} {value!r}".encode(errors="surrogatepass")
             return
@@ -264,7 +268,7 @@ class Description:
             self._add_network(place, value, ())
             return
         own = isinstance(value, types.SimpleNamespace | argparse.Namespace)
-        if not own and _of_library(type(value).__module__):
+        if not own and _of_library(type(value)):
             return
         self._add(f"{place}: class", self._class(type(value)))
         state = getattr(value, "__dict__", {})
@@ -296,7 +300,7 @@ class Description:
     ) -> Iterator[bytes | memoryview]:
         """Describe a function by its name, and by what it runs where it is of no library."""
         yield f"function {function.__qualname__}".encode()
-        if _of_library(function.__module__):
+        if _of_library(function):
             return
         yield from self._of_code(place, function.__code__, function.__doc__)
         yield from self._pieces(place, (function.__defaults__, function.__kwdefaults__), seen)
@@ -344,7 +348,7 @@ class Description:
         for name in sorted(names - known & namespace.keys()):
             used = namespace.get(name)
             if isinstance(used, types.ModuleType):
-                if not _installed(used.__name__):
+                if not _installed(used):
                     path = through | {id(namespace)}
                     self._add_globals(vars(used), attributes, attributes, path)
                 continue
@@ -401,14 +405,26 @@ def _names(code: types.CodeType) -> tuple[set[str], set[str]]:
     return names, attributes
 
 
-def _of_library(module: Any) -> bool:
-    """Whether code of a module of this name is known by names alone."""
-    return str(module).partition(".")[0] in _LIBRARIES
-
-
-def _installed(module: Any) -> bool:
-    """Whether a module is of a library, or was installed as one."""
-    if _of_library(module):
+def _of_library(thing: Any) -> bool:
+    """Whether a class, function or module is known by its name alone, as PyTorch's and Python's own are."""
+    name = str(thing.__name__ if isinstance(thing, types.ModuleType) else thing.__module__)
+    top = name.partition(".")[0]
+    if name == "builtins":  # so is what code without a module of its own makes
+        heap = isinstance(thing, type) and bool(thing.__flags__ & _HEAP)
+        return not (heap or isinstance(thing, types.FunctionType))
+    if top not in _LIBRARIES:
+        return False
+    if top in _PACKAGES:
         return True
-    file = getattr(sys.modules.get(str(module)), "__file__", None) or ""
+    # A person's own module may be called as one of Python's, as `code` or `profile`.
+    file = getattr(sys.modules.get(name), "__file__", None) or ""
+    return file.startswith(_STANDARD) or (not file and name in sys.modules)
+
+
+def _installed(thing: Any) -> bool:
+    """Whether a class, function or module is of a library, or was installed as one."""
+    if _of_library(thing):
+        return True
+    name = thing.__name__ if isinstance(thing, types.ModuleType) else thing.__module__
+    file = getattr(sys.modules.get(str(name)), "__file__", None) or ""
     return bool({"site-packages", "dist-packages"} & set(file.replace("\\", "/").split("/")))

@@ -39,9 +39,10 @@ _ONEDNN = torch.backends.mkldnn.is_available()
 def plan_of(model: nn.Module, x: Tensor) -> InferencePlan | None:
     """Return a model's plan for an input, made anew where weights lie elsewhere; None where the blocks serve.
 
-    The blocks serve in training, under gradients and autocast, on other devices and in other precisions.
+    The blocks serve in training, under gradients and autocast, on other devices and in other precisions, and
+    where what a module computes was changed.
     """
-    if model.training or torch.is_grad_enabled():
+    if model.training or torch.is_grad_enabled() or not all(map(_is_as_made, model.modules())):
         return None
     if model in _COMPILED:
         return _COMPILED[model]
@@ -49,9 +50,18 @@ def plan_of(model: nn.Module, x: Tensor) -> InferencePlan | None:
     if x.device.type != "cpu" or reduced or not _ONEDNN:
         return None
     places = [parameter.data_ptr() for parameter in model.parameters()]
+    if not all(isinstance(block, Block) for block in _blocks(model.bottom_up)):
+        return None
     if model not in _FUSED or _FUSED[model][0] != places:
         _FUSED[model] = places, _fused(model)
     return _FUSED[model][1]
+
+
+def _is_as_made(module: nn.Module) -> bool:
+    """Whether a module has no hook, `forward` or computed weight of a user's, as pruning and LoRA give it."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    computed = "forward" in vars(module) or "parametrizations" in module._modules
+    return not (hooks or computed) and getattr(module, "padding_mode", "zeros") == "zeros"
 
 
 def compile_inference(model: nn.Module) -> None:
