@@ -282,6 +282,7 @@ def test_interrupt_is_exit_130_and_one_line(tmp_path):
         (("distill", "--resume", "--out", "no"), "no: expected a run to go on with, found none"),
         (("distill", "--resume", "--preset", "faces64"), "--preset: expected --teacher with it"),
         (("report", "no", "--preset", "faces64"), "--preset: expected --model with it"),
+        (("report", "no", "--download"), "--download: expected --model with it"),
         (
             ("distill", "--resume"),
             "teacher: expected a VDVAE, or what loads it, as --teacher faces64",
@@ -331,7 +332,9 @@ def test_code_in_advice_stays_code(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("VDVAE_REPR_DATA_ROOT", str(tmp_path))
     with pytest.raises(SystemExit):
         main()
-    assert f"CIFAR10('{tmp_path}', download=True) gets it" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert f"CIFAR10('{tmp_path}', download=True) gets it" in message
+    assert "; --data-root FOLDER names another place" in message
     for text, expected in (
         ("choose another folder, or cache=None", "choose another folder, or --no-cache"),
         ("choose another, or all by split=None", "choose another, or all by --split all"),

@@ -732,6 +732,7 @@ def report_(
         ),
     ] = None,
     preset: Preset = None,
+    download: Download = False,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for index.html, or a name.html; RESULTS if not given."),
@@ -748,6 +749,8 @@ def report_(
         raise TaskError("--model: expected --latents with it, found none; give the store")
     if preset is not None and model is None:
         raise TaskError("--preset: expected --model with it, found none; give the model")
+    if download and model is None:
+        raise TaskError("--download: expected --model with it, found none; give the model")
     report = vr.Report.load(results)
     path = out or results
     if path.suffix != ".html":
@@ -759,16 +762,18 @@ def report_(
     store = None if latents is None else vr.open(latents)
     if store is not None:
         page.expect_of_results(store, report)  # before a model is loaded for nothing
-    report.page(path, store, None if store is None else _model_of(store, model, preset))
+    report.page(path, store, None if store is None else _model_of(store, model, preset, download))
     _print(str(path))
 
 
-def _model_of(store: LatentStore, model: str | None, preset: str | None) -> VDVAE | None:
+def _model_of(
+    store: LatentStore, model: str | None, preset: str | None, download: bool
+) -> VDVAE | None:
     """Load the model that a store was extracted with: the one named, else the packaged one, if it is that."""
     from vdvae_repr.model.weights import packaged_names, weights_sha256
 
     if model is not None:
-        return _load_vdvae(model, preset, "cpu", False)
+        return _load_vdvae(model, preset, "cpu", download)
     if store.info.model in packaged_names():
         net = _load_vdvae(store.info.model, None, "cpu", False)
         if weights_sha256(net) == store.info.weights_sha256:
@@ -1918,13 +1923,16 @@ def in_options(message: str) -> str:
         'extract with --feature z, --no-images'
         >>> in_options("CIFAR10('data', download=True) gets it")
         "CIFAR10('data', download=True) gets it"
+        >>> in_options('fetch it with vr.load("openai:imagenet64", download=True)')
+        'fetch it with --download'
     """
     options = _options()
 
     def option(match: re.Match[str]) -> str:
         name, value = match[1], match[2]
         if name is None:
-            return match[0]
+            own = match[0].startswith(("vr.load(", "vr.open_source("))  # commands call them
+            return in_options(match[0][:-1].rpartition(", ")[2]) if own else match[0]
         name = f"no_{name}" if value in ("False", "None") else name
         flag = (
             options.get(name) or options.get(name.removesuffix("s")) or options.get(f"data_{name}")

@@ -689,7 +689,7 @@ def test_a_missing_data_set_says_what_was_expected_where_and_how_to_get_it(tmp_p
         open_source(name, root=root)
     message = str(caught.value)
     assert message.startswith(f"{name}: expected {DATASETS[name].files} in {root}, found no {root}")
-    assert message.endswith("; root=FOLDER names another place")
+    assert message.endswith(f'; vr.open_source("{name}", root=FOLDER) names another place')
     assert "\n" not in message
     assert "{" not in message
 

@@ -96,7 +96,7 @@ def release(server, tiny, tmp_path, monkeypatch):
 def test_what_is_missing_is_said_with_address_and_place(release, server):
     with pytest.raises(vr.CheckpointError) as refusal:
         vr.load("openai:tiny")
-    for part in (str(release), server.url, "download=True"):
+    for part in (str(release), server.url, 'vr.load("openai:tiny", download=True)'):
         assert part in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert not server.asked

@@ -202,7 +202,8 @@ def open_dataset(name: str, root: str | Path | None = None, *, download: bool = 
         if not (download and dataset.download):
             raise DataError(
                 f"{name}: expected {dataset.files} in {place}, found no {error.filename}; "
-                f"{dataset.remedy.format(root=place)}; root=FOLDER names another place"
+                f"{dataset.remedy.format(root=place)}; "
+                f'vr.open_source("{name}", root=FOLDER) names another place'
             ) from error
     except _UNREADABLE as error:
         raise DataError(f"{name} in {place}: cannot be read ({first_line(error)})") from error

@@ -54,7 +54,8 @@ def released_file(name: str, download: bool) -> Path:
     if not file.is_file():
         if not download:
             raise CheckpointError(
-                f"{name}: expected {file}, found none; fetch it with download=True, or "
+                f"{name}: expected {file}, found none; fetch it with "
+                f'vr.load("{PREFIX}{known}", download=True), or '
                 f"download {release.url} and save it there"
             )
         fetch(release.url, file)
@@ -79,7 +80,7 @@ def check_hash(file: Path) -> None:
     if expected != [found]:
         raise CheckpointError(
             f"{file}: its SHA-256 is {found[:12]}..., expected {''.join(expected)[:12]}... of {record.name}; "
-            "the file has changed: remove both, and fetch it again with download=True"
+            "the file has changed: remove both, and fetch it again with vr.load(..., download=True)"
         )
 
 

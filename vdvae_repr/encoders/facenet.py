@@ -132,7 +132,8 @@ def _published(what: str, download: bool) -> Path:
         return file
     if not download:
         raise CheckpointError(
-            f"{PREFIX}{what}: its published weights are not in the cache; fetch them with download=True, "
+            f"{PREFIX}{what}: its published weights are not in the cache; fetch them with "
+            f'vr.load("{PREFIX}{what}", download=True), '
             f"or download {url} and save it as {file}; random ones: {PREFIX}{what}@random"
         )
     fetch(url, file)

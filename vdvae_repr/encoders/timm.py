@@ -275,7 +275,8 @@ def _refuse_gaps(net: nn.Module, what: str, file: Path) -> None:
     about = about_gaps(gaps, len(required), state, str(file))
     raise CheckpointError(
         f"{PREFIX}{what}, {file}: {about}; these are not the weights that timm publishes: remove the file "
-        f"and fetch it with download=True, or name weights of your own, {PREFIX}{what}@FILE"
+        f'and fetch it with vr.load("{PREFIX}{what}", download=True), '
+        f"or name weights of your own, {PREFIX}{what}@FILE"
     )
 
 
@@ -508,7 +509,8 @@ def _refuse_or_reach(name: str, download: bool) -> None:
     missing = f"{name}: its published weights are not in the cache"
     remedy = f"give a file, {name}@FILE, or ask for random ones, {name}@random"
     if not download:
-        raise CheckpointError(f"{missing}; fetch them with download=True, {remedy}")
+        fetching = f'vr.load("{name}", download=True)'
+        raise CheckpointError(f"{missing}; fetch them with {fetching}, {remedy}")
     try:
         request = urllib.request.Request(hub, method="HEAD")
         with urllib.request.urlopen(request, timeout=TIMEOUT):
