@@ -60,7 +60,8 @@ class Terminated(VDVAEReprError):
     """SIGTERM came to a training run, which wrote a checkpoint and stopped; exit 143."""
 
 
-SKIP_ADVICE = ', or leave such images out with on_error="skip", which extract, train, distill and evaluate take'
+_TAKE_IT = "extract, train, distill and evaluate take"
+SKIP_ADVICE = f', or leave such images out with on_error="skip", which {_TAKE_IT}'
 """Ends the message about an image that cannot be read, where nothing has been left out so far."""
 
 
