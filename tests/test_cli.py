@@ -327,6 +327,33 @@ def test_an_option_of_one_value_given_twice_is_refused(
     assert f"{option}: expected one value, found it given twice" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["timm:resnet18", "facenet:vggface2"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("distill", "--teacher"),
+        ("train", "faces64", "--init-from"),
+        ("evaluate", "--model"),
+        ("sample", "--model"),
+        ("export", "--out", "x.onnx"),
+    ],
+    ids=" ".join,
+)
+def test_nothing_is_fetched_that_a_command_could_not_take(
+    monkeypatch, capsys, tmp_path, name, words
+):
+    """Whether --download is given or not; torch's cache is empty."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for more in ((), ("--download",)):
+        monkeypatch.setattr(sys, "argv", ["vdvae-repr", *words, name, *more])
+        with pytest.raises(SystemExit):
+            main()
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert f"{name}: expected a VDVAE" in message
+        assert "fetch" not in message
+
+
 def test_code_in_advice_stays_code(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["vdvae-repr", "extract", "--data", "cifar10"])
     monkeypatch.setenv("VDVAE_REPR_DATA_ROOT", str(tmp_path))

@@ -1098,7 +1098,9 @@ def export_network(
     Example: vdvae-repr export faces64 --layer "<=8x8" --out faces64.onnx
     """
     import vdvae_repr as vr
+    from vdvae_repr.encoders.load import refuse_unfetched
 
+    refuse_unfetched(model, "a VDVAE or a student")
     net = vr.load(model, preset=preset, download=download)
     path = vr.export_model(net, out, layers=layer)  # type: ignore[arg-type]  # others are refused
     _print(f"{path}: {counted(path.stat().st_size, 'byte')}")
@@ -1681,7 +1683,9 @@ def _refuse_without_data(data: str | None, **options: str | None) -> None:
 def _load_vdvae(model: str, preset: str | None, device: str, download: bool) -> VDVAE:
     """Load what only a VDVAE can do."""
     import vdvae_repr as vr
+    from vdvae_repr.encoders.load import refuse_unfetched
 
+    refuse_unfetched(model, "a VDVAE, which gives images back")
     net = vr.load(model, preset=preset, device=device, download=download)
     if isinstance(net, vr.PixelCNN):
         raise TaskError(net.about_latents)
@@ -1719,7 +1723,9 @@ def _load_generative(
 ) -> VDVAE | PixelCNN:
     """Load what has a likelihood, and can be drawn from."""
     import vdvae_repr as vr
+    from vdvae_repr.encoders.load import refuse_unfetched
 
+    refuse_unfetched(model, "a VDVAE or a PixelCNN, which have a likelihood")
     net = vr.load(model, preset=preset, device=device, download=download)
     if isinstance(net, vr.Student):
         raise TaskError(net.about_images)

@@ -644,13 +644,20 @@ def check_names(source: Source) -> None:
     for what, texts in (names | {"splits": list(set(source.splits))} | values_of).items():
         for wrong in _no_texts(texts):
             if what in values_of and not isinstance(wrong, str):
+                if any(value is None for value in texts):  # numbers beside it are as they should be
+                    wrong = None
                 raise DataError(
                     f"{source.name}: {what}: expected numbers alone, or texts alone, found {wrong!r:.40}, "
                     f"of type {type(wrong).__name__}; write numbers and "
                     "truth values among texts as texts, and none as nan"
                 )
+            if not isinstance(wrong, str):
+                raise DataError(
+                    f"{source.name}: {what}: expected texts, found {wrong!r:.40}, of type "
+                    f"{type(wrong).__name__}; write it as a text"
+                )
             raise DataError(
-                f"{source.name}: {what}: expected texts of Unicode without NUL, found {str(wrong)[:40]!r}; "
+                f"{source.name}: {what}: expected texts of Unicode without NUL, found {wrong[:40]!r}; "
                 "rename it"
             )
     for what, texts in names.items():

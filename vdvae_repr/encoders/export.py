@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vdvae_repr.config import path_of, with_hints
-from vdvae_repr.encoders.load import loaded
+from vdvae_repr.encoders.load import loaded, refuse_unfetched
 from vdvae_repr.errors import CheckpointError, TaskError, VDVAEReprError, first_line
 from vdvae_repr.model.layers import LayerSpec, select_layers
 from vdvae_repr.model.precision import arithmetic
@@ -71,6 +71,7 @@ def export_model(
         raise TaskError(
             f"{path}: expected a path that ends in {' or '.join(ENDINGS)}, found {path.suffix or 'no ending'}"
         )
+    refuse_unfetched(model, "a VDVAE or a student")
     model = loaded(model)
     if not isinstance(model, VDVAE | Student):
         raise CheckpointError(

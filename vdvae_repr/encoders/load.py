@@ -104,6 +104,20 @@ def loaded(model: Any) -> Any:
     return load(model) if isinstance(model, str | Path) else model
 
 
+def refuse_unfetched(model: Any, expected: str) -> None:
+    """Refuse the name of published weights of timm or FaceNet, before they are fetched for nothing.
+
+    Raises:
+        CheckpointError: it is one; what is `expected` is none of these.
+    """
+    name = model if isinstance(model, str) else ""
+    if name.startswith((timm.PREFIX, facenet.PREFIX)) and "@" not in name:
+        raise CheckpointError(
+            f"{name}: expected {expected}, found the name of another encoder, which can be extracted, probed "
+            "and compared alone; name another model"
+        )
+
+
 def as_encoder(model: VDVAE | PixelCNN | Student | Encoder | str | Path) -> Encoder:
     """Return what reads a model, loaded where it is named: a VDVAE's posterior, an encoder itself.
 

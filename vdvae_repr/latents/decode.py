@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdvae_repr.config import whole_number
-from vdvae_repr.encoders.load import loaded
+from vdvae_repr.encoders.load import loaded, refuse_unfetched
 from vdvae_repr.errors import LayerError, StoreError
 from vdvae_repr.latents.base import Array, Latents, OtherWeightsError, list_of_ids
 from vdvae_repr.latents.format import not_finite
@@ -75,6 +75,7 @@ def decode(
         if not 1 <= first <= len(store.layers):
             raise LayerError(f"first: expected 1 to {len(store.layers)} layers, found {first}")
         layers = [spec.name for spec in store.layers[:first]]
+    refuse_unfetched(model, "a VDVAE")
     net = loaded(model)
     feature = feature_for(store, net)
     chosen = select_layers(store.layers, layers)

@@ -17,7 +17,7 @@ from vdvae_repr.config import hidden_by_mask, suggestion, whole_number
 from vdvae_repr.data.names import readable
 from vdvae_repr.data.open import warn
 from vdvae_repr.data.source import Preprocessing, RawImage, file_source
-from vdvae_repr.encoders.load import load
+from vdvae_repr.encoders.load import load, refuse_unfetched
 from vdvae_repr.encoders.vdvae import VDVAEEncoder
 from vdvae_repr.errors import CheckpointError, ConfigError, DataError, LayerError
 from vdvae_repr.latents.format import array_key
@@ -88,6 +88,7 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         model = self.model
         named = isinstance(model, str | Path)
         device = "cpu" if self.device is None else self.device
+        refuse_unfetched(model, "a VDVAE")
         net = load(model, device=device) if isinstance(model, str | Path) else model
         if not isinstance(net, VDVAE):
             what = model if named else type(model).__name__

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vdvae_repr.config import MOST_STEPS, shown, whole_number
-from vdvae_repr.encoders.load import load
+from vdvae_repr.encoders.load import load, refuse_unfetched
 from vdvae_repr.errors import CheckpointError, ConfigError, TrainingError, first_line
 from vdvae_repr.model.base import ImageModel
 from vdvae_repr.model.weights import (
@@ -160,6 +160,7 @@ def read_start(
         raise CheckpointError(f"init_from: expected a name or a file, found {type(path).__name__}")
     start, path = path, Path(path)
     if start in packaged_names() or not path.is_file():  # a Path is no name
+        refuse_unfetched(start, "a VDVAE or a PixelCNN")
         model = load(start)
         if not isinstance(model, ImageModel):
             raise CheckpointError(

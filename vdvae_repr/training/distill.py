@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vdvae_repr.config import Config, StudentConfig, path_of, sections, true_or_false
 from vdvae_repr.data.source import Source
-from vdvae_repr.encoders.load import load
+from vdvae_repr.encoders.load import load, refuse_unfetched
 from vdvae_repr.errors import CheckpointError, ConfigError, TrainingError
 from vdvae_repr.model.build import on_meta
 from vdvae_repr.model.layers import LayerSpec, split_selector
@@ -110,6 +110,7 @@ def distill(
             'teacher: expected a VDVAE, or what loads it, as teacher="faces64", found none'
         )
     taught_by = None if isinstance(teacher, VDVAE) else place_of("teacher", teacher)
+    refuse_unfetched(teacher, "a VDVAE")
     model = copy.deepcopy(teacher) if isinstance(teacher, VDVAE) else load(teacher)
     if not isinstance(model, VDVAE):
         raise CheckpointError(f"teacher: expected a VDVAE, found {model!r}; load a VDVAE")

@@ -20,7 +20,7 @@ from vdvae_repr.config import path_of, shown, whole_number, with_hints
 from vdvae_repr.data.loader import default_workers, map_ahead
 from vdvae_repr.data.open import open_source, warn
 from vdvae_repr.data.source import RESIZE, Preprocessing, Source, about_enlarged, read_images
-from vdvae_repr.encoders.load import loaded
+from vdvae_repr.encoders.load import loaded, refuse_unfetched
 from vdvae_repr.errors import CheckpointError, DataError, TaskError, counted, printable
 from vdvae_repr.model.base import ImageModel
 from vdvae_repr.model.distributions import LayerPosterior
@@ -149,6 +149,7 @@ def evaluate(
         raise TaskError(f"run: expected a run folder with config.toml, found {shown(run)}")
     if run is None and data is None:
         raise DataError("data: expected images to score, found none given")
+    refuse_unfetched(model, "a VDVAE or a PixelCNN")
     model = loaded(model)
     if not isinstance(model, ImageModel):
         raise TaskError(
