@@ -60,7 +60,9 @@ class Terminated(VDVAEReprError):
     """SIGTERM came to a training run, which wrote a checkpoint and stopped; exit 143."""
 
 
-SKIP_ADVICE = ', or leave such images out with on_error="skip", of extract, train, distill and evaluate'
+SKIP_ADVICE = (
+    ', or leave such images out with on_error="skip", of extract, train, distill and evaluate'
+)
 """Ends the message about an image that cannot be read, where nothing has been left out so far."""
 
 

@@ -647,8 +647,8 @@ class Held(nn.Module):
         pass
 
 
-@pytest.mark.parametrize("module", ["code.model", "profile", "wave", "builtins", "mine"])
-def test_what_a_module_is_called_hides_no_code_in_it(module):
+@pytest.mark.parametrize("module", ["code.model", "profile", "wave", "mine"])
+def test_what_a_module_is_called_hides_no_code_in_it(module, monkeypatch):
     text = """
 from torch import nn
 class Net(nn.Module):
@@ -657,6 +657,8 @@ class Net(nn.Module):
         self.conv, self.out = nn.Conv2d(3, 4, 4), nn.Identity()
     def forward(self, x): return self.out(self.conv(x) * FACTOR)
 """
+
+    monkeypatch.delitem(sys.modules, module, raising=False)  # Python's own, which it stands before
 
     def identity(factor):
         namespace = {"__name__": module}
