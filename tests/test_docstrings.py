@@ -93,6 +93,7 @@ def test_every_command_that_takes_a_model_can_fetch_it():
             "extract with --z sample, --draws 8, --feature z",
         ),
         ("by preset=NAME", "by --preset NAME"),
+        ("load it with vr.load(..., preset=NAME), a name", "load it with --preset NAME, a name"),
         ('out="my photos/latents.h5"', '--out "my photos/latents.h5"'),
         ("expected train.lr=0.1, stride=2 or x=True", "expected train.lr=0.1, stride=2 or x=True"),
     ],

@@ -144,6 +144,22 @@ def test_other_networks_are_refused_where_a_vdvae_is_needed(images):
         vr.LatentTransformer("timm:resnet10t@random").fit(images)
 
 
+@pytest.mark.parametrize("name", ["timm:resnet18", "facenet:vggface2"])
+def test_published_weights_that_cannot_serve_are_not_asked_for(name, images, tmp_path, monkeypatch):
+    """Their cache is empty, so that a load would say how to fetch them."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for call in (
+        lambda: read_start(name),
+        lambda: vr.LatentTransformer(name).fit(images),
+        lambda: vr.distill(name, images, tmp_path / "r"),
+        lambda: vr.evaluate(name, images),
+        lambda: vr.export_model(name, tmp_path / "x.pt2"),
+    ):
+        with pytest.raises(vr.CheckpointError, match=f"^{name}: expected a VDVAE") as refusal:
+            call()
+        assert "fetch" not in str(refusal.value)
+
+
 def test_what_is_there_is_not_fetched_again(release, server):
     vr.load("openai:tiny", download=True)
     vr.load("openai:tiny", download=True)

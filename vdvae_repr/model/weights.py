@@ -64,7 +64,7 @@ FORMAT = "vdvae-repr/1"
 RAW_ENDING, EMA_ENDING = "-model.th", "-model-ema.th"
 AVERAGE_FILE = "average.safetensors"  # of a run's checkpoint, beside its model.safetensors
 TRAINED_ON_FILE = "trained_on.npy"  # of a run folder: hashes of the images trained on, sorted
-NAME_IT = "load it with preset=NAME, a preset's name or a TOML"
+NAME_IT = "load it with vr.load(..., preset=NAME), a preset's name or a TOML"
 NO_WEIGHTS = re.compile(  # keys under which tensors are called as the weights are
     r"(?i)(?:.*[\W_])?(?:grads?|gradients?|deltas?|diffs?|moments?|exp_avg(?:_sq)?|optimi[sz]ers?|momentum)"
     r"(?!_(?:backbone|cam|decoder|encoder|model|net|network|student|teacher|vit)(?:[\W_]|$))(?:[\W_].*)?"
