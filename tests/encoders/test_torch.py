@@ -647,7 +647,7 @@ class Held(nn.Module):
         pass
 
 
-@pytest.mark.parametrize("module", ["code.model", "profile", "wave", "mine"])
+@pytest.mark.parametrize("module", ["code.model", "profile", "wave", None, "mine"])
 def test_what_a_module_is_called_hides_no_code_in_it(module, monkeypatch):
     text = """
 from torch import nn
@@ -661,7 +661,7 @@ class Net(nn.Module):
     monkeypatch.delitem(sys.modules, module, raising=False)  # Python's own, which it stands before
 
     def identity(factor):
-        namespace = {"__name__": module}
+        namespace = {"__name__": module} if module else {}
         exec(text.replace("FACTOR", factor), namespace)
         torch.manual_seed(0)
         net = namespace["Net"]()

@@ -35,24 +35,16 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 # Modules around a network, whose attributes say where and how it is run.
 _AROUND = ("torch._dynamo", "torch.nn.parallel")
 _PACKAGES = ("torch", "torchvision", "timm", "numpy")
-_LIBRARIES = (sys.stdlib_module_names - {"__main__"}).union(_PACKAGES)
 _STANDARD = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
 _HEAP = 1 << 9  # of the flags of a class: it was made by a `class` statement
-DEVICE = re.compile(r"(?:cpu|cuda|mps|xpu)(?::\d+)?")
+_DEVICE = re.compile(r"(?:cpu|cuda|mps|xpu)(?::\d+)?")
 _BY_VALUE = (bool, int, float, complex, str, bytes)
 _BY_REPR = (
     torch.dtype, np.generic, os.PathLike, range, slice,
     operator.itemgetter, operator.attrgetter, operator.methodcaller,
 )  # fmt: skip
-_BY_NAME = (
-    "getattr",
-    "vars",
-    "dir",
-    "eval",
-    "exec",
-    "attrgetter",
-    "methodcaller",
-)  # for names that code makes
+# What code uses that makes names, as of a method of its own.
+_BY_NAME = ("getattr", "vars", "dir", "eval", "exec", "attrgetter", "methodcaller")
 _OF_CONSTRUCTION = ("__init__", "reset_parameters", "_reset_parameters", "extra_repr", "__repr__")
 
 
@@ -74,7 +66,7 @@ class Description:
     """Places of tensors and arrays, of several numbers that are not all one, which may have been trained."""
 
     def __init__(self, net: nn.Module) -> None:
-        self.digests, self.numbers = {}, set()
+        self.numbers = set()
         self._waiting: deque[tuple[str, Any]] = deque()
         # What has been met, by its id, with the object itself: the id of one that is gone is given anew.
         self._met: dict[int, tuple[str, Any]] = {}
@@ -86,13 +78,12 @@ class Description:
         self._makes_names = False
         self._members: defaultdict[str, list[tuple[str, Any]]] = defaultdict(list)
         self._add_network("", net, net.state_dict())
+        # Of classes of one name, as where a cell of a notebook ran twice, there may be several.
+        found: defaultdict[str, set[str]] = defaultdict(set)
         while self._waiting:
             place, value = self._waiting.popleft()
-            digest = self._digest(place, value)
-            # Of classes of one name, as where a cell of a notebook ran twice, there may be several.
-            others = self.digests.setdefault(place, digest)
-            if digest not in others.split():
-                self.digests[place] = " ".join(sorted([*others.split(), digest]))
+            found[place].add(self._digest(place, value))
+        self.digests = {place: " ".join(sorted(digests)) for place, digests in found.items()}
 
     def _add(self, place: str, value: Any) -> None:
         """Have a value described; of a dictionary each item by itself, as one may be a counter."""
@@ -131,11 +122,11 @@ class Description:
 
     def _class(self, cls: type) -> list[str]:
         """Return what a class and its bases are called; have those described that are of no library."""
-        theirs: set[str] = set()  # what libraries may call, as `forward`
+        taken: set[str] = set()  # what libraries may take, as `forward`
         for base in cls.__mro__:
             known = _installed if not issubclass(base, nn.Module) else _of_library
             if known(base):
-                theirs |= vars(base).keys()
+                taken |= vars(base).keys()
             elif base not in self._classes:
                 self._classes.add(base)
                 for key, value in sorted(vars(base).items()):
@@ -145,9 +136,9 @@ class Description:
                     ):
                         continue
                     self._members[key].append((f"class {base.__qualname__}.{key}", inner))
-                    if hidden or isinstance(value, property):  # which libraries may take too
-                        self._take({key})
-        self._take(theirs)
+                    if hidden or isinstance(value, property):
+                        taken.add(key)
+        self._take(taken)
         return [base.__qualname__ for base in cls.__mro__]
 
     def _take(self, names: Collection[str]) -> None:
@@ -176,7 +167,7 @@ class Description:
             value: anything.
             seen: every object that has been described at this place, with its number, by its id.
         """
-        if isinstance(value, torch.device) or (isinstance(value, str) and DEVICE.fullmatch(value)):
+        if isinstance(value, torch.device) or (isinstance(value, str) and _DEVICE.fullmatch(value)):
             yield b"device"  # where it is run is none of what it computes
             return
         if isinstance(value, weakref.ProxyTypes):  # of what is alive elsewhere
@@ -238,18 +229,17 @@ class Description:
         ):
             parts = (value.__name__, value.__self__)
         else:
-            own, name = False, None
+            own, name = False, None  # the class of an object is described with it
             with suppress(Exception):  # whatever attributes of the user's own may raise
                 name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
             yield f"object {type(value).__qualname__} {name if isinstance(name, str) else ''}".encode()
             # Objects are described at places of their own, each once, as they may lead to each other.
             if id(value) not in self._met:
-                self._met[id(value)] = self._new_place(place, alone=len(seen) == 1), value
-                self._add_object(self._met[id(value)][0], value)
+                self._add_object(self._new_place(place, alone=len(seen) == 1), value)
             yield self._met[id(value)][0].encode(errors="surrogatepass")
         for part in parts:
             yield from self._pieces(place, part, seen)
-        if own and not isinstance(value, type | types.FunctionType | types.MethodType):
+        if own and not isinstance(value, type):
             # What a class of the user's makes of a built-in type.
             for part in (self._class(type(value)), dict(getattr(value, "__dict__", {}))):
                 yield from self._pieces(place, part, seen)
@@ -264,11 +254,11 @@ class Description:
     def _add_object(self, place: str, value: Any) -> None:
         """Have described what tells an object from others of its class."""
         if isinstance(value, nn.Module):
-            del self._met[id(value)]
             self._add_network(place, value, ())
             return
-        own = isinstance(value, types.SimpleNamespace | argparse.Namespace)
-        if not own and _of_library(type(value)):
+        self._met[id(value)] = place, value
+        holds_options = isinstance(value, types.SimpleNamespace | argparse.Namespace)
+        if _of_library(type(value)) and not holds_options:
             return
         self._add(f"{place}: class", self._class(type(value)))
         state = getattr(value, "__dict__", {})
@@ -310,7 +300,7 @@ class Description:
             except ValueError:  # nothing is there yet
                 yield b"empty"
         names, attributes = _names(function.__code__)
-        self._makes_names |= not names.isdisjoint(_BY_NAME)
+        self._makes_names |= not (names | attributes).isdisjoint(_BY_NAME)
         self._take(attributes)
         self._add_globals(function.__globals__, names, attributes)
 
@@ -405,26 +395,26 @@ def _names(code: types.CodeType) -> tuple[set[str], set[str]]:
     return names, attributes
 
 
+def _home(thing: Any) -> tuple[str, str]:
+    """Return the name of the module that a class, function or module is of, and its file, if any."""
+    name = str(thing.__name__ if isinstance(thing, types.ModuleType) else thing.__module__)
+    return name, getattr(sys.modules.get(name), "__file__", None) or ""
+
+
 def _of_library(thing: Any) -> bool:
     """Whether a class, function or module is known by its name alone, as PyTorch's and Python's own are."""
-    name = str(thing.__name__ if isinstance(thing, types.ModuleType) else thing.__module__)
-    top = name.partition(".")[0]
+    name, file = _home(thing)
     if name == "builtins":  # so is what code without a module of its own makes
         heap = isinstance(thing, type) and bool(thing.__flags__ & _HEAP)
         return not (heap or isinstance(thing, types.FunctionType))
-    if top not in _LIBRARIES:
-        return False
-    if top in _PACKAGES:
-        return True
+    top = name.partition(".")[0]
+    if top in _PACKAGES or top == "__main__" or top not in sys.stdlib_module_names:
+        return top in _PACKAGES
     # A person's own module may be called as one of Python's, as `code` or `profile`.
-    file = getattr(sys.modules.get(name), "__file__", None) or ""
-    return file.startswith(_STANDARD) or (not file and name in sys.modules)
+    return file.startswith(_STANDARD) if file else name in sys.modules
 
 
 def _installed(thing: Any) -> bool:
     """Whether a class, function or module is of a library, or was installed as one."""
-    if _of_library(thing):
-        return True
-    name = thing.__name__ if isinstance(thing, types.ModuleType) else thing.__module__
-    file = getattr(sys.modules.get(str(name)), "__file__", None) or ""
-    return bool({"site-packages", "dist-packages"} & set(file.replace("\\", "/").split("/")))
+    folders = _home(thing)[1].replace("\\", "/").split("/")
+    return _of_library(thing) or not {"site-packages", "dist-packages"}.isdisjoint(folders)

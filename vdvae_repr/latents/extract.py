@@ -38,7 +38,7 @@ from vdvae_repr.data.source import (
     read_images,
     spread_over,
 )
-from vdvae_repr.encoders.base import Encoder, ImageTransform, TorchEncoder
+from vdvae_repr.encoders.base import Encoder, ImageTransform
 from vdvae_repr.encoders.load import as_encoder, loaded
 from vdvae_repr.errors import (
     SKIP_ADVICE,
@@ -131,9 +131,10 @@ def extract(
         DataError, LayerError: bad source or selector. TypeError: an unknown option.
         ConfigError: an option's number or truth value.
         StoreError: an option's word; the output exists, is no store, is being written by another process,
-            belongs to another extraction, does not fit on the disk, or cannot be written; a value that is
-            not finite or that float16 cannot hold; an id or factor that no store can hold; images that have
-            been replaced since the store was made, or while they were read.
+            belongs to another extraction, holds of its first image what the network does not give by now,
+            does not fit on the disk, or cannot be written; a value that is not finite or that float16 cannot
+            hold; an id or factor that no store can hold; images that have been replaced since the store was
+            made, or while they were read.
 
     Examples:
         extract(model, "photos/", "s.h5", layers="8x8", z="sample", features=["z"])
@@ -258,6 +259,7 @@ def _begin(
         known = None if overwrite else _begun_with(out, claimed)
         job = replace(job, batch_size=known or job.calibrate())
     identity = job.info.attributes()
+    of_own_network = "network" in json.loads(identity["config"])
     held = partition.parts_of(out)  # by the store that is there
     first = partition.part_path(folder, 0, 0).name
     kept: frozenset[str] = frozenset()  # parts that are gone on with
@@ -266,8 +268,9 @@ def _begin(
     elif out.exists():
         if not _misses_parts(out, claimed, identity):
             _refuse_another(job, out, identity, say)
-            with LatentStore.open(out) as store:
-                _refuse_another_network(job, out, store.ids)
+            if of_own_network:
+                with LatentStore.open(out) as store:
+                    _refuse_another_network(job, out, store.ids)
             if held:  # beside which a kill left others
                 partition.keep_parts(folder, held)
             else:
@@ -299,12 +302,9 @@ def _begin(
             f"{source.name}: {counted(len(images), 'image', 'was', 'were')} replaced, as {images[0]!r}; "
             f"{counted(len(stale), 'part', 'is', 'are')} made again"
         )
-    for name in sorted(kept):
-        if partition.is_whole(folder / name):
-            _refuse_another_network(
-                job, folder / name, partition.recorded(folder / name, source.ids)[0]
-            )
-            break
+    whole = (folder / name for name in sorted(kept) if partition.is_whole(folder / name))
+    if of_own_network and (part := next(whole, None)):
+        _refuse_another_network(job, part, partition.recorded(part, source.ids)[0])
     partition.keep_parts(folder, held | kept if overwrite else kept)
     begun = identity | {"source_state": state, "generation": generation}
     partition.claim(folder / partition.CLAIM, begun)
@@ -432,11 +432,9 @@ def _refuse_another_network(job: ExtractionJob, path: Path, ids: Sequence[str]) 
     Raises:
         StoreError: says which layer is read otherwise.
     """
-    if not (isinstance(job.model, TorchEncoder) and "network" in job.model.config) or not ids:
-        return
-    row = job.place[ids[0]]
-    batch = job.read(range(row, row + 1))
-    if not batch.indices:
+    rows = [job.place[image_id] for image_id in ids[:1]]
+    batch = job.read(range(rows[0], rows[0] + 1)) if rows else None
+    if batch is None or not batch.indices:  # no image, or one that cannot be read any more
         return
     arrays = job.infer(batch, HostCopies(job.model.device))()
     with h5py.File(path) as file:

@@ -203,10 +203,10 @@ def _was_and_is(name: str, before: Any, now: Any) -> str:
     alike = (a == b for a, b in zip(*texts, strict=False))
     start = max(0, len(list(takewhile(bool, alike))) - 15)
     width = 8 if any(map(SHA256.fullmatch, texts)) else 36
+    excerpts = [_excerpt(text, start, width) for text in texts]
     was, is_now = (
         repr(excerpt) if isinstance(value, str) else excerpt
-        for value, text in zip((before, now), texts, strict=True)
-        for excerpt in (_excerpt(text, start, width),)
+        for value, excerpt in zip((before, now), excerpts, strict=True)
     )
     return f"{name} was {was}, is {is_now}"
 

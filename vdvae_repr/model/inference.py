@@ -42,16 +42,18 @@ def plan_of(model: nn.Module, x: Tensor) -> InferencePlan | None:
     The blocks serve in training, under gradients and autocast, on other devices and in other precisions, and
     where what a module computes was changed.
     """
-    if model.training or torch.is_grad_enabled() or not all(map(_is_as_made, model.modules())):
+    if model.training or torch.is_grad_enabled():
         return None
-    if model in _COMPILED:
-        return _COMPILED[model]
+    compiled = _COMPILED.get(model)
     reduced = torch.is_autocast_enabled("cpu") or x.dtype != torch.float32
-    if x.device.type != "cpu" or reduced or not _ONEDNN:
+    if compiled is None and (x.device.type != "cpu" or reduced or not _ONEDNN):
         return None
+    are_blocks = all(isinstance(block, Block) for block in _blocks(model.bottom_up))
+    if not are_blocks or not all(map(_is_as_made, model.modules())):
+        return None
+    if compiled is not None:
+        return compiled
     places = [parameter.data_ptr() for parameter in model.parameters()]
-    if not all(isinstance(block, Block) for block in _blocks(model.bottom_up)):
-        return None
     if model not in _FUSED or _FUSED[model][0] != places:
         _FUSED[model] = places, _fused(model)
     return _FUSED[model][1]

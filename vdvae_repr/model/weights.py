@@ -291,8 +291,9 @@ class _WeightsFile:
         if len(stored) < len(shapes):  # two names would be one
             stored = {name: name for name in shapes}
         shapes = {name: shapes[key] for name, key in stored.items()}
-        for plain, name in _without_wrapper({name: name for name in shapes}).items():
-            refuse_no_weights(name.removesuffix(plain).rstrip("."), path)
+        plain = _without_wrapper({name: name for name in shapes})
+        for beginning in {name.removesuffix(own) for own, name in plain.items()}:
+            refuse_no_weights(beginning.rstrip("."), path)
         if adapters := [name for name in shapes if ADAPTER.search(name)]:
             raise CheckpointError(
                 f"{path}: expected a network's own weights, found {counted(len(adapters), 'tensor')} of "
